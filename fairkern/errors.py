@@ -1,0 +1,31 @@
+"""What fairkern raises. Every message says what was given, what was expected, and what to do."""
+
+from __future__ import annotations
+
+
+class FairkernError(Exception):
+    """Base of everything that fairkern raises on purpose."""
+
+
+class InputError(FairkernError, ValueError):
+    """An argument, a batch or a label array that cannot be used: shapes, dtypes, options, an empty loader."""
+
+
+class NonFiniteError(FairkernError, ArithmeticError):
+    """NaN or Inf in the loss, in activations or in gradients; names the layer and the batch."""
+
+
+class PlanMismatchError(FairkernError, ValueError):
+    """A plan or scores made for another architecture; names the first axis that differs."""
+
+
+class BackendError(FairkernError, RuntimeError):
+    """A backend that was asked for cannot run here; says why."""
+
+
+class BudgetError(FairkernError, ValueError):
+    """A budget that no allowed plan reaches; gives the reachable range."""
+
+
+class ArtefactError(FairkernError, ValueError):
+    """A file that is truncated, not fairkern's, or written by a newer schema."""

@@ -1,0 +1,239 @@
+"""What passes between the stages: plain data, no mathematics, no models.
+
+Index arrays are NumPy int64. A group's units touch each of its axes equally often, so every index array
+is rectangular: `positions[u]` are the places that unit `u` holds on one axis, ascending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+IndexArray = np.ndarray  # int64
+FloatArray = np.ndarray  # float64 unless said otherwise
+
+
+@dataclass(frozen=True, order=True)
+class Axis:
+    """One dimension of one parameter or buffer, e.g. `conv1.weight` dim 0."""
+
+    tensor: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}:{self.dim}"
+
+    @property
+    def module(self) -> str:
+        """Path of the module that holds the tensor; empty for the model itself."""
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class GroupAxis:
+    """The places that a group's units hold on one axis."""
+
+    axis: Axis
+    length: int
+    positions: IndexArray  # [units, per unit]
+    consumer: bool  # a weight that contracts over the units along this axis
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One call of one module: `call` counts the calls of that module within a forward pass, from 0."""
+
+    module: str
+    call: int = 0
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One activation in which the group's units are still alone.
+
+    `sites` are the module calls that read it as their first input (`side="input"`; one tensor may feed
+    several consumers) or the one that returns it (`side="output"`). `weights` are the axes of the consumers'
+    weights that contract over it (for an output, the axis that produces it).
+    """
+
+    sites: tuple[Site, ...]
+    side: str  # "input" | "output"
+    dim: int
+    length: int
+    positions: IndexArray  # [units, per unit] along `dim`
+    weights: tuple[Axis, ...]
+
+    @property
+    def name(self) -> str:
+        site = self.sites[0]
+        return f"{site.module}#{site.call}:{self.side}" if site.call else f"{site.module}:{self.side}"
+
+
+@dataclass(frozen=True)
+class AxisGroup:
+    """All units that touch the same axes: what the paper calls a layer.
+
+    `taps` are the inputs of the consumers, `outputs` what the producing layers return (the paper's tap).
+    `frozen` is None, or why no unit of this group may be cut.
+    """
+
+    name: str
+    kind: str  # "channel", "neuron", …
+    units: int
+    axes: tuple[GroupAxis, ...]
+    taps: tuple[Tap, ...]
+    outputs: tuple[Tap, ...] = ()
+    frozen: str | None = None
+
+    @property
+    def producer_modules(self) -> tuple[str, ...]:
+        """Modules whose own tensors hold the units (not those that only consume them), in order, once each."""
+        return tuple(dict.fromkeys(a.axis.module for a in self.axes if not a.consumer))
+
+
+@dataclass(frozen=True)
+class FrozenAxis:
+    """Positions of an axis that stay, and why."""
+
+    axis: Axis
+    positions: int
+    length: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A size that shrinks with the groups: `length − Σ per_unit · removed[group]`."""
+
+    length: int
+    parts: tuple[tuple[int, int], ...]  # (group index, positions per unit)
+
+
+@dataclass(frozen=True)
+class CostTerm:
+    """`coefficient · Π extents`: a parameter's element count or an operation's FLOPs."""
+
+    coefficient: float
+    extents: tuple[int, ...]  # indices into `UnitMap.extents`
+
+
+@dataclass(frozen=True)
+class SizeAttribute:
+    """A module attribute that holds a size (`Conv2d.out_channels`) and the extent that it follows."""
+
+    module: str
+    attribute: str
+    extent: int  # index into `UnitMap.extents`
+
+
+@dataclass(frozen=True)
+class UnitMap:
+    """What can be cut from a model: the result of tracing. Holds no tensors of the model."""
+
+    model: str  # class name
+    groups: tuple[AxisGroup, ...]
+    frozen: tuple[FrozenAxis, ...]
+    extents: tuple[Extent, ...]
+    params: tuple[CostTerm, ...]
+    flops: tuple[CostTerm, ...]
+    attributes: tuple[SizeAttribute, ...]
+    shapes: Mapping[str, tuple[int, ...]]  # every parameter and buffer
+    proven: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def prunable(self) -> tuple[int, ...]:
+        """Indices of the groups that may be cut."""
+        return tuple(i for i, group in enumerate(self.groups) if group.frozen is None)
+
+    def freeze(self, reasons: Mapping[int, str]) -> UnitMap:
+        """The same map with the groups at these indices frozen."""
+        groups = tuple(
+            replace(g, frozen=reasons[i]) if i in reasons and g.frozen is None else g
+            for i, g in enumerate(self.groups)
+        )
+        return replace(self, groups=groups)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per group and unit: removal and protection signals, and what a later stage needs of the same pass.
+
+    `signals["wasserstein"][g]` is the U-score and `signals["taylor"][g]` the R-score of group `g`:
+    float64 `[units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
+    float64 `[length]`. `provenance` says how they came about: settings, sample counts, backends, seconds.
+    """
+
+    units: UnitMap
+    signals: Mapping[str, tuple[FloatArray, ...]]
+    means: Mapping[str, FloatArray]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlanGroup:
+    """One group's part of a plan: which of its units go."""
+
+    name: str
+    kind: str
+    units: int
+    removed: IndexArray  # [removed], ascending
+
+    @property
+    def rate(self) -> float:
+        return len(self.removed) / self.units
+
+
+@dataclass(frozen=True)
+class PlanAxis:
+    """Positions that go from one axis; `consumer` marks those that `masked` sets to zero."""
+
+    axis: Axis
+    length: int
+    removed: IndexArray  # [removed positions], ascending
+    consumer: bool
+
+
+@dataclass(frozen=True)
+class AttributeChange:
+    module: str
+    attribute: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which positions of which axes go. Data, not code; applies without tracing again.
+
+    `request` is what was asked (`{"keep_params": 0.5, …}`), `result` what the plan gives: parameters and
+    FLOPs before and after, the solved tolerance.
+    """
+
+    model: str
+    groups: tuple[PlanGroup, ...]
+    axes: tuple[PlanAxis, ...]
+    attributes: tuple[AttributeChange, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    request: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did, ready for a table, JSON or a picture.
+
+    `before` and `after` map measures (`params`, `flops`, `latency_ms`, `accuracy`) to numbers; `groups` has a
+    row per group; `stages` maps a stage to its seconds; `choices` records what was chosen automatically.
+    """
+
+    title: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    groups: tuple[Mapping[str, Any], ...]
+    stages: Mapping[str, float]
+    choices: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
