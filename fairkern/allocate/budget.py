@@ -1,0 +1,253 @@
+"""Scores and a target → a plan: one ordered list of steps, cut where the target is met."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fairkern.allocate.cost import Cost
+from fairkern.allocate.options import (
+    Allocation,
+    Limits,
+    Target,
+    ignored_groups,
+    limits,
+    parse_allocation,
+    parse_target,
+    read_signal,
+)
+from fairkern.allocate.plan import build
+from fairkern.allocate.tod import fraction_need, pooled_need, removal_order, tolerance_need
+from fairkern.errors import BudgetError, InputError
+from fairkern.types import FloatArray, IndexArray, Plan, Scores, UnitMap
+
+
+def allocate(
+    scores: Scores,
+    *,
+    tod: float | None = None,
+    keep_params: float | None = None,
+    keep_flops: float | None = None,
+    allocation: str = "tod",
+    removal: str = "wasserstein",
+    protect: str = "taylor",
+    round_to: int = 1,
+    max_remove: float = 0.99,
+    min_keep: int = 1,
+    ignore: Iterable[str] = (),
+) -> Plan:
+    """Which units go for a tolerance or a budget. Milliseconds; neither model nor data is needed.
+
+    Within a group, units go in ascending order of the removal signal (ties by index). How many go is decided by
+    one threshold for all groups: with `allocation="tod"` the Tolerance of Difference (FAIR-Pruner,
+    arXiv 2508.02291), with `"uniform"` the fraction of the group, with `"global"` the removal signal divided by
+    its mean magnitude in the group. A budget is solved for that threshold; between the last threshold that keeps
+    too much and the first that keeps little enough, groups are cut partway, by equal fractions and then step by
+    step; steps that still fit under the budget are given back, the last removed first. So the plan keeps at most
+    what was asked for, and giving any single step back would exceed it.
+
+    Args:
+        scores: what `score` returned.
+        tod: the tolerance α, from 0 to 1: remove `max{k : ToD(k) ≤ α}` units of each group.
+        keep_params: at most this share of the whole model's parameters stays, above 0, at most 1. What cannot be
+            cut counts as well.
+        keep_flops: the same for FLOPs of a forward pass over the example inputs.
+        allocation: "tod", "uniform" or "global".
+        removal: signal that decides the order; low goes first. A name in `scores.signals`.
+        protect: signal that ToD holds against it; high stays. Only read for `allocation="tod"`.
+        round_to: channels that stay in a group are a multiple of this, where the group is cut at all.
+        max_remove: at most `floor(max_remove · n)` of a group's n units go; between 0 and 1.
+        min_keep: at least so many units of each group stay.
+        ignore: `fnmatch` patterns of group names or of producing modules that are not cut; "layer4" and
+            "layer4.*" both protect all that layer4 produces.
+
+    Returns:
+        A Plan. `result` holds costs before and after, `tolerance` (the solved threshold; None if nothing goes)
+        and `thresholds`, per plan group the threshold that its own removed count needs (None if it stays whole).
+
+    Raises:
+        InputError: not exactly one target, an option out of range or unknown, a pattern that matches nothing, a
+            signal that is missing or not finite, a map without prunable groups.
+        BudgetError: the target cannot be met under these limits; names the reachable range.
+    """
+    kind = parse_allocation(allocation)
+    target, value = parse_target(kind, tod, keep_params, keep_flops)
+    units = scores.units
+    if not units.prunable:
+        raise InputError(f"no group of {units.model} can be cut; print(units.explain()) names the reasons")
+    ignored, patterns = ignored_groups(units, ignore)
+    limit = limits(units, ignored, max_remove, min_keep, round_to)
+    first_signal = read_signal(scores, "removal", removal)
+    needs = _needs(scores, kind, first_signal, protect, limit)
+    steps = _order(needs, limit)
+
+    request = {
+        target.value: value,
+        "allocation": kind.value,
+        "removal": removal,
+        "protect": protect,
+        "round_to": int(round_to),
+        "max_remove": float(max_remove),
+        "min_keep": int(min_keep),
+        "ignore": patterns,
+    }
+    if target is Target.TOD:
+        taken = int(np.searchsorted(steps.need, value, side="right"))
+        counts = steps.counts(taken)
+    else:
+        budget = _Budget(units, target, value)
+        taken = _fewest(steps, limit, budget, request)
+        counts = _give_back(steps, taken, limit, budget)
+    removed = _removed(limit, counts)
+    return build(
+        units,
+        [removal_order(first_signal[g])[: removed[g]] if removed[g] else _NONE for g in range(len(units.groups))],
+        request,
+        {
+            "tolerance": float(steps.need[taken - 1]) if taken else None,
+            "thresholds": [float(needs[g][removed[g] - 1]) if removed[g] else None for g in units.prunable],
+        },
+    )
+
+
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Every single step that the limits allow, in the order in which steps are taken: arrays `[steps]`.
+
+    A step takes a group from one allowed removed count to the next. Sorted by the threshold it needs; steps of
+    equal need by the fraction of their group's run of that need, then by group.
+    """
+
+    need: FloatArray
+    group: IndexArray
+    groups: int
+
+    def counts(self, taken: int) -> IndexArray:
+        """Steps taken in each group after the first `taken` steps: int64 `[groups]`."""
+        return np.bincount(self.group[:taken], minlength=self.groups)
+
+
+class _Budget:
+    """Whether a removal meets the target."""
+
+    def __init__(self, units: UnitMap, target: Target, keep: float) -> None:
+        self.cost = Cost(units, units.params if target is Target.PARAMS else units.flops)
+        self.total = self.cost(np.zeros(len(units.groups), dtype=np.int64))
+        self.keep = keep
+        if not self.total > 0:
+            raise InputError(f"{target.value}= needs costs above zero; the map of {units.model} has {self.total}")
+
+    def share(self, removed: IndexArray) -> float:
+        return self.cost(removed) / self.total
+
+    def fits(self, removed: IndexArray) -> bool:
+        return self.share(removed) <= self.keep
+
+    def fits_alone(self, removed: IndexArray, returned: IndexArray) -> IndexArray:
+        """Per group, whether it alone may get `returned[g]` of its units back."""
+        return (self.cost(removed) + self.cost.change(removed, returned)) / self.total <= self.keep
+
+
+def _needs(
+    scores: Scores, kind: Allocation, removal: dict[int, FloatArray], protect: str, limit: Limits
+) -> dict[int, FloatArray]:
+    """Per prunable group the threshold at which at least k units may go, k = 1 … most."""
+    if kind is Allocation.TOD:
+        signal = read_signal(scores, "protect", protect)
+        return {g: tolerance_need(removal[g], signal[g], int(limit.most[g])) for g in removal}
+    if kind is Allocation.UNIFORM:
+        return {g: fraction_need(len(removal[g]), int(limit.most[g])) for g in removal}
+    return {g: pooled_need(removal[g], int(limit.most[g])) for g in removal}
+
+
+def _order(needs: dict[int, FloatArray], limit: Limits) -> _Steps:
+    groups = len(limit.most)
+    need = [needs[g][limit.first[g] - 1 :: limit.step[g]] for g in needs]
+    group = np.repeat(np.fromiter(needs, dtype=np.int64), [len(n) for n in need])
+    flat = np.concatenate(need)
+    if not len(flat):
+        return _Steps(flat, group, groups)
+    # the place of a step within the run of equal needs of its group, as a fraction of that run
+    starts = np.flatnonzero(np.concatenate(([True], (flat[1:] != flat[:-1]) | (group[1:] != group[:-1]))))
+    lengths = np.diff(np.append(starts, len(flat)))
+    fraction = (np.arange(1, len(flat) + 1) - np.repeat(starts, lengths)) / np.repeat(lengths, lengths)
+    turn = np.lexsort((group, fraction, flat))
+    return _Steps(flat[turn], group[turn], groups)
+
+
+def _removed(limit: Limits, counts: IndexArray) -> IndexArray:
+    """Units removed after so many steps in each group."""
+    return np.where(counts > 0, limit.first + (counts - 1) * limit.step, 0)
+
+
+def _first_true(low: int, high: int, holds: Callable[[int], bool]) -> int:
+    """Smallest n in [low, high] at which a monotone predicate holds; it is taken to hold at `high`."""
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _fewest(steps: _Steps, limit: Limits, budget: _Budget, request: dict[str, Any]) -> int:
+    """Length of the shortest run of steps that meets the budget."""
+
+    def fits(taken: int) -> bool:
+        return budget.fits(_removed(limit, steps.counts(taken)))
+
+    everything = len(steps.need)
+    if not fits(everything):
+        name, asked = next(iter(request.items()))
+        least = budget.share(_removed(limit, steps.counts(everything)))
+        least = min(1.0, math.ceil(least * 1e6) / 1e6)
+        allowed = ", ".join(f"{key}={request[key]!r}" for key in ("max_remove", "min_keep", "round_to", "ignore"))
+        raise BudgetError(
+            f"{name}={asked!r} cannot be reached: with {allowed} it can be anything in [{least}, 1.0]; "
+            "ask for a value in that range or loosen the limits"
+        )
+    return _first_true(0, everything, fits)
+
+
+def _give_back(steps: _Steps, taken: int, limit: Limits, budget: _Budget) -> IndexArray:
+    """Returns steps that fit under the budget, the last taken first; step counts per group.
+
+    A step that does not fit never fits later, since giving back elsewhere only makes it dearer (costs are
+    products of extents). So every round either returns steps or closes groups.
+    """
+    counts = steps.counts(taken)
+    remaining = steps.group[:taken][::-1]
+    open_ = counts > 0
+    while True:
+        removed = _removed(limit, counts)
+        last = np.where(counts > 1, limit.step, np.where(counts > 0, limit.first, 0))
+        open_ &= (counts > 0) & budget.fits_alone(removed, last)
+        candidate = np.flatnonzero(open_[remaining])
+        if not len(candidate):
+            return counts
+        returned = _longest(remaining[candidate], counts, limit, budget)
+        if not returned:  # rounding of fractional costs: the sum fitted, the evaluation does not
+            open_[remaining[candidate[0]]] = False
+            continue
+        counts = counts - np.bincount(remaining[candidate[:returned]], minlength=len(counts))
+        remaining = np.delete(remaining, candidate[:returned])
+
+
+def _longest(candidates: IndexArray, counts: IndexArray, limit: Limits, budget: _Budget) -> int:
+    """How many of these steps, from the front, can be returned together."""
+
+    def exceeds(returned: int) -> bool:
+        fewer = counts - np.bincount(candidates[:returned], minlength=len(counts))
+        return not budget.fits(_removed(limit, fewer))
+
+    reach = 1
+    while reach < len(candidates) and not exceeds(reach):
+        reach *= 2
+    if reach >= len(candidates) and not exceeds(len(candidates)):
+        return len(candidates)
+    return _first_true(reach // 2 + 1 if reach > 1 else 1, min(reach, len(candidates)), exceeds) - 1

@@ -1,0 +1,120 @@
+"""Parameters and FLOPs as functions of how many units every group loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fairkern.types import CostTerm, Extent, FloatArray, IndexArray, UnitMap
+
+
+class _Products:
+    """Terms of one arity: `coefficient[t] · Π_k extent[index[k, t]]`."""
+
+    def __init__(self, terms: dict[tuple[int, ...], float], parts: Sequence[dict[int, int]]) -> None:
+        self.index = np.array(list(terms), dtype=np.int64).T  # [arity, terms]
+        self.coefficient = np.array(list(terms.values()), dtype=np.float64)
+        # (term, group) pairs: which products move with a group, and how far each factor moves per unit of it
+        touched = [
+            (term, group) for term, key in enumerate(terms) for group in sorted(set().union(*(parts[e] for e in key)))
+        ]
+        keys = list(terms)
+        self.pair_group = np.array([group for _, group in touched], dtype=np.int64)
+        self.pair_index = np.array([keys[term] for term, _ in touched], dtype=np.int64).T  # [arity, pairs]
+        self.pair_weight = np.array(
+            [[parts[e].get(group, 0) for e in keys[term]] for term, group in touched], dtype=np.float64
+        ).T
+        self.pair_coefficient = np.array([self.coefficient[term] for term, _ in touched], dtype=np.float64)
+
+
+class Cost:
+    """`Σ coefficient · Π extents` of a UnitMap, compiled once and evaluated for many removals.
+
+    Extents without parts are folded into the coefficients, equal extents and equal products are merged. As long
+    as coefficients are whole and the total stays below 2⁵³, every value is exact, whatever the order of summation.
+
+    Args:
+        units: the map whose extents the terms index.
+        terms: `units.params` or `units.flops`.
+    """
+
+    def __init__(self, units: UnitMap, terms: Sequence[CostTerm]) -> None:
+        self.groups = len(units.groups)
+        factors = [_canonical(extent) for extent in units.extents]
+        number: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
+        merged: dict[tuple[int, ...], float] = {}
+        for term in terms:
+            coefficient = float(term.coefficient)
+            key = []
+            for e in term.extents:
+                length, parts = factors[e]
+                if parts:
+                    key.append(number.setdefault((length, parts), len(number)))
+                else:
+                    coefficient *= length
+            product = tuple(sorted(key))
+            merged[product] = merged.get(product, 0.0) + coefficient
+        self.constant = merged.pop((), 0.0)
+        self._length = np.array([length for length, _ in number], dtype=np.float64)
+        part_lists = [parts for _, parts in number]
+        self._part_group = np.array([g for parts in part_lists for g, _ in parts], dtype=np.int64)
+        self._part_weight = np.array([w for parts in part_lists for _, w in parts], dtype=np.float64)
+        sizes = [len(parts) for parts in part_lists]
+        self._part_start = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
+        by_arity: dict[int, dict[tuple[int, ...], float]] = {}
+        for product, coefficient in merged.items():
+            by_arity.setdefault(len(product), {})[product] = coefficient
+        moving = [dict(parts) for parts in part_lists]
+        self._products = [_Products(by_arity[arity], moving) for arity in sorted(by_arity)]
+
+    def _extents(self, removed: IndexArray) -> FloatArray:
+        if not self._products:
+            return self._length
+        return self._length - np.add.reduceat(self._part_weight * removed[self._part_group], self._part_start)
+
+    def __call__(self, removed: IndexArray) -> float:
+        """The cost when group `g` loses `removed[g]` units; `removed` is an integer array `[groups]`."""
+        extents = self._extents(removed)
+        total = self.constant
+        for block in self._products:
+            total += float(block.coefficient @ extents[block.index].prod(axis=0))
+        return total
+
+    def change(self, removed: IndexArray, returned: IndexArray) -> FloatArray:
+        """By how much the cost grows when each group, alone, gets `returned[g]` of its units back.
+
+        Both arguments are integer arrays `[groups]`; negative `returned` removes more. O(terms · groups per term),
+        not O(terms · groups). Returns float64 `[groups]`.
+        """
+        extents = self._extents(removed)
+        growth = np.zeros(self.groups)
+        for block in self._products:
+            before = extents[block.pair_index]
+            after = before + block.pair_weight * returned[block.pair_group]
+            difference = block.pair_coefficient * (after.prod(axis=0) - before.prod(axis=0))
+            growth += np.bincount(block.pair_group, weights=difference, minlength=self.groups)
+        return growth
+
+
+def _canonical(extent: Extent) -> tuple[int, tuple[tuple[int, int], ...]]:
+    weights: dict[int, int] = {}
+    for group, per_unit in extent.parts:
+        weights[group] = weights.get(group, 0) + per_unit
+    return extent.length, tuple(sorted((g, w) for g, w in weights.items() if w))
+
+
+def extents_after(units: UnitMap, removed: IndexArray) -> list[int]:
+    """Every extent of the map when group `g` loses `removed[g]` units."""
+    return [e.length - sum(int(removed[g]) * per_unit for g, per_unit in e.parts) for e in units.extents]
+
+
+def per_unit(units: UnitMap) -> tuple[FloatArray, FloatArray]:
+    """Parameters and FLOPs that removing one unit of each group saves, the other groups whole.
+
+    Returns:
+        Two float64 arrays `[groups]`: parameters, FLOPs of one forward pass over the example inputs.
+    """
+    whole = np.zeros(len(units.groups), dtype=np.int64)
+    params, flops = (-Cost(units, terms).change(whole, whole - 1) for terms in (units.params, units.flops))
+    return params, flops

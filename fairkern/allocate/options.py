@@ -1,0 +1,186 @@
+"""What a caller may ask of allocation: checked once, at the edge."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import fnmatch
+import math
+import numbers
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fairkern.errors import InputError
+from fairkern.types import AxisGroup, FloatArray, IndexArray, Scores, UnitMap
+
+
+class Allocation(enum.Enum):
+    """How the share to remove is spread over the groups."""
+
+    TOD = "tod"
+    UNIFORM = "uniform"
+    GLOBAL = "global"
+
+
+class Target(enum.Enum):
+    """What the plan is solved for."""
+
+    TOD = "tod"
+    PARAMS = "keep_params"
+    FLOPS = "keep_flops"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How far a group may be cut: arrays `[groups]` of whole units.
+
+    A group's removed count is 0 or `first, first + step, first + 2·step, …`, at most `most`.
+    """
+
+    most: IndexArray
+    first: IndexArray
+    step: IndexArray
+
+
+def parse_allocation(name: Any) -> Allocation:
+    try:
+        return Allocation(name)
+    except ValueError:
+        choices = ", ".join(repr(a.value) for a in Allocation)
+        raise InputError(f"allocation={name!r} is unknown; choose one of {choices}") from None
+
+
+def parse_target(allocation: Allocation, tod: Any, keep_params: Any, keep_flops: Any) -> tuple[Target, float]:
+    """The one target that was given, and its value."""
+    given = {Target.TOD: tod, Target.PARAMS: keep_params, Target.FLOPS: keep_flops}
+    named = [(target, value) for target, value in given.items() if value is not None]
+    if len(named) != 1:
+        what = " and ".join(target.value for target, _ in named) if named else "none of them"
+        raise InputError(f"give exactly one of tod=, keep_params=, keep_flops=; got {what}")
+    target, value = named[0]
+    number = _real(target.value, value)
+    if target is Target.TOD:
+        if allocation is not Allocation.TOD:
+            raise InputError(
+                f"tod= has no meaning with allocation={allocation.value!r}; use keep_params= or keep_flops="
+            )
+        if not 0.0 <= number <= 1.0:
+            raise InputError(f"tod={value!r} is not a tolerance; expected a number from 0 to 1")
+    elif not 0.0 < number <= 1.0:
+        raise InputError(f"{target.value}={value!r} is not a share; expected a number above 0, at most 1")
+    return target, number
+
+
+def limits(units: UnitMap, ignored: frozenset[int], max_remove: Any, min_keep: Any, round_to: Any) -> Limits:
+    """Checks `max_remove`, `min_keep` and `round_to`, and turns them into counts per group."""
+    share = _real("max_remove", max_remove)
+    if not 0.0 < share < 1.0:
+        raise InputError(f"max_remove={max_remove!r} is not a share of a group; expected a number between 0 and 1")
+    keep, multiple = _positive("min_keep", min_keep), _positive("round_to", round_to)
+    count = len(units.groups)
+    most, first, step = np.zeros(count, np.int64), np.ones(count, np.int64), np.ones(count, np.int64)
+    for g in units.prunable:
+        group = units.groups[g]
+        width = _produced_positions(group)
+        step[g] = multiple // math.gcd(multiple, width)
+        first[g] = group.units % step[g] or step[g]
+        if g not in ignored:
+            # 0.29 · 100 is 28.999…96 in floating point, and the caller meant 29
+            most[g] = max(0, min(math.floor(share * group.units + 1e-9), group.units - keep))
+    return Limits(most, first, step)
+
+
+def _produced_positions(group: AxisGroup) -> int:
+    produced = [a for a in group.axes if not a.consumer] or list(group.axes)
+    return max(1, produced[0].positions.shape[1]) if produced else 1
+
+
+def ignored_groups(units: UnitMap, ignore: Any) -> tuple[frozenset[int], list[str]]:
+    """Groups that the patterns protect, and the patterns as a list.
+
+    A pattern (`fnmatch`, case-sensitive) is held against the group's name and against the modules that produce
+    its units together with their parents: `layer4` and `layer4.*` both protect all that layer4 produces.
+
+    Raises:
+        InputError: a pattern that is not a string, or that matches no group and no module of the model.
+    """
+    if isinstance(ignore, str):
+        ignore = [ignore]
+    patterns = list(ignore) if isinstance(ignore, Iterable) else [ignore]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise InputError(f"ignore={ignore!r} is not a list of name patterns; expected for example ['head', 'layer4.*']")
+    names = [{group.name, *_with_parents(group.producer_modules)} for group in units.groups]
+    modules = set(_with_parents(tensor.rpartition(".")[0] for tensor in units.shapes))
+    known = sorted(modules.union(*names) - {""})
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
+            raise InputError(f"ignore pattern {pattern!r} matches no group and no module{_near(pattern, known)}")
+    hit = frozenset(
+        g
+        for g, own in enumerate(names)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in own)
+    )
+    return hit, patterns
+
+
+def _with_parents(modules: Iterable[str]) -> Iterator[str]:
+    for module in modules:
+        parts = module.split(".")
+        for depth in range(1, len(parts) + 1):
+            yield ".".join(parts[:depth])
+
+
+def _near(pattern: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(pattern, known, n=4, cutoff=0.4)
+    if near:
+        return f"; near names: {', '.join(near)}"
+    return f"; names are for example {', '.join(known[:4])}" if known else ""
+
+
+def read_signal(scores: Scores, role: str, name: Any) -> dict[int, FloatArray]:
+    """The signal's scores for every prunable group, float64, checked for length and finiteness.
+
+    Raises:
+        InputError: no such signal, a group without scores or with too many, NaN or Inf.
+    """
+    if not isinstance(name, str) or name not in scores.signals:
+        choices = ", ".join(repr(s) for s in sorted(scores.signals)) or "none at all"
+        raise InputError(f"{role}={name!r} is not among the signals of these scores; they hold {choices}")
+    arrays, units = scores.signals[name], scores.units
+    if len(arrays) != len(units.groups):
+        raise InputError(f"signal {name!r} has scores for {len(arrays)} groups; the map has {len(units.groups)}")
+    signal = {}
+    for g in units.prunable:
+        group, values = units.groups[g], np.array(arrays[g], dtype=np.float64)
+        if values.shape != (group.units,):
+            raise InputError(
+                f"signal {name!r} of group {group.name!r} has shape {values.shape}; expected ({group.units},), "
+                "one score per unit"
+            )
+        if not np.isfinite(values).all():
+            bad = int(np.flatnonzero(~np.isfinite(values))[0])
+            raise InputError(
+                f"signal {name!r} of group {group.name!r} is {values[bad]} at unit {bad}; scores must be finite"
+            )
+        signal[g] = values
+    return signal
+
+
+def _real(name: str, value: Any) -> float:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
+        raise InputError(f"{name}={value!r} is a {type(value).__name__}; expected a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise InputError(f"{name}={value!r} is not finite; expected a number from 0 to 1")
+    return number
+
+
+def _positive(name: str, value: Any) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
+        raise InputError(f"{name}={value!r} is a {type(value).__name__}; expected a whole number, at least 1")
+    if value < 1:
+        raise InputError(f"{name}={value!r} is too small; expected a whole number, at least 1")
+    return int(value)

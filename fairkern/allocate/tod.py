@@ -1,0 +1,47 @@
+"""Scores of one group → the order in which its units go, and the threshold at which the k-th may go."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fairkern.ops import tod_curve
+from fairkern.types import FloatArray, IndexArray
+
+
+def removal_order(removal: FloatArray) -> IndexArray:
+    """Unit indices in order of removal: ascending score, ties by index. float64 `[n]` → int64 `[n]`."""
+    return np.argsort(removal, kind="stable")
+
+
+def tolerance_need(removal: FloatArray, protect: FloatArray, limit: int) -> FloatArray:
+    """ToD at which at least `k` units of a group may go, for `k = 1 … limit`.
+
+    `need[k−1] = min over k ≤ j ≤ limit of ToD(j)`, so `m(α) = max{k ≤ limit : ToD(k) ≤ α}` is the number of
+    entries `≤ α` (FAIR-Pruner, arXiv 2508.02291: the pruning level at tolerance α). O(n log n) for the ranks.
+
+    Args:
+        removal: U-scores, float64 `[n]`; low goes first.
+        protect: R-scores, float64 `[n]`; high is protected.
+        limit: most units that may go, at most n.
+
+    Returns:
+        float64 `[limit]`, non-decreasing.
+    """
+    curve = tod_curve(torch.from_numpy(removal), torch.from_numpy(protect)).numpy()[:limit]
+    return np.minimum.accumulate(curve[::-1])[::-1]
+
+
+def fraction_need(units: int, limit: int) -> FloatArray:
+    """The same fraction of every group: `need[k−1] = k / units`, float64 `[limit]`."""
+    return np.arange(1, limit + 1) / units
+
+
+def pooled_need(removal: FloatArray, limit: int) -> FloatArray:
+    """One ranking over all groups: sorted scores divided by the group's mean magnitude, float64 `[limit]`.
+
+    The mean magnitude makes groups comparable whose signals have different scales. A constant group lies at ±1,
+    an all-zero group at 0, so it goes first.
+    """
+    scale = float(np.abs(removal).mean())
+    return np.sort(removal)[:limit] / (scale if scale > 0 else 1.0)
