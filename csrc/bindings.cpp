@@ -1,0 +1,122 @@
+// The Python module: plain integers in, nothing out, the GIL released. Arrays are allocated by the caller.
+#include <pybind11/pybind11.h>
+
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "check.h"
+#include "cpu/kernels.h"
+
+namespace py = pybind11;
+
+namespace fairkern {
+namespace {
+
+// Raised by one whenever an entry point changes, so that Python notices a stale build.
+constexpr int kInterface = 1;
+
+template <class T>
+T* pointer(std::int64_t address, const char* name) {
+  require_pointer(address, name);
+  return reinterpret_cast<T*>(address);
+}
+
+void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, std::int64_t stride_c,
+                          std::int64_t stride_p, std::int64_t units, std::int64_t projections, std::int64_t rows,
+                          std::int64_t offsets, std::int64_t classes, int reduce, std::int64_t out, int threads,
+                          int isa) {
+  require(element >= 0 && element <= 3, "element is ", element, "; expected 0 to 3");
+  require(reduce >= 0 && reduce <= 2, "reduce is ", reduce, "; expected 0 (max), 1 (mean) or 2 (pairs)");
+  require(units >= 1 && projections >= 1, "x has ", units, " units and ", projections, " projections; needs 1 of each");
+  require(classes >= 2, "there are ", classes, " classes; at least 2 are needed");
+  require_threads(threads);
+  ClassWassersteinArgs args{pointer<void>(x, "x"),
+                            stride_n,
+                            stride_c,
+                            stride_p,
+                            units,
+                            projections,
+                            pointer<std::int64_t>(rows, "rows"),
+                            pointer<std::int64_t>(offsets, "offsets"),
+                            classes,
+                            static_cast<Reduce>(reduce),
+                            pointer<void>(out, "out"),
+                            threads,
+                            resolve_isa(isa)};
+  py::gil_scoped_release release;
+  class_wasserstein(static_cast<Element>(element), args);
+}
+
+// `table` is an int64 array [jobs, 4 + 3 · kGatherDims]: source, target, element size, dims, shape, strides, indices.
+void py_gather(std::int64_t table, std::int64_t jobs, int threads) {
+  constexpr std::int64_t kWidth = 4 + 3 * kGatherDims;
+  require(jobs >= 0, "jobs is ", jobs, "; expected 0 or more");
+  require_threads(threads);
+  if (jobs == 0) return;
+  const std::int64_t* row = pointer<std::int64_t>(table, "table");
+  std::vector<GatherJob> list(jobs);
+  for (std::int64_t j = 0; j < jobs; ++j, row += kWidth) {
+    GatherJob& job = list[j];
+    job.element_size = row[2];
+    job.dims = row[3];
+    require(job.dims >= 0 && job.dims <= kGatherDims, "job ", j, " has ", job.dims, " dims; at most ", kGatherDims,
+            " are supported");
+    bool empty = false;
+    for (std::int64_t d = 0; d < job.dims; ++d) {
+      job.shape[d] = row[4 + d];
+      job.strides[d] = row[4 + kGatherDims + d];
+      job.index[d] = reinterpret_cast<const std::int64_t*>(row[4 + 2 * kGatherDims + d]);
+      require(job.shape[d] >= 0, "job ", j, ", dim ", d, " has length ", job.shape[d]);
+      empty = empty || job.shape[d] == 0;
+    }
+    require(empty || (row[0] != 0 && row[1] != 0), "job ", j, " has a null pointer");
+    job.source = reinterpret_cast<const char*>(row[0]);
+    job.target = reinterpret_cast<char*>(row[1]);
+  }
+  py::gil_scoped_release release;
+  for (const GatherJob& job : list) gather(job, threads);
+}
+
+const char* compiler_name() {
+#if defined(__clang__)
+  return "clang " __clang_version__;
+#elif defined(__GNUC__)
+  return "gcc " __VERSION__;
+#else
+  return "unknown";
+#endif
+}
+
+py::dict py_build() {
+  py::dict build;
+  build["compiler"] = compiler_name();
+  build["cxx"] = static_cast<long>(__cplusplus);
+  build["isa"] = name_of(best_isa());
+#ifdef _OPENMP
+  build["openmp"] = static_cast<int>(_OPENMP);
+  build["openmp_threads"] = omp_get_max_threads();
+#else
+  build["openmp"] = py::none();
+  build["openmp_threads"] = 1;
+#endif
+  return build;
+}
+
+}  // namespace
+}  // namespace fairkern
+
+PYBIND11_MODULE(_native, module) {
+  using namespace fairkern;
+  module.doc() = "CPU kernels of fairkern. Called through fairkern.ops, which checks and allocates.";
+  module.attr("INTERFACE") = kInterface;
+  module.attr("GATHER_DIMS") = kGatherDims;
+  module.def("class_wasserstein", &py_class_wasserstein, py::arg("element"), py::arg("x"), py::arg("stride_n"),
+             py::arg("stride_c"), py::arg("stride_p"), py::arg("units"), py::arg("projections"), py::arg("rows"),
+             py::arg("offsets"), py::arg("classes"), py::arg("reduce"), py::arg("out"), py::arg("threads"),
+             py::arg("isa") = 0);
+  module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
+  module.def("build", &py_build);
+}
