@@ -1,0 +1,21 @@
+"""A model → what can be cut: run it once, follow every axis position, solve for units and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from fairkern.axes.trace import call_model, check_inputs, named_tensors, tensors_in
+from fairkern.axes.trace import trace as _trace
+from fairkern.axes.units import solve
+from fairkern.types import UnitMap
+
+__all__ = ["call_model", "named_tensors", "tensors_in", "unit_map"]
+
+
+def unit_map(model: nn.Module, runs: Sequence[Any]) -> UnitMap:
+    """Trace `model` on each of `runs` (example inputs) and solve. Nothing is proven yet."""
+    check_inputs(model, runs)
+    return solve(model, _trace(model, runs))

@@ -1,0 +1,69 @@
+"""What a rule sees of one operator call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fairkern.axes.graph import CONSTANT, Graph, Source, Track
+from fairkern.types import Site
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """The innermost module that is running."""
+
+    site: Site
+    module: torch.nn.Module | None
+    input: Track | None  # its first tensor argument as it was on entry
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: `args` by name with defaults filled in, tensors replaced by nothing (ask `track`)."""
+
+    name: str  # "convolution", without namespace and overload
+    args: Mapping[str, Any]
+    tensors: Sequence[torch.Tensor]  # every tensor argument, lists flattened, in order
+    outputs: Sequence[torch.Tensor]
+    graph: Graph
+    inside: ModuleCall
+    lookup: Callable[[torch.Tensor], Track]
+    count_flops: bool
+
+    def track(self, arg: str | torch.Tensor) -> Track:
+        value = self.args[arg] if isinstance(arg, str) else arg
+        return self.lookup(value)
+
+    def given(self, arg: str) -> bool:
+        return self.args.get(arg) is not None
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Shape of the first output."""
+        return tuple(self.outputs[0].shape)
+
+    @property
+    def where(self) -> str:
+        module = self.inside.site.module
+        return f"{self.name} in {module}" if module else self.name
+
+    def out(self, dims: Sequence[Any], source: Source | None = None) -> list[Track]:
+        """The usual answer: one tracked output; size-1 dimensions hold no units."""
+        sizes = self.sizes
+        return [Track(sizes, tuple(CONSTANT if n == 1 else d for n, d in zip(sizes, dims, strict=True)), source)]
+
+    def freeze_all(self, reason: str) -> None:
+        for tensor in self.tensors:
+            for dim in self.track(tensor).dims:
+                self.graph.freeze(dim, reason)
+
+
+Rule = Callable[[Call], "list[Track]"]
+
+
+def wrap(dim: int, ndim: int) -> int:
+    return dim + ndim if dim < 0 else dim

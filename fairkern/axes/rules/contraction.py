@@ -1,0 +1,209 @@
+"""Operators that sum over positions against a weight: convolution, matrix products, attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fairkern.axes.graph import CONSTANT, Contraction, Dim, Production, Track
+from fairkern.axes.rules._call import Call, Rule
+from fairkern.axes.rules.elementwise import broadcast
+from fairkern.types import Axis
+
+
+def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray | None = None) -> None:
+    """`weight` contracts dimension `x` of an activation along its own dimension `w_dim`.
+
+    `positions`: what the activation's dimension holds, where it is not the weight's axis one to one.
+    """
+    w = weight.dims[w_dim]
+    if isinstance(x, np.ndarray) and isinstance(w, np.ndarray):
+        source = weight.source
+        place = source.dims[w_dim] if source else None
+        if source is None or place is None:
+            call.graph.freeze(x, f"the weight of {call.where} is computed, not a parameter")
+            call.graph.freeze(w, f"the weight of {call.where} is computed, not a parameter")
+            return
+        if positions is None:
+            call.graph.join(x, w)
+        inside = call.inside
+        dim = _tap_dim(inside.input, x)
+        call.graph.contractions.append(
+            Contraction(Axis(source.name, place), x, inside.input, dim, inside.site, call.where)
+        )
+        return
+    call.graph.freeze(x, f"is contracted with a tensor of fixed size in {call.where}")
+    call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")
+
+
+def _tap_dim(entry: Track | None, nodes: np.ndarray) -> int:
+    """The dimension of the module's input that holds exactly these nodes; -1 if none or several do."""
+    if entry is None:
+        return -1
+    hits = [i for i, d in enumerate(entry.dims) if isinstance(d, np.ndarray) and np.array_equal(d, nodes)]
+    return hits[0] if len(hits) == 1 else -1
+
+
+def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
+    """Dimension `w_dim` of `weight` becomes dimension `dim` (from the end if negative) of the output."""
+    source, nodes = weight.source, weight.dims[w_dim]
+    place = source.dims[w_dim] if source else None
+    if source is not None and place is not None and isinstance(nodes, np.ndarray):
+        call.graph.productions.append(Production(Axis(source.name, place), nodes, dim, call.inside.site))
+
+
+def flops(call: Call, constant: float, *dims: Dim | int) -> None:
+    """Record `2 · constant · Π dims`; a dimension without nodes counts with its size."""
+    if not call.count_flops:
+        return
+    factor, tracked = 2.0 * constant, []
+    for d in dims:
+        if isinstance(d, np.ndarray):
+            tracked.append(d)
+        else:
+            assert isinstance(d, int)
+            factor *= d
+    call.graph.flops.append((factor, tuple(tracked)))
+
+
+def _sized(dim: Dim, n: int) -> Dim | int:
+    return dim if isinstance(dim, np.ndarray) else n
+
+
+def convolution(call: Call) -> list[Track]:
+    x, w = call.track("input"), call.track("weight")
+    graph = call.graph
+    groups, transposed = int(call.args["groups"]), bool(call.args["transposed"])
+    for d in w.dims[2:]:
+        graph.freeze(d, "is the extent of a convolution kernel")
+    for d in x.dims[2:]:
+        graph.freeze(d, f"is slid over by {call.where}")
+    out_dim, in_dim = (1, 0) if transposed else (0, 1)
+    channels = x.dims[1]
+    made: Dim
+    if groups == 1:
+        consume(call, channels, w, in_dim)
+        made = w.dims[out_dim]
+        produce(call, w, out_dim, 1)
+    elif transposed:
+        reason = f"grouped transposed convolution in {call.where} is not cut"
+        for d in (channels, *w.dims):
+            graph.freeze(d, reason)
+        made = graph.frozen(call.sizes[1], reason) if call.sizes[1] > 1 else CONSTANT
+    else:
+        made = _grouped(call, x, w, groups)
+    if call.given("bias"):
+        made = graph.meet(made, call.track("bias").dims[0], f"meets a fixed size in {call.where}")
+    spatial = float(np.prod(call.sizes[2:])) * call.sizes[0]
+    if transposed:
+        spatial = float(np.prod(x.sizes[2:])) * call.sizes[0]
+    kernel = float(np.prod(w.sizes[2:]))
+    flops(call, spatial * kernel, _sized(w.dims[0], w.sizes[0]), _sized(w.dims[1], w.sizes[1]))
+    return call.out([x.dims[0], made, *[CONSTANT] * (len(call.sizes) - 2)])
+
+
+def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
+    """Whole groups go where there are at least as many groups as inputs in each, else one position of every group."""
+    graph, channels, made = call.graph, x.dims[1], w.dims[0]
+    per_in, per_out = x.sizes[1] // groups, w.sizes[0] // groups
+    reason = f"meets a fixed size in {call.where}"
+    if not isinstance(channels, np.ndarray) or not isinstance(made, np.ndarray):
+        for d in (channels, *w.dims[:2]):
+            graph.freeze(d, reason)
+        return made
+    name = w.source.name if w.source else None
+    if name is None:
+        for d in (channels, *w.dims[:2]):
+            graph.freeze(d, f"the weight of {call.where} is computed, not a parameter")
+        return made
+    produce(call, w, 0, 1)
+    if groups >= per_in:
+        whole = graph.new(groups)
+        graph.join(np.repeat(whole, per_in), channels)
+        graph.join(np.repeat(whole, per_out), made)
+        graph.freeze(w.dims[1], f"whole groups of {call.where} are cut, not their inputs")
+        graph.grouped[name] = (channels, whole)
+    else:
+        inner = w.dims[1]
+        assert isinstance(inner, np.ndarray)
+        graph.join(np.tile(inner, groups), channels)
+        graph.join(np.tile(made[:per_out], groups), made)
+        consume(call, channels, w, 1, positions=channels)
+        graph.grouped[name] = (channels, None)
+    return made
+
+
+def matrix_product(call: Call) -> list[Track]:
+    """`mm`, `addmm`, `bmm`, `baddbmm`: [.., n, k] × [.., k, m] → [.., n, m]."""
+    if call.name in ("addmm", "baddbmm"):
+        a, b = (call.track(t) for t in (("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
+    else:
+        a, b = call.track("self"), call.track("mat2")
+    graph = call.graph
+    n, k, m = len(a.dims) - 2, len(a.dims) - 1, len(b.dims) - 1
+    left, right = a.dims[k], b.dims[m - 1]
+    if b.source is not None and a.source is None:
+        consume(call, left, b, m - 1)
+        produce(call, b, m, -1)
+    elif a.source is not None and b.source is None:
+        consume(call, right, a, k)
+        produce(call, a, n, -2)
+    else:
+        for d in (left, right):
+            graph.freeze(d, f"two activations are contracted over it in {call.where}")
+    batch = [
+        graph.meet(p, q, f"meets a fixed size in {call.where}") for p, q in zip(a.dims[:n], b.dims[:n], strict=True)
+    ]
+    dims: list[Dim] = [*batch, a.dims[n], b.dims[m]]
+    if call.name in ("addmm", "baddbmm"):
+        added = Track(call.sizes, tuple(dims))
+        dims = broadcast(call, [added, call.track("self")], len(call.sizes))
+    extents = [_sized(d, s) for d, s in zip((*batch, a.dims[n], left, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)]
+    flops(call, 1.0, *extents)
+    return call.out(dims)
+
+
+def attention(call: Call) -> list[Track]:
+    """Fused attention on [.., H, N, D]: heads and batch go along, D of q and k is contracted, D of v comes out."""
+    q, k, v = call.track("query"), call.track("key"), call.track("value")
+    graph = call.graph
+    last = len(q.dims) - 1
+    for d in (q.dims[last], k.dims[last]):
+        graph.freeze(d, f"two activations are contracted over it in {call.where}")
+    for t in (q, k, v):
+        graph.freeze(t.dims[last - 1], f"softmax runs over it in {call.where}")
+    for name in ("attn_mask", "attn_bias"):
+        if call.given(name):
+            for d in call.track(name).dims:
+                graph.freeze(d, f"masks attention in {call.where}")
+    lead: list[Dim] = list(q.dims[: last - 1])
+    for t in (k, v):
+        if t.sizes[: last - 1] != q.sizes[: last - 1]:
+            for d in (*lead, *t.dims[: last - 1]):
+                graph.freeze(d, f"heads of unequal number meet in {call.where}")
+            continue
+        lead = [
+            graph.meet(p, s, f"meets a fixed size in {call.where}")
+            for p, s in zip(lead, t.dims[: last - 1], strict=True)
+        ]
+    sizes = q.sizes[: last - 1]
+    heads = [_sized(d, s) for d, s in zip(lead, sizes, strict=True)]
+    rows, columns = q.sizes[last - 1], k.sizes[last - 1]
+    flops(call, float(rows * columns * q.sizes[last]), *heads)
+    flops(call, float(rows * columns), *heads, _sized(v.dims[last], v.sizes[last]))
+    out = call.out([*lead, CONSTANT, v.dims[last]])[0]
+    return [out] + [Track.constant(o.shape) for o in call.outputs[1:]]
+
+
+RULES: dict[str, Rule] = {
+    "convolution": convolution,
+    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), matrix_product),
+    **dict.fromkeys(
+        (
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention",
+            "_scaled_dot_product_efficient_attention",
+            "_scaled_dot_product_cudnn_attention",
+        ),
+        attention,
+    ),
+}

@@ -1,0 +1,60 @@
+"""Normalisation layers: BatchNorm goes along channel by channel, the others tie what they run over."""
+
+from __future__ import annotations
+
+from fairkern.axes.graph import CONSTANT, Dim, Track
+from fairkern.axes.rules._call import Call, Rule
+
+
+def batch_norm(call: Call) -> list[Track]:
+    x = call.track("input")
+    dims = list(x.dims)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        if call.given(name):
+            dims[1] = call.graph.meet(dims[1], call.track(name).dims[0], f"meets a fixed size in {call.where}")
+    return [call.out(dims)[0]] + [_statistic(o.shape, dims[1], x.sizes[1]) for o in call.outputs[1:]]
+
+
+def _statistic(shape: tuple[int, ...], channel: Dim, n: int) -> Track:
+    return Track((n,), (channel,)) if tuple(shape) == (n,) and n > 1 else Track.constant(shape)
+
+
+def layer_norm(call: Call) -> list[Track]:
+    x = call.track("input")
+    inner = len(call.args["normalized_shape"])
+    for i in range(len(x.dims) - inner, len(x.dims)):
+        call.graph.freeze(x.dims[i], f"layer norm runs over it in {call.where}")
+    for name in ("weight", "bias"):
+        if call.given(name):
+            for d in call.track(name).dims:
+                call.graph.freeze(d, f"layer norm runs over it in {call.where}")
+    return [call.out(x.dims)[0]] + [Track.constant(o.shape) for o in call.outputs[1:]]
+
+
+def group_norm(call: Call) -> list[Track]:
+    x = call.track("input")
+    call.graph.freeze(x.dims[1], f"group norm runs over it in {call.where}")
+    for name in ("weight", "bias"):
+        if call.given(name):
+            call.graph.freeze(call.track(name).dims[0], f"group norm runs over it in {call.where}")
+    return [call.out([x.dims[0], x.dims[1], *[CONSTANT] * (len(x.dims) - 2)])[0]] + [
+        Track.constant(o.shape) for o in call.outputs[1:]
+    ]
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        (
+            "native_batch_norm",
+            "_native_batch_norm_legit",
+            "_native_batch_norm_legit_no_training",
+            "_batch_norm_no_update",
+            "_batch_norm_with_update",
+            "cudnn_batch_norm",
+            "miopen_batch_norm",
+        ),
+        batch_norm,
+    ),
+    "native_layer_norm": layer_norm,
+    "native_group_norm": group_norm,
+}

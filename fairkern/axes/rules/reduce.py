@@ -1,0 +1,82 @@
+"""Reductions, softmax, pooling and resampling: what they run over cannot be cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fairkern.axes.graph import CONSTANT, Track
+from fairkern.axes.rules._call import Call, Rule, wrap
+from fairkern.axes.rules.elementwise import pointwise
+
+
+def _dims(call: Call, ndim: int) -> list[int]:
+    dim = call.args.get("dim")
+    if dim is None or (isinstance(dim, Sequence) and len(dim) == 0):
+        return list(range(ndim))
+    return [wrap(d, ndim) for d in (dim if isinstance(dim, Sequence) else [dim])]
+
+
+def reduction(call: Call) -> list[Track]:
+    x = call.track(call.tensors[0])
+    over = _dims(call, len(x.dims))
+    for i in over:
+        call.graph.freeze(x.dims[i], f"{call.where} runs over it")
+    left = [CONSTANT if i in over else d for i, d in enumerate(x.dims)]
+    if len(call.sizes) != len(x.dims):
+        left = [d for i, d in enumerate(x.dims) if i not in over]
+    return [call.out(left)[0] for _ in call.outputs]
+
+
+def along(call: Call) -> list[Track]:
+    """Softmax, cumulative sums, sorts: the shape stays, the positions along `dim` depend on each other."""
+    x = call.track(call.tensors[0])
+    for i in _dims(call, len(x.dims)):
+        call.graph.freeze(x.dims[i], f"{call.where} runs over it")
+    return [call.out(x.dims)[0] if tuple(o.shape) == x.sizes else Track.constant(o.shape) for o in call.outputs]
+
+
+def spatial(call: Call) -> list[Track]:
+    """Pooling and resampling: everything after batch and channel is slid over; channels pass."""
+    x = call.track(call.tensors[0])
+    n = _SPATIAL[call.name]
+    lead = len(x.dims) - n
+    for d in x.dims[lead:]:
+        call.graph.freeze(d, f"is slid over by {call.where}")
+    dims = [*x.dims[:lead], *[CONSTANT] * n]
+    return [call.out(dims)[0] for _ in call.outputs]
+
+
+_SPATIAL: dict[str, int] = {
+    "max_pool2d_with_indices": 2,
+    "max_pool3d_with_indices": 3,
+    "avg_pool1d": 1,
+    "avg_pool2d": 2,
+    "avg_pool3d": 3,
+    "_adaptive_avg_pool2d": 2,
+    "_adaptive_avg_pool3d": 3,
+    "adaptive_avg_pool1d": 1,
+    "adaptive_max_pool2d": 2,
+    "adaptive_max_pool3d": 3,
+    "upsample_nearest1d": 1,
+    "upsample_nearest2d": 2,
+    "upsample_nearest3d": 3,
+    "upsample_linear1d": 1,
+    "upsample_bilinear2d": 2,
+    "upsample_bicubic2d": 2,
+    "upsample_trilinear3d": 3,
+    "_upsample_bilinear2d_aa": 2,
+    "_upsample_bicubic2d_aa": 2,
+}
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        ("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "linalg_vector_norm", "norm", "logsumexp"),
+        reduction,
+    ),
+    **dict.fromkeys(("max", "min", "any", "all", "argmax", "argmin"), reduction),
+    **dict.fromkeys(("max.other", "min.other"), pointwise),
+    **dict.fromkeys(
+        ("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "topk", "softmax"), along
+    ),
+    **dict.fromkeys(_SPATIAL, spatial),
+}

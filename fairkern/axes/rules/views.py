@@ -1,0 +1,253 @@
+"""Operators that move positions without arithmetic: reshape, permute, split, concatenate, index, pad."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from fairkern.axes.graph import CONSTANT, UNIFORM, Dim, Source, Track
+from fairkern.axes.rules._call import Call, Rule, wrap
+
+
+def permuted(call: Call, order: list[int]) -> list[Track]:
+    track = call.track("self")
+    source = track.source and Source(track.source.name, tuple(track.source.dims[i] for i in order))
+    return call.out([track.dims[i] for i in order], source)
+
+
+def permute(call: Call) -> list[Track]:
+    n = len(call.sizes)
+    return permuted(call, [wrap(d, n) for d in call.args["dims"]])
+
+
+def transpose(call: Call) -> list[Track]:
+    n = len(call.sizes)
+    order = list(range(n))
+    if n > 1:
+        i, j = (0, 1) if call.name == "t" else (wrap(call.args["dim0"], n), wrap(call.args["dim1"], n))
+        order[i], order[j] = order[j], order[i]
+    return permuted(call, order)
+
+
+def reshape(call: Call) -> list[Track]:
+    """Blocks of input and output dimensions with equal products correspond; size 1 belongs to none."""
+    track = call.track("self")
+    if track.sizes == call.sizes:
+        return call.out(track.dims, track.source)
+    before = [(n, d) for n, d in zip(track.sizes, track.dims, strict=True) if n != 1]
+    after = [i for i, n in enumerate(call.sizes) if n != 1]
+    dims: list[Dim] = [CONSTANT] * len(call.sizes)
+    i = k = 0
+    while i < len(before) and k < len(after):
+        taken, made = [before[i]], [after[k]]
+        left, right = before[i][0], call.sizes[after[k]]
+        i, k = i + 1, k + 1
+        while left != right:
+            if left < right:
+                taken.append(before[i])
+                left *= before[i][0]
+                i += 1
+            else:
+                made.append(after[k])
+                right *= call.sizes[after[k]]
+                k += 1
+        merged = call.graph.merge([n for n, _ in taken], [d for _, d in taken])
+        for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
+            dims[place] = dim
+    return call.out(dims)
+
+
+def squeeze(call: Call) -> list[Track]:
+    """Only sizes of 1 come or go: the other dimensions follow in order."""
+    track = call.track("self")
+    real = [(d, s) for n, d, s in zip(track.sizes, track.dims, _source_dims(track), strict=True) if n != 1]
+    dims: list[Dim] = []
+    origin: list[int | None] = []
+    for n in call.sizes:
+        dim, place = real.pop(0) if n != 1 else (CONSTANT, None)
+        dims.append(dim)
+        origin.append(place)
+    return call.out(dims, track.source and Source(track.source.name, tuple(origin)))
+
+
+def _source_dims(track: Track) -> tuple[int | None, ...]:
+    return track.source.dims if track.source else (None,) * len(track.sizes)
+
+
+def expand(call: Call) -> list[Track]:
+    track = call.track("self")
+    extra = len(call.sizes) - len(track.sizes)
+    dims: list[Dim] = [UNIFORM] * extra
+    for n, d, m in zip(track.sizes, track.dims, call.sizes[extra:], strict=True):
+        dims.append(UNIFORM if n == 1 and m != 1 else d)
+    return call.out(dims)
+
+
+def select(call: Call) -> list[Track]:
+    track = call.track("self")
+    dim = wrap(call.args["dim"], len(track.sizes))
+    call.graph.freeze(track.dims[dim], f"one position is selected by {call.where}")
+    return call.out([d for i, d in enumerate(track.dims) if i != dim])
+
+
+def unbind(call: Call) -> list[Track]:
+    track = call.track("self")
+    dim = wrap(call.args.get("dim", 0), len(track.sizes))
+    call.graph.freeze(track.dims[dim], f"is taken apart by {call.where}")
+    rest = [d for i, d in enumerate(track.dims) if i != dim]
+    return [Track(tuple(o.shape), tuple(rest)) for o in call.outputs]
+
+
+def slice_(call: Call) -> list[Track]:
+    track = call.track("self")
+    dim = wrap(call.args["dim"], len(track.sizes))
+    n = track.sizes[dim]
+    start, end, step = slice(call.args["start"], call.args["end"], call.args["step"]).indices(n)
+    dims = list(track.dims)
+    if (start, end, step) == (0, n, 1):
+        return call.out(dims, track.source)
+    ids = dims[dim]
+    if isinstance(ids, np.ndarray):
+        call.graph.freeze(ids, f"is sliced by {call.where}")
+        dims[dim] = ids[start:end:step]
+    return call.out(dims)
+
+
+def split(call: Call) -> list[Track]:
+    """Equal parts are coupled position by position, so that they stay equal; unequal parts freeze."""
+    track = call.track("self")
+    dim = wrap(call.args["dim"], len(track.sizes))
+    lengths = [int(o.shape[dim]) for o in call.outputs]
+    ids = track.dims[dim]
+    parts: list[Dim] = [ids] * len(lengths)
+    if isinstance(ids, np.ndarray) and len(lengths) > 1:
+        cuts = np.split(ids, np.cumsum(lengths)[:-1])
+        parts = list(cuts)
+        if len(set(lengths)) == 1:
+            for other in cuts[1:]:
+                call.graph.join(cuts[0], other)
+        else:
+            call.graph.freeze(ids, f"is split into unequal parts by {call.where}")
+    return [
+        Track(tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)))
+        for o, part in zip(call.outputs, parts, strict=True)
+    ]
+
+
+def concatenate(call: Call) -> list[Track]:
+    ndim = len(call.sizes)
+    dim = wrap(call.args["dim"], ndim)
+    tracks = [t for t in map(call.track, call.tensors) if len(t.sizes) == ndim]  # legacy: empty 1-D is skipped
+    dims: list[Dim] = []
+    for i in range(ndim):
+        if i != dim:
+            state: Dim = tracks[0].dims[i]
+            for track in tracks[1:]:
+                state = call.graph.meet(state, track.dims[i], f"meets a fixed size in {call.where}")
+            dims.append(state)
+        elif any(isinstance(t.dims[i], np.ndarray) for t in tracks):
+            reason = f"a part of fixed size is concatenated by {call.where}"
+            parts = (
+                d if isinstance(d := t.dims[i], np.ndarray) else call.graph.frozen(t.sizes[i], reason) for t in tracks
+            )
+            dims.append(np.concatenate(list(parts)))
+        else:
+            dims.append(CONSTANT)
+    return call.out(dims)
+
+
+def stack(call: Call) -> list[Track]:
+    dim = wrap(call.args["dim"], len(call.sizes))
+    tracks = [call.track(t) for t in call.tensors]
+    dims = list(tracks[0].dims)
+    for track in tracks[1:]:
+        dims = [
+            call.graph.meet(a, b, f"meets a fixed size in {call.where}") for a, b in zip(dims, track.dims, strict=True)
+        ]
+    dims.insert(dim, CONSTANT)
+    return call.out(dims)
+
+
+def index(call: Call) -> list[Track]:
+    """`x[i, :, j]`: indexed dimensions are read at fixed places; the result's index dimensions are constant."""
+    track = call.track("self")
+    indices = list(call.args["indices"])
+    indices += [None] * (len(track.sizes) - len(indices))
+    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+        call.freeze_all(f"is masked by {call.where}")
+        return [Track.constant(call.sizes)]
+    places = [k for k, i in enumerate(indices) if i is not None]
+    for k in places:
+        call.graph.freeze(track.dims[k], f"is indexed by {call.where}")
+    for i in indices:
+        if i is not None:
+            for dim in call.track(i).dims:
+                call.graph.freeze(dim, f"is used as an index by {call.where}")
+    made = max(indices[k].ndim for k in places)
+    adjacent = places == list(range(places[0], places[-1] + 1))
+    at = places[0] if adjacent else 0
+    rest = [d for k, d in enumerate(track.dims) if indices[k] is None]
+    return call.out([*rest[:at], *[CONSTANT] * made, *rest[at:]])
+
+
+def index_select(call: Call) -> list[Track]:
+    track = call.track("self")
+    dim = wrap(call.args["dim"], len(track.sizes))
+    call.graph.freeze(track.dims[dim], f"is indexed by {call.where}")
+    return call.out([CONSTANT if i == dim else d for i, d in enumerate(track.dims)])
+
+
+def embedding(call: Call) -> list[Track]:
+    table = call.track("weight")
+    call.graph.freeze(table.dims[0], f"rows are looked up by {call.where}")
+    return call.out([CONSTANT] * (len(call.sizes) - 1) + [table.dims[1]])
+
+
+def pad(call: Call) -> list[Track]:
+    """Padding along units (a ResNet's option A shortcut) adds positions that stay."""
+    track = call.track("self")
+    amounts = call.args.get("pad") or call.args.get("padding")
+    dims = list(track.dims)
+    for k in range(len(amounts) // 2):
+        i = len(dims) - 1 - k
+        low, high = amounts[2 * k], amounts[2 * k + 1]
+        ids = dims[i]
+        if not isinstance(ids, np.ndarray) or low == high == 0:
+            continue
+        if low < 0 or high < 0 or call.name != "constant_pad_nd":
+            call.graph.freeze(ids, f"is padded by {call.where}")
+            dims[i] = CONSTANT
+            continue
+        reason = f"is padding made by {call.where}"
+        dims[i] = np.concatenate([call.graph.frozen(low, reason), ids, call.graph.frozen(high, reason)])
+    return call.out(dims)
+
+
+def roll(call: Call) -> list[Track]:
+    """Cyclic shifts and flips of constant dimensions; along units they depend on the length."""
+    track = call.track("self")
+    for d in call.args["dims"]:
+        call.graph.freeze(track.dims[wrap(d, len(track.sizes))], f"is shifted by {call.where}")
+    return call.out(track.dims)
+
+
+RULES: dict[str, Rule] = {
+    "permute": permute,
+    **dict.fromkeys(("transpose", "t", "transpose_"), transpose),
+    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "view_copy"), reshape),
+    **dict.fromkeys(("squeeze", "unsqueeze", "squeeze_", "unsqueeze_"), squeeze),
+    "expand": expand,
+    "select": select,
+    "unbind": unbind,
+    "slice": slice_,
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk"), split),
+    "cat": concatenate,
+    "stack": stack,
+    "index": index,
+    "index_select": index_select,
+    "embedding": embedding,
+    **dict.fromkeys(
+        ("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"), pad
+    ),
+    **dict.fromkeys(("roll", "flip"), roll),
+}

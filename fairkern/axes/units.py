@@ -1,0 +1,416 @@
+"""Solve a trace: connected components of axis positions are units; units that touch the same axes, a group.
+
+Array work throughout: `scipy.sparse.csgraph` for the components, sorting and counting for the groups.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from fairkern.axes.graph import Factors, Graph
+from fairkern.axes.sizes import size_attributes
+from fairkern.axes.trace import Tracing, named_tensors
+from fairkern.types import Axis, AxisGroup, CostTerm, Extent, FrozenAxis, GroupAxis, SizeAttribute, Tap, UnitMap
+
+FREE = -1
+
+
+class _Solver:
+    """Components and their freeze reasons, as factors get decided one after the other."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.n = graph.nodes
+        self.edges = list(graph.edges)
+        self.reasons: list[str] = []
+        self._codes: dict[str, int] = {}
+        self.node_reason = np.full(self.n, FREE, dtype=np.int64)  # index into reasons
+        for nodes, reason in graph.freezes:
+            self.freeze(nodes, reason)
+        self.labels = np.arange(self.n)
+        self.component_reason = self.node_reason
+        self.relabel()
+
+    def freeze(self, nodes: np.ndarray, reason: str) -> None:
+        code = self._codes.setdefault(reason, len(self.reasons))
+        if code == len(self.reasons):
+            self.reasons.append(reason)
+        nodes = nodes.reshape(-1)
+        fresh = nodes[self.node_reason[nodes] == FREE]
+        self.node_reason[fresh] = code
+
+    def relabel(self) -> None:
+        """Connected components from all edges so far; folds the edges that are used up."""
+        if self.edges:
+            a = np.concatenate([e[0] for e in self.edges])
+            b = np.concatenate([e[1] for e in self.edges])
+            matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self.n, self.n))
+            count, labels = connected_components(matrix, directed=False)
+            self.edges = [(a, b)]
+        else:
+            count, labels = self.n, np.arange(self.n)
+        self.labels, self.count = labels, count
+        none = len(self.reasons)
+        reason = np.full(count, none, dtype=np.int64)
+        hit = self.node_reason != FREE
+        np.minimum.at(reason, labels[hit], self.node_reason[hit])
+        self.component_reason = np.where(reason == none, FREE, reason)
+
+    def free(self, nodes: np.ndarray) -> np.ndarray:
+        """Which of these nodes lie in components that nothing freezes."""
+        return self.component_reason[self.labels[nodes.reshape(-1)]] == FREE  # type: ignore[no-any-return]
+
+
+def decide_factors(solver: _Solver, factors: Iterable[Factors]) -> None:
+    """For every split or merge choose the one factor that carries the unit; the others stay whole.
+
+    A frozen factor loses; then one that meets a factor already chosen wins; then the larger. Ties are decided
+    one per connected neighbourhood and round, so that every decision sees the ones before it.
+    """
+    open_ = list(factors)
+    chosen = np.zeros(solver.n, dtype=bool)
+    while open_:
+        rest: list[Factors] = []
+        certain = False
+        for relation in open_:
+            candidates = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
+            if len(candidates) > 1 and solver.free(relation.flat).any():
+                rest.append(relation)
+                continue
+            certain = True
+            _choose(solver, chosen, relation, candidates[0] if len(candidates) == 1 else None)
+        if not certain:
+            rest = _break_ties(solver, chosen, rest)
+        solver.relabel()
+        marked = np.zeros(solver.count, dtype=bool)
+        marked[solver.labels[chosen]] = True
+        chosen = marked[solver.labels]
+        open_ = rest
+
+
+def _break_ties(solver: _Solver, chosen: np.ndarray, relations: list[Factors]) -> list[Factors]:
+    touched: set[int] = set()
+    rest: list[Factors] = []
+    for relation in relations:
+        near = {int(c) for part in (relation.flat, *relation.factors) for c in np.unique(solver.labels[part])}
+        if near & touched:
+            rest.append(relation)
+            continue
+        touched |= near
+        free = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
+        _choose(
+            solver,
+            chosen,
+            relation,
+            max(free, key=lambda k: (bool(chosen[relation.factors[k]].any()), len(relation.factors[k]), -k)),
+        )
+    return rest
+
+
+def _choose(solver: _Solver, chosen: np.ndarray, relation: Factors, winner: int | None) -> None:
+    for k, ids in enumerate(relation.factors):
+        if k != winner:
+            solver.freeze(ids, "another factor of a view carries the unit")
+    if winner is None:
+        solver.freeze(relation.flat, "no factor of a view can be cut")
+        return
+    ids = relation.factors[winner]
+    shape = [1] * relation.flat.ndim
+    shape[winner] = -1
+    spread = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), relation.flat.shape))
+    solver.edges.append((relation.flat.reshape(-1), spread.reshape(-1)))
+    chosen[ids] = True
+
+
+@dataclass
+class _Places:
+    """Every tracked position of every parameter and buffer: which axis, where on it, which component."""
+
+    axes: list[Axis]
+    nodes: list[np.ndarray]
+    axis: np.ndarray
+    position: np.ndarray
+    component: np.ndarray
+
+
+def _places(tracing: Tracing, labels: np.ndarray) -> _Places:
+    axes, nodes = [], []
+    for name, dims in tracing.tensors.items():
+        for i, ids in enumerate(dims):
+            if ids is not None:
+                axes.append(Axis(name, i))
+                nodes.append(ids)
+    lengths = [len(n) for n in nodes]
+    flat = np.concatenate(nodes) if nodes else np.empty(0, dtype=np.int64)
+    axis = np.repeat(np.arange(len(axes)), lengths)
+    position = np.concatenate([np.arange(n) for n in lengths]) if nodes else flat
+    return _Places(axes, nodes, axis, position, labels[flat])
+
+
+def _signatures(places: _Places, count: int) -> np.ndarray:
+    """A hash per component of the multiset of axes that it touches: equal for units of one group."""
+    mixed = np.arange(1, len(places.axes) + 1, dtype=np.uint64)
+    out = np.zeros((2, count), dtype=np.uint64)
+    for row, seed in enumerate((0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)):
+        z = mixed * np.uint64(seed)
+        z ^= z >> np.uint64(31)
+        z *= np.uint64(0xBF58476D1CE4E5B9)
+        z ^= z >> np.uint64(29)
+        np.add.at(out[row], places.component, z[places.axis])
+    return out.T.copy().view([("a", np.uint64), ("b", np.uint64)]).reshape(-1)
+
+
+def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
+    """Groups, taps, costs and size attributes of a traced model. Linear in axis positions, up to sorting."""
+    graph = tracing.graph
+    _freeze_unreached(model, tracing)
+    solver = _Solver(graph)
+    decide_factors(solver, graph.factors)
+    _freeze_unconsumed(solver, graph)
+    labels = solver.labels
+    places = _places(tracing, labels)
+    free = solver.component_reason == FREE
+
+    group_of = np.full(solver.count, -1, dtype=np.int64)
+    members = np.unique(places.component[free[places.component]])
+    _, inverse = np.unique(_signatures(places, solver.count)[members], return_inverse=True)
+    group_of[members] = inverse.reshape(-1)
+    group_of = _in_trace_order(group_of, places)
+
+    contractions, productions = defaultdict(list), defaultdict(list)
+    for c in graph.contractions:
+        for g in np.unique(group_of[labels[c.nodes]]):
+            contractions[int(g)].append(c)
+    for p in graph.productions:
+        for g in np.unique(group_of[labels[p.nodes]]):
+            productions[int(g)].append(p)
+
+    modules = dict(model.named_modules())
+    by_group = _by_group(places, group_of)
+    groups: list[AxisGroup] = []
+    rank = np.full(solver.count, -1, dtype=np.int64)
+    for g, rows in by_group:
+        unit_components = _units_in_order(places, rows)
+        rank[unit_components] = np.arange(len(unit_components))
+        groups.append(_group(g, rows, places, rank, contractions[g], productions[g], labels, group_of, modules))
+    names = _unique_names([g.name for g in groups])
+    groups = [_renamed(g, n) for g, n in zip(groups, names, strict=True)]
+
+    sizes = _Extents(labels, group_of, [g.units for g in groups])
+    params = tuple(_params(tracing, model, sizes))
+    flops = tuple(CostTerm(factor, tuple(sizes.of(d) for d in dims)) for factor, dims in graph.flops)
+    attributes = tuple(SizeAttribute(m, a, sizes.of(n)) for m, a, n in size_attributes(model, tracing))
+    reasons = dict(sizes.uneven)
+    notes = list(tracing.notes)
+    if tracing.unknown:
+        notes.append("operators without a rule: " + ", ".join(sorted(tracing.unknown)))
+    return UnitMap(
+        model=type(model).__name__,
+        groups=tuple(groups),
+        frozen=tuple(_frozen_axes(places, solver)),
+        extents=tuple(sizes.extents),
+        params=params,
+        flops=flops,
+        attributes=attributes,
+        shapes={n: tuple(t.shape) for n, t in named_tensors(model).items()},
+        notes=tuple(notes),
+    ).freeze(reasons)
+
+
+def _freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
+    """Parameters that no run visited stay, and so does every axis that an unvisited weight might read."""
+    reached = tracing.reached | tracing.reached_training
+    missed = sorted(tracing.parameters - reached)
+    if not missed:
+        return
+    reason = "is not reached by the example inputs"
+    shapes = {n: tuple(t.shape) for n, t in named_tensors(model).items()}
+    for name in missed:
+        for nodes in tracing.tensors[name]:
+            if nodes is not None:
+                tracing.graph.freeze(nodes, reason)
+    widths = {n for name in missed if len(shapes[name]) > 1 for n in shapes[name][:2] if n > 1}
+    for c in tracing.graph.contractions:
+        n = len(c.nodes)
+        if any(w % n == 0 for w in widths):
+            tracing.graph.freeze(c.nodes, f"may be read by {missed[0]}, which the example inputs do not reach")
+    tracing.notes.append(f"{len(missed)} parameters are not reached by the example inputs, first {missed[0]}")
+
+
+def _freeze_unconsumed(solver: _Solver, graph: Graph) -> None:
+    consumed = np.zeros(solver.count, dtype=bool)
+    for c in graph.contractions:
+        consumed[solver.labels[c.nodes]] = True
+        if c.activation is None or c.dim < 0:
+            solver.freeze(c.nodes, f"its consumer {c.op} reads no module input that could be tapped")
+    solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
+    solver.relabel()
+
+
+def _in_trace_order(group_of: np.ndarray, places: _Places) -> np.ndarray:
+    """Renumber groups by the first axis position that belongs to each."""
+    g = group_of[places.component]
+    seen, first = np.unique(g[g >= 0], return_index=True)
+    order = np.empty(len(seen), dtype=np.int64)
+    order[np.argsort(first)] = np.arange(len(seen))
+    out = np.full_like(group_of, -1)
+    hit = group_of >= 0
+    out[hit] = order[group_of[hit]]
+    return out
+
+
+def _by_group(places: _Places, group_of: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    g = group_of[places.component]
+    rows = np.flatnonzero(g >= 0)
+    rows = rows[np.argsort(g[rows], kind="stable")]
+    ids, starts = np.unique(g[rows], return_index=True)
+    return [(int(i), part) for i, part in zip(ids, np.split(rows, starts[1:]), strict=True)] if len(ids) else []
+
+
+def _units_in_order(places: _Places, rows: np.ndarray) -> np.ndarray:
+    """Components of a group, by their first position on the group's first axis."""
+    on_first = rows[places.axis[rows] == places.axis[rows[0]]]
+    components = places.component[on_first]
+    _, index = np.unique(components, return_index=True)
+    return components[np.sort(index)]
+
+
+def _positions(unit: np.ndarray, position: np.ndarray) -> np.ndarray | None:
+    """`[units, per unit]`, or None if the units do not hold equally many positions."""
+    counts = np.bincount(unit)
+    if len(counts) == 0 or (counts != counts[0]).any():
+        return None
+    return position[np.lexsort((position, unit))].reshape(len(counts), counts[0])
+
+
+def _group(
+    g: int,
+    rows: np.ndarray,
+    places: _Places,
+    rank: np.ndarray,
+    contractions: list,
+    productions: list,
+    labels: np.ndarray,
+    group_of: np.ndarray,
+    modules: dict[str, nn.Module],
+) -> AxisGroup:
+    consuming = {c.weight for c in contractions}
+    axes: list[GroupAxis] = []
+    for a in np.unique(places.axis[rows]):
+        here = rows[places.axis[rows] == a]
+        positions = _positions(rank[places.component[here]], places.position[here])
+        assert positions is not None  # equal signatures
+        axis = places.axes[a]
+        axes.append(GroupAxis(axis, len(places.nodes[a]), positions, axis in consuming))
+    units = axes[0].positions.shape[0]
+    frozen = "all its positions are one unit" if units == 1 else None
+
+    def on(nodes: np.ndarray) -> np.ndarray | None:
+        mine = np.flatnonzero(group_of[labels[nodes]] == g)
+        return _positions(rank[labels[nodes[mine]]], mine)
+
+    taps: dict[object, Tap] = {}
+    for c in contractions:
+        positions = on(c.nodes)
+        if positions is None or len(positions) != units:
+            frozen = frozen or f"its units are of unequal size in {c.op}"
+            continue
+        known = taps.get((c.activation, c.dim))
+        sites = (*known.sites, c.site) if known and c.site not in known.sites else known.sites if known else (c.site,)
+        weights = (*known.weights, c.weight) if known and c.weight not in known.weights else (
+            known.weights if known else (c.weight,)
+        )
+        taps[(c.activation, c.dim)] = Tap(sites, "input", c.dim, len(c.nodes), positions, weights)
+    outputs = []
+    for p in productions:
+        positions = on(p.nodes)
+        if positions is not None and len(positions) == units:
+            outputs.append(Tap((p.site,), "output", p.dim, len(p.nodes), positions, (p.weight,)))
+    holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
+    makers = [p.weight for p in productions] or holders
+    first = makers[0]
+    return AxisGroup(
+        name=first.module or first.tensor,
+        kind=_kind(modules.get(first.module)),
+        units=units,
+        axes=tuple(axes),
+        taps=tuple(taps.values()),
+        outputs=tuple(outputs),
+        frozen=frozen,
+    )
+
+
+def _kind(module: nn.Module | None) -> str:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "channel"
+    return "neuron" if isinstance(module, nn.Linear) else "unit"
+
+
+def _unique_names(names: list[str]) -> list[str]:
+    """`stem`, `stem[1]`, … where several groups start in one module."""
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        k = seen[name] = seen.get(name, -1) + 1
+        out.append(f"{name}[{k}]" if k else name)
+    return out
+
+
+def _renamed(group: AxisGroup, name: str) -> AxisGroup:
+    return AxisGroup(name, group.kind, group.units, group.axes, group.taps, group.outputs, group.frozen)
+
+
+class _Extents:
+    """Node vectors as sizes that shrink with the groups, each stored once."""
+
+    def __init__(self, labels: np.ndarray, group_of: np.ndarray, units: list[int]) -> None:
+        self._labels, self._group_of, self._units = labels, group_of, units
+        self._index: dict[Extent, int] = {}
+        self._by_array: dict[int, tuple[np.ndarray, int]] = {}
+        self.extents: list[Extent] = []
+        self.uneven: dict[int, str] = {}
+
+    def of(self, nodes: np.ndarray) -> int:
+        known = self._by_array.get(id(nodes))
+        if known is not None:
+            return known[1]
+        groups, counts = np.unique(self._group_of[self._labels[nodes]], return_counts=True)
+        parts = []
+        for g, count in zip(groups.tolist(), counts.tolist(), strict=True):
+            if g < 0:
+                continue
+            if count % self._units[g]:
+                self.uneven[g] = "its units are of unequal size along one dimension"
+            parts.append((g, count // self._units[g]))
+        extent = Extent(len(nodes), tuple(parts))
+        index = self._index.setdefault(extent, len(self.extents))
+        if index == len(self.extents):
+            self.extents.append(extent)
+        self._by_array[id(nodes)] = (nodes, index)
+        return index
+
+
+def _params(tracing: Tracing, model: nn.Module, sizes: _Extents) -> Iterable[CostTerm]:
+    for name, parameter in model.named_parameters():
+        coefficient, extents = 1.0, []
+        for n, nodes in zip(parameter.shape, tracing.tensors[name], strict=True):
+            index = None if nodes is None else sizes.of(nodes)
+            if index is None or not sizes.extents[index].parts:
+                coefficient *= n
+            else:
+                extents.append(index)
+        yield CostTerm(coefficient, tuple(extents))
+
+
+def _frozen_axes(places: _Places, solver: _Solver) -> Iterable[FrozenAxis]:
+    codes = solver.component_reason[places.component]
+    hit = np.flatnonzero(codes != FREE)
+    pairs, counts = np.unique(np.stack([places.axis[hit], codes[hit]], axis=1), axis=0, return_counts=True)
+    for (a, code), count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        yield FrozenAxis(places.axes[a], count, len(places.nodes[a]), solver.reasons[code])
