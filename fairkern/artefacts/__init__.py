@@ -1,0 +1,18 @@
+"""Files of scores, plans and reports: safetensors and JSON with a schema version, written atomically. No pickle."""
+
+from __future__ import annotations
+
+from fairkern.artefacts.files import SCHEMA, read_json, replacing, write_json
+from fairkern.artefacts.plans import load_plan, save_plan
+from fairkern.artefacts.scores import load_scores, save_scores
+
+__all__ = [
+    "SCHEMA",
+    "load_plan",
+    "load_scores",
+    "read_json",
+    "replacing",
+    "save_plan",
+    "save_scores",
+    "write_json",
+]

@@ -1,0 +1,111 @@
+"""A plan as JSON: what goes from which axis, as runs [start, stop)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fairkern.artefacts.fields import Fields
+from fairkern.artefacts.files import plain, read_json, write_json
+from fairkern.types import AttributeChange, Axis, IndexArray, Plan, PlanAxis, PlanGroup
+
+
+def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
+    """Writes a plan atomically as readable JSON ("fairkern.plan").
+
+    Raises:
+        InputError: a request or result that JSON cannot hold.
+        OSError: the folder does not exist or cannot be written.
+    """
+    write_json(path, "plan", plan_payload(plan))
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan:
+    """Reads what `save_plan` wrote; the same plan, tuples in `request` and `result` having become lists.
+
+    Raises:
+        ArtefactError: truncated, foreign, newer or inconsistent; says what was found and where.
+        FileNotFoundError: there is no such file.
+    """
+    return read_plan_payload(read_json(path, "plan"), path)
+
+
+def plan_payload(plan: Plan) -> dict[str, Any]:
+    """The plan as plain JSON content."""
+    return {
+        "model": plan.model,
+        "request": plain(plan.request, "request"),
+        "result": plain(plan.result, "result"),
+        "groups": [
+            {"name": g.name, "kind": g.kind, "units": g.units, "removed": _runs(g.removed)} for g in plan.groups
+        ],
+        "axes": [
+            {
+                "tensor": a.axis.tensor,
+                "dim": a.axis.dim,
+                "length": a.length,
+                "consumer": a.consumer,
+                "removed": _runs(a.removed),
+            }
+            for a in plan.axes
+        ],
+        "attributes": [
+            {"module": a.module, "attribute": a.attribute, "before": a.before, "after": a.after}
+            for a in plan.attributes
+        ],
+        "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
+    }
+
+
+def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) -> Plan:
+    """The plan of `plan_payload`, checked; `path` is for the messages of the ArtefactError."""
+    content = Fields(dict(payload), path)
+    shapes = content["shapes"].shapes()
+    groups = []
+    for entry in content["groups"].items():
+        count = entry["units"].whole(1)
+        groups.append(PlanGroup(entry["name"].text(), entry["kind"].text(), count, _positions(entry["removed"], count)))
+    axes: dict[Axis, PlanAxis] = {}
+    for entry in content["axes"].items():
+        axis, length = Axis(entry["tensor"].text(), entry["dim"].whole()), entry["length"].whole(1)
+        entry.axis_length(shapes, axis.tensor, axis.dim, length)
+        if axis in axes:
+            entry.fail(f"the axis {axis} comes twice")
+        axes[axis] = PlanAxis(axis, length, _positions(entry["removed"], length), entry["consumer"].flag())
+    attributes = tuple(
+        AttributeChange(a["module"].text(), a["attribute"].text(), a["before"].whole(), a["after"].whole())
+        for a in content["attributes"].items()
+    )
+    request, result = content["request"], content["result"]
+    request.entries(), result.entries()
+    return Plan(
+        content["model"].text(), tuple(groups), tuple(axes.values()), attributes, shapes, request.value, result.value
+    )
+
+
+def _runs(positions: IndexArray) -> list[list[int]]:
+    """Ascending positions as half-open runs: [2, 3, 4, 9] → [[2, 5], [9, 10]]."""
+    array = np.asarray(positions)
+    if not len(array):
+        return []
+    breaks = np.flatnonzero(np.diff(array) != 1)
+    starts, stops = array[np.append(0, breaks + 1)], array[np.append(breaks, len(array) - 1)] + 1
+    return [[start, stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
+
+
+def _positions(entry: Fields, length: int) -> IndexArray:
+    """The positions of runs that ascend, do not meet, and stay below `length`."""
+    runs, end = [], -1
+    for item in entry.items():
+        first, last = item.items(2)
+        start, stop = first.whole(), last.whole()
+        if start <= end or stop <= start:
+            item.fail(f"the run [{start}, {stop}) does not ascend: runs are [start, stop), apart and in order")
+        if stop > length:
+            item.fail(f"the run [{start}, {stop}) ends beyond the length {length}")
+        runs.append(np.arange(start, stop, dtype=np.int64))
+        end = stop
+    return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)

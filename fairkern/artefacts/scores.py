@@ -1,0 +1,129 @@
+"""Scores and their unit map as one safetensors file: arrays as tensors, all else as JSON in the metadata."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from fairkern.artefacts.fields import Fields
+from fairkern.artefacts.files import SCHEMA, check_header, compact, package_version, parse, plain, replacing
+from fairkern.artefacts.units import IndexPool, StoredIndices, read_units, units_content
+from fairkern.errors import ArtefactError, InputError
+from fairkern.types import FloatArray, Scores, UnitMap
+
+
+def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
+    """Writes scores with their unit map atomically as one safetensors file ("fairkern.scores").
+
+    Tensors: `signal.<name>` float64 (all groups, one after the other), `means` float64 (all taps), `index` int64
+    (the map's index arrays, each distinct one once). The metadata holds `format`, `schema`, `fairkern` and the
+    rest as JSON under `content`. Signals and means come back bitwise.
+
+    Raises:
+        InputError: provenance that JSON cannot hold, or arrays that are not float64.
+        OSError: the folder does not exist or cannot be written.
+    """
+    pool = IndexPool()
+    content = {
+        "units": units_content(scores.units, pool),
+        "signals": {name: [len(values) for values in groups] for name, groups in scores.signals.items()},
+        "means": {name: len(values) for name, values in scores.means.items()},
+        "provenance": plain(scores.provenance, "provenance"),
+        "index": pool.shapes,
+    }
+    tensors = {f"signal.{name}": _joined(f"signal {name!r}", groups) for name, groups in scores.signals.items()}
+    tensors["means"] = _joined("means", scores.means.values())
+    tensors["index"] = pool.joined()
+    metadata = {
+        "format": "fairkern.scores",
+        "schema": str(SCHEMA),
+        "fairkern": package_version(),
+        "content": compact(content),
+    }
+    data = save(tensors, metadata)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def load_scores(path: str | os.PathLike[str]) -> Scores:
+    """Reads what `save_scores` wrote; tuples in `provenance` have become lists.
+
+    Raises:
+        ArtefactError: truncated, foreign, newer or inconsistent; says what was found and where.
+        FileNotFoundError: there is no such file.
+    """
+    with open(path, "rb"):  # a missing file, a folder, a lack of permission: the usual OSError
+        pass
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            schema = metadata.get("schema", "")
+            header = {**metadata, "schema": int(schema) if schema.isdecimal() else schema}
+            check_header(header, path, "scores")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError as error:
+        raise ArtefactError(f"{path} is truncated or not a safetensors file ({error}); score again") from None
+    try:
+        content = Fields(parse(metadata.get("content", "")), path)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} has metadata that is not JSON ({error}); score again") from None
+    stored = StoredIndices(content["index"], _tensor(content, tensors, "index", np.int64))
+    units = read_units(content["units"], stored)
+    provenance = content["provenance"]
+    provenance.entries()
+    return Scores(
+        units,
+        {name: _signal(entry, name, units, tensors) for name, entry in content["signals"].entries().items()},
+        _means(content["means"], units, tensors),
+        provenance.value,
+    )
+
+
+def _joined(what: str, arrays: Any) -> FloatArray:
+    parts = [np.asarray(values) for values in arrays]
+    for values in parts:
+        if values.ndim != 1 or (values.dtype != np.float64 and len(values)):
+            raise InputError(f"{what} holds {values.dtype} of shape {values.shape}; expected flat float64 arrays")
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def _tensor(entry: Fields, tensors: Mapping[str, np.ndarray], name: str, dtype: type) -> np.ndarray:
+    if name not in tensors:
+        entry.fail(f"the tensor {name!r} is missing")
+    array = tensors[name]
+    if array.dtype != dtype or array.ndim != 1:
+        entry.fail(f"the tensor {name!r} is {array.dtype} of shape {array.shape}, expected flat {np.dtype(dtype)}")
+    return array
+
+
+def _split(entry: Fields, name: str, lengths: list[int], tensors: Mapping[str, np.ndarray]) -> list[FloatArray]:
+    array = _tensor(entry, tensors, name, np.float64)
+    if sum(lengths) != len(array):
+        entry.fail(f"the tensor {name!r} has {len(array)} values, expected {sum(lengths)}")
+    ends = np.cumsum([0, *lengths])
+    return [array[start:stop] for start, stop in itertools.pairwise(ends)]
+
+
+def _signal(entry: Fields, name: str, units: UnitMap, tensors: Mapping[str, np.ndarray]) -> tuple[FloatArray, ...]:
+    items = entry.items(len(units.groups))
+    lengths = [item.whole() for item in items]
+    for item, length, group in zip(items, lengths, units.groups, strict=True):
+        if length not in (0, group.units):
+            item.fail(f"{length} scores for the {group.units} units of group {group.name!r}")
+    return tuple(_split(entry, f"signal.{name}", lengths, tensors))
+
+
+def _means(entry: Fields, units: UnitMap, tensors: Mapping[str, np.ndarray]) -> dict[str, FloatArray]:
+    taps = {tap.name: tap.length for group in units.groups for tap in (*group.taps, *group.outputs)}
+    named = entry.entries()
+    lengths = [item.whole() for item in named.values()]
+    for (name, item), length in zip(named.items(), lengths, strict=True):
+        if taps.get(name, length) != length:
+            item.fail(f"{length} means for the tap {name!r} of length {taps[name]}")
+    return dict(zip(named, _split(entry, "means", lengths, tensors), strict=True))

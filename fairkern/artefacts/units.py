@@ -1,0 +1,194 @@
+"""A unit map as plain JSON content and a pool of index arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fairkern.artefacts.fields import Fields
+from fairkern.types import (
+    Axis,
+    AxisGroup,
+    CostTerm,
+    Extent,
+    FrozenAxis,
+    GroupAxis,
+    IndexArray,
+    Site,
+    SizeAttribute,
+    Tap,
+    UnitMap,
+)
+
+
+class IndexPool:
+    """Collects index arrays `[units, per unit]`; equal ones are kept once."""
+
+    def __init__(self) -> None:
+        self._number: dict[tuple[tuple[int, ...], bytes], int] = {}
+        self._arrays: list[IndexArray] = []
+
+    def add(self, array: IndexArray) -> int:
+        array = np.ascontiguousarray(array, dtype=np.int64)
+        number = self._number.setdefault((array.shape, array.tobytes()), len(self._arrays))
+        if number == len(self._arrays):
+            self._arrays.append(array)
+        return number
+
+    @property
+    def shapes(self) -> list[list[int]]:
+        return [list(array.shape) for array in self._arrays]
+
+    def joined(self) -> IndexArray:
+        return np.concatenate([np.zeros(0, dtype=np.int64), *(array.ravel() for array in self._arrays)])
+
+
+class StoredIndices:
+    """The arrays of a pool that was read back, each checked once."""
+
+    def __init__(self, shapes: Fields, joined: IndexArray) -> None:
+        self._arrays: list[IndexArray] = []
+        start = 0
+        for item in shapes.items():
+            rows, columns = (size.whole() for size in item.items(2))
+            array = joined[start : start + rows * columns]
+            if len(array) != rows * columns:
+                item.fail(f"the tensor 'index' ends after {len(joined)} positions")
+            start += rows * columns
+            array = array.reshape(rows, columns)
+            if array.size and (array.min() < 0 or (np.diff(array, axis=1) <= 0).any()):
+                item.fail("the positions of a unit are negative or do not ascend")
+            if len(np.unique(array)) != array.size:
+                item.fail("one position is held by two units")
+            self._arrays.append(array)
+        if start != len(joined):
+            shapes.fail(f"the tensor 'index' has {len(joined)} positions, expected {start}")
+
+    def positions(self, entry: Fields, units: int, length: int) -> IndexArray:
+        """The array that `entry` numbers, if it suits a group of so many units on an axis of that length."""
+        array = self._arrays[entry.whole(below=len(self._arrays))]
+        if array.shape[0] != units:
+            entry.fail(f"positions of {array.shape[0]} units in a group of {units}")
+        if array.size and array.max() >= length:
+            entry.fail(f"the position {array.max()} lies beyond the length {length}")
+        return array
+
+
+def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
+    """The map as plain JSON content; index arrays go into the pool and leave their number."""
+    return {
+        "model": units.model,
+        "proven": units.proven,
+        "notes": list(units.notes),
+        "shapes": {name: list(shape) for name, shape in units.shapes.items()},
+        "extents": [[e.length, [list(part) for part in e.parts]] for e in units.extents],
+        "params": [[t.coefficient, list(t.extents)] for t in units.params],
+        "flops": [[t.coefficient, list(t.extents)] for t in units.flops],
+        "attributes": [[a.module, a.attribute, a.extent] for a in units.attributes],
+        "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
+        "groups": [
+            {
+                "name": group.name,
+                "kind": group.kind,
+                "units": group.units,
+                "frozen": group.frozen,
+                "axes": [[a.axis.tensor, a.axis.dim, a.length, pool.add(a.positions), a.consumer] for a in group.axes],
+                "taps": [_tap_content(tap, pool) for tap in group.taps],
+                "outputs": [_tap_content(tap, pool) for tap in group.outputs],
+            }
+            for group in units.groups
+        ],
+    }
+
+
+def _tap_content(tap: Tap, pool: IndexPool) -> dict[str, Any]:
+    return {
+        "sites": [[site.module, site.call] for site in tap.sites],
+        "side": tap.side,
+        "dim": tap.dim,
+        "length": tap.length,
+        "positions": pool.add(tap.positions),
+        "weights": [[axis.tensor, axis.dim] for axis in tap.weights],
+    }
+
+
+def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
+    """The map of `units_content`; ArtefactError where numbers point nowhere or lengths contradict each other."""
+    shapes = content["shapes"].shapes()
+    groups = tuple(_group(entry, stored, shapes) for entry in content["groups"].items())
+    extents = tuple(_extent(entry, len(groups)) for entry in content["extents"].items())
+    attributes = []
+    for entry in content["attributes"].items():
+        module, attribute, extent = entry.items(3)
+        attributes.append(SizeAttribute(module.text(), attribute.text(), extent.whole(below=len(extents))))
+    frozen = []
+    for entry in content["frozen"].items():
+        tensor, dim, positions, length, reason = entry.items(5)
+        axis = Axis(tensor.text(), dim.whole())
+        entry.axis_length(shapes, axis.tensor, axis.dim, length.whole())
+        frozen.append(FrozenAxis(axis, positions.whole(), length.whole(), reason.text()))
+    return UnitMap(
+        model=content["model"].text(),
+        groups=groups,
+        frozen=tuple(frozen),
+        extents=extents,
+        params=tuple(_term(entry, len(extents)) for entry in content["params"].items()),
+        flops=tuple(_term(entry, len(extents)) for entry in content["flops"].items()),
+        attributes=tuple(attributes),
+        shapes=shapes,
+        proven=content["proven"].flag(),
+        notes=tuple(note.text() for note in content["notes"].items()),
+    )
+
+
+def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ...]]) -> AxisGroup:
+    units = entry["units"].whole(1)
+    axes = []
+    for item in entry["axes"].items():
+        tensor, dim, length, positions, consumer = item.items(5)
+        axis = Axis(tensor.text(), dim.whole())
+        item.axis_length(shapes, axis.tensor, axis.dim, length.whole())
+        axes.append(GroupAxis(axis, length.value, stored.positions(positions, units, length.value), consumer.flag()))
+    return AxisGroup(
+        entry["name"].text(),
+        entry["kind"].text(),
+        units,
+        tuple(axes),
+        tuple(_tap(item, stored, units) for item in entry["taps"].items()),
+        tuple(_tap(item, stored, units) for item in entry["outputs"].items()),
+        entry["frozen"].optional_text(),
+    )
+
+
+def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
+    sites = []
+    for item in entry["sites"].items():
+        module, call = item.items(2)
+        sites.append(Site(module.text(), call.whole()))
+    if not sites:
+        entry.fail("a tap without a site")
+    weights = []
+    for item in entry["weights"].items():
+        tensor, dim = item.items(2)
+        weights.append(Axis(tensor.text(), dim.whole()))
+    side = entry["side"].text()
+    if side not in ("input", "output"):
+        entry.fail(f"the side {side!r}, expected 'input' or 'output'")
+    length = entry["length"].whole()
+    positions = stored.positions(entry["positions"], units, length)
+    return Tap(tuple(sites), side, entry["dim"].whole(None), length, positions, tuple(weights))
+
+
+def _extent(entry: Fields, groups: int) -> Extent:
+    length, parts = entry.items(2)
+    pairs = []
+    for part in parts.items():
+        group, per_unit = part.items(2)
+        pairs.append((group.whole(below=groups), per_unit.whole()))
+    return Extent(length.whole(), tuple(pairs))
+
+
+def _term(entry: Fields, extents: int) -> CostTerm:
+    coefficient, indices = entry.items(2)
+    return CostTerm(coefficient.number(), tuple(item.whole(below=extents) for item in indices.items()))
