@@ -1,0 +1,122 @@
+"""Plan → small model: one gather per tensor, the attributes that hold sizes, nothing else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match
+from fairkern.errors import InputError
+from fairkern.ops.gather import gather_many
+from fairkern.types import Plan
+
+
+def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str = "auto") -> nn.Module:
+    """The model that `plan` leaves: every cut tensor gathered once, module attributes set.
+
+    Copy (default): `model` is not touched, also when the copy fails. What is cut is never copied whole; the
+    rest is copied as `copy.deepcopy` does it: tied tensors stay tied, hooks, modes, `requires_grad`, dtype,
+    device and memory format (channels-last, transposed) are kept, gradients are not copied.
+
+    `inplace=True`: returns `model` itself, each `Parameter` object (and so an optimizer's reference) kept,
+    `.grad` cut along (a sparse gradient is dropped). Each large tensor is freed as its small one is made. The
+    plan and all tensors are checked before the first is replaced; only running out of memory half-way leaves
+    a model that is partly cut. Optimizer state is the caller's to cut.
+
+    Runs on any device, on meta tensors too. Cost: one read of what is kept and one write of it.
+    Raises PlanMismatchError (plan for another architecture), InputError (a model that cannot be copied, a
+    sparse or quantised tensor), BackendError (`backend`, as in `fairkern.ops.gather`).
+    """
+    check(model, plan)
+    cuts = match(model, kept(plan))
+    for held, _ in cuts:
+        if held.tensor.layout != torch.strided or held.tensor.is_quantized:
+            raise InputError(f"{held.names[0]} is {held.tensor.layout} {held.tensor.dtype}: only dense tensors are cut")
+    with torch.no_grad():
+        if inplace:
+            for held, index in cuts:
+                _replace(held.tensor, index, backend)
+            small = model
+        else:
+            gathered = gather_dense([(held.tensor, index) for held, index in cuts], backend)
+            small = copy_with(model, [(held, tensor) for (held, _), tensor in zip(cuts, gathered, strict=True)])
+            check_pruned(small, plan)
+    set_attributes(small, plan)
+    return small
+
+
+def set_attributes(model: nn.Module, plan: Plan) -> None:
+    """Give the module attributes that hold sizes the values that the plan leaves."""
+    for change in plan.attributes:
+        setattr(model.get_submodule(change.module), change.attribute, change.after)
+
+
+def copy_with(model: nn.Module, replacements: Sequence[tuple[Held, Tensor]]) -> nn.Module:
+    """`copy.deepcopy(model)` with some tensors replaced by others, which are taken over and not copied.
+
+    Works through deepcopy's memo, so that whatever refers to a replaced tensor refers to its replacement.
+    Raises InputError when the model cannot be copied.
+    """
+    memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}
+    try:
+        return copy.deepcopy(model, memo)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(
+            f"this {type(model).__name__} cannot be copied ({error}); prune it with inplace=True, "
+            "or remove what holds tensors that are results of other tensors (weight norm as a hook does)"
+        ) from error
+
+
+def gather_dense(items: Sequence[tuple[Tensor, Mapping[int, Tensor]]], backend: str) -> list[Tensor]:
+    """`gather_many` that keeps the memory format of dense tensors and understands the meta device."""
+    orders = [_memory_order(tensor) for tensor, _ in items]
+    results: list[Tensor | None] = [None] * len(items)
+    work: list[tuple[Tensor, Index]] = []
+    places: list[int] = []
+    for place, ((tensor, index), order) in enumerate(zip(items, orders, strict=True)):
+        source = tensor.detach().permute(order)
+        moved = {order.index(dim): positions for dim, positions in index.items()}
+        if source.is_meta:
+            sizes = [len(moved[d]) if d in moved else size for d, size in enumerate(source.shape)]
+            results[place] = source.new_empty(sizes)
+        else:
+            work.append((source, moved))
+            places.append(place)
+    gathered = gather_many(work, backend=backend) if work else []
+    for place, result in zip(places, gathered, strict=True):
+        results[place] = result
+    return [
+        result.permute([order.index(dim) for dim in range(result.dim())])
+        for result, order in zip(results, orders, strict=True)
+        if result is not None
+    ]
+
+
+def _memory_order(tensor: Tensor) -> list[int]:
+    """The dimensions from the slowest to the fastest in memory if that makes it contiguous, else as they are."""
+    given = list(range(tensor.dim()))
+    if tensor.is_contiguous():
+        return given
+    strides = tensor.stride()
+    order = sorted(given, key=lambda dim: -strides[dim])
+    return order if tensor.permute(order).is_contiguous() else given
+
+
+def _like(old: Tensor, new: Tensor) -> Tensor:
+    """`new` as the kind of tensor that `old` is: a parameter (of its class) or a buffer."""
+    if isinstance(old, nn.Parameter):
+        return type(old)(new, requires_grad=old.requires_grad)
+    if type(old) is not Tensor:
+        new = new.as_subclass(type(old))
+    return new.requires_grad_(old.requires_grad)
+
+
+def _replace(tensor: Tensor, index: Index, backend: str) -> None:
+    grad = tensor.grad
+    tensor.grad = None
+    tensor.data = gather_dense([(tensor, index)], backend)[0]
+    if grad is not None and grad.layout == torch.strided:
+        tensor.grad = gather_dense([(grad, index)], backend)[0]

@@ -1,0 +1,187 @@
+"""What a plan does to each tensor: one descriptor per parameter or buffer, several dimensions at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fairkern.errors import InputError, PlanMismatchError
+from fairkern.types import Plan, PlanAxis
+
+Index = dict[int, Tensor]  # dim → int64 [positions], ascending
+
+
+@dataclass(frozen=True)
+class Held:
+    """One tensor object of a model and every name that leads to it (tied tensors have several)."""
+
+    tensor: Tensor
+    names: tuple[str, ...]
+
+
+def tensors_of(model: nn.Module) -> list[Held]:
+    """Every parameter and buffer of `model`, non-persistent buffers included, each tensor object once.
+
+    Raises InputError for a lazy module that has not run yet.
+    """
+    found: dict[int, tuple[Tensor, list[str]]] = {}
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        if is_lazy(tensor):
+            raise InputError(f"{name} has no shape yet: run the lazy module once before pruning the model")
+        found.setdefault(id(tensor), (tensor, []))[1].append(name)
+    return [Held(tensor, tuple(names)) for tensor, names in found.values()]
+
+
+def kept(plan: Plan) -> dict[str, Index]:
+    """The positions that stay, for every tensor that the plan cuts: `{name: {dim: int64 [kept]}}`, on the CPU.
+
+    Raises PlanMismatchError where the plan contradicts itself: an axis outside `plan.shapes`, positions
+    outside the axis, unsorted or repeated, or an axis of which nothing stays.
+    """
+    indices: dict[str, Index] = {}
+    for (name, dim), removed in _removed(plan, plan.axes).items():
+        stays = np.ones(plan.shapes[name][dim], dtype=bool)
+        stays[removed] = False
+        if not stays.any():
+            raise PlanMismatchError(f"the plan removes all {len(stays)} positions of {name} dim {dim}: one has to stay")
+        indices.setdefault(name, {})[dim] = torch.from_numpy(np.flatnonzero(stays))
+    return indices
+
+
+def zeroed(plan: Plan) -> dict[str, Index]:
+    """The positions that `masked` sets to zero, those of the consumer axes: `{name: {dim: int64 [removed]}}`."""
+    indices: dict[str, Index] = {}
+    for (name, dim), removed in _removed(plan, (axis for axis in plan.axes if axis.consumer)).items():
+        indices.setdefault(name, {})[dim] = torch.from_numpy(removed)
+    return indices
+
+
+def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor once the plan has been applied."""
+    shapes = {name: list(shape) for name, shape in plan.shapes.items()}
+    for name, index in kept(plan).items():
+        for dim, positions in index.items():
+            shapes[name][dim] = len(positions)
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def match(model: nn.Module, indices: dict[str, Index]) -> list[tuple[Held, Index]]:
+    """The tensors of `model` that `indices` names, each with its descriptor; a tied tensor comes once.
+
+    Raises PlanMismatchError when two names of one tensor ask for different positions.
+    """
+    matched = []
+    for held in tensors_of(model):
+        merged: Index = {}
+        for name in held.names:
+            for dim, positions in indices.get(name, {}).items():
+                if dim in merged and not torch.equal(merged[dim], positions):
+                    raise PlanMismatchError(
+                        f"{' and '.join(held.names)} are one tensor here, the plan cuts dim {dim} in two ways"
+                    )
+                merged[dim] = positions
+        if merged:
+            matched.append((held, merged))
+    return matched
+
+
+def check(model: nn.Module, plan: Plan) -> None:
+    """Whether `plan` was made for a model like this one; reads names, shapes and attributes, no values.
+
+    Every parameter and buffer of `model` has to be in `plan.shapes` with its shape (a tied tensor under one
+    of its names at least), nothing else may be there, and every attribute has to hold what the plan found.
+    Raises PlanMismatchError naming the first axis that differs.
+    """
+    held = tensors_of(model)
+    known = {name for item in held for name in item.names}
+    absent = next((name for name in plan.shapes if name not in known), None)
+    if absent is not None:
+        raise PlanMismatchError(
+            f"the plan was made for {plan.model} with a tensor {absent} of shape {tuple(plan.shapes[absent])}; "
+            f"this {type(model).__name__} has none: trace this model and plan again"
+        )
+    for item in held:
+        names = [name for name in item.names if name in plan.shapes]
+        if not names:
+            raise PlanMismatchError(
+                f"this {type(model).__name__} has a tensor {item.names[0]} of shape {tuple(item.tensor.shape)} "
+                f"that the plan, made for {plan.model}, does not know: trace this model and plan again"
+            )
+        for name in names:
+            _check_shape(name, tuple(item.tensor.shape), model, plan)
+    kept(plan)
+    for change in plan.attributes:
+        try:
+            module = model.get_submodule(change.module)
+        except AttributeError:
+            raise PlanMismatchError(f"the plan changes {change.module}.{change.attribute}: no such module") from None
+        found = getattr(module, change.attribute, None)
+        if found != change.before:
+            where = f"{change.module}.{change.attribute}".lstrip(".")
+            raise PlanMismatchError(f"{where} is {found!r} here, the plan expects {change.before}")
+
+
+def check_pruned(small: nn.Module, plan: Plan) -> None:
+    """Whether `small` has the shapes that `plan` leaves. Raises PlanMismatchError naming the first that differs."""
+    expected = shapes_after(plan)
+    held = tensors_of(small)
+    known = {name for item in held for name in item.names}
+    for name in expected:
+        if name not in known:
+            raise PlanMismatchError(f"the plan leaves a tensor {name}, this {type(small).__name__} has none")
+    for item in held:
+        names = [name for name in item.names if name in expected]
+        if not names:
+            raise PlanMismatchError(f"the plan does not know the tensor {item.names[0]}")
+        for name in names:
+            if tuple(item.tensor.shape) != expected[name]:
+                raise PlanMismatchError(
+                    f"{name} has shape {tuple(item.tensor.shape)}, the plan leaves {expected[name]}: "
+                    "pass the model that was pruned with this plan"
+                )
+
+
+def _check_shape(name: str, shape: tuple[int, ...], model: nn.Module, plan: Plan) -> None:
+    expected = tuple(plan.shapes[name])
+    if shape == expected:
+        return
+    if len(shape) != len(expected):
+        where = f"{name} has shape {shape} here, the plan expects {expected}"
+    else:
+        dim = next(d for d in range(len(shape)) if shape[d] != expected[d])
+        where = f"{name} dim {dim} has {shape[dim]} positions here, the plan expects {expected[dim]}"
+    try:
+        check_pruned(model, plan)
+    except PlanMismatchError:
+        hint = f"the plan was made for {plan.model}, this is {type(model).__name__}: trace this model and plan again"
+    else:
+        hint = "these are the shapes that the plan leaves: the model has been pruned with it already"
+    raise PlanMismatchError(f"{where}; {hint}")
+
+
+def _removed(plan: Plan, axes: Iterable[PlanAxis]) -> dict[tuple[str, int], np.ndarray]:
+    """Positions per axis; several entries for one axis (groups that share it) are merged."""
+    merged: dict[tuple[str, int], np.ndarray] = {}
+    for item in axes:
+        name, dim = item.axis.tensor, item.axis.dim
+        shape = plan.shapes.get(name)
+        if shape is None or not 0 <= dim < len(shape) or shape[dim] != item.length:
+            raise PlanMismatchError(f"the plan cuts {name} dim {dim} of length {item.length}, but lists shape {shape}")
+        removed = np.asarray(item.removed, dtype=np.int64)
+        if len(removed) == 0:
+            continue
+        if removed[0] < 0 or removed[-1] >= item.length or (np.diff(removed) <= 0).any():
+            raise PlanMismatchError(
+                f"the plan's positions on {name} dim {dim} are not ascending within 0 … {item.length - 1}"
+            )
+        key = (name, dim)
+        merged[key] = np.union1d(merged[key], removed) if key in merged else removed
+    return merged

@@ -1,0 +1,68 @@
+"""Look before you cut: the removed units silenced in the model as it is, and put back afterwards."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from fairkern.compact.descriptors import Index, check, match, zeroed
+from fairkern.types import Plan
+
+
+class masked:
+    """Context manager in which the units that `plan` removes contribute zero to every consumer of `model`.
+
+    On entry the plan is checked and the removed positions of every consumer axis are set to zero in place;
+    on exit, also through an exception or Ctrl-C, they are put back bitwise. What is saved is what is zeroed.
+    Autograd does not see either step: `requires_grad`, `.grad` and version counters stay as they are. Within,
+    `model(x)` equals `apply(model, plan)(x)` up to the order of float additions.
+
+    One object can be entered again, and masks can be nested, as long as the inner one is left first. Do not
+    cut or replace the model's tensors within.
+    Raises PlanMismatchError on entry, before anything is written.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan) -> None:
+        self._model = model
+        self._plan = plan
+        self._entered: list[list[_Saved]] = []
+
+    def __enter__(self) -> nn.Module:
+        check(self._model, self._plan)
+        targets = match(self._model, zeroed(self._plan))
+        saved: list[_Saved] = []
+        try:
+            for held, index in targets:
+                _zero(held.tensor, index, saved)
+        except BaseException:
+            _restore(saved)
+            raise
+        self._entered.append(saved)
+        return self._model
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _restore(self._entered.pop())
+
+
+_Saved = tuple[Tensor, int, Tensor, Tensor]  # tensor, dim, positions, what was there
+
+
+def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
+    data = tensor.data  # shares memory with the tensor, not its version counter
+    for dim, positions in index.items():
+        there = positions.to(data.device)
+        saved.append((tensor, dim, there, data.index_select(dim, there)))
+        data.index_fill_(dim, there, 0)
+
+
+def _restore(saved: list[_Saved]) -> None:
+    """Backwards: where two dimensions overlap, the one that was saved first holds the original values."""
+    with torch.no_grad():
+        while saved:
+            tensor, dim, positions, values = saved[-1]
+            tensor.data.index_copy_(dim, positions, values)
+            saved.pop()

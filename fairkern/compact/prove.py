@@ -1,0 +1,212 @@
+"""Prove, then allow: run pruned against masked, and find the groups that no trace can vouch for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairkern.compact.apply import apply, copy_with
+from fairkern.compact.descriptors import check, tensors_of
+from fairkern.compact.inputs import call, distance, map_tensors, tensors_in, vary
+from fairkern.compact.masked import masked
+from fairkern.compact.stir import calibrate, stir
+from fairkern.errors import InputError
+from fairkern.types import IndexArray, Plan, UnitMap
+
+MakePlan = Callable[[UnitMap, Sequence[IndexArray]], Plan]
+
+# Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
+# at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+
+def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
+    """Relative error between the outputs of two models on `inputs` (tensor, tuple or mapping), without gradients.
+
+    The largest over all output tensors of `max|a − b| / max|a|`, in float64; outputs may be nested (tuples,
+    named tuples, mappings, dataclasses). NaN, another shape or another number of tensors give inf.
+    Raises InputError when the model returns no tensor.
+    """
+    with torch.no_grad():
+        return distance(call(model, inputs), call(small, inputs))
+
+
+def prove(
+    model: nn.Module,
+    units: UnitMap,
+    inputs: Any,
+    *,
+    make_plan: MakePlan,
+    seed: int = 0,
+    tolerance: float | None = None,
+) -> dict[int, str]:
+    """Which prunable groups of `units` fail when they are cut: `{group index: reason}`, empty if all hold.
+
+    About half of the units of every group are removed at random, and the pruned model is compared with the
+    masked one on inputs other than `inputs` (see `vary`; `inputs` themselves where the model cannot use those).
+    If all groups together fail, a search over growing sets finds the groups that fail on top of those that
+    pass, so that a pair that fails only jointly loses one member; f failures among n groups take O(f · log n)
+    runs. What remains has been run together and passed.
+
+    Everything runs on one copy in eval mode, in float64 where the model allows it and else in its own dtypes,
+    with no gradients. In the copy, constant parameters are replaced by random ones and normalisation statistics
+    by those of its own activations, perturbed: the zeros and ones of a fresh model would hide wrong cuts.
+    `model` and the global random generators stay as they are.
+
+    `make_plan(units, removed)` gives the plan that removes these units, an int64 array per group of the map.
+    `tolerance` defaults to 1e-9 in float64, 1e-3 in float32, 5e-2 in half precision.
+
+    Cost: a copy, a calibrating and two measured forward passes when nothing fails.
+    Raises PlanMismatchError (`units` of another model), InputError (a model on the meta device, one that cannot
+    be copied, no tensor in the output); what the model itself raises on `inputs` passes through.
+    """
+    check(model, make_plan(units, [np.zeros(0, dtype=np.int64)] * len(units.groups)))
+    meta = next((held.names[0] for held in tensors_of(model) if held.tensor.is_meta), None)
+    if meta is not None:
+        raise InputError(f"{meta} is on the meta device and has no values: groups cannot be proven, pass verify=False")
+    removed = _about_half(units, seed)
+    candidates = [i for i in units.prunable if len(removed[i])]
+    if not candidates:
+        return {}
+    with _own_random_state(model, seed), torch.no_grad():
+        trial = _Trial(model, units, removed, make_plan, inputs, seed, tolerance)
+        return search(candidates, trial.failure)
+
+
+def search(candidates: Sequence[int], failure: Callable[[Sequence[int]], str | None]) -> dict[int, str]:
+    """The candidates that fail on top of those that pass, with what `failure(set)` said (None: the set passes).
+
+    Grows a passing set from the front: the next failing prefix is found by galloping and bisection, and its
+    last member is the culprit. Every step settles at least one candidate, whatever `failure` answers.
+    """
+    reason = failure(candidates)
+    if reason is None:
+        return {}
+    nothing = failure(())
+    if nothing is not None:
+        return dict.fromkeys(candidates, f"with nothing removed: {nothing}")
+    failed: dict[int, str] = {}
+    passing: list[int] = []
+    rest = list(candidates)
+    step = max(1, len(rest) // 2)
+    while rest:
+        low, high = 0, len(rest) if reason is not None else 0  # passing + rest[:low] passes, + rest[:high] fails
+        while high - low != 1:
+            size = (low + high) // 2 if high else min(len(rest), low + step)
+            said = failure(passing + rest[:size])
+            if said is not None:
+                high, reason = size, said
+            else:
+                low, step = size, step * 2
+                if low == len(rest):
+                    return failed
+        failed[rest[low]] = str(reason)
+        passing += rest[:low]
+        rest, reason, step = rest[high:], None, max(1, low)
+    return failed
+
+
+class _Trial:
+    """One copy of the model, ready to be cut in many ways and compared with itself masked."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        units: UnitMap,
+        removed: Sequence[IndexArray],
+        make_plan: MakePlan,
+        inputs: Any,
+        seed: int,
+        tolerance: float | None,
+    ) -> None:
+        self.units, self.removed, self.make_plan, self.seed = units, removed, make_plan, seed
+        own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
+        coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
+        self.copy, self.inputs = self._prepare(model, inputs)
+        done_in = torch.float64 if self._double else coarsest
+        self.tolerance = TOLERANCES.get(done_in, 5e-2) if tolerance is None else tolerance
+
+    def _prepare(self, model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
+        """The first of float64 and own dtypes, varied and given inputs, that the copy can run with."""
+        problem: Exception | None = None
+        for double in (True, False):
+            self._double = double
+            copy = _copy(model, double)
+            for attempt in (vary(inputs, self.seed + 1), inputs):
+                cast = map_tensors(attempt, _double) if double else attempt
+                stir(copy, self.seed + 2)
+                try:
+                    with calibrate(copy, self.seed + 3):
+                        output = self._run(copy, cast)
+                except Exception as error:
+                    problem = error
+                    continue
+                problem = None
+                if all(_usable(tensor) for tensor in tensors_in(output)):
+                    return copy, cast
+        if problem is not None:
+            raise problem
+        return copy, cast
+
+    def _run(self, model: nn.Module, inputs: Any) -> Any:
+        torch.manual_seed(self.seed)  # the same for both sides; the caller's state is put back by `prove`
+        return call(model, inputs)
+
+    def failure(self, groups: Sequence[int]) -> str | None:
+        """Why the pruned copy is not the masked copy when these groups are cut; None when it is."""
+        chosen = set(groups)
+        nothing = np.zeros(0, dtype=np.int64)
+        plan = self.make_plan(self.units, [r if i in chosen else nothing for i, r in enumerate(self.removed)])
+        try:
+            found = self._run(apply(self.copy, plan), self.inputs)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
+            first = (str(error).strip().splitlines() or [""])[0]
+            return f"pruned model fails: {type(error).__name__}: {first[:160]}"
+        with masked(self.copy, plan):
+            expected = self._run(self.copy, self.inputs)
+        error_ = distance(expected, found)
+        return None if error_ <= self.tolerance else f"pruned differs from masked by {error_:.1e}"
+
+
+def _usable(output: Tensor) -> bool:
+    return output.numel() == 0 or bool(torch.isfinite(output).any() and not torch.isnan(output).any())
+
+
+def _copy(model: nn.Module, double: bool) -> nn.Module:
+    tensors = tensors_of(model)
+    if double:
+        tensors = [held for held in tensors if held.tensor.is_floating_point()]
+        return copy_with(model, [(held, _double(held.tensor.detach(), copy=True)) for held in tensors]).eval()
+    return copy_with(model, []).eval()
+
+
+def _double(tensor: Tensor, copy: bool = False) -> Tensor:
+    return tensor.to(torch.float64, copy=copy) if tensor.is_floating_point() else tensor
+
+
+def _about_half(units: UnitMap, seed: int) -> list[IndexArray]:
+    """Between three and five eighths of every prunable group, so that sizes seldom coincide by chance."""
+    generator = np.random.default_rng(seed)
+    removed = []
+    for group in units.groups:
+        if group.frozen is not None or group.units < 2:
+            removed.append(np.zeros(0, dtype=np.int64))
+            continue
+        slack = group.units // 8
+        count = group.units // 2 + int(generator.integers(-slack, slack + 1))
+        removed.append(np.sort(generator.permutation(group.units)[:count]).astype(np.int64))
+    return removed
+
+
+@contextmanager
+def _own_random_state(model: nn.Module, seed: int) -> Iterator[None]:
+    devices = {held.tensor.device for held in tensors_of(model) if held.tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
+        yield
