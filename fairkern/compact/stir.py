@@ -34,7 +34,7 @@ def stir(model: nn.Module, seed: int) -> None:
             continue
         if not tensor.is_floating_point() or tensor.numel() == 0 or not _constant(tensor):
             continue
-        value = float(tensor.reshape(-1)[0])
+        value = float(tensor.detach().reshape(-1)[0])
         vector = tensor.numel() == max(tensor.shape, default=1)
         if vector and not held.names[0].rpartition(".")[2].startswith("bias"):
             base = value if abs(value) >= 0.05 else 0.5
