@@ -50,6 +50,28 @@ void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, st
   class_wasserstein(static_cast<Element>(element), args);
 }
 
+void py_taylor(int element, std::int64_t act, std::int64_t grad, std::int64_t samples, std::int64_t before,
+               std::int64_t channels, std::int64_t after, std::int64_t signed_sum, std::int64_t per_sample,
+               std::int64_t activation, int threads, int isa) {
+  require(element >= 0 && element <= 3, "element is ", element, "; expected 0 to 3");
+  require(samples >= 1 && before >= 1 && channels >= 1 && after >= 1, "shape [", samples, ", ", before, ", ", channels,
+          ", ", after, "] is empty");
+  require_threads(threads);
+  TaylorArgs args{pointer<void>(act, "act"),
+                  pointer<void>(grad, "grad"),
+                  samples,
+                  before,
+                  channels,
+                  after,
+                  pointer<void>(signed_sum, "signed_sum"),
+                  pointer<void>(per_sample, "per_sample"),
+                  pointer<void>(activation, "activation"),
+                  threads,
+                  resolve_isa(isa)};
+  py::gil_scoped_release release;
+  taylor(static_cast<Element>(element), args);
+}
+
 // `table` is an int64 array [jobs, 4 + 3 · kGatherDims]: source, target, element size, dims, shape, strides, indices.
 void py_gather(std::int64_t table, std::int64_t jobs, int threads) {
   constexpr std::int64_t kWidth = 4 + 3 * kGatherDims;
@@ -117,6 +139,9 @@ PYBIND11_MODULE(_native, module) {
              py::arg("stride_c"), py::arg("stride_p"), py::arg("units"), py::arg("projections"), py::arg("rows"),
              py::arg("offsets"), py::arg("classes"), py::arg("reduce"), py::arg("out"), py::arg("threads"),
              py::arg("isa") = 0);
+  module.def("taylor", &py_taylor, py::arg("element"), py::arg("act"), py::arg("grad"), py::arg("samples"),
+             py::arg("before"), py::arg("channels"), py::arg("after"), py::arg("signed_sum"), py::arg("per_sample"),
+             py::arg("activation"), py::arg("threads"), py::arg("isa") = 0);
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
   module.def("build", &py_build);
 }

@@ -24,6 +24,15 @@ struct ClassWassersteinArgs {
 };
 void class_wasserstein(Element element, const ClassWassersteinArgs& args);
 
+struct TaylorArgs {
+  const void *act, *grad;  // [samples, before, channels, after], contiguous
+  std::int64_t samples, before, channels, after;
+  void *signed_sum, *per_sample, *activation;  // [channels]; float, or double for float64
+  int threads;
+  Isa isa;
+};
+void taylor(Element element, const TaylorArgs& args);
+
 constexpr int kGatherDims = 12;
 
 struct GatherJob {

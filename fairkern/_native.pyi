@@ -1,0 +1,35 @@
+INTERFACE: int
+GATHER_DIMS: int
+
+def class_wasserstein(
+    element: int,
+    x: int,
+    stride_n: int,
+    stride_c: int,
+    stride_p: int,
+    units: int,
+    projections: int,
+    rows: int,
+    offsets: int,
+    classes: int,
+    reduce: int,
+    out: int,
+    threads: int,
+    isa: int = 0,
+) -> None: ...
+def taylor(
+    element: int,
+    act: int,
+    grad: int,
+    samples: int,
+    before: int,
+    channels: int,
+    after: int,
+    signed_sum: int,
+    per_sample: int,
+    activation: int,
+    threads: int,
+    isa: int = 0,
+) -> None: ...
+def gather(table: int, jobs: int, threads: int) -> None: ...
+def build() -> dict[str, str | int | None]: ...

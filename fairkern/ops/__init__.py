@@ -1,0 +1,26 @@
+"""Operators: tensors in, tensors out. They know nothing of models, and detach what they are given."""
+
+from __future__ import annotations
+
+import fairkern.ops._library  # noqa: F401  (registers the torch.library operators)
+from fairkern.ops._registry import backends, describe
+from fairkern.ops.gather import gather, gather_many
+from fairkern.ops.project import directions, project
+from fairkern.ops.taylor import TaylorSums, taylor, taylor_sums
+from fairkern.ops.tod import tod_curve
+from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
+
+__all__ = [
+    "TaylorSums",
+    "backends",
+    "class_wasserstein",
+    "describe",
+    "directions",
+    "gather",
+    "gather_many",
+    "project",
+    "taylor",
+    "taylor_sums",
+    "tod_curve",
+    "wasserstein_1d",
+]

@@ -1,0 +1,57 @@
+"""Checks that several operators share. Each message says what was given and what was expected."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fairkern.errors import InputError
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+Option = TypeVar("Option", bound=Enum)
+
+
+def tensor(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
+    if value.layout != torch.strided:
+        raise InputError(f"{name} has layout {value.layout}; expected a dense tensor: call to_dense() first")
+    return value.detach()
+
+
+def floating(name: str, value: object) -> Tensor:
+    checked = tensor(name, value)
+    if checked.dtype not in FLOATS:
+        raise InputError(f"{name} has dtype {checked.dtype}; expected float32, float64, bfloat16 or float16")
+    return checked
+
+
+def option(name: str, value: object, enum: type[Option]) -> Option:
+    try:
+        return enum(value)
+    except ValueError:
+        expected = ", ".join(repr(member.value) for member in enum)
+        raise InputError(f"{name} is {value!r}; expected one of {expected}") from None
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that sums are kept and returned in: float32, or float64 for float64 input."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def dimension(name: str, dim: int, rank: int) -> int:
+    if not -rank <= dim < rank:
+        raise InputError(f"{name} is {dim}; expected {-rank} to {rank - 1} for a tensor of {rank} dimensions")
+    return dim % rank
+
+
+def same_device(**tensors: Tensor) -> None:
+    places = {name: value.device for name, value in tensors.items()}
+    if len(set(places.values())) > 1:
+        listed = ", ".join(f"{name} on {device}" for name, device in places.items())
+        raise InputError(f"tensors on different devices: {listed}; move them to one")

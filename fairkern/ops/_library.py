@@ -1,0 +1,60 @@
+"""`torch.ops.fairkern.*`: the operators as the dispatcher sees them, each with a fake for tracing.
+
+Importing this module registers them. Results never alias arguments. Autograd is not defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairkern.errors import InputError
+from fairkern.ops._check import accumulator
+from fairkern.ops.gather import gather
+from fairkern.ops.taylor import taylor_sums
+from fairkern.ops.wasserstein import class_wasserstein
+
+
+@torch.library.custom_op("fairkern::class_wasserstein", mutates_args=())
+def class_wasserstein_op(x: Tensor, labels: Tensor, classes: int, reduce: str) -> Tensor:
+    """`classes`, the number of different labels, is an argument because the size of "pairs" follows from it."""
+    result = class_wasserstein(x, labels, reduce)
+    if reduce == "pairs" and len(result) != classes * (classes - 1) // 2:
+        raise InputError(f"classes is {classes}; labels have another number of different values")
+    return result
+
+
+@class_wasserstein_op.register_fake
+def _(x: Tensor, labels: Tensor, classes: int, reduce: str) -> Tensor:
+    units = x.shape[1]
+    shape = (classes * (classes - 1) // 2, units) if reduce == "pairs" else (units,)
+    return x.new_empty(shape, dtype=accumulator(x.dtype))
+
+
+@torch.library.custom_op("fairkern::taylor_sums", mutates_args=())
+def taylor_sums_op(act: Tensor, grad: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The three fields of `TaylorSums`."""
+    sums = taylor_sums(act, grad, dim)
+    return sums.signed, sums.per_sample, sums.activation
+
+
+@taylor_sums_op.register_fake
+def _(act: Tensor, grad: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    shape, dtype = (act.shape[dim],), accumulator(act.dtype)
+    return act.new_empty(shape, dtype=dtype), act.new_empty(shape, dtype=dtype), act.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op("fairkern::gather", mutates_args=())
+def gather_op(weight: Tensor, dims: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+    """Position i of `indices` belongs to dimension `dims[i]`."""
+    return gather(weight, dict(zip(dims, indices, strict=True)))
+
+
+@gather_op.register_fake
+def _(weight: Tensor, dims: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
+    shape = list(weight.shape)
+    for dim, index in zip(dims, indices, strict=True):
+        shape[dim] = index.shape[0]
+    return weight.new_empty(shape)

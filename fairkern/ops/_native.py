@@ -1,0 +1,38 @@
+"""The only importer of the compiled extension; knows why it is missing."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+
+from fairkern.errors import BackendError
+
+INTERFACE = 1  # the extension's entry points that this version calls
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        from fairkern import _native
+    except ImportError as error:
+        return None, f"the compiled extension is not built ({error}); reinstall with FAIRKERN_BUILD=cpu to see why"
+    if _native.INTERFACE != INTERFACE:
+        return None, (
+            f"the compiled extension is of another version (interface {_native.INTERFACE}, expected {INTERFACE}); "
+            "reinstall fairkern"
+        )
+    return _native, ""
+
+
+def unavailable() -> str | None:
+    """None if the extension can be called, otherwise why not."""
+    module, reason = _load()
+    return reason if module is None else None
+
+
+def extension() -> ModuleType:
+    """The extension module; BackendError with the reason if it cannot be loaded."""
+    module, reason = _load()
+    if module is None:
+        raise BackendError(f"backend 'native' was asked for, but {reason}")
+    return module

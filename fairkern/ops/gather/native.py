@@ -1,0 +1,45 @@
+"""Calls the compiled gather: one table of descriptors for any number of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fairkern.ops import _native
+
+MAX_DIMS = 12  # of the extension, after merging
+
+
+def gather_many(jobs: Sequence[tuple[Tensor, Mapping[int, Tensor]]]) -> list[Tensor]:
+    """CPU tensors, validated int64 CPU indices → contiguous results."""
+    keep_alive: list[Tensor] = []
+    results: list[Tensor] = []
+    table: list[list[int]] = []
+    for weight, indices in jobs:
+        shape = [len(indices[d]) if d in indices else length for d, length in enumerate(weight.shape)]
+        result = torch.empty(shape, dtype=weight.dtype)
+        held = {dim: index.contiguous() for dim, index in indices.items()}
+        keep_alive.extend(held.values())
+        results.append(result)
+        table.append(_descriptor(weight, result, held))
+    packed = torch.tensor(table, dtype=torch.int64)
+    _native.extension().gather(table=packed.data_ptr(), jobs=len(table), threads=torch.get_num_threads())
+    return results
+
+
+def _descriptor(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor]) -> list[int]:
+    size = weight.element_size()
+    dims: list[tuple[int, int, int]] = []  # length in the result, stride in the source in bytes, index address
+    for d, length in enumerate(result.shape):
+        stride, index = weight.stride(d) * size, indices.get(d)
+        if index is not None:
+            dims.append((length, stride, index.data_ptr()))
+        elif dims and dims[-1][2] == 0 and dims[-1][1] == stride * length:
+            dims[-1] = (dims[-1][0] * length, stride, 0)  # two whole dimensions that are one in memory
+        elif length != 1:
+            dims.append((length, stride, 0))
+    padding = [0] * (MAX_DIMS - len(dims))
+    columns = [[dim[i] for dim in dims] + padding for i in range(3)]
+    return [weight.data_ptr(), result.data_ptr(), size, len(dims), *columns[0], *columns[1], *columns[2]]

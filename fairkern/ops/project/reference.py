@@ -1,0 +1,18 @@
+"""The definition of the projection of a unit's positions onto directions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def project(x: Tensor, directions: Tensor) -> Tensor:
+    """[N, C, D], [D, P] → [N, C, P]."""
+    return torch.matmul(x, directions)
+
+
+def directions(d: int, p: int, seed: int) -> Tensor:
+    """float32 [d, p], columns of length 1, drawn on the CPU in float64."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    drawn = torch.randn(p, d, generator=generator, dtype=torch.float64).T
+    return (drawn / torch.linalg.vector_norm(drawn, dim=0, keepdim=True)).to(torch.float32).contiguous()

@@ -1,0 +1,41 @@
+"""Calls the compiled Taylor sums: brings both tensors into one layout, allocates the results."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairkern.ops import _native
+from fairkern.ops._check import accumulator
+
+_ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def taylor_sums(act: Tensor, grad: Tensor, dim: int, isa: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ a·g, Σ_samples |Σ a·g| and Σ a per channel; samples are dimension 0, `dim` ≥ 1.
+
+    Read as they are: contiguous tensors, and those whose channels are innermost (channels-last, tokens). Another
+    layout is copied first, and so is a `grad` whose layout differs from that of `act`.
+    """
+    channels = act.shape[dim]
+    channels_last = not act.is_contiguous() and act.movedim(dim, -1).is_contiguous()
+    if channels_last:
+        act, grad, dim = act.movedim(dim, -1), grad.movedim(dim, -1), act.ndim - 1
+    act, grad = act.contiguous(), grad.contiguous()
+    dtype = accumulator(act.dtype)
+    signed, per_sample, activation = (torch.empty(channels, dtype=dtype) for _ in range(3))
+    _native.extension().taylor(
+        element=_ELEMENTS[act.dtype],
+        act=act.data_ptr(),
+        grad=grad.data_ptr(),
+        samples=act.shape[0],
+        before=act.shape[1:dim].numel(),
+        channels=channels,
+        after=act.shape[dim + 1 :].numel(),
+        signed_sum=signed.data_ptr(),
+        per_sample=per_sample.data_ptr(),
+        activation=activation.data_ptr(),
+        threads=torch.get_num_threads(),
+        isa=isa,
+    )
+    return signed, per_sample, activation

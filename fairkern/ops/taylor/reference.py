@@ -1,0 +1,13 @@
+"""The definition of the Taylor sums, in plain torch."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def taylor_sums(act: Tensor, grad: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ a·g, Σ_samples |Σ a·g| and Σ a per channel; samples are dimension 0, `dim` ≥ 1."""
+    positions = [d for d in range(1, act.ndim) if d != dim]
+    product = act * grad
+    per_sample = product.sum(positions) if positions else product
+    return per_sample.sum(0), per_sample.abs().sum(0), act.sum([0, *positions])

@@ -1,0 +1,38 @@
+"""Calls the compiled `class_wasserstein`: allocates the result, passes addresses and strides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fairkern.ops import _native
+from fairkern.ops._check import accumulator
+
+_ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_REDUCTIONS = {"max": 0, "mean": 1, "pairs": 2}
+
+
+def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str, isa: int = 0) -> Tensor:
+    """[N, C, P], any strides → [C] or [pairs, C]. `isa` forces an instruction set (for tests)."""
+    classes = len(offsets) - 1
+    units, projections = x.shape[1:]
+    order, offsets = order.contiguous(), offsets.contiguous()
+    shape = (classes * (classes - 1) // 2, units) if reduce == "pairs" else (units,)
+    out = torch.empty(shape, dtype=accumulator(x.dtype))
+    _native.extension().class_wasserstein(
+        element=_ELEMENTS[x.dtype],
+        x=x.data_ptr(),
+        stride_n=x.stride(0),
+        stride_c=x.stride(1),
+        stride_p=x.stride(2),
+        units=units,
+        projections=projections,
+        rows=order.data_ptr(),
+        offsets=offsets.data_ptr(),
+        classes=classes,
+        reduce=_REDUCTIONS[reduce],
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+        isa=isa,
+    )
+    return out
