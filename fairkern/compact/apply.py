@@ -95,6 +95,13 @@ def gather_dense(items: Sequence[tuple[Tensor, Mapping[int, Tensor]]], backend: 
     ]
 
 
+def empty_dense(tensor: Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
+    """An uninitialised tensor of this shape with the dtype and memory format of `tensor`."""
+    order = _memory_order(tensor)
+    made = torch.empty([shape[dim] for dim in order], dtype=tensor.dtype, device=device)
+    return made.permute([order.index(dim) for dim in range(len(order))])
+
+
 def _memory_order(tensor: Tensor) -> list[int]:
     """The dimensions from the slowest to the fastest in memory if that makes it contiguous, else as they are."""
     given = list(range(tensor.dim()))

@@ -25,12 +25,19 @@ from fairkern.types import (
 
 def plan_of(units: UnitMap, removed: Sequence[np.ndarray]) -> Plan:
     """The plan that removes these units, an array per group."""
-    axes, groups = [], []
-    for i, group in enumerate(units.groups):
-        gone = np.asarray(removed[i], dtype=np.int64)
+    groups = []
+    places: dict[Axis, list[np.ndarray]] = {}
+    held: dict[Axis, GroupAxis] = {}
+    for group, units_gone in zip(units.groups, removed, strict=True):
+        gone = np.asarray(units_gone, dtype=np.int64)
         groups.append(PlanGroup(group.name, group.kind, group.units, gone))
         for item in group.axes:
-            axes.append(PlanAxis(item.axis, item.length, np.sort(item.positions[gone].ravel()), item.consumer))
+            places.setdefault(item.axis, []).append(item.positions[gone].ravel())
+            held[item.axis] = item
+    axes = [
+        PlanAxis(axis, held[axis].length, np.sort(np.concatenate(parts)), held[axis].consumer)
+        for axis, parts in places.items()
+    ]
     changes = []
     for item in units.attributes:
         extent = units.extents[item.extent]

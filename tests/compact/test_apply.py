@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -262,6 +263,16 @@ def test_descriptors(plain_case):
     assert kept(plan)["fc.weight"][1].tolist() == [16 * u + i for u in stays for i in range(16)]
     assert zeroed(plan).keys() == {"fc.weight"}
     assert zeroed(plan)["fc.weight"][1].dtype == torch.int64
+
+
+def test_an_axis_in_two_entries(plain_case):
+    plan = plain_case.plan()
+    halves = tuple(replace(a, removed=part) for a in plan.axes for part in (a.removed[::2], a.removed[1::2]))
+    split = replace(plan, axes=halves)
+    for of in (kept, zeroed):
+        one, two = of(plan), of(split)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[n][d], two[n][d]) for n in one for d in one[n])
 
 
 def test_difference_of_pruned_and_whole(plain_case):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict, namedtuple
 from dataclasses import dataclass, replace
 
@@ -34,7 +35,7 @@ class Honest(nn.Module):
     def __init__(self, units: int, layers: int) -> None:
         super().__init__()
         widths = [6, *[units] * layers, 3]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def between(self, i: int, x: Tensor) -> Tensor:
         return torch.relu(x)
