@@ -163,7 +163,7 @@ class Sketch:
 def chain(widths: Sequence[int] = (8, 12, 16), classes: int = 5, flat: int = 4) -> Sketch:
     """conv → norm, several times, then a flatten and a linear layer."""
     sketch = Sketch("Chain")
-    source: list[Segment] = [Fixed(3)]
+    source: Segments = [Fixed(3)]
     for i, width in enumerate(widths):
         out = [sketch.channels(f"features.{i}.conv", width)]
         sketch.conv(f"features.{i}.conv", source, out)
@@ -176,7 +176,7 @@ def chain(widths: Sequence[int] = (8, 12, 16), classes: int = 5, flat: int = 4) 
 def concat(widths: Sequence[int] = (6, 4, 10), classes: int = 5) -> Sketch:
     """Densely connected: every convolution reads the concatenation of all before it."""
     sketch = Sketch("Concat")
-    source: list[Segment] = [Fixed(3)]
+    source: Segments = [Fixed(3)]
     for i, width in enumerate(widths):
         out = sketch.channels(f"dense.{i}", width, per_unit=1 + i % 2)
         sketch.conv(f"dense.{i}", source, [out])

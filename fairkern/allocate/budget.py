@@ -80,6 +80,8 @@ def allocate(
     if not units.prunable:
         raise InputError(f"no group of {units.model} can be cut; print(units.explain()) names the reasons")
     ignored, patterns = ignored_groups(units, ignore)
+    if ignored.issuperset(units.prunable):
+        raise InputError(f"ignore={patterns!r} leaves no group to cut; name fewer")
     limit = limits(units, ignored, max_remove, min_keep, round_to)
     first_signal = read_signal(scores, "removal", removal)
     needs = _needs(scores, kind, first_signal, protect, limit)

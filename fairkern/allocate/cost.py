@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from fairkern.types import CostTerm, Extent, FloatArray, IndexArray, UnitMap
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """(term, group) pairs of one arity: which products move with a group, and how far each factor moves per unit."""
+
+    group: IndexArray  # [pairs]
+    index: IndexArray  # [arity, pairs] extents of the product
+    weight: FloatArray  # [arity, pairs] positions per unit of the group
+    coefficient: FloatArray  # [pairs]
 
 
 class _Products:
@@ -15,17 +27,21 @@ class _Products:
     def __init__(self, terms: dict[tuple[int, ...], float], parts: Sequence[dict[int, int]]) -> None:
         self.index = np.array(list(terms), dtype=np.int64).T  # [arity, terms]
         self.coefficient = np.array(list(terms.values()), dtype=np.float64)
-        # (term, group) pairs: which products move with a group, and how far each factor moves per unit of it
-        touched = [
-            (term, group) for term, key in enumerate(terms) for group in sorted(set().union(*(parts[e] for e in key)))
-        ]
-        keys = list(terms)
-        self.pair_group = np.array([group for _, group in touched], dtype=np.int64)
-        self.pair_index = np.array([keys[term] for term, _ in touched], dtype=np.int64).T  # [arity, pairs]
-        self.pair_weight = np.array(
-            [[parts[e].get(group, 0) for e in keys[term]] for term, group in touched], dtype=np.float64
-        ).T
-        self.pair_coefficient = np.array([self.coefficient[term] for term, _ in touched], dtype=np.float64)
+        self._parts = parts
+
+    @cached_property
+    def pairs(self) -> _Pairs:
+        """Made when first asked for: an evaluation needs none."""
+        keys = [tuple(key) for key in self.index.T.tolist()]
+        touched = [(t, g) for t, key in enumerate(keys) for g in sorted(set().union(*(self._parts[e] for e in key)))]
+        term = np.array([t for t, _ in touched], dtype=np.int64)
+        weight = [[self._parts[e].get(g, 0) for e in keys[t]] for t, g in touched]
+        return _Pairs(
+            group=np.array([g for _, g in touched], dtype=np.int64),
+            index=self.index[:, term],
+            weight=np.array(weight, dtype=np.float64).T,
+            coefficient=self.coefficient[term],
+        )
 
 
 class Cost:
@@ -90,10 +106,11 @@ class Cost:
         extents = self._extents(removed)
         growth = np.zeros(self.groups)
         for block in self._products:
-            before = extents[block.pair_index]
-            after = before + block.pair_weight * returned[block.pair_group]
-            difference = block.pair_coefficient * (after.prod(axis=0) - before.prod(axis=0))
-            growth += np.bincount(block.pair_group, weights=difference, minlength=self.groups)
+            pairs = block.pairs
+            before = extents[pairs.index]
+            after = before + pairs.weight * returned[pairs.group]
+            difference = pairs.coefficient * (after.prod(axis=0) - before.prod(axis=0))
+            growth += np.bincount(pairs.group, weights=difference, minlength=self.groups)
         return growth
 
 

@@ -28,6 +28,8 @@ def tolerance_need(removal: FloatArray, protect: FloatArray, limit: int) -> Floa
     Returns:
         float64 `[limit]`, non-decreasing.
     """
+    if limit == 0:
+        return np.zeros(0)
     curve = tod_curve(torch.from_numpy(removal), torch.from_numpy(protect)).numpy()[:limit]
     return np.minimum.accumulate(curve[::-1])[::-1]
 
