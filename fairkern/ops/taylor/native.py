@@ -8,8 +8,6 @@ from torch import Tensor
 from fairkern.ops import _native
 from fairkern.ops._check import accumulator
 
-_ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-
 
 def taylor_sums(act: Tensor, grad: Tensor, dim: int, isa: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Σ a·g, Σ_samples |Σ a·g| and Σ a per channel; samples are dimension 0, `dim` ≥ 1.
@@ -25,7 +23,7 @@ def taylor_sums(act: Tensor, grad: Tensor, dim: int, isa: int = 0) -> tuple[Tens
     dtype = accumulator(act.dtype)
     signed, per_sample, activation = (torch.empty(channels, dtype=dtype) for _ in range(3))
     _native.extension().taylor(
-        element=_ELEMENTS[act.dtype],
+        element=_native.ELEMENTS[act.dtype],
         act=act.data_ptr(),
         grad=grad.data_ptr(),
         samples=act.shape[0],

@@ -58,9 +58,9 @@ def class_wasserstein(x: Tensor, labels: Tensor, reduce: str = "max", *, backend
     if x.ndim not in (2, 3) or 0 in x.shape:
         raise InputError(f"x has shape {tuple(x.shape)}; expected [N, C] or [N, C, P] without empty dimensions")
     reduction = _check.option("reduce", reduce, PairReduction).value
+    chosen = resolve("class_wasserstein", backend, x.device)
     order, offsets = group_by_class(labels, len(x), x.device)
     columns = x if x.ndim == 3 else x.unsqueeze(2)
-    chosen = resolve("class_wasserstein", backend, x.device)
     if chosen is Backend.NATIVE:
         return native.class_wasserstein(columns, order, offsets, reduction)
     wide = columns.to(_check.accumulator(x.dtype))

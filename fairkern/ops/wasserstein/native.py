@@ -8,7 +8,6 @@ from torch import Tensor
 from fairkern.ops import _native
 from fairkern.ops._check import accumulator
 
-_ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _REDUCTIONS = {"max": 0, "mean": 1, "pairs": 2}
 
 
@@ -20,7 +19,7 @@ def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str, is
     shape = (classes * (classes - 1) // 2, units) if reduce == "pairs" else (units,)
     out = torch.empty(shape, dtype=accumulator(x.dtype))
     _native.extension().class_wasserstein(
-        element=_ELEMENTS[x.dtype],
+        element=_native.ELEMENTS[x.dtype],
         x=x.data_ptr(),
         stride_n=x.stride(0),
         stride_c=x.stride(1),

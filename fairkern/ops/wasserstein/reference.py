@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -42,7 +44,7 @@ def wasserstein_1d(x: Tensor, y: Tensor, p: int) -> Tensor:
 def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str) -> Tensor:
     """[N, C, P]; `order` lists the rows class after class, `offsets` [K + 1] where each class begins in it."""
     bounds = offsets.tolist()
-    classes = [x[order[begin:end]].sort(0).values for begin, end in zip(bounds, bounds[1:], strict=False)]
+    classes = [x[order[begin:end]].sort(0).values for begin, end in pairwise(bounds)]
     pairs = (
         distance_of_sorted(classes[j], classes[k], p=1).mean(-1)
         for j in range(len(classes))

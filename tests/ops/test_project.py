@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fairkern.errors import BackendError, InputError
+from fairkern.ops import directions, project
+from tests.tolerances import assert_close
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 3, 1), (2, 3, 5), (2, 3, 4, 5), (2, 3, 2, 2, 2)])
+def test_equals_numpy(shape, dtype):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    onto = directions(int(np.prod(shape[2:])), 7, seed=1)
+    flat = x.double().reshape(*shape[:2], -1).numpy()
+    expected = torch.from_numpy(np.einsum("ncd,dp->ncp", flat, onto.double().numpy()))
+    for view in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
+        actual = project(view, onto)
+        assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert_close(actual, expected, dtype, scale=4)
+
+
+def test_directions_are_unit_columns_and_repeat():
+    for d, p in ((2, 1), (3, 128), (784, 16)):
+        drawn = directions(d, p, seed=3)
+        assert drawn.shape == (d, p)
+        assert drawn.dtype == torch.float32
+        assert drawn.is_contiguous()
+        torch.testing.assert_close(drawn.norm(dim=0), torch.ones(p))
+        assert torch.equal(drawn, directions(d, p, seed=3))
+    assert not torch.equal(directions(3, 4, seed=0), directions(3, 4, seed=1))
+    assert torch.equal(directions(1, 128, seed=0), torch.ones(1, 1))
+
+
+def test_directions_leave_the_global_random_state():
+    before = torch.get_rng_state()
+    directions(8, 8, seed=0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_directions_cover_the_sphere():
+    drawn = directions(3, 20_000, seed=0).double()
+    torch.testing.assert_close(drawn @ drawn.T / 20_000, torch.eye(3, dtype=torch.float64) / 3, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("x", "onto", "message"),
+    [
+        (torch.zeros(4), torch.ones(1, 1), r"\[N, C, D"),
+        (torch.zeros(2, 3, 4), torch.ones(5, 2), r"\[4, P\]"),
+        (torch.zeros(2, 3, 4), torch.ones(4), r"\[4, P\]"),
+        (torch.zeros(2, 3, 4).int(), torch.ones(4, 1), "int32"),
+        (torch.zeros(2, 3, 4), torch.ones(4, 1, device="meta"), "different devices"),
+    ],
+)
+def test_bad_input_is_named(x, onto, message):
+    with pytest.raises(InputError, match=message):
+        project(x, onto)
+
+
+@pytest.mark.parametrize(("d", "p"), [(0, 1), (1, 0), (2.0, 1), (-1, 1)])
+def test_bad_sizes_are_named(d, p):
+    with pytest.raises(InputError, match="whole number"):
+        directions(d, p, seed=0)
+
+
+def test_there_is_no_native_backend_yet():
+    with pytest.raises(BackendError, match="no native"):
+        project(torch.zeros(2, 3, 4), torch.ones(4, 1), backend="native")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from fairkern import ops
+from fairkern.errors import BackendError, InputError
+from fairkern.ops import _native, _registry
+
+
+@pytest.fixture
+def without_extension(monkeypatch):
+    """As if the extension had not been built."""
+    monkeypatch.setitem(sys.modules, "fairkern._native", None)
+    monkeypatch.delattr("fairkern._native", raising=False)
+    _native._load.cache_clear()
+    yield
+    _native._load.cache_clear()
+
+
+def test_every_operator_has_a_reference_that_runs_here():
+    for op, row in ops.backends().items():
+        assert row["reference"] is None, op
+    assert set(ops.backends()) == set(_registry.OPERATORS)
+
+
+def test_native_says_why_not_on_another_device():
+    assert "meta" in ops.backends("meta")["gather"]["native"]
+
+
+def test_without_the_extension_auto_takes_the_reference(without_extension):
+    labels = torch.tensor([0, 0, 1, 1])
+    assert ops.class_wasserstein(torch.arange(4.0)[:, None], labels).item() == 2.0
+    assert ops.gather(torch.arange(3), {0: torch.tensor([2])}).item() == 2
+    assert "FAIRKERN_BUILD" in ops.backends()["gather"]["native"]
+    assert ops.describe()["extension"]["path"] is None
+
+
+def test_without_the_extension_asking_for_it_is_an_error(without_extension):
+    with pytest.raises(BackendError, match="not built"):
+        ops.gather(torch.arange(3), {}, backend="native")
+    with pytest.raises(BackendError, match="not built"):
+        _native.extension()
+
+
+def test_a_stale_extension_is_noticed(extension, monkeypatch):
+    monkeypatch.setattr(extension, "INTERFACE", _native.INTERFACE + 1)
+    _native._load.cache_clear()
+    try:
+        assert "another version" in _native.unavailable()
+    finally:
+        _native._load.cache_clear()
+
+
+def test_describe(extension):
+    seen = ops.describe()
+    assert seen["extension"]["path"] == extension.__file__
+    assert seen["extension"]["isa"] in ("baseline", "avx2", "avx512")
+    assert seen["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("backend", ["cuda", "", None, "Native"])
+def test_unknown_backends_are_input_errors(backend):
+    with pytest.raises(InputError, match="auto, native, reference"):
+        ops.gather(torch.arange(3), {}, backend=backend)
+
+
+def test_the_extension_checks_what_it_is_given(extension):
+    with pytest.raises(ValueError, match="null pointer"):
+        extension.gather(table=0, jobs=1, threads=1)
+    with pytest.raises(ValueError, match="threads is 0"):
+        extension.gather(table=0, jobs=0, threads=0)
+    table = torch.zeros(1, 4 + 3 * extension.GATHER_DIMS, dtype=torch.int64)
+    table[0, 3] = 99
+    with pytest.raises(ValueError, match="99 dims"):
+        extension.gather(table=table.data_ptr(), jobs=1, threads=1)
+    table[0, :4] = torch.tensor([table.data_ptr(), table.data_ptr(), 3, 0])
+    with pytest.raises(ValueError, match="element size is 3"):
+        extension.gather(table=table.data_ptr(), jobs=1, threads=1)
+    sizes = {"element": 0, "samples": 1, "before": 1, "channels": 1, "after": 1, "threads": 1}
+    pointers = {"act": 8, "grad": 8, "signed_sum": 8, "per_sample": 8, "activation": 8}
+    with pytest.raises(ValueError, match="act is a null"):
+        extension.taylor(**sizes, **{**pointers, "act": 0})
+    with pytest.raises(ValueError, match="element is 7"):
+        extension.taylor(**{**sizes, "element": 7}, **pointers)
+    with pytest.raises(ValueError, match="is empty"):
+        extension.taylor(**{**sizes, "after": 0}, **pointers)
+    with pytest.raises(ValueError, match="isa is 9"):
+        extension.taylor(**sizes, **pointers, isa=9)
+
+
+def test_public_names():
+    assert set(ops.__all__) <= set(dir(ops))
+    assert all(callable(getattr(ops, name)) for name in ops.__all__)

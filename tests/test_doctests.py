@@ -1,0 +1,28 @@
+"""The examples in docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import fairkern.ops
+
+
+def modules_below(package) -> list[str]:
+    return [package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + "."))]
+
+
+@pytest.mark.parametrize("name", modules_below(fairkern.ops))
+def test_examples(name):
+    failed, _ = doctest.testmod(importlib.import_module(name))
+    assert failed == 0
+
+
+def test_public_operators_have_examples():
+    finder = doctest.DocTestFinder(recurse=False)
+    functions = [getattr(fairkern.ops, name) for name in fairkern.ops.__all__ if name != "TaylorSums"]
+    without = [f.__name__ for f in functions if not any(t.examples for t in finder.find(f))]
+    assert without == ["describe"]
