@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from fairkern.axes.trace import call_model, check_inputs, named_tensors, tensors_in
+from fairkern.axes.trace import check_inputs
 from fairkern.axes.trace import trace as _trace
 from fairkern.axes.units import solve
 from fairkern.types import UnitMap
 
-__all__ = ["call_model", "named_tensors", "tensors_in", "unit_map"]
+__all__ = ["unit_map"]
 
 
 def unit_map(model: nn.Module, runs: Sequence[Any]) -> UnitMap:

@@ -18,6 +18,7 @@ from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.errors import InputError
+from fairkern.nested import call_model, tensors_in
 from fairkern.types import Site
 
 TAPPED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -34,30 +35,6 @@ class Tracing:
     reached_training: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
-
-
-def call_model(model: nn.Module, inputs: Any) -> Any:
-    """`inputs`: a tensor, a tuple or list (positional) or a mapping (keyword arguments)."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor inside nested sequences, mappings and dataclass-like objects."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list, set, frozenset)):
-        for item in value:
-            yield from tensors_in(item)
-    elif hasattr(value, "__dict__") and not isinstance(value, (nn.Module, type)):
-        for item in vars(value).values():
-            yield from tensors_in(item)
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -137,8 +114,8 @@ class _Mode(TorchDispatchMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         arguments = _bind(func, args, kwargs)
-        tensors = [t for value in arguments.values() for t in tensors_in_list(value)]
-        outputs = [t for t in tensors_in_list(result)]
+        tensors = [t for value in arguments.values() for t in tensors_in(value)]
+        outputs = list(tensors_in(result))
         for t in tensors:
             name = self._by_id.get(id(t))
             if name is not None:
@@ -190,15 +167,6 @@ class _Mode(TorchDispatchMode):
         return made
 
 
-def tensors_in_list(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            if isinstance(item, torch.Tensor):
-                yield item
-
-
 def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     bound: dict[str, Any] = {}
     for i, argument in enumerate(func._schema.arguments):
@@ -238,7 +206,7 @@ class _ModuleStack:
 
     def _add(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            entry = next(tensors_in_list([*args, *kwargs.values()]), None)
+            entry = next(tensors_in([*args, *kwargs.values()]), None)
             seen = self._lookup(entry) if entry is not None and isinstance(module, TAPPED) else None
             self._stack.append(ModuleCall(Site(path, self._calls.get(path, 0)), module, seen))
             self._calls[path] = self._calls.get(path, 0) + 1

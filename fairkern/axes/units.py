@@ -235,10 +235,10 @@ def _freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
         for nodes in tracing.tensors[name]:
             if nodes is not None:
                 tracing.graph.freeze(nodes, reason)
-    widths = {n for name in missed if len(shapes[name]) > 1 for n in shapes[name][:2] if n > 1}
+    weights = [shapes[name] for name in missed if len(shapes[name]) > 1]
     for c in tracing.graph.contractions:
         n = len(c.nodes)
-        if any(w % n == 0 for w in widths):
+        if any(w[1] % n == 0 if len(w) == 2 else n in w[:2] for w in weights):
             tracing.graph.freeze(c.nodes, f"may be read by {missed[0]}, which the example inputs do not reach")
     tracing.notes.append(f"{len(missed)} parameters are not reached by the example inputs, first {missed[0]}")
 
@@ -323,8 +323,10 @@ def _group(
             continue
         known = taps.get((c.activation, c.dim))
         sites = (*known.sites, c.site) if known and c.site not in known.sites else known.sites if known else (c.site,)
-        weights = (*known.weights, c.weight) if known and c.weight not in known.weights else (
-            known.weights if known else (c.weight,)
+        weights = (
+            (*known.weights, c.weight)
+            if known and c.weight not in known.weights
+            else (known.weights if known else (c.weight,))
         )
         taps[(c.activation, c.dim)] = Tap(sites, "input", c.dim, len(c.nodes), positions, weights)
     outputs = []

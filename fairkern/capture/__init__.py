@@ -1,0 +1,6 @@
+"""A model and data → class samples, Taylor sums and means, in one pass."""
+
+from fairkern.capture.run import capture
+from fairkern.capture.settings import LossReduction, Recipe, Reduction, Settings, choose
+
+__all__ = ["LossReduction", "Recipe", "Reduction", "Settings", "capture", "choose"]

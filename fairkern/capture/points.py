@@ -1,0 +1,201 @@
+"""Where a pass listens: the activations that groups tap, each read once however many groups share it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairkern.errors import InputError
+from fairkern.types import Site, Tap, UnitMap
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Units of equal size at one point: columns `[units · per_unit]` of the activation, or all of them in order.
+
+    `members` maps a group to its units' places among the block's units.
+    """
+
+    units: int
+    per_unit: int
+    columns: Tensor | None  # int64; None: the whole dimension in order
+    members: tuple[tuple[int, np.ndarray], ...]
+
+    def view(self, x: Tensor, dim: int) -> Tensor:
+        """`x` with `dim` replaced by (units, per unit); no copy where the block is the whole dimension."""
+        if self.columns is not None:
+            x = x.index_select(dim, self.columns.to(x.device))
+        return x if self.per_unit == 1 else x.unflatten(dim, (self.units, self.per_unit))
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One activation of the forward pass and the blocks of units that are alone there."""
+
+    name: str
+    sites: tuple[Site, ...]
+    side: str
+    dim: int
+    length: int
+    blocks: tuple[Block, ...]
+
+    @property
+    def groups(self) -> frozenset[int]:
+        return frozenset(g for block in self.blocks for g, _ in block.members)
+
+
+def points_of(units: UnitMap, side: str) -> list[Point]:
+    """Every point at which a prunable group can be heard, in the order of the groups.
+
+    `side`: "input" for the consumers' inputs, "output" for what the producing layers return.
+    Raises InputError for a group without such a tap.
+    """
+    merged: dict[tuple[object, ...], list[tuple[int, Tap]]] = {}
+    for g in units.prunable:
+        group = units.groups[g]
+        taps = group.taps if side == "input" else group.outputs
+        if not taps:
+            raise InputError(f"group {group.name} has no {side} tap; use recipe='default'")
+        for tap in taps:
+            merged.setdefault((tap.sites, tap.side, tap.dim), []).append((g, tap))
+    return [_point(parts) for parts in merged.values()]
+
+
+def _point(parts: Sequence[tuple[int, Tap]]) -> Point:
+    first = parts[0][1]
+    blocks = []
+    single = [(g, tap.positions[:, 0]) for g, tap in parts if tap.positions.shape[1] == 1]
+    if single:
+        columns = np.unique(np.concatenate([p for _, p in single]))
+        members = tuple((g, np.searchsorted(columns, p)) for g, p in single)
+        blocks.append(Block(len(columns), 1, _columns(columns, first.length), members))
+    for g, tap in parts:
+        units, per_unit = tap.positions.shape
+        if per_unit > 1:
+            columns = tap.positions.reshape(-1)
+            blocks.append(Block(units, per_unit, _columns(columns, first.length), ((g, np.arange(units)),)))
+    return Point(first.name, first.sites, first.side, first.dim, first.length, tuple(blocks))
+
+
+def _columns(columns: np.ndarray, length: int) -> Tensor | None:
+    whole = len(columns) == length and np.array_equal(columns, np.arange(length))
+    return None if whole else torch.from_numpy(np.ascontiguousarray(columns))
+
+
+class _Root(torch.autograd.Function):
+    """Hangs a tensor on a leaf of ours, so that the graph starts here although no weight asks for gradients."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, root: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+class Listener:
+    """What one forward pass hears at its points, and what comes back to them in the backward pass.
+
+    Every point gets an alias of its activation, handed to its consumers alone: the gradient that returns there
+    came through them and not through a skip connection beside them.
+    """
+
+    def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
+        self._model, self.points, self._gradients = model, points, gradients
+        self._by_site = {site: p for p in points for site in p.sites}
+        self._calls: dict[str, int] = {}
+        self._aliases: dict[Point, Tensor] = {}
+        self.root = torch.zeros((), requires_grad=True)
+        self.heard: dict[Point, Tensor] = {}
+        self.versions: dict[Point, int] = {}
+        self.copied: set[Point] = set()  # points whose activation is overwritten later in the pass
+        self.on_gradient: Callable[[Point, Tensor], None] = _ignore
+
+    def reset(self, device: torch.device) -> None:
+        """Forget the pass before."""
+        self._calls.clear()
+        self._aliases.clear()
+        self.heard.clear()
+        self.versions.clear()
+        self.root = torch.zeros((), device=device, requires_grad=True)
+
+    def missing(self) -> Point | None:
+        """The first point that the forward pass did not reach."""
+        return next((p for p in self.points if p not in self.heard), None)
+
+    def overwritten(self) -> set[Point]:
+        """Points whose activation was written to after it was heard."""
+        return {p for p, act in self.heard.items() if act._version != self.versions[p]}
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[Listener]:
+        """Hooks on the modules of all points, removed on the way out."""
+        wanted: dict[str, str] = {site.module: p.side for p in self.points for site in p.sites}
+        with contextlib.ExitStack() as handles:
+            for path, side in wanted.items():
+                module = self._model.get_submodule(path)
+                if side == "input":
+                    handle = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
+                else:
+                    handle = module.register_forward_hook(self._after(path))
+                handles.callback(handle.remove)
+            try:
+                yield self
+            finally:
+                self.reset(torch.device("cpu"))
+
+    def _next(self, path: str) -> Point | None:
+        call = self._calls.get(path, 0)
+        self._calls[path] = call + 1
+        return self._by_site.get(Site(path, call))
+
+    def _before(self, path: str):  # type: ignore[no-untyped-def]
+        def hook(_: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def, type-arg]
+            point = self._next(path)
+            if point is None:
+                return None
+            key = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
+            x = args[0] if args else kwargs[key]
+            alias = self._alias(point, x)
+            return ((alias, *args[1:]), kwargs) if args else (args, {**kwargs, key: alias})
+
+        return hook
+
+    def _after(self, path: str):  # type: ignore[no-untyped-def]
+        def hook(_: nn.Module, args: tuple, output: Tensor):  # type: ignore[no-untyped-def, type-arg]
+            point = self._next(path)
+            # What follows may write into the output (relu_): it gets a copy, and what is heard stays as it was.
+            return None if point is None else self._alias(point, output).clone()
+
+        return hook
+
+    def _alias(self, point: Point, x: Tensor) -> Tensor:
+        known = self._aliases.get(point)
+        if known is not None:  # another consumer of the same activation
+            return known
+        if x.shape[point.dim] != point.length:
+            raise InputError(
+                f"{point.name} has {x.shape[point.dim]} positions in dimension {point.dim}, the unit map expects "
+                f"{point.length}; trace this model again"
+            )
+        heard = x.detach()
+        if point in self.copied:
+            heard = heard.clone()
+        self.heard[point] = heard
+        self.versions[point] = heard._version
+        if not self._gradients:
+            return x
+        alias: Tensor = _Root.apply(x, self.root)
+        alias.register_hook(lambda grad: self.on_gradient(point, grad))
+        self._aliases[point] = alias
+        return alias
+
+
+def _ignore(point: Point, value: Tensor) -> None:
+    return None

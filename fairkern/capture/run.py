@@ -1,0 +1,220 @@
+"""The pass: one forward and one activation-gradient-only backward over the loader give U, R and the means."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence, Sized
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairkern.capture.batches import Batch, LossFunction, batches, loss_of
+from fairkern.capture.points import Block, Listener, Point, points_of
+from fairkern.capture.samples import SampleStore, Selection, by_group
+from fairkern.capture.settings import LossReduction, Recipe, Settings
+from fairkern.capture.sums import TaylorStore
+from fairkern.capture.untouched import untouched
+from fairkern.errors import InputError, NonFiniteError
+from fairkern.types import Scores, UnitMap
+
+
+def capture(
+    model: nn.Module, loader: Iterable[Any], loss_fn: LossFunction | None, units: UnitMap, settings: Settings
+) -> Scores:
+    """Score every prunable unit of `units` in one pass over `loader`; `model` is left as it was.
+
+    The first pass gives R, the means and U. Blocks of units whose class samples did not fit `memory_budget`
+    get their U from further passes, forward only.
+
+    Raises InputError (batches, labels, options, a loss that does not depend on the model, a loader that cannot
+    be iterated twice when that is needed), NonFiniteError. What loader, model and loss raise passes through.
+    """
+    if not units.prunable:
+        raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
+    points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
+    started = time.perf_counter()
+    with untouched(model):
+        first = _Pass(model, points, settings, loss_fn, taylor=TaylorStore(settings.backend))
+        first.run(loader)
+        passed = time.perf_counter()
+        first.selection.check()
+        assert first.taylor is not None
+        scored: dict[Block, np.ndarray] = first.samples.utilization(settings.backend)
+        compared = time.perf_counter() - passed
+        waiting, passes, peak = first.samples.dropped, 1, first.samples.peak
+        while waiting:
+            if iter(loader) is loader:
+                raise InputError(
+                    f"memory_budget of {settings.memory_budget} bytes needs another pass over the data, and the "
+                    "loader can be iterated once only; give a re-iterable loader or a larger budget"
+                )
+            again = _Pass(model, _only(points, waiting), settings, loss_fn, taylor=None)
+            again.run(loader, passes)
+            scored.update(again.samples.utilization(settings.backend))
+            waiting, passes, peak = again.samples.dropped, passes + 1, max(peak, again.samples.peak)
+    utilization = by_group(scored.items(), largest=True)
+    reconstruction = first.taylor.reconstruction(settings.reduction, first.seen)
+    nothing = np.zeros(0)
+    return Scores(
+        units=units,
+        signals={
+            "wasserstein": tuple(utilization.get(g, nothing) for g in range(len(units.groups))),
+            "taylor": tuple(reconstruction.get(g, nothing) for g in range(len(units.groups))),
+        },
+        means=first.taylor.means(),
+        provenance={
+            "samples": first.seen,
+            "batches": first.batches,
+            "loss": first.loss_sum / first.seen,
+            "classes": {str(label): count for label, count in sorted(first.selection.counts.items())},
+            "samples_per_class": settings.samples_per_class,
+            "projections": settings.projections,
+            "seed": settings.seed,
+            "recipe": settings.recipe.value,
+            "reduction": settings.reduction.value,
+            "loss_reduction": settings.loss_reduction.value,
+            "backend": settings.backend,
+            "passes": passes,
+            "sample_bytes": peak,
+            "device": str(_device(model)),
+            "torch": torch.__version__,
+            "seconds": {
+                "pass": passed - started,
+                "wasserstein": compared,
+                "total": time.perf_counter() - started,
+            },
+        },
+    )
+
+
+class _Pass:
+    """One iteration over the loader. Without `taylor` it collects class samples only, with no gradients."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        points: Sequence[Point],
+        settings: Settings,
+        loss_fn: LossFunction | None,
+        *,
+        taylor: TaylorStore | None,
+    ) -> None:
+        self._model, self._settings, self._loss_fn = model, settings, loss_fn
+        self.taylor = taylor
+        self.samples = SampleStore(
+            points, settings.projections, settings.seed, settings.memory_budget, settings.backend
+        )
+        self.selection = Selection(settings.samples_per_class)
+        self._listener = Listener(model, points, gradients=taylor is not None)
+        self._rows = torch.empty(0, dtype=torch.int64)
+        self.seen = self.batches = 0
+        self.loss_sum = 0.0
+
+    def run(self, loader: Iterable[Any], number: int = 0) -> None:
+        total = _length(loader)
+        stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
+        with self._listener.attached(), torch.enable_grad():
+            for batch in batches(loader, _device(self._model), self._settings.class_of):
+                self._step(batch)
+                self._settings.on_batch(self.batches, total, stage)
+        if self.batches == 0:
+            raise InputError("the loader yields no batch")
+        if self.seen == 0:
+            raise InputError("the loader yields no sample: every batch is empty")
+
+    def _step(self, batch: Batch) -> None:
+        self.batches += 1
+        if batch.samples == 0:
+            return
+        self._rows, labels = self.selection.take(batch.labels)
+        self.samples.labels(labels)
+        listener = self._listener
+        if self.taylor is None:
+            with torch.no_grad():
+                self._forward(batch)
+        else:
+            weight = batch.samples if self._settings.loss_reduction is LossReduction.MEAN else 1
+            self.loss_sum += self._backward(batch, self.taylor) * weight
+            self.taylor.commit(weight)
+        for point, act in listener.heard.items():
+            if len(act) != batch.samples:
+                raise InputError(
+                    f"the activation at {point.name} has {len(act)} rows for {batch.samples} samples: the model folds "
+                    "samples together before it, and its units cannot be told apart by class"
+                )
+            self.samples.add(point, act, self._rows)
+        self.seen += batch.samples
+        listener.reset(_device(self._model))
+
+    def _forward(self, batch: Batch) -> Tensor:
+        """The loss, everything heard; run again with copies of what the model overwrote after it was heard."""
+        listener = self._listener
+        while True:
+            listener.reset(_device(self._model))
+            loss = loss_of(self._model, batch, self._loss_fn)
+            missing = listener.missing()
+            if missing is not None:
+                raise InputError(
+                    f"batch {batch.index} does not reach {missing.name}, which the traced example inputs did; "
+                    "trace with inputs like those of the loader"
+                )
+            overwritten = listener.overwritten()
+            if not overwritten:
+                return loss
+            listener.copied |= overwritten
+
+    def _backward(self, batch: Batch, taylor: TaylorStore) -> float:
+        """Forward, and backward to the points; the Taylor sums wait in `taylor` for their commit."""
+        listener = self._listener
+
+        def gradient(point: Point, grad: Tensor) -> None:
+            with torch.no_grad():
+                taylor.add(point, listener.heard[point], grad)
+
+        listener.on_gradient = gradient
+        loss = self._forward(batch)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            self._blame_loss(batch, value)
+        if loss.requires_grad:
+            torch.autograd.grad(loss, [listener.root], allow_unused=True)
+        if not taylor.reached():
+            raise InputError(
+                f"the loss of batch {batch.index} does not depend on any unit of the model; "
+                "compute it from the model's output, without detach() or no_grad()"
+            )
+        bad = taylor.not_finite(listener.points)
+        if bad is not None:
+            point, what = bad
+            raise NonFiniteError(f"{what} at {point.name} are not finite in batch {batch.index}")
+        return value
+
+    def _blame_loss(self, batch: Batch, value: float) -> None:
+        for point in self._listener.points:
+            if not bool(torch.isfinite(self._listener.heard[point]).all()):
+                raise NonFiniteError(f"activations at {point.name} are not finite in batch {batch.index}")
+        raise NonFiniteError(f"the loss of batch {batch.index} is {value}, and every activation scored is finite")
+
+
+def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:
+    """The points that hold any of these blocks, with those blocks alone."""
+    wanted = set(map(id, blocks))
+    return [
+        Point(p.name, p.sites, p.side, p.dim, p.length, kept)
+        for p in points
+        if (kept := tuple(b for b in p.blocks if id(b) in wanted))
+    ]
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over an iterable data set has no length
+        return None
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next(iter(model.parameters()), None)
+    return torch.device("cpu") if tensor is None else tensor.device

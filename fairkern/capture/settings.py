@@ -1,0 +1,76 @@
+"""What a scoring pass is asked to do; strings become enums here."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fairkern.errors import InputError
+
+
+class Recipe(enum.Enum):
+    """`default` taps what the consumers read; `paper` what the layer itself returns, with signed sums."""
+
+    DEFAULT = "default"
+    PAPER = "paper"
+
+
+class Reduction(enum.Enum):
+    """R = |Σ_s t| (`signed`) or Σ_s |t| (`per_sample`)."""
+
+    SIGNED = "signed"
+    PER_SAMPLE = "per_sample"
+
+
+class LossReduction(enum.Enum):
+    """Whether the loss is the mean or the sum over a batch's samples."""
+
+    MEAN = "mean"
+    SUM = "sum"
+
+
+Choice = TypeVar("Choice", bound=enum.Enum)
+
+
+def choose(kind: type[Choice], name: str, value: Any) -> Choice:
+    """The member of `kind` that `value` names. Raises InputError naming the choices."""
+    try:
+        return kind(value)
+    except ValueError:
+        known = ", ".join(repr(member.value) for member in kind)
+        raise InputError(f"{name} is {value!r}; expected one of {known}") from None
+
+
+def _silent(done: int, total: int | None, stage: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `score`, checked. `on_batch(done, total or None, stage)` is told after every batch."""
+
+    samples_per_class: int = 32
+    projections: int = 128
+    seed: int = 0
+    recipe: Recipe = Recipe.DEFAULT
+    reduction: Reduction = Reduction.PER_SAMPLE
+    loss_reduction: LossReduction = LossReduction.MEAN
+    backend: str = "auto"
+    memory_budget: int | None = None
+    class_of: Callable[[Any], Any] | None = None
+    on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
+
+    def __post_init__(self) -> None:
+        for name, least in (("samples_per_class", 2), ("projections", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed!r}; expected a whole number from 0 to 2**63 - 1")
+        budget = self.memory_budget
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
+            raise InputError(f"memory_budget is {budget!r}; expected a positive number of bytes or None")
+        if self.class_of is not None and not callable(self.class_of):
+            raise InputError(f"class_of is {self.class_of!r}; expected a function of a batch")
