@@ -205,7 +205,7 @@ def shift(place: int, to: int) -> Callable[[dict], None]:
     [
         (shift(0, -1), "negative or do not ascend"),
         (shift(0, 1), "held by two units"),
-        (shift(0, 99), "the position 99 lies beyond the length 12"),
+        (shift(0, 12), "the position 12 lies beyond the length 12"),
         (lambda t: t.update(index=t["index"].astype(np.int32)), "'index' is int32"),
         (lambda t: t.update(means=t["means"].astype(np.float32)), "'means' is float32"),
         (lambda t: t.update(means=t["means"][:, None]), "'means' is float64 of shape"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fairkern.allocate import build, random_removal
 from fairkern.errors import InputError
-from fairkern.types import AttributeChange, Axis, Plan
-from tests.synthetic import chain, concat, random_scores, residual, resnet50
+from fairkern.types import AttributeChange, Axis, AxisGroup, GroupAxis, Plan, UnitMap
+from tests.synthetic import chain, concat, residual, resnet50
 
 
 def arrays(*lists: list[int]) -> list[np.ndarray]:
@@ -71,14 +73,32 @@ def test_an_axis_gathers_positions_of_several_groups() -> None:
     assert "dense.0.weight:0" not in removed(only)
 
 
-def test_an_axis_with_any_consumer_is_one() -> None:
-    """A stream that both feeds and is fed along one tensor's axes keeps them apart by dimension."""
-    plan = build(residual(width=4, blocks=1, inner=2).build(), arrays([1], [], [0]))
-    consumer = {str(a.axis): a.consumer for a in plan.axes}
-    assert consumer["layer0.0.conv1.weight:0"] is False
-    assert consumer["layer0.0.conv1.weight:1"] is True
-    assert consumer["layer0.0.conv2.weight:0"] is False
-    assert consumer["layer0.0.conv2.weight:1"] is True
+def shared_axis(*held: tuple[list[list[int]], bool]) -> UnitMap:
+    """Groups that hold these positions of one axis of ten, each as consumer or not."""
+    axis, empty = Axis("w", 0), chain((3,)).build()
+    groups = tuple(
+        AxisGroup(f"g{i}", "channel", len(places), (GroupAxis(axis, 10, np.array(places), consumer),), ())
+        for i, (places, consumer) in enumerate(held)
+    )
+    return replace(empty, groups=groups, extents=(), params=(), flops=(), attributes=(), shapes={"w": (10,)})
+
+
+@pytest.mark.parametrize(
+    ("held", "gone", "positions", "consumer"),
+    [
+        ([([[0, 4], [1, 5], [2, 6]], False)], [[0, 2]], [0, 2, 4, 6], False),  # places of units interleave
+        ([([[7], [8]], False), ([[0], [1]], True)], [[0], [1]], [1, 7], True),  # a later group lies in front
+        ([([[7], [8]], True), ([[0], [1]], False)], [[0], [1]], [1, 7], True),
+        ([([[7], [8]], True), ([[0], [1]], False)], [[], [1]], [1], False),  # only groups that are cut count
+        ([([[7], [8]], False), ([[7], [1]], False)], [[0], [0]], [7], False),  # one place, held twice
+    ],
+)
+def test_positions_of_one_axis_are_merged(
+    held: list[tuple[list[list[int]], bool]], gone: list[list[int]], positions: list[int], consumer: bool
+) -> None:
+    (axis,) = build(shared_axis(*held), arrays(*gone)).axes
+    assert (axis.removed.tolist(), axis.consumer, axis.length) == (positions, consumer, 10)
+    assert axis.removed.dtype == np.int64
 
 
 def test_nothing_removed() -> None:
@@ -132,4 +152,3 @@ def test_positions_of_a_large_plan_match_its_units() -> None:
     for axis in plan.axes:
         assert (np.diff(axis.removed) > 0).all()
         assert axis.length == units.shapes[axis.axis.tensor][axis.axis.dim]
-    assert random_scores(units).units is units
