@@ -253,3 +253,25 @@ def test_one_kind_is_not_the_other(tmp_path: Path) -> None:
         load_scores(tmp_path / "plan")
     with pytest.raises(ArtefactError, match=r"not a text file|not JSON"):
         load_plan(tmp_path / "scores")
+
+
+@pytest.mark.parametrize("save", [save_plan, save_scores])
+def test_random_damage_is_an_artefact_error_or_harmless(save: Callable, tmp_path: Path) -> None:
+    """Bytes changed or dropped at random: no other exception gets out."""
+    generator = np.random.default_rng(0)
+    load, value = (load_plan, some_plan()) if save is save_plan else (load_scores, some_scores())
+    path = tmp_path / "damaged"
+    save(value, path)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        data, place = bytearray(whole), int(generator.integers(len(whole)))
+        if generator.random() < 0.5:
+            data[place] = generator.choice(list(b'0123456789[]{},":-.eE '))
+        else:
+            del data[place : place + int(generator.integers(1, 4))]
+        path.write_bytes(data)
+        try:
+            load(path)
+        except ArtefactError:
+            refused += 1
+    assert refused > 150

@@ -131,6 +131,14 @@ def per_unit(units: UnitMap) -> tuple[FloatArray, FloatArray]:
 
     Returns:
         Two float64 arrays `[groups]`: parameters, FLOPs of one forward pass over the example inputs.
+
+    Example:
+        >>> from fairkern.types import AxisGroup
+        >>> hidden = AxisGroup("fc1", "neuron", 8, axes=(), taps=())
+        >>> extents = (Extent(8, ((0, 1),)), Extent(3, ()))
+        >>> terms = (CostTerm(1.0, (0, 1)), CostTerm(1.0, (0,)))  # a weight [8, 3] and its bias
+        >>> per_unit(UnitMap("Net", (hidden,), (), extents, terms, (), (), {}))[0]
+        array([4.])
     """
     whole = np.zeros(len(units.groups), dtype=np.int64)
     params, flops = (-Cost(units, terms).change(whole, whole - 1) for terms in (units.params, units.flops))

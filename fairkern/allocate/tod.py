@@ -27,6 +27,10 @@ def tolerance_need(removal: FloatArray, protect: FloatArray, limit: int) -> Floa
 
     Returns:
         float64 `[limit]`, non-decreasing.
+
+    Example:
+        >>> tolerance_need(np.array([0.1, 0.4, 0.3, 0.2]), np.array([1.0, 4.0, 2.0, 3.0]), limit=3)
+        array([0.        , 0.5       , 0.66666667])
     """
     if limit == 0:
         return np.zeros(0)

@@ -40,6 +40,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         OSError: the folder does not exist or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(f"{folder}/notes.txt") as temporary:
+        ...         _ = temporary.write_text("whole or not at all")
+        ...     os.listdir(folder)
+        ['notes.txt']
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -87,6 +95,13 @@ def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     Raises:
         ArtefactError: truncated, not JSON, of another format or a newer schema; says what was found.
         FileNotFoundError: there is no such file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_json(f"{folder}/report.json", "report", {"accuracy": (0.99, np.float64(0.98))})
+        ...     read_json(f"{folder}/report.json", "report")
+        {'accuracy': [0.99, 0.98]}
     """
     data = Path(path).read_bytes()
     try:
