@@ -41,7 +41,7 @@ def capture(
         passed = time.perf_counter()
         first.selection.check()
         assert first.taylor is not None
-        scored: dict[Block, np.ndarray] = first.samples.utilization(settings.backend)
+        scored: dict[Block, np.ndarray] = first.samples.utilization()
         compared = time.perf_counter() - passed
         waiting, passes, peak = first.samples.dropped, 1, first.samples.peak
         while waiting:
@@ -52,7 +52,7 @@ def capture(
                 )
             again = _Pass(model, _only(points, waiting), settings, loss_fn, taylor=None)
             again.run(loader, passes)
-            scored.update(again.samples.utilization(settings.backend))
+            scored.update(again.samples.utilization())
             waiting, passes, peak = again.samples.dropped, passes + 1, max(peak, again.samples.peak)
     utilization = by_group(scored.items(), largest=True)
     reconstruction = first.taylor.reconstruction(settings.reduction, first.seen)
@@ -144,7 +144,7 @@ class _Pass:
                     f"the activation at {point.name} has {len(act)} rows for {batch.samples} samples: the model folds "
                     "samples together before it, and its units cannot be told apart by class"
                 )
-            self.samples.add(point, act, self._rows)
+            self.samples.add(point, act, self._rows, self.selection.expected)
         self.seen += batch.samples
         listener.reset(_device(self._model))
 

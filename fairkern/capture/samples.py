@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,11 @@ class Selection:
         index = torch.tensor(rows, dtype=torch.int64)
         return index, labels[index]
 
+    @property
+    def expected(self) -> int:
+        """Samples that the classes seen so far will fill."""
+        return self.per_class * len(self.counts)
+
     def check(self) -> None:
         """Raises InputError unless there are two classes with two samples each."""
         if len(self.counts) < 2:
@@ -43,8 +48,38 @@ class Selection:
             raise InputError(f"class {label} has one sample; the U-score needs two or more of every class")
 
 
+class _Rows:
+    """Rows `[n, units, P]` that arrive piece by piece, in one buffer that grows by doubling."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+        self.count = 0
+
+    @property
+    def values(self) -> Tensor:
+        assert self._buffer is not None
+        return self._buffer[: self.count]
+
+    @property
+    def bytes(self) -> int:
+        return 0 if self._buffer is None else self._buffer.nbytes
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        return self._buffer is None or self._buffer.shape[1:] == torch.Size(shape)
+
+    def extend(self, n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, expect: int) -> Tensor:
+        """Room for `n` more rows, to be written by the caller; `expect` rows in all are likely to come."""
+        if self._buffer is None or self.count + n > len(self._buffer):
+            grown = torch.empty((max(expect, 2 * self.count, self.count + n), *shape), dtype=dtype, device=device)
+            if self._buffer is not None:
+                grown[: self.count] = self._buffer[: self.count]
+            self._buffer = grown
+        self.count += n
+        return self._buffer[self.count - n : self.count]
+
+
 class SampleStore:
-    """Projected activations `[samples, units, P]` per block, chunk by chunk.
+    """Projected activations `[samples, units, P]` per block.
 
     With a budget, the block that takes most is dropped when the sum would exceed it and is named in `dropped`:
     another pass collects it.
@@ -52,67 +87,65 @@ class SampleStore:
 
     def __init__(self, points: Iterable[Point], projections: int, seed: int, budget: int | None, backend: str) -> None:
         self._projections, self._seed, self._budget, self._backend = projections, seed, budget, backend
-        self._chunks: dict[Block, list[Tensor]] = {block: [] for p in points for block in p.blocks}
-        self._bytes: dict[Block, int] = dict.fromkeys(self._chunks, 0)
+        self._rows: dict[Block, _Rows] = {block: _Rows() for p in points for block in p.blocks}
         self._labels: list[Tensor] = []
         self._directions: dict[tuple[int, torch.device], Tensor] = {}
         self.dropped: list[Block] = []
         self.peak = 0
 
-    @property
-    def bytes(self) -> int:
-        return sum(self._bytes.values())
-
     def labels(self, labels: Tensor) -> None:
+        """Class labels of the rows about to be added."""
         self._labels.append(labels)
 
-    def add(self, point: Point, act: Tensor, rows: Tensor) -> None:
+    def add(self, point: Point, act: Tensor, rows: Tensor, expect: int) -> None:
         """The chosen rows of an activation, projected, for every block of this point."""
-        if not len(rows) or not any(block in self._chunks for block in point.blocks):
+        blocks = [block for block in point.blocks if block in self._rows]
+        if not len(rows) or not blocks:
             return
         chosen = act if len(rows) == len(act) else act.index_select(0, rows.to(act.device))
-        for block in point.blocks:
-            if block in self._chunks:
-                self._keep(point, block, self._projected(block, block.view(chosen, point.dim), point.dim % act.ndim))
+        dim = point.dim % act.ndim
+        for block in blocks:
+            self._project(point, block, block.view(chosen, dim).movedim(dim, 1), expect)
+        self._shrink(point)
 
-    def _projected(self, block: Block, x: Tensor, dim: int) -> Tensor:
-        x = x.movedim(dim, 1)
+    def _project(self, point: Point, block: Block, x: Tensor, expect: int) -> None:
+        """`x`: [n, units, positions …]."""
         positions = x.shape[2:].numel()
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        shape = (block.units, 1 if positions == 1 else self._projections)
+        kept = self._rows[block]
+        if not kept.fits(shape):
+            raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
+        room = kept.extend(len(x), shape, wide, x.device, expect)
         if positions == 1:
-            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-            return x.reshape(len(x), block.units, 1).to(wide, copy=True)
+            room.copy_(x.reshape(len(x), *shape))
+            return
         key = (positions, x.device)
         if key not in self._directions:
             self._directions[key] = directions(positions, self._projections, self._seed).to(x.device)
-        return project(x, self._directions[key], backend="auto")
+        project(x, self._directions[key], out=room)
 
-    def _keep(self, point: Point, block: Block, values: Tensor) -> None:
-        chunks = self._chunks[block]
-        if chunks and chunks[0].shape[2] != values.shape[2]:
-            raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
-        chunks.append(values)
-        self._bytes[block] += values.nbytes
-        while self._budget is not None and self.bytes > self._budget:
-            largest = max(self._bytes, key=lambda b: self._bytes[b])
-            if len(self._bytes) == 1:
+    def _shrink(self, point: Point) -> None:
+        """Drop the largest blocks until the rest keeps to the budget."""
+        while (total := sum(rows.bytes for rows in self._rows.values())) > (self._budget or total):
+            largest = max(self._rows, key=lambda block: self._rows[block].bytes)
+            if len(self._rows) == 1:
                 raise InputError(
-                    f"memory_budget is {self._budget} bytes; the samples of {point.name} alone take more. "
+                    f"memory_budget is {self._budget} bytes; the samples of {point.name} alone take {total}. "
                     "Give a larger budget, fewer samples_per_class or fewer projections"
                 )
-            del self._chunks[largest], self._bytes[largest]
+            del self._rows[largest]
             self.dropped.append(largest)
-        self.peak = max(self.peak, self.bytes)
+        self.peak = max(self.peak, total)
 
-    def utilization(self, backend: str) -> dict[Block, np.ndarray]:
+    def utilization(self) -> dict[Block, np.ndarray]:
         """U per unit, float64 `[units]`, of every block that was kept; frees the samples as it goes."""
         labels = torch.cat(self._labels) if self._labels else torch.empty(0, dtype=torch.int64)
         scores = {}
-        for block in list(self._chunks):
-            values = torch.cat(self._chunks.pop(block))
-            del self._bytes[block]
-            distance = class_wasserstein(values, labels.to(values.device), reduce="max", backend=backend)
+        for block in list(self._rows):
+            values = self._rows.pop(block).values
+            distance = class_wasserstein(values, labels.to(values.device), reduce="max", backend=self._backend)
             scores[block] = distance.double().cpu().numpy()
-            del values
         return scores
 
 

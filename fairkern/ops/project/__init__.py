@@ -13,7 +13,7 @@ from fairkern.ops.project import reference
 __all__ = ["directions", "project"]
 
 
-def project(x: Tensor, directions: Tensor, *, backend: str = "auto") -> Tensor:
+def project(x: Tensor, directions: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
     """`out[n, c, :] = x[n, c, ...].flatten() @ directions`.
 
     Args:
@@ -21,10 +21,11 @@ def project(x: Tensor, directions: Tensor, *, backend: str = "auto") -> Tensor:
             bfloat16 or float16.
         directions: [D, P] float32 or float64, as from `directions(d, p, seed)`. With D = 1 there is nothing to
             choose between: pass `directions(1, 1, seed)`, which is 1, or do not project at all.
+        out: [N, C, P] contiguous, of the result's dtype, to write into; default: a new tensor.
         backend: "auto" or "reference".
 
     Returns:
-        [N, C, P]; float32, or float64 for float64 `x`. Products and sums are in that dtype.
+        [N, C, P], `out` if given; float32, or float64 for float64 `x`. Products and sums are in that dtype.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit. BackendError: the backend cannot run here.
@@ -46,7 +47,10 @@ def project(x: Tensor, directions: Tensor, *, backend: str = "auto") -> Tensor:
         )
     resolve("project", backend, x.device)
     wide = _check.accumulator(x.dtype)
-    return reference.project(x.reshape(*x.shape[:2], positions).to(wide), directions.to(wide))
+    made = (*x.shape[:2], directions.shape[1])
+    if out is not None and (tuple(out.shape) != made or out.dtype != wide or not out.is_contiguous()):
+        raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
+    return reference.project(x.reshape(*x.shape[:2], positions).to(wide), directions.to(wide), out)
 
 
 def directions(d: int, p: int, seed: int) -> Tensor:

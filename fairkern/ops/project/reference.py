@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 
-def project(x: Tensor, directions: Tensor) -> Tensor:
-    """[N, C, D], [D, P] → [N, C, P]."""
-    return torch.matmul(x, directions)
+def project(x: Tensor, directions: Tensor, out: Tensor | None = None) -> Tensor:
+    """[N, C, D], [D, P] → [N, C, P], into `out` if given."""
+    return torch.matmul(x, directions, out=out)
 
 
 def directions(d: int, p: int, seed: int) -> Tensor:
