@@ -1,7 +1,27 @@
-"""fairkern: the accelerated engine for FAIR-Pruner, structured pruning of neural networks."""
+"""fairkern: the accelerated engine for FAIR-Pruner, structured pruning of neural networks.
+
+`trace` a model, `score` its units in one pass over some data, get a `Scores.plan` for any budget, `apply` it.
+"""
 
 from __future__ import annotations
 
+from fairkern import ops
+from fairkern.api import (
+    Plan,
+    Report,
+    Scores,
+    UnitMap,
+    apply,
+    info,
+    latency,
+    load_pruned,
+    picture,
+    prune,
+    save_pruned,
+    score,
+    summarise,
+    trace,
+)
 from fairkern.errors import (
     ArtefactError,
     BackendError,
@@ -19,5 +39,20 @@ __all__ = [
     "FairkernError",
     "InputError",
     "NonFiniteError",
+    "Plan",
     "PlanMismatchError",
+    "Report",
+    "Scores",
+    "UnitMap",
+    "apply",
+    "info",
+    "latency",
+    "load_pruned",
+    "ops",
+    "picture",
+    "prune",
+    "save_pruned",
+    "score",
+    "summarise",
+    "trace",
 ]

@@ -156,7 +156,7 @@ class Listener:
         return self._by_site.get(Site(path, call))
 
     def _before(self, path: str):  # type: ignore[no-untyped-def]
-        def hook(_: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def, type-arg]
+        def hook(_: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
             point = self._next(path)
             if point is None:
                 return None
@@ -168,7 +168,7 @@ class Listener:
         return hook
 
     def _after(self, path: str):  # type: ignore[no-untyped-def]
-        def hook(_: nn.Module, args: tuple, output: Tensor):  # type: ignore[no-untyped-def, type-arg]
+        def hook(_: nn.Module, args: tuple, output: Tensor):  # type: ignore[no-untyped-def]
             point = self._next(path)
             # What follows may write into the output (relu_): it gets a copy, and what is heard stays as it was.
             return None if point is None else self._alias(point, output).clone()

@@ -1,0 +1,389 @@
+"""The pipeline: trace · score · plan · apply · prune. Where the stages meet; no mathematics of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairkern import allocate, artefacts, axes, capture, compact, report, types
+from fairkern.capture import LossReduction, Recipe, Reduction, Settings, choose
+from fairkern.errors import InputError
+from fairkern.nested import map_tensors, tensors_in
+from fairkern.ops import describe
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class UnitMap(types.UnitMap):
+    """What can be cut from a model (see `fairkern.types.UnitMap` for the fields)."""
+
+    def explain(self) -> str:
+        """A table: group, kind, units, axes, consumers, parameters and FLOPs per unit, or why it is frozen."""
+        return report.render(report.explain_table(self, *allocate.per_unit(self)))
+
+
+@dataclass(frozen=True)
+class Scores(types.Scores):
+    """Scores of every unit (see `fairkern.types.Scores`); any number of plans come from them."""
+
+    def plan(
+        self,
+        *,
+        tod: float | None = None,
+        keep_params: float | None = None,
+        keep_flops: float | None = None,
+        allocation: str = "tod",
+        removal: str = "wasserstein",
+        protect: str = "taylor",
+        round_to: int = 1,
+        max_remove: float = 0.99,
+        min_keep: int = 1,
+        ignore: Iterable[str] = (),
+    ) -> Plan:
+        """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
+
+        Exactly one of `tod` (the tolerance α), `keep_params` and `keep_flops` (at most this share of the whole
+        model stays) is given. Options, errors and method: `fairkern.allocate.allocate`.
+        """
+        plan = allocate.allocate(
+            self,
+            tod=tod,
+            keep_params=keep_params,
+            keep_flops=keep_flops,
+            allocation=allocation,
+            removal=removal,
+            protect=protect,
+            round_to=round_to,
+            max_remove=max_remove,
+            min_keep=min_keep,
+            ignore=ignore,
+        )
+        return _public(Plan, plan)
+
+    def save(self, path: PathLike) -> None:
+        """One safetensors file, written atomically."""
+        artefacts.save_scores(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Scores:
+        """Raises ArtefactError for a truncated, foreign or newer file."""
+        scores = artefacts.load_scores(path)
+        return _public(cls, replace(scores, units=_public(UnitMap, scores.units)))
+
+
+@dataclass(frozen=True)
+class Plan(types.Plan):
+    """Which positions of which axes go (see `fairkern.types.Plan`)."""
+
+    def masked(self, model: nn.Module) -> compact.masked:
+        """Context manager: inside, every removed unit contributes zero to every consumer; put back on exit."""
+        return compact.masked(model, self)
+
+    def save(self, path: PathLike) -> None:
+        """JSON, written atomically."""
+        artefacts.save_plan(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Plan:
+        """Raises ArtefactError for a truncated, foreign or newer file."""
+        return _public(cls, artefacts.load_plan(path))
+
+
+@dataclass(frozen=True)
+class Report(types.Report):
+    """What a run did (see `fairkern.types.Report`)."""
+
+    def table(self) -> str:
+        """Measures before and after, a row per group, seconds per stage."""
+        return report.render(report.report_table(self))
+
+    def save(self, path: PathLike) -> None:
+        """JSON, written atomically."""
+        report.save_report(self, path)
+
+
+def trace(
+    model: nn.Module, example_inputs: Any, *, more: Sequence[Any] = (), verify: bool = True, seed: int = 0
+) -> UnitMap:
+    """What can be cut from `model`: run it once on example inputs and follow every axis position.
+
+    Args:
+        model: any eager module; it runs in eval mode and is left as it was. Parameters that eval mode does not
+            reach (auxiliary heads) are looked for in one more run in train mode.
+        example_inputs: a tensor, a tuple (positional) or a dict (keyword arguments), on the model's device. FLOPs
+            are counted for these.
+        more: further example inputs that reach more code.
+        verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
+            model allows it); a group that fails is frozen. False skips the proof; `UnitMap.proven` says so.
+        seed: of the proof's removals and inputs.
+
+    Raises:
+        InputError: inputs without a tensor or on another device; a model without a single axis that can be cut.
+        What the model raises passes through.
+
+    Cost: one forward pass and about 0.2 ms per operator; the proof adds a copy of the model and three passes.
+
+    Example:
+        >>> import torch, fairkern as fk
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> [(g.name, g.units) for g in fk.trace(net, torch.randn(2, 4)).groups]
+        [('0', 8)]
+    """
+    _check_model(model)
+    units = axes.unit_map(model, [example_inputs, *more])
+    if verify and units.prunable:
+        failed = compact.prove(model, units, example_inputs, make_plan=allocate.build, seed=seed)
+        units = replace(units.freeze(failed), proven=True)
+    if not units.prunable:
+        reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
+        raise InputError(
+            f"no axis of this {type(model).__name__} can be cut; the first reasons: {'; '.join(reasons[:3]) or 'none'}"
+        )
+    return _public(UnitMap, units)
+
+
+def score(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    units: types.UnitMap | None = None,
+    samples_per_class: int = 32,
+    projections: int = 128,
+    seed: int = 0,
+    class_of: Callable[[Any], Tensor] | None = None,
+    recipe: str = "default",
+    reduction: str | None = None,
+    loss_reduction: str = "mean",
+    backend: str = "auto",
+    memory_budget: int | None = None,
+    progress: bool = True,
+) -> Scores:
+    """U-score and R-score of every prunable unit, in one pass over `loader`.
+
+    The pass is a forward and a backward for activation gradients only; no weight gradient is computed. The model
+    runs in eval mode and is left as it was (parameters, buffers, modes, `.grad`, hooks, random state), also after
+    an error or Ctrl-C.
+
+    Args:
+        model: the model, on any one device; batches are moved to it.
+        loader: any iterable of `(inputs, targets)` or of dicts (`model(**batch).loss` when `loss_fn` is None).
+        loss_fn: `loss_fn(output, targets)` → scalar.
+        units: from `trace(model, …)`; traced on the head of the first batch if not given.
+        samples_per_class: how many samples of each class enter the U-score: the first ones. R uses all samples.
+        projections: directions for the sliced distance; units with one value per sample need none.
+        seed: of the directions.
+        class_of: `class_of(batch)` → integer labels [samples]; default: the targets.
+        recipe: "default" taps what the consumers read; "paper" what the layer itself returns, with signed sums.
+        reduction: "signed" (R = |Σ_s t|) or "per_sample" (R = Σ_s |t|); None takes the recipe's: per_sample for
+            "default", signed for "paper".
+        loss_reduction: "mean" or "sum" over a batch's samples: what `loss_fn` does.
+        backend: "auto", "native" or "reference" for the operators.
+        memory_budget: bytes that class samples may take; more passes over the data are made if needed.
+        progress: show a progress bar on a terminal.
+
+    Returns:
+        Scores; `provenance` says what was used: counts, passes, bytes, seconds per stage.
+
+    Raises:
+        InputError: empty loader, fewer than two classes, a class with one sample, labels that are no class
+            labels, a loss that does not depend on the model, unknown options.
+        NonFiniteError: NaN or Inf in activations, gradients or the loss; names layer and batch.
+        PlanMismatchError: `units` of another model.
+
+    Cost: below one ordinary forward + backward over the same data; memory: the class samples
+    (classes · samples_per_class · units · projections · 4 bytes per tap) on top of the activations of a batch.
+
+    Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
+    """
+    _check_model(model)
+    kind = choose(Recipe, "recipe", recipe)
+    default = Reduction.SIGNED if kind is Recipe.PAPER else Reduction.PER_SAMPLE
+    settings = Settings(
+        samples_per_class=samples_per_class,
+        projections=projections,
+        seed=seed,
+        recipe=kind,
+        reduction=default if reduction is None else choose(Reduction, "reduction", reduction),
+        loss_reduction=choose(LossReduction, "loss_reduction", loss_reduction),
+        backend=backend,
+        memory_budget=memory_budget,
+        class_of=class_of,
+    )
+    traced = 0.0
+    if units is None:
+        started = time.perf_counter()
+        with torch.random.fork_rng(_cuda_devices()):
+            first, loader = _first_batch(loader)
+        units = trace(model, _head(first, model))
+        traced = time.perf_counter() - started
+    else:
+        compact.check(model, allocate.build(units, [()] * len(units.groups)))
+    with report.progress(progress) as on_batch:
+        scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
+    seconds = {"trace": traced, **scores.provenance["seconds"]}
+    scores = replace(scores, units=_public(UnitMap, units), provenance={**scores.provenance, "seconds": seconds})
+    return _public(Scores, scores)
+
+
+def apply(model: nn.Module, plan: types.Plan, *, inplace: bool = False, backend: str = "auto") -> nn.Module:
+    """The smaller model that `plan` leaves: it computes what `plan.masked(model)` computes.
+
+    Args:
+        model: a model with the names and shapes that the plan was made for.
+        plan: from `Scores.plan` or `Plan.load`.
+        inplace: cut `model` itself, tensor by tensor, freeing memory as it goes; default: a copy, `model` stays.
+        backend: of the gathers.
+
+    Raises:
+        PlanMismatchError: a plan for another architecture; names the first axis that differs.
+        InputError: a model that cannot be copied.
+    """
+    _check_model(model)
+    return compact.apply(model, plan, inplace=inplace, backend=backend)
+
+
+def prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    tod: float | None = None,
+    keep_params: float | None = None,
+    keep_flops: float | None = None,
+    round_to: int = 1,
+    max_remove: float = 0.99,
+    min_keep: int = 1,
+    ignore: Iterable[str] = (),
+    inplace: bool = False,
+    **scoring: Any,
+) -> tuple[nn.Module, Report]:
+    """Trace, score, plan and cut: the smaller model and what was done.
+
+    Budget options as in `Scores.plan`; `inplace` as in `apply`; every other keyword goes to `score`.
+    """
+    _check_model(model)
+    started = time.perf_counter()
+    first, loader = _first_batch(loader)
+    example = _head(first, model)
+    scores = score(model, loader, loss_fn, units=scoring.pop("units", None) or trace(model, example), **scoring)
+    scored = time.perf_counter()
+    plan = scores.plan(
+        tod=tod,
+        keep_params=keep_params,
+        keep_flops=keep_flops,
+        round_to=round_to,
+        max_remove=max_remove,
+        min_keep=min_keep,
+        ignore=ignore,
+    )
+    planned = time.perf_counter()
+    latency = report.latency_ms(model, example)
+    cutting = time.perf_counter()
+    small = compact.apply(model, plan, inplace=inplace)
+    stages = {"trace and score": scored - started, "plan": planned - scored, "cut": time.perf_counter() - cutting}
+    return small, summarise(
+        plan,
+        scores=scores,
+        title=f"{type(model).__name__}, pruned",
+        before={"latency_ms": latency},
+        after={"latency_ms": report.latency_ms(small, example)},
+        stages=stages,
+    )
+
+
+def summarise(
+    plan: types.Plan,
+    *,
+    scores: types.Scores | None = None,
+    title: str = "",
+    before: Mapping[str, float] | None = None,
+    after: Mapping[str, float] | None = None,
+    stages: Mapping[str, float] | None = None,
+) -> Report:
+    """A report of a plan: parameters and FLOPs from the plan, and whatever else was measured.
+
+    `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `stages` seconds by stage.
+    """
+    result = plan.result
+    return Report(
+        title=title or f"{plan.model}, pruned",
+        before={"params": result["params_before"], "flops": result["flops_before"], **(before or {})},
+        after={"params": result["params_after"], "flops": result["flops_after"], **(after or {})},
+        groups=tuple(report.group_rows(plan)),
+        stages=dict(stages or {}),
+        choices={
+            "request": dict(plan.request),
+            "tolerance": result.get("tolerance"),
+            "proven": None if scores is None else scores.units.proven,
+            "notes": [] if scores is None else list(scores.units.notes),
+            "scoring": {} if scores is None else dict(scores.provenance),
+        },
+        versions=report.versions(),
+    )
+
+
+def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
+    """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
+    report.save_picture(scores, plan, path)
+
+
+def latency(model: nn.Module, example_inputs: Any) -> float:
+    """Median milliseconds of a forward pass in eval mode on these inputs, after warming up."""
+    return report.latency_ms(model, example_inputs)
+
+
+def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
+    """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
+    compact.save_pruned(small, plan, folder)
+
+
+def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
+    """A pruned model back from `save_pruned`, given the unpruned architecture with any weights (meta is fine)."""
+    return compact.load_pruned(fresh_model, folder)
+
+
+def info() -> dict[str, Any]:
+    """What runs here: versions, the compiled extension, threads, devices, backends per operator and why not."""
+    return describe()
+
+
+def _public(cls: Any, data: Any) -> Any:
+    """The same data as the public class that adds methods to it."""
+    return data if isinstance(data, cls) else cls(**vars(data))
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+def _first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and a loader that still yields it (a one-shot iterator gets it back in front)."""
+    iterator: Iterator[Any] = iter(loader)
+    try:
+        first = next(iterator)
+    except StopIteration:
+        raise InputError("the loader yields no batch") from None
+    return first, itertools.chain([first], iterator) if iterator is loader else loader
+
+
+def _head(batch: Any, model: nn.Module, samples: int = 2) -> Any:
+    """The inputs of a batch on the model's device, cut to a few samples where all share their first dimension."""
+    inputs = batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    sizes = {t.shape[:1] for t in tensors_in(inputs)}
+    short = len(sizes) == 1 and all(len(s) == 1 for s in sizes)
+    return map_tensors(inputs, lambda t: (t[:samples] if short else t).detach().to(device))
