@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fairkern.compact.apply import apply, copy_with
 from fairkern.compact.descriptors import check, tensors_of
-from fairkern.compact.inputs import call, distance, map_tensors, tensors_in, vary
+from fairkern.compact.inputs import distance, vary
 from fairkern.compact.masked import masked
 from fairkern.compact.stir import calibrate, stir
 from fairkern.errors import InputError
+from fairkern.nested import call_model, map_tensors, tensors_in
 from fairkern.types import IndexArray, Plan, UnitMap
 
 MakePlan = Callable[[UnitMap, Sequence[IndexArray]], Plan]
@@ -33,7 +34,7 @@ def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
     Raises InputError when the model returns no tensor.
     """
     with torch.no_grad():
-        return distance(call(model, inputs), call(small, inputs))
+        return distance(call_model(model, inputs), call_model(small, inputs))
 
 
 def prove(
@@ -155,7 +156,7 @@ class _Trial:
 
     def _run(self, model: nn.Module, inputs: Any) -> Any:
         torch.manual_seed(self.seed)  # the same for both sides; the caller's state is put back by `prove`
-        return call(model, inputs)
+        return call_model(model, inputs)
 
     def failure(self, groups: Sequence[int]) -> str | None:
         """Why the pruned copy is not the masked copy when these groups are cut; None when it is."""

@@ -1,0 +1,43 @@
+"""A Report as a JSON file."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+
+from fairkern.artefacts import read_json, write_json
+from fairkern.artefacts.fields import Fields
+from fairkern.types import Report
+
+
+def save_report(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write `report` atomically as JSON ("fairkern.report"); arrays become lists.
+
+    Raises InputError (a value that JSON cannot hold, NaN among them; names its place), OSError (the folder
+    does not exist or cannot be written). Nothing half-written stays.
+    """
+    write_json(path, "report", {field.name: getattr(report, field.name) for field in fields(report)})
+
+
+def load_report(path: str | os.PathLike[str]) -> Report:
+    """The report that `save_report` wrote.
+
+    Raises ArtefactError (truncated, foreign, damaged, a newer schema), FileNotFoundError.
+    """
+    content = Fields(read_json(path, "report"), path)
+
+    def numbers(key: str) -> dict[str, float]:
+        return {name: entry.number() for name, entry in content[key].entries().items()}
+
+    rows = content["groups"].items()
+    for row in rows:
+        row.entries()
+    return Report(
+        title=content["title"].text(),
+        before=numbers("before"),
+        after=numbers("after"),
+        groups=tuple(row.value for row in rows),
+        stages=numbers("stages"),
+        choices={key: entry.value for key, entry in content["choices"].entries().items()},
+        versions={key: entry.text() for key, entry in content["versions"].entries().items()},
+    )

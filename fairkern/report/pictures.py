@@ -1,0 +1,235 @@
+"""One picture of a plan: how much goes from each group, the ToD curves behind it, and which units go."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fairkern.artefacts import replacing
+from fairkern.errors import InputError
+from fairkern.ops import tod_curve
+from fairkern.types import FloatArray, Plan, PlanGroup, Scores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_INK, _FAINT, _KEPT, _REMOVED = "#222222", "#dddddd", "#8aa4bd", "#d1495b"
+_MOST_LABELS = 60
+_FLOOR = 1e-3  # of the group's median: where the log axes of the scatter end
+
+
+def draw(scores: Scores, plan: Plan) -> Figure:
+    """The rates of all groups, their ToD curves with the chosen counts, and U against R with the removed units.
+
+    `plan` was made from `scores`. A figure of its own: matplotlib's backend and pyplot are not touched.
+    Raises InputError when matplotlib is missing, or when the scores do not belong to the plan.
+    """
+    figure_class, colormap, normalise, mappable = _matplotlib()
+    removal, protect = (_signal(scores, plan, role) for role in ("removal", "protect"))
+    rows = len(plan.groups)
+    height = float(np.clip(0.24 * rows + 1.8, 6.8, 14.0))
+    figure = figure_class(figsize=(13.0, height), dpi=130, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1.0, 1.45))
+    left, upper, lower = (figure.add_subplot(grid[place]) for place in (np.s_[:, 0], np.s_[0, 1], np.s_[1, 1]))
+    shade = colormap("viridis")
+    colours = [shade(0.92 * i / max(1, rows - 1)) for i in range(rows)]
+    _rates(left, plan.groups)
+    _curves(upper, plan, removal, protect, colours)
+    if rows > 1:
+        bar = figure.colorbar(mappable(norm=normalise(0, 1 / 0.92), cmap=shade), ax=upper, pad=0.015, aspect=30)
+        bar.ax.set_ylim(0, 1)
+        bar.set_ticks([0, 1], labels=["first", "last"])
+        bar.set_label("group", labelpad=-14, color=_INK, fontsize=9)
+        bar.ax.tick_params(length=0, labelsize=9, labelcolor=_INK)
+        bar.outline.set_visible(False)
+    _scatter(lower, plan.groups, removal, protect)
+    figure.suptitle(_title(plan), fontsize=12, color=_INK, x=0.012, ha="left", fontweight="bold")
+    return figure
+
+
+def save_picture(scores: Scores, plan: Plan, path: str | os.PathLike[str]) -> None:
+    """`draw` as a file, written atomically; the ending of `path` chooses the format (png, svg, pdf).
+
+    Raises InputError (matplotlib is missing, an ending that it cannot write), OSError.
+    """
+    figure = draw(scores, plan)
+    kind = os.path.splitext(path)[1].lstrip(".").lower() or "png"
+    known = figure.canvas.get_supported_filetypes()
+    if kind not in known:
+        raise InputError(f"{path} ends in .{kind}; expected one of {', '.join(sorted(known))}")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=kind)
+
+
+def _matplotlib() -> Any:
+    try:
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError(
+            f"a picture needs matplotlib, which cannot be imported ({error}): pip install 'fairkern[demo]'"
+        ) from error
+    return Figure, colormaps.get_cmap, Normalize, ScalarMappable
+
+
+def _signal(scores: Scores, plan: Plan, role: str) -> list[FloatArray]:
+    """The plan's removal or protection signal, an array per plan group."""
+    name = plan.request.get(role, {"removal": "wasserstein", "protect": "taylor"}[role])
+    if name not in scores.signals:
+        raise InputError(f"the plan was made with {role}={name!r}; these scores hold {sorted(scores.signals)}")
+    by_name = {group.name: values for group, values in zip(scores.units.groups, scores.signals[name], strict=True)}
+    for group in plan.groups:
+        if group.name not in by_name or len(by_name[group.name]) != group.units:
+            raise InputError(f"the scores have no {name} of the {group.units} units of group {group.name!r}")
+    return [by_name[group.name] for group in plan.groups]
+
+
+def _title(plan: Plan) -> str:
+    target = next(
+        (f"{key}={plan.request[key]:g}" for key in ("tod", "keep_params", "keep_flops") if key in plan.request), ""
+    )
+    shares = []
+    for key, label in (("params", "parameters"), ("flops", "FLOPs")):
+        before, after = plan.result.get(f"{key}_before"), plan.result.get(f"{key}_after")
+        if before and after is not None:
+            shares.append(f"{100 * after / before:.1f} % of {label}")
+    kept = f"keeps {' and '.join(shares)}" if shares else ""
+    return "  ·  ".join(part for part in (plan.model, target, kept) if part)
+
+
+def _rates(axes: Axes, groups: Sequence[PlanGroup]) -> None:
+    rates = [100 * group.rate for group in groups]
+    places = np.arange(len(groups))
+    axes.barh(places, 100, height=0.72, color="#f1f3f5")
+    axes.barh(places, rates, height=0.72, color=_REMOVED)
+    step = -(-len(groups) // _MOST_LABELS)
+    size = 8.5 if len(groups) <= 40 else 7.0
+    names = _shortened([group.name for group in groups])
+    axes.set_yticks(places[::step], labels=names[::step], fontsize=size)
+    if step == 1:
+        for place, group in enumerate(groups):
+            label = f"{len(group.removed)} of {group.units}"
+            axes.text(
+                98.5,
+                place,
+                label,
+                va="center",
+                ha="right",
+                fontsize=size - 1,
+                color=_INK,
+            )
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("units removed, %")
+    _style(axes, "What goes from each group", grid="none")
+    axes.tick_params(axis="y", length=0)
+
+
+def _curves(
+    axes: Axes, plan: Plan, removal: Sequence[FloatArray], protect: Sequence[FloatArray], colours: Sequence[Any]
+) -> None:
+    many = len(plan.groups) > 30
+    for group, u, r, colour in zip(plan.groups, removal, protect, colours, strict=True):
+        curve = tod_curve(torch.from_numpy(u), torch.from_numpy(r)).numpy()
+        share = 100 * np.arange(1, group.units + 1) / group.units
+        axes.plot(share, curve, color=colour, linewidth=0.7 if many else 1.3, alpha=0.6 if many else 0.9)
+        count = len(group.removed)
+        if count:
+            axes.plot(
+                share[count - 1],
+                curve[count - 1],
+                "o",
+                color=colour,
+                markersize=4 if many else 6.5,
+                markeredgecolor="white",
+                markeredgewidth=0.8,
+                zorder=3,
+            )
+    tolerance = plan.result.get("tolerance")
+    if tolerance is not None and plan.request.get("allocation", "tod") == "tod":
+        axes.axhline(tolerance, color=_REMOVED, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2)
+        axes.annotate(
+            f"tolerance {tolerance:.3g}",
+            (99, tolerance),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=9,
+            color=_REMOVED,
+        )
+    axes.set_xlim(0, 100)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel("units removed, %")
+    axes.set_ylabel("ToD")
+    axes.tick_params(axis="y", labelsize=9)
+    _style(axes, "Tolerance of Difference; dots: what was chosen")
+
+
+def _scatter(
+    axes: Axes, groups: Sequence[PlanGroup], removal: Sequence[FloatArray], protect: Sequence[FloatArray]
+) -> None:
+    gone = np.concatenate([np.isin(np.arange(g.units), g.removed) for g in groups]) if groups else np.zeros(0, bool)
+    x, y = (np.concatenate([_by_median(v) for v in values] or [np.zeros(0)]) for values in (removal, protect))
+    size = float(np.clip(9000 / max(1, len(x)), 3.0, 18.0))
+    for which, colour, label, alpha in ((~gone, _KEPT, "stays", 0.6), (gone, _REMOVED, "removed", 0.75)):
+        text = f"{label} ({int(which.sum()):,})"
+        axes.scatter(
+            x[which],
+            y[which],
+            s=size,
+            color=colour,
+            alpha=alpha,
+            linewidths=0,
+            label=text,
+            rasterized=len(x) > 2000,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.tick_params(axis="y", labelsize=9)
+    for values, name, write in ((x, "U", axes.set_xlabel), (y, "R", axes.set_ylabel)):
+        least = f" (0 at {_FLOOR:g})" if (values <= _FLOOR).any() else ""
+        write(f"{name}, in medians of the group{least}")
+    _style(axes, "Every unit: U (low goes first) against R (high stays)")
+    legend = axes.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, markerscale=2.5)
+    legend.set_zorder(5)
+
+
+def _by_median(values: FloatArray) -> FloatArray:
+    middle = float(np.median(np.abs(values))) if len(values) else 1.0
+    return np.maximum(np.abs(values) / (middle if middle > 0 else 1.0), _FLOOR)
+
+
+def _style(axes: Axes, title: str, grid: str = "both") -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, color=_INK, pad=6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color("#999999")
+    if grid != "none":
+        axes.grid(True, axis="both", color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, width=0.6)
+    axes.tick_params(axis="x", labelsize=9)
+    axes.xaxis.label.set(color=_INK, fontsize=9.5)
+    axes.yaxis.label.set(color=_INK, fontsize=9.5)
+
+
+def _shortened(names: Sequence[str], longest: int = 34) -> list[str]:
+    """Names without the path that all of them share, and no longer than this."""
+    split = [name.split(".") for name in names]
+    levels = itertools.takewhile(
+        lambda level: len(set(level)) == 1, zip(*(parts[:-1] for parts in split), strict=False)
+    )
+    shared = len(list(levels)) if len(split) > 1 else 0
+    short = [".".join(parts[shared:]) for parts in split]
+    return [name if len(name) <= longest else f"…{name[1 - longest :]}" for name in short]

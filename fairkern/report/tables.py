@@ -1,0 +1,236 @@
+"""Tables for people: what can be cut and what a run did. Readable at 100 columns and without a terminal."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fairkern.types import Axis, FrozenAxis, Report, UnitMap
+
+_SHOWN_REASONS = 12
+
+
+def render(table: RenderableType, width: int = 100) -> str:
+    """Plain text of a table or several, without colours or control codes; no line is longer than `width`."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flops: Sequence[float]) -> RenderableType:
+    """What can be cut from a model and what stays, and why.
+
+    `per_unit_params[g]` and `per_unit_flops[g]` are what removing one unit of group `g` saves, an entry per
+    group of the map. First the groups that can be cut: units, axes, consumers, costs; then those that are
+    frozen, each with its reason; then the frozen axes, counted by reason.
+    """
+    parts: list[RenderableType] = []
+    prunable = units.prunable
+    total = sum(units.groups[g].units for g in prunable)
+    can = _table(f"{units.model}: {_groups(len(prunable))}, {_whole(total)} units that can be cut")
+    for name in ("group", "kind"):
+        can.add_column(name, overflow="fold")
+    for name in ("units", "axes"):
+        can.add_column(name, justify="right", no_wrap=True)
+    can.add_column("consumers", overflow="fold")
+    for name in ("params/unit", "FLOPs/unit"):
+        can.add_column(name, justify="right", no_wrap=True)
+    for g in prunable:
+        group = units.groups[g]
+        consumers = list(dict.fromkeys(_holder(axis.axis) for axis in group.axes if axis.consumer))
+        shown = _relative(consumers[0], group.name) if consumers else "–"
+        more = f" +{len(consumers) - 1}" if len(consumers) > 1 else ""
+        can.add_row(
+            Text(group.name),
+            Text(group.kind),
+            _whole(group.units),
+            str(len(group.axes)),
+            Text(shown + more),
+            quantity(per_unit_params[g]),
+            quantity(per_unit_flops[g]),
+        )
+    parts.append(can if prunable else Text(f"{units.model}: no group can be cut\n", style="bold"))
+    frozen = [group for group in units.groups if group.frozen is not None]
+    if frozen:
+        stays = _table(f"{_groups(len(frozen))} frozen")
+        for name in ("group", "kind"):
+            stays.add_column(name, overflow="fold")
+        stays.add_column("units", justify="right", no_wrap=True)
+        stays.add_column("because", overflow="fold")
+        for group in frozen:
+            stays.add_row(Text(group.name), Text(group.kind), _whole(group.units), Text(str(group.frozen)))
+        parts.append(stays)
+    if units.frozen:
+        parts.append(_axes_table(units.frozen))
+    proven = "proven: pruned equals masked" if units.proven else "not proven"
+    parts.append(Text("\n".join([proven, *units.notes]), style="dim"))
+    return Group(*parts)
+
+
+def report_table(report: Report) -> RenderableType:
+    """A report: measures before and after, a row per group, seconds per stage, what was chosen automatically."""
+    parts: list[RenderableType] = []
+    measures = _table(report.title)
+    measures.add_column("", no_wrap=True)
+    for name in ("before", "after", "change"):
+        measures.add_column(name, justify="right", no_wrap=True)
+    for name in dict.fromkeys((*report.before, *report.after)):
+        before, after = report.before.get(name), report.after.get(name)
+        measures.add_row(
+            Text(_LABELS.get(name, name)), _measure(name, before), _measure(name, after), _change(name, before, after)
+        )
+    parts.append(measures)
+    if report.groups:
+        parts.append(_rows_table(report.groups))
+    if report.stages:
+        stages = _table("time")
+        stages.add_column("stage", no_wrap=True)
+        stages.add_column("seconds", justify="right", no_wrap=True)
+        for name, seconds in report.stages.items():
+            stages.add_row(Text(name), f"{seconds:.3f}" if seconds < 10 else f"{seconds:.1f}")
+        parts.append(stages)
+    for title, entries in (("chosen automatically", report.choices), ("versions", report.versions)):
+        if entries:
+            listed = _table(title, header=False)
+            listed.add_column("", no_wrap=True)
+            listed.add_column("", overflow="fold")
+            for name, value in entries.items():
+                listed.add_row(Text(name), Text(_cell(name, value)))
+            parts.append(listed)
+    return Group(*parts)
+
+
+def quantity(value: float) -> str:
+    """A count in four digits or so: `950`, `12.3 k`, `1.81 G`."""
+    size = abs(value)
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if size >= (scale if scale > 1e3 else 1e4):
+            return f"{value / scale:.{2 if size < 10 * scale else 1}f} {unit}"
+    return _whole(value) if value == int(value) else f"{value:.1f}"
+
+
+_LABELS = {"params": "parameters", "flops": "FLOPs", "latency_ms": "latency"}
+
+
+def _measure(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if name == "params":
+        return _whole(value)
+    if name == "flops":
+        return quantity(value)
+    if name.endswith("_ms"):
+        return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
+    if "accuracy" in name:
+        return f"{100 * value:.2f} %"
+    return _cell(name, value)
+
+
+def _change(name: str, before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return ""
+    if "accuracy" in name:
+        return f"{100 * (after - before):+.2f} points".replace("-", "−")
+    if before == 0:
+        return ""
+    text = f"{100 * (after / before - 1):+.1f} %".replace("-", "−")
+    return f"{text} ({before / after:.2f}×)" if name.endswith("_ms") and after else text
+
+
+def _rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Columns in the order of the rows' keys; what is neither a number nor a word (curves) is left out."""
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if _plain(row.get(key) for row in rows)]
+    table = _table(_groups(len(rows)))
+    for key in keys:
+        words = any(isinstance(row.get(key), str) for row in rows)
+        table.add_column(
+            key.replace("_", " "), justify="left" if words else "right", overflow="fold", no_wrap=not words
+        )
+    for row in rows:
+        table.add_row(*(Text(_cell(key, row.get(key))) for key in keys))
+    return table
+
+
+def _plain(values: Iterable[Any]) -> bool:
+    return all(value is None or isinstance(value, (str, bool, int, float)) for value in values)
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return _whole(value)
+    if isinstance(value, float):
+        if name in ("rate", "share"):
+            return f"{100 * value:.1f} %"
+        return _whole(value) if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(key, entry)}" for key, entry in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_cell(name, entry) for entry in value)
+    return str(value)
+
+
+def _axes_table(frozen: Sequence[FrozenAxis]) -> Table:
+    """Axes counted by reason, most frequent first. A reason that names its own module is counted without it."""
+    count: Counter[str] = Counter()
+    example: dict[str, FrozenAxis] = {}
+    for item in frozen:
+        module = item.axis.module
+        reason = item.reason.removesuffix(f" in {module}") if module else item.reason
+        count[reason] += 1
+        example.setdefault(reason, item)
+    table = _table(f"{len(frozen)} axes stay")
+    table.add_column("axes", justify="right", no_wrap=True)
+    table.add_column("because it", overflow="fold")
+    table.add_column("for example", overflow="fold")
+    for reason, number in count.most_common(_SHOWN_REASONS):
+        table.add_row(_whole(number), Text(reason), Text(str(example[reason].axis)))
+    rest = count.most_common()[_SHOWN_REASONS:]
+    if rest:
+        table.add_row(_whole(sum(number for _, number in rest)), Text(f"({len(rest)} further reasons)"), "")
+    return table
+
+
+def _table(title: str, header: bool = True) -> Table:
+    return Table(
+        title=Text(title, style="bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_header=header,
+        pad_edge=False,
+        padding=(0, 1),
+        header_style="bold",
+    )
+
+
+def _holder(axis: Axis) -> str:
+    """The module where the tensor is its weight, else the tensor."""
+    return axis.module if axis.module and axis.tensor.endswith(".weight") else axis.tensor
+
+
+def _relative(name: str, other: str, longest: int = 24) -> str:
+    """A long name without the path that it shares with another."""
+    if len(name) <= longest:
+        return name
+    parts, others = name.split("."), other.split(".")
+    shared = next((i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b), 0)
+    return "…" + ".".join(parts[shared:]) if shared else name
+
+
+def _groups(number: int) -> str:
+    return f"{number} group" if number == 1 else f"{number} groups"
+
+
+def _whole(value: float) -> str:
+    return f"{int(value):,}"

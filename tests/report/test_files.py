@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fairkern.errors import ArtefactError, InputError
+from fairkern.report import latency_ms, load_report, progress, save_report, versions
+from fairkern.types import Report
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        "Net",
+        {"params": 10, "accuracy": 0.5},
+        {"params": 5},
+        ({"group": "conv1", "rate": np.float64(0.5), "removed": np.arange(3)},),
+        {"trace": 0.25},
+        {"backend": {"gather": "native"}, "passes": 1},
+        versions(),
+    )
+
+
+def test_round_trip(report, tmp_path):
+    path = tmp_path / "report.json"
+    save_report(report, path)
+    loaded = load_report(path)
+    assert loaded.groups == ({"group": "conv1", "rate": 0.5, "removed": [0, 1, 2]},)
+    for field in ("title", "before", "after", "stages", "choices", "versions"):
+        assert getattr(loaded, field) == getattr(report, field)
+    assert json.loads(path.read_text())["format"] == "fairkern.report"
+    assert versions()["torch"] == torch.__version__
+
+
+def test_what_json_cannot_hold_leaves_the_old_file(report, tmp_path):
+    path = tmp_path / "report.json"
+    save_report(report, path)
+    was = path.read_bytes()
+    broken = Report("Net", {"accuracy": float("nan")}, {}, (), {})
+    with pytest.raises(InputError, match="accuracy"):
+        save_report(broken, path)
+    assert path.read_bytes() == was
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda p: p.write_text(p.read_text()[:-10]),
+        lambda p: p.write_text("{}"),
+        lambda p: p.write_text(p.read_text().replace("fairkern.report", "fairkern.plan")),
+        lambda p: p.write_text(p.read_text().replace('"schema": 1', '"schema": 2')),
+        lambda p: p.write_text(p.read_text().replace('"stages"', '"stage"')),
+        lambda p: p.write_text(p.read_text().replace('"params": 10', '"params": "ten"')),
+    ],
+)
+def test_damaged(report, tmp_path, damage):
+    path = tmp_path / "report.json"
+    save_report(report, path)
+    damage(path)
+    with pytest.raises(ArtefactError, match=r"report\.json"):
+        load_report(path)
+
+
+def test_latency_leaves_the_model_as_it_was():
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    statistics = model[1].running_mean.clone()
+    assert 0 < latency_ms(model, torch.randn(3, 4)) < 1000
+    assert latency_ms(nn.Bilinear(2, 2, 2), (torch.randn(3, 2), torch.randn(3, 2))) > 0
+    assert latency_ms(nn.Linear(4, 4), {"input": torch.randn(3, 4)}) > 0
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(model[1].running_mean, statistics)
+    with pytest.raises(RuntimeError):
+        latency_ms(model, torch.randn(3, 5))
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_progress_is_silent_without_a_terminal(capsys):
+    for show in (True, False):
+        with progress(show) as on_batch:
+            for done in range(1, 4):
+                on_batch(done, None if done < 2 else 3, "score")
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""

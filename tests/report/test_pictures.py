@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import itertools
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fairkern.errors import InputError
+from fairkern.report import draw, save_picture
+from fairkern.report.pictures import _shortened
+from fairkern.types import AxisGroup, Plan, PlanGroup, Scores, UnitMap
+
+pytest.importorskip("matplotlib")
+
+
+def scored(groups: int, units: int = 24, constant: bool = False) -> tuple[Scores, Plan]:
+    rng = np.random.default_rng(0)
+    named = tuple(AxisGroup(f"net.block{i}.conv", "channel", units, (), ()) for i in range(groups))
+    frozen = AxisGroup("net.frozen", "channel", 3, (), (), frozen="asked")
+    units_map = UnitMap("Net", (frozen, *named), (), (), (), (), (), {})
+    signals = {
+        name: (np.zeros(0), *(np.zeros(units) if constant else rng.lognormal(size=units) for _ in named))
+        for name in ("wasserstein", "taylor")
+    }
+    removed = [np.sort(np.argsort(u)[: i % units]) for i, u in enumerate(signals["wasserstein"][1:])]
+    plan = Plan(
+        "Net",
+        tuple(PlanGroup(g.name, g.kind, g.units, gone) for g, gone in zip(named, removed, strict=True)),
+        (),
+        (),
+        {},
+        {"keep_params": 0.5, "removal": "wasserstein", "protect": "taylor"},
+        {"tolerance": 0.25, "params_before": 200, "params_after": 99},
+    )
+    return Scores(units_map, signals, {}), plan
+
+
+@pytest.mark.parametrize("groups", [1, 2, 20, 90])
+@pytest.mark.parametrize("constant", [False, True])
+def test_pictures_of_many_sizes(groups, constant, tmp_path):
+    backend = sys.modules["matplotlib"].get_backend(auto_select=False)
+    scores, plan = scored(groups, constant=constant)
+    save_picture(scores, plan, tmp_path / "picture.png")
+    data = (tmp_path / "picture.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert len(data) > 10_000
+    assert sys.modules["matplotlib"].get_backend(auto_select=False) == backend
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_what_is_drawn():
+    scores, plan = scored(20)
+    figure = draw(scores, plan)
+    rates, curves, scatter = (axes for axes in figure.get_axes() if axes.get_title(loc="left"))
+    bars = [patch.get_width() for patch in rates.patches[20:]]
+    assert bars == pytest.approx([100 * group.rate for group in plan.groups])
+    assert [text.get_text() for text in rates.texts][:2] == ["0 of 24", "1 of 24"]
+    lines = [line for line in curves.lines if len(line.get_xdata()) == 24]
+    dots = [line for line in curves.lines if len(line.get_xdata()) == 1]
+    assert len(lines) == 20
+    assert len(dots) == sum(bool(len(group.removed)) for group in plan.groups)
+    assert all(line.get_ydata()[-1] == 1 for line in lines)
+    stays, gone = (len(points.get_offsets()) for points in scatter.collections)
+    assert gone == sum(len(group.removed) for group in plan.groups)
+    assert stays + gone == 20 * 24
+    assert figure._suptitle.get_text() == "Net  ·  keep_params=0.5  ·  keeps 49.5 % of parameters"
+
+
+def test_labels_do_not_overlap():
+    scores, plan = scored(20)
+    figure = draw(scores, plan)
+    figure.canvas.draw()
+    rates = figure.get_axes()[0]
+    boxes = [label.get_window_extent() for label in rates.get_yticklabels()]
+    assert len(boxes) == 20
+    for above, below in itertools.pairwise(boxes):
+        assert above.y0 > below.y1
+        assert above.x0 >= 0
+
+
+def test_other_formats_and_endings(tmp_path):
+    scores, plan = scored(2)
+    save_picture(scores, plan, tmp_path / "picture.svg")
+    assert "<svg" in (tmp_path / "picture.svg").read_text()
+    with pytest.raises(InputError, match=r"\.docx"):
+        save_picture(scores, plan, tmp_path / "picture.docx")
+    assert [p.name for p in tmp_path.iterdir()] == ["picture.svg"]
+
+
+def test_scores_of_another_plan():
+    scores, plan = scored(2)
+    with pytest.raises(InputError, match="removal='l1'"):
+        draw(scores, replace(plan, request={"removal": "l1"}))
+    renamed = replace(plan.groups[0], name="elsewhere")
+    with pytest.raises(InputError, match="elsewhere"):
+        draw(scores, replace(plan, groups=(renamed,)))
+
+
+def test_without_matplotlib(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=r"fairkern\[demo\]"):
+        draw(*scored(1))
+
+
+def test_names_lose_what_they_share():
+    assert _shortened(["net.a.conv", "net.b"]) == ["a.conv", "b"]
+    assert _shortened(["net.a.conv", "net.a.fc"]) == ["conv", "fc"]
+    assert _shortened(["net.a"]) == ["net.a"]
+    assert _shortened(["a", "a.b"]) == ["a", "a.b"]
+    assert _shortened([]) == []
+    assert len(_shortened(["x" * 80])[0]) == 34
