@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +28,8 @@ class UnitMap(types.UnitMap):
 
     def explain(self) -> str:
         """A table: group, kind, units, axes, consumers, parameters and FLOPs per unit, or why it is frozen."""
-        return report.render(report.explain_table(self, *allocate.per_unit(self)))
+        params, flops = allocate.per_unit(self)
+        return report.render(report.explain_table(self, params.tolist(), flops.tolist()))
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,7 @@ def score(
         units = trace(model, _head(first, model))
         traced = time.perf_counter() - started
     else:
-        compact.check(model, allocate.build(units, [()] * len(units.groups)))
+        compact.check(model, allocate.build(units, [np.zeros(0, dtype=np.int64)] * len(units.groups)))
     with report.progress(progress) as on_batch:
         scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
     seconds = {"trace": traced, **scores.provenance["seconds"]}

@@ -39,6 +39,8 @@ def batches(loader: Iterable[Any], device: torch.device, class_of: ClassOf | Non
     for index, given in enumerate(loader):
         inputs: Any
         targets: Any
+        inputs: Any
+        targets: Any
         raw = map_tensors(given, lambda t: t.detach().to(device, non_blocking=True))
         if isinstance(raw, Mapping):
             inputs, targets = raw, raw.get("labels")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,10 +56,8 @@ class TaylorStore:
         order = [p for p in points if p in self._batch]
         if not order:
             return None
-        flags = torch.stack(
-            [torch.stack([torch.isfinite(row[k]).all() for row in self._batch[p]]).all() for p in order for k in (3, 1)]
-        ).tolist()
-        acts, grads = flags[0::2], flags[1::2]
+        acts = torch.stack([_finite([row[3] for row in self._batch[p]]) for p in order]).tolist()
+        grads = torch.stack([_finite([row[1] for row in self._batch[p]]) for p in order]).tolist()
         if not all(acts):
             return order[acts.index(False)], "activations"
         if not all(grads):
@@ -91,5 +90,9 @@ class TaylorStore:
         return {p.name: (t / self._elements[p]).cpu().numpy() for p, t in self._activation.items()}
 
 
-def _add(into: dict, key: object, value: Tensor) -> None:  # type: ignore[type-arg]
+def _finite(sums: list[Tensor]) -> Tensor:
+    return torch.stack([torch.isfinite(s).all() for s in sums]).all()
+
+
+def _add(into: dict[Any, Tensor], key: object, value: Tensor) -> None:
     into[key] = into[key] + value if key in into else value
