@@ -28,20 +28,21 @@ constexpr std::int64_t kFlush = 256;           // terms summed in T before they 
 constexpr std::int64_t kNetworkLimit = 4096;   // samples per class above which columns are sorted one by one
 
 struct Comparator {
-  std::int32_t low, high;
+  std::uint32_t low, high;  // rows, in bytes from the first
 };
 
 // Batcher's merge exchange for any n (Knuth, TAOCP 3, 5.2.2, algorithm M).
 std::vector<Comparator> sorting_network(std::int64_t n) {
   std::vector<Comparator> network;
   if (n < 2) return network;
+  const auto line = [](std::int64_t row) { return static_cast<std::uint32_t>(row * kLineBytes); };
   std::int64_t top = 1;
   while (top * 2 < n) top *= 2;
   for (std::int64_t p = top; p > 0; p /= 2) {
     std::int64_t q = top, r = 0, d = p;
     for (;;) {
       for (std::int64_t i = 0; i + d < n; ++i)
-        if ((i & p) == r) network.push_back({static_cast<std::int32_t>(i), static_cast<std::int32_t>(i + d)});
+        if ((i & p) == r) network.push_back({line(i), line(i + d)});
       if (q == p) break;
       d = q - p;
       q /= 2;
@@ -67,10 +68,13 @@ struct Layout {
 };
 
 template <class T>
+using Flag = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+
+template <class T>
 struct Work {
-  T* scratch;          // [sample of all classes][vector][lane], class after class
-  std::int32_t* nan;   // [vector][lane]
-  double* best;        // [lane]
+  T* scratch;     // [sample of all classes][vector][lane], class after class
+  Flag<T>* nan;   // [vector][lane]: set where a sample is NaN
+  double* best;   // [lane]
 };
 
 template <class T>
@@ -78,45 +82,42 @@ constexpr int lanes_of() {
   return kLineBytes / static_cast<int>(sizeof(T));
 }
 
-template <class V>
-FAIRKERN_INLINE V absolute(V value) {
-  return value < 0 ? -value : value;
-}
-
 // One class, one block of columns: [vector][sample][lane]. NaN becomes +inf here and is put back after sorting.
-template <class S, class T>
+template <class S, class T, int Width>
 FAIRKERN_INLINE bool load_class(const ClassWassersteinArgs& args, const Layout& layout, std::int64_t block,
-                                const ClassBlock& group, T* scratch, std::int32_t* nan) {
-  constexpr int L = lanes_of<T>();
+                                const ClassBlock& group, T* scratch, Flag<T>* nan) {
+  using V = typename VectorOf<T, Width>::type;
+  using Mask = decltype(V{} < V{});
+  constexpr int L = lanes_of<T>(), W = Width / static_cast<int>(sizeof(T));
   const std::int64_t lane_stride = layout.lanes_are_projections ? args.stride_p : args.stride_c;
   const std::int64_t vector_stride = layout.lanes_are_projections ? args.stride_p * L : args.stride_p;
   const std::int64_t first_unit = layout.lanes_are_projections ? block : block * L;
+  const std::int64_t all_lanes = layout.lanes_are_projections ? args.projections : args.units - first_unit;
+  const S* corner = static_cast<const S*>(args.x) + first_unit * args.stride_c;
   std::fill(nan, nan + layout.vectors * L, 0);
-  std::int32_t any = 0;
   for (std::int64_t i = 0; i < group.count; ++i) {
-    const S* row = static_cast<const S*>(args.x) + args.rows[group.begin + i] * args.stride_n +
-                   first_unit * args.stride_c;
+    const S* row = corner + args.rows[group.begin + i] * args.stride_n;
     for (std::int64_t v = 0; v < layout.vectors; ++v) {
-      T* target = scratch + (v * group.count + i) * L;
-      std::int32_t* flags = nan + v * L;
       const S* source = row + v * vector_stride;
-      const std::int64_t filled = layout.lanes_are_projections ? std::min<std::int64_t>(L, args.projections - v * L)
-                                                               : std::min<std::int64_t>(L, args.units - first_unit);
-      if (filled == L && lane_stride == 1) {
-        for (int lane = 0; lane < L; ++lane) target[lane] = static_cast<T>(widen(source[lane]));
-      } else {
-        for (std::int64_t lane = 0; lane < filled; ++lane)
-          target[lane] = static_cast<T>(widen(source[lane * lane_stride]));
-        for (std::int64_t lane = filled; lane < L; ++lane) target[lane] = 0;
+      const std::int64_t filled =
+          std::min<std::int64_t>(L, layout.lanes_are_projections ? all_lanes - v * L : all_lanes);
+      S gathered[L] = {};
+      if (filled < L || lane_stride != 1) {
+        for (std::int64_t lane = 0; lane < filled; ++lane) gathered[lane] = source[lane * lane_stride];
+        source = gathered;
       }
-      for (int lane = 0; lane < L; ++lane) {
-        const std::int32_t is_nan = target[lane] != target[lane];
-        flags[lane] |= is_nan;
-        any |= is_nan;
-        target[lane] = is_nan ? std::numeric_limits<T>::infinity() : target[lane];
+      T* target = scratch + (v * group.count + i) * L;
+      for (int lane = 0; lane < L; lane += W) {
+        const V value = load_wide<Width>(source + lane);
+        const Mask infinite = reinterpret_cast<Mask>(V{} + std::numeric_limits<T>::infinity());
+        const Mask bits = reinterpret_cast<Mask>(value), missing = is_nan(value);
+        store(target + lane, Mask((missing & infinite) | (~missing & bits)));
+        store(nan + v * L + lane, Mask(load<Mask>(nan + v * L + lane) | missing));
       }
     }
   }
+  Flag<T> any = 0;
+  for (std::int64_t lane = 0; lane < layout.vectors * L; ++lane) any |= nan[lane];
   return any != 0;
 }
 
@@ -125,8 +126,8 @@ FAIRKERN_INLINE void sort_columns(T* rows, const ClassBlock& group) {
   using V = typename VectorOf<T, Width>::type;
   constexpr int L = lanes_of<T>(), W = Width / static_cast<int>(sizeof(T));
   for (const Comparator& pair : *group.network) {
-    T* low = rows + pair.low * L;
-    T* high = rows + pair.high * L;
+    T* low = reinterpret_cast<T*>(reinterpret_cast<char*>(rows) + pair.low);
+    T* high = reinterpret_cast<T*>(reinterpret_cast<char*>(rows) + pair.high);
     for (int lane = 0; lane < L; lane += W) {
       const V a = load<V>(low + lane), b = load<V>(high + lane);
       store(low + lane, V(a < b ? a : b));
@@ -144,6 +145,13 @@ void sort_columns_one_by_one(T* rows, std::int64_t count) {
     std::sort(column.begin(), column.end());
     for (std::int64_t i = 0; i < count; ++i) rows[i * L + lane] = column[i];
   }
+}
+
+template <class V>
+FAIRKERN_INLINE void add_widened(double* sums, V value) {
+  constexpr int W = static_cast<int>(sizeof(V) / sizeof(value[0]));
+  using Wide = typename VectorOf<double, W * static_cast<int>(sizeof(double))>::type;
+  store(sums, Wide(load<Wide>(sums) + __builtin_convertvector(value, Wide)));
 }
 
 // sums[a][b][lane] = Σ over depth of |x_a - y_b|: the register tile.
@@ -164,8 +172,7 @@ FAIRKERN_INLINE void equal_tile(const T* const* x, const T* const* y, std::int64
         }
       }
       for (int a = 0; a < A; ++a)
-        for (int b = 0; b < B; ++b)
-          for (int w = 0; w < W; ++w) sums[(a * kTile + b) * L + lane + w] += static_cast<double>(total[a][b][w]);
+        for (int b = 0; b < B; ++b) add_widened(sums + (a * kTile + b) * L + lane, total[a][b]);
     }
   }
 }
@@ -198,8 +205,7 @@ FAIRKERN_INLINE void unequal_tile(const T* const* x, const T* const* y, std::int
           j += next == next_j;
         }
         for (int a = 0; a < A; ++a)
-          for (int b = 0; b < B; ++b)
-            for (int w = 0; w < W; ++w) sums[(a * kTile + b) * L + lane + w] += static_cast<double>(total[a][b][w]);
+          for (int b = 0; b < B; ++b) add_widened(sums + (a * kTile + b) * L + lane, total[a][b]);
       }
     }
   }
@@ -277,7 +283,7 @@ FAIRKERN_INLINE void block_of_columns(const ClassWassersteinArgs& args, const La
   std::int64_t loaded = 0;
   for (const ClassBlock& group : classes) {
     T* rows = work.scratch + loaded * line;
-    const bool any_nan = load_class<S, T>(args, layout, block, group, rows, work.nan);
+    const bool any_nan = load_class<S, T, Width>(args, layout, block, group, rows, work.nan);
     for (std::int64_t v = 0; v < layout.vectors; ++v) {
       T* column = rows + v * group.count * L;
       if (group.network)
@@ -395,7 +401,7 @@ void run(const ClassWassersteinArgs& args) {
 
   const std::int64_t threads = std::max<std::int64_t>(1, std::min<std::int64_t>(args.threads, layout.blocks));
   const std::size_t scratch_bytes = static_cast<std::size_t>(samples) * layout.vectors * kLineBytes;
-  const std::size_t nan_bytes = static_cast<std::size_t>(layout.vectors) * kLineBytes;  // [vectors][L] of int32
+  const std::size_t nan_bytes = static_cast<std::size_t>(layout.vectors) * kLineBytes;
   const std::size_t best_bytes = 2 * kLineBytes;
   const std::size_t bytes = scratch_bytes + nan_bytes + best_bytes;
   std::unique_ptr<char[], FreeAligned> memory(
@@ -409,7 +415,7 @@ void run(const ClassWassersteinArgs& args) {
     thread = omp_get_thread_num();
 #endif
     char* own = memory.get() + bytes * thread;
-    Work<T> work{reinterpret_cast<T*>(own), reinterpret_cast<std::int32_t*>(own + scratch_bytes),
+    Work<T> work{reinterpret_cast<T*>(own), reinterpret_cast<Flag<T>*>(own + scratch_bytes),
                  reinterpret_cast<double*>(own + scratch_bytes + nan_bytes)};
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t block = 0; block < layout.blocks; ++block) kernel(args, layout, block, classes, runs, work);

@@ -67,6 +67,7 @@ FAIRKERN_VECTOR(float, 64)
 FAIRKERN_VECTOR(double, 16)
 FAIRKERN_VECTOR(double, 32)
 FAIRKERN_VECTOR(double, 64)
+FAIRKERN_VECTOR(double, 128)
 #undef FAIRKERN_VECTOR
 
 template <class V, class T>

@@ -17,50 +17,6 @@ constexpr std::int64_t kLanePiece = 1 << 9;      // rows of channels per piece
 constexpr std::int64_t kLaneBlock = 256;         // channels that are summed together
 constexpr int kLines = 2;                        // cache lines in flight per dot product
 
-template <int Width>
-struct Bits;
-template <>
-struct Bits<16> {
-  typedef std::uint16_t half __attribute__((vector_size(8)));
-  typedef std::uint32_t full __attribute__((vector_size(16)));
-};
-template <>
-struct Bits<32> {
-  typedef std::uint16_t half __attribute__((vector_size(16)));
-  typedef std::uint32_t full __attribute__((vector_size(32)));
-};
-template <>
-struct Bits<64> {
-  typedef std::uint16_t half __attribute__((vector_size(32)));
-  typedef std::uint32_t full __attribute__((vector_size(64)));
-};
-
-template <int Width>
-FAIRKERN_INLINE typename VectorOf<float, Width>::type load_wide(const float* from) {
-  return load<typename VectorOf<float, Width>::type>(from);
-}
-template <int Width>
-FAIRKERN_INLINE typename VectorOf<double, Width>::type load_wide(const double* from) {
-  return load<typename VectorOf<double, Width>::type>(from);
-}
-template <int Width>
-FAIRKERN_INLINE typename VectorOf<float, Width>::type load_wide(const BFloat16* from) {
-  using Full = typename Bits<Width>::full;
-  const Full bits = __builtin_convertvector(load<typename Bits<Width>::half>(from), Full) << 16;
-  return reinterpret_cast<typename VectorOf<float, Width>::type>(bits);
-}
-template <int Width>
-FAIRKERN_INLINE typename VectorOf<float, Width>::type load_wide(const Float16* from) {
-  using Full = typename Bits<Width>::full;
-  using V = typename VectorOf<float, Width>::type;
-  const Full half = __builtin_convertvector(load<typename Bits<Width>::half>(from), Full);
-  const Full magnitude = (half & 0x7fffu) << 13;
-  const V scaled = reinterpret_cast<V>(magnitude) * from_bits(0x77800000u);
-  const Full finite = reinterpret_cast<Full>(scaled);
-  const Full special = reinterpret_cast<Full>(magnitude >= 0x0f800000u);
-  return reinterpret_cast<V>((finite & ~special) | ((magnitude | 0x7f800000u) & special) | ((half & 0x8000u) << 16));
-}
-
 // Σ a·g and Σ a over a contiguous stretch, added to the two sums.
 template <class S, class T, int Width>
 FAIRKERN_INLINE void dot(const S* act, const S* grad, std::int64_t length, double* product, double* activation) {
@@ -100,7 +56,7 @@ FAIRKERN_INLINE void lanes(const S* act, const S* grad, std::int64_t rows, std::
   T products[kLaneBlock] = {}, activations[kLaneBlock] = {};
   const std::int64_t whole = width - width % W;
   for (std::int64_t row = 0; row < rows; ++row, act += channels, grad += channels) {
-    for (std::int64_t c = 0; c < whole; c += W) {
+    for (std::int64_t c = 0; c < kLaneBlock && c < whole; c += W) {
       const V a = load_wide<Width>(act + c);
       store(products + c, V(load<V>(products + c) + a * load_wide<Width>(grad + c)));
       store(activations + c, V(load<V>(activations + c) + a));

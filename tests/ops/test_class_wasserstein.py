@@ -121,9 +121,8 @@ def test_translation_scaling_and_permutation(shape, backend):
 @pytest.mark.parametrize("counts", [[4, 4, 4], [3, 4, 5]])
 def test_nan_reaches_its_unit_and_class_and_no_other(projections, counts, backend):
     labels = torch.cat([torch.full((n,), k) for k, n in enumerate(counts)])
-    x = torch.randn(
-        len(labels), 20, *([projections] if projections else []), generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(len(labels), 20, *([projections] if projections else []), generator=generator)
     clean = class_wasserstein(x, labels, "pairs", backend=backend)
     x[1, 7] = float("nan")  # class 0: pairs (0, 1) and (0, 2)
     pairs = class_wasserstein(x, labels, "pairs", backend=backend)
