@@ -113,9 +113,7 @@ def test_gather_rows_and_columns(dtype, benchmark, record):
 
     assert torch.equal(ours(), twice())
     timed = compare(ours, twice, rounds=15)
-    settle(
-        benchmark, record, ours, timed, op="gather", rival="index_select twice", shape=[4096, 11008], dtype=str(dtype)
-    )
+    settle(benchmark, record, ours, timed, op="gather", rival="index_select twice", **what)
     assert timed.ratio >= 2
 
 
@@ -129,9 +127,7 @@ def test_gather_rows(dtype, benchmark, record):
         return ops.gather(weight, {0: rows})
 
     timed = compare(ours, taken.clone, rounds=25)
-    settle(
-        benchmark, record, ours, timed, op="gather", rival="clone of the result", shape=[4096, 11008], dtype=str(dtype)
-    )
+    settle(benchmark, record, ours, timed, op="gather", rival="clone of the result", **what)
     assert timed.ratio >= 0.8
 
 
