@@ -39,8 +39,6 @@ def batches(loader: Iterable[Any], device: torch.device, class_of: ClassOf | Non
     for index, given in enumerate(loader):
         inputs: Any
         targets: Any
-        inputs: Any
-        targets: Any
         raw = map_tensors(given, lambda t: t.detach().to(device, non_blocking=True))
         if isinstance(raw, Mapping):
             inputs, targets = raw, raw.get("labels")
@@ -63,14 +61,15 @@ def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFunction | None) -> Ten
     if loss_fn is not None:
         loss = loss_fn(output, batch.targets)
     else:
-        loss = getattr(output, "loss", None)
-        if loss is None and isinstance(output, Mapping):
-            loss = output.get("loss")
-        if loss is None:
+        found = getattr(output, "loss", None)
+        if found is None and isinstance(output, Mapping):
+            found = output.get("loss")
+        if found is None:
             raise InputError(
                 f"the model returns {type(output).__name__} without a loss and loss_fn is None; "
                 "pass loss_fn(output, targets)"
             )
+        loss = found
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise InputError(f"the loss of batch {batch.index} is {_describe(loss)}; expected a tensor with one element")
     return loss.reshape(())

@@ -1,0 +1,224 @@
+"""U, R and means against independent definitions."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+from torch import Tensor, nn
+
+import fairkern as fk
+from tests.capture.networks import Branches, Plain, build, loader, loss, samples, summed
+
+
+def inputs_of(model: nn.Module, path: str, x: Tensor) -> Tensor:
+    """What one module reads, from a hook of the test's own."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    with torch.no_grad():
+        model(x)
+    handle.remove()
+    return seen[0]
+
+
+def score(model: nn.Module, batches: list, **options: object) -> fk.Scores:
+    options = {"projections": 16, "progress": False, **options}
+    units = options.pop("units", None) or fk.trace(model, batches[0][0][:2], verify=False)
+    return fk.score(model.eval(), batches, options.pop("loss_fn", loss), units=units, **options)
+
+
+@pytest.mark.parametrize("kind", [Plain, Branches])
+def test_signed_r_is_weight_times_its_gradient(kind: type[nn.Module]) -> None:
+    """Σ a·∂L/∂a at a consumer's input equals Σ w·∂L/∂w over the consumer's weights of that channel."""
+    model = build(kind).eval()
+    x, y = samples()
+    scores = score(model, loader(x, y, 7), reduction="signed")
+    model.zero_grad()
+    loss(model(x), y).backward()
+    parameters = dict(model.named_parameters())
+    for g, group in enumerate(scores.units.groups):
+        expected = np.zeros(group.units)
+        for tap in group.taps:
+            at_tap = np.zeros(group.units)
+            for weight in tap.weights:
+                w = parameters[weight.tensor]
+                other = [d for d in range(w.ndim) if d != weight.dim]
+                per_position = (w * w.grad).sum(other).detach().numpy()
+                axis = next(a for a in group.axes if a.axis == weight)
+                at_tap += per_position[axis.positions].sum(1)
+            expected += np.abs(at_tap)
+        np.testing.assert_allclose(scores.signals["taylor"][g], expected, rtol=1e-9, atol=1e-14, err_msg=group.name)
+
+
+def test_per_sample_r_sums_the_samples_absolute_terms() -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    scores = score(model, loader(x, y, 7), reduction="per_sample")
+    for name, path, shape in (("conv2", "fc1", (30, 5, 16)), ("fc1", "fc2", (30, 7, 1))):
+        g = [group.name for group in scores.units.groups].index(name)
+        total = np.zeros(shape[1])
+        for i in range(len(x)):
+            tap = inputs_of(model, path, x[i : i + 1]).requires_grad_()
+            tail = model.fc2(torch.relu(model.fc1(tap))) if path == "fc1" else model.fc2(tap)
+            (grad,) = torch.autograd.grad(loss(tail, y[i : i + 1]), tap)
+            total += (tap * grad).detach().reshape(shape[1:]).sum(1).abs().numpy()
+        np.testing.assert_allclose(scores.signals["taylor"][g], total / len(x), rtol=1e-9, atol=1e-14)
+
+
+def test_r_does_not_depend_on_how_the_loss_is_reduced() -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    units = fk.trace(model, x[:2], verify=False)
+    mean = score(model, loader(x, y, 7), units=units)
+    total = score(model, loader(x, y, 4), units=units, loss_fn=summed, loss_reduction="sum")
+    for a, b in zip(mean.signals["taylor"], total.signals["taylor"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_u_of_scalar_units_is_the_largest_scipy_distance() -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    scores = score(model, loader(x, y, 8), samples_per_class=6)
+    g = [group.name for group in scores.units.groups].index("fc1")
+    kept = np.concatenate([np.flatnonzero(y.numpy() == c)[:6] for c in range(3)])
+    act, labels = inputs_of(model, "fc2", x).numpy()[kept], y.numpy()[kept]
+    expected = [
+        max(
+            wasserstein_distance(act[labels == j, c], act[labels == k, c])
+            for j, k in itertools.combinations(range(3), 2)
+        )
+        for c in range(7)
+    ]
+    np.testing.assert_allclose(scores.signals["wasserstein"][g], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "path", "units"), [("conv1", "conv2", 6), ("conv2", "fc1", 5)])
+def test_u_of_maps_is_the_sliced_distance(name: str, path: str, units: int) -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    scores = score(model, loader(x, y, 8), samples_per_class=32, projections=5, seed=3)
+    g = [group.name for group in scores.units.groups].index(name)
+    act = inputs_of(model, path, x).reshape(len(x), units, -1)
+    projected = (act @ fk.ops.directions(act.shape[2], 5, 3).double()).numpy()
+    expected = np.zeros(units)
+    for c in range(units):
+        for j, k in itertools.combinations(range(3), 2):
+            sliced = np.mean([wasserstein_distance(projected[y == j, c, p], projected[y == k, c, p]) for p in range(5)])
+            expected[c] = max(expected[c], sliced)
+    np.testing.assert_allclose(scores.signals["wasserstein"][g], expected, rtol=1e-6)  # directions are float32
+
+
+def test_a_group_with_several_taps_takes_its_largest_u() -> None:
+    model = build(Branches).eval()
+    x, y = samples()
+    scores = score(model, loader(x, y, 8))
+    units = scores.units
+    stem = units.groups[[g.name for g in units.groups].index("stem")]
+    assert len(stem.taps) >= 1
+    assert sum(len(t.sites) for t in stem.taps) >= 2  # `left` and `right` read the same activation
+    assert all((u >= 0).all() for u in scores.signals["wasserstein"])
+
+
+def test_means_are_the_taps_means() -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    scores = score(model, loader(x, y, 7))
+    for path, dims in (("conv2", (0, 2, 3)), ("fc1", (0,)), ("fc2", (0,))):
+        expected = inputs_of(model, path, x).mean(dims).numpy()
+        np.testing.assert_allclose(scores.means[f"{path}:input"], expected, rtol=1e-9)
+
+
+def test_paper_recipe_taps_the_layers_own_output() -> None:
+    """R = |Σ a·∂L/∂a| at the convolution's output, before BatchNorm and ReLU."""
+    model = build(Plain).eval()
+    x, y = samples()
+    scores = score(model, loader(x, y, 7), recipe="paper")
+    assert scores.provenance["reduction"] == "signed"
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, args: object, output: Tensor) -> None:
+        output.retain_grad()
+        kept.append(output)
+
+    handle = model.conv1.register_forward_hook(keep)
+    loss(model(x), y).backward()
+    handle.remove()
+    expected = (kept[0] * kept[0].grad).sum((0, 2, 3)).abs().detach().numpy()
+    g = [group.name for group in scores.units.groups].index("conv1")
+    np.testing.assert_allclose(scores.signals["taylor"][g], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Plain, Branches])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_plan_is_the_same_for_any_batch_size_and_backend(kind: type[nn.Module], dtype: torch.dtype) -> None:
+    model = build(kind, dtype).eval()
+    x, y = samples(60, dtype)
+    units = fk.trace(model, x[:2], verify=False)
+    plans = [
+        score(model, loader(x, y, size), units=units, backend=backend).plan(keep_params=0.5)
+        for size, backend in ((60, "auto"), (7, "auto"), (1, "auto"), (16, "reference"))
+    ]
+    for plan in plans[1:]:
+        for a, b in zip(plans[0].groups, plan.groups, strict=True):
+            assert np.array_equal(a.removed, b.removed), a.name
+
+
+def test_repeated_scoring_gives_the_same_bits() -> None:
+    model = build(Branches, torch.float32).eval()
+    x, y = samples(40, torch.float32)
+    units = fk.trace(model, x[:2], verify=False)
+    first, second = (score(model, loader(x, y, 16), units=units) for _ in range(2))
+    for name in ("wasserstein", "taylor"):
+        for a, b in zip(first.signals[name], second.signals[name], strict=True):
+            assert np.array_equal(a, b)
+
+
+def test_memory_budget_takes_more_passes_and_gives_the_same_scores() -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    units = fk.trace(model, x[:2], verify=False)
+    whole = score(model, loader(x, y, 8), units=units, projections=32)
+    assert whole.provenance["passes"] == 1
+    largest = 30 * 6 * 32 * 8 * 4  # a buffer has room for all classes at 32 samples each
+    split = score(model, loader(x, y, 8), units=units, projections=32, memory_budget=largest)
+    assert split.provenance["passes"] > 1
+    assert split.provenance["sample_bytes"] <= largest < whole.provenance["sample_bytes"]
+    for name in ("wasserstein", "taylor"):
+        for a, b in zip(whole.signals[name], split.signals[name], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_loader_that_runs_out_is_refused_only_when_a_second_pass_is_needed() -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    units = fk.trace(model, x[:2], verify=False)
+    fk.score(model, iter(loader(x, y, 8)), loss, units=units, projections=4, progress=False)
+    with pytest.raises(fk.InputError, match="re-iterable"):
+        fk.score(model, iter(loader(x, y, 8)), loss, units=units, projections=32, memory_budget=200_000, progress=False)
+    with pytest.raises(fk.InputError, match="larger budget"):
+        fk.score(model, loader(x, y, 8), loss, units=units, projections=32, memory_budget=1000, progress=False)
+
+
+def test_units_overwritten_after_they_were_read_are_scored_as_they_were() -> None:
+    class Overwrites(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            k = self.b(h)
+            h.mul_(0.5)  # after `b` has read it
+            return self.c(torch.tanh(k + h))
+
+    torch.manual_seed(0)
+    model = Overwrites().double().eval()
+    x = torch.randn(12, 4, dtype=torch.float64)
+    y = torch.arange(12) % 3
+    scores = score(model, [(x, y)], reduction="signed")
+    np.testing.assert_allclose(
+        scores.means["b:input"], model.a(x).mean(0).detach().numpy(), rtol=1e-9, err_msg="before it was halved"
+    )
