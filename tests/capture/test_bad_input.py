@@ -110,7 +110,7 @@ def test_infinite_weight_names_the_layer_behind_it() -> None:
     net = model()
     units = fk.trace(net, X[:2], verify=False)
     net.fc1.weight.data[0, 0] = float("inf")
-    with pytest.raises(fk.NonFiniteError, match="activations at fc2:input .* batch 0"):
+    with pytest.raises(fk.NonFiniteError, match=r"activations at fc2:input .* batch 0"):
         score(loader(X, Y, 8), net=net, units=units)
 
 
@@ -130,7 +130,7 @@ def test_a_loss_that_is_not_finite() -> None:
 def test_units_of_another_model() -> None:
     other = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
     units = fk.trace(other, torch.randn(2, 4), verify=False)
-    with pytest.raises(fk.PlanMismatchError, match="0.weight"):
+    with pytest.raises(fk.PlanMismatchError, match=r"0\.weight"):
         score(loader(X, Y, 8), units=units)
 
 
