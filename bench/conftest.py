@@ -73,6 +73,7 @@ def provenance() -> dict[str, Any]:
         "torch": torch.__version__,
         "device": _cpu_name(),
         "threads": torch.get_num_threads(),
+        "load_average_at_the_end": [round(load, 2) for load in os.getloadavg()],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

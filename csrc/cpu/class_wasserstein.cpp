@@ -23,6 +23,7 @@
 namespace fairkern {
 namespace {
 
+constexpr std::int64_t kSerialElements = 1 << 13;  // below this, starting threads costs more than sorting
 constexpr int kTile = 4;                       // classes per tile side
 constexpr std::int64_t kFlush = 256;           // terms summed in T before they are added to a double
 constexpr std::int64_t kNetworkLimit = 4096;   // samples per class above which columns are sorted one by one
@@ -399,7 +400,8 @@ void run(const ClassWassersteinArgs& args) {
   layout.vectors = layout.lanes_are_projections ? (args.projections + L - 1) / L : args.projections;
   layout.blocks = (args.units + layout.lanes - 1) / layout.lanes;
 
-  const std::int64_t threads = std::max<std::int64_t>(1, std::min<std::int64_t>(args.threads, layout.blocks));
+  const bool serial = samples * args.units * args.projections < kSerialElements;
+  const std::int64_t threads = serial ? 1 : std::min<std::int64_t>(args.threads, layout.blocks);
   const std::size_t scratch_bytes = static_cast<std::size_t>(samples) * layout.vectors * kLineBytes;
   const std::size_t nan_bytes = static_cast<std::size_t>(layout.vectors) * kLineBytes;
   const std::size_t best_bytes = 2 * kLineBytes;

@@ -15,6 +15,7 @@ namespace {
 constexpr std::int64_t kDotPiece = 1 << 15;      // positions of one channel per piece
 constexpr std::int64_t kLanePiece = 1 << 9;      // rows of channels per piece
 constexpr std::int64_t kLaneBlock = 256;         // channels that are summed together
+constexpr std::int64_t kSerialElements = 1 << 15;  // below this, starting threads costs more than reading
 constexpr int kLines = 2;                        // cache lines in flight per dot product
 
 // Σ a·g and Σ a over a contiguous stretch, added to the two sums.
@@ -47,113 +48,139 @@ FAIRKERN_INLINE void dot(const S* act, const S* grad, std::int64_t length, doubl
   *activation += activation_sum;
 }
 
-// The same for a block of neighbouring channels over rows of `channels` elements.
-template <class S, class T, int Width>
+// The same for a block of neighbouring channels over rows of `channels` elements. If every row is a sample of its
+// own, `magnitude` gets Σ |a·g|; otherwise it is null.
+template <class S, class T, int Width, bool RowIsSample>
 FAIRKERN_INLINE void lanes(const S* act, const S* grad, std::int64_t rows, std::int64_t channels, std::int64_t width,
-                           double* product, double* activation) {
+                           double* product, double* magnitude, double* activation) {
   using V = typename VectorOf<T, Width>::type;
   constexpr int W = Width / static_cast<int>(sizeof(T));
-  T products[kLaneBlock] = {}, activations[kLaneBlock] = {};
+  T products[kLaneBlock] = {}, magnitudes[kLaneBlock] = {}, activations[kLaneBlock] = {};
   const std::int64_t whole = width - width % W;
   for (std::int64_t row = 0; row < rows; ++row, act += channels, grad += channels) {
     for (std::int64_t c = 0; c < kLaneBlock && c < whole; c += W) {
       const V a = load_wide<Width>(act + c);
-      store(products + c, V(load<V>(products + c) + a * load_wide<Width>(grad + c)));
+      const V term = a * load_wide<Width>(grad + c);
+      store(products + c, V(load<V>(products + c) + term));
+      if (RowIsSample) store(magnitudes + c, V(load<V>(magnitudes + c) + absolute(term)));
       store(activations + c, V(load<V>(activations + c) + a));
     }
     for (std::int64_t c = whole; c < width; ++c) {
       const T a = widen(act[c]);
-      products[c] += a * static_cast<T>(widen(grad[c]));
+      const T term = a * static_cast<T>(widen(grad[c]));
+      products[c] += term;
+      if (RowIsSample) magnitudes[c] += std::fabs(term);
       activations[c] += a;
     }
   }
   for (std::int64_t c = 0; c < width; ++c) {
     product[c] = static_cast<double>(products[c]);
+    if (RowIsSample) magnitude[c] = static_cast<double>(magnitudes[c]);
     activation[c] = static_cast<double>(activations[c]);
   }
 }
 
+// How the work is cut: `parts` rows of results, each [channels], `pieces` of them to a sample. Where
+// every row of the input is a sample, parts are pieces of the samples, and their magnitudes are summed on the way.
+struct Cut {
+  bool by_lanes, row_is_sample;
+  std::int64_t length, size, pieces, parts, tasks;
+
+  explicit Cut(const TaylorArgs& args)
+      : by_lanes(args.after == 1),
+        row_is_sample(by_lanes && args.before == 1),
+        length(row_is_sample ? args.samples : by_lanes ? args.before : args.after),
+        size(by_lanes ? kLanePiece : kDotPiece),
+        pieces((length + size - 1) / size),
+        parts(row_is_sample ? pieces : args.samples * pieces),
+        tasks(parts * (by_lanes ? (args.channels + kLaneBlock - 1) / kLaneBlock : args.channels)) {}
+};
+
+struct Partials {
+  std::vector<double> products, magnitudes, activations;  // [parts, channels]
+};
+
 template <class S, class T, int Width>
-FAIRKERN_INLINE void piece(const TaylorArgs& args, std::int64_t pieces, std::int64_t task, double* products,
-                           double* activations) {
+FAIRKERN_INLINE void piece(const TaylorArgs& args, const Cut& cut, std::int64_t task, Partials& partials) {
   const S* act = static_cast<const S*>(args.act);
   const S* grad = static_cast<const S*>(args.grad);
-  if (args.after == 1) {
-    const std::int64_t blocks = (args.channels + kLaneBlock - 1) / kLaneBlock;
-    const std::int64_t block = task % blocks, part = task / blocks;  // part: sample · pieces + piece
-    const std::int64_t first = part % pieces * kLanePiece, channel = block * kLaneBlock;
-    const std::int64_t rows = std::min(kLanePiece, args.before - first);
-    const std::int64_t at = (part / pieces * args.before + first) * args.channels + channel;
-    const std::int64_t to = part * args.channels + channel;
-    lanes<S, T, Width>(act + at, grad + at, rows, args.channels, std::min(kLaneBlock, args.channels - channel),
-                       products + to, activations + to);
+  const std::int64_t tasks_per_part = cut.tasks / cut.parts;
+  const std::int64_t part = task / tasks_per_part, first = part % cut.pieces * cut.size;
+  const std::int64_t length = std::min(cut.size, cut.length - first), sample = part / cut.pieces;
+  if (cut.by_lanes) {
+    const std::int64_t channel = task % tasks_per_part * kLaneBlock;
+    const std::int64_t at = (sample * cut.length + first) * args.channels + channel;
+    const std::int64_t to = part * args.channels + channel, width = std::min(kLaneBlock, args.channels - channel);
+    double* product = partials.products.data() + to;
+    double* activation = partials.activations.data() + to;
+    if (cut.row_is_sample)
+      lanes<S, T, Width, true>(act + at, grad + at, length, args.channels, width, product,
+                               partials.magnitudes.data() + to, activation);
+    else
+      lanes<S, T, Width, false>(act + at, grad + at, length, args.channels, width, product, nullptr, activation);
     return;
   }
-  const std::int64_t channel = task % args.channels, part = task / args.channels;
-  const std::int64_t first = part % pieces * kDotPiece, sample = part / pieces;
-  const std::int64_t length = std::min(kDotPiece, args.after - first);
+  const std::int64_t channel = task % tasks_per_part;
   double product = 0, activation = 0;
   for (std::int64_t o = 0; o < args.before; ++o) {
     const std::int64_t at = ((sample * args.before + o) * args.channels + channel) * args.after + first;
     dot<S, T, Width>(act + at, grad + at, length, &product, &activation);
   }
-  products[part * args.channels + channel] = product;
-  activations[part * args.channels + channel] = activation;
+  partials.products[part * args.channels + channel] = product;
+  partials.activations[part * args.channels + channel] = activation;
 }
 
 template <class S, class T>
-FAIRKERN_AVX512 void piece_avx512(const TaylorArgs& args, std::int64_t pieces, std::int64_t task, double* products,
-                                  double* activations) {
-  piece<S, T, 64>(args, pieces, task, products, activations);
+FAIRKERN_AVX512 void piece_avx512(const TaylorArgs& args, const Cut& cut, std::int64_t task, Partials& partials) {
+  piece<S, T, 64>(args, cut, task, partials);
 }
 template <class S, class T>
-FAIRKERN_AVX2 void piece_avx2(const TaylorArgs& args, std::int64_t pieces, std::int64_t task, double* products,
-                              double* activations) {
-  piece<S, T, 32>(args, pieces, task, products, activations);
+FAIRKERN_AVX2 void piece_avx2(const TaylorArgs& args, const Cut& cut, std::int64_t task, Partials& partials) {
+  piece<S, T, 32>(args, cut, task, partials);
 }
 template <class S, class T>
-void piece_baseline(const TaylorArgs& args, std::int64_t pieces, std::int64_t task, double* products,
-                    double* activations) {
-  piece<S, T, 16>(args, pieces, task, products, activations);
+void piece_baseline(const TaylorArgs& args, const Cut& cut, std::int64_t task, Partials& partials) {
+  piece<S, T, 16>(args, cut, task, partials);
+}
+
+// Adds the parts in order: of a sample first, whose magnitude counts, then of all samples.
+template <class T>
+void add_up(const TaylorArgs& args, const Cut& cut, const Partials& partials) {
+  const std::int64_t channels = args.channels, together = cut.row_is_sample ? 1 : cut.pieces;
+  std::vector<double> totals(3 * channels), sample(channels);
+  for (std::int64_t begin = 0; begin < cut.parts; begin += together) {
+    std::fill(sample.begin(), sample.end(), 0.0);
+    for (std::int64_t part = begin; part < begin + together; ++part)
+      for (std::int64_t c = 0; c < channels; ++c) {
+        sample[c] += partials.products[part * channels + c];
+        totals[2 * channels + c] += partials.activations[part * channels + c];
+      }
+    for (std::int64_t c = 0; c < channels; ++c) {
+      totals[c] += sample[c];
+      totals[channels + c] += cut.row_is_sample ? partials.magnitudes[begin * channels + c] : std::fabs(sample[c]);
+    }
+  }
+  T* outputs[] = {static_cast<T*>(args.signed_sum), static_cast<T*>(args.per_sample), static_cast<T*>(args.activation)};
+  for (int which = 0; which < 3; ++which)
+    for (std::int64_t c = 0; c < channels; ++c) outputs[which][c] = static_cast<T>(totals[which * channels + c]);
 }
 
 template <class S>
 void run(const TaylorArgs& args) {
   using T = decltype(widen(S{}));
-  const bool by_lanes = args.after == 1;
-  const std::int64_t length = by_lanes ? args.before : args.after, size = by_lanes ? kLanePiece : kDotPiece;
-  const std::int64_t pieces = (length + size - 1) / size;
-  const std::int64_t parts = args.samples * pieces;
-  const std::int64_t tasks = parts * (by_lanes ? (args.channels + kLaneBlock - 1) / kLaneBlock : args.channels);
-  std::vector<double> products(parts * args.channels), activations(parts * args.channels);
+  const Cut cut(args);
+  Partials partials;
+  partials.products.resize(cut.parts * args.channels);
+  partials.activations.resize(cut.parts * args.channels);
+  if (cut.row_is_sample) partials.magnitudes.resize(cut.parts * args.channels);
 
   const auto kernel = args.isa == Isa::avx512 ? piece_avx512<S, T>
                       : args.isa == Isa::avx2 ? piece_avx2<S, T>
                                               : piece_baseline<S, T>;
-#pragma omp parallel for schedule(static) num_threads(args.threads)
-  for (std::int64_t task = 0; task < tasks; ++task) kernel(args, pieces, task, products.data(), activations.data());
-
-  T* signed_sum = static_cast<T*>(args.signed_sum);
-  T* per_sample = static_cast<T*>(args.per_sample);
-  T* activation = static_cast<T*>(args.activation);
-  std::vector<double> totals(3 * args.channels), sample(args.channels);
-  for (std::int64_t s = 0; s < args.samples; ++s) {
-    std::fill(sample.begin(), sample.end(), 0.0);
-    for (std::int64_t p = s * pieces; p < (s + 1) * pieces; ++p)
-      for (std::int64_t c = 0; c < args.channels; ++c) {
-        sample[c] += products[p * args.channels + c];
-        totals[2 * args.channels + c] += activations[p * args.channels + c];
-      }
-    for (std::int64_t c = 0; c < args.channels; ++c) {
-      totals[c] += sample[c];
-      totals[args.channels + c] += std::fabs(sample[c]);
-    }
-  }
-  for (std::int64_t c = 0; c < args.channels; ++c) {
-    signed_sum[c] = static_cast<T>(totals[c]);
-    per_sample[c] = static_cast<T>(totals[args.channels + c]);
-    activation[c] = static_cast<T>(totals[2 * args.channels + c]);
-  }
+  const bool serial = args.samples * args.before * args.channels * args.after < kSerialElements;
+#pragma omp parallel for schedule(static) num_threads(args.threads) if (!serial)
+  for (std::int64_t task = 0; task < cut.tasks; ++task) kernel(args, cut, task, partials);
+  add_up<T>(args, cut, partials);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@ import torch
 from fairkern import ops
 from fairkern.errors import BackendError, InputError
 from fairkern.ops import _native, _registry
+from fairkern.ops.gather import native
 
 
 @pytest.fixture
@@ -52,6 +53,11 @@ def test_a_stale_extension_is_noticed(extension, monkeypatch):
         assert "another version" in _native.unavailable()
     finally:
         _native._load.cache_clear()
+
+
+def test_python_and_the_extension_agree(extension):
+    assert extension.INTERFACE == _native.INTERFACE
+    assert extension.GATHER_DIMS == native.MAX_DIMS
 
 
 def test_describe(extension):

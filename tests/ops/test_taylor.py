@@ -16,6 +16,7 @@ SHAPES = {
     "one element": ((1, 1), 1),
     "linear": ((33, 7), 1),
     "wide linear": ((5, 300), 1),
+    "many samples": ((1300, 270), 1),
     "convolution": ((3, 5, 6, 7), 1),
     "one position": ((3, 5, 1, 1), 1),
     "one sample": ((1, 6, 5, 5), 1),
@@ -126,7 +127,7 @@ def test_equals_weight_times_weight_gradient_of_the_consumer(backend):
     assert_close(taylor(act, grad, backend=backend), expected, torch.float64, scale=100)
 
 
-@pytest.mark.parametrize("shape", ["convolution", "tokens", "many tokens", "long"])
+@pytest.mark.parametrize("shape", ["convolution", "many samples", "tokens", "many tokens", "long"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_on_any_thread_count(shape, dtype, extension):
     act, grad, dim = example(shape, dtype)
