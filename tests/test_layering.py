@@ -25,6 +25,7 @@ FLOORS = (
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = set(FLOOR)
 USES_OPS = {"ops", "capture", "compact", "api", ""}
+USES_TOD_CURVE = {"allocate", "report"}  # arrays in, an array out
 
 
 def module_name(path: Path) -> str:
@@ -116,8 +117,8 @@ def _inside(module: str, mine: str, target: str, name: str | None) -> Iterator[s
         yield f"imports {full}, a floor above"
     elif FLOOR[theirs] == FLOOR[mine] and FLOOR[mine] not in (0, FLOOR["api"]):
         yield f"imports its sibling {full}"
-    if theirs == "ops" and mine not in USES_OPS and not (mine == "allocate" and _is_tod_curve(target, name)):
-        yield f"imports {full}; only capture and compact use ops (allocate: tod_curve)"
+    if theirs == "ops" and mine not in USES_OPS and not (mine in USES_TOD_CURVE and _is_tod_curve(target, name)):
+        yield f"imports {full}; only capture and compact use ops (allocate and report: tod_curve)"
 
 
 def _is_tod_curve(target: str, name: str | None) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -32,15 +33,28 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.2)
     loss_fn = nn.CrossEntropyLoss()
     model.train()
-    for epoch in range(1, epochs + 1):
-        for images, labels in shuffled(x, y, BATCH, generator):
-            optimizer.zero_grad()
-            loss_fn(model(images), labels).backward()
-            optimizer.step()
-            schedule.step()
-        on_epoch(epoch)
+    with _one_thread():
+        for epoch in range(1, epochs + 1):
+            for images, labels in shuffled(x, y, BATCH, generator):
+                optimizer.zero_grad()
+                loss_fn(model(images), labels).backward()
+                optimizer.step()
+                schedule.step()
+            on_epoch(epoch)
     optimizer.zero_grad()
     model.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Layers this small gain nothing from a second thread, and with one the weights do not depend on the machine's
+    number of cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:

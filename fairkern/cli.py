@@ -1,0 +1,314 @@
+"""The `fairkern` command: thin wrappers over the public API.
+
+Models, loaders, losses and inputs are named as `package.module:callable` and called without arguments; the
+current folder can be imported from. What fairkern itself raises becomes one line on stderr and exit code 2;
+an exception of the user's own code passes through with its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import fairkern as fk
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for an error that fairkern names, 130 for Ctrl-C."""
+    try:
+        arguments = _parser().parse_args(argv)
+        arguments.run(arguments)
+    except SystemExit as stop:  # argparse has printed why
+        return int(stop.code or 0)
+    except fk.FairkernError as error:
+        print(f"fairkern: error: {error}", file=sys.stderr)  # noqa: T201
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("fairkern: interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    return 0
+
+
+def named(spec: str) -> Any:
+    """What `package.module:callable` returns when called without arguments.
+
+    Raises `InputError` where the name leads nowhere or the callable wants arguments.
+    """
+    module_name, _, path = spec.partition(":")
+    if not module_name or not path:
+        raise fk.InputError(f"{spec!r} is not of the form package.module:callable")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise fk.InputError(
+                f"{spec!r}: there is no module {error.name!r} in the current folder or among the installed packages"
+            ) from error
+        raise
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise fk.InputError(f"{spec!r}: {getattr(found, '__name__', found)!r} has no attribute {part!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise fk.InputError(f"{spec!r} is a {type(found).__name__}, not a callable; name a function that returns it")
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        raise fk.InputError(f"{spec!r} cannot be called without arguments ({error}); wrap it in a function") from error
+    except ValueError:  # no signature to look at: call it and see
+        pass
+    return found()
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from fairkern.demo import run  # not every command needs it
+
+    console = Console(quiet=arguments.quiet)
+    models = tuple(run.BUILDERS) if arguments.model == "both" else (arguments.model,)
+    options = run.Options(
+        out=_writable(arguments.out),
+        models=models,
+        keep_params=arguments.keep_params,
+        seed=arguments.seed,
+        quiet=arguments.quiet,
+        epochs=arguments.epochs,
+    )
+    run.show(run.run(options, console), options, console)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    facts = fk.info()
+    if arguments.json:
+        print(json.dumps(facts, indent=1, default=str))  # noqa: T201
+        return
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    operators = facts.pop("operators", {})
+    for name, value in facts.items():
+        _add_fact(table, name.replace("_", " "), value)
+    for operator, backends in operators.items():
+        for backend, why_not in backends.items():
+            _add_fact(table, f"{operator}: {backend}", f"no: {why_not}" if why_not else "runs")
+    Console(highlight=False).print(table)
+
+
+def _add_fact(table: Table, name: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if inner is not None:
+                _add_fact(table, f"{name}: {key}".replace("_", " "), inner)
+    elif isinstance(value, (list, tuple)):
+        table.add_row(Text(name), Text(", ".join(map(str, value)) or "none"))
+    else:
+        table.add_row(Text(name), Text(str(value)))
+
+
+def _trace(arguments: argparse.Namespace) -> None:
+    units = fk.trace(named(arguments.model), named(arguments.inputs), verify=arguments.verify, seed=arguments.seed)
+    print(units.explain())  # noqa: T201
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    out = _writable(arguments.out)
+    scores = fk.score(named(arguments.model), named(arguments.loader), _loss(arguments), **_score_options(arguments))
+    scores.save(out)
+    _say(arguments, f"{len(scores.units.prunable)} groups scored; written to {out}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    out = _writable(arguments.out)
+    plan = fk.Scores.load(_existing(arguments.scores)).plan(**_plan_options(arguments))
+    plan.save(out)
+    _say(arguments, f"{_removed(plan)}; written to {out}")
+
+
+def _apply(arguments: argparse.Namespace) -> None:
+    out = _writable(arguments.out)
+    plan = fk.Plan.load(_existing(arguments.plan))
+    small = fk.apply(named(arguments.model), plan, inplace=True)
+    fk.save_pruned(small, plan, out)
+    _say(arguments, f"{_removed(plan)}; written to {out}")
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    out = _writable(arguments.out)
+    model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
+    scores = fk.score(model, loader, loss, **_score_options(arguments))
+    plan = scores.plan(**_plan_options(arguments))
+    small = fk.apply(model, plan)
+    fk.save_pruned(small, plan, out)
+    scores.save(out / "scores.safetensors")
+    _say(arguments, f"{_removed(plan)}; written to {out}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    out = _writable(arguments.out) if arguments.out else None
+    picture = _writable(arguments.picture) if arguments.picture else None
+    if picture and not arguments.scores:
+        raise fk.InputError("--picture shows the scores as well: name their file with --scores")
+    model, inputs = named(arguments.model), named(arguments.inputs)
+    plan = fk.Plan.load(_existing(arguments.plan))
+    scores = fk.Scores.load(_existing(arguments.scores)) if arguments.scores else None
+    before = {"latency_ms": fk.latency(model, inputs)}
+    after = {"latency_ms": fk.latency(fk.apply(model, plan), inputs)}
+    report = fk.summarise(plan, scores=scores, before=before, after=after)
+    print(report.table())  # noqa: T201
+    if out:
+        report.save(out)
+    if picture and scores is not None:
+        fk.picture(scores, plan, picture)
+
+
+def _loss(arguments: argparse.Namespace) -> Any:
+    return named(arguments.loss) if arguments.loss else None
+
+
+def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("samples_per_class", "projections", "seed", "recipe", "backend", "memory_budget")
+    return {name: getattr(arguments, name) for name in names} | {"progress": not arguments.quiet}
+
+
+def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation")
+    budget = {name: getattr(arguments, name) for name in ("tod", "keep_params", "keep_flops")}
+    given = {name: value for name, value in budget.items() if value is not None}
+    return given | {name: getattr(arguments, name) for name in names}
+
+
+def _removed(plan: fk.Plan) -> str:
+    removed, units = sum(len(g.removed) for g in plan.groups), sum(g.units for g in plan.groups)
+    return f"{removed} of {units} units in {len(plan.groups)} groups removed"
+
+
+def _say(arguments: argparse.Namespace, text: str) -> None:
+    if not arguments.quiet:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise fk.InputError(f"there is no file {path}")
+    return path
+
+
+def _writable(path: Path) -> Path:
+    """The same path, once its folder exists and can be written to: better known before an hour's work."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise fk.InputError(f"cannot write {path}: {error.strerror or error}") from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise fk.InputError(f"cannot write {path}: no permission")
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fairkern", description="Structured pruning of PyTorch models.")
+    parser.add_argument("--version", action="version", version=f"fairkern {version('fairkern')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command("demo", _demo, "train, score, plan and cut two small networks on real handwritten digits")
+    demo.add_argument("--out", type=Path, default=Path("fairkern-demo"), help="folder for its files")
+    demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both")
+    demo.add_argument("--keep-params", type=float, default=0.5, metavar="SHARE")
+    demo.add_argument("--epochs", type=_positive, help="train for so many epochs instead of each model's own number")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--quiet", action="store_true", help="print nothing")
+
+    info = command("info", _info, "versions, backends per operator and why one cannot run, threads, devices")
+    info.add_argument("--json", action="store_true")
+
+    trace = command("trace", _trace, "print what can be cut from a model, and why the rest cannot")
+    trace.add_argument("model", metavar="MODEL", help="package.module:callable")
+    trace.add_argument("inputs", metavar="INPUTS", help="package.module:callable: a tensor, a tuple or a dict")
+    trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
+    trace.add_argument("--seed", type=int, default=0)
+
+    score = command("score", _score, "score every unit of a model in one pass over a loader")
+    _add_scoring(score)
+    score.add_argument("--out", type=Path, required=True, help="file to write, for example scores.safetensors")
+
+    plan = command("plan", _plan, "turn scores into a plan for a budget")
+    plan.add_argument("scores", metavar="SCORES", type=Path, help="file written by `fairkern score`")
+    _add_planning(plan)
+    plan.add_argument("--out", type=Path, required=True, help="file to write, for example plan.json")
+    plan.add_argument("--quiet", action="store_true", help="print nothing")
+
+    apply = command("apply", _apply, "cut a model by a plan and save what is left")
+    apply.add_argument("model", metavar="MODEL", help="package.module:callable")
+    apply.add_argument("plan", metavar="PLAN", type=Path, help="file written by `fairkern plan`")
+    apply.add_argument("--out", type=Path, required=True, help="folder for the weights and the plan")
+    apply.add_argument("--quiet", action="store_true", help="print nothing")
+
+    prune = command("prune", _prune, "score, plan, cut and save in one go")
+    _add_scoring(prune)
+    _add_planning(prune)
+    prune.add_argument("--out", type=Path, required=True, help="folder for the weights, the plan and the scores")
+
+    report = command("report", _report, "measure a model before and after a plan: parameters, FLOPs, latency")
+    report.add_argument("model", metavar="MODEL", help="package.module:callable")
+    report.add_argument("plan", metavar="PLAN", type=Path)
+    report.add_argument("inputs", metavar="INPUTS", help="package.module:callable: what to run the model on")
+    report.add_argument("--scores", type=Path, help="also show what was scored")
+    report.add_argument("--out", type=Path, help="JSON file to write")
+    report.add_argument("--picture", type=Path, help="PNG file to write")
+    return parser
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="package.module:callable")
+    parser.add_argument("loader", metavar="LOADER", help="package.module:callable: an iterable of batches")
+    parser.add_argument(
+        "loss", metavar="LOSS", nargs="?", help="package.module:callable that returns the loss function"
+    )
+    parser.add_argument("--samples-per-class", type=_positive, default=32, metavar="N")
+    parser.add_argument("--projections", type=_positive, default=128, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recipe", choices=("default", "paper"), default="default")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--memory-budget", type=_positive, metavar="BYTES")
+    parser.add_argument("--quiet", action="store_true", help="print nothing")
+
+
+def _add_planning(parser: argparse.ArgumentParser) -> None:
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--tod", type=float, metavar="TOLERANCE", help="tolerance of difference, 0 to 1")
+    budget.add_argument("--keep-params", type=float, metavar="SHARE", help="share of all parameters that may stay")
+    budget.add_argument("--keep-flops", type=float, metavar="SHARE", help="share of all FLOPs that may stay")
+    parser.add_argument("--round-to", type=_positive, default=1, metavar="N", help="keep multiples of N units")
+    parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
+    parser.add_argument("--min-keep", type=_positive, default=1, metavar="N", help="at least N units of every group")
+    parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")
+    parser.add_argument("--allocation", choices=("tod", "uniform", "global"), default="tod")
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return number

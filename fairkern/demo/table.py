@@ -1,0 +1,54 @@
+"""The demo's one table: measures, layers and stages of every model, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+import fairkern as fk
+
+if TYPE_CHECKING:
+    from fairkern.demo.run import Outcome
+
+
+def table(outcomes: Mapping[str, Outcome]) -> Table:
+    """One row per measure, group of layers and stage; a section per model. Fits 80 columns."""
+    columns = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    columns.add_column("", max_width=40, overflow="fold")
+    for name in ("before", "after", "change"):
+        columns.add_column(name, justify="right", no_wrap=True)
+    for outcome in outcomes.values():
+        report = outcome.report
+        columns.add_row(Text(report.title, style="bold"))
+        _measures(columns, report)
+        columns.add_row(Text("units in each group", style="italic"))
+        for row in report.groups:
+            kept = row["units"] - row["removed"]
+            columns.add_row(f"  {row['group']}", f"{row['units']:,}", f"{kept:,}", _signed(f"{-row['rate']:+.1%}"))
+        columns.add_row(Text("time", style="italic"))
+        for stage, seconds in report.stages.items():
+            columns.add_row(f"  {stage}", "", f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms")
+        columns.add_section()
+    return columns
+
+
+def _measures(columns: Table, report: fk.Report) -> None:
+    before, after = report.before, report.after
+    for label, key in (("test accuracy", "accuracy"), ("test accuracy, fine-tuned", "accuracy_finetuned")):
+        change = _signed(f"{100 * (after[key] - before['accuracy']):+.1f} points")
+        columns.add_row(f"  {label}", f"{before['accuracy']:.2%}", f"{after[key]:.2%}", change)
+    for label, key, form in (
+        ("parameters", "params", "{:,.0f}"),
+        ("FLOPs per image", "flops", "{:,.0f}"),
+        ("latency of one image, median", "latency_ms", "{:.3f} ms"),
+    ):
+        change = _signed(f"{after[key] / before[key] - 1:+.1%}")
+        columns.add_row(f"  {label}", form.format(before[key]), form.format(after[key]), change)
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "−")

@@ -1,0 +1,214 @@
+"""The command line: every command on the demo's models, and every way to get it wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fairkern as fk
+from fairkern.cli import main, named
+
+PARTS = """
+import torch
+from torch import nn
+
+WIDTH = 12
+number = 3
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3))
+
+def other_model():
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+
+def inputs():
+    return torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
+
+def loader():
+    y = torch.arange(3).repeat(10)
+    return [(torch.randn(30, 6, generator=torch.Generator().manual_seed(2)) + y[:, None], y)]
+
+def broken_loader():
+    yield from loader()
+    raise OSError("the disk is gone")
+
+def hungry(n):
+    return n
+
+def interrupted():
+    raise KeyboardInterrupt
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "parts.py").write_text(PARTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "parts", raising=False)
+    return tmp_path
+
+
+LOSS = "torch.nn:CrossEntropyLoss"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"fairkern {version('fairkern')}"
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["threads"] >= 1
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert torch.__version__ in text
+    assert "gather" in text
+
+
+def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "parts:model", "parts:inputs"]) == 0
+    assert "proven" in capsys.readouterr().out
+    assert main(["trace", "parts:model", "parts:inputs", "--no-verify"]) == 0
+    assert "not proven" in capsys.readouterr().out
+
+
+def test_score_plan_apply_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "parts:model", "parts:loader", LOSS, "--out", "deep/scores.safetensors"]) == 0
+    budget = ["--keep-params", "0.6", "--out", "plan.json", "--ignore", "0", "--quiet"]
+    capsys.readouterr()
+    assert main(["plan", "deep/scores.safetensors", *budget]) == 0
+    assert capsys.readouterr() == ("", "")
+    plan = fk.Plan.load("plan.json")
+    assert {g.name: len(g.removed) > 0 for g in plan.groups}["2"]
+    assert main(["apply", "parts:model", "plan.json", "--out", "small"]) == 0
+    model, x = named("parts:model"), named("parts:inputs")
+    small = fk.load_pruned(named("parts:model"), "small")
+    with plan.masked(model):
+        assert torch.allclose(small(x), model(x), atol=1e-6)
+    report = ["report", "parts:model", "plan.json", "parts:inputs", "--scores", "deep/scores.safetensors"]
+    assert main([*report, "--out", "report.json"]) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert json.loads((here / "report.json").read_text())
+
+
+def test_prune(here: Path) -> None:
+    assert main(["prune", "parts:model", "parts:loader", LOSS, "--keep-flops", "0.5", "--out", "small"]) == 0
+    small = fk.load_pruned(named("parts:model"), here / "small")
+    before = sum(p.numel() for p in named("parts:model").parameters())
+    assert sum(p.numel() for p in small.parameters()) < before
+    assert isinstance(small, nn.Module)
+
+
+WRONG = [
+    (["trace", "parts", "parts:inputs"], "package.module:callable"),
+    (["trace", "nowhere.at_all:model", "parts:inputs"], "no module"),
+    (["trace", "parts:nothing", "parts:inputs"], "no attribute 'nothing'"),
+    (["trace", "parts:number", "parts:inputs"], "not a callable"),
+    (["trace", "parts:hungry", "parts:inputs"], "without arguments"),
+    (["trace", "parts:inputs", "parts:inputs"], "torch.nn.Module"),
+    (["score", "parts:model", "parts:loader", LOSS, "--out", "parts.py/scores"], "cannot write"),
+    (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--backend", "abacus"], "abacus"),
+    (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--samples-per-class", "1"], "samples_per_class"),
+    (["plan", "absent.safetensors", "--tod", "0.1", "--out", "plan.json"], "absent.safetensors"),
+    (["plan", "parts.py", "--tod", "0.1", "--out", "plan.json"], "parts.py"),
+    (["apply", "parts:model", "absent.json", "--out", "small"], "absent.json"),
+    (["apply", "parts:model", "parts.py", "--out", "small"], "parts.py"),
+    (["report", "parts:model", "plan.json", "parts:inputs", "--picture", "p.png"], "--scores"),
+    (["report", "parts:model", "absent.json", "parts:inputs"], "absent.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "what"), WRONG, ids=lambda value: value if isinstance(value, str) else None)
+def test_one_clear_line(arguments: list[str], what: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name for path in here.iterdir()}
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert what in err
+    assert err.startswith("fairkern: error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert {path.name for path in here.iterdir()} - {"__pycache__"} == before
+
+
+def test_bad_budgets(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--quiet"]) == 0
+    for budget in (
+        ["--keep-params", "0.0001"],
+        ["--keep-params", "7"],
+        ["--tod", "-1"],
+        ["--tod", "0.1", "--ignore", "zz*"],
+    ):
+        assert main(["plan", "s", *budget, "--out", "plan.json"]) == 2
+        assert capsys.readouterr().err.startswith("fairkern: error: ")
+        assert not (here / "plan.json").exists()
+
+
+def test_a_plan_for_another_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--quiet"]) == 0
+    assert main(["plan", "s", "--tod", "0.9", "--out", "plan.json", "--quiet"]) == 0
+    assert main(["apply", "parts:other_model", "plan.json", "--out", "small"]) == 2
+    assert "fairkern: error: " in capsys.readouterr().err
+    assert not (here / "small").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["frobnicate"],
+        ["compact"],
+        ["info", "--colour"],
+        ["demo", "--model", "lenet"],
+        ["demo", "--epochs", "0"],
+        ["plan", "s", "--out", "p"],
+        ["plan", "s", "--tod", "0.1", "--keep-params", "0.5", "--out", "p"],
+        ["plan", "s", "--keep", "0.5", "--out", "p"],
+        ["score", "m:m", "l:l"],
+        ["prune", "m:m", "l:l", "--keep-params", "half", "--out", "o"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert "usage: fairkern" in capsys.readouterr().err
+
+
+def test_what_the_user_raises_passes_through(here: Path) -> None:
+    with pytest.raises(OSError, match="the disk is gone"):
+        main(["score", "parts:model", "parts:broken_loader", LOSS, "--out", "s", "--quiet"])
+    assert not (here / "s").exists()
+
+
+def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "parts:interrupted", "parts:inputs"]) == 130
+    assert capsys.readouterr().err.strip() == "fairkern: interrupted"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_during_the_demo(here: Path) -> None:
+    pytest.importorskip("sklearn")
+    script = "import sys; from fairkern.cli import main; sys.exit(main(['demo', '--model', 'vgg']))"
+    child = subprocess.Popen(
+        [sys.executable, "-u", "-c", script], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    try:
+        assert "images" in child.stdout.readline()  # it has begun
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == 130
+    assert "Traceback" not in err
