@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from fairkern.capture.points import Block, Point
 from fairkern.errors import InputError
 from fairkern.ops import class_wasserstein, directions, project
+
+PIECE_CPU = 1 << 20  # bytes of projections made before they are compared: about the second-level cache of a core
+PIECE_GPU = 1 << 28
 
 
 class Selection:
@@ -64,9 +67,6 @@ class _Rows:
     def bytes(self) -> int:
         return 0 if self._buffer is None else self._buffer.nbytes
 
-    def fits(self, shape: Sequence[int]) -> bool:
-        return self._buffer is None or self._buffer.shape[1:] == torch.Size(shape)
-
     def extend(self, n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, expect: int) -> Tensor:
         """Room for `n` more rows, to be written by the caller; `expect` rows in all are likely to come."""
         if self._buffer is None or self.count + n > len(self._buffer):
@@ -79,7 +79,7 @@ class _Rows:
 
 
 class SampleStore:
-    """Projected activations `[samples, units, P]` per block.
+    """Class samples per block: the activations themselves `[samples, units, D]`, or their P projections if D > P.
 
     With a budget, the block that takes most is dropped when the sum would exceed it and is named in `dropped`:
     another pass collects it.
@@ -88,6 +88,7 @@ class SampleStore:
     def __init__(self, points: Iterable[Point], projections: int, seed: int, budget: int | None, backend: str) -> None:
         self._projections, self._seed, self._budget, self._backend = projections, seed, budget, backend
         self._rows: dict[Block, _Rows] = {block: _Rows() for p in points for block in p.blocks}
+        self._positions: dict[Block, int] = {}
         self._labels: list[Tensor] = []
         self._directions: dict[tuple[int, torch.device], Tensor] = {}
         self.dropped: list[Block] = []
@@ -98,32 +99,35 @@ class SampleStore:
         self._labels.append(labels)
 
     def add(self, point: Point, act: Tensor, rows: Tensor, expect: int) -> None:
-        """The chosen rows of an activation, projected, for every block of this point."""
+        """The chosen rows of an activation, for every block of this point; `expect` rows in all are likely."""
         blocks = [block for block in point.blocks if block in self._rows]
         if not len(rows) or not blocks:
             return
         chosen = act if len(rows) == len(act) else act.index_select(0, rows.to(act.device))
         dim = point.dim % act.ndim
         for block in blocks:
-            self._project(point, block, block.view(chosen, dim).movedim(dim, 1), expect)
+            x = block.view(chosen, dim).movedim(dim, 1)
+            positions = x.shape[2:].numel()
+            if self._positions.setdefault(block, positions) != positions:
+                raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
+            self._keep(block, x, positions, expect)
         self._shrink(point)
 
-    def _project(self, point: Point, block: Block, x: Tensor, expect: int) -> None:
+    def _keep(self, block: Block, x: Tensor, positions: int, expect: int) -> None:
         """`x`: [n, units, positions …]."""
-        positions = x.shape[2:].numel()
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        shape = (block.units, 1 if positions == 1 else self._projections)
-        kept = self._rows[block]
-        if not kept.fits(shape):
-            raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
-        room = kept.extend(len(x), shape, wide, x.device, expect)
-        if positions == 1:
-            room.copy_(x.reshape(len(x), *shape))
+        rows = self._rows[block]
+        if positions <= self._projections:
+            rows.extend(len(x), (block.units, positions), x.dtype, x.device, expect).copy_(x.reshape(*x.shape[:2], -1))
             return
-        key = (positions, x.device)
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        room = rows.extend(len(x), (block.units, self._projections), wide, x.device, expect)
+        project(x, self._drawn(positions, x.device), out=room)
+
+    def _drawn(self, positions: int, device: torch.device) -> Tensor:
+        key = (positions, device)
         if key not in self._directions:
-            self._directions[key] = directions(positions, self._projections, self._seed).to(x.device)
-        project(x, self._directions[key], out=room)
+            self._directions[key] = directions(positions, self._projections, self._seed).to(device)
+        return self._directions[key]
 
     def _shrink(self, point: Point) -> None:
         """Drop the largest blocks until the rest keeps to the budget."""
@@ -144,9 +148,29 @@ class SampleStore:
         scores = {}
         for block in list(self._rows):
             values = self._rows.pop(block).values
-            distance = class_wasserstein(values, labels.to(values.device), reduce="max", backend=self._backend)
-            scores[block] = distance.double().cpu().numpy()
+            labels = labels.to(values.device)
+            distances = [
+                class_wasserstein(part, labels, reduce="max", backend=self._backend)
+                for part in self._projected(values, self._positions[block])
+            ]
+            scores[block] = torch.cat(distances).double().cpu().numpy()
         return scores
+
+    def _projected(self, values: Tensor, positions: int) -> Iterator[Tensor]:
+        """`[samples, some units, P]` for all units, piece by piece, so that each stays in cache between the steps."""
+        if positions == 1 or positions > self._projections:
+            yield values
+            return
+        drawn = self._drawn(positions, values.device)
+        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
+        per_unit = len(values) * drawn.shape[1] * wide.itemsize
+        step = max(1, (PIECE_CPU if values.device.type == "cpu" else PIECE_GPU) // per_unit)
+        most = len(values) * min(step, values.shape[1]) * drawn.shape[1]
+        scratch = torch.empty(most, dtype=wide, device=values.device)
+        for start in range(0, values.shape[1], step):
+            part = values[:, start : start + step]
+            shape = (*part.shape[:2], drawn.shape[1])
+            yield project(part, drawn, out=scratch[: part.shape[:2].numel() * shape[2]].view(shape))
 
 
 def by_group(scores: Iterable[tuple[Block, np.ndarray]], *, largest: bool) -> dict[int, np.ndarray]:
