@@ -78,6 +78,7 @@ class Contraction:
     dim: int
     site: Site
     op: str
+    training: bool = False  # seen in train mode only: nothing to tap
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,7 @@ class Graph:
             along = ids.reshape([-1 if k == i else 1 for k in range(len(shape))])
             return np.ascontiguousarray(np.broadcast_to(along, shape)).reshape(-1)
         inner = self.new(int(np.prod([shape[i] for i in tracked]))).reshape([shape[i] for i in tracked])
-        self.factors.append(Factors(inner, tuple(kept[i][1] for i in tracked)))  # type: ignore[arg-type]
+        self.factors.append(Factors(inner, tuple(d for _, d in kept if isinstance(d, np.ndarray))))
         spread = inner.reshape([n if k in tracked else 1 for k, n in enumerate(shape)])
         return np.ascontiguousarray(np.broadcast_to(spread, shape)).reshape(-1)
 

@@ -24,7 +24,8 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
 
     def nodes(module: nn.Module, tensor_names: str, dim: int) -> tuple[str, np.ndarray | None] | None:
         for tensor_name in tensor_names.split("|"):
-            tensor = getattr(module, tensor_name, None)
+            # not by getattr: a parametrised weight is computed anew by every look at it
+            tensor = module._parameters.get(tensor_name, module._buffers.get(tensor_name))
             if tensor is not None:
                 name = first[id(tensor)]  # a tied tensor goes by its first name
                 return name, tracing.tensors[name][dim]

@@ -9,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fairkern.axes.graph import CONSTANT, Graph, Source, Track
+from fairkern.axes.graph import CONSTANT, UNIFORM, Graph, Source, Track
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
+from fairkern.axes.untouched import Originals, untouched
 from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
 from fairkern.types import Site
@@ -37,9 +39,9 @@ class Tracing:
     notes: list[str] = field(default_factory=list)
 
 
-def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer once, by its first name."""
-    found: dict[str, torch.Tensor] = dict(model.named_parameters())
+    found: dict[str, Tensor] = dict(model.named_parameters())
     found.update(model.named_buffers())
     return found
 
@@ -47,7 +49,7 @@ def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
     """Trace `model` in eval mode on each of `runs`; once more in train mode if parameters were not reached.
 
-    The model is left as it was: modes, buffers and the global random state are put back.
+    The model is left as it was: see `untouched`.
     """
     names = named_tensors(model)
     graph = Graph()
@@ -55,22 +57,35 @@ def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
     for name, tensor in names.items():
         dims[name] = tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
     tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()))
-    with _settings(model):
+    with untouched(model) as originals:
         model.eval()
         for i, inputs in enumerate(runs):
-            _run(model, inputs, names, tracing, training=False, first=i == 0)
-        missed = tracing.parameters - tracing.reached
-        if missed:
+            _run(model, inputs, names, tracing, originals, training=False, first=i == 0)
+        if _missed(tracing, names):
             model.train()
             try:
-                _run(model, runs[0], names, tracing, training=True, first=False)
+                _run(model, runs[0], names, tracing, originals, training=True, first=False)
             except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
-                tracing.notes.append(f"not traced in train mode: {type(error).__name__}: {str(error).splitlines()[0]}")
+                first = (str(error).splitlines() or [""])[0]
+                tracing.notes.append(f"not traced in train mode: {type(error).__name__}: {first}")
     return tracing
 
 
+def _missed(tracing: Tracing, names: Mapping[str, Tensor]) -> bool:
+    """Whether a parameter, or a buffer that may go along with units, was not reached in eval mode."""
+    wanted = {n for n, t in names.items() if n in tracing.parameters or (t.is_floating_point() and t.numel() > 1)}
+    return not wanted <= tracing.reached
+
+
 def _run(
-    model: nn.Module, inputs: Any, names: dict[str, torch.Tensor], tracing: Tracing, *, training: bool, first: bool
+    model: nn.Module,
+    inputs: Any,
+    names: dict[str, Tensor],
+    tracing: Tracing,
+    originals: Originals,
+    *,
+    training: bool,
+    first: bool,
 ) -> None:
     tracks: WeakIdKeyDictionary = WeakIdKeyDictionary()
     by_id = {id(t): n for n, t in names.items()}
@@ -78,20 +93,40 @@ def _run(
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
         tracks[tensor] = Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim))))
     modules = _ModuleStack(model, lambda t: _lookup(tracks, t))
-    mode = _Mode(tracing, tracks, by_id, modules, training=training, count_flops=first)
-    with torch.no_grad(), modules, mode:
+    mode = _Mode(tracing, tracks, by_id, modules, originals, training=training, count_flops=first)
+    with torch.no_grad(), modules, _Escapes(tracing.graph, tracks), mode:
         output = call_model(model, inputs)
-    for tensor in tensors_in(output):
+    for tensor in _tensors_of(output):
         for dim in _lookup(tracks, tensor).dims:
             tracing.graph.freeze(dim, "is a dimension of the model's output")
 
 
-def _lookup(tracks: WeakIdKeyDictionary, tensor: torch.Tensor) -> Track:
+def _tensors_of(output: Any) -> Iterator[Tensor]:
+    """Every tensor of a model's output, also inside objects of its own classes."""
+    seen: set[int] = set()
+    waiting = [output]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, (type, nn.Module)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+            continue
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, (tuple, list, set, frozenset)):
+            waiting.extend(value)
+        waiting.extend(getattr(value, "__dict__", {}).values())
+        waiting.extend(getattr(value, s) for s in getattr(type(value), "__slots__", ()) if hasattr(value, s))
+
+
+def _lookup(tracks: WeakIdKeyDictionary, tensor: Tensor) -> Track:
     track = tracks.get(tensor)
     if track is None or track.sizes != tuple(tensor.shape):
         track = Track.constant(tensor.shape)
         tracks[tensor] = track
-    return track  # type: ignore[no-any-return]
+    return track
 
 
 class _Mode(TorchDispatchMode):
@@ -101,33 +136,42 @@ class _Mode(TorchDispatchMode):
         tracks: WeakIdKeyDictionary,
         by_id: dict[int, str],
         modules: _ModuleStack,
+        originals: Originals,
         *,
         training: bool,
         count_flops: bool,
     ) -> None:
         super().__init__()
         self._tracing, self._tracks, self._by_id, self._modules = tracing, tracks, by_id, modules
+        self._originals = originals
         self._reached = tracing.reached_training if training else tracing.reached
         self._training, self._count_flops = training, count_flops
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        arguments = _bind(func, args, kwargs)
+        arguments = _bind(func, args, kwargs or {})
         tensors = [t for value in arguments.values() for t in tensors_in(value)]
-        outputs = list(tensors_in(result))
+        written = _written(func, arguments)
+        for t in written:
+            self._originals.about_to_write(t)
+        before = {id(t): _lookup(self._tracks, t) for t in tensors}  # an operator in place may change its shape
+        result = func(*args, **(kwargs or {}))
         for t in tensors:
             name = self._by_id.get(id(t))
             if name is not None:
                 self._reached.add(name)
-        if outputs:
-            self._follow(func, arguments, tensors, outputs)
+        self._follow(func, arguments, tensors, before, written, list(tensors_in(result)))
         return result
 
     def _follow(
-        self, func: Any, arguments: dict[str, Any], tensors: list[torch.Tensor], outputs: list[torch.Tensor]
+        self,
+        func: Any,
+        arguments: dict[str, Any],
+        tensors: list[Tensor],
+        before: dict[int, Track],
+        written: list[Tensor],
+        outputs: list[Tensor],
     ) -> None:
-        name, overload = func._schema.name.split("::")[-1], func._overloadname
+        space, name = func._schema.name.split("::")
         call = Call(
             name=name,
             args=arguments,
@@ -135,10 +179,14 @@ class _Mode(TorchDispatchMode):
             outputs=outputs,
             graph=self._tracing.graph,
             inside=self._modules.current(),
-            lookup=lambda t: _lookup(self._tracks, t),
+            lookup=lambda t: before[id(t)],
             count_flops=self._count_flops,
+            training=self._training,
         )
-        rule = RULES.get(f"{name}.{overload}") or RULES.get(name)
+        if not outputs:  # a decision by value, or writes into lists of tensors
+            call.freeze_all(f"is read or written whole by {call.where}")
+            return
+        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = pointwise
         if rule is None:
@@ -148,23 +196,72 @@ class _Mode(TorchDispatchMode):
             made = [Track.constant(o.shape) for o in outputs]
         else:
             made = rule(call)
-        written = {id(t) for t in _written(func, arguments)}
+        moved = torch.Tag.inplace_view in func.tags  # unsqueeze_, transpose_: nothing is written
+        targets = {id(t) for t in written}
         for tensor, track in zip(outputs, made, strict=True):
-            if id(tensor) in written:
+            if id(tensor) in targets and not moved:
                 track = self._write(call, tensor, track)
             self._tracks[tensor] = track
 
-    def _write(self, call: Call, tensor: torch.Tensor, made: Track) -> Track:
+    def _write(self, call: Call, tensor: Tensor, made: Track) -> Track:
         """An in-place result. Other views of the same memory must not be left behind with an older meaning."""
-        before = _lookup(self._tracks, tensor)
-        if made.tracked and not before.tracked and tensor._is_view():
-            for dim in made.dims:
-                call.graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
+        graph, before = call.graph, call.track(tensor)
         if before.source is not None:
             for dim in (*before.dims, *made.dims):
-                call.graph.freeze(dim, f"{before.source.name} is written to by {call.where}")
+                graph.freeze(dim, f"{before.source.name} is written to by {call.where}")
             return before
+        known = before.dims if before.sizes == made.sizes else (CONSTANT,) * len(made.dims)
+        gained = [
+            m
+            for m, b in zip(made.dims, known, strict=True)
+            if isinstance(m, np.ndarray) and not isinstance(b, np.ndarray)
+        ]
+        if gained or not before.tracked:
+            for other, track in self._aliases(tensor):
+                for dim in gained:
+                    graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
+                if UNIFORM in track.dims:
+                    dims = tuple(CONSTANT if d is UNIFORM else d for d in track.dims)
+                    self._tracks[other] = Track(track.sizes, dims, track.source)
         return made
+
+    def _aliases(self, tensor: Tensor) -> list[tuple[Tensor, Track]]:
+        """Other live tensors on the same memory."""
+        if tensor.layout is not torch.strided:
+            return []
+        own = tensor.untyped_storage()._cdata
+        return [
+            (t, track)
+            for t, track in self._tracks.items()
+            if t is not tensor and t.layout is torch.strided and t.untyped_storage()._cdata == own
+        ]
+
+
+_DATA: Any = Tensor.data
+_SAME = (_DATA.__get__, Tensor.__deepcopy__)
+_TAKEN = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
+
+
+class _Escapes(TorchFunctionMode):
+    """What does not pass the dispatcher: `.data` aliases a tensor, `.numpy()` and the like take its values away."""
+
+    def __init__(self, graph: Graph, tracks: WeakIdKeyDictionary) -> None:
+        super().__init__()
+        self._graph, self._tracks = graph, tracks
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _SAME:
+            self._tracks[result] = _lookup(self._tracks, args[0])
+        elif func == _DATA.__set__:
+            old, new = self._tracks.get(args[0]), _lookup(self._tracks, args[1])
+            for dim in (*(old.dims if old is not None else ()), *new.dims):
+                self._graph.freeze(dim, "is put in place of a tensor's data")
+            self._tracks[args[0]] = Track.constant(args[0].shape)
+        elif func in _TAKEN:
+            for dim in _lookup(self._tracks, args[0]).dims:
+                self._graph.freeze(dim, f"is taken out of torch by {func.__name__}")
+        return result
 
 
 def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,18 +276,19 @@ def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str
     return bound
 
 
-def _written(func: Any, arguments: Mapping[str, Any]) -> list[torch.Tensor]:
+def _written(func: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
     return [
-        arguments[a.name]
+        t
         for a in func._schema.arguments
-        if a.alias_info is not None and a.alias_info.is_write and isinstance(arguments[a.name], torch.Tensor)
+        if a.alias_info is not None and a.alias_info.is_write
+        for t in tensors_in(arguments[a.name])
     ]
 
 
 class _ModuleStack:
     """Which module call is innermost, and what it was given. Hooks live only inside the context."""
 
-    def __init__(self, model: nn.Module, lookup: Callable[[torch.Tensor], Track]) -> None:
+    def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track]) -> None:
         self._model, self._lookup = model, lookup
         self._stack: list[ModuleCall] = [ModuleCall(Site(""), None, None)]
         self._calls: dict[str, int] = {}
@@ -216,32 +314,11 @@ class _ModuleStack:
 
         before = module.register_forward_pre_hook(enter, with_kwargs=True)
         self._handles.callback(before.remove)
-        after = module.register_forward_hook(leave)
+        after = module.register_forward_hook(leave, always_call=True)
         self._handles.callback(after.remove)
 
     def __exit__(self, *_: object) -> None:
         self._handles.close()
-
-
-@contextlib.contextmanager
-def _settings(model: nn.Module) -> Iterator[None]:
-    """Put back modes, buffers, random state and the attention fast path, whatever happens."""
-    modes = [(m, m.training) for m in model.modules()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    fast = torch.backends.mha.get_fastpath_enabled()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            for module, training in modes:
-                module.training = training
-            with torch.no_grad():
-                for buffer, saved in buffers:
-                    if not torch.equal(buffer, saved):
-                        buffer.copy_(saved)
 
 
 def check_inputs(model: nn.Module, runs: Sequence[Any]) -> None:

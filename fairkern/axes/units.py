@@ -17,7 +17,7 @@ from torch import nn
 from fairkern.axes.graph import Factors, Graph
 from fairkern.axes.sizes import size_attributes
 from fairkern.axes.trace import Tracing, named_tensors
-from fairkern.types import Axis, AxisGroup, CostTerm, Extent, FrozenAxis, GroupAxis, SizeAttribute, Tap, UnitMap
+from fairkern.types import Axis, AxisGroup, CostTerm, Extent, FrozenAxis, GroupAxis, Site, SizeAttribute, Tap, UnitMap
 
 FREE = -1
 
@@ -64,7 +64,7 @@ class _Solver:
 
     def free(self, nodes: np.ndarray) -> np.ndarray:
         """Which of these nodes lie in components that nothing freezes."""
-        return self.component_reason[self.labels[nodes.reshape(-1)]] == FREE  # type: ignore[no-any-return]
+        return self.component_reason[self.labels[nodes.reshape(-1)]] == FREE
 
 
 def decide_factors(solver: _Solver, factors: Iterable[Factors]) -> None:
@@ -235,21 +235,38 @@ def _freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
         for nodes in tracing.tensors[name]:
             if nodes is not None:
                 tracing.graph.freeze(nodes, reason)
-    weights = [shapes[name] for name in missed if len(shapes[name]) > 1]
+    modules = dict(model.named_modules())
+    by_length: dict[int, list[np.ndarray]] = defaultdict(list)
     for c in tracing.graph.contractions:
-        n = len(c.nodes)
-        if any(w[1] % n == 0 if len(w) == 2 else n in w[:2] for w in weights):
-            tracing.graph.freeze(c.nodes, f"may be read by {missed[0]}, which the example inputs do not reach")
+        by_length[len(c.nodes)].append(c.nodes)
+    for name in missed:
+        for n in list(by_length):
+            if _may_read(modules.get(name.rpartition(".")[0]), shapes[name], n):
+                for nodes in by_length.pop(n):
+                    tracing.graph.freeze(nodes, f"may be read by {name}, which the example inputs do not reach")
     tracing.notes.append(f"{len(missed)} parameters are not reached by the example inputs, first {missed[0]}")
 
 
+def _may_read(module: nn.Module | None, shape: tuple[int, ...], n: int) -> bool:
+    """Whether a tensor of this shape may meet a dimension of `n` positions, going by sizes alone."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return n in (module.in_channels, module.out_channels)
+    if len(shape) == 2:  # a matrix may follow a flatten
+        return any(size % n == 0 for size in shape)
+    return n in shape
+
+
 def _freeze_unconsumed(solver: _Solver, graph: Graph) -> None:
-    consumed = np.zeros(solver.count, dtype=bool)
+    consumed, tapped = np.zeros(solver.count, dtype=bool), np.zeros(solver.count, dtype=bool)
     for c in graph.contractions:
         consumed[solver.labels[c.nodes]] = True
+        if c.training:
+            continue
+        tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
             solver.freeze(c.nodes, f"its consumer {c.op} reads no module input that could be tapped")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
+    solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only")
     solver.relabel()
 
 
@@ -316,23 +333,25 @@ def _group(
         return _positions(rank[labels[nodes[mine]]], mine)
 
     taps: dict[object, Tap] = {}
+    heard: set[tuple[str, Site]] = set()  # further runs reach the same sites again
     for c in contractions:
         positions = on(c.nodes)
         if positions is None or len(positions) != units:
             frozen = frozen or f"its units are of unequal size in {c.op}"
             continue
         known = taps.get((c.activation, c.dim))
-        sites = (*known.sites, c.site) if known and c.site not in known.sites else known.sites if known else (c.site,)
-        weights = (
-            (*known.weights, c.weight)
-            if known and c.weight not in known.weights
-            else (known.weights if known else (c.weight,))
-        )
+        if c.training or (known is None and ("input", c.site) in heard):
+            continue
+        heard.add(("input", c.site))
+        sites, weights = (known.sites, known.weights) if known else ((), ())
+        sites = sites if c.site in sites else (*sites, c.site)
+        weights = weights if c.weight in weights else (*weights, c.weight)
         taps[(c.activation, c.dim)] = Tap(sites, "input", c.dim, len(c.nodes), positions, weights)
     outputs = []
     for p in productions:
         positions = on(p.nodes)
-        if positions is not None and len(positions) == units:
+        if positions is not None and len(positions) == units and ("output", p.site) not in heard:
+            heard.add(("output", p.site))
             outputs.append(Tap((p.site,), "output", p.dim, len(p.nodes), positions, (p.weight,)))
     holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
     makers = [p.weight for p in productions] or holders

@@ -33,6 +33,7 @@ class Call:
     inside: ModuleCall
     lookup: Callable[[torch.Tensor], Track]
     count_flops: bool
+    training: bool  # the run in train mode, which only looks for what eval mode did not reach
 
     def track(self, arg: str | torch.Tensor) -> Track:
         value = self.args[arg] if isinstance(arg, str) else arg

@@ -28,7 +28,7 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         inside = call.inside
         dim = _tap_dim(inside.input, x)
         call.graph.contractions.append(
-            Contraction(Axis(source.name, place), x, inside.input, dim, inside.site, call.where)
+            Contraction(Axis(source.name, place), x, inside.input, dim, inside.site, call.where, call.training)
         )
         return
     call.graph.freeze(x, f"is contracted with a tensor of fixed size in {call.where}")
@@ -44,7 +44,12 @@ def _tap_dim(entry: Track | None, nodes: np.ndarray) -> int:
 
 
 def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
-    """Dimension `w_dim` of `weight` becomes dimension `dim` (from the end if negative) of the output."""
+    """Dimension `w_dim` of `weight` becomes dimension `dim` (from the end if negative) of the module's output.
+
+    Only for modules whose output that is, and what eval mode computes.
+    """
+    if call.inside.input is None or call.training:
+        return
     source, nodes = weight.source, weight.dims[w_dim]
     place = source.dims[w_dim] if source else None
     if source is not None and place is not None and isinstance(nodes, np.ndarray):
@@ -93,11 +98,10 @@ def convolution(call: Call) -> list[Track]:
         made = _grouped(call, x, w, groups)
     if call.given("bias"):
         made = graph.meet(made, call.track("bias").dims[0], f"meets a fixed size in {call.where}")
-    spatial = float(np.prod(call.sizes[2:])) * call.sizes[0]
-    if transposed:
-        spatial = float(np.prod(x.sizes[2:])) * call.sizes[0]
-    kernel = float(np.prod(w.sizes[2:]))
-    flops(call, spatial * kernel, _sized(w.dims[0], w.sizes[0]), _sized(w.dims[1], w.sizes[1]))
+    steps = float(np.prod((x.sizes if transposed else call.sizes)[2:])) * float(np.prod(w.sizes[2:]))
+    flops(
+        call, steps, *(_sized(d, n) for d, n in ((x.dims[0], x.sizes[0]), *zip(w.dims[:2], w.sizes[:2], strict=True)))
+    )
     return call.out([x.dims[0], made, *[CONSTANT] * (len(call.sizes) - 2)])
 
 

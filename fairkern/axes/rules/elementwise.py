@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from fairkern.axes.graph import CONSTANT, UNIFORM, Dim, Track
-from fairkern.axes.rules._call import Call, Rule
+from fairkern.axes.rules._call import Call, Rule, wrap
 
 
 def broadcast(call: Call, tracks: list[Track], ndim: int) -> list[Dim]:
@@ -27,11 +27,7 @@ def broadcast(call: Call, tracks: list[Track], ndim: int) -> list[Dim]:
 
 
 def pointwise(call: Call) -> list[Track]:
-    tracks = [call.track(t) for t in call.tensors]
-    if not any(t.tracked for t in tracks):
-        uniform = bool(tracks) and all(d is UNIFORM for t in tracks for d in t.dims)
-        return [Track.uniform(o.shape) if uniform else Track.constant(o.shape) for o in call.outputs]
-    dims = broadcast(call, tracks, len(call.sizes))
+    dims = broadcast(call, [call.track(t) for t in call.tensors], len(call.sizes))
     return [call.out(dims)[0] for _ in call.outputs]
 
 
@@ -41,15 +37,6 @@ def same(call: Call) -> list[Track]:
     return [Track(track.sizes, track.dims, track.source)]
 
 
-def copy_into(call: Call) -> list[Track]:
-    """`a.copy_(b)`: what is written into tensors that the trace does not follow stays."""
-    target, value = call.track("self"), call.track("src")
-    if value.tracked and not target.tracked:
-        call.freeze_all(f"is written into an untracked tensor by {call.where}")
-        return [target]
-    return pointwise(call)
-
-
 def fill(call: Call) -> list[Track]:
     track = call.track("self")
     return [track if track.tracked else Track.uniform(track.sizes)]
@@ -57,6 +44,30 @@ def fill(call: Call) -> list[Track]:
 
 def created_uniform(call: Call) -> list[Track]:
     return [Track.uniform(o.shape) for o in call.outputs]
+
+
+def created_like(call: Call) -> list[Track]:
+    """`zeros_like` and its kin: as long as the tensor that they are modelled on."""
+    return call.out(call.track("self").dims)
+
+
+def drawn(call: Call) -> list[Track]:
+    """Random numbers for every position of a tensor: no two are alike. In train mode that is dropout's noise."""
+    other = UNIFORM if call.training else CONSTANT
+    return call.out([d if isinstance(d, np.ndarray) else other for d in call.track("self").dims])
+
+
+def glu(call: Call) -> list[Track]:
+    """`a · σ(b)` for the two halves of a dimension: they are cut alike."""
+    x = call.track("self")
+    dims = list(x.dims)
+    i = wrap(call.args["dim"], len(dims))
+    ids = dims[i]
+    if isinstance(ids, np.ndarray):
+        first, second = np.split(ids, 2)
+        call.graph.join(first, second)
+        dims[i] = first
+    return call.out(dims)
 
 
 def prelu(call: Call) -> list[Track]:
@@ -78,13 +89,15 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("hardswish_", "native_dropout", "rrelu_with_noise", "where", "masked_fill", "masked_fill_", "clamp"), pointwise
     ),
-    **dict.fromkeys(("_prelu_kernel", "bernoulli", "bernoulli_", "gelu", "silu", "mish"), pointwise),
+    **dict.fromkeys(("_prelu_kernel", "gelu", "silu", "mish", "log_sigmoid_forward", "copy_"), pointwise),
     **dict.fromkeys(("fill", "fill_", "zero_"), fill),
     **dict.fromkeys(
-        ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
+        ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "empty_strided"),
         created_uniform,
     ),
-    **dict.fromkeys(("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"), created_uniform),
-    "copy_": copy_into,
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), created_like),
+    **dict.fromkeys(("bernoulli", "bernoulli_", "rand_like", "randn_like", "normal_", "uniform_"), drawn),
+    "new_empty_strided": created_uniform,
+    "glu": glu,
     "prelu": prelu,
 }

@@ -28,11 +28,14 @@ def reduction(call: Call) -> list[Track]:
 
 
 def along(call: Call) -> list[Track]:
-    """Softmax, cumulative sums, sorts: the shape stays, the positions along `dim` depend on each other."""
+    """Softmax, cumulative sums, sorts, the k largest: the positions along `dim` depend on each other."""
     x = call.track(call.tensors[0])
-    for i in _dims(call, len(x.dims)):
+    over = _dims(call, len(x.dims))
+    for i in over:
         call.graph.freeze(x.dims[i], f"{call.where} runs over it")
-    return [call.out(x.dims)[0] if tuple(o.shape) == x.sizes else Track.constant(o.shape) for o in call.outputs]
+    if tuple(call.sizes) != x.sizes:
+        return [call.out([CONSTANT if i in over else d for i, d in enumerate(x.dims)])[0] for _ in call.outputs]
+    return [call.out(x.dims)[0] for _ in call.outputs]
 
 
 def spatial(call: Call) -> list[Track]:
@@ -57,6 +60,13 @@ _SPATIAL: dict[str, int] = {
     "adaptive_avg_pool1d": 1,
     "adaptive_max_pool2d": 2,
     "adaptive_max_pool3d": 3,
+    "max_pool1d": 1,
+    "max_pool2d": 2,
+    "max_pool3d": 3,
+    "mkldnn_max_pool2d": 2,
+    "_upsample_nearest_exact1d": 1,
+    "_upsample_nearest_exact2d": 2,
+    "_upsample_nearest_exact3d": 3,
     "upsample_nearest1d": 1,
     "upsample_nearest2d": 2,
     "upsample_nearest3d": 3,

@@ -24,7 +24,7 @@ def transpose(call: Call) -> list[Track]:
     n = len(call.sizes)
     order = list(range(n))
     if n > 1:
-        i, j = (0, 1) if call.name == "t" else (wrap(call.args["dim0"], n), wrap(call.args["dim1"], n))
+        i, j = (0, 1) if call.name in ("t", "t_") else (wrap(call.args["dim0"], n), wrap(call.args["dim1"], n))
         order[i], order[j] = order[j], order[i]
     return permuted(call, order)
 
@@ -34,6 +34,9 @@ def reshape(call: Call) -> list[Track]:
     track = call.track("self")
     if track.sizes == call.sizes:
         return call.out(track.dims, track.source)
+    if 0 in call.sizes:
+        call.freeze_all(f"is reshaped without elements by {call.where}")
+        return [Track.constant(call.sizes)]
     before = [(n, d) for n, d in zip(track.sizes, track.dims, strict=True) if n != 1]
     after = [i for i, n in enumerate(call.sizes) if n != 1]
     dims: list[Dim] = [CONSTANT] * len(call.sizes)
@@ -123,7 +126,9 @@ def split(call: Call) -> list[Track]:
     if isinstance(ids, np.ndarray) and len(lengths) > 1:
         cuts = np.split(ids, np.cumsum(lengths)[:-1])
         parts = list(cuts)
-        if len(set(lengths)) == 1:
+        if lengths == [1] * len(lengths):
+            call.graph.freeze(ids, f"is taken apart by {call.where}")
+        elif len(set(lengths)) == 1:
             for other in cuts[1:]:
                 call.graph.join(cuts[0], other)
         else:
@@ -193,26 +198,30 @@ def index(call: Call) -> list[Track]:
 def index_select(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
-    call.graph.freeze(track.dims[dim], f"is indexed by {call.where}")
+    for d in (track.dims[dim], *call.track("index").dims):
+        call.graph.freeze(d, f"is indexed by {call.where}")
     return call.out([CONSTANT if i == dim else d for i, d in enumerate(track.dims)])
 
 
 def embedding(call: Call) -> list[Track]:
     table = call.track("weight")
     call.graph.freeze(table.dims[0], f"rows are looked up by {call.where}")
-    return call.out([CONSTANT] * (len(call.sizes) - 1) + [table.dims[1]])
+    return call.out([*call.track("indices").dims, table.dims[1]])
 
 
 def pad(call: Call) -> list[Track]:
     """Padding along units (a ResNet's option A shortcut) adds positions that stay."""
     track = call.track("self")
-    amounts = call.args.get("pad") or call.args.get("padding")
+    amounts = call.args["pad" if "pad" in call.args else "padding"]
     dims = list(track.dims)
     for k in range(len(amounts) // 2):
         i = len(dims) - 1 - k
         low, high = amounts[2 * k], amounts[2 * k + 1]
         ids = dims[i]
-        if not isinstance(ids, np.ndarray) or low == high == 0:
+        if low == high == 0:
+            continue
+        if not isinstance(ids, np.ndarray):
+            dims[i] = CONSTANT
             continue
         if low < 0 or high < 0 or call.name != "constant_pad_nd":
             call.graph.freeze(ids, f"is padded by {call.where}")
@@ -226,14 +235,74 @@ def pad(call: Call) -> list[Track]:
 def roll(call: Call) -> list[Track]:
     """Cyclic shifts and flips of constant dimensions; along units they depend on the length."""
     track = call.track("self")
-    for d in call.args["dims"]:
+    for d in call.args["dims"] or range(len(track.sizes)):  # without dims the whole tensor rolls as one row
         call.graph.freeze(track.dims[wrap(d, len(track.sizes))], f"is shifted by {call.where}")
     return call.out(track.dims)
 
 
+def repeat(call: Call) -> list[Track]:
+    """Copies one after the other: every copy of a unit goes with it."""
+    track = call.track("self")
+    times = list(call.args["repeats"])
+    extra = len(times) - len(track.sizes)
+    dims: list[Dim] = [UNIFORM] * extra
+    for n, d, k in zip(track.sizes, track.dims, times[extra:], strict=True):
+        dims.append(np.tile(d, k) if isinstance(d, np.ndarray) else UNIFORM if n == 1 and k > 1 else d)
+    return call.out(dims)
+
+
+def pixel_shuffle(call: Call) -> list[Track]:
+    """[.., C·r², H, W] → [.., C, H·r, W·r]: the r² channels that make one go together."""
+    track = call.track("self")
+    *lead, channels, high, wide = track.dims
+    _slide(call, high, wide)
+    if isinstance(channels, np.ndarray):
+        cube = channels.reshape(call.sizes[-3], -1)
+        for k in range(1, cube.shape[1]):
+            call.graph.join(cube[:, 0], cube[:, k])
+        channels = cube[:, 0].copy()
+        if len(channels) == 1:
+            call.graph.freeze(cube, f"becomes one channel by {call.where}")
+    return call.out([*lead, channels, CONSTANT, CONSTANT])
+
+
+def pixel_unshuffle(call: Call) -> list[Track]:
+    """[.., C, H·r, W·r] → [.., C·r², H, W]: what one channel becomes goes with it."""
+    track = call.track("self")
+    *lead, channels, high, wide = track.dims
+    _slide(call, high, wide)
+    if isinstance(channels, np.ndarray):
+        channels = np.repeat(channels, call.sizes[-3] // len(channels))
+    return call.out([*lead, channels, CONSTANT, CONSTANT])
+
+
+def _slide(call: Call, *dims: Dim) -> None:
+    for d in dims:
+        call.graph.freeze(d, f"is mixed with channels by {call.where}")
+
+
+def channel_shuffle(call: Call) -> list[Track]:
+    """[B, g·n, ..] → [B, n·g, ..]: groups of equal size, so one position goes from each."""
+    track = call.track("self")
+    dims = list(track.dims)
+    ids = dims[1]
+    if isinstance(ids, np.ndarray):
+        cube = ids.reshape(call.args["groups"], -1)
+        for row in cube[1:]:
+            call.graph.join(cube[0], row)
+        dims[1] = np.ascontiguousarray(cube.T).reshape(-1)
+    return call.out(dims)
+
+
+def bits(call: Call) -> list[Track]:
+    """`view(dtype)`: the same memory read as another type."""
+    call.freeze_all(f"is read as another type by {call.where}")
+    return [Track.constant(call.sizes)]
+
+
 RULES: dict[str, Rule] = {
     "permute": permute,
-    **dict.fromkeys(("transpose", "t", "transpose_"), transpose),
+    **dict.fromkeys(("transpose", "t", "transpose_", "t_"), transpose),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "view_copy"), reshape),
     **dict.fromkeys(("squeeze", "unsqueeze", "squeeze_", "unsqueeze_"), squeeze),
     "expand": expand,
@@ -250,4 +319,9 @@ RULES: dict[str, Rule] = {
         ("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"), pad
     ),
     **dict.fromkeys(("roll", "flip"), roll),
+    "view.dtype": bits,
+    "repeat": repeat,
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    **dict.fromkeys(("native_channel_shuffle", "channel_shuffle"), channel_shuffle),
 }

@@ -1,0 +1,91 @@
+"""Leave a model and the process as a trace found them, whatever the model's forward does."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+
+class Originals:
+    """Parameters as they were before a forward pass wrote to them: copied on the first write only."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._owners: dict[int, list[nn.Parameter]] = {}
+        for parameter in model.parameters():
+            if parameter.layout is torch.strided and not parameter.is_meta:
+                self._owners.setdefault(_memory(parameter), []).append(parameter)
+        self._saved: list[tuple[nn.Parameter, Tensor]] = []
+
+    def about_to_write(self, tensor: Tensor) -> None:
+        """Call before an operator writes to `tensor`, which may be a view of a parameter."""
+        if self._owners and tensor.layout is torch.strided:
+            for parameter in self._owners.pop(_memory(tensor), ()):
+                self._saved.append((parameter, parameter.detach().clone()))
+
+    def put_back(self) -> None:
+        with torch.no_grad():
+            for parameter, saved in self._saved:
+                parameter.copy_(saved)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[Originals]:
+    """Put back modes, attributes, buffers, parameters, random state and the attention fast path.
+
+    Attributes of every module go back to the objects that they held, and lists, dictionaries and sets among them
+    to what these held, so that a forward which caches or counts leaves no trace. Buffers are copied beforehand
+    (some operators write to running statistics without saying so), parameters when they are written to.
+    """
+    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+    collections = [
+        (value, copy.copy(value))
+        for _, held in attributes
+        for value in held.values()
+        if type(value) in (list, dict, OrderedDict, set)
+    ]
+    parameters = [(p, p.data, p.requires_grad) for p in model.parameters() if not is_lazy(p)]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    originals = Originals(model)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    generators = (random.getstate(), np.random.get_state())  # noqa: NPY002
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        try:
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield originals
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            random.setstate(generators[0])
+            np.random.set_state(generators[1])  # noqa: NPY002
+            for module, held in attributes:
+                module.__dict__.clear()
+                module.__dict__.update(held)
+            for value, items in collections:
+                _refill(value, items)
+            for parameter, data, wanted in parameters:
+                if parameter.shape != data.shape or not parameter.is_set_to(data):
+                    parameter.data = data
+                parameter.requires_grad_(wanted)
+            originals.put_back()
+            with torch.no_grad():
+                for buffer, saved in buffers:
+                    if not torch.equal(buffer, saved):
+                        buffer.copy_(saved)
+
+
+def _refill(value: Any, items: Any) -> None:
+    value.clear()
+    (value.extend if isinstance(value, list) else value.update)(items)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
