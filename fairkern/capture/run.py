@@ -36,7 +36,7 @@ def capture(
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
     started = time.perf_counter()
     with untouched(model):
-        first = _Pass(model, points, settings, loss_fn, taylor=TaylorStore(settings.backend))
+        first = _Pass(model, points, settings, loss_fn, taylor=TaylorStore(points, settings.backend))
         first.run(loader)
         passed = time.perf_counter()
         first.selection.check()
@@ -185,7 +185,7 @@ class _Pass:
                 f"the loss of batch {batch.index} does not depend on any unit of the model; "
                 "compute it from the model's output, without detach() or no_grad()"
             )
-        bad = taylor.not_finite(listener.points)
+        bad = taylor.not_finite()
         if bad is not None:
             point, what = bad
             raise NonFiniteError(f"{what} at {point.name} are not finite in batch {batch.index}")
