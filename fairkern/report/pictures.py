@@ -193,15 +193,28 @@ def _scatter(
             label=text,
             rasterized=len(x) > 2000,
         )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _logarithmic(axes, "x", x)
+    _logarithmic(axes, "y", y)
     axes.tick_params(axis="y", labelsize=9)
     for values, name, write in ((x, "U", axes.set_xlabel), (y, "R", axes.set_ylabel)):
         least = f" (0 at {_FLOOR:g})" if (values <= _FLOOR).any() else ""
         write(f"{name}, in medians of the group{least}")
     _style(axes, "Every unit: U (low goes first) against R (high stays)")
-    legend = axes.legend(loc="upper left", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9, markerscale=2.5)
+    scale = (30 / size) ** 0.5
+    legend = axes.legend(loc="upper left", framealpha=0.85, edgecolor="none", fontsize=9, markerscale=scale)
     legend.set_zorder(5)
+
+
+def _logarithmic(axes: Axes, which: str, values: FloatArray) -> None:
+    """Ticks as plain numbers: 1, 2, 5 per decade where there are few decades, else one."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    few = len(values) == 0 or values.max() < 300 * values.min()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _by_median(values: FloatArray) -> FloatArray:

@@ -175,10 +175,17 @@ def _cell(name: str, value: Any) -> str:
             return f"{100 * value:.1f} %"
         return _whole(value) if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_cell(key, entry)}" for key, entry in value.items())
+        return ", ".join(f"{key.replace('_', ' ')} {_nested(key, entry)}" for key, entry in value.items()) or "–"
     if isinstance(value, (list, tuple)):
-        return ", ".join(_cell(name, entry) for entry in value)
+        return ", ".join(_nested(name, entry) for entry in value) or "–"
     return str(value)
+
+
+def _nested(name: str, value: Any) -> str:
+    """An entry within an entry: in brackets, and only counted where it is long."""
+    if not isinstance(value, (Mapping, list, tuple)):
+        return _cell(name, value)
+    return f"({_cell(name, value)})" if len(value) <= 6 else f"({len(value)} entries)"
 
 
 def _axes_table(frozen: Sequence[FrozenAxis]) -> Table:

@@ -7,6 +7,8 @@ from fairkern.report import explain_table, group_rows, render, report_table
 from fairkern.report.tables import quantity
 from fairkern.types import Axis, AxisGroup, FrozenAxis, GroupAxis, Plan, PlanGroup, Report, UnitMap
 
+BACKEND = {"gather": "native", "per_class": {"a": 1}, "many": list(range(9)), "no": []}
+
 
 def group(name: str, units: int, consumers: list[str], frozen: str | None = None, kind: str = "channel") -> AxisGroup:
     positions = np.arange(units)[:, None]
@@ -99,7 +101,13 @@ def test_report():
         {"accuracy": 0.985, "params": 612_345, "flops": 2.2e7, "latency_ms": 1.5, "odd": 1.0, "late": 2.5},
         (*rows, {"group": "curve", "curve": [1, 2]}),
         {"trace": 0.1234, "score": 12.34},
-        {"passes": 1, "backend": {"gather": "native"}, "list": [1, 2], "none": None, "flag": True},
+        {
+            "passes": 1,
+            "backend": {"gather": "native", "per_class": {"a": 1}, "many": list(range(9)), "no": []},
+            "list": [1, 2],
+            "none": None,
+            "flag": True,
+        },
         {"torch": "2.9"},
     )
     text = render(report_table(report))
@@ -116,7 +124,7 @@ def test_report():
         "trace 0.123",
         "score 12.3",
         "passes 1",
-        "backend gather native",
+        "backend gather native, per class (a 1), many (9 entries), no (–)",
         "list 1, 2",
         "none –",
         "flag yes",
