@@ -41,14 +41,14 @@ def distance(expected: Any, found: Any) -> float:
     where both hold the same infinity agree; NaN, another shape or another number of tensors give inf.
     Raises InputError when there is no tensor in `expected`.
     """
-    pairs = list(zip(a := list(tensors_in(expected)), b := list(tensors_in(found)), strict=False))
+    a, b = list(tensors_in(expected)), list(tensors_in(found))
     if not a:
         raise InputError(f"the model returns {type(expected).__name__} without any tensor: nothing can be compared")
-    if len(a) != len(b) or any(x.shape != y.shape for x, y in pairs):
+    if [x.shape for x in a] != [y.shape for y in b]:
         return float("inf")
-    wide = [(_wide(x), _wide(y)) for x, y in pairs if x.numel()]
+    wide = [(_wide(x), _wide(y)) for x, y in zip(a, b, strict=True) if x.numel()]
     sizes = [float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()) for x, _ in wide]
-    floor = max([1e-6 * max(sizes, default=0.0), torch.finfo(torch.float64).tiny])
+    floor = max(1e-6 * max(sizes, default=0.0), torch.finfo(torch.float64).tiny)
     worst = 0.0
     for (x, y), size in zip(wide, sizes, strict=True):
         gap = torch.where(x == y, 0.0, (x - y).abs()).max()
