@@ -24,6 +24,18 @@ def test_equals_numpy(shape, dtype):
         assert_close(actual, expected, dtype, scale=4)
 
 
+def test_writes_into_out():
+    x, onto = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0)), directions(4, 5, seed=0)
+    buffer = torch.full((6, 2, 5), float("nan"))
+    made = project(x, onto, out=buffer[2:5])
+    assert made.data_ptr() == buffer[2:5].data_ptr()
+    assert torch.equal(buffer[2:5], project(x, onto))
+    assert buffer[[0, 1, 5]].isnan().all()
+    for wrong in (torch.empty(3, 2, 4), torch.empty(3, 2, 5).double(), torch.empty(3, 5, 2).transpose(1, 2)):
+        with pytest.raises(InputError, match="out is"):
+            project(x, onto, out=wrong)
+
+
 def test_directions_are_unit_columns_and_repeat():
     for d, p in ((2, 1), (3, 128), (784, 16)):
         drawn = directions(d, p, seed=3)
