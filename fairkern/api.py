@@ -142,8 +142,9 @@ def trace(
     _check_model(model)
     units = axes.unit_map(model, [example_inputs, *more])
     if verify and units.prunable:
-        failed = compact.prove(model, units, example_inputs, make_plan=allocate.build, seed=seed)
-        units = replace(units.freeze(failed), proven=True)
+        for inputs in (example_inputs, *more):
+            units = units.freeze(compact.prove(model, units, inputs, make_plan=allocate.build, seed=seed))
+        units = replace(units, proven=True)
     if not units.prunable:
         reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
         raise InputError(
