@@ -104,6 +104,8 @@ class Graph:
     flops: list[tuple[float, tuple[np.ndarray, ...]]] = field(default_factory=list)
     # weight of a grouped convolution -> nodes of its input channels, nodes of its groups (None: groups stay)
     grouped: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
+    # module without tensors that holds its input's number of channels -> their nodes
+    features: dict[str, np.ndarray] = field(default_factory=dict)
 
     def new(self, n: int) -> np.ndarray:
         """`n` fresh nodes."""

@@ -35,6 +35,9 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
         if isinstance(module, nn.modules.conv._ConvNd):
             yield from _convolution(path, module, tracing, nodes(module, "weight", 0), nodes(module, "weight", 1))
             continue
+        if isinstance(module, nn.modules.batchnorm._NormBase) and path in tracing.graph.features:
+            yield path, "num_features", tracing.graph.features[path]
+            continue
         for classes, attributes in _BY_CLASS:
             if isinstance(module, classes):
                 for attribute, (tensor_names, dim) in attributes.items():

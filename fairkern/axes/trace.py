@@ -23,7 +23,8 @@ from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
 from fairkern.types import Site
 
-TAPPED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# modules whose input is looked at on entry
+SEEN = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 @dataclass
@@ -305,7 +306,7 @@ class _ModuleStack:
     def _add(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             entry = next(tensors_in([*args, *kwargs.values()]), None)
-            seen = self._lookup(entry) if entry is not None and isinstance(module, TAPPED) else None
+            seen = self._lookup(entry) if entry is not None and isinstance(module, SEEN) else None
             self._stack.append(ModuleCall(Site(path, self._calls.get(path, 0)), module, seen))
             self._calls[path] = self._calls.get(path, 0) + 1
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from torch.nn.modules.batchnorm import _NormBase
+
 from fairkern.axes.graph import CONSTANT, Dim, Track
 from fairkern.axes.rules._call import Call, Rule
 
@@ -12,6 +15,11 @@ def batch_norm(call: Call) -> list[Track]:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.given(name):
             dims[1] = call.graph.meet(dims[1], call.track(name).dims[0], f"meets a fixed size in {call.where}")
+    inside = call.inside
+    if inside.input is not None and isinstance(inside.module, _NormBase) and len(inside.input.dims) > 1:
+        channels = inside.input.dims[1]
+        if isinstance(channels, np.ndarray) and len(channels) == inside.module.num_features:
+            call.graph.features[inside.site.module] = channels
     return [call.out(dims)[0]] + [_statistic(o.shape, dims[1], x.sizes[1]) for o in call.outputs[1:]]
 
 

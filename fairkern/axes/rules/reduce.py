@@ -80,7 +80,20 @@ _SPATIAL: dict[str, int] = {
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
-        ("mean", "sum", "amax", "amin", "prod", "var", "std", "var_mean", "linalg_vector_norm", "norm", "logsumexp"),
+        (
+            "mean",
+            "sum",
+            "amax",
+            "amin",
+            "prod",
+            "var",
+            "std",
+            "var_mean",
+            "std_mean",
+            "linalg_vector_norm",
+            "norm",
+            "logsumexp",
+        ),
         reduction,
     ),
     **dict.fromkeys(("max", "min", "any", "all", "argmax", "argmin"), reduction),

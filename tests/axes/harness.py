@@ -1,0 +1,216 @@
+"""Small networks in one line, what a trace says of them in one line, and the exactness check for all of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils.flop_counter import FlopCounterMode
+
+from fairkern import compact
+from fairkern.allocate import build, random_removal
+from fairkern.axes import unit_map
+from fairkern.nested import call_model, map_tensors, tensors_in
+from fairkern.types import IndexArray, Plan, UnitMap
+
+LIMIT = 1e-9
+
+
+class Net(nn.Module):
+    """Modules, parameters, buffers (tensors) and anything else by name; `run(net, *inputs)` is the forward pass."""
+
+    def __init__(self, run: Callable[..., Any], **parts: Any) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
+                self.register_buffer(name, part)
+            else:
+                setattr(self, name, part)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(self, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its example inputs and what a trace has to say.
+
+    `groups` maps a group's name to a line as `line` writes it; a group that is frozen has its reason instead,
+    after a "!". `frozen` maps axes to a part of the reason.
+    """
+
+    model: Callable[[], nn.Module]
+    groups: Mapping[str, str] = field(default_factory=dict)
+    frozen: Mapping[str, str] = field(default_factory=dict)
+    shape: tuple[int, ...] = (2, 3, 8, 8)
+    inputs: Callable[[], Any] | None = None
+    more: tuple[Callable[[], Any], ...] = ()
+
+
+def make(case: Case, seed: int = 0) -> tuple[nn.Module, list[Any]]:
+    """The case's network with nothing constant in it, float64, in eval mode, and its inputs."""
+    torch.manual_seed(seed)
+    model = case.model().double().eval()
+    first = case.inputs() if case.inputs else torch.randn(case.shape)
+    runs = [map_tensors(run, _double) for run in (first, *(more() for more in case.more))]
+    if any(is_lazy(p) for p in model.parameters()):
+        call_model(model, runs[0])
+    return randomised(model), runs
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Parameters and statistics that a fresh model holds constant, drawn at random."""
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+                low = 0.5 if float(tensor.flatten()[0]) > 0 or "var" in name else -0.3
+                tensor.uniform_(low, low + 0.8)
+    return model
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def lines(units: UnitMap) -> dict[str, str]:
+    """Every group in a line: units, axes with their positions per unit (`*` a consumer), taps."""
+    out = {}
+    for group in units.groups:
+        if group.frozen:
+            out[group.name] = f"! {group.frozen}"
+            continue
+        axes = " ".join(
+            f"{a.axis}{'*' if a.consumer else ''}{_times(a.positions.shape[1])}"
+            for a in sorted(group.axes, key=lambda a: a.axis)
+        )
+        taps = " ".join(
+            "+".join(f"{s.module}{f'#{s.call}' if s.call else ''}" for s in tap.sites) + _times(tap.positions.shape[1])
+            for tap in group.taps
+        )
+        out[group.name] = f"{group.units}: {axes} @ {taps}"
+    return out
+
+
+def _times(n: int) -> str:
+    return f"x{n}" if n > 1 else ""
+
+
+def check_groups(case: Case) -> UnitMap:
+    model, runs = make(case)
+    units = unit_map(model, runs)
+    assert lines(units) == dict(case.groups)
+    reasons: dict[str, str] = {}
+    for frozen in units.frozen:
+        reasons[str(frozen.axis)] = reasons.get(str(frozen.axis), "") + "; " + frozen.reason
+    for axis, reason in case.frozen.items():
+        assert re.search(reason, reasons[axis]), f"{axis}: {reasons[axis]}"
+    return units
+
+
+def check_exact(case: Case) -> None:
+    model, runs = make(case)
+    units = unit_map(model, runs)
+    for fraction in (0.3, 0.7):
+        removed = random_removal(units, fraction, seed=int(10 * fraction))
+        assert_exact(model, units, removed, runs)
+
+
+def assert_exact(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray], runs: Sequence[Any]) -> nn.Module:
+    """Cut, weights zeroed, and activations zeroed at the taps agree; attributes and costs are those of the cut."""
+    plan = build(units, removed)
+    small = compact.apply(model, plan)
+    for i, inputs in enumerate(runs):
+        with torch.no_grad():
+            whole = list(tensors_in(call_model(model, inputs)))
+            found = list(tensors_in(call_model(small, inputs)))
+            with compact.masked(model, plan):
+                masked = list(tensors_in(call_model(model, inputs)))
+            with silenced(model, units, removed):
+                oracle = list(tensors_in(call_model(model, inputs)))
+        assert error(masked, found) < LIMIT
+        assert error(oracle, found) < LIMIT, "differs from activations zeroed at the taps"
+        if i == 0 and any(len(r) for r in removed):
+            assert error(whole, found) > LIMIT, "the cut had no effect: this case tests nothing"
+    assert_sizes(small)
+    assert_costs(model, small, plan, runs[0])
+    return small
+
+
+def error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest relative error over all outputs."""
+    assert [t.shape for t in expected] == [t.shape for t in found]
+    pairs = [(a.double(), b.double()) for a, b in zip(expected, found, strict=True) if a.numel()]
+    assert all(torch.isfinite(a).all() for a, _ in pairs)
+    return max(float((a - b).abs().max() / a.abs().max().clamp_min(1e-30)) for a, b in pairs)
+
+
+@contextmanager
+def silenced(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray]) -> Iterator[None]:
+    """The removed units multiplied by zero in every activation that is tapped. Looks at no weight."""
+    masks: dict[str, dict[int, tuple[int, Tensor]]] = {}  # module -> call -> dimension, mask
+    for group, gone in zip(units.groups, removed, strict=True):
+        for tap in group.taps if len(gone) else ():
+            for site in tap.sites:
+                _, mask = masks.setdefault(site.module, {}).setdefault(site.call, (tap.dim, torch.ones(tap.length)))
+                mask[np.unique(tap.positions[gone])] = 0.0
+
+    def hook(path: str) -> Callable[..., Any]:
+        calls = iter(range(1_000_000))
+
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = next(calls)
+            if call not in masks[path]:
+                return None
+            dim, mask = masks[path][call]
+            x = args[0] if args else kwargs["input"]
+            x = x * mask.to(x).reshape([-1 if d == dim else 1 for d in range(x.dim())])
+            return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
+
+        return before
+
+    with ExitStack() as handles:
+        for path in masks:
+            handles.callback(model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True).remove)
+        yield
+
+
+def assert_sizes(model: nn.Module) -> None:
+    """Attributes that hold sizes say what the tensors have."""
+    for path, m in model.named_modules():
+        weight = m._parameters.get("weight")
+        if weight is None:
+            continue
+        if isinstance(m, nn.Linear):
+            assert (m.out_features, m.in_features) == tuple(weight.shape), path
+        elif isinstance(m, nn.modules.conv._ConvNd):
+            ends = (
+                (m.in_channels, m.out_channels // m.groups)
+                if m.transposed
+                else (m.out_channels, m.in_channels // m.groups)
+            )
+            assert ends == tuple(weight.shape[:2]), path
+            assert m.in_channels % m.groups == m.out_channels % m.groups == 0, path
+        elif isinstance(m, nn.modules.batchnorm._NormBase):
+            assert (m.num_features,) == tuple(weight.shape), path
+        elif isinstance(m, nn.PReLU):
+            assert m.num_parameters == len(weight), path
+
+
+def assert_costs(model: nn.Module, small: nn.Module, plan: Plan, inputs: Any) -> None:
+    for net, when in ((model, "before"), (small, "after")):
+        assert plan.result[f"params_{when}"] == sum(p.numel() for p in net.parameters())
+        assert plan.result[f"flops_{when}"] == measured_flops(net, inputs)
+
+
+def measured_flops(model: nn.Module, inputs: Any) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        call_model(model, inputs)
+    return int(counter.get_total_flops())
