@@ -1,0 +1,118 @@
+"""`python -m bench.documents`: fill the figures of README.md and docs/performance.md from bench/results/*.json.
+
+A document says `<!-- figures: NAME -->` … `<!-- end of figures -->`; what stands between is generated here.
+`tests/test_readme.py` fails where it is not what the results files say.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = ("README.md", "docs/performance.md")
+BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+
+
+def fill(text: str) -> str:
+    """The document with every block of figures written anew."""
+    return BLOCK.sub(lambda match: f"{match[1]}{FIGURES[match[2]]()}\n{match[3]}", text)
+
+
+def demo() -> str:
+    results = _read("demo")
+    names = {"vgg": "VGG-style", "resnet": "ResNet-style"}
+    lines = ["| digits, 50 % of parameters kept | " + " | ".join(names[row["case"]] for row in results["rows"]) + " |"]
+    lines.append("|---" * (1 + len(results["rows"])) + "|")
+
+    def row(label: str, text: Callable[[Mapping[str, Any]], str]) -> None:
+        lines.append(f"| {label} | " + " | ".join(text(r) for r in results["rows"]) + " |")
+
+    def change(key: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+        return lambda r: f"{form.format(r['before'][key])} → {form.format(r['after'][key])}"
+
+    row("parameters", change("params", "{:,.0f}"))
+    row("FLOPs per image", change("flops", "{:,.0f}"))
+    row("latency of one image", change("latency_ms", "{:.2f} ms"))
+    row("test accuracy before", lambda r: f"{r['before']['accuracy']:.1%}")
+    row("test accuracy, cut, one shot", lambda r: f"{r['after']['accuracy']:.1%}")
+    row("test accuracy, cut, 3 epochs of fine-tuning", lambda r: f"{r['after']['accuracy_finetuned']:.1%}")
+    row("largest difference of a logit, cut against masked", lambda r: f"{r['cut_against_masked']:.0e}, relative")
+    row("training before the cut", lambda r: f"{r['stages_s']['train']:.1f} s")
+    row("scoring", lambda r: _seconds(r["stages_s"]["score"]))
+    row("planning", lambda r: _seconds(r["stages_s"]["plan"]))
+    row("cutting", lambda r: _seconds(r["stages_s"]["cut"]))
+    return "\n".join(["", *lines, "", _source(results, "python -m bench.demo")])
+
+
+def scoring() -> str:
+    return _compared("scoring", lambda r: f"scoring, {r['shape']}, {r['threads']} thread")
+
+
+def tracing() -> str:
+    return _compared("tracing", lambda r: f"tracing{' and proving' if r['verify'] else ''}, {r['shape']}")
+
+
+def allocation() -> str:
+    names = {"allocate": "a plan from scores", "load and allocate": "a plan from a file of scores"}
+    return _compared("allocation", lambda r: f"{names[r['op']]}, {r['shape']}{_case(r)}")
+
+
+def operators() -> str:
+    return _compared("operators", lambda r: f"{r['op']}{_case(r)}")
+
+
+def _case(row: Mapping[str, Any]) -> str:
+    found = re.search(r"\[(.*)\]", row["case"])
+    return f", {found[1]}" if found else ""
+
+
+def _compared(module: str, label: Callable[[Mapping[str, Any]], str]) -> str:
+    results = _read(module)
+    lines = ["", "| | fairkern | beside it | median | ratio |", "|---|---|---|---|---|"]
+    for r in results["rows"]:
+        ours, rival = _seconds(r["ours_s"]["p50"]), _seconds(r["rival_s"]["p50"])
+        lines.append(f"| {label(r)} | {ours} | {r['rival']} | {rival} | {r['relative_cost']:.2g} |")
+    return "\n".join([*lines, "", _source(results, f"pytest bench/test_{module}.py --write-results")])
+
+
+def _source(results: Mapping[str, Any], command: str) -> str:
+    dirty = " with uncommitted changes" if results["uncommitted_changes"] else ""
+    return (
+        f"(`{command}`, {results['date'][:10]}, {results['device']}, {results['threads']} threads, Python "
+        f"{results['python']}, torch {results['torch']}, commit {results['commit'][:7]}{dirty})"
+    )
+
+
+def _seconds(value: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= scale or unit == "µs":
+            return f"{value / scale:.3g} {unit}"
+    raise AssertionError(value)
+
+
+def _read(module: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{module}.json").read_text())
+
+
+FIGURES: Mapping[str, Callable[[], str]] = {
+    "demo": demo,
+    "scoring": scoring,
+    "tracing": tracing,
+    "allocation": allocation,
+    "operators": operators,
+}
+
+
+def main() -> None:
+    for name in DOCUMENTS:
+        path = ROOT / name
+        path.write_text(fill(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
