@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from bench.conftest import ROOT, provenance
-from fairkern.demo.run import Options, run
+from fairkern.demo.run import TUNING_EPOCHS, Options, run
 
 
 def main() -> None:
@@ -19,6 +19,7 @@ def main() -> None:
             "case": name,
             "before": dict(outcome.report.before),
             "after": dict(outcome.report.after),
+            "tuning_epochs": TUNING_EPOCHS,
             "stages_s": dict(outcome.report.stages),
             "masked_accuracy": outcome.masked_accuracy,
             "cut_against_masked": outcome.difference,

@@ -40,7 +40,8 @@ def demo() -> str:
     row("latency of one image", change("latency_ms", "{:.2f} ms"))
     row("test accuracy before", lambda r: f"{r['before']['accuracy']:.1%}")
     row("test accuracy, cut, one shot", lambda r: f"{r['after']['accuracy']:.1%}")
-    row("test accuracy, cut, 3 epochs of fine-tuning", lambda r: f"{r['after']['accuracy_finetuned']:.1%}")
+    epochs = results["rows"][0]["tuning_epochs"]
+    row(f"test accuracy, cut, {epochs} epochs of fine-tuning", lambda r: f"{r['after']['accuracy_finetuned']:.1%}")
     row("largest difference of a logit, cut against masked", lambda r: f"{r['cut_against_masked']:.0e}, relative")
     row("training before the cut", lambda r: f"{r['stages_s']['train']:.1f} s")
     row("scoring", lambda r: _seconds(r["stages_s"]["score"]))
