@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.axes.graph import CONSTANT, UNIFORM, Graph, Source, Track
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
+from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.axes.untouched import Originals, untouched
 from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
@@ -88,17 +87,17 @@ def _run(
     training: bool,
     first: bool,
 ) -> None:
-    tracks: WeakIdKeyDictionary = WeakIdKeyDictionary()
+    tracks = Tracks(tracing.graph)
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
-        tracks[tensor] = Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim))))
-    modules = _ModuleStack(model, lambda t: _lookup(tracks, t))
+        tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
+    modules = _ModuleStack(model, tracks.of)
     mode = _Mode(tracing, tracks, by_id, modules, originals, training=training, count_flops=first)
-    with torch.no_grad(), modules, _Escapes(tracing.graph, tracks), mode:
+    with torch.no_grad(), modules, Escapes(tracks), mode:
         output = call_model(model, inputs)
     for tensor in _tensors_of(output):
-        for dim in _lookup(tracks, tensor).dims:
+        for dim in tracks.of(tensor).dims:
             tracing.graph.freeze(dim, "is a dimension of the model's output")
 
 
@@ -122,19 +121,11 @@ def _tensors_of(output: Any) -> Iterator[Tensor]:
         waiting.extend(getattr(value, s) for s in getattr(type(value), "__slots__", ()) if hasattr(value, s))
 
 
-def _lookup(tracks: WeakIdKeyDictionary, tensor: Tensor) -> Track:
-    track = tracks.get(tensor)
-    if track is None or track.sizes != tuple(tensor.shape):
-        track = Track.constant(tensor.shape)
-        tracks[tensor] = track
-    return track
-
-
 class _Mode(TorchDispatchMode):
     def __init__(
         self,
         tracing: Tracing,
-        tracks: WeakIdKeyDictionary,
+        tracks: Tracks,
         by_id: dict[int, str],
         modules: _ModuleStack,
         originals: Originals,
@@ -154,7 +145,10 @@ class _Mode(TorchDispatchMode):
         written = _written(func, arguments)
         for t in written:
             self._originals.about_to_write(t)
-        before = {id(t): _lookup(self._tracks, t) for t in tensors}  # an operator in place may change its shape
+        before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
+        if func._schema.name.split("::")[1] not in RULES and func._can_decompose():
+            with self:  # inference mode shows composite operators whole
+                return func.decompose(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         for t in tensors:
             name = self._by_id.get(id(t))
@@ -202,7 +196,7 @@ class _Mode(TorchDispatchMode):
         for tensor, track in zip(outputs, made, strict=True):
             if id(tensor) in targets and not moved:
                 track = self._write(call, tensor, track)
-            self._tracks[tensor] = track
+            self._tracks.put(tensor, track)
 
     def _write(self, call: Call, tensor: Tensor, made: Track) -> Track:
         """An in-place result. Other views of the same memory must not be left behind with an older meaning."""
@@ -218,51 +212,13 @@ class _Mode(TorchDispatchMode):
             if isinstance(m, np.ndarray) and not isinstance(b, np.ndarray)
         ]
         if gained or not before.tracked:
-            for other, track in self._aliases(tensor):
+            for other, track in self._tracks.aliases(tensor):
                 for dim in gained:
                     graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
                 if UNIFORM in track.dims:
                     dims = tuple(CONSTANT if d is UNIFORM else d for d in track.dims)
-                    self._tracks[other] = Track(track.sizes, dims, track.source)
+                    self._tracks.put(other, Track(track.sizes, dims, track.source))
         return made
-
-    def _aliases(self, tensor: Tensor) -> list[tuple[Tensor, Track]]:
-        """Other live tensors on the same memory."""
-        if tensor.layout is not torch.strided:
-            return []
-        own = tensor.untyped_storage()._cdata
-        return [
-            (t, track)
-            for t, track in self._tracks.items()
-            if t is not tensor and t.layout is torch.strided and t.untyped_storage()._cdata == own
-        ]
-
-
-_DATA: Any = Tensor.data
-_SAME = (_DATA.__get__, Tensor.__deepcopy__)
-_TAKEN = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
-
-
-class _Escapes(TorchFunctionMode):
-    """What does not pass the dispatcher: `.data` aliases a tensor, `.numpy()` and the like take its values away."""
-
-    def __init__(self, graph: Graph, tracks: WeakIdKeyDictionary) -> None:
-        super().__init__()
-        self._graph, self._tracks = graph, tracks
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in _SAME:
-            self._tracks[result] = _lookup(self._tracks, args[0])
-        elif func == _DATA.__set__:
-            old, new = self._tracks.get(args[0]), _lookup(self._tracks, args[1])
-            for dim in (*(old.dims if old is not None else ()), *new.dims):
-                self._graph.freeze(dim, "is put in place of a tensor's data")
-            self._tracks[args[0]] = Track.constant(args[0].shape)
-        elif func in _TAKEN:
-            for dim in _lookup(self._tracks, args[0]).dims:
-                self._graph.freeze(dim, f"is taken out of torch by {func.__name__}")
-        return result
 
 
 def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

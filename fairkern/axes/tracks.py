@@ -1,0 +1,110 @@
+"""Which tensor is what while a model runs: tracks by identity, and what gets past the dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fairkern.axes.graph import Graph, Track
+from fairkern.nested import tensors_in
+
+_DATA: Any = Tensor.data
+_TAKEN = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
+
+
+class Tracks:
+    """The track of every live tensor; holds no tensor alive."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._by_tensor: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._by_memory: dict[int, tuple[StorageWeakRef, Track]] = {}  # the weak reference keeps the key unique
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return tensor in self._by_tensor
+
+    def put(self, tensor: Tensor, track: Track) -> None:
+        self._by_tensor[tensor] = track
+        if track.tracked and tensor.layout is torch.strided:
+            storage = tensor.untyped_storage()
+            known = self._by_memory.get(storage._cdata)
+            self._by_memory[storage._cdata] = (known[0] if known else StorageWeakRef(storage), track)
+
+    def of(self, tensor: Tensor) -> Track:
+        """A tensor never seen is constant; on the memory of one that was tracked, that one is frozen."""
+        track = self._by_tensor.get(tensor)
+        if track is None or track.sizes != tuple(tensor.shape):
+            if tensor.layout is torch.strided:
+                known = self._by_memory.get(tensor.untyped_storage()._cdata)
+                if known is not None and not known[0].expired():
+                    self._freeze(known[1], "is seen again in a tensor that no operator made")
+            track = Track.constant(tensor.shape)
+            self.put(tensor, track)
+        return track
+
+    def aliases(self, tensor: Tensor) -> list[tuple[Tensor, Track]]:
+        """Other live tensors on the same memory."""
+        return [(t, track) for t, track in self._by_tensor.items() if t is not tensor and _same_memory(t, tensor)]
+
+    def freeze(self, tensor: Tensor, reason: str) -> None:
+        known = self._by_tensor.get(tensor)
+        if known is not None:
+            self._freeze(known, reason)
+
+    def _freeze(self, track: Track, reason: str) -> None:
+        for dim in track.dims:
+            self.graph.freeze(dim, reason)
+
+
+class Escapes(TorchFunctionMode):
+    """What does not pass the dispatcher: `.data` aliases a tensor, `.numpy()` and the like take its values away."""
+
+    def __init__(self, tracks: Tracks) -> None:
+        super().__init__()
+        self._tracks = tracks
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(func, torch._ops.OpOverload):  # scripted code: on its way to the dispatcher
+            return result
+        if func == Tensor.__deepcopy__:
+            self._tracks.put(result, self._tracks.of(args[0]))
+        elif func in _TAKEN:
+            self._tracks.freeze(args[0], f"is taken out of torch by {func.__name__}")
+        elif func == _DATA.__set__:
+            for tensor in args:
+                self._tracks.freeze(tensor, "is put in place of a tensor's data")
+            self._tracks.put(args[0], Track.constant(args[0].shape))
+        elif isinstance(result, (Tensor, tuple, list)):
+            for tensor in tensors_in(result):
+                if tensor not in self._tracks:
+                    self._escaped(func, tensor, list(tensors_in([args, kwargs])))
+        return result
+
+    def _escaped(self, func: Any, tensor: Tensor, given: Sequence[Tensor]) -> None:
+        """A result that no operator made: an argument under another name, or out of sight."""
+        for source in given:
+            if source in self._tracks and _same_elements(tensor, source):
+                self._tracks.put(tensor, self._tracks.of(source))
+                return
+        for source in given:
+            self._tracks.freeze(source, f"leaves the trace by {getattr(func, '__name__', func)}")
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.layout is b.layout is torch.strided and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+
+
+def _same_elements(a: Tensor, b: Tensor) -> bool:
+    return _same_memory(a, b) and (a.dtype, a.shape, a.stride(), a.storage_offset()) == (
+        b.dtype,
+        b.shape,
+        b.stride(),
+        b.storage_offset(),
+    )
