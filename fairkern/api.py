@@ -142,9 +142,7 @@ def trace(
     _check_model(model)
     units = axes.unit_map(model, [example_inputs, *more])
     if verify and units.prunable:
-        for inputs in (example_inputs, *more):
-            units = units.freeze(compact.prove(model, units, inputs, make_plan=allocate.build, seed=seed))
-        units = replace(units, proven=True)
+        units = replace(_proven(model, units, (example_inputs, *more), seed), proven=True)
     if not units.prunable:
         reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
         raise InputError(
@@ -367,6 +365,27 @@ def _public(cls: Any, data: Any) -> Any:
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+
+
+def _proven(model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: int) -> types.UnitMap:
+    """The map with every group frozen that fails on any of the inputs.
+
+    An attribute recognised by its value may be a coincidence: groups that fail get a second try without those.
+    """
+
+    def failing(candidate: types.UnitMap) -> dict[int, str]:
+        failed: dict[int, str] = {}
+        for inputs in runs:
+            failed |= compact.prove(model, candidate.freeze(failed), inputs, make_plan=allocate.build, seed=seed)
+        return failed
+
+    failed = failing(units)
+    plain = units.without_observed(failed)
+    if len(plain.attributes) < len(units.attributes):
+        again = failing(plain)
+        if len(again) < len(failed):
+            units, failed = plain, again
+    return units.freeze(failed)
 
 
 def _cuda_devices() -> list[int]:

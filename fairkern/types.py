@@ -6,7 +6,7 @@ is rectangular: `positions[u]` are the places that unit `u` holds on one axis, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,11 +122,16 @@ class CostTerm:
 
 @dataclass(frozen=True)
 class SizeAttribute:
-    """A module attribute that holds a size (`Conv2d.out_channels`) and the extent that it follows."""
+    """A module attribute that holds a size (`Conv2d.out_channels`) and the extent that it follows.
+
+    `observed`: recognised by its value in what reshapes of its module were given (`Attention.num_heads`), not by
+    the module's class.
+    """
 
     module: str
     attribute: str
     extent: int  # index into `UnitMap.extents`
+    observed: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,11 +154,19 @@ class UnitMap:
         """Indices of the groups that may be cut."""
         return tuple(i for i, group in enumerate(self.groups) if group.frozen is None)
 
+    def without_observed(self, groups: Iterable[int]) -> UnitMap:
+        """The same map without observed attributes that follow any of these groups."""
+        gone = set(groups)
+
+        def stays(a: SizeAttribute) -> bool:
+            return not (a.observed and gone & {g for g, _ in self.extents[a.extent].parts})
+
+        return replace(self, attributes=tuple(a for a in self.attributes if stays(a)))
+
     def freeze(self, reasons: Mapping[int, str]) -> UnitMap:
         """The same map with the groups at these indices frozen."""
         groups = tuple(
-            replace(g, frozen=reasons[i]) if i in reasons and g.frozen is None else g
-            for i, g in enumerate(self.groups)
+            replace(g, frozen=reasons[i]) if i in reasons and g.frozen is None else g for i, g in enumerate(self.groups)
         )
         return replace(self, groups=groups)
 

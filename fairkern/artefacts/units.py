@@ -85,7 +85,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "extents": [[e.length, [list(part) for part in e.parts]] for e in units.extents],
         "params": [[t.coefficient, list(t.extents)] for t in units.params],
         "flops": [[t.coefficient, list(t.extents)] for t in units.flops],
-        "attributes": [[a.module, a.attribute, a.extent] for a in units.attributes],
+        "attributes": [[a.module, a.attribute, a.extent, a.observed] for a in units.attributes],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
             {
@@ -120,8 +120,9 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     extents = tuple(_extent(entry, len(groups)) for entry in content["extents"].items())
     attributes = []
     for entry in content["attributes"].items():
-        module, attribute, extent = entry.items(3)
-        attributes.append(SizeAttribute(module.text(), attribute.text(), extent.whole(below=len(extents))))
+        module, attribute, extent, observed = entry.items(4)
+        where = extent.whole(below=len(extents))
+        attributes.append(SizeAttribute(module.text(), attribute.text(), where, observed.flag()))
     frozen = []
     for entry in content["frozen"].items():
         tensor, dim, positions, length, reason = entry.items(5)

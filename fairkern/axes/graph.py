@@ -106,6 +106,8 @@ class Graph:
     grouped: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
     # module without tensors that holds its input's number of channels -> their nodes
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    # innermost module of a reshape, expand or split -> nodes of the sizes that it was given
+    sites: list[tuple[str, np.ndarray]] = field(default_factory=list)
 
     def new(self, n: int) -> np.ndarray:
         """`n` fresh nodes."""

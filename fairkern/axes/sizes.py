@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch import nn
@@ -38,12 +38,46 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
         if isinstance(module, nn.modules.batchnorm._NormBase) and path in tracing.graph.features:
             yield path, "num_features", tracing.graph.features[path]
             continue
+        if type(module).__name__ == "Conv1D":  # of transformers: a linear layer with its weight transposed
+            for attribute, dim in (("nx", 0), ("nf", 1)):
+                found = nodes(module, "weight", dim)
+                if found is not None and found[1] is not None and hasattr(module, attribute):
+                    yield path, attribute, found[1]
         for classes, attributes in _BY_CLASS:
             if isinstance(module, classes):
                 for attribute, (tensor_names, dim) in attributes.items():
                     found = nodes(module, tensor_names, dim)
                     if found is not None and found[1] is not None:
                         yield path, attribute, found[1]
+
+
+# Attributes that hold the size of one head: never what a cut of heads changes, whatever number they share with it.
+_PER_HEAD = frozenset(
+    {"head_dim", "dim_head", "head_size", "attention_head_size", "d_kv", "key_value_proj_dim", "qkv_dim", "key_dim"}
+)
+
+
+def observed_attributes(
+    model: nn.Module, tracing: Tracing, extent_of: Callable[[np.ndarray], int], cut: Callable[[int], bool]
+) -> Iterator[tuple[str, str, int]]:
+    """(module path, attribute, extent) of whole-number attributes that reshapes, expands and splits of their own
+    module were given: those that equal the length of exactly one extent that can shrink. The proof has the last word.
+    """
+    by_module: dict[str, dict[int, set[int]]] = {}
+    for path, nodes in tracing.graph.sites:
+        extent = extent_of(nodes)
+        if cut(extent):
+            by_module.setdefault(path, {}).setdefault(len(nodes), set()).add(extent)
+    known: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, *(c for classes, _ in _BY_CLASS for c in classes))
+    for path, lengths in by_module.items():
+        module = model.get_submodule(path)
+        if isinstance(module, known) or type(module).__name__ == "Conv1D":
+            continue
+        for attribute, value in vars(module).items():
+            if type(value) is int and not attribute.startswith("_") and attribute not in _PER_HEAD:
+                extents = lengths.get(value, set())
+                if len(extents) == 1:
+                    yield path, attribute, next(iter(extents))
 
 
 def _convolution(

@@ -26,6 +26,11 @@ from fairkern.types import Site
 SEEN = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
+def _seen(module: nn.Module) -> bool:
+    """Whether the module does nothing with its input but contract or normalise it."""
+    return isinstance(module, SEEN) or type(module).__name__ == "Conv1D"  # of transformers: a transposed linear layer
+
+
 @dataclass
 class Tracing:
     """A finished trace: the graph, the nodes of every parameter and buffer, and what was not reached."""
@@ -262,7 +267,7 @@ class _ModuleStack:
     def _add(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             entry = next(tensors_in([*args, *kwargs.values()]), None)
-            seen = self._lookup(entry) if entry is not None and isinstance(module, SEEN) else None
+            seen = self._lookup(entry) if entry is not None and _seen(module) else None
             self._stack.append(ModuleCall(Site(path, self._calls.get(path, 0)), module, seen))
             self._calls[path] = self._calls.get(path, 0) + 1
 

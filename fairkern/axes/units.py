@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from fairkern.axes.graph import Factors, Graph
-from fairkern.axes.sizes import size_attributes
+from fairkern.axes.sizes import observed_attributes, size_attributes
 from fairkern.axes.trace import Tracing, named_tensors
 from fairkern.types import Axis, AxisGroup, CostTerm, Extent, FrozenAxis, GroupAxis, Site, SizeAttribute, Tap, UnitMap
 
@@ -205,7 +205,9 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
     sizes = _Extents(labels, group_of, [g.units for g in groups])
     params = tuple(_params(tracing, model, sizes))
     flops = tuple(CostTerm(factor, tuple(sizes.of(d) for d in dims)) for factor, dims in graph.flops)
-    attributes = tuple(SizeAttribute(m, a, sizes.of(n)) for m, a, n in size_attributes(model, tracing))
+    attributes = [SizeAttribute(m, a, sizes.of(n)) for m, a, n in size_attributes(model, tracing)]
+    observed = observed_attributes(model, tracing, sizes.of, lambda e: bool(sizes.extents[e].parts))
+    attributes += [SizeAttribute(m, a, e, observed=True) for m, a, e in observed]
     reasons = dict(sizes.uneven)
     notes = list(tracing.notes)
     if tracing.unknown:
@@ -217,7 +219,7 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
         extents=tuple(sizes.extents),
         params=params,
         flops=flops,
-        attributes=attributes,
+        attributes=tuple(attributes),
         shapes={n: tuple(t.shape) for n, t in named_tensors(model).items()},
         notes=tuple(notes),
     ).freeze(reasons)
@@ -356,9 +358,12 @@ def _group(
     holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
     makers = [p.weight for p in productions] or holders
     first = makers[0]
+    kind = _kind(modules.get(first.module))
+    if kind == "neuron" and next((a.positions.shape[1] for a in axes if a.axis == first), 1) > 1:
+        kind = "head"
     return AxisGroup(
         name=first.module or first.tensor,
-        kind=_kind(modules.get(first.module)),
+        kind=kind,
         units=units,
         axes=tuple(axes),
         taps=tuple(taps.values()),
@@ -370,7 +375,7 @@ def _group(
 def _kind(module: nn.Module | None) -> str:
     if isinstance(module, nn.modules.conv._ConvNd):
         return "channel"
-    return "neuron" if isinstance(module, nn.Linear) else "unit"
+    return "neuron" if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" else "unit"
 
 
 def _unique_names(names: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from fairkern.axes.graph import CONSTANT, Graph, Source, Track
@@ -56,6 +57,12 @@ class Call:
         """The usual answer: one tracked output; size-1 dimensions hold no units."""
         sizes = self.sizes
         return [Track(sizes, tuple(CONSTANT if n == 1 else d for n, d in zip(sizes, dims, strict=True)), source)]
+
+    def note_sizes(self, dims: Sequence[Any]) -> None:
+        """The call was given these sizes, perhaps by an attribute of its module that must follow a cut."""
+        for dim in dims:
+            if isinstance(dim, np.ndarray):
+                self.graph.sites.append((self.inside.site.module, dim))
 
     def freeze_all(self, reason: str) -> None:
         for tensor in self.tensors:

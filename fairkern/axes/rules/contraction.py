@@ -175,20 +175,19 @@ def attention(call: Call) -> list[Track]:
         graph.freeze(d, f"two activations are contracted over it in {call.where}")
     for t in (q, k, v):
         graph.freeze(t.dims[last - 1], f"softmax runs over it in {call.where}")
-    for name in ("attn_mask", "attn_bias"):
-        if call.given(name):
-            for d in call.track(name).dims:
-                graph.freeze(d, f"masks attention in {call.where}")
     lead: list[Dim] = list(q.dims[: last - 1])
     for t in (k, v):
-        if t.sizes[: last - 1] != q.sizes[: last - 1]:
-            for d in (*lead, *t.dims[: last - 1]):
-                graph.freeze(d, f"heads of unequal number meet in {call.where}")
-            continue
         lead = [
-            graph.meet(p, s, f"meets a fixed size in {call.where}")
-            for p, s in zip(lead, t.dims[: last - 1], strict=True)
+            _shared(call, a, n, b, m) for a, n, b, m in zip(lead, q.sizes, t.dims[: last - 1], t.sizes, strict=False)
         ]
+    for name in ("attn_mask", "attn_bias"):
+        if call.given(name):
+            mask = call.track(name)
+            for d in mask.dims[-2:]:
+                graph.freeze(d, f"masks attention in {call.where}")
+            if len(mask.dims) > 2:
+                inner = Track(mask.sizes[:-2], mask.dims[:-2])
+                lead = broadcast(call, [Track(q.sizes[: last - 1], tuple(lead)), inner], last - 1)
     sizes = q.sizes[: last - 1]
     heads = [_sized(d, s) for d, s in zip(lead, sizes, strict=True)]
     rows, columns = q.sizes[last - 1], k.sizes[last - 1]
@@ -196,6 +195,23 @@ def attention(call: Call) -> list[Track]:
     flops(call, float(rows * columns), *heads, _sized(v.dims[last], v.sizes[last]))
     out = call.out([*lead, CONSTANT, v.dims[last]])[0]
     return [out] + [Track.constant(o.shape) for o in call.outputs[1:]]
+
+
+def _shared(call: Call, query: Dim, n: int, key: Dim, m: int) -> Dim:
+    """`n` query heads that share `m` key or value heads, consecutive ones the same: whole sharing groups go.
+
+    A single key head asks nothing of the query heads, which go one by one.
+    """
+    if m == 1:
+        return query
+    if n == m:
+        return call.graph.meet(query, key, f"meets a fixed size in {call.where}")
+    if n % m == 0 and isinstance(query, np.ndarray) and isinstance(key, np.ndarray):
+        call.graph.join(query, np.repeat(key, n // m))
+        return query
+    for d in (query, key):
+        call.graph.freeze(d, f"{n} query heads share {m} in {call.where}")
+    return query
 
 
 RULES: dict[str, Rule] = {

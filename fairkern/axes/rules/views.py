@@ -57,6 +57,7 @@ def reshape(call: Call) -> list[Track]:
         merged = call.graph.merge([n for n, _ in taken], [d for _, d in taken])
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
+    call.note_sizes(dims)
     return call.out(dims)
 
 
@@ -83,6 +84,7 @@ def expand(call: Call) -> list[Track]:
     dims: list[Dim] = [UNIFORM] * extra
     for n, d, m in zip(track.sizes, track.dims, call.sizes[extra:], strict=True):
         dims.append(UNIFORM if n == 1 and m != 1 else d)
+    call.note_sizes(dims)
     return call.out(dims)
 
 
@@ -131,6 +133,7 @@ def split(call: Call) -> list[Track]:
         elif len(set(lengths)) == 1:
             for other in cuts[1:]:
                 call.graph.join(cuts[0], other)
+            call.note_sizes(cuts[:1])
         else:
             call.graph.freeze(ids, f"is split into unequal parts by {call.where}")
     return [
