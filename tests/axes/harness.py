@@ -123,7 +123,9 @@ def check_exact(case: Case) -> None:
         assert_exact(model, units, removed, runs)
 
 
-def assert_exact(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray], runs: Sequence[Any]) -> nn.Module:
+def assert_exact(
+    model: nn.Module, units: UnitMap, removed: Sequence[IndexArray], runs: Sequence[Any], *, tells: bool = True
+) -> nn.Module:
     """Cut, weights zeroed, and activations zeroed at the taps agree; attributes and costs are those of the cut."""
     plan = build(units, removed)
     small = compact.apply(model, plan)
@@ -137,7 +139,7 @@ def assert_exact(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray]
                 oracle = list(tensors_in(call_model(model, inputs)))
         assert error(masked, found) < LIMIT
         assert error(oracle, found) < LIMIT, "differs from activations zeroed at the taps"
-        if i == 0 and any(len(r) for r in removed):
+        if tells and i == 0 and any(len(r) for r in removed):
             assert error(whole, found) > LIMIT, "the cut had no effect: this case tests nothing"
     assert_sizes(small)
     assert_costs(model, small, plan, runs[0])

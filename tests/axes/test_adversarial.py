@@ -303,6 +303,10 @@ def hard_split(m: Net, x: Tensor) -> Tensor:
     return torch.cat([part.relu() if i % 2 else part for i, part in enumerate(x.split(4, 1))], 1)
 
 
+def fixed_groups(m: Net, x: Tensor) -> Tensor:
+    return x.view(2, 4, -1, 8, 8).transpose(1, 2).reshape(2, -1, 8, 8)
+
+
 def counted(m: Net, x: Tensor) -> Tensor:
     return x + x.new_ones(x.shape).sum(1, keepdim=True)
 
@@ -324,6 +328,7 @@ UNSEEN = {
     "split into parts of a fixed size": hard_split,
     "ones counted": counted,
     "branch on a size": branch_on_size,
+    "fixed number of groups": fixed_groups,
 }
 
 
