@@ -25,15 +25,19 @@ from rich.text import Text
 
 import fairkern as fk
 
+FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for an error that fairkern names, 130 for Ctrl-C."""
+    """Run one command and return its exit code: 0; 2 for an error that fairkern names; 130 for Ctrl-C.
+
+    `demo` returns 1 where the cut model is not what the masked model is.
+    """
     try:
         arguments = _parser().parse_args(argv)
-        arguments.run(arguments)
+        return arguments.run(arguments)
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
     except fk.FairkernError as error:
@@ -42,7 +46,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fairkern: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
-    return 0
 
 
 def named(spec: str) -> Any:
@@ -78,28 +81,33 @@ def named(spec: str) -> Any:
     return found()
 
 
-def _demo(arguments: argparse.Namespace) -> None:
+def _demo(arguments: argparse.Namespace) -> int:
     from fairkern.demo import run  # not every command needs it
 
+    run.require()
     console = Console(quiet=arguments.quiet)
     models = tuple(run.BUILDERS) if arguments.model == "both" else (arguments.model,)
     options = run.Options(
-        out=_writable(arguments.out),
+        out=_folder(arguments.out),
         models=models,
         keep_params=arguments.keep_params,
         seed=arguments.seed,
         quiet=arguments.quiet,
         epochs=arguments.epochs,
     )
-    run.show(run.run(options, console), options, console)
+    outcomes = run.run(options, console)
+    run.show(outcomes, options, console)
+    return 0 if all(outcome.exact for outcome in outcomes.values()) else FAILED
 
 
-def _info(arguments: argparse.Namespace) -> None:
-    facts = fk.info()
+def _info(arguments: argparse.Namespace) -> int:
+    facts = {"fairkern": version("fairkern"), **fk.info()}
     if arguments.json:
         print(json.dumps(facts, indent=1, default=str))  # noqa: T201
-        return
+        return 0
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     operators = facts.pop("operators", {})
     for name, value in facts.items():
         _add_fact(table, name.replace("_", " "), value)
@@ -107,6 +115,7 @@ def _info(arguments: argparse.Namespace) -> None:
         for backend, why_not in backends.items():
             _add_fact(table, f"{operator}: {backend}", f"no: {why_not}" if why_not else "runs")
     Console(highlight=False).print(table)
+    return 0
 
 
 def _add_fact(table: Table, name: str, value: Any) -> None:
@@ -120,35 +129,39 @@ def _add_fact(table: Table, name: str, value: Any) -> None:
         table.add_row(Text(name), Text(str(value)))
 
 
-def _trace(arguments: argparse.Namespace) -> None:
+def _trace(arguments: argparse.Namespace) -> int:
     units = fk.trace(named(arguments.model), named(arguments.inputs), verify=arguments.verify, seed=arguments.seed)
     print(units.explain())  # noqa: T201
+    return 0
 
 
-def _score(arguments: argparse.Namespace) -> None:
+def _score(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out)
     scores = fk.score(named(arguments.model), named(arguments.loader), _loss(arguments), **_score_options(arguments))
     scores.save(out)
     _say(arguments, f"{len(scores.units.prunable)} groups scored; written to {out}")
+    return 0
 
 
-def _plan(arguments: argparse.Namespace) -> None:
+def _plan(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out)
     plan = fk.Scores.load(_existing(arguments.scores)).plan(**_plan_options(arguments))
     plan.save(out)
     _say(arguments, f"{_removed(plan)}; written to {out}")
+    return 0
 
 
-def _apply(arguments: argparse.Namespace) -> None:
-    out = _writable(arguments.out)
+def _apply(arguments: argparse.Namespace) -> int:
+    out = _folder(arguments.out)
     plan = fk.Plan.load(_existing(arguments.plan))
     small = fk.apply(named(arguments.model), plan, inplace=True)
     fk.save_pruned(small, plan, out)
     _say(arguments, f"{_removed(plan)}; written to {out}")
+    return 0
 
 
-def _prune(arguments: argparse.Namespace) -> None:
-    out = _writable(arguments.out)
+def _prune(arguments: argparse.Namespace) -> int:
+    out = _folder(arguments.out)
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
     scores = fk.score(model, loader, loss, **_score_options(arguments))
     plan = scores.plan(**_plan_options(arguments))
@@ -156,9 +169,10 @@ def _prune(arguments: argparse.Namespace) -> None:
     fk.save_pruned(small, plan, out)
     scores.save(out / "scores.safetensors")
     _say(arguments, f"{_removed(plan)}; written to {out}")
+    return 0
 
 
-def _report(arguments: argparse.Namespace) -> None:
+def _report(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out) if arguments.out else None
     picture = _writable(arguments.picture) if arguments.picture else None
     if picture and not arguments.scores:
@@ -174,6 +188,7 @@ def _report(arguments: argparse.Namespace) -> None:
         report.save(out)
     if picture and scores is not None:
         fk.picture(scores, plan, picture)
+    return 0
 
 
 def _loss(arguments: argparse.Namespace) -> Any:
@@ -219,6 +234,13 @@ def _writable(path: Path) -> Path:
     return path
 
 
+def _folder(path: Path) -> Path:
+    """The same path, once a folder can be made there or written to."""
+    if path.exists() and not path.is_dir():
+        raise fk.InputError(f"cannot write {path}: it is a file, and a folder is expected")
+    return _writable(path)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fairkern", description="Structured pruning of PyTorch models.")
     parser.add_argument("--version", action="version", version=f"fairkern {version('fairkern')}")
@@ -232,7 +254,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "train, score, plan and cut two small networks on real handwritten digits")
     demo.add_argument("--out", type=Path, default=Path("fairkern-demo"), help="folder for its files")
     demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both")
-    demo.add_argument("--keep-params", type=float, default=0.5, metavar="SHARE")
+    demo.add_argument("--keep-params", type=_share, default=0.5, metavar="SHARE", help="default: 0.5")
     demo.add_argument("--epochs", type=_positive, help="train for so many epochs instead of each model's own number")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quiet", action="store_true", help="print nothing")
@@ -311,4 +333,14 @@ def _positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return number
+
+
+def _share(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
     return number

@@ -112,6 +112,7 @@ def test_prune(here: Path) -> None:
 
 
 WRONG = [
+    (["demo", "--out", "parts.py"], "cannot write"),
     (["trace", "parts", "parts:inputs"], "package.module:callable"),
     (["trace", "nowhere.at_all:model", "parts:inputs"], "no module"),
     (["trace", "parts:nothing", "parts:inputs"], "no attribute 'nothing'"),
@@ -125,6 +126,8 @@ WRONG = [
     (["plan", "parts.py", "--tod", "0.1", "--out", "plan.json"], "parts.py"),
     (["apply", "parts:model", "absent.json", "--out", "small"], "absent.json"),
     (["apply", "parts:model", "parts.py", "--out", "small"], "parts.py"),
+    (["apply", "parts:model", "absent.json", "--out", "parts.py"], "it is a file"),
+    (["prune", "parts:model", "parts:loader", LOSS, "--tod", "0.1", "--out", "parts.py"], "it is a file"),
     (["report", "parts:model", "plan.json", "parts:inputs", "--picture", "p.png"], "--scores"),
     (["report", "parts:model", "absent.json", "parts:inputs"], "absent.json"),
 ]
@@ -172,6 +175,7 @@ def test_a_plan_for_another_model(here: Path, capsys: pytest.CaptureFixture[str]
         ["info", "--colour"],
         ["demo", "--model", "lenet"],
         ["demo", "--epochs", "0"],
+        ["demo", "--keep-params", "7"],
         ["plan", "s", "--out", "p"],
         ["plan", "s", "--tod", "0.1", "--keep-params", "0.5", "--out", "p"],
         ["plan", "s", "--keep", "0.5", "--out", "p"],

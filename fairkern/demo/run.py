@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from fairkern.demo.train import EPOCHS, accuracy, train
 
 TITLES = {"vgg": "VGG-style network", "resnet": "ResNet-style network"}
 TUNING_EPOCHS = 3
+TOLERANCE = 1e-5  # float32
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Outcome:
     difference: float  # largest |logit| difference, cut against masked, relative to the largest logit
     reload_equal: bool
 
+    @property
+    def exact(self) -> bool:
+        """Cut and masked agree to rounding, and the cut model came back from disk as it was."""
+        return self.difference < TOLERANCE and self.reload_equal
+
 
 @dataclass
 class _Clock:
@@ -62,7 +69,7 @@ def run(options: Options, console: Console | None = None) -> dict[str, Outcome]:
     Raises `FairkernError` where scikit-learn or matplotlib is missing, before anything is trained.
     """
     console = console or Console(quiet=options.quiet)
-    _require_matplotlib()
+    require()
     data = digits()
     console.print(
         f"Handwritten digits: {len(data.train_x)} images to train and calibrate on, {len(data.test_x)} to test on."
@@ -84,7 +91,8 @@ def show(outcomes: dict[str, Outcome], options: Options, console: Console) -> No
         f"Fine-tuned is {TUNING_EPOCHS} epochs of training later."
     )
     files = "report.json, plan.json, scores.safetensors, picture.png, pruned/ and finetuned/"
-    console.print(f"Written to {options.out}/{{{','.join(outcomes)}}}/: {files}", markup=False)
+    folders = " and ".join(f"{options.out}/{name}/" for name in outcomes)
+    console.print(f"Written to {folders}: {files}", markup=False)
 
 
 def _one(name: str, options: Options, data: Digits) -> Outcome:
@@ -156,8 +164,10 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)
 
 
-def _require_matplotlib() -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise fk.FairkernError(missing("matplotlib", error)) from error
+def require() -> None:
+    """Raises `FairkernError` where a package of the `demo` extra cannot be imported."""
+    for module, package in (("sklearn", "scikit-learn"), ("matplotlib", "matplotlib")):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise fk.FairkernError(missing(package, error)) from error

@@ -73,6 +73,7 @@ def test_a_short_run(tmp_path: Path) -> None:
         assert outcome.masked_accuracy == pytest.approx(report.after["accuracy"], abs=1 / 360)
         assert outcome.difference < 1e-5
         assert outcome.reload_equal
+        assert outcome.exact
         stages = ("train", "trace", "score", "plan", "cut", "check", "measure", "fine-tune")
         assert tuple(report.stages) == stages
         written = json.loads((folder / "report.json").read_text())
