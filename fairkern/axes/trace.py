@@ -150,6 +150,7 @@ class _Mode(TorchDispatchMode):
         written = _written(func, arguments)
         for t in written:
             self._originals.about_to_write(t)
+        strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
         before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
         if func._schema.name.split("::")[1] not in RULES and func._can_decompose():
             with self:  # inference mode shows composite operators whole
@@ -159,7 +160,7 @@ class _Mode(TorchDispatchMode):
             name = self._by_id.get(id(t))
             if name is not None:
                 self._reached.add(name)
-        self._follow(func, arguments, tensors, before, written, list(tensors_in(result)))
+        self._follow(func, arguments, tensors, before, strides, written, list(tensors_in(result)))
         return result
 
     def _follow(
@@ -168,6 +169,7 @@ class _Mode(TorchDispatchMode):
         arguments: dict[str, Any],
         tensors: list[Tensor],
         before: dict[int, Track],
+        strides: tuple[int, ...],
         written: list[Tensor],
         outputs: list[Tensor],
     ) -> None:
@@ -181,6 +183,7 @@ class _Mode(TorchDispatchMode):
             inside=self._modules.current(),
             lookup=lambda t: before[id(t)],
             count_flops=self._count_flops,
+            strides=strides,
             training=self._training,
         )
         if not outputs:  # a decision by value, or writes into lists of tensors

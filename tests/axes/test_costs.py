@@ -71,3 +71,13 @@ def test_every_unit_has_the_same_share() -> None:
             flat = held.positions.ravel()
             assert len(set(flat.tolist())) == flat.size
             assert 0 <= flat.min() <= flat.max() < held.length == units.shapes[held.axis.tensor][held.axis.dim]
+
+
+def test_memory_format_makes_no_difference() -> None:
+    torch.manual_seed(0)
+    model = zoo.mobilenet_v3_small(weights=None).eval()
+    x = torch.randn(2, 3, 64, 64)
+    plain = unit_map(model, [x])
+    assert repr(
+        unit_map(model.to(memory_format=torch.channels_last), [x.to(memory_format=torch.channels_last)])
+    ) == repr(plain)

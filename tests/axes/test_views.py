@@ -75,6 +75,8 @@ CASES = {
     "spatial padding": between(lambda x: F.pad(F.pad(x, (1, 2, 0, 1), mode="reflect"), (0, 0, 1, 1), value=0.5)),
     "replicated border": between(lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate")),
     "circular border": kept("untracked", lambda x: F.pad(x, (1, 1, 0, 0), mode="circular")),
+    "as_strided to what it is": between(lambda x: x.as_strided(x.shape, x.stride())),
+    "channels last": between(lambda x: x + F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1)),
     "chunk": between(split_and_cat, groups={"a": "4: a.bias:0x2 a.weight:0x2 b.weight:1*x2 @ bx2"}),
     "chunk and multiply": between(
         lambda x: torch.mul(*x.chunk(2, 1)), 4, {"a": "4: a.bias:0x2 a.weight:0x2 b.weight:1* @ b"}
@@ -137,7 +139,7 @@ CASES = {
         lambda x: x.index_put_((slice(None), torch.tensor([1]))[1:], torch.zeros(()).double()),
     ),
     "scatter": kept("no rule for aten.scatter", lambda x: x.scatter(1, torch.zeros(2, 1, 8, 8, dtype=torch.long), 0.0)),
-    "as_strided": kept("no rule for aten.as_strided", lambda x: x.as_strided(x.shape, x.stride())),
+    "as_strided": kept("read with other strides", lambda x: x.as_strided(x.shape, (512, 1, 64, 8))),
     "unfold": kept("no rule for aten.unfold", lambda x: x.unfold(1, 2, 2).sum(-1), 4),
     "im2col": kept("no rule for aten.im2col", lambda x: F.unfold(x, 1).view(2, 8, 8, 8)),
     "bits": kept("is read as another type", lambda x: x.view(torch.int64).view(torch.float64)),

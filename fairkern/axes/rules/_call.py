@@ -34,6 +34,7 @@ class Call:
     inside: ModuleCall
     lookup: Callable[[torch.Tensor], Track]
     count_flops: bool
+    strides: tuple[int, ...]  # of the first tensor before the call, where the operator reads by strides; else empty
     training: bool  # the run in train mode, which only looks for what eval mode did not reach
 
     def track(self, arg: str | torch.Tensor) -> Track:

@@ -297,6 +297,16 @@ def channel_shuffle(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+def as_strided(call: Call) -> list[Track]:
+    """Only what pooling to one pixel does in channels-last memory: other strides for dimensions of size 1."""
+    track = call.track("self")
+    real = [(old, new) for n, old, new in zip(track.sizes, call.strides, call.args["stride"], strict=False) if n != 1]
+    if track.sizes == call.sizes and not call.given("storage_offset") and all(old == new for old, new in real):
+        return call.out(track.dims, track.source)
+    call.freeze_all(f"is read with other strides by {call.where}")
+    return [Track.constant(call.sizes)]
+
+
 def bits(call: Call) -> list[Track]:
     """`view(dtype)`: the same memory read as another type."""
     call.freeze_all(f"is read as another type by {call.where}")
@@ -323,6 +333,7 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("roll", "flip"), roll),
     "view.dtype": bits,
+    **dict.fromkeys(("as_strided", "as_strided_"), as_strided),
     "repeat": repeat,
     "pixel_shuffle": pixel_shuffle,
     "pixel_unshuffle": pixel_unshuffle,
