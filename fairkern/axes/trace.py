@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.axes.graph import CONSTANT, UNIFORM, Graph, Source, Track
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
-from fairkern.axes.tracks import Escapes, Tracks
+from fairkern.axes.tracks import Escapes, Tracks, elements
 from fairkern.axes.untouched import Originals, untouched
 from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
@@ -59,8 +60,10 @@ def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
     names = named_tensors(model)
     graph = Graph()
     dims: dict[str, tuple[np.ndarray | None, ...]] = {}
+    by_memory: dict[object, str] = {}
     for name, tensor in names.items():
-        dims[name] = tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
+        twin = by_memory.setdefault(elements(tensor), name)  # tied by memory, not by object
+        dims[name] = dims[twin] if twin != name else tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
     tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()))
     with untouched(model) as originals:
         model.eval()
@@ -287,7 +290,10 @@ class _ModuleStack:
 
 
 def check_inputs(model: nn.Module, runs: Sequence[Any]) -> None:
-    """InputError where example inputs hold no tensor or lie on another device than the model."""
+    """InputError where example inputs hold no tensor or lie on another device, or a lazy module has not run."""
+    lazy = next((name for name, t in named_tensors(model).items() if is_lazy(t)), None)
+    if lazy is not None:
+        raise InputError(f"{lazy} has no shape yet: run the lazy module once before tracing the model")
     devices = {t.device for t in named_tensors(model).values()}
     for inputs in runs:
         found = list(tensors_in(inputs))

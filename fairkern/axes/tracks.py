@@ -90,7 +90,7 @@ class Escapes(TorchFunctionMode):
     def _escaped(self, func: Any, tensor: Tensor, given: Sequence[Tensor]) -> None:
         """A result that no operator made: an argument under another name, or out of sight."""
         for source in given:
-            if source in self._tracks and _same_elements(tensor, source):
+            if source in self._tracks and elements(tensor) == elements(source):
                 self._tracks.put(tensor, self._tracks.of(source))
                 return
         for source in given:
@@ -101,10 +101,9 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.layout is b.layout is torch.strided and a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
-def _same_elements(a: Tensor, b: Tensor) -> bool:
-    return _same_memory(a, b) and (a.dtype, a.shape, a.stride(), a.storage_offset()) == (
-        b.dtype,
-        b.shape,
-        b.stride(),
-        b.storage_offset(),
-    )
+def elements(tensor: Tensor) -> object:
+    """Equal for two live tensors if they are the same elements of the same memory."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    memory = tensor.untyped_storage()._cdata
+    return memory, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+
+from fairkern.axes.tracks import elements
 
 
 class Originals:
@@ -52,7 +53,7 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
         for value in held.values()
         if type(value) in (list, dict, OrderedDict, set)
     ]
-    parameters = [(p, p.data, p.requires_grad) for p in model.parameters() if not is_lazy(p)]
+    parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     originals = Originals(model)
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -72,13 +73,13 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
             for value, items in collections:
                 _refill(value, items)
             for parameter, data, wanted in parameters:
-                if parameter.shape != data.shape or not parameter.is_set_to(data):
+                if elements(parameter) != elements(data):
                     parameter.data = data
                 parameter.requires_grad_(wanted)
             originals.put_back()
             with torch.no_grad():
                 for buffer, saved in buffers:
-                    if not torch.equal(buffer, saved):
+                    if not buffer.is_meta and not torch.equal(buffer, saved):
                         buffer.copy_(saved)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import numpy as np
@@ -182,8 +183,15 @@ def without_autograd(m: Net, x: Tensor) -> Tensor:
     return F.layer_norm(F.conv2d(F.max_pool2d(x, 3, 1, 1), torch.eye(8).double()[:, :, None, None]), (8, 8))
 
 
-@torch.jit.script
-def scripted(x: Tensor) -> Tensor:
+def scripted(m: Net, x: Tensor) -> Tensor:
+    if "function" not in m.cache:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # scripting is deprecated, not gone
+            m.cache["function"] = torch.jit.script(_scripted)
+    return m.cache["function"](x)  # type: ignore[no-any-return]
+
+
+def _scripted(x: Tensor) -> Tensor:
     return x.relu() * 2 + x.sigmoid()
 
 
@@ -216,6 +224,12 @@ class Tagged(Tensor):
     pass
 
 
+def kept_view(m: Net) -> Net:
+    m.double()
+    m.kept = m.b.weight.detach()[:, :4]
+    return m
+
+
 # What the trace sees by itself.
 CASES = {
     "view taken before a write": frozen("runs over it|view of an untracked tensor", view_before_write),
@@ -237,7 +251,7 @@ CASES = {
     "list of tensors written": frozen("read or written whole by _foreach_mul_", foreach),
     "own autograd function": between(own_function),
     "in inference mode": frozen("contracted with a tensor of fixed size", without_autograd),
-    "scripted": between(lambda m, x: scripted(x)),
+    "scripted": between(scripted, cache={}),
     "under vmap": between(lambda m, x: torch.vmap(lambda v: v * 2 + 1)(x)),
     "checkpointed": between(lambda m, x: checkpoint(lambda v: v.relu() * 2, x, use_reentrant=False)),
     "maxout": Case(between(maxout).model, {"a": "4: a.bias:0x2 a.weight:0x2 b.weight:1*x2 @ bx2"}),
@@ -268,6 +282,11 @@ CASES = {
     "weight clamped in forward": frozen("b.weight is written to", weight_written),
     "weight masked in forward": frozen("b.weight is written to|is sliced", weight_masked),
     "memory in a buffer": frozen("bank is written to", memory, bank=torch.zeros(8)),
+    "view of a parameter kept since construction": Case(
+        lambda: kept_view(Net(lambda m, x: m.b(m.a(x)) + m.kept.sum(), a=conv(3, 8), b=conv(8, 4))),
+        {},
+        {"a.weight:0": "seen again in a tensor that no operator made"},
+    ),
     "opaque output": Case(
         lambda: Net(lambda m, x: [m.b(h := m.a(x)), Opaque(h)], a=conv(3, 8), b=conv(8, 4)),
         {},

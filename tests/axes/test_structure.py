@@ -73,6 +73,21 @@ def tied(first: nn.Module, second: nn.Module) -> Net:
     )
 
 
+def tied_by_memory(first: nn.Linear, second: nn.Linear) -> Net:
+    model = tied(first, nn.Linear(6, 6))
+    model.b = second
+    model.double()
+    second.weight.data = first.weight.data
+    return model
+
+
+def dropped(m: Net, x: Tensor) -> Any:
+    x = F.dropout2d(F.dropout(m.a(x), training=m.training), training=m.training)
+    keep = x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.8) if m.training else 1.0
+    x = m.b(F.alpha_dropout(x, training=m.training) * keep)
+    return (x, m.aux(x.mean((2, 3)))) if m.training else x
+
+
 CASES = {
     "residual stream": Case(
         lambda: Net(
@@ -177,6 +192,20 @@ CASES = {
         lambda: tied(nn.Linear(6, 6), nn.Linear(6, 6)),
         {"stem": "6: a.bias:0 a.weight:0 a.weight:1* b.bias:0 head.weight:1* stem.bias:0 stem.weight:0 @ a b head"},
         shape=(3, 5),
+    ),
+    "tied by memory": Case(
+        lambda: tied_by_memory(nn.Linear(6, 6), nn.Linear(6, 6)),
+        {
+            "stem": (
+                "6: a.bias:0 a.weight:0 a.weight:1* b.bias:0 b.weight:0 b.weight:1* head.weight:1* "
+                "stem.bias:0 stem.weight:0 @ a b head"
+            )
+        },
+        shape=(3, 5),
+    ),
+    "dropout in train mode": Case(
+        lambda: Net(dropped, a=conv(3, 8), b=conv(8, 4), aux=nn.Linear(4, 3)),
+        {"a": "8: a.bias:0 a.weight:0 b.weight:1* @ b"},
     ),
     "tied, transposed": Case(
         lambda: Net(lambda m, x: m.b(F.linear(F.relu(m.a(x)), m.a.weight.t())), a=nn.Linear(5, 8), b=nn.Linear(5, 2)),

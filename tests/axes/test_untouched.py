@@ -210,6 +210,29 @@ def test_inputs_without_a_tensor(inputs: Any) -> None:
         unit_map(nn.Linear(3, 2), [inputs])
 
 
+def test_a_lazy_module_that_has_not_run() -> None:
+    with pytest.raises(InputError, match="run the lazy module once"):
+        unit_map(nn.Sequential(nn.LazyLinear(3)), [torch.randn(2, 3)])
+
+
+def test_on_the_meta_device() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    real = unit_map(model, [torch.randn(2, 3, 8, 8)])
+    assert repr(unit_map(model.to("meta"), [torch.randn(2, 3, 8, 8, device="meta")])) == repr(real)
+
+
+@pytest.mark.parametrize("how", ["half", "autocast"])
+def test_in_other_precision(how: str) -> None:
+    def run(m: Net, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            return m.b(F.relu(m.bn(m.a(x))))
+
+    model = Net(run, a=nn.Conv2d(3, 8, 3), bn=nn.BatchNorm2d(8), b=nn.Conv2d(8, 4, 1))
+    dtype = torch.bfloat16 if how == "half" else torch.float32
+    units = unit_map(model.to(dtype), [torch.randn(2, 3, 8, 8, dtype=dtype)])
+    assert [(g.name, g.units, len(g.axes), len(g.taps)) for g in units.groups] == [("a", 8, 7, 1)]
+
+
 def test_inputs_elsewhere() -> None:
     with pytest.raises(InputError, match="is on meta"):
         unit_map(nn.Linear(3, 2), [torch.randn(2, 3, device="meta")])
