@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from typing import Any
 
@@ -183,15 +184,14 @@ def without_autograd(m: Net, x: Tensor) -> Tensor:
     return F.layer_norm(F.conv2d(F.max_pool2d(x, 3, 1, 1), torch.eye(8).double()[:, :, None, None]), (8, 8))
 
 
-def scripted(m: Net, x: Tensor) -> Tensor:
-    if "function" not in m.cache:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # scripting is deprecated, not gone
-            m.cache["function"] = torch.jit.script(_scripted)
-    return m.cache["function"](x)  # type: ignore[no-any-return]
+@functools.cache
+def script() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # scripting is deprecated, not gone
+        return torch.jit.script(plain)
 
 
-def _scripted(x: Tensor) -> Tensor:
+def plain(x: Tensor) -> Tensor:
     return x.relu() * 2 + x.sigmoid()
 
 
@@ -251,7 +251,7 @@ CASES = {
     "list of tensors written": frozen("read or written whole by _foreach_mul_", foreach),
     "own autograd function": between(own_function),
     "in inference mode": frozen("contracted with a tensor of fixed size", without_autograd),
-    "scripted": between(scripted, cache={}),
+    "scripted": between(lambda m, x: script()(x)),
     "under vmap": between(lambda m, x: torch.vmap(lambda v: v * 2 + 1)(x)),
     "checkpointed": between(lambda m, x: checkpoint(lambda v: v.relu() * 2, x, use_reentrant=False)),
     "maxout": Case(between(maxout).model, {"a": "4: a.bias:0x2 a.weight:0x2 b.weight:1*x2 @ bx2"}),
