@@ -1,8 +1,9 @@
 """What a trace collects: nodes (axis positions), the edges between them, and who reads or freezes them.
 
-Every dimension of every tensor seen by the trace is one of three things: *tracked* (an int64 vector with a
-node id per position), *constant* (its positions mean nothing to any unit: batch, space, tokens), or *uniform*
-(filled or expanded: every position holds the same value, so its length may follow whatever it meets).
+Every dimension of every tensor seen by the trace is one of four things: *tracked* (an int64 vector with a
+node id per position), *constant* (its positions mean nothing to any unit: batch, space, tokens), *uniform*
+(filled or expanded: every position holds the same value, so its length may follow whatever it meets), or *zero*
+(uniform, and the tensor holds zeros: a weight that contracts it contributes nothing).
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ class Fixed(enum.Enum):
 
     CONSTANT = "constant"
     UNIFORM = "uniform"
+    ZERO = "zero"
 
 
-CONSTANT, UNIFORM = Fixed.CONSTANT, Fixed.UNIFORM
+CONSTANT, UNIFORM, ZERO = Fixed.CONSTANT, Fixed.UNIFORM, Fixed.ZERO
 
 Dim = np.ndarray | Fixed
 
@@ -79,6 +81,7 @@ class Contraction:
     site: Site
     op: str
     training: bool = False  # seen in train mode only: nothing to tap
+    inner: bool = False  # a recurrent step reads its own unit: nothing to tap, and the unit is heard where it leaves
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +155,10 @@ class Graph:
             return kept[0][1]
         tracked = [i for i, (_, d) in enumerate(kept) if isinstance(d, np.ndarray)]
         if not tracked:
-            return UNIFORM if all(d is UNIFORM for _, d in kept) else CONSTANT
+            first = kept[0][1]
+            return (
+                CONSTANT if CONSTANT in [d for _, d in kept] else first if all(d is first for _, d in kept) else UNIFORM
+            )
         shape = tuple(n for n, _ in kept)
         if len(tracked) == 1:
             (i,) = tracked

@@ -15,6 +15,7 @@ _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]],
     ((nn.modules.batchnorm._NormBase,), {"num_features": ("weight|running_mean", 0)}),
     ((nn.Embedding,), {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}),
     ((nn.PReLU,), {"num_parameters": ("weight", 0)}),
+    ((nn.RNNBase,), {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}),
 )
 
 

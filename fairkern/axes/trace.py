@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairkern.axes.graph import CONSTANT, UNIFORM, Graph, Source, Track
+from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Fixed, Graph, Source, Track
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
@@ -24,7 +24,7 @@ from fairkern.nested import call_model, tensors_in
 from fairkern.types import Site
 
 # modules whose input is looked at on entry
-SEEN = (nn.Linear, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 def _seen(module: nn.Module) -> bool:
@@ -65,6 +65,7 @@ def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
         twin = by_memory.setdefault(elements(tensor), name)  # tied by memory, not by object
         dims[name] = dims[twin] if twin != name else tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
     tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()))
+    _couple_recurrent(model, tracing)
     with untouched(model) as originals:
         model.eval()
         for i, inputs in enumerate(runs):
@@ -77,6 +78,29 @@ def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
                 first = (str(error).splitlines() or [""])[0]
                 tracing.notes.append(f"not traced in train mode: {type(error).__name__}: {first}")
     return tracing
+
+
+def _couple_recurrent(model: nn.Module, tracing: Tracing) -> None:
+    """All layers and directions of a recurrent module have one hidden size: their units go together."""
+    names = {id(t): n for n, t in model.named_parameters()}
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            states = [tracing.tensors[names[id(w)]][1] for n, w in module.named_parameters() if "weight_hh" in n]
+            hidden = [nodes for nodes in states if nodes is not None]
+            for other in hidden[1:]:
+                tracing.graph.join(hidden[0], other)
+
+
+@contextlib.contextmanager
+def _plain_recurrence(model: nn.Module) -> Iterator[None]:
+    """Recurrent layers as elementary operators, not as one fused call."""
+    fused = torch._C._get_mkldnn_enabled()
+    try:
+        if any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            torch._C._set_mkldnn_enabled(False)
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(fused)
 
 
 def _missed(tracing: Tracing, names: Mapping[str, Tensor]) -> bool:
@@ -102,7 +126,7 @@ def _run(
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
     modules = _ModuleStack(model, tracks.of)
     mode = _Mode(tracing, tracks, by_id, modules, originals, training=training, count_flops=first)
-    with torch.no_grad(), modules, Escapes(tracks), mode:
+    with torch.no_grad(), _plain_recurrence(model), modules, Escapes(tracks), mode:
         output = call_model(model, inputs)
     for tensor in _tensors_of(output):
         for dim in tracks.of(tensor).dims:
@@ -226,8 +250,8 @@ class _Mode(TorchDispatchMode):
             for other, track in self._tracks.aliases(tensor):
                 for dim in gained:
                     graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
-                if UNIFORM in track.dims:
-                    dims = tuple(CONSTANT if d is UNIFORM else d for d in track.dims)
+                if UNIFORM in track.dims or ZERO in track.dims:
+                    dims = tuple(CONSTANT if isinstance(d, Fixed) else d for d in track.dims)
                     self._tracks.put(other, Track(track.sizes, dims, track.source))
         return made
 

@@ -264,11 +264,13 @@ def _freeze_unconsumed(solver: _Solver, graph: Graph) -> None:
         consumed[solver.labels[c.nodes]] = True
         if c.training:
             continue
+        if c.inner:
+            continue
         tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
             solver.freeze(c.nodes, f"its consumer {c.op} reads no module input that could be tapped")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
-    solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only")
+    solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")
     solver.relabel()
 
 
@@ -342,7 +344,7 @@ def _group(
             frozen = frozen or f"its units are of unequal size in {c.op}"
             continue
         known = taps.get((c.activation, c.dim))
-        if c.training or (known is None and ("input", c.site) in heard):
+        if c.training or c.inner or (known is None and ("input", c.site) in heard):
             continue
         heard.add(("input", c.site))
         sites, weights = (known.sites, known.weights) if known else ((), ())

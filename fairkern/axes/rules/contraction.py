@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from fairkern.axes.graph import CONSTANT, Contraction, Dim, Production, Track
+from fairkern.axes.graph import CONSTANT, ZERO, Contraction, Dim, Production, Track
 from fairkern.axes.rules._call import Call, Rule
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.types import Axis
@@ -27,9 +28,12 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
             call.graph.join(x, w)
         inside = call.inside
         dim = _tap_dim(inside.input, x)
+        inner = dim < 0 and isinstance(inside.module, torch.nn.RNNBase)
         call.graph.contractions.append(
-            Contraction(Axis(source.name, place), x, inside.input, dim, inside.site, call.where, call.training)
+            Contraction(Axis(source.name, place), x, inside.input, dim, inside.site, call.where, call.training, inner)
         )
+        return
+    if x is ZERO:  # the first state of a recurrent layer
         return
     call.graph.freeze(x, f"is contracted with a tensor of fixed size in {call.where}")
     call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairkern.axes.graph import CONSTANT, UNIFORM, Dim, Track
+from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Dim, Track
 from fairkern.axes.rules._call import Call, Rule, wrap
 
 
@@ -22,7 +22,7 @@ def broadcast(call: Call, tracks: list[Track], ndim: int) -> list[Dim]:
                 continue
             here = track.dims[i]
             state = here if state is None else call.graph.meet(state, here, f"meets a fixed size in {call.where}")
-        dims.append(CONSTANT if state is None else state)
+        dims.append(CONSTANT if state is None else UNIFORM if state is ZERO else state)
     return dims
 
 
@@ -44,6 +44,10 @@ def fill(call: Call) -> list[Track]:
 
 def created_uniform(call: Call) -> list[Track]:
     return [Track.uniform(o.shape) for o in call.outputs]
+
+
+def created_zero(call: Call) -> list[Track]:
+    return [Track(tuple(o.shape), (ZERO,) * o.ndim) for o in call.outputs]
 
 
 def created_like(call: Call) -> list[Track]:
@@ -92,9 +96,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("_prelu_kernel", "gelu", "silu", "mish", "hardswish", "log_sigmoid_forward", "copy_"), pointwise),
     **dict.fromkeys(("fill", "fill_", "zero_"), fill),
     **dict.fromkeys(
-        ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "empty", "new_empty", "empty_strided"),
+        ("ones", "full", "new_ones", "new_full", "empty", "new_empty", "empty_strided"),
         created_uniform,
     ),
+    **dict.fromkeys(("zeros", "new_zeros"), created_zero),
     **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), created_like),
     **dict.fromkeys(("bernoulli", "bernoulli_", "rand_like", "randn_like", "normal_", "uniform_"), drawn),
     "new_empty_strided": created_uniform,

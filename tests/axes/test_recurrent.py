@@ -1,0 +1,62 @@
+"""Hidden units of recurrent layers: several layers, both directions, cut exactly at every step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fairkern as fk
+from fairkern.allocate import build, random_removal
+from fairkern.compact import difference, masked
+from tests.axes.harness import randomised
+
+
+class Sequence(nn.Module):
+    """Rows of an image, a recurrent layer, the last state or all of them, a linear layer."""
+
+    def __init__(self, kind: type[nn.RNNBase], layers: int = 1, both: bool = False, last: bool = True) -> None:
+        super().__init__()
+        self.last = last
+        self.enter = nn.Linear(6, 7)
+        self.rnn = kind(7, 8, layers, batch_first=True, bidirectional=both)
+        self.norm = nn.BatchNorm1d(16 if both else 8)
+        self.leave = nn.Linear(16 if both else 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, _ = self.rnn(torch.relu(self.enter(x)))
+        y = y[:, -1] if self.last else y.mean(1)
+        return self.leave(self.norm(y))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(("layers", "both"), [(1, False), (2, False), (1, True), (2, True)])
+@pytest.mark.parametrize("last", [True, False])
+def test_hidden_units(kind: type[nn.RNNBase], layers: int, both: bool, last: bool) -> None:
+    torch.manual_seed(0)
+    model = randomised(Sequence(kind, layers, both, last).double().eval())
+    x = torch.randn(3, 5, 6, dtype=torch.float64)
+    units = fk.trace(model, x)
+    by_name = {g.name: g for g in units.groups}
+    assert by_name["enter"].frozen is None
+    (hidden,) = [g for g in units.groups if g.units == 8]
+    assert hidden.frozen is None
+    assert {a.axis.tensor for a in hidden.axes if a.consumer} >= {"rnn.weight_hh_l0", "leave.weight"}
+    for fraction in (0.3, 0.7):
+        plan = build(units, random_removal(units, fraction, seed=1))
+        small = fk.apply(model, plan)
+        with masked(model, plan):
+            assert difference(model, small, x) < 1e-9
+        assert small.rnn.hidden_size == small.rnn.weight_hh_l0.shape[1] < 8
+        assert small.rnn.input_size == small.rnn.weight_ih_l0.shape[1] < 7
+
+
+def test_scores_of_hidden_units() -> None:
+    torch.manual_seed(0)
+    model = Sequence(nn.LSTM).eval()
+    scores = fk.score(
+        model, [(torch.randn(30, 5, 6), torch.arange(30) % 3)], nn.CrossEntropyLoss(), projections=8, progress=False
+    )
+    hidden = [g.units for g in scores.units.groups].index(8)
+    assert scores.signals["wasserstein"][hidden].shape == (8,)
+    assert (scores.signals["taylor"][hidden] > 0).all()
