@@ -1,4 +1,4 @@
-"""Inputs and outputs of any nesting: walking, casting and feeding them to a model."""
+"""Inputs and outputs of any nesting: walking, casting, telling tensors apart, and feeding them to a model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,3 +45,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name))
+
+
+def elements(tensor: Tensor) -> object:
+    """Equal for two live tensors if they are the same elements of the same memory."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    memory = tensor.untyped_storage()._cdata
+    return memory, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()

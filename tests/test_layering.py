@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fairkern"
 
 FLOORS = (
-    {"types", "errors", "env", "nested", "_native"},
+    {"types", "errors", "env", "nested", "untouched", "_native"},
     {"ops"},
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},

@@ -17,11 +17,11 @@ from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Fixed, Graph, Source, T
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
-from fairkern.axes.tracks import Escapes, Tracks, elements
-from fairkern.axes.untouched import Originals, untouched
+from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.errors import InputError
-from fairkern.nested import call_model, tensors_in
+from fairkern.nested import call_model, elements, tensors_in
 from fairkern.types import Site
+from fairkern.untouched import Originals, untouched
 
 # modules whose input is looked at on entry
 SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)

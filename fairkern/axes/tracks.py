@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.axes.graph import Graph, Track
-from fairkern.nested import tensors_in
+from fairkern.nested import elements, tensors_in
 
 _DATA: Any = Tensor.data
 _TAKEN = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
@@ -99,11 +99,3 @@ class Escapes(TorchFunctionMode):
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.layout is b.layout is torch.strided and a.untyped_storage()._cdata == b.untyped_storage()._cdata
-
-
-def elements(tensor: Tensor) -> object:
-    """Equal for two live tensors if they are the same elements of the same memory."""
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    memory = tensor.untyped_storage()._cdata
-    return memory, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()

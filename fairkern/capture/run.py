@@ -15,9 +15,9 @@ from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.samples import SampleStore, Selection, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Settings
 from fairkern.capture.sums import TaylorStore
-from fairkern.capture.untouched import untouched
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.types import Scores, UnitMap
+from fairkern.untouched import untouched
 
 
 def capture(
@@ -36,6 +36,9 @@ def capture(
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
     started = time.perf_counter()
     with untouched(model):
+        model.eval()
+        for parameter in model.parameters():  # no weight gradient is computed; ours start at the taps
+            parameter.requires_grad_(False)
         first = _Pass(model, points, settings, loss_fn, taylor=TaylorStore(points, settings.backend))
         first.run(loader)
         passed = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Leave a model and the process as a trace found them, whatever the model's forward does."""
+"""Leave a model and the process as they were found, whatever the model's forward pass does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.axes.tracks import elements
+from fairkern.nested import elements
 
 
 class Originals:
