@@ -1,6 +1,6 @@
 """Solve a trace: connected components of axis positions are units; units that touch the same axes, a group.
 
-Array work throughout: `scipy.sparse.csgraph` for the components, sorting and counting for the groups.
+Array work throughout: `solver.py` finds the components, sorting and counting the groups.
 """
 
 from __future__ import annotations
@@ -10,122 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from fairkern.axes.graph import Factors, Graph
+from fairkern.axes.graph import Graph
 from fairkern.axes.sizes import observed_attributes, size_attributes
+from fairkern.axes.solver import FREE, Solver, decide_factors
 from fairkern.axes.trace import Tracing, named_tensors
 from fairkern.types import Axis, AxisGroup, CostTerm, Extent, FrozenAxis, GroupAxis, Site, SizeAttribute, Tap, UnitMap
-
-FREE = -1
-
-
-class _Solver:
-    """Components and their freeze reasons, as factors get decided one after the other."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.n = graph.nodes
-        self.edges = list(graph.edges)
-        self.reasons: list[str] = []
-        self._codes: dict[str, int] = {}
-        self.node_reason = np.full(self.n, FREE, dtype=np.int64)  # index into reasons
-        for nodes, reason in graph.freezes:
-            self.freeze(nodes, reason)
-        self.labels = np.arange(self.n)
-        self.component_reason = self.node_reason
-        self.relabel()
-
-    def freeze(self, nodes: np.ndarray, reason: str) -> None:
-        code = self._codes.setdefault(reason, len(self.reasons))
-        if code == len(self.reasons):
-            self.reasons.append(reason)
-        nodes = nodes.reshape(-1)
-        fresh = nodes[self.node_reason[nodes] == FREE]
-        self.node_reason[fresh] = code
-
-    def relabel(self) -> None:
-        """Connected components from all edges so far; folds the edges that are used up."""
-        if self.edges:
-            a = np.concatenate([e[0] for e in self.edges])
-            b = np.concatenate([e[1] for e in self.edges])
-            matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self.n, self.n))
-            count, labels = connected_components(matrix, directed=False)
-            self.edges = [(a, b)]
-        else:
-            count, labels = self.n, np.arange(self.n)
-        self.labels, self.count = labels, count
-        none = len(self.reasons)
-        reason = np.full(count, none, dtype=np.int64)
-        hit = self.node_reason != FREE
-        np.minimum.at(reason, labels[hit], self.node_reason[hit])
-        self.component_reason = np.where(reason == none, FREE, reason)
-
-    def free(self, nodes: np.ndarray) -> np.ndarray:
-        """Which of these nodes lie in components that nothing freezes."""
-        return self.component_reason[self.labels[nodes.reshape(-1)]] == FREE
-
-
-def decide_factors(solver: _Solver, factors: Iterable[Factors]) -> None:
-    """For every split or merge choose the one factor that carries the unit; the others stay whole.
-
-    A frozen factor loses; then one that meets a factor already chosen wins; then the larger. Ties are decided
-    one per connected neighbourhood and round, so that every decision sees the ones before it.
-    """
-    open_ = list(factors)
-    chosen = np.zeros(solver.n, dtype=bool)
-    while open_:
-        rest: list[Factors] = []
-        certain = False
-        for relation in open_:
-            candidates = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
-            if len(candidates) > 1 and solver.free(relation.flat).any():
-                rest.append(relation)
-                continue
-            certain = True
-            _choose(solver, chosen, relation, candidates[0] if len(candidates) == 1 else None)
-        if not certain:
-            rest = _break_ties(solver, chosen, rest)
-        solver.relabel()
-        marked = np.zeros(solver.count, dtype=bool)
-        marked[solver.labels[chosen]] = True
-        chosen = marked[solver.labels]
-        open_ = rest
-
-
-def _break_ties(solver: _Solver, chosen: np.ndarray, relations: list[Factors]) -> list[Factors]:
-    touched: set[int] = set()
-    rest: list[Factors] = []
-    for relation in relations:
-        near = {int(c) for part in (relation.flat, *relation.factors) for c in np.unique(solver.labels[part])}
-        if near & touched:
-            rest.append(relation)
-            continue
-        touched |= near
-        free = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
-        _choose(
-            solver,
-            chosen,
-            relation,
-            max(free, key=lambda k: (bool(chosen[relation.factors[k]].any()), len(relation.factors[k]), -k)),
-        )
-    return rest
-
-
-def _choose(solver: _Solver, chosen: np.ndarray, relation: Factors, winner: int | None) -> None:
-    for k, ids in enumerate(relation.factors):
-        if k != winner:
-            solver.freeze(ids, "another factor of a view carries the unit")
-    if winner is None:
-        solver.freeze(relation.flat, "no factor of a view can be cut")
-        return
-    ids = relation.factors[winner]
-    shape = [1] * relation.flat.ndim
-    shape[winner] = -1
-    spread = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), relation.flat.shape))
-    solver.edges.append((relation.flat.reshape(-1), spread.reshape(-1)))
-    chosen[ids] = True
 
 
 @dataclass
@@ -170,7 +61,7 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
     """Groups, taps, costs and size attributes of a traced model. Linear in axis positions, up to sorting."""
     graph = tracing.graph
     _freeze_unreached(model, tracing)
-    solver = _Solver(graph)
+    solver = Solver(graph)
     decide_factors(solver, graph.factors)
     _freeze_unconsumed(solver, graph)
     labels = solver.labels
@@ -258,7 +149,7 @@ def _may_read(module: nn.Module | None, shape: tuple[int, ...], n: int) -> bool:
     return n in shape
 
 
-def _freeze_unconsumed(solver: _Solver, graph: Graph) -> None:
+def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
     consumed, tapped = np.zeros(solver.count, dtype=bool), np.zeros(solver.count, dtype=bool)
     for c in graph.contractions:
         consumed[solver.labels[c.nodes]] = True
@@ -436,7 +327,7 @@ def _params(tracing: Tracing, model: nn.Module, sizes: _Extents) -> Iterable[Cos
         yield CostTerm(coefficient, tuple(extents))
 
 
-def _frozen_axes(places: _Places, solver: _Solver) -> Iterable[FrozenAxis]:
+def _frozen_axes(places: _Places, solver: Solver) -> Iterable[FrozenAxis]:
     codes = solver.component_reason[places.component]
     hit = np.flatnonzero(codes != FREE)
     pairs, counts = np.unique(np.stack([places.axis[hit], codes[hit]], axis=1), axis=0, return_counts=True)
