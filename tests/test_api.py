@@ -80,6 +80,8 @@ def test_masked_equals_cut_equals_reloaded(model: nn.Module, scores: fk.Scores, 
     with torch.no_grad():
         torch.testing.assert_close(small(X), masked)
     fk.save_pruned(small, plan, tmp_path / "pruned")
+    modes = {(tmp_path / "pruned" / name).stat().st_mode for name in ("model.safetensors", "plan.json")}
+    assert len(modes) == 1, "readable by the same people"
     reloaded = fk.load_pruned(build(Plain, torch.float32, seed=9).eval(), tmp_path / "pruned")
     with torch.no_grad():
         assert torch.equal(reloaded(X), small(X))
