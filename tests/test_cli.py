@@ -203,7 +203,11 @@ def test_interrupt(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_during_the_demo(here: Path) -> None:
     pytest.importorskip("sklearn")
-    script = "import sys; from fairkern.cli import main; sys.exit(main(['demo', '--model', 'vgg']))"
+    # A parent in the background may have told its children to ignore Ctrl-C.
+    script = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from fairkern.cli import main; sys.exit(main(['demo', '--model', 'vgg']))"
+    )
     child = subprocess.Popen(
         [sys.executable, "-u", "-c", script], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
