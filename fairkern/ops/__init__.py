@@ -6,7 +6,7 @@ import fairkern.ops._library  # noqa: F401  (registers the torch.library operato
 from fairkern.ops._registry import backends, describe
 from fairkern.ops.gather import gather, gather_many
 from fairkern.ops.project import directions, project
-from fairkern.ops.taylor import TaylorSums, taylor, taylor_sums
+from fairkern.ops.taylor import TaylorSums, taylor, taylor_many, taylor_sums
 from fairkern.ops.tod import tod_curve
 from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
 
@@ -20,6 +20,7 @@ __all__ = [
     "gather_many",
     "project",
     "taylor",
+    "taylor_many",
     "taylor_sums",
     "tod_curve",
     "wasserstein_1d",

@@ -1,0 +1,200 @@
+"""Compile every Triton kernel in its shipped configurations, without a GPU, and count registers and spills.
+
+`python -m bench.triton_compiled` writes `bench/results/triton_compiled.json`. A configuration is what a launcher asks
+for on representative input: the launchers run on CPU tensors, and their launches are recorded instead of started.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fairkern.ops import _triton
+
+RESULTS = Path(__file__).parent / "results" / "triton_compiled.json"
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "sm_120": ("cuda", 120, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.int16: "*i16",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as a launcher asks for it, specialised as Triton's runtime would."""
+
+    case: str
+    kernel: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    divisible: tuple[str, ...]  # arguments that are multiples of 16
+    warps: int
+    stages: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.case} · {self.kernel.__name__}"
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Launches of the same key are the same machine code."""
+        constants = tuple((name, str(value)) for name, value in self.constants.items())
+        return self.kernel.__name__, tuple(self.signature.items()), constants, self.divisible, self.warps, self.stages
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiled kernel takes per thread (registers, spilled bytes) and per program (shared bytes)."""
+
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+@contextmanager
+def recorded(case: str) -> Iterator[list[Launch]]:
+    """Launches inside the block, in order."""
+    seen: list[Launch] = []
+
+    def record(
+        kernel: Any, programs: int, device: torch.device, arguments: Mapping[str, Any], warps: int, stages: int = 1
+    ) -> None:
+        assert programs > 0
+        seen.append(specialised(case, kernel, arguments, warps, stages))
+
+    original = _triton.launch
+    _triton.launch = record
+    try:
+        yield seen
+    finally:
+        _triton.launch = original
+
+
+def specialised(case: str, kernel: Any, arguments: Mapping[str, Any], warps: int, stages: int) -> Launch:
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    divisible: list[str] = []
+    assert set(arguments) == set(kernel.arg_names), set(arguments) ^ set(kernel.arg_names)
+    for parameter in kernel.params:
+        name, value = parameter.name, arguments[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[name] = _TYPES[value.dtype]
+            if value.data_ptr() % 16 == 0:
+                divisible.append(name)
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                divisible.append(name)
+    return Launch(case, kernel, signature, constants, tuple(divisible), warps, stages)
+
+
+def compile_for(launch: Launch, target: str) -> Compiled:
+    """Machine code for `target`; nothing is run."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    attributes = {(launch.kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in launch.divisible}
+    source = ASTSource(launch.kernel, launch.signature, constexprs=launch.constants, attrs=attributes)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    made = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+    if "amdgcn" in made.asm:
+        text = made.asm["amdgcn"]
+        counts = {key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1]) for key in ("vgpr_count", "vgpr_spill_count")}
+        return Compiled(counts["vgpr_count"], 4 * counts["vgpr_spill_count"], made.metadata.shared)
+    usage = _resources(made.asm["cubin"])
+    return Compiled(usage["REG"], usage["STACK"] + usage["LOCAL"], made.metadata.shared)
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def _random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def _class_wasserstein(units: int, projections: int, counts: list[int], dtype: torch.dtype, reduce: str) -> None:
+    from fairkern.ops.wasserstein import group_by_class, triton_kernel
+
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    order, offsets = group_by_class(labels, len(labels), labels.device)
+    triton_kernel.class_wasserstein(_random(len(labels), units, projections, dtype=dtype), order, offsets, reduce)
+
+
+CASES: dict[str, Callable[[], object]] = {
+    "class_wasserstein K=10 n=32 P=128": lambda: _class_wasserstein(64, 128, [32] * 10, torch.float32, "max"),
+    "class_wasserstein K=100 n=32 P=128": lambda: _class_wasserstein(32, 128, [32] * 100, torch.float32, "max"),
+    "class_wasserstein K=100 n=16 P=1": lambda: _class_wasserstein(512, 1, [16] * 100, torch.float32, "max"),
+    "class_wasserstein K=8 n=64 P=1": lambda: _class_wasserstein(64, 1, [64] * 8, torch.float32, "max"),
+    "class_wasserstein K=4 n=8 P=16": lambda: _class_wasserstein(64, 16, [8] * 4, torch.float32, "max"),
+    "class_wasserstein K=5 n=3, 4 P=1": lambda: _class_wasserstein(64, 1, [4, 4, 3, 4, 4], torch.float32, "max"),
+    "class_wasserstein K=20 bfloat16 mean": lambda: _class_wasserstein(64, 16, [32] * 20, torch.bfloat16, "mean"),
+    "class_wasserstein K=20 float16 pairs": lambda: _class_wasserstein(64, 16, [32] * 20, torch.float16, "pairs"),
+}
+
+
+def launches() -> list[Launch]:
+    """Every kernel in every configuration of `CASES`, each machine code once."""
+    found: dict[tuple[Any, ...], Launch] = {}
+    for case, call in CASES.items():
+        with recorded(case) as seen:
+            call()
+        for launch in seen:
+            found.setdefault(launch.key, launch)
+    return list(found.values())
+
+
+def main() -> None:
+    import triton
+
+    from bench.conftest import provenance
+
+    rows = []
+    for launch in launches():
+        for target in TARGETS:
+            row = {"case": launch.case, "kernel": launch.kernel.__name__, "warps": launch.warps, "target": target}
+            rows.append({**row, **asdict(compile_for(launch, target))})
+            print(*rows[-1].values(), file=sys.stderr)
+    what = provenance()
+    kept = ("commit", "uncommitted_changes", "date", "python", "torch")
+    document = {"schema": 1, **{key: what[key] for key in kept}, "triton": triton.__version__, "rows": rows}
+    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
