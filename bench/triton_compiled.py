@@ -144,7 +144,7 @@ def _resources(cubin: bytes) -> dict[str, int]:
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
 
 
-def _random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
@@ -153,7 +153,35 @@ def _class_wasserstein(units: int, projections: int, counts: list[int], dtype: t
 
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     order, offsets = group_by_class(labels, len(labels), labels.device)
-    triton_kernel.class_wasserstein(_random(len(labels), units, projections, dtype=dtype), order, offsets, reduce)
+    triton_kernel.class_wasserstein(_zeros(len(labels), units, projections, dtype=dtype), order, offsets, reduce)
+
+
+def _taylor(*layers: tuple[tuple[int, ...], int], dtype: torch.dtype = torch.float32, last: bool = False) -> None:
+    from fairkern.ops.taylor import triton_kernel
+
+    tensors = [(_zeros(*shape, dtype=dtype), dim) for shape, dim in layers]
+    layout = torch.channels_last if last else torch.contiguous_format
+    triton_kernel.taylor_many([(x.contiguous(memory_format=layout),) * 2 + (dim,) for x, dim in tensors])
+
+
+def _project(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False, directions: int = 128) -> None:
+    from fairkern.ops.project import triton_kernel
+
+    x = _zeros(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    onto, rows = _zeros(torch.Size(shape[2:]).numel(), directions), torch.arange(0, shape[0], 2)
+    triton_kernel.project(x, onto, rows, _zeros(len(rows), shape[1], directions))
+
+
+def _gram(*shape: int, dim: int = 1, dtype: torch.dtype = torch.float32) -> None:
+    from fairkern.ops.gram import triton_kernel
+
+    triton_kernel.gram(_zeros(*shape, dtype=dtype), dim)
+
+
+def _gather(*shape: int, dtype: torch.dtype = torch.float32, dims: tuple[int, ...] = (0, 1)) -> None:
+    from fairkern.ops.gather import triton_kernel
+
+    triton_kernel.gather(_zeros(*shape, dtype=dtype), {dim: torch.arange(0, shape[dim], 2) for dim in dims})
 
 
 CASES: dict[str, Callable[[], object]] = {
@@ -165,6 +193,28 @@ CASES: dict[str, Callable[[], object]] = {
     "class_wasserstein K=5 n=3, 4 P=1": lambda: _class_wasserstein(64, 1, [4, 4, 3, 4, 4], torch.float32, "max"),
     "class_wasserstein K=20 bfloat16 mean": lambda: _class_wasserstein(64, 16, [32] * 20, torch.bfloat16, "mean"),
     "class_wasserstein K=20 float16 pairs": lambda: _class_wasserstein(64, 16, [32] * 20, torch.float16, "pairs"),
+    "taylor contiguous": lambda: _taylor(((4, 64, 56, 56), 1), ((4, 256, 28, 28), 1), ((4, 64, 14, 14), 1)),
+    "taylor 7×7 and small": lambda: _taylor(((4, 512, 7, 7), 1), ((4, 8, 3, 3), 1)),
+    "taylor channels-last": lambda: _taylor(((4, 64, 28, 28), 1), last=True),
+    "taylor channels-last bfloat16": lambda: _taylor(((4, 64, 28, 28), 1), last=True, dtype=torch.bfloat16),
+    "taylor contiguous bfloat16": lambda: _taylor(((4, 64, 56, 56), 1), ((4, 64, 14, 14), 1), dtype=torch.bfloat16),
+    "taylor tokens": lambda: _taylor(((4, 128, 1024), 2), ((4, 128, 512), 2)),
+    "taylor tokens float16": lambda: _taylor(((4, 128, 1024), 2), dtype=torch.float16),
+    "taylor linear": lambda: _taylor(((256, 1024), 1)),
+    "project contiguous": lambda: _project(8, 64, 28, 28),
+    "project channels-last": lambda: _project(8, 64, 28, 28, last=True),
+    "project bfloat16": lambda: _project(8, 64, 28, 28, dtype=torch.bfloat16),
+    "project few": lambda: _project(8, 16, 7, 7, directions=16),
+    "gram linear": lambda: _gram(256, 512),
+    "gram contiguous": lambda: _gram(8, 128, 28, 28),
+    "gram bfloat16": lambda: _gram(256, 512, dtype=torch.bfloat16),
+    "gram float16 few": lambda: _gram(8, 32, 28, 28, dtype=torch.float16),
+    "gather rows × columns": lambda: _gather(256, 256),
+    "gather rows × columns bfloat16": lambda: _gather(256, 256, dtype=torch.bfloat16),
+    "gather rows": lambda: _gather(256, 2048, dims=(0,)),
+    "gather convolution": lambda: _gather(64, 64, 3, 3),
+    "gather experts": lambda: _gather(8, 64, 64, dims=(0, 1, 2)),
+    "gather bytes": lambda: _gather(256, 255, dtype=torch.int8, dims=(1,)),
 }
 
 

@@ -32,10 +32,10 @@ class Split:
 def tile(positions: int, channels_innermost: bool) -> Tile:
     """`positions` is the innermost run of them (the samples where there is one position per sample)."""
     if channels_innermost:
-        return Tile(channels=128, positions=16)
+        return Tile(channels=128, positions=8)
     if positions <= 32:
-        return Tile(channels=64, positions=32)
-    return Tile(channels=16, positions=128) if positions <= 512 else Tile(channels=2, positions=1024)
+        return Tile(channels=32, positions=32)
+    return Tile(channels=8, positions=128) if positions <= 512 else Tile(channels=1, positions=1024)
 
 
 def split(samples: int, position_blocks: int, chosen: Tile) -> Split:

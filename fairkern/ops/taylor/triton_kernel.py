@@ -90,11 +90,14 @@ def _taylor_partial_kernel(
     b_absolute = tl.zeros([CHANNELS], tl.float32)
     b_activation = tl.zeros([CHANNELS, POSITIONS], tl.float32)
     b_single = tl.zeros([CHANNELS, POSITIONS], tl.float32)
+    outer_begin = first_block // position_blocks
+    position_begin = (first_block % position_blocks) * POSITIONS
     for i_sample in range(i_chunk * chunk, tl.minimum((i_chunk + 1) * chunk, samples)):
         b_term = tl.zeros([CHANNELS, POSITIONS], tl.float32)
-        for i_block in range(first_block, last_block):
-            i_outer = i_block // position_blocks
-            o_position = (i_block % position_blocks) * POSITIONS + tl.arange(0, POSITIONS)
+        i_outer = outer_begin
+        first_position = position_begin
+        for _ in range(first_block, last_block):
+            o_position = first_position + tl.arange(0, POSITIONS)
             mask = m_channel[:, None] & (o_position < positions)[None, :]
             p_act = act + i_sample * act_n + i_outer * act_outer
             p_grad = grad + i_sample * grad_n + i_outer * grad_outer
@@ -110,6 +113,9 @@ def _taylor_partial_kernel(
             b_term += b_a * b_g
             if SINGLE:
                 b_single += tl.abs(b_a * b_g)
+            first_position += POSITIONS
+            i_outer += (first_position >= positions).to(tl.int64)
+            first_position = tl.where(first_position >= positions, 0, first_position)
         b_sample = tl.sum(b_term, axis=1)
         b_signed += b_sample
         b_absolute += tl.abs(b_sample)
