@@ -69,7 +69,7 @@ def test_describe(extension):
 
 @pytest.mark.parametrize("backend", ["cuda", "", None, "Native"])
 def test_unknown_backends_are_input_errors(backend):
-    with pytest.raises(InputError, match="auto, native, reference"):
+    with pytest.raises(InputError, match="auto, native, triton, reference"):
         ops.gather(torch.arange(3), {}, backend=backend)
 
 

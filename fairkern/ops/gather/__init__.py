@@ -33,6 +33,7 @@ def gather(weight: Tensor, indices: Mapping[int, Tensor], *, backend: str = "aut
     Cost: one read of what is taken and one write of the result (reference: one of each per dimension).
 
     Example:
+        >>> import torch
         >>> gather(torch.arange(12).view(3, 4), {0: torch.tensor([0, 2]), 1: torch.tensor([3, 1])})
         tensor([[ 3,  1],
                 [11,  9]])
@@ -46,6 +47,7 @@ def gather_many(jobs: Iterable[tuple[Tensor, Mapping[int, Tensor]]], *, backend:
     Every job is checked before the first result is made.
 
     Example:
+        >>> import torch
         >>> weight, bias, keep = torch.eye(3), torch.arange(3.0), torch.tensor([2])
         >>> gather_many([(weight, {0: keep}), (bias, {0: keep})])
         [tensor([[0., 0., 1.]]), tensor([2.])]

@@ -19,7 +19,7 @@ class Gram(NamedTuple):
 
     gram: Tensor  # [C, C], Σ a aᵀ
     total: Tensor  # [C], Σ a
-    count: int  # of vectors a: the mean is total / count
+    count: int  # type: ignore[assignment]  # of vectors a, not of items: the mean is total / count
 
 
 def gram(x: Tensor, dim: int = 1, *, backend: str = "auto") -> Gram:

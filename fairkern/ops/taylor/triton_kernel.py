@@ -138,7 +138,7 @@ def _taylor_total_kernel(
     p_partial = partials + tl.load(p_row + 4)
     p_total = totals + tl.load(p_row + 5)
     channels = tl.load(p_row + 8)
-    per_sample = tl.load(p_row + 10)
+    per_sample = tl.load(p_row + 10) != 0
     groups = tl.load(p_row + 15)
     rows = tl.load(p_row + 16)
     o_channel = i_local * CHANNELS + tl.arange(0, CHANNELS)

@@ -12,6 +12,7 @@ from pathlib import Path
 NETWORKS = (4, 8, 16, 32, 64)
 TRIANGLES = (4, 8, 10)
 SQUARE = 8
+PATH = Path(__file__).with_name("triton_kernel.py")
 
 _HEAD = '''"""Sorting networks and tiles of class pairs.
 
@@ -296,4 +297,4 @@ def source() -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("triton_kernel.py").write_text(source())
+    PATH.write_text(source())
