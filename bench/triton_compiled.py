@@ -129,19 +129,37 @@ def compile_for(launch: Launch, target: str) -> Compiled:
         counts = {key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1]) for key in ("vgpr_count", "vgpr_spill_count")}
         return Compiled(counts["vgpr_count"], 4 * counts["vgpr_spill_count"], made.metadata.shared)
     usage = _resources(made.asm["cubin"])
-    return Compiled(usage["REG"], usage["STACK"] + usage["LOCAL"], made.metadata.shared)
+    spilled = _spilled(made.asm["ptx"]) if usage["STACK"] + usage["LOCAL"] else 0  # the stack holds other things too
+    return Compiled(usage["REG"], spilled, made.metadata.shared)
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", file.name]
+        command = [_tool("cuobjdump"), "--dump-resource-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def _spilled(ptx: str) -> int:
+    """Bytes of spill stores that the assembler reports."""
+    architecture = re.search(r"\.target (sm_(\d+)a?)", ptx)
+    assert architecture is not None
+    assembler = _tool("ptxas-blackwell" if int(architecture[2]) >= 100 else "ptxas")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [assembler, "-v", f"-arch={architecture[1]}", str(source), "-o", str(source.with_suffix(".cubin"))]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", text))
+
+
+def _tool(name: str) -> str:
+    """A tool that comes with Triton."""
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
 def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -153,6 +153,7 @@ def _sort(
 ) -> None:
     projection_blocks = -(-x.shape[2] // chosen.projections)
     lines = blocks * projection_blocks
+    assert chosen.network is not None
     groups = -(-lines // chosen.lines)
     arguments = {
         "ordered": ordered,
