@@ -166,8 +166,7 @@ class UnitMap:
     def freeze(self, reasons: Mapping[int, str]) -> UnitMap:
         """The same map with the groups at these indices frozen."""
         groups = tuple(
-            replace(g, frozen=reasons[i]) if i in reasons and g.frozen is None else g
-            for i, g in enumerate(self.groups)
+            replace(g, frozen=reasons[i]) if i in reasons and g.frozen is None else g for i, g in enumerate(self.groups)
         )
         return replace(self, groups=groups)
 
