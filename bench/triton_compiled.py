@@ -58,6 +58,11 @@ class Launch:
         return f"{self.case} · {self.kernel.__name__}"
 
     @property
+    def configuration(self) -> dict[str, Any]:
+        """Warps, and the compile-time arguments."""
+        return {"warps": self.warps, **{key: str(value) for key, value in self.constants.items() if key.isupper()}}
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Launches of the same key are the same machine code."""
         constants = tuple((name, str(value)) for name, value in self.constants.items())
@@ -255,9 +260,9 @@ def main() -> None:
     rows = []
     for launch in launches():
         for target in TARGETS:
-            row = {"case": launch.case, "kernel": launch.kernel.__name__, "warps": launch.warps, "target": target}
+            row = {"case": launch.case, "kernel": launch.kernel.__name__, "target": target, **launch.configuration}
             rows.append({**row, **asdict(compile_for(launch, target))})
-            print(*rows[-1].values(), file=sys.stderr)
+            print(launch.name, target, rows[-1]["registers"], rows[-1]["spill_bytes"], file=sys.stderr)
     what = provenance()
     kept = ("commit", "uncommitted_changes", "date", "python", "torch")
     document = {"schema": 1, **{key: what[key] for key in kept}, "triton": triton.__version__, "rows": rows}
