@@ -5,12 +5,14 @@ from __future__ import annotations
 import fairkern.ops._library  # noqa: F401  (registers the torch.library operators)
 from fairkern.ops._registry import backends, describe
 from fairkern.ops.gather import gather, gather_many
+from fairkern.ops.gram import Gram, gram
 from fairkern.ops.project import directions, project
-from fairkern.ops.taylor import TaylorSums, taylor, taylor_sums
+from fairkern.ops.taylor import TaylorSums, taylor, taylor_many, taylor_sums
 from fairkern.ops.tod import tod_curve
 from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
 
 __all__ = [
+    "Gram",
     "TaylorSums",
     "backends",
     "class_wasserstein",
@@ -18,8 +20,10 @@ __all__ = [
     "directions",
     "gather",
     "gather_many",
+    "gram",
     "project",
     "taylor",
+    "taylor_many",
     "taylor_sums",
     "tod_curve",
     "wasserstein_1d",

@@ -55,3 +55,15 @@ def same_device(**tensors: Tensor) -> None:
     if len(set(places.values())) > 1:
         listed = ", ".join(f"{name} on {device}" for name, device in places.items())
         raise InputError(f"tensors on different devices: {listed}; move them to one")
+
+
+def index(name: str, value: object, length: int, device: torch.device) -> Tensor:
+    """Positions in a dimension of `length`, int64 [kept], on `device`."""
+    checked = tensor(name, value)
+    if checked.dtype != torch.int64 or checked.ndim != 1:
+        raise InputError(f"{name} is {checked.dtype} of shape {tuple(checked.shape)}; expected int64 of one dimension")
+    if checked.numel():
+        low, high = (int(bound) for bound in torch.aminmax(checked))
+        if low < 0 or high >= length:
+            raise InputError(f"{name} goes from {low} to {high}; expected positions from 0 to {length - 1}")
+    return checked.to(device)

@@ -37,7 +37,7 @@ def _(x: Tensor, labels: Tensor, classes: int, reduce: str) -> Tensor:
 def taylor_sums_op(act: Tensor, grad: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """The three fields of `TaylorSums`."""
     sums = taylor_sums(act, grad, dim)
-    return sums.signed, sums.per_sample, sums.activation
+    return sums.signed.clone(), sums.per_sample.clone(), sums.activation.clone()  # results of a GPU share a buffer
 
 
 @taylor_sums_op.register_fake

@@ -11,22 +11,24 @@ from typing import Any
 import torch
 
 from fairkern.errors import BackendError, InputError
-from fairkern.ops import _native
+from fairkern.ops import _native, _triton
 
 
 class Backend(str, Enum):
     """Implementations of an operator, in the order in which `auto` prefers them."""
 
     NATIVE = "native"
+    TRITON = "triton"
     REFERENCE = "reference"
 
 
 OPERATORS: Mapping[str, tuple[Backend, ...]] = {
-    "class_wasserstein": (Backend.NATIVE, Backend.REFERENCE),
+    "class_wasserstein": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "wasserstein_1d": (Backend.REFERENCE,),
-    "taylor": (Backend.NATIVE, Backend.REFERENCE),
-    "project": (Backend.REFERENCE,),
-    "gather": (Backend.NATIVE, Backend.REFERENCE),
+    "taylor": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
+    "project": (Backend.TRITON, Backend.REFERENCE),
+    "gram": (Backend.TRITON, Backend.REFERENCE),
+    "gather": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "tod_curve": (Backend.REFERENCE,),
 }
 
@@ -44,10 +46,13 @@ def _why_not_native(device: torch.device) -> str | None:
 _WHY_NOT: Mapping[Backend, Callable[[torch.device], str | None]] = {
     Backend.REFERENCE: _why_not_reference,
     Backend.NATIVE: _why_not_native,
+    Backend.TRITON: _triton.unavailable,
 }
 
 
-def resolve(op: str, backend: str, device: torch.device, unsupported: Mapping[Backend, str] | None = None) -> Backend:
+def resolve(
+    op: str, backend: str, device: torch.device, unsupported: Mapping[Backend, str | None] | None = None
+) -> Backend:
     """The backend to call: the one asked for, or for "auto" the first that can run on `device`.
 
     `unsupported` gives reasons that lie in the arguments of this call. InputError for an unknown name,

@@ -1,18 +1,37 @@
-"""A native backend that is missing fails these tests unless the build was told to leave it out."""
+"""A native backend that is missing fails these tests unless the build was told to leave it out.
+
+The Triton backend runs the same tables on a GPU (`-m gpu`), or on the CPU where Triton interprets its kernels.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator
+from types import FunctionType
+from typing import Any
+
 import pytest
+import torch
+from torch.utils import _pytree as pytree
 
-from fairkern.ops import _native
+from fairkern import env, ops
+from fairkern.ops import _native, _triton
+
+TRITON = pytest.param("triton", marks=pytest.mark.gpu)
 
 
-@pytest.fixture(params=["reference", "native"])
-def backend(request: pytest.FixtureRequest) -> str:
-    """Every backend of an operator that has both."""
+@pytest.fixture(params=["reference", "native", TRITON])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every backend of an operator that has all."""
     if request.param == "native" and (reason := _native.unavailable()):
         pytest.skip(reason)
-    return request.param
+    yield from _prepared(request, monkeypatch)
+
+
+@pytest.fixture(params=["reference", TRITON])
+def gpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every backend of an operator without a native one."""
+    yield from _prepared(request, monkeypatch)
 
 
 @pytest.fixture
@@ -21,3 +40,49 @@ def extension():
     if reason := _native.unavailable():
         pytest.skip(reason)
     return _native.extension()
+
+
+def _prepared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """For Triton: operators of the test's module move tensors to the device, and fresh memory holds NaN."""
+    if request.param != "triton":
+        yield request.param
+        return
+    device = torch.device("cpu" if env.triton_interpreted() else "cuda")
+    if reason := _triton.unavailable(device):
+        pytest.skip(reason)
+    for name, operator in vars(ops).items():
+        if isinstance(operator, FunctionType) and getattr(request.module, name, None) is operator:
+            monkeypatch.setattr(request.module, name, _moving(operator, device))
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty
+    try:
+        yield request.param
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _moving(operator: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """The operator with tensors moved there and back; a dtype that the kernels leave out skips the test."""
+
+    def call(*arguments: Any, **options: Any) -> Any:
+        if options.get("backend") != "triton":
+            return operator(*arguments, **options)
+        there = pytree.tree_map_only(torch.Tensor, lambda tensor: _to(tensor, device), (arguments, options))
+        tensors = [leaf for leaf in pytree.tree_leaves(there[0]) if isinstance(leaf, torch.Tensor)]
+        if operator.__name__ not in ("gather", "gather_many") and any(x.dtype == torch.float64 for x in tensors[:1]):
+            pytest.skip("the Triton kernels add in float32")
+        result = operator(*there[0], **there[1])
+        if dataclasses.is_dataclass(result):
+            return dataclasses.replace(result, **{key: value.cpu() for key, value in vars(result).items()})
+        return pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, result)
+
+    return call
+
+
+def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device with the same strides."""
+    if tensor.device == device or tensor.device.type == "meta" or tensor.layout != torch.strided:
+        return tensor
+    span = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    whole = tensor.as_strided((span if tensor.numel() else 0,), (1,)).to(device)
+    return whole.as_strided(tensor.shape, tensor.stride())

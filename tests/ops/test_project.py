@@ -13,15 +13,51 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 3, 1), (2, 3, 5), (2, 3, 4, 5), (2, 3, 2, 2, 2)])
-def test_equals_numpy(shape, dtype):
+def test_equals_numpy(shape, dtype, gpu_backend):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     onto = directions(int(np.prod(shape[2:])), 7, seed=1)
     flat = x.double().reshape(*shape[:2], -1).numpy()
     expected = torch.from_numpy(np.einsum("ncd,dp->ncp", flat, onto.double().numpy()))
     for view in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
-        actual = project(view, onto)
+        actual = project(view, onto, backend=gpu_backend)
         assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert_close(actual, expected, dtype, scale=4)
+        some = torch.tensor([shape[0] - 1, 0])
+        assert_close(project(view, onto, rows=some, backend=gpu_backend), expected[some], dtype, scale=4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_more_channels_directions_and_positions_than_a_tile(memory_format, gpu_backend):
+    x = torch.randn(2, 70, 6, 7, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=memory_format)
+    onto = directions(42, 80, seed=0)
+    expected = x.double().flatten(2) @ onto.double()
+    assert_close(project(x, onto, backend=gpu_backend), expected, torch.float32, scale=4)
+
+
+def test_nan_stays_in_its_sample_and_channel(gpu_backend):
+    x, onto = torch.ones(3, 20, 5), directions(5, 3, seed=0)
+    x[1, 4, 2] = float("nan")
+    nan = project(x, onto, backend=gpu_backend).isnan()
+    assert nan[1, 4].all()
+    assert nan.sum() == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.tensor([0, 2]), "from 0 to 2"),
+        (torch.tensor([-1]), "from -1 to -1"),
+        (torch.tensor([0.0]), "float32"),
+        ([0], "list"),
+    ],
+)
+def test_bad_rows_are_named(rows, message):
+    with pytest.raises(InputError, match=message):
+        project(torch.zeros(2, 3, 4), torch.ones(4, 1), rows=rows)
+
+
+def test_no_rows():
+    assert project(torch.zeros(2, 3, 4), torch.ones(4, 1), rows=torch.zeros(0, dtype=torch.int64)).shape == (0, 3, 1)
 
 
 def test_writes_into_out():

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from fairkern import ops
+from fairkern import env, ops
 from fairkern.errors import BackendError, InputError
 from fairkern.ops import _native, _registry
 from fairkern.ops.gather import native
@@ -69,7 +69,7 @@ def test_describe(extension):
 
 @pytest.mark.parametrize("backend", ["cuda", "", None, "Native"])
 def test_unknown_backends_are_input_errors(backend):
-    with pytest.raises(InputError, match="auto, native, reference"):
+    with pytest.raises(InputError, match="auto, native, triton, reference"):
         ops.gather(torch.arange(3), {}, backend=backend)
 
 
@@ -100,3 +100,25 @@ def test_the_extension_checks_what_it_is_given(extension):
 def test_public_names():
     assert set(ops.__all__) <= set(dir(ops))
     assert all(callable(getattr(ops, name)) for name in ops.__all__)
+
+
+@pytest.mark.skipif(env.triton_interpreted(), reason="there it runs on the CPU")
+@pytest.mark.parametrize("op", ["class_wasserstein", "taylor", "project", "gram", "gather"])
+def test_triton_is_refused_on_the_cpu(op):
+    x = torch.ones(2, 3)
+    calls = {
+        "class_wasserstein": lambda: ops.class_wasserstein(x, torch.tensor([0, 1]), backend="triton"),
+        "taylor": lambda: ops.taylor_many([(x, x, 1)], backend="triton"),
+        "project": lambda: ops.project(x, torch.ones(1, 1), backend="triton"),
+        "gram": lambda: ops.gram(x, backend="triton"),
+        "gather": lambda: ops.gather(x, {}, backend="triton"),
+    }
+    with pytest.raises(BackendError, match="CUDA tensors"):
+        calls[op]()
+
+
+def test_taylor_many_names_the_job():
+    x = torch.ones(2, 3)
+    with pytest.raises(InputError, match="job 1"):
+        ops.taylor_many([(x, x, 1), (x, x, 0)])
+    assert ops.taylor_many([]) == []

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
 from fairkern.errors import InputError
 from fairkern.ops import _check
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.gather import native, reference
+from fairkern.ops.gather.dims import unsupported
 
 __all__ = ["gather", "gather_many"]
 
@@ -22,7 +22,7 @@ def gather(weight: Tensor, indices: Mapping[int, Tensor], *, backend: str = "aut
         weight: any shape, strides and dtype of 1, 2, 4, 8 or 16 bytes (bool, float8 and complex included).
         indices: dimension → positions to take, int64 [kept], each 0 ≤ position < length; repeated and unordered
             positions are allowed. Dimensions that are not named stay whole; without any, the result is a copy.
-        backend: "auto", "native" or "reference".
+        backend: "auto", "native", "triton" or "reference".
 
     Returns:
         A new contiguous tensor of the dtype and on the device of `weight`.
@@ -33,6 +33,7 @@ def gather(weight: Tensor, indices: Mapping[int, Tensor], *, backend: str = "aut
     Cost: one read of what is taken and one write of the result (reference: one of each per dimension).
 
     Example:
+        >>> import torch
         >>> gather(torch.arange(12).view(3, 4), {0: torch.tensor([0, 2]), 1: torch.tensor([3, 1])})
         tensor([[ 3,  1],
                 [11,  9]])
@@ -46,22 +47,38 @@ def gather_many(jobs: Iterable[tuple[Tensor, Mapping[int, Tensor]]], *, backend:
     Every job is checked before the first result is made.
 
     Example:
+        >>> import torch
         >>> weight, bias, keep = torch.eye(3), torch.arange(3.0), torch.tensor([2])
         >>> gather_many([(weight, {0: keep}), (bias, {0: keep})])
         [tensor([[0., 0., 1.]]), tensor([2.])]
     """
     checked = [_checked(number, weight, indices) for number, (weight, indices) in enumerate(jobs)]
     chosen = [
-        resolve("gather", backend, weight.device, {Backend.NATIVE: reason} if (reason := _too_many(weight)) else None)
-        for weight, _ in checked
+        resolve(
+            "gather",
+            backend,
+            weight.device,
+            {Backend.NATIVE: _too_many(weight), Backend.TRITON: unsupported(weight, indices)},
+        )
+        for weight, indices in checked
     ]
     results = [
-        reference.gather(weight, indices) if which is Backend.REFERENCE else None
+        reference.gather(weight, indices)
+        if which is Backend.REFERENCE
+        else _by_triton(weight, indices)
+        if which is Backend.TRITON
+        else None
         for which, (weight, indices) in zip(chosen, checked, strict=True)
     ]
     compiled = [job for which, job in zip(chosen, checked, strict=True) if which is Backend.NATIVE]
     made = iter(native.gather_many(compiled) if compiled else ())
     return [next(made) if result is None else result for result in results]
+
+
+def _by_triton(weight: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    from fairkern.ops.gather import triton_kernel
+
+    return triton_kernel.gather(weight, indices)
 
 
 def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict[int, Tensor]]:
@@ -73,19 +90,8 @@ def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict
         axis = _check.dimension(f"a dimension of indices {number}", dim, source.ndim)
         if axis in valid:
             raise InputError(f"indices {number} names dimension {axis} twice ({dim} is the same)")
-        valid[axis] = _checked_index(f"indices {number}[{dim}]", index, source.shape[axis], source.device)
+        valid[axis] = _check.index(f"indices {number}[{dim}]", index, source.shape[axis], source.device)
     return source, valid
-
-
-def _checked_index(name: str, index: object, length: int, device: torch.device) -> Tensor:
-    checked = _check.tensor(name, index)
-    if checked.dtype != torch.int64 or checked.ndim != 1:
-        raise InputError(f"{name} is {checked.dtype} of shape {tuple(checked.shape)}; expected int64 of one dimension")
-    if checked.numel():
-        low, high = (int(bound) for bound in torch.aminmax(checked))
-        if low < 0 or high >= length:
-            raise InputError(f"{name} goes from {low} to {high}; expected positions from 0 to {length - 1}")
-    return checked.to(device)
 
 
 def _too_many(weight: Tensor) -> str | None:

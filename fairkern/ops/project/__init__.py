@@ -6,26 +6,34 @@ import torch
 from torch import Tensor
 
 from fairkern.errors import InputError
-from fairkern.ops import _check
-from fairkern.ops._registry import resolve
+from fairkern.ops import _check, _triton
+from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.project import reference
 
 __all__ = ["directions", "project"]
 
 
-def project(x: Tensor, directions: Tensor, *, out: Tensor | None = None, backend: str = "auto") -> Tensor:
-    """`out[n, c, :] = x[n, c, ...].flatten() @ directions`.
+def project(
+    x: Tensor,
+    directions: Tensor,
+    *,
+    rows: Tensor | None = None,
+    out: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`out[n, c, :] = x[n, c, ...].flatten() @ directions`, or of `x[rows[n]]`.
 
     Args:
         x: [N, C, D…] activations, D the product of all later dimensions (1 for [N, C]); float32, float64,
             bfloat16 or float16.
         directions: [D, P] float32 or float64, as from `directions(d, p, seed)`. With D = 1 there is nothing to
             choose between: pass `directions(1, 1, seed)`, which is 1, or do not project at all.
-        out: [N, C, P] contiguous, of the result's dtype, to write into; default: a new tensor.
-        backend: "auto" or "reference".
+        rows: int64 [R], samples of x to project, in this order; default: all N.
+        out: [R or N, C, P] contiguous, of the result's dtype, to write into; default: a new tensor.
+        backend: "auto", "triton" or "reference".
 
     Returns:
-        [N, C, P], `out` if given; float32, or float64 for float64 `x`. Products and sums are in that dtype.
+        [R or N, C, P], `out` if given; float32, or float64 for float64 `x`. Products and sums are in that dtype.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit. BackendError: the backend cannot run here.
@@ -45,11 +53,20 @@ def project(x: Tensor, directions: Tensor, *, out: Tensor | None = None, backend
         raise InputError(
             f"directions have shape {tuple(directions.shape)}; expected [{positions}, P] for x {tuple(x.shape)}"
         )
-    resolve("project", backend, x.device)
+    chosen = resolve("project", backend, x.device, {Backend.TRITON: _triton.unsupported(x.dtype)})
     wide = _check.accumulator(x.dtype)
-    made = (*x.shape[:2], directions.shape[1])
+    if rows is not None:
+        rows = _check.index("rows", rows, len(x), x.device)
+    made = (len(x) if rows is None else len(rows), x.shape[1], directions.shape[1])
     if out is not None and (tuple(out.shape) != made or out.dtype != wide or not out.is_contiguous()):
         raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
+    if chosen is Backend.TRITON:
+        from fairkern.ops.project import triton_kernel
+
+        result = torch.empty(made, dtype=wide, device=x.device) if out is None else out
+        return triton_kernel.project(x, directions.to(wide), rows, result)
+    if rows is not None:
+        x = x.index_select(0, rows)
     return reference.project(x.reshape(*x.shape[:2], positions).to(wide), directions.to(wide), out)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 from torch import Tensor
 
 from fairkern.errors import InputError
-from fairkern.ops import _check
+from fairkern.ops import _check, _triton
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.taylor import native, reference
 
-__all__ = ["TaylorSums", "taylor", "taylor_sums"]
+__all__ = ["TaylorSums", "taylor", "taylor_many", "taylor_sums"]
 
 
 class TaylorReduction(str, Enum):
@@ -44,7 +45,7 @@ def taylor(act: Tensor, grad: Tensor, dim: int = 1, reduction: str = "signed", *
         grad: gradient of the loss with respect to `act`: same shape, dtype and device.
         dim: the channel dimension. "per_sample" needs another one than 0.
         reduction: "signed" or "per_sample".
-        backend: "auto", "native" or "reference".
+        backend: "auto", "native", "triton" or "reference".
 
     Returns:
         [C], in the unit of the loss; float32, or float64 for float64 input. NaN and Inf pass through.
@@ -68,7 +69,7 @@ def taylor(act: Tensor, grad: Tensor, dim: int = 1, reduction: str = "signed", *
         if kind is TaylorReduction.PER_SAMPLE:
             raise InputError("dim is 0, which holds the samples of reduction='per_sample'; move the channels elsewhere")
         act, grad, dim = act.unsqueeze(0), grad.unsqueeze(0), 1
-    sums = _sums(act, grad, dim, backend)
+    sums = _sums(act, grad, dim, _resolved(act, backend))
     return sums.signed if kind is TaylorReduction.SIGNED else sums.per_sample
 
 
@@ -86,11 +87,47 @@ def taylor_sums(act: Tensor, grad: Tensor, dim: int = 1, *, backend: str = "auto
     act, grad, dim = _checked(act, grad, dim)
     if dim == 0:
         raise InputError("dim is 0, which holds the samples; move the channels to another dimension")
-    return _sums(act, grad, dim, backend)
+    return _sums(act, grad, dim, _resolved(act, backend))
 
 
-def _sums(act: Tensor, grad: Tensor, dim: int, backend: str) -> TaylorSums:
-    if resolve("taylor", backend, act.device) is Backend.NATIVE:
+def taylor_many(jobs: Iterable[tuple[Tensor, Tensor, int]], *, backend: str = "auto") -> list[TaylorSums]:
+    """`taylor_sums` of many layers: (act, grad, dim) each; on a GPU in two launches per kind of layout, not per layer.
+
+    Dtypes, errors and cost as there. Every job is checked before the first is computed.
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.ones(2, 3), torch.ones(2, 4, 5)
+        >>> [sums.signed for sums in taylor_many([(x, x, 1), (y, -y, 2)])]
+        [tensor([2., 2., 2.]), tensor([-8., -8., -8., -8., -8.])]
+    """
+    checked = [_checked(act, grad, dim) for act, grad, dim in jobs]
+    for number, (_, _, dim) in enumerate(checked):
+        if dim == 0:
+            raise InputError(f"dim of job {number} is 0, which holds the samples; move the channels elsewhere")
+    chosen = [_resolved(act, backend) for act, _, _ in checked]
+    together = [job for job, which in zip(checked, chosen, strict=True) if which is Backend.TRITON]
+    made = iter(_by_triton(together) if together else ())
+    return [
+        next(made) if which is Backend.TRITON else _sums(*job, which)
+        for job, which in zip(checked, chosen, strict=True)
+    ]
+
+
+def _resolved(act: Tensor, backend: str) -> Backend:
+    return resolve("taylor", backend, act.device, {Backend.TRITON: _triton.unsupported(act.dtype)})
+
+
+def _by_triton(jobs: Sequence[tuple[Tensor, Tensor, int]]) -> list[TaylorSums]:
+    from fairkern.ops.taylor import triton_kernel
+
+    return [TaylorSums(*sums) for sums in triton_kernel.taylor_many(jobs)]
+
+
+def _sums(act: Tensor, grad: Tensor, dim: int, which: Backend) -> TaylorSums:
+    if which is Backend.TRITON:
+        return _by_triton([(act, grad, dim)])[0]
+    if which is Backend.NATIVE:
         return TaylorSums(*native.taylor_sums(act, grad, dim))
     wide = _check.accumulator(act.dtype)
     return TaylorSums(*reference.taylor_sums(act.to(wide), grad.to(wide), dim))

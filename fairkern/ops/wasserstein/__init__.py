@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairkern.errors import InputError
-from fairkern.ops import _check
+from fairkern.ops import _check, _triton
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.wasserstein import native, reference
 
@@ -35,7 +35,7 @@ def class_wasserstein(x: Tensor, labels: Tensor, reduce: str = "max", *, backend
         labels: [N] integers, at least two different ones, any values.
         reduce: "max" over class pairs (the U-score), "mean", or "pairs": all of them, in lexicographic order
             of the sorted class labels.
-        backend: "auto", "native" or "reference".
+        backend: "auto", "native", "triton" or "reference".
 
     Returns:
         [C], or [K·(K−1)/2, C] for "pairs", in the unit of `x`; float32, or float64 for float64 input.
@@ -58,11 +58,15 @@ def class_wasserstein(x: Tensor, labels: Tensor, reduce: str = "max", *, backend
     if x.ndim not in (2, 3) or 0 in x.shape:
         raise InputError(f"x has shape {tuple(x.shape)}; expected [N, C] or [N, C, P] without empty dimensions")
     reduction = _check.option("reduce", reduce, PairReduction).value
-    chosen = resolve("class_wasserstein", backend, x.device)
+    chosen = resolve("class_wasserstein", backend, x.device, {Backend.TRITON: _triton.unsupported(x.dtype)})
     order, offsets = group_by_class(labels, len(x), x.device)
     columns = x if x.ndim == 3 else x.unsqueeze(2)
     if chosen is Backend.NATIVE:
         return native.class_wasserstein(columns, order, offsets, reduction)
+    if chosen is Backend.TRITON:
+        from fairkern.ops.wasserstein import triton_kernel
+
+        return triton_kernel.class_wasserstein(columns, order, offsets, reduction)
     wide = columns.to(_check.accumulator(x.dtype))
     return reference.class_wasserstein(wide, order, offsets, reduction)
 

@@ -1,0 +1,22 @@
+"""Launch settings of the Triton kernel of the projection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Channels × directions that a program holds, positions that it takes at a time."""
+
+    channels: int
+    directions: int
+    positions: int
+    warps: int
+
+
+def tile(channels: int, directions: int) -> Tile:
+    """A program's sums stay in registers: 16 to 32 a thread."""
+    across = min(max(16, 1 << (directions - 1).bit_length()), 64)
+    down = min(max(16, 1 << (channels - 1).bit_length()), 64)
+    return Tile(down, across, 32, 4 if across * down <= 2048 else 8)

@@ -1,0 +1,294 @@
+"""The Taylor sums of any number of layers in two launches per kind of layout.
+
+A layer is samples × (outer) × channels × positions with a stride each, for both tensors, so every layout is read in
+place: a row of the descriptor table. A program looks its layer up, takes a block of channels of some samples and
+positions, and keeps Σ a·g, Σ|Σ_positions a·g| and Σ a in float32 registers from the same read. Each program writes
+its own partial sums; the second stage adds them in a fixed order. Where one sample is spread over several programs,
+that stage takes the absolute value, after it has added their parts. No atomics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fairkern.ops import _triton
+from fairkern.ops._strides import innermost, merged, padded
+from fairkern.ops.taylor.config import SUM_TILE, WARPS, Split, Tile, split, tile
+
+_ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+_FIELDS: tl.constexpr = tl.constexpr(25)  # of a row of the table; its first two are the first programs of a layer
+
+
+@triton.jit
+def _layer(table, column: tl.constexpr, i_program, layers, LAYERS: tl.constexpr):
+    """The layer of a program: the last whose first program is not after it."""
+    o_layer = tl.arange(0, LAYERS)
+    first = tl.load(table + o_layer * _FIELDS + column, mask=o_layer < layers, other=0x7FFFFFFFFFFFFFFF)
+    return tl.sum((first <= i_program).to(tl.int32), axis=0) - 1
+
+
+@triton.jit
+def _field(p_row, column: tl.constexpr, multiple: tl.constexpr):
+    return tl.multiple_of(tl.load(p_row + column), multiple)
+
+
+@triton.jit
+def _taylor_partial_kernel(
+    partials,
+    table,
+    layers,
+    ELEMENT: tl.constexpr,
+    CHANNELS_INNERMOST: tl.constexpr,
+    SINGLE: tl.constexpr,
+    VECTOR: tl.constexpr,
+    LAYERS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    POSITIONS: tl.constexpr,
+):
+    """[chunk, split, 3, channel] sums. `SINGLE`: one position per sample, and "positions" are the samples."""
+    i_program = tl.program_id(0).to(tl.int64)
+    p_row = table + _layer(table, 0, i_program, layers, LAYERS) * _FIELDS
+    i_local = i_program - tl.load(p_row)
+    ALIGNED: tl.constexpr = 16 if VECTOR > 1 else 1
+    act = tl.multiple_of(tl.load(p_row + 2).to(tl.pointer_type(ELEMENT)), ALIGNED)
+    grad = tl.multiple_of(tl.load(p_row + 3).to(tl.pointer_type(ELEMENT)), ALIGNED)
+    partial_offset = tl.load(p_row + 4)
+    samples = tl.load(p_row + 6)
+    chunk = tl.load(p_row + 11)
+    blocks = tl.load(p_row + 13)
+    splits = tl.load(p_row + 14)
+    act_n = _field(p_row, 17, VECTOR)
+    act_outer = _field(p_row, 18, VECTOR)
+    grad_n = _field(p_row, 21, VECTOR)
+    grad_outer = _field(p_row, 22, VECTOR)
+    outer = tl.load(p_row + 7)
+    if CHANNELS_INNERMOST:
+        channels = _field(p_row, 8, VECTOR)
+        positions = tl.load(p_row + 9)
+        act_p = _field(p_row, 20, VECTOR)
+        grad_p = _field(p_row, 24, VECTOR)
+    else:
+        channels = tl.load(p_row + 8)
+        positions = _field(p_row, 9, VECTOR)
+        act_c = _field(p_row, 19, VECTOR)
+        grad_c = _field(p_row, 23, VECTOR)
+    channel_blocks = tl.cdiv(channels, CHANNELS)
+    i_row = i_local // channel_blocks
+    i_chunk = i_row // splits
+    first_block = (i_row % splits) * blocks
+    position_blocks = tl.cdiv(positions, POSITIONS)
+    last_block = tl.minimum(first_block + blocks, outer * position_blocks)
+    o_channel = (i_local % channel_blocks) * CHANNELS + tl.arange(0, CHANNELS)
+    m_channel = o_channel < channels
+    b_signed = tl.zeros([CHANNELS], tl.float32)
+    b_absolute = tl.zeros([CHANNELS], tl.float32)
+    b_activation = tl.zeros([CHANNELS, POSITIONS], tl.float32)
+    b_single = tl.zeros([CHANNELS, POSITIONS], tl.float32)
+    outer_begin = first_block // position_blocks
+    position_begin = (first_block % position_blocks) * POSITIONS
+    for i_sample in range(i_chunk * chunk, tl.minimum((i_chunk + 1) * chunk, samples)):
+        b_term = tl.zeros([CHANNELS, POSITIONS], tl.float32)
+        i_outer = outer_begin
+        first_position = position_begin
+        for _ in range(first_block, last_block):
+            o_position = first_position + tl.arange(0, POSITIONS)
+            mask = m_channel[:, None] & (o_position < positions)[None, :]
+            p_act = act + i_sample * act_n + i_outer * act_outer
+            p_grad = grad + i_sample * grad_n + i_outer * grad_outer
+            if CHANNELS_INNERMOST:
+                o_act = o_position[None, :] * act_p + o_channel[:, None]
+                o_grad = o_position[None, :] * grad_p + o_channel[:, None]
+            else:
+                o_act = o_channel[:, None] * act_c + o_position[None, :]
+                o_grad = o_channel[:, None] * grad_c + o_position[None, :]
+            b_a = tl.load(p_act + o_act, mask=mask, other=0.0).to(tl.float32)
+            b_g = tl.load(p_grad + o_grad, mask=mask, other=0.0).to(tl.float32)
+            b_activation += b_a
+            b_term += b_a * b_g
+            if SINGLE:
+                b_single += tl.abs(b_a * b_g)
+            first_position += POSITIONS
+            i_outer += (first_position >= positions).to(tl.int64)
+            first_position = tl.where(first_position >= positions, 0, first_position)
+        b_sample = tl.sum(b_term, axis=1)
+        b_signed += b_sample
+        b_absolute += tl.abs(b_sample)
+    if SINGLE:
+        b_absolute = tl.sum(b_single, axis=1)
+    p_partial = partials + partial_offset + i_row * 3 * channels + o_channel
+    tl.store(p_partial, b_signed, mask=m_channel)
+    tl.store(p_partial + channels, b_absolute, mask=m_channel)
+    tl.store(p_partial + 2 * channels, tl.sum(b_activation, axis=1), mask=m_channel)
+
+
+@triton.jit
+def _taylor_total_kernel(
+    totals, partials, table, layers, LAYERS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr
+):
+    """[3, channel] sums of a layer over its groups of rows; with several groups, each is one sample."""
+    i_program = tl.program_id(0).to(tl.int64)
+    p_row = table + _layer(table, 1, i_program, layers, LAYERS) * _FIELDS
+    i_local = i_program - tl.load(p_row + 1)
+    p_partial = partials + tl.load(p_row + 4)
+    p_total = totals + tl.load(p_row + 5)
+    channels = tl.load(p_row + 8)
+    per_sample = tl.load(p_row + 10) != 0
+    groups = tl.load(p_row + 15)
+    rows = tl.load(p_row + 16)
+    o_channel = i_local * CHANNELS + tl.arange(0, CHANNELS)
+    m_channel = o_channel < channels
+    b_signed = tl.zeros([CHANNELS], tl.float32)
+    b_absolute = tl.zeros([CHANNELS], tl.float32)
+    b_activation = tl.zeros([CHANNELS], tl.float32)
+    for i_group in range(groups):
+        b_group = tl.zeros([CHANNELS], tl.float32)
+        for i_first in range(0, rows, ROWS):
+            o_row = i_first + tl.arange(0, ROWS)
+            mask = (o_row < rows)[:, None] & m_channel[None, :]
+            p_tile = p_partial + ((i_group * rows + o_row) * 3 * channels)[:, None] + o_channel[None, :]
+            b_group += tl.sum(tl.load(p_tile, mask=mask, other=0.0), axis=0)
+            b_absolute += tl.where(per_sample, 0.0, tl.sum(tl.load(p_tile + channels, mask=mask, other=0.0), axis=0))
+            b_activation += tl.sum(tl.load(p_tile + 2 * channels, mask=mask, other=0.0), axis=0)
+        b_signed += b_group
+        b_absolute += tl.where(per_sample, tl.abs(b_group), 0.0)
+    tl.store(p_total + o_channel, b_signed, mask=m_channel)
+    tl.store(p_total + channels + o_channel, b_absolute, mask=m_channel)
+    tl.store(p_total + 2 * channels + o_channel, b_activation, mask=m_channel)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer as it is read: in place, or as contiguous copies where neither kind of run fits."""
+
+    act: Tensor
+    grad: Tensor
+    samples: int
+    outer: int
+    channels: int
+    positions: int
+    strides: tuple[int, ...]  # of act, then of grad: sample, outer, channel, position
+    single: bool
+    channels_innermost: bool
+
+    @classmethod
+    def of(cls, act: Tensor, grad: Tensor, dim: int) -> _Layer:
+        fitting = cls._fitting(act, grad, dim) or cls._fitting(act.contiguous(), grad.contiguous(), dim)
+        assert fitting is not None  # contiguous tensors always fit
+        return fitting
+
+    @classmethod
+    def _fitting(cls, act: Tensor, grad: Tensor, dim: int) -> _Layer | None:
+        others = [d for d in range(1, act.ndim) if d != dim]
+        loops = [merged(tensor, others) for tensor in (act, grad)]
+        if len(loops[0]) != len(loops[1]) or len(loops[0]) > 2:
+            return None
+        if any(one[0] != other[0] for one, other in zip(*loops, strict=True)):
+            return None
+        samples, channels = act.shape[0], act.shape[dim]
+        single = not loops[0]
+        outer, positions = 1, samples
+        strides: list[int] = []
+        for tensor, own in zip((act, grad), loops, strict=True):
+            walk = padded(own, 2)
+            strides += [0, 0, tensor.stride(dim), tensor.stride(0)]
+            if not single:
+                outer, positions = walk[0][0], walk[1][0]
+                strides[-4:] = [tensor.stride(0), walk[0][1], tensor.stride(dim), walk[1][1]]
+        positions_run = positions > 1 and strides[3] == strides[7] == 1
+        if not positions_run and not all(innermost(strides[i], channels) for i in (2, 6)):
+            return None
+        return cls(
+            act, grad, 1 if single else samples, outer, channels, positions, tuple(strides), single, not positions_run
+        )
+
+    @property
+    def tile(self) -> Tile:
+        return tile(self.positions, self.channels_innermost)
+
+    @property
+    def split(self) -> Split:
+        return split(self.samples, self.outer * -(-self.positions // self.tile.positions), self.tile)
+
+    @property
+    def rows(self) -> int:
+        """Of partial sums."""
+        return self.split.chunks * self.split.splits
+
+    @property
+    def vector(self) -> int:
+        """Elements that 16 bytes hold if every run starts at a multiple of 16 bytes, else 1."""
+        elements = 16 // self.act.element_size()
+        inner = (2, 6) if self.channels_innermost else (3, 7)
+        steps = [stride for i, stride in enumerate(self.strides) if i not in inner]
+        run = self.channels if self.channels_innermost else self.positions
+        aligned = all(tensor.data_ptr() % 16 == 0 for tensor in (self.act, self.grad))
+        return elements if aligned and all(step % elements == 0 for step in (*steps, run)) else 1
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Layers of one kind share a launch."""
+        return self.act.device, self.act.dtype, self.channels_innermost, self.single, self.vector, self.tile
+
+    @property
+    def fields(self) -> list[int]:
+        """A row of the table, from the sizes on."""
+        dealt = self.split
+        per_sample = dealt.splits > 1 and not self.single
+        groups = (dealt.chunks, dealt.splits) if per_sample else (1, self.rows)
+        sizes = [self.samples, self.outer, self.channels, self.positions, int(per_sample)]
+        return [*sizes, dealt.chunk, dealt.chunks, dealt.blocks, dealt.splits, *groups, *self.strides]
+
+
+def taylor_many(jobs: Sequence[tuple[Tensor, Tensor, int]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """(act, grad, dim ≥ 1) of float32, bfloat16 or float16 → (signed, per sample, activation), float32, per job."""
+    layers = [_Layer.of(act, grad, dim) for act, grad, dim in jobs]
+    kinds: dict[tuple[object, ...], list[int]] = {}
+    for number, layer in enumerate(layers):
+        kinds.setdefault(layer.kind, []).append(number)
+    totals: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for members in kinds.values():
+        for number, total in zip(members, _launch([layers[number] for number in members]), strict=True):
+            totals[number] = (total[0], total[1], total[2])
+    return [totals[number] for number in range(len(layers))]
+
+
+def _launch(layers: Sequence[_Layer]) -> list[Tensor]:
+    """Layers of one kind; results [3, channels] are views of one tensor."""
+    table: list[list[int]] = []
+    programs = sum_programs = partial_size = total_size = 0
+    offsets = []
+    for layer in layers:
+        addresses = [layer.act.data_ptr(), layer.grad.data_ptr()]
+        table.append([programs, sum_programs, *addresses, partial_size, total_size, *layer.fields])
+        offsets.append(total_size)
+        programs += layer.rows * -(-layer.channels // layer.tile.channels)
+        sum_programs += -(-layer.channels // SUM_TILE.channels)
+        partial_size += layer.rows * 3 * layer.channels
+        total_size += 3 * layer.channels
+    one, device = layers[0], layers[0].act.device
+    packed = torch.tensor(table, dtype=torch.int64).to(device)
+    partials, totals = (torch.empty(size, dtype=torch.float32, device=device) for size in (partial_size, total_size))
+    shared = {"table": packed, "layers": len(layers), "LAYERS": triton.next_power_of_2(len(layers))}
+    chosen: Tile = one.tile
+    first = {
+        "partials": partials,
+        "ELEMENT": _ELEMENTS[one.act.dtype],
+        "CHANNELS_INNERMOST": one.channels_innermost,
+        "SINGLE": one.single,
+        "VECTOR": one.vector,
+        "CHANNELS": chosen.channels,
+        "POSITIONS": chosen.positions,
+    }
+    _triton.launch(_taylor_partial_kernel, programs, device, {**shared, **first}, WARPS)
+    second = {"totals": totals, "partials": partials, "CHANNELS": SUM_TILE.channels, "ROWS": SUM_TILE.positions}
+    _triton.launch(_taylor_total_kernel, sum_programs, device, {**shared, **second}, WARPS)
+    return [
+        totals[offset : offset + 3 * layer.channels].view(3, layer.channels)
+        for offset, layer in zip(offsets, layers, strict=True)
+    ]

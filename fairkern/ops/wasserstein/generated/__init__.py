@@ -1,0 +1,1 @@
+"""Straight-line kernels, written by `python -m fairkern.ops.wasserstein.generated`."""

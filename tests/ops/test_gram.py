@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fairkern.errors import BackendError, InputError
+from fairkern.ops import gram
+from tests.tolerances import assert_close
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+# shape, unit dimension
+SHAPES = {
+    "one element": ((1, 1), 1),
+    "one vector": ((7,), 0),
+    "linear": ((33, 7), 1),
+    "more units than a tile": ((5, 100), 1),
+    "convolution": ((3, 70, 6, 7), 1),
+    "one position": ((3, 5, 1, 1), 1),
+    "tokens": ((4, 9, 19), -1),
+    "heads": ((2, 3, 4, 5), 2),
+    "units first": ((6, 3, 5), 0),
+    "many vectors": ((300, 40, 3), 1),
+}
+
+
+def by_numpy(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    vectors = np.moveaxis(x.double().numpy(), dim, 0).reshape(x.shape[dim], -1)
+    return torch.from_numpy(np.einsum("im,jm->ij", vectors, vectors)), torch.from_numpy(vectors.sum(1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equals_numpy(shape, dtype, gpu_backend):
+    size, dim = SHAPES[shape]
+    x = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    products, total = by_numpy(x, dim)
+    views = [x, x.transpose(0, -1).contiguous().transpose(0, -1), x.repeat_interleave(2, -1)[..., ::2]]
+    if x.ndim == 4:
+        views.append(x.contiguous(memory_format=torch.channels_last))
+    for view in views:
+        actual = gram(view, dim, backend=gpu_backend)
+        assert actual.count == x.numel() // x.shape[dim]
+        assert torch.equal(actual.gram, actual.gram.T)
+        assert actual.gram.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert_close(actual.gram, products, dtype, scale=2 * actual.count**0.5)
+        assert_close(actual.total, total, dtype, scale=actual.count**0.5)
+
+
+def test_expanded_input(gpu_backend):
+    actual = gram(torch.tensor([[1.0], [2.0]]).expand(2, 3), backend=gpu_backend)
+    assert torch.equal(actual.gram, torch.full((3, 3), 5.0))
+    assert torch.equal(actual.total, torch.full((3,), 3.0))
+
+
+def test_nan_reaches_its_row_and_column_and_no_other(gpu_backend):
+    x = torch.ones(40, 50)
+    x[3, 7] = float("nan")
+    actual = gram(x, backend=gpu_backend)
+    expected = torch.zeros(50, 50, dtype=torch.bool)
+    expected[7], expected[:, 7] = True, True
+    assert torch.equal(actual.gram.isnan(), expected)
+    assert actual.total.isnan().nonzero().flatten().tolist() == [7]
+
+
+def test_the_same_bits_twice(gpu_backend):
+    x = torch.randn(500, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(gram(x, backend=gpu_backend).gram, gram(x, backend=gpu_backend).gram)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (torch.zeros(2, 3).long(), {}, "int64"),
+        (torch.zeros(0, 3), {}, "with elements"),
+        (torch.zeros(2, 3), {"dim": 2}, "-2 to 1"),
+        (torch.zeros(2, 3), {"backend": "blas"}, "auto, native"),
+        ([1.0], {}, "list"),
+    ],
+)
+def test_bad_input_is_named(x, options, message):
+    with pytest.raises(InputError, match=message):
+        gram(x, **options)
+
+
+def test_there_is_no_native_backend():
+    with pytest.raises(BackendError, match="no native"):
+        gram(torch.zeros(2, 3), backend="native")
