@@ -16,6 +16,8 @@ def class_wasserstein(
     out: int,
     threads: int,
     isa: int = 0,
+    directions: int = 0,
+    positions: int = 0,
 ) -> None: ...
 def taylor(
     element: int,

@@ -50,6 +50,9 @@ _WHY_NOT: Mapping[Backend, Callable[[torch.device], str | None]] = {
 }
 
 
+_NAMES = ("auto", *(b.value for b in Backend))
+
+
 def resolve(
     op: str, backend: str, device: torch.device, unsupported: Mapping[Backend, str | None] | None = None
 ) -> Backend:
@@ -59,9 +62,8 @@ def resolve(
     BackendError with the reason for one that cannot run.
     """
     known = OPERATORS[op]
-    names = ("auto", *(b.value for b in Backend))
-    if backend not in names:
-        raise InputError(f"backend is {backend!r}; expected one of {', '.join(names)}")
+    if backend not in _NAMES:
+        raise InputError(f"backend is {backend!r}; expected one of {', '.join(_NAMES)}")
 
     def why_not(candidate: Backend) -> str | None:
         if candidate not in known:
