@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
+#include "gather_binding.h"
 
 namespace py = pybind11;
 
@@ -16,7 +17,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 2;
+constexpr int kInterface = 3;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -146,5 +147,6 @@ PYBIND11_MODULE(_native, module) {
              py::arg("before"), py::arg("channels"), py::arg("after"), py::arg("signed_sum"), py::arg("per_sample"),
              py::arg("activation"), py::arg("threads"), py::arg("isa") = 0);
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
+  bind_gather_plan(module);
   module.def("build", &py_build);
 }

@@ -160,11 +160,13 @@ template <class T, int Width>
 FAIRKERN_INLINE void sort_columns(T* rows, const ClassBlock& group) {
   using V = typename VectorOf<T, Width>::type;
   constexpr int L = lanes_of<T>(), W = Width / static_cast<int>(sizeof(T));
-  if (group.count == 16 || group.count == 32) {
-    for (int lane = 0; lane < L; lane += W)
-      group.count == 16 ? sort_in_registers<T, Width, L, 1>(rows + lane) : sort_in_registers<T, Width, L, 2>(rows + lane);
-    return;
-  }
+  if constexpr (Width > 16)  // too few registers otherwise
+    if (group.count == 16 || group.count == 32) {
+      for (int lane = 0; lane < L; lane += W)
+        group.count == 16 ? sort_in_registers<T, Width, L, 1>(rows + lane)
+                          : sort_in_registers<T, Width, L, 2>(rows + lane);
+      return;
+    }
   for (const Comparator& pair : *group.network) {
     T* low = reinterpret_cast<T*>(reinterpret_cast<char*>(rows) + pair.low);
     T* high = reinterpret_cast<T*>(reinterpret_cast<char*>(rows) + pair.high);
