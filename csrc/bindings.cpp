@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
+#include "gather_binding.h"
 
 namespace py = pybind11;
 
@@ -16,7 +17,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 1;
+constexpr int kInterface = 3;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -27,10 +28,11 @@ T* pointer(std::int64_t address, const char* name) {
 void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, std::int64_t stride_c,
                           std::int64_t stride_p, std::int64_t units, std::int64_t projections, std::int64_t rows,
                           std::int64_t offsets, std::int64_t classes, int reduce, std::int64_t out, int threads,
-                          int isa) {
+                          int isa, std::int64_t directions, std::int64_t positions) {
   require(element >= 0 && element <= 3, "element is ", element, "; expected 0 to 3");
   require(reduce >= 0 && reduce <= 2, "reduce is ", reduce, "; expected 0 (max), 1 (mean) or 2 (pairs)");
   require(units >= 1 && projections >= 1, "x has ", units, " units and ", projections, " projections; needs 1 of each");
+  require(directions == 0 || positions >= 1, "there are ", positions, " positions to project; at least 1 is needed");
   require(classes >= 2, "there are ", classes, " classes; at least 2 are needed");
   require_threads(threads);
   ClassWassersteinArgs args{pointer<void>(x, "x"),
@@ -39,6 +41,8 @@ void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, st
                             stride_p,
                             units,
                             projections,
+                            reinterpret_cast<const void*>(directions),
+                            positions,
                             pointer<std::int64_t>(rows, "rows"),
                             pointer<std::int64_t>(offsets, "offsets"),
                             classes,
@@ -138,10 +142,11 @@ PYBIND11_MODULE(_native, module) {
   module.def("class_wasserstein", &py_class_wasserstein, py::arg("element"), py::arg("x"), py::arg("stride_n"),
              py::arg("stride_c"), py::arg("stride_p"), py::arg("units"), py::arg("projections"), py::arg("rows"),
              py::arg("offsets"), py::arg("classes"), py::arg("reduce"), py::arg("out"), py::arg("threads"),
-             py::arg("isa") = 0);
+             py::arg("isa") = 0, py::arg("directions") = 0, py::arg("positions") = 0);
   module.def("taylor", &py_taylor, py::arg("element"), py::arg("act"), py::arg("grad"), py::arg("samples"),
              py::arg("before"), py::arg("channels"), py::arg("after"), py::arg("signed_sum"), py::arg("per_sample"),
              py::arg("activation"), py::arg("threads"), py::arg("isa") = 0);
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
+  bind_gather_plan(module);
   module.def("build", &py_build);
 }

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fairkern"
 
 FLOORS = (
-    {"types", "errors", "env", "nested", "untouched", "_native"},
+    {"types", "errors", "env", "nested", "untouched", "_native", "_cuda"},
     {"ops"},
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},
@@ -103,10 +103,11 @@ def _inside(module: str, mine: str, target: str, name: str | None) -> Iterator[s
     if theirs not in FLOOR:
         yield f"imports {full}, which has no floor"
         return
-    if theirs == "_native" or full == "fairkern._native":
-        if module != "fairkern.ops._native":
-            yield "the compiled extension is imported outside ops/_native.py"
-        return
+    for extension in ("_native", "_cuda"):
+        if theirs == extension or full == f"fairkern.{extension}":
+            if module != f"fairkern.ops.{extension}":
+                yield f"the compiled extension is imported outside ops/{extension}.py"
+            return
     if mine in {"demo", "cli"}:
         if theirs not in {"", "demo"} or ((name or "").startswith("_") and theirs == ""):
             yield f"imports {full}; the demo and the command line use the public API only"

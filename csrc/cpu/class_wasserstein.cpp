@@ -19,6 +19,8 @@
 #endif
 
 #include "cpu/kernels.h"
+#include "cpu/project_rows.h"
+#include "cpu/sort_registers.h"
 
 namespace fairkern {
 namespace {
@@ -76,6 +78,8 @@ struct Work {
   T* scratch;     // [sample of all classes][vector][lane], class after class
   Flag<T>* nan;   // [vector][lane]: set where a sample is NaN
   double* best;   // [lane]
+  T* values;      // positions of a few samples, widened
+  const T* directions;  // [position][vector][lane], or null: columns are compared as they are
 };
 
 template <class T>
@@ -83,12 +87,46 @@ constexpr int lanes_of() {
   return kLineBytes / static_cast<int>(sizeof(T));
 }
 
-// One class, one block of columns: [vector][sample][lane]. NaN becomes +inf here and is put back after sorting.
+// NaN becomes +inf and is put back after sorting. Returns where it was.
+template <class T, class V>
+FAIRKERN_INLINE auto store_marked(V value, T* target) {
+  using Mask = decltype(V{} < V{});
+  const Mask infinite = reinterpret_cast<Mask>(V{} + std::numeric_limits<T>::infinity());
+  const Mask bits = reinterpret_cast<Mask>(value), missing = is_nan(value);
+  store(target, Mask((missing & infinite) | (~missing & bits)));
+  return missing;
+}
+
+template <class T>
+FAIRKERN_INLINE bool any_set(const Flag<T>* nan, std::int64_t length) {
+  Flag<T> any = 0;
+  for (std::int64_t lane = 0; lane < length; ++lane) any |= nan[lane];
+  return any != 0;
+}
+
+// One class of one unit, projected: [vector][sample][lane].
+template <class S, class T, int Width>
+FAIRKERN_INLINE bool project_class(const ClassWassersteinArgs& args, const Layout& layout, std::int64_t unit,
+                                   const ClassBlock& group, const Work<T>& work, T* scratch) {
+  constexpr int L = lanes_of<T>(), W = Width / static_cast<int>(sizeof(T));
+  project_rows<S, T, Width>(static_cast<const S*>(args.x) + unit * args.stride_c, args.rows + group.begin, group.count,
+                            args.stride_n, args.stride_p, args.positions, work.directions, layout.vectors, work.values,
+                            scratch);
+  using V = typename VectorOf<T, Width>::type;
+  for (std::int64_t v = 0; v < layout.vectors; ++v)
+    for (int lane = 0; lane < L; lane += W) {
+      auto missing = V{} < V{};
+      T* line = scratch + v * group.count * L + lane;
+      for (std::int64_t i = 0; i < group.count; ++i, line += L) missing |= store_marked<T>(load<V>(line), line);
+      store(work.nan + v * L + lane, missing);
+    }
+  return any_set<T>(work.nan, layout.vectors * L);
+}
+
+// One class, one block of columns: [vector][sample][lane].
 template <class S, class T, int Width>
 FAIRKERN_INLINE bool load_class(const ClassWassersteinArgs& args, const Layout& layout, std::int64_t block,
                                 const ClassBlock& group, T* scratch, Flag<T>* nan) {
-  using V = typename VectorOf<T, Width>::type;
-  using Mask = decltype(V{} < V{});
   constexpr int L = lanes_of<T>(), W = Width / static_cast<int>(sizeof(T));
   const std::int64_t lane_stride = layout.lanes_are_projections ? args.stride_p : args.stride_c;
   const std::int64_t vector_stride = layout.lanes_are_projections ? args.stride_p * L : args.stride_p;
@@ -109,23 +147,26 @@ FAIRKERN_INLINE bool load_class(const ClassWassersteinArgs& args, const Layout& 
       }
       T* target = scratch + (v * group.count + i) * L;
       for (int lane = 0; lane < L; lane += W) {
-        const V value = load_wide<Width>(source + lane);
-        const Mask infinite = reinterpret_cast<Mask>(V{} + std::numeric_limits<T>::infinity());
-        const Mask bits = reinterpret_cast<Mask>(value), missing = is_nan(value);
-        store(target + lane, Mask((missing & infinite) | (~missing & bits)));
+        auto missing = store_marked<T>(load_wide<Width>(source + lane), target + lane);
+        using Mask = decltype(missing);
         store(nan + v * L + lane, Mask(load<Mask>(nan + v * L + lane) | missing));
       }
     }
   }
-  Flag<T> any = 0;
-  for (std::int64_t lane = 0; lane < layout.vectors * L; ++lane) any |= nan[lane];
-  return any != 0;
+  return any_set<T>(nan, layout.vectors * L);
 }
 
 template <class T, int Width>
 FAIRKERN_INLINE void sort_columns(T* rows, const ClassBlock& group) {
   using V = typename VectorOf<T, Width>::type;
   constexpr int L = lanes_of<T>(), W = Width / static_cast<int>(sizeof(T));
+  if constexpr (Width > 16)  // too few registers otherwise
+    if (group.count == 16 || group.count == 32) {
+      for (int lane = 0; lane < L; lane += W)
+        group.count == 16 ? sort_in_registers<T, Width, L, 1>(rows + lane)
+                          : sort_in_registers<T, Width, L, 2>(rows + lane);
+      return;
+    }
   for (const Comparator& pair : *group.network) {
     T* low = reinterpret_cast<T*>(reinterpret_cast<char*>(rows) + pair.low);
     T* high = reinterpret_cast<T*>(reinterpret_cast<char*>(rows) + pair.high);
@@ -284,7 +325,8 @@ FAIRKERN_INLINE void block_of_columns(const ClassWassersteinArgs& args, const La
   std::int64_t loaded = 0;
   for (const ClassBlock& group : classes) {
     T* rows = work.scratch + loaded * line;
-    const bool any_nan = load_class<S, T, Width>(args, layout, block, group, rows, work.nan);
+    const bool any_nan = work.directions ? project_class<S, T, Width>(args, layout, block, group, work, rows)
+                                         : load_class<S, T, Width>(args, layout, block, group, rows, work.nan);
     for (std::int64_t v = 0; v < layout.vectors; ++v) {
       T* column = rows + v * group.count * L;
       if (group.network)
@@ -395,7 +437,7 @@ void run(const ClassWassersteinArgs& args) {
   }
 
   Layout layout;
-  layout.lanes_are_projections = args.projections >= L;
+  layout.lanes_are_projections = args.directions || args.projections >= L;
   layout.lanes = layout.lanes_are_projections ? 1 : L;
   layout.vectors = layout.lanes_are_projections ? (args.projections + L - 1) / L : args.projections;
   layout.blocks = (args.units + layout.lanes - 1) / layout.lanes;
@@ -405,9 +447,19 @@ void run(const ClassWassersteinArgs& args) {
   const std::size_t scratch_bytes = static_cast<std::size_t>(samples) * layout.vectors * kLineBytes;
   const std::size_t nan_bytes = static_cast<std::size_t>(layout.vectors) * kLineBytes;
   const std::size_t best_bytes = 2 * kLineBytes;
-  const std::size_t bytes = scratch_bytes + nan_bytes + best_bytes;
+  const std::size_t values_bytes =
+      args.directions ? (kProjectRows * args.positions * sizeof(T) + kLineBytes - 1) / kLineBytes * kLineBytes : 0;
+  const std::size_t bytes = scratch_bytes + nan_bytes + best_bytes + values_bytes;
   std::unique_ptr<char[], FreeAligned> memory(
       static_cast<char*>(::operator new[](bytes * threads, std::align_val_t(kLineBytes))));
+
+  std::vector<T> directions;  // padded with zeros to whole vectors, which add nothing to a distance
+  if (args.directions) {
+    directions.resize(args.positions * layout.vectors * L);
+    const T* given = static_cast<const T*>(args.directions);
+    for (std::int64_t d = 0; d < args.positions; ++d)
+      std::copy_n(given + d * args.projections, args.projections, directions.data() + d * layout.vectors * L);
+  }
 
   const Kernel<S, T> kernel = kernel_for<S, T>(args.isa);
 #pragma omp parallel num_threads(threads)
@@ -418,7 +470,9 @@ void run(const ClassWassersteinArgs& args) {
 #endif
     char* own = memory.get() + bytes * thread;
     Work<T> work{reinterpret_cast<T*>(own), reinterpret_cast<Flag<T>*>(own + scratch_bytes),
-                 reinterpret_cast<double*>(own + scratch_bytes + nan_bytes)};
+                 reinterpret_cast<double*>(own + scratch_bytes + nan_bytes),
+                 reinterpret_cast<T*>(own + scratch_bytes + nan_bytes + best_bytes),
+                 args.directions ? directions.data() : nullptr};
 #pragma omp for schedule(dynamic, 1)
     for (std::int64_t block = 0; block < layout.blocks; ++block) kernel(args, layout, block, classes, runs, work);
   }

@@ -14,6 +14,8 @@ struct ClassWassersteinArgs {
   const void* x;                  // element (row, unit, projection) at row·stride_n + unit·stride_c + projection·stride_p
   std::int64_t stride_n, stride_c, stride_p;  // in elements
   std::int64_t units, projections;
+  const void* directions;         // [positions, projections], type of `out`: the third index of x is then a position,
+  std::int64_t positions;         // and its projections are compared; null: x is compared as it is
   const std::int64_t* rows;       // [samples]: row numbers, class after class
   const std::int64_t* offsets;    // [classes + 1]: where each class begins in `rows`
   std::int64_t classes;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,10 +11,7 @@ from torch import Tensor
 
 from fairkern.capture.points import Block, Point
 from fairkern.errors import InputError
-from fairkern.ops import class_wasserstein, directions, project
-
-PIECE_CPU = 1 << 20  # bytes of projections made before they are compared: about the second-level cache of a core
-PIECE_GPU = 1 << 28
+from fairkern.ops import class_wasserstein, directions, project, sliced_wasserstein
 
 
 class Selection:
@@ -149,28 +146,14 @@ class SampleStore:
         for block in list(self._rows):
             values = self._rows.pop(block).values
             labels = labels.to(values.device)
-            distances = [
-                class_wasserstein(part, labels, reduce="max", backend=self._backend)
-                for part in self._projected(values, self._positions[block])
-            ]
-            scores[block] = torch.cat(distances).double().cpu().numpy()
+            positions = self._positions[block]
+            if positions == 1 or positions > self._projections:
+                distances = class_wasserstein(values, labels, backend=self._backend)
+            else:
+                drawn = self._drawn(positions, values.device)
+                distances = sliced_wasserstein(values, drawn, labels, backend=self._backend)
+            scores[block] = distances.double().cpu().numpy()
         return scores
-
-    def _projected(self, values: Tensor, positions: int) -> Iterator[Tensor]:
-        """`[samples, some units, P]` for all units, piece by piece, so that each stays in cache between the steps."""
-        if positions == 1 or positions > self._projections:
-            yield values
-            return
-        drawn = self._drawn(positions, values.device)
-        wide = torch.float64 if values.dtype == torch.float64 else torch.float32
-        per_unit = len(values) * drawn.shape[1] * wide.itemsize
-        step = max(1, (PIECE_CPU if values.device.type == "cpu" else PIECE_GPU) // per_unit)
-        most = len(values) * min(step, values.shape[1]) * drawn.shape[1]
-        scratch = torch.empty(most, dtype=wide, device=values.device)
-        for start in range(0, values.shape[1], step):
-            part = values[:, start : start + step]
-            shape = (*part.shape[:2], drawn.shape[1])
-            yield project(part, drawn, out=scratch[: part.shape[:2].numel() * shape[2]].view(shape))
 
 
 def by_group(scores: Iterable[tuple[Block, np.ndarray]], *, largest: bool) -> dict[int, np.ndarray]:

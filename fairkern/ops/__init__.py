@@ -7,6 +7,7 @@ from fairkern.ops._registry import backends, describe
 from fairkern.ops.gather import gather, gather_many
 from fairkern.ops.gram import Gram, gram
 from fairkern.ops.project import directions, project
+from fairkern.ops.sliced import sliced_wasserstein
 from fairkern.ops.taylor import TaylorSums, taylor, taylor_many, taylor_sums
 from fairkern.ops.tod import tod_curve
 from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
@@ -22,6 +23,7 @@ __all__ = [
     "gather_many",
     "gram",
     "project",
+    "sliced_wasserstein",
     "taylor",
     "taylor_many",
     "taylor_sums",

@@ -56,5 +56,5 @@ def gather_op(weight: Tensor, dims: Sequence[int], indices: Sequence[Tensor]) ->
 def _(weight: Tensor, dims: Sequence[int], indices: Sequence[Tensor]) -> Tensor:
     shape = list(weight.shape)
     for dim, index in zip(dims, indices, strict=True):
-        shape[dim] = index.shape[0]
+        shape[dim] = index.shape[-1]
     return weight.new_empty(shape)

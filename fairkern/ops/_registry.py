@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from fairkern.errors import BackendError, InputError
-from fairkern.ops import _native, _triton
+from fairkern.ops import _cuda, _native, _triton
 
 
 class Backend(str, Enum):
     """Implementations of an operator, in the order in which `auto` prefers them."""
 
     NATIVE = "native"
+    CUDA = "cuda"
     TRITON = "triton"
     REFERENCE = "reference"
 
@@ -28,7 +29,7 @@ OPERATORS: Mapping[str, tuple[Backend, ...]] = {
     "taylor": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "project": (Backend.TRITON, Backend.REFERENCE),
     "gram": (Backend.TRITON, Backend.REFERENCE),
-    "gather": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
+    "gather": (Backend.NATIVE, Backend.CUDA, Backend.TRITON, Backend.REFERENCE),
     "tod_curve": (Backend.REFERENCE,),
 }
 
@@ -46,8 +47,12 @@ def _why_not_native(device: torch.device) -> str | None:
 _WHY_NOT: Mapping[Backend, Callable[[torch.device], str | None]] = {
     Backend.REFERENCE: _why_not_reference,
     Backend.NATIVE: _why_not_native,
+    Backend.CUDA: _cuda.unavailable,
     Backend.TRITON: _triton.unavailable,
 }
+
+
+_NAMES = ("auto", *(b.value for b in Backend))
 
 
 def resolve(
@@ -59,9 +64,8 @@ def resolve(
     BackendError with the reason for one that cannot run.
     """
     known = OPERATORS[op]
-    names = ("auto", *(b.value for b in Backend))
-    if backend not in names:
-        raise InputError(f"backend is {backend!r}; expected one of {', '.join(names)}")
+    if backend not in _NAMES:
+        raise InputError(f"backend is {backend!r}; expected one of {', '.join(_NAMES)}")
 
     def why_not(candidate: Backend) -> str | None:
         if candidate not in known:
@@ -97,7 +101,7 @@ def describe() -> dict[str, Any]:
         built.update(path=module.__file__, **module.build())
     return {
         "extension": built,
-        "cuda_extension": {"path": None, "unavailable": "this version has no CUDA extension"},
+        "cuda_extension": _cuda.built(),
         "threads": torch.get_num_threads(),
         "versions": {
             "python": platform.python_version(),

@@ -63,7 +63,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "loss reduction": ({"loss_reduction": "none"}, fk.InputError, "'mean', 'sum'"),
     "budget": ({"memory_budget": 0}, fk.InputError, "memory_budget is 0"),
     "class_of": ({"class_of": 3}, fk.InputError, "class_of is 3"),
-    "backend": ({"backend": "cuda"}, fk.InputError, "backend is 'cuda'"),
+    "backend": ({"backend": "metal"}, fk.InputError, "backend is 'metal'"),
 }
 
 

@@ -130,6 +130,23 @@ def test_random_shapes_and_indices(data):
     assert_taken(gather(weight, tensors(indices)), weight, indices)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float32, torch.complex128], ids=str)
+def test_an_index_for_every_expert(dtype, backend):
+    weight = numbered((4, 6, 10), dtype)
+    rows = torch.tensor([[0, 5], [3, 3], [1, 2], [4, 0]])
+    columns = torch.tensor([[9, 1, 2], [0, 1, 2], [7, 7, 0], [5, 4, 3]])
+    for experts in ([0, 1, 2, 3], [3, 1], [2, 2], []):
+        taken = gather(weight, {0: torch.tensor(experts, dtype=torch.int64), 1: rows, 2: columns}, backend=backend)
+        assert taken.shape == (len(experts), 2, 3)
+        for result, e in zip(taken, experts, strict=True):
+            assert_taken(result, weight[e], {0: rows[e].tolist(), 1: columns[e].tolist()})
+    shared = gather(weight, {1: torch.tensor([5, 2]), -1: columns}, backend=backend)
+    for result, e in zip(shared, range(4), strict=True):
+        assert_taken(result, weight[e], {0: [5, 2], 1: columns[e].tolist()})
+    every = gather(weight, {1: rows}, backend=backend)
+    assert_taken(every[2], weight[2], {0: [1, 2]})
+
+
 def test_many_at_once(backend):
     jobs = [(numbered(shape, torch.float32), indices) for shape, indices in CASES.values()]
     results = gather_many([(weight, tensors(indices)) for weight, indices in jobs], backend=backend)
@@ -167,7 +184,9 @@ def test_more_dimensions_than_the_extension_takes():
         (torch.zeros(3, 4), {1: torch.tensor([-1])}, r"indices 0\[1\] goes from -1"),
         (torch.zeros(3, 4), {0: torch.tensor([0], dtype=torch.int32)}, "int32"),
         (torch.zeros(3, 4), {0: torch.tensor([True, False, True])}, "bool"),
-        (torch.zeros(3, 4), {0: torch.tensor([[0]])}, "one dimension"),
+        (torch.zeros(3, 4), {0: torch.tensor([[[0]]])}, "one dimension"),
+        (torch.zeros(3, 4), {0: torch.tensor([[0], [0], [0]])}, "another dimension"),
+        (torch.zeros(3, 4), {1: torch.tensor([[0], [1]])}, "a row per position"),
         (torch.zeros(3, 4), {0: [0, 1]}, "list"),
         (torch.zeros(3, 4), {2: torch.tensor([0])}, "-2 to 1"),
         (torch.zeros(3, 4), {1: torch.tensor([0]), -1: torch.tensor([0])}, "twice"),

@@ -67,9 +67,9 @@ def test_describe(extension):
     assert seen["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("backend", ["cuda", "", None, "Native"])
+@pytest.mark.parametrize("backend", ["metal", "", None, "Native"])
 def test_unknown_backends_are_input_errors(backend):
-    with pytest.raises(InputError, match="auto, native, triton, reference"):
+    with pytest.raises(InputError, match=r"auto, native, .*reference"):
         ops.gather(torch.arange(3), {}, backend=backend)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from fairkern.errors import InputError
 from fairkern.ops import _check
 from fairkern.ops._registry import Backend, resolve
-from fairkern.ops.gather import native, reference
+from fairkern.ops.gather import cuda, native, reference
 from fairkern.ops.gather.dims import unsupported
 
 __all__ = ["gather", "gather_many"]
+
+Job = tuple[Tensor, Mapping[int, Tensor]]
 
 
 def gather(weight: Tensor, indices: Mapping[int, Tensor], *, backend: str = "auto") -> Tensor:
@@ -22,7 +26,9 @@ def gather(weight: Tensor, indices: Mapping[int, Tensor], *, backend: str = "aut
         weight: any shape, strides and dtype of 1, 2, 4, 8 or 16 bytes (bool, float8 and complex included).
         indices: dimension → positions to take, int64 [kept], each 0 ≤ position < length; repeated and unordered
             positions are allowed. Dimensions that are not named stay whole; without any, the result is a copy.
-        backend: "auto", "native", "triton" or "reference".
+            An index [E, kept] at a dimension of 1 or more gives each of the E positions of dimension 0 of `weight`
+            (each expert) a set of its own.
+        backend: "auto", "native", "cuda", "triton" or "reference".
 
     Returns:
         A new contiguous tensor of the dtype and on the device of `weight`.
@@ -53,26 +59,15 @@ def gather_many(jobs: Iterable[tuple[Tensor, Mapping[int, Tensor]]], *, backend:
         [tensor([[0., 0., 1.]]), tensor([2.])]
     """
     checked = [_checked(number, weight, indices) for number, (weight, indices) in enumerate(jobs)]
-    chosen = [
-        resolve(
-            "gather",
-            backend,
-            weight.device,
-            {Backend.NATIVE: _too_many(weight), Backend.TRITON: unsupported(weight, indices)},
-        )
-        for weight, indices in checked
-    ]
-    results = [
-        reference.gather(weight, indices)
-        if which is Backend.REFERENCE
-        else _by_triton(weight, indices)
-        if which is Backend.TRITON
-        else None
-        for which, (weight, indices) in zip(chosen, checked, strict=True)
-    ]
-    compiled = [job for which, job in zip(chosen, checked, strict=True) if which is Backend.NATIVE]
-    made = iter(native.gather_many(compiled) if compiled else ())
-    return [next(made) if result is None else result for result in results]
+    chosen = [resolve("gather", backend, weight.device, _why_not(weight, indices)) for weight, indices in checked]
+    batches: dict[tuple[Backend, torch.device], list[int]] = defaultdict(list)
+    for number, (which, (weight, _)) in enumerate(zip(chosen, checked, strict=True)):
+        batches[which, weight.device].append(number)
+    results: dict[int, Tensor] = {}
+    for (which, _), numbers in batches.items():
+        made = _RUN[which]([checked[number] for number in numbers])
+        results.update(zip(numbers, made, strict=True))
+    return [results[number] for number in range(len(checked))]
 
 
 def _by_triton(weight: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
@@ -90,11 +85,40 @@ def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict
         axis = _check.dimension(f"a dimension of indices {number}", dim, source.ndim)
         if axis in valid:
             raise InputError(f"indices {number} names dimension {axis} twice ({dim} is the same)")
-        valid[axis] = _check.index(f"indices {number}[{dim}]", index, source.shape[axis], source.device)
+        valid[axis] = _checked_index(f"indices {number}[{dim}]", index, source, axis)
+    first = valid.get(0)
+    if first is not None:  # rows of an index follow the positions of dimension 0 that stay
+        valid = {d: index.index_select(0, first) if index.ndim == 2 else index for d, index in valid.items()}
     return source, valid
 
 
-def _too_many(weight: Tensor) -> str | None:
-    if weight.ndim > native.MAX_DIMS:
-        return f"the native backend takes at most {native.MAX_DIMS} dimensions, and this tensor has {weight.ndim}"
-    return None
+def _checked_index(name: str, index: object, source: Tensor, axis: int) -> Tensor:
+    if not isinstance(index, Tensor) or index.ndim != 2:
+        return _check.index(name, index, source.shape[axis], source.device)
+    if axis == 0 or len(index) != len(source):
+        raise InputError(
+            f"{name} has shape {tuple(index.shape)} for a tensor {tuple(source.shape)}; an index of two dimensions "
+            "has a row per position of dimension 0 and belongs to another dimension"
+        )
+    flat = _check.index(name, _check.tensor(name, index).reshape(-1), source.shape[axis], source.device)
+    return flat.view(index.shape)
+
+
+def _why_not(weight: Tensor, indices: Mapping[int, Tensor]) -> dict[Backend, str | None]:
+    """Reasons that lie in the job."""
+    many = weight.ndim > native.MAX_DIMS  # the CUDA extension takes as many
+    reason = f"takes at most {native.MAX_DIMS} dimensions, and this tensor has {weight.ndim}"
+    own = any(index.ndim == 2 for index in indices.values())
+    return {
+        Backend.NATIVE: f"the native backend {reason}" if many else None,
+        Backend.CUDA: f"the CUDA backend {reason}" if many else None,
+        Backend.TRITON: "the Triton gather takes no index per position" if own else unsupported(weight, indices),
+    }
+
+
+_RUN: Mapping[Backend, Callable[[list[Job]], list[Tensor]]] = {
+    Backend.NATIVE: native.gather_many,
+    Backend.CUDA: cuda.gather_many,
+    Backend.TRITON: lambda jobs: [_by_triton(weight, indices) for weight, indices in jobs],
+    Backend.REFERENCE: lambda jobs: [reference.gather(weight, indices) for weight, indices in jobs],
+}

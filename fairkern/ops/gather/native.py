@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from fairkern.ops import _native
 
 MAX_DIMS = 12  # of the extension, after merging
+Part = tuple[Tensor, Tensor, Mapping[int, Tensor]]
 
 
 def gather_many(jobs: Sequence[tuple[Tensor, Mapping[int, Tensor]]]) -> list[Tensor]:
@@ -18,15 +19,26 @@ def gather_many(jobs: Sequence[tuple[Tensor, Mapping[int, Tensor]]]) -> list[Ten
     results: list[Tensor] = []
     table: list[list[int]] = []
     for weight, indices in jobs:
-        shape = [len(indices[d]) if d in indices else length for d, length in enumerate(weight.shape)]
+        shape = [indices[d].shape[-1] if d in indices else length for d, length in enumerate(weight.shape)]
         result = torch.empty(shape, dtype=weight.dtype)
         held = {dim: index.contiguous() for dim, index in indices.items()}
         keep_alive.extend(held.values())
         results.append(result)
-        table.append(_descriptor(weight, result, held))
+        table.extend(_descriptor(*part) for part in _parts(weight, result, held))
     packed = torch.tensor(table, dtype=torch.int64)
     _native.extension().gather(table=packed.data_ptr(), jobs=len(table), threads=torch.get_num_threads())
     return results
+
+
+def _parts(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor]) -> Iterator[Part]:
+    """One job, or one for each position of dimension 0 where an index has a row for it."""
+    if all(index.ndim == 1 for index in indices.values()):
+        yield weight, result, indices
+        return
+    first = indices[0].tolist() if 0 in indices else range(len(weight))
+    for position, source in enumerate(first):
+        rows = {d: index[position] if index.ndim == 2 else index for d, index in indices.items() if d > 0}
+        yield weight[source : source + 1], result[position : position + 1], rows
 
 
 def _descriptor(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor]) -> list[int]:

@@ -11,10 +11,17 @@ from fairkern.ops._check import accumulator
 _REDUCTIONS = {"max": 0, "mean": 1, "pairs": 2}
 
 
-def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str, isa: int = 0) -> Tensor:
-    """[N, C, P], any strides → [C] or [pairs, C]. `isa` forces an instruction set (for tests)."""
+def class_wasserstein(
+    x: Tensor, order: Tensor, offsets: Tensor, reduce: str, isa: int = 0, directions: Tensor | None = None
+) -> Tensor:
+    """[N, C, P], any strides → [C] or [pairs, C]; with `directions` [D, P], of the result's dtype, x is [N, C, D].
+
+    `isa` forces an instruction set (for tests).
+    """
     classes = len(offsets) - 1
-    units, projections = x.shape[1:]
+    units, columns = x.shape[1:]
+    if directions is not None:
+        directions = directions.contiguous()
     order, offsets = order.contiguous(), offsets.contiguous()
     shape = (classes * (classes - 1) // 2, units) if reduce == "pairs" else (units,)
     out = torch.empty(shape, dtype=accumulator(x.dtype))
@@ -25,7 +32,7 @@ def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str, is
         stride_c=x.stride(1),
         stride_p=x.stride(2),
         units=units,
-        projections=projections,
+        projections=columns if directions is None else directions.shape[1],
         rows=order.data_ptr(),
         offsets=offsets.data_ptr(),
         classes=classes,
@@ -33,5 +40,7 @@ def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str, is
         out=out.data_ptr(),
         threads=torch.get_num_threads(),
         isa=isa,
+        directions=0 if directions is None else directions.data_ptr(),
+        positions=columns,
     )
     return out
