@@ -187,7 +187,7 @@ def score(
         reduction: "signed" (R = |Σ_s t|) or "per_sample" (R = Σ_s |t|); None takes the recipe's: per_sample for
             "default", signed for "paper".
         loss_reduction: "mean" or "sum" over a batch's samples: what `loss_fn` does.
-        backend: "auto", "native" or "reference" for the operators.
+        backend: of the operators: "auto", "native", "triton" or "reference"; one that cannot run here raises.
         memory_budget: bytes that class samples may take; more passes over the data are made if needed.
         progress: show a progress bar on a terminal.
 
