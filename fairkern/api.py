@@ -201,7 +201,8 @@ def score(
         PlanMismatchError: `units` of another model.
 
     Cost: below one ordinary forward + backward over the same data; memory: the class samples
-    (classes · samples_per_class · units · projections · 4 bytes per tap) on top of the activations of a batch.
+    (classes · samples_per_class · units · the lesser of a unit's positions and `projections`, per tap) on top of the
+    activations of a batch.
 
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
@@ -222,8 +223,7 @@ def score(
     traced = 0.0
     if units is None:
         started = time.perf_counter()
-        with torch.random.fork_rng(_cuda_devices()):
-            first, loader = _first_batch(loader)
+        first, loader = _first_batch(loader)
         units = trace(model, _head(first, model))
         traced = time.perf_counter() - started
     else:
@@ -388,17 +388,18 @@ def _proven(model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: i
     return units.freeze(failed)
 
 
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-
-
 def _first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and a loader that still yields it (a one-shot iterator gets it back in front)."""
-    iterator: Iterator[Any] = iter(loader)
-    try:
-        first = next(iterator)
-    except StopIteration:
-        raise InputError("the loader yields no batch") from None
+    """The first batch, and a loader that still yields it (a one-shot iterator gets it back in front).
+
+    A loader that shuffles draws from the global random state, which is put back.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        iterator: Iterator[Any] = iter(loader)
+        try:
+            first = next(iterator)
+        except StopIteration:
+            raise InputError("the loader yields no batch") from None
     return first, itertools.chain([first], iterator) if iterator is loader else loader
 
 

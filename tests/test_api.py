@@ -45,6 +45,14 @@ def test_prune_from_start_to_end(model: nn.Module) -> None:
     assert f"{after:,}" in table
 
 
+def test_prune_puts_back_the_random_state_that_a_shuffling_loader_draws_from(model: nn.Module) -> None:
+    data = torch.utils.data.TensorDataset(X, Y)
+    shuffled = torch.utils.data.DataLoader(data, batch_size=12, shuffle=True)
+    before = torch.get_rng_state()
+    fk.prune(model, shuffled, loss, keep_params=0.7, projections=4, progress=False)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_prune_in_place_returns_the_model_itself() -> None:
     own = build(Branches, torch.float32).eval()
     small, _ = fk.prune(own, loader(X, Y, 12), loss, keep_params=0.7, projections=4, progress=False, inplace=True)

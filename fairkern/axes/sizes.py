@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch import nn
 
-from fairkern.axes.trace import Tracing
+from fairkern.axes.trace import Tracing, transposed_linear
 
 # class -> attribute -> (tensor of the module, dimension)
 _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]], ...] = (
@@ -39,7 +39,7 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
         if isinstance(module, nn.modules.batchnorm._NormBase) and path in tracing.graph.features:
             yield path, "num_features", tracing.graph.features[path]
             continue
-        if type(module).__name__ == "Conv1D":  # of transformers: a linear layer with its weight transposed
+        if transposed_linear(module):
             for attribute, dim in (("nx", 0), ("nf", 1)):
                 found = nodes(module, "weight", dim)
                 if found is not None and found[1] is not None and hasattr(module, attribute):
@@ -72,7 +72,7 @@ def observed_attributes(
     known: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, *(c for classes, _ in _BY_CLASS for c in classes))
     for path, lengths in by_module.items():
         module = model.get_submodule(path)
-        if isinstance(module, known) or type(module).__name__ == "Conv1D":
+        if isinstance(module, known) or transposed_linear(module):
             continue
         for attribute, value in vars(module).items():
             if type(value) is int and not attribute.startswith("_") and attribute not in _PER_HEAD:

@@ -29,7 +29,12 @@ SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._No
 
 def _seen(module: nn.Module) -> bool:
     """Whether the module does nothing with its input but contract or normalise it."""
-    return isinstance(module, SEEN) or type(module).__name__ == "Conv1D"  # of transformers: a transposed linear layer
+    return isinstance(module, SEEN) or transposed_linear(module)
+
+
+def transposed_linear(module: nn.Module | None) -> bool:
+    """Whether this is the `Conv1D` of transformers, a linear layer with its weight transposed: known by name."""
+    return type(module).__name__ == "Conv1D"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from fairkern.axes.graph import Graph
 from fairkern.axes.sizes import observed_attributes, size_attributes
 from fairkern.axes.solver import FREE, Solver, decide_factors
-from fairkern.axes.trace import Tracing, named_tensors
+from fairkern.axes.trace import Tracing, named_tensors, transposed_linear
 from fairkern.types import Axis, AxisGroup, CostTerm, Extent, FrozenAxis, GroupAxis, Site, SizeAttribute, Tap, UnitMap
 
 
@@ -91,7 +91,7 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
         rank[unit_components] = np.arange(len(unit_components))
         groups.append(_group(g, rows, places, rank, contractions[g], productions[g], labels, group_of, modules))
     names = _unique_names([g.name for g in groups])
-    groups = [_renamed(g, n) for g, n in zip(groups, names, strict=True)]
+    groups = [replace(g, name=n) for g, n in zip(groups, names, strict=True)]
 
     sizes = _Extents(labels, group_of, [g.units for g in groups])
     params = tuple(_params(tracing, model, sizes))
@@ -153,9 +153,7 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
     consumed, tapped = np.zeros(solver.count, dtype=bool), np.zeros(solver.count, dtype=bool)
     for c in graph.contractions:
         consumed[solver.labels[c.nodes]] = True
-        if c.training:
-            continue
-        if c.inner:
+        if c.training or c.inner:
             continue
         tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
@@ -268,7 +266,7 @@ def _group(
 def _kind(module: nn.Module | None) -> str:
     if isinstance(module, nn.modules.conv._ConvNd):
         return "channel"
-    return "neuron" if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" else "unit"
+    return "neuron" if isinstance(module, nn.Linear) or transposed_linear(module) else "unit"
 
 
 def _unique_names(names: list[str]) -> list[str]:
@@ -279,10 +277,6 @@ def _unique_names(names: list[str]) -> list[str]:
         k = seen[name] = seen.get(name, -1) + 1
         out.append(f"{name}[{k}]" if k else name)
     return out
-
-
-def _renamed(group: AxisGroup, name: str) -> AxisGroup:
-    return AxisGroup(name, group.kind, group.units, group.axes, group.taps, group.outputs, group.frozen)
 
 
 class _Extents:

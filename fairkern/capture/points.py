@@ -44,10 +44,6 @@ class Point:
     length: int
     blocks: tuple[Block, ...]
 
-    @property
-    def groups(self) -> frozenset[int]:
-        return frozenset(g for block in self.blocks for g, _ in block.members)
-
 
 def points_of(units: UnitMap, side: str) -> list[Point]:
     """Every point at which a prunable group can be heard, in the order of the groups.

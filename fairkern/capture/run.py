@@ -111,7 +111,6 @@ class _Pass:
         )
         self.selection = Selection(settings.samples_per_class)
         self._listener = Listener(model, points, gradients=taylor is not None)
-        self._rows = torch.empty(0, dtype=torch.int64)
         self.seen = self.batches = 0
         self.loss_sum = 0.0
 
@@ -131,7 +130,7 @@ class _Pass:
         self.batches += 1
         if batch.samples == 0:
             return
-        self._rows, labels = self.selection.take(batch.labels)
+        rows, labels = self.selection.take(batch.labels)
         self.samples.labels(labels)
         listener = self._listener
         if self.taylor is None:
@@ -147,7 +146,7 @@ class _Pass:
                     f"the activation at {point.name} has {len(act)} rows for {batch.samples} samples: the model folds "
                     "samples together before it, and its units cannot be told apart by class"
                 )
-            self.samples.add(point, act, self._rows, self.selection.expected)
+            self.samples.add(point, act, rows, self.selection.expected)
         self.seen += batch.samples
         listener.reset(_device(self._model))
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fairkern.artefacts import SCHEMA, load_plan, replacing, save_plan
 from fairkern.artefacts.fields import Fields
-from fairkern.artefacts.files import check_header, compact, package_version, parse
+from fairkern.artefacts.files import check_header, compact, package_version, parse, sync_folder
 from fairkern.compact.apply import copy_with, empty_dense, gather_dense, set_attributes
 from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, shapes_after, tensors_of
 from fairkern.errors import ArtefactError, InputError
@@ -185,9 +185,4 @@ def _folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    if os.name == "posix":
-        above = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(above)
-        finally:
-            os.close(above)
+    sync_folder(target.parent)
