@@ -44,18 +44,29 @@ class GroupAxis:
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """One call of one module: `call` counts the calls of that module within a forward pass, from 0."""
+    """One call within a forward pass: of a module, or of a torch function that is given `weight` directly.
+
+    `call` counts from 0 the calls of that module, or the function calls that are given that weight and an
+    activation. `argument`: which of a function's tensor arguments the activation is. `module`, for a function: the
+    one that is running.
+    """
 
     module: str
     call: int = 0
+    weight: str = ""  # a parameter or buffer; empty: the call of the module itself
+    argument: int = 0
+
+    def __str__(self) -> str:
+        where = self.weight or self.module
+        return f"{where}#{self.call}" if self.call else where
 
 
 @dataclass(frozen=True)
 class Tap:
     """One activation in which the group's units are still alone.
 
-    `sites` are the module calls that read it as their first input (`side="input"`; one tensor may feed
-    several consumers) or the one that returns it (`side="output"`). `weights` are the axes of the consumers'
+    `sites` are the calls that read it (`side="input"`; a module reads it as its first input, and one tensor may
+    feed several consumers) or the one that returns it (`side="output"`). `weights` are the axes of the consumers'
     weights that contract over it (for an output, the axis that produces it).
     """
 
@@ -68,8 +79,7 @@ class Tap:
 
     @property
     def name(self) -> str:
-        site = self.sites[0]
-        return f"{site.module}#{site.call}:{self.side}" if site.call else f"{site.module}:{self.side}"
+        return f"{self.sites[0]}:{self.side}"
 
 
 @dataclass(frozen=True)

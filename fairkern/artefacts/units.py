@@ -104,7 +104,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
 
 def _tap_content(tap: Tap, pool: IndexPool) -> dict[str, Any]:
     return {
-        "sites": [[site.module, site.call] for site in tap.sites],
+        "sites": [[site.module, site.call, site.weight, site.argument] for site in tap.sites],
         "side": tap.side,
         "dim": tap.dim,
         "length": tap.length,
@@ -165,8 +165,8 @@ def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ..
 def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
     sites = []
     for item in entry["sites"].items():
-        module, call = item.items(2)
-        sites.append(Site(module.text(), call.whole()))
+        module, call, weight, argument = item.items(4)
+        sites.append(Site(module.text(), call.whole(), weight.text(), argument.whole()))
     if not sites:
         entry.fail("a tap without a site")
     weights = []

@@ -32,7 +32,8 @@ Dim = np.ndarray | Fixed
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The parameter or buffer that a tensor is, up to permutation and cast: dimension `i` is its `dims[i]`."""
+    """The parameter or buffer that a tensor is, rearranged and cast: dimension `i` is its `dims[i]` (None: made of
+    several, or of size 1)."""
 
     name: str
     dims: tuple[int | None, ...]

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Fixed, Graph, Source, Track
+from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Fixed, Graph, Production, Source, Track
 from fairkern.axes.rules import RULES, Call
-from fairkern.axes.rules._call import ModuleCall
+from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.errors import InputError
 from fairkern.nested import call_model, elements, tensors_in
 from fairkern.types import Site
 from fairkern.untouched import Originals, untouched
+from fairkern.weight_calls import WeightCall, WeightCalls
 
 # modules whose input is looked at on entry
 SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
@@ -130,8 +131,10 @@ def _run(
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
     modules = _ModuleStack(model, tracks.of)
-    mode = _Mode(tracing, tracks, by_id, modules, originals, training=training, count_flops=first)
-    with torch.no_grad(), _plain_recurrence(model), modules, Escapes(tracks), mode:
+    functions = _Functions(tracing.graph, tracks)
+    mode = _Mode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=first)
+    calls = WeightCalls(names, functions.around)
+    with torch.no_grad(), _plain_recurrence(model), modules, calls, Escapes(tracks), mode:
         output = call_model(model, inputs)
     for tensor in _tensors_of(output):
         for dim in tracks.of(tensor).dims:
@@ -165,14 +168,15 @@ class _Mode(TorchDispatchMode):
         tracks: Tracks,
         by_id: dict[int, str],
         modules: _ModuleStack,
+        functions: _Functions,
         originals: Originals,
         *,
         training: bool,
         count_flops: bool,
     ) -> None:
         super().__init__()
-        self._tracing, self._tracks, self._by_id, self._modules = tracing, tracks, by_id, modules
-        self._originals = originals
+        self._tracing, self._tracks, self._by_id = tracing, tracks, by_id
+        self._modules, self._functions, self._originals = modules, functions, originals
         self._reached = tracing.reached_training if training else tracing.reached
         self._training, self._count_flops = training, count_flops
 
@@ -213,6 +217,7 @@ class _Mode(TorchDispatchMode):
             outputs=outputs,
             graph=self._tracing.graph,
             inside=self._modules.current(),
+            function=self._functions.current,
             lookup=lambda t: before[id(t)],
             count_flops=self._count_flops,
             strides=strides,
@@ -280,6 +285,34 @@ def _written(func: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
         if a.alias_info is not None and a.alias_info.is_write
         for t in tensors_in(arguments[a.name])
     ]
+
+
+class _Functions:
+    """Which function call is under way that is given a weight and an activation."""
+
+    def __init__(self, graph: Graph, tracks: Tracks) -> None:
+        self._graph, self._tracks = graph, tracks
+        self.current: FunctionCall | None = None
+
+    def around(self, call: WeightCall, run: Callable[[Mapping[int, Tensor]], Any]) -> Any:
+        self.current = FunctionCall(call.numbers, tuple(self._tracks.of(t) for t in call.given))
+        known = len(self._graph.productions)
+        try:
+            result = run({})
+        finally:
+            self.current = None
+        self._graph.productions[known:] = [
+            p for p in self._graph.productions[known:] if not p.site.weight or self._returns(result, p)
+        ]
+        return result
+
+    def _returns(self, result: Any, made: Production) -> bool:
+        """Whether the function returns what was made in it, in the dimension that was said."""
+        if not isinstance(result, Tensor):
+            return False
+        dims = self._tracks.of(result).dims
+        dim = dims[made.dim] if -len(dims) <= made.dim < len(dims) else None
+        return isinstance(dim, np.ndarray) and np.array_equal(dim, made.nodes)
 
 
 class _ModuleStack:

@@ -157,7 +157,7 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
             continue
         tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
-            solver.freeze(c.nodes, f"its consumer {c.op} reads no module input that could be tapped")
+            solver.freeze(c.nodes, f"its consumer {c.op} reads nothing that could be tapped")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
     solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")
     solver.relabel()

@@ -55,6 +55,16 @@ def batches(loader: Iterable[Any], device: torch.device, class_of: ClassOf | Non
         yield Batch(index, inputs, targets, labels)
 
 
+def last_sample(batch: Batch) -> Batch:
+    """The batch of its last sample alone: every input tensor with a row per sample keeps the last row."""
+    n = batch.samples
+
+    def last(tensor: Tensor) -> Tensor:
+        return tensor[-1:] if tensor.ndim and len(tensor) == n else tensor
+
+    return Batch(batch.index, map_tensors(batch.inputs, last), map_tensors(batch.targets, last), batch.labels[-1:])
+
+
 def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFunction | None) -> Tensor:
     """The batch's loss: `loss_fn(model(inputs), targets)`, or `model(**batch).loss` without one."""
     output = call_model(model, batch.inputs)

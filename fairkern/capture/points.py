@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fairkern.errors import InputError
 from fairkern.types import Site, Tap, UnitMap
+from fairkern.weight_calls import WeightCall, WeightCalls
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,12 @@ class Listener:
 
     def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
         self._model, self.points, self._gradients = model, points, gradients
-        self._by_site = {site: p for p in points for site in p.sites}
+        self._by_site = {site: p for p in points for site in p.sites if not site.weight}
+        self._by_weight: dict[tuple[str, int], list[tuple[Site, Point]]] = {}
+        for p in points:
+            for site in p.sites:
+                if site.weight:
+                    self._by_weight.setdefault((site.weight, site.call), []).append((site, p))
         self._calls: dict[str, int] = {}
         self._aliases: dict[Point, Tensor] = {}
         self.root = torch.zeros((), requires_grad=True)
@@ -132,7 +139,7 @@ class Listener:
     @contextlib.contextmanager
     def attached(self) -> Iterator[Listener]:
         """Hooks on the modules of all points, removed on the way out."""
-        wanted: dict[str, str] = {site.module: p.side for p in self.points for site in p.sites}
+        wanted = {site.module: point.side for site, point in self._by_site.items()}
         with contextlib.ExitStack() as handles:
             for path, side in wanted.items():
                 module = self._model.get_submodule(path)
@@ -145,6 +152,21 @@ class Listener:
                 yield self
             finally:
                 self.reset(torch.device("cpu"))
+
+    def hearing(self) -> contextlib.AbstractContextManager[object]:
+        """Around one forward pass: the function calls that are given a weight of some point directly."""
+        if not self._by_weight:
+            return contextlib.nullcontext()
+        return WeightCalls(dict(self._model.named_parameters()) | dict(self._model.named_buffers()), self._around)
+
+    def _around(self, call: WeightCall, run: Callable[[Mapping[int, Tensor]], Any]) -> Any:
+        heard = [item for key in call.numbers.items() for item in self._by_weight.get(key, ())]
+        inputs = {s.argument: self._alias(p, call.given[s.argument]) for s, p in heard if p.side == "input"}
+        result = run(inputs)
+        for _, point in heard:
+            if point.side == "output":
+                result = self._alias(point, result).clone()
+        return result
 
     def _next(self, path: str) -> Point | None:
         call = self._calls.get(path, 0)
@@ -185,7 +207,7 @@ class Listener:
             heard = heard.clone()
         self.heard[point] = heard
         self.versions[point] = heard._version
-        if not self._gradients:
+        if not self._gradients or not torch.is_grad_enabled():
             return x
         alias: Tensor = _Root.apply(x, self.root)
         alias.register_hook(lambda grad: self.on_gradient(point, grad))

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.capture.batches import Batch, LossFunction, batches, loss_of
+from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, loss_of
+from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.samples import SampleStore, Selection, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
+from fairkern.nested import call_model
 from fairkern.types import Scores, UnitMap
 from fairkern.untouched import untouched
 
@@ -111,6 +113,7 @@ class _Pass:
         )
         self.selection = Selection(settings.samples_per_class)
         self._listener = Listener(model, points, gradients=taylor is not None)
+        self._layouts: dict[Point, Layout] = {}
         self.seen = self.batches = 0
         self.loss_sum = 0.0
 
@@ -141,12 +144,8 @@ class _Pass:
             self.loss_sum += self._backward(batch, self.taylor) * weight
             self.taylor.commit(weight)
         for point, act in listener.heard.items():
-            if len(act) != batch.samples:
-                raise InputError(
-                    f"the activation at {point.name} has {len(act)} rows for {batch.samples} samples: the model folds "
-                    "samples together before it, and its units cannot be told apart by class"
-                )
-            self.samples.add(point, act, rows, self.selection.expected)
+            by_sample, dim = self._layouts[point].by_sample(act, point.dim)
+            self.samples.add(point, by_sample, dim, rows, self.selection.expected)
         self.seen += batch.samples
         listener.reset(_device(self._model))
 
@@ -155,7 +154,8 @@ class _Pass:
         listener = self._listener
         while True:
             listener.reset(_device(self._model))
-            loss = loss_of(self._model, batch, self._loss_fn)
+            with listener.hearing():
+                loss = loss_of(self._model, batch, self._loss_fn)
             missing = listener.missing()
             if missing is not None:
                 raise InputError(
@@ -163,9 +163,33 @@ class _Pass:
                     "trace with inputs like those of the loader"
                 )
             overwritten = listener.overwritten()
-            if not overwritten:
-                return loss
             listener.copied |= overwritten
+            if not overwritten and self._located(batch):
+                return loss
+
+    def _located(self, batch: Batch) -> bool:
+        """Whether the layouts of what was heard were known; False: they are now, and what was heard is gone."""
+        listener = self._listener
+        if not self._layouts:
+            if plain(listener.heard, batch.samples):
+                self._layouts = dict.fromkeys(listener.points, PLAIN)
+            else:
+                heard = dict(listener.heard)
+                listener.reset(_device(self._model))
+                with torch.no_grad(), listener.hearing():
+                    call_model(self._model, last_sample(batch).inputs)
+                self._layouts = {
+                    p: locate(p, act, listener.heard[p], batch.samples) if p in listener.heard else PLAIN
+                    for p, act in heard.items()
+                }
+                return False
+        for point, act in listener.heard.items():
+            if self._layouts[point].samples(act) != batch.samples:
+                raise InputError(
+                    f"the activation at {point.name} has shape {tuple(act.shape)} for {batch.samples} samples of batch "
+                    f"{batch.index}, unlike batch 0: its units cannot be told apart by class"
+                )
+        return True
 
     def _backward(self, batch: Batch, taylor: TaylorStore) -> float:
         """Forward, and backward to the points; the Taylor sums wait in `taylor` for their commit."""
@@ -173,7 +197,9 @@ class _Pass:
 
         def gradient(point: Point, grad: Tensor) -> None:
             with torch.no_grad():
-                taylor.add(point, listener.heard[point], grad)
+                layout = self._layouts[point]
+                act, dim = layout.by_sample(listener.heard[point], point.dim)
+                taylor.add(point, act, layout.by_sample(grad, point.dim)[0], dim)
 
         listener.on_gradient = gradient
         loss = self._forward(batch)

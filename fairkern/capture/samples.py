@@ -95,13 +95,15 @@ class SampleStore:
         """Class labels of the rows about to be added."""
         self._labels.append(labels)
 
-    def add(self, point: Point, act: Tensor, rows: Tensor, expect: int) -> None:
-        """The chosen rows of an activation, for every block of this point; `expect` rows in all are likely."""
+    def add(self, point: Point, act: Tensor, dim: int, rows: Tensor, expect: int) -> None:
+        """The chosen samples of an activation (samples first, units along `dim`), for every block of this point.
+
+        `expect`: how many are likely to come in all.
+        """
         blocks = [block for block in point.blocks if block in self._rows]
         if not len(rows) or not blocks:
             return
         chosen = act if len(rows) == len(act) else act.index_select(0, rows.to(act.device))
-        dim = point.dim % act.ndim
         for block in blocks:
             x = block.view(chosen, dim).movedim(dim, 1)
             positions = x.shape[2:].numel()

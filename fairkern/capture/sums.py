@@ -40,9 +40,8 @@ class TaylorStore:
         self._terms: Tensor | None = None  # float64: signed of all blocks, then per sample of all blocks
         self._activations: Tensor | None = None  # float64: of all points
 
-    def add(self, point: Point, act: Tensor, grad: Tensor) -> None:
-        """`Σ act · ∂L/∂act` of one point for the batch under way."""
-        dim = point.dim % act.ndim
+    def add(self, point: Point, act: Tensor, grad: Tensor, dim: int) -> None:
+        """`Σ act · ∂L/∂act` of one point for the batch under way; samples first, units along `dim`."""
         if grad.dtype != act.dtype:
             grad = grad.to(act.dtype)
         sums = [taylor_sums(b.view(act, dim), b.view(grad, dim), dim, backend=self._backend) for b in point.blocks]

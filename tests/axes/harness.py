@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fairkern import compact
 from fairkern.allocate import build, random_removal
 from fairkern.axes import unit_map
 from fairkern.nested import call_model, map_tensors, tensors_in
-from fairkern.types import IndexArray, Plan, UnitMap
+from fairkern.types import IndexArray, Plan, Site, UnitMap
 
 LIMIT = 1e-9
 
@@ -91,10 +93,7 @@ def lines(units: UnitMap) -> dict[str, str]:
             f"{a.axis}{'*' if a.consumer else ''}{_times(a.positions.shape[1])}"
             for a in sorted(group.axes, key=lambda a: a.axis)
         )
-        taps = " ".join(
-            "+".join(f"{s.module}{f'#{s.call}' if s.call else ''}" for s in tap.sites) + _times(tap.positions.shape[1])
-            for tap in group.taps
-        )
+        taps = " ".join("+".join(map(str, tap.sites)) + _times(tap.positions.shape[1]) for tap in group.taps)
         out[group.name] = f"{group.units}: {axes} @ {taps}"
     return out
 
@@ -156,32 +155,59 @@ def error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 
 @contextmanager
 def silenced(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray]) -> Iterator[None]:
-    """The removed units multiplied by zero in every activation that is tapped. Looks at no weight."""
-    masks: dict[str, dict[int, tuple[int, Tensor]]] = {}  # module -> call -> dimension, mask
+    """The removed units multiplied by zero in every activation that is tapped. Changes no weight."""
+    masks: dict[Site, tuple[int, Tensor]] = {}
     for group, gone in zip(units.groups, removed, strict=True):
         for tap in group.taps if len(gone) else ():
             for site in tap.sites:
-                _, mask = masks.setdefault(site.module, {}).setdefault(site.call, (tap.dim, torch.ones(tap.length)))
-                mask[np.unique(tap.positions[gone])] = 0.0
+                masks.setdefault(site, (tap.dim, torch.ones(tap.length)))[1][np.unique(tap.positions[gone])] = 0.0
+
+    def silence(x: Tensor, site: Site) -> Tensor:
+        dim, mask = masks[site]
+        return x * mask.to(x).reshape([-1 if d == dim else 1 for d in range(x.dim())])
 
     def hook(path: str) -> Callable[..., Any]:
         calls = iter(range(1_000_000))
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            call = next(calls)
-            if call not in masks[path]:
+            site = Site(path, next(calls))
+            if site not in masks:
                 return None
-            dim, mask = masks[path][call]
-            x = args[0] if args else kwargs["input"]
-            x = x * mask.to(x).reshape([-1 if d == dim else 1 for d in range(x.dim())])
+            x = silence(args[0] if args else kwargs["input"], site)
             return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
 
         return before
 
     with ExitStack() as handles:
-        for path in masks:
+        for path in {site.module for site in masks if not site.weight}:
             handles.callback(model.get_submodule(path).register_forward_pre_hook(hook(path), with_kwargs=True).remove)
+        functions = [site for site in masks if site.weight]
+        if functions:
+            handles.enter_context(_Functions(model, functions, silence))
         yield
+
+
+class _Functions(TorchFunctionMode):
+    """Silences the activation that a function is given next to a weight; knows weights by where their memory starts."""
+
+    def __init__(self, model: nn.Module, sites: Sequence[Site], silence: Callable[[Tensor, Site], Tensor]) -> None:
+        super().__init__()
+        self.starts = {
+            t.untyped_storage().data_ptr(): n for n, t in [*model.named_buffers(), *model.named_parameters()]
+        }
+        self.sites, self.silence, self.calls = sites, silence, Counter[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = list(tensors_in([args, kwargs]))
+        names = {self.starts.get(t.untyped_storage().data_ptr()) for t in given}
+        if None in names:
+            for name in names - {None}:
+                for site in self.sites:
+                    if (site.weight, site.call) == (name, self.calls[name]):
+                        new = {id(given[site.argument]): self.silence(given[site.argument], site)}
+                        args = map_tensors(args, lambda t, new=new: new.get(id(t), t))
+                self.calls[name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 def assert_sizes(model: nn.Module) -> None:

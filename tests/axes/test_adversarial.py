@@ -261,8 +261,7 @@ CASES = {
     "read under another identity": frozen("no operator made|leaves the trace|runs over it", read_as_subclass),
     "forward called by hand": Case(
         lambda: Net(lambda m, x: m.b.forward(m.a(x)), a=conv(3, 8), b=conv(8, 4)),
-        {},
-        {"a.weight:0": "no module input that could be tapped"},
+        {"a": "8: a.bias:0 a.weight:0 b.weight:1* @ b.weight"},
     ),
     "inference mode": Case(
         lambda: Net(torch.inference_mode()(lambda m, x: m.b(m.a(x).relu())), a=conv(3, 8), b=conv(8, 4)), FREE
@@ -276,8 +275,7 @@ CASES = {
     "weight read as a gate": between(weight_in_two_roles),
     "weight's data as weight": Case(
         lambda: Net(lambda m, x: m.c(weight_as_data(m, m.a(x))), a=conv(3, 8), b=conv(8, 4), c=conv(4, 2)),
-        {"b": "4: b.bias:0 b.weight:0 c.weight:1* @ c"},
-        {"b.weight:1": "could be tapped"},
+        {"a": "8: a.bias:0 a.weight:0 b.weight:1* @ b.weight", "b": "4: b.bias:0 b.weight:0 c.weight:1* @ c"},
     ),
     "weight clamped in forward": frozen("b.weight is written to", weight_written),
     "weight masked in forward": frozen("b.weight is written to|is sliced", weight_masked),

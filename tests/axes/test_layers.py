@@ -182,8 +182,7 @@ CASES = {
             bias=nn.Parameter(torch.randn(8)),
             b=nn.Parameter(torch.randn(4, 8)),
         ),
-        {},
-        {"b:1": "no module input that could be tapped"},
+        {"a": "8: a:0 b:1* bias:0 @ b"},
         shape=(2, 5),
     ),
     "functional linear, read by a module": Case(

@@ -23,6 +23,14 @@ class ModuleCall:
 
 
 @dataclass(frozen=True)
+class FunctionCall:
+    """The function call under way that is given weights and activations; see `fairkern.weight_calls`."""
+
+    numbers: Mapping[str, int]
+    given: tuple[Track, ...]  # its tensor arguments as they were on entry
+
+
+@dataclass(frozen=True)
 class Call:
     """One call: `args` by name with defaults filled in, tensors replaced by nothing (ask `track`)."""
 
@@ -32,6 +40,7 @@ class Call:
     outputs: Sequence[torch.Tensor]
     graph: Graph
     inside: ModuleCall
+    function: FunctionCall | None
     lookup: Callable[[torch.Tensor], Track]
     count_flops: bool
     strides: tuple[int, ...]  # of the first tensor before the call, where the operator reads by strides; else empty

@@ -8,7 +8,7 @@ import torch
 from fairkern.axes.graph import CONSTANT, ZERO, Contraction, Dim, Production, Track
 from fairkern.axes.rules._call import Call, Rule
 from fairkern.axes.rules.elementwise import broadcast
-from fairkern.types import Axis
+from fairkern.types import Axis, Site
 
 
 def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray | None = None) -> None:
@@ -26,11 +26,10 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
             return
         if positions is None:
             call.graph.join(x, w)
-        inside = call.inside
-        dim = _tap_dim(inside.input, x)
-        inner = dim < 0 and isinstance(inside.module, torch.nn.RNNBase)
+        activation, dim, site = _tap(call, source.name, x)
+        inner = dim < 0 and isinstance(call.inside.module, torch.nn.RNNBase)
         call.graph.contractions.append(
-            Contraction(Axis(source.name, place), x, inside.input, dim, inside.site, call.where, call.training, inner)
+            Contraction(Axis(source.name, place), x, activation, dim, site, call.where, call.training, inner)
         )
         return
     if x is ZERO:  # the first state of a recurrent layer
@@ -39,25 +38,46 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
     call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")
 
 
-def _tap_dim(entry: Track | None, nodes: np.ndarray) -> int:
-    """The dimension of the module's input that holds exactly these nodes; -1 if none or several do."""
-    if entry is None:
-        return -1
+def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int, Site]:
+    """Where these nodes can be heard on their way into `weight`: an activation, its dimension, and who reads it.
+
+    The input of the module, if it does nothing else with it; else the argument of the function that the weight is
+    given to. The dimension is -1 where there is neither.
+    """
+    inside, function = call.inside, call.function
+    if inside.input is not None and (dim := _tap_dim(inside.input, nodes)) >= 0:
+        return inside.input, dim, inside.site
+    if function is not None and weight in function.numbers:
+        heard = [(i, t, _tap_dim(t, nodes)) for i, t in enumerate(function.given) if t.source is None]
+        heard = [(i, t, dim) for i, t, dim in heard if dim >= 0]
+        if len(heard) == 1:
+            argument, track, dim = heard[0]
+            return track, dim, Site(inside.site.module, function.numbers[weight], weight, argument)
+    return None, -1, inside.site
+
+
+def _tap_dim(entry: Track, nodes: np.ndarray) -> int:
+    """The dimension of an activation that holds exactly these nodes; -1 if none or several do."""
     hits = [i for i, d in enumerate(entry.dims) if isinstance(d, np.ndarray) and np.array_equal(d, nodes)]
     return hits[0] if len(hits) == 1 else -1
 
 
 def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
-    """Dimension `w_dim` of `weight` becomes dimension `dim` (from the end if negative) of the module's output.
+    """Dimension `w_dim` of `weight` becomes dimension `dim` (from the end if negative) of what is returned by the
+    module, if it does nothing else, or else by the function that the weight is given to.
 
-    Only for modules whose output that is, and what eval mode computes.
+    Only what eval mode computes. Whether a function returns that dimension there is seen when it returns.
     """
-    if call.inside.input is None or call.training:
-        return
     source, nodes = weight.source, weight.dims[w_dim]
     place = source.dims[w_dim] if source else None
-    if source is not None and place is not None and isinstance(nodes, np.ndarray):
-        call.graph.productions.append(Production(Axis(source.name, place), nodes, dim, call.inside.site))
+    if call.training or source is None or place is None or not isinstance(nodes, np.ndarray):
+        return
+    site = call.inside.site
+    if call.inside.input is None:
+        if call.function is None or source.name not in call.function.numbers:
+            return
+        site = Site(site.module, call.function.numbers[source.name], source.name)
+    call.graph.productions.append(Production(Axis(source.name, place), nodes, dim, site))
 
 
 def flops(call: Call, constant: float, *dims: Dim | int) -> None:

@@ -37,9 +37,10 @@ def reshape(call: Call) -> list[Track]:
     if 0 in call.sizes:
         call.freeze_all(f"is reshaped without elements by {call.where}")
         return [Track.constant(call.sizes)]
-    before = [(n, d) for n, d in zip(track.sizes, track.dims, strict=True) if n != 1]
+    before = [(n, d, s) for n, d, s in zip(track.sizes, track.dims, _source_dims(track), strict=True) if n != 1]
     after = [i for i, n in enumerate(call.sizes) if n != 1]
     dims: list[Dim] = [CONSTANT] * len(call.sizes)
+    origin: list[int | None] = [None] * len(call.sizes)
     i = k = 0
     while i < len(before) and k < len(after):
         taken, made = [before[i]], [after[k]]
@@ -54,11 +55,13 @@ def reshape(call: Call) -> list[Track]:
                 made.append(after[k])
                 right *= call.sizes[after[k]]
                 k += 1
-        merged = call.graph.merge([n for n, _ in taken], [d for _, d in taken])
+        if len(taken) == len(made) == 1:
+            origin[made[0]] = taken[0][2]
+        merged = call.graph.merge([n for n, _, _ in taken], [d for _, d, _ in taken])
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
     call.note_sizes(dims)
-    return call.out(dims)
+    return call.out(dims, track.source and Source(track.source.name, tuple(origin)))
 
 
 def squeeze(call: Call) -> list[Track]:

@@ -1,0 +1,86 @@
+"""Calls of torch functions that are given a weight and an activation: `F.linear(x, layer.weight)`, `x @ table`.
+
+A weight that no module of its own applies can be heard where it is used: at the function call. A call is known by
+the weight's name and by how many such calls were given it before, so that trace and capture count alike.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fairkern.nested import map_tensors, tensors_in
+
+
+@dataclass(frozen=True, eq=False)
+class WeightCall:
+    """One function call: `numbers` maps each weight given to how many calls were given it before."""
+
+    numbers: Mapping[str, int]
+    given: Sequence[Tensor]  # every tensor argument, nested ones too, in order
+
+
+class WeightCalls(TorchFunctionMode):
+    """Shows each such call, in order, to `around(call, run)`, which returns what the function shall return.
+
+    `run(replacements)` calls the function with some tensor arguments (by their place in `call.given`) replaced.
+    What composite functions written in Python call in turn is not seen. Inside `around` no call is seen.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        around: Callable[[WeightCall, Callable[[Mapping[int, Tensor]], Any]], Any],
+    ) -> None:
+        super().__init__()
+        self._around = around
+        self._numbers: dict[str, int] = {}
+        owners: dict[int, dict[int, str]] = {}
+        for name, tensor in tensors.items():
+            memory = _memory(tensor)
+            if memory is not None:
+                owners.setdefault(memory, {}).setdefault(tensor.storage_offset(), name)
+        self._owners = {memory: sorted(at.items()) for memory, at in owners.items()}
+
+    def _owner(self, tensor: Tensor) -> str | None:
+        """The weight that this tensor is, or is a view of."""
+        memory = _memory(tensor)
+        owners = None if memory is None else self._owners.get(memory)
+        if owners is None:
+            return None
+        place = bisect_right(owners, tensor.storage_offset(), key=lambda item: item[0])
+        return owners[max(place - 1, 0)][1]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = list(tensors_in([args, kwargs]))
+        if len(given) < 2:
+            return func(*args, **kwargs)
+        owners = [self._owner(tensor) for tensor in given]
+        weights = {name for name in owners if name is not None}
+        if not weights or None not in owners:
+            return func(*args, **kwargs)
+        numbers = {name: self._numbers.get(name, 0) for name in weights}
+        for name, number in numbers.items():
+            self._numbers[name] = number + 1
+
+        def run(replacements: Mapping[int, Tensor]) -> Any:
+            if not replacements:
+                return func(*args, **kwargs)
+            places = iter(range(len(given)))
+            new_args, new_kwargs = map_tensors([args, kwargs], lambda t: replacements.get(next(places), t))
+            return func(*new_args, **new_kwargs)
+
+        return self._around(WeightCall(numbers, given), run)
+
+
+def _memory(tensor: Tensor) -> int | None:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # sparse, or wrapped by a function transform
+        return None
