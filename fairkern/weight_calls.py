@@ -44,7 +44,7 @@ class WeightCalls(TorchFunctionMode):
         for name, tensor in tensors.items():
             memory = _memory(tensor)
             if memory is not None:
-                owners.setdefault(memory, {}).setdefault(tensor.storage_offset(), name)
+                owners.setdefault(memory, {}).setdefault(int(tensor.storage_offset()), name)
         self._owners = {memory: sorted(at.items()) for memory, at in owners.items()}
 
     def _owner(self, tensor: Tensor) -> str | None:
