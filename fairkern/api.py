@@ -166,6 +166,7 @@ def score(
     loss_reduction: str = "mean",
     backend: str = "auto",
     memory_budget: int | None = None,
+    gram: bool = False,
     progress: bool = True,
 ) -> Scores:
     """U-score and R-score of every prunable unit, in one pass over `loader`.
@@ -189,6 +190,8 @@ def score(
         loss_reduction: "mean" or "sum" over a batch's samples: what `loss_fn` does.
         backend: of the operators: "auto", "native", "triton" or "reference"; one that cannot run here raises.
         memory_budget: bytes that class samples may take; more passes over the data are made if needed.
+        gram: keep second moments of what consumers read, which `apply(…, compensate="least_squares")` solves from:
+            a float64 matrix [length, length] per tap, and C² multiply-adds per position.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -218,6 +221,7 @@ def score(
         loss_reduction=choose(LossReduction, "loss_reduction", loss_reduction),
         backend=backend,
         memory_budget=memory_budget,
+        gram=gram,
         class_of=class_of,
     )
     traced = 0.0
@@ -235,21 +239,52 @@ def score(
     return _public(Scores, scores)
 
 
-def apply(model: nn.Module, plan: types.Plan, *, inplace: bool = False, backend: str = "auto") -> nn.Module:
-    """The smaller model that `plan` leaves: it computes what `plan.masked(model)` computes.
+def apply(
+    model: nn.Module,
+    plan: types.Plan,
+    *,
+    compensate: str = "none",
+    scores: types.Scores | None = None,
+    inplace: bool = False,
+    backend: str = "auto",
+) -> nn.Module:
+    """The smaller model that `plan` leaves: uncompensated, it computes what `plan.masked(model)` computes.
 
     Args:
         model: a model with the names and shapes that the plan was made for.
         plan: from `Scores.plan` or `Plan.load`.
+        compensate: "mean" folds the removed units' means into the consumers' biases; "least_squares" also what the
+            units that stay tell of them, into the consumers' weights (`score(…, gram=True)` keeps what it takes).
+        scores: where means and moments are taken from; needed to compensate.
         inplace: cut `model` itself, tensor by tensor, freeing memory as it goes; default: a copy, `model` stays.
         backend: of the gathers.
 
     Raises:
         PlanMismatchError: a plan for another architecture; names the first axis that differs.
-        InputError: a model that cannot be copied.
+        InputError: a model that cannot be copied, compensation without the scores that it needs.
     """
     _check_model(model)
-    return compact.apply(model, plan, inplace=inplace, backend=backend)
+    return _cut(model, plan, compensate, scores, inplace=inplace, backend=backend)[0]
+
+
+def _cut(
+    model: nn.Module,
+    plan: types.Plan,
+    compensate: str,
+    scores: types.Scores | None,
+    *,
+    inplace: bool,
+    backend: str = "auto",
+) -> tuple[nn.Module, list[compact.Correction]]:
+    method = choose(compact.Compensation, "compensate", compensate)
+    found: list[compact.Correction] = []
+    if method is not compact.Compensation.NONE:
+        if scores is None:
+            raise InputError(f"compensate={compensate!r} needs the scores that the plan was made from: pass scores=")
+        found = compact.corrections(model, plan, scores, method)
+    small = compact.apply(model, plan, inplace=inplace, backend=backend)
+    compact.fold(small, found)
+    return small, found
 
 
 def prune(
@@ -264,14 +299,17 @@ def prune(
     max_remove: float = 0.99,
     min_keep: int = 1,
     ignore: Iterable[str] = (),
+    compensate: str = "least_squares",
     inplace: bool = False,
     **scoring: Any,
 ) -> tuple[nn.Module, Report]:
     """Trace, score, plan and cut: the smaller model and what was done.
 
-    Budget options as in `Scores.plan`; `inplace` as in `apply`; every other keyword goes to `score`.
+    Budget options as in `Scores.plan`; `compensate` and `inplace` as in `apply`; every other keyword goes to `score`.
     """
     _check_model(model)
+    method = choose(compact.Compensation, "compensate", compensate)
+    scoring.setdefault("gram", method is compact.Compensation.LEAST_SQUARES)
     started = time.perf_counter()
     first, loader = _first_batch(loader)
     example = _head(first, model)
@@ -289,7 +327,7 @@ def prune(
     planned = time.perf_counter()
     latency = report.latency_ms(model, example)
     cutting = time.perf_counter()
-    small = compact.apply(model, plan, inplace=inplace)
+    small, corrected = _cut(model, plan, compensate, scores, inplace=inplace)
     stages = {"trace and score": scored - started, "plan": planned - scored, "cut": time.perf_counter() - cutting}
     return small, summarise(
         plan,
@@ -298,6 +336,7 @@ def prune(
         before={"latency_ms": latency},
         after={"latency_ms": report.latency_ms(small, example)},
         stages=stages,
+        corrected=corrected,
     )
 
 
@@ -309,21 +348,27 @@ def summarise(
     before: Mapping[str, float] | None = None,
     after: Mapping[str, float] | None = None,
     stages: Mapping[str, float] | None = None,
+    corrected: Sequence[compact.Correction] = (),
 ) -> Report:
     """A report of a plan: parameters and FLOPs from the plan, and whatever else was measured.
 
     `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `stages` seconds by stage.
+    `corrected`: what compensation did, with `scores`; each group's row then has the share of its removed activations
+    that the units that stay do not predict.
     """
+    unexplained = compact.unexplained(scores.units, corrected) if scores is not None else {}
     result = plan.result
     return Report(
         title=title or f"{plan.model}, pruned",
         before={"params": result["params_before"], "flops": result["flops_before"], **(before or {})},
         after={"params": result["params_after"], "flops": result["flops_after"], **(after or {})},
-        groups=tuple(report.group_rows(plan)),
+        groups=tuple(report.group_rows(plan, unexplained)),
         stages=dict(stages or {}),
         choices={
             "request": dict(plan.request),
             "tolerance": result.get("tolerance"),
+            "compensated": sum(c.weight is not None for c in corrected),
+            "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
             "proven": None if scores is None else scores.units.proven,
             "notes": [] if scores is None else list(scores.units.notes),
             "scoring": {} if scores is None else dict(scores.provenance),

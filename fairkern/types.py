@@ -181,19 +181,34 @@ class UnitMap:
         return replace(self, groups=groups)
 
 
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over `count` vectors `a` of what a consumer reads, samples and places alike.
+
+    Float64. `per_unit` positions of the tap in a row share one entry of `a`: the tap has `n · per_unit` positions.
+    """
+
+    gram: FloatArray  # [n, n], Σ a aᵀ
+    total: FloatArray  # [n], Σ a
+    count: int
+    per_unit: int = 1
+
+
 @dataclass(frozen=True)
 class Scores:
     """Per group and unit: removal and protection signals, and what a later stage needs of the same pass.
 
     `signals["wasserstein"][g]` is the U-score and `signals["taylor"][g]` the R-score of group `g`:
     float64 `[units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
-    float64 `[length]`. `provenance` says how they came about: settings, sample counts, backends, seconds.
+    float64 `[length]`. `moments[tap name]` is there, for every tap that consumers read, if scoring was asked to keep
+    them. `provenance` says how they came about: settings, sample counts, backends, seconds.
     """
 
     units: UnitMap
     signals: Mapping[str, tuple[FloatArray, ...]]
     means: Mapping[str, FloatArray]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ def test_loaded_scores_make_the_same_plan(tmp_path: Path) -> None:
 def test_equal_index_arrays_are_stored_once(tmp_path: Path) -> None:
     save_scores(random_scores(resnet50().build()), tmp_path / "s")
     with safe_open(tmp_path / "s", "numpy") as file:
-        assert sorted(file.keys()) == ["index", "means", "signal.taylor", "signal.wasserstein"]
+        assert sorted(file.keys()) == ["index", "means", "signal.taylor", "signal.wasserstein", "totals"]
         # one run of places for each width that occurs: 64, 128, 256, 512, 1024, 2048
         assert len(file.get_tensor("index")) == 64 + 128 + 256 + 512 + 1024 + 2048
 

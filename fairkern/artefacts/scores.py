@@ -15,15 +15,16 @@ from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import SCHEMA, check_header, compact, package_version, parse, plain, replacing
 from fairkern.artefacts.units import IndexPool, StoredIndices, read_units, units_content
 from fairkern.errors import ArtefactError, InputError
-from fairkern.types import FloatArray, Scores, UnitMap
+from fairkern.types import FloatArray, Moments, Scores, UnitMap
 
 
 def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
     """Writes scores with their unit map atomically as one safetensors file ("fairkern.scores").
 
     Tensors: `signal.<name>` float64 (all groups, one after the other), `means` float64 (all taps), `index` int64
-    (the map's index arrays, each distinct one once). The metadata holds `format`, `schema`, `fairkern` and the
-    rest as JSON under `content`. Signals and means come back bitwise.
+    (the map's index arrays, each distinct one once), `gram.<k>` float64 [n, n] and `totals` (all taps with moments,
+    in order). The metadata holds `format`, `schema`, `fairkern` and the
+    rest as JSON under `content`. Arrays come back bitwise.
 
     Raises:
         InputError: provenance that JSON cannot hold, or arrays that are not float64.
@@ -34,12 +35,22 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
         "units": units_content(scores.units, pool),
         "signals": {name: [len(values) for values in groups] for name, groups in scores.signals.items()},
         "means": {name: len(values) for name, values in scores.means.items()},
+        "moments": {name: [len(m.total), m.count, m.per_unit] for name, m in scores.moments.items()},
         "provenance": plain(scores.provenance, "provenance"),
         "index": pool.shapes,
     }
     tensors = {f"signal.{name}": _joined(f"signal {name!r}", groups) for name, groups in scores.signals.items()}
     tensors["means"] = _joined("means", scores.means.values())
     tensors["index"] = pool.joined()
+    tensors["totals"] = _joined("totals", (m.total for m in scores.moments.values()))
+    for k, (name, moments) in enumerate(scores.moments.items()):
+        square = np.asarray(moments.gram)
+        if square.shape != (len(moments.total),) * 2 or square.dtype != np.float64:
+            raise InputError(
+                f"the Gram matrix of {name!r} is {square.dtype} of shape {square.shape}; expected float64 "
+                f"{(len(moments.total),) * 2}"
+            )
+        tensors[f"gram.{k}"] = np.ascontiguousarray(square)
     metadata = {
         "format": "fairkern.scores",
         "schema": str(SCHEMA),
@@ -82,6 +93,7 @@ def load_scores(path: str | os.PathLike[str]) -> Scores:
         {name: _signal(entry, name, units, tensors) for name, entry in content["signals"].entries().items()},
         _means(content["means"], units, tensors),
         provenance.value,
+        _moments(content["moments"], units, tensors),
     )
 
 
@@ -120,10 +132,30 @@ def _signal(entry: Fields, name: str, units: UnitMap, tensors: Mapping[str, np.n
 
 
 def _means(entry: Fields, units: UnitMap, tensors: Mapping[str, np.ndarray]) -> dict[str, FloatArray]:
-    taps = {tap.name: tap.length for group in units.groups for tap in (*group.taps, *group.outputs)}
+    taps = _lengths(units)
     named = entry.entries()
     lengths = [item.whole() for item in named.values()]
     for (name, item), length in zip(named.items(), lengths, strict=True):
         if taps.get(name, length) != length:
             item.fail(f"{length} means for the tap {name!r} of length {taps[name]}")
     return dict(zip(named, _split(entry, "means", lengths, tensors), strict=True))
+
+
+def _lengths(units: UnitMap) -> dict[str, int]:
+    return {tap.name: tap.length for group in units.groups for tap in (*group.taps, *group.outputs)}
+
+
+def _moments(entry: Fields, units: UnitMap, tensors: Mapping[str, np.ndarray]) -> dict[str, Moments]:
+    taps = _lengths(units)
+    named = {name: [part.whole(1) for part in item.items(3)] for name, item in entry.entries().items()}
+    totals = _split(entry, "totals", [n for n, _, _ in named.values()], tensors)
+    found = {}
+    for k, ((name, (n, count, per_unit)), total) in enumerate(zip(named.items(), totals, strict=True)):
+        square = tensors.get(f"gram.{k}")
+        if square is None or square.dtype != np.float64 or square.shape != (n, n):
+            what = "missing" if square is None else f"{square.dtype} of shape {square.shape}"
+            entry.fail(f"the tensor 'gram.{k}' is {what}, expected float64 of shape {(n, n)}")
+        if taps.get(name, n * per_unit) != n * per_unit:
+            entry.fail(f"moments of {n} · {per_unit} positions for the tap {name!r} of length {taps[name]}")
+        found[name] = Moments(square, total, count, per_unit)
+    return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, loss_of
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
+from fairkern.capture.moments import MomentStore
 from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.samples import SampleStore, Selection, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Settings
@@ -36,16 +37,17 @@ def capture(
     if not units.prunable:
         raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
+    moments = MomentStore(_read(points, units), units) if settings.gram else None
     started = time.perf_counter()
     with untouched(model):
         model.eval()
         for parameter in model.parameters():  # no weight gradient is computed; ours start at the taps
             parameter.requires_grad_(False)
-        first = _Pass(model, points, settings, loss_fn, taylor=TaylorStore(points, settings.backend))
+        taylor = TaylorStore(points, settings.backend)
+        first = _Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments)
         first.run(loader)
         passed = time.perf_counter()
         first.selection.check()
-        assert first.taylor is not None
         scored: dict[Block, np.ndarray] = first.samples.utilization()
         compared = time.perf_counter() - passed
         waiting, passes, peak = first.samples.dropped, 1, first.samples.peak
@@ -55,12 +57,12 @@ def capture(
                     f"memory_budget of {settings.memory_budget} bytes needs another pass over the data, and the "
                     "loader can be iterated once only; give a re-iterable loader or a larger budget"
                 )
-            again = _Pass(model, _only(points, waiting), settings, loss_fn, taylor=None)
+            again = _Pass(model, _only(points, waiting), settings, loss_fn)
             again.run(loader, passes)
             scored.update(again.samples.utilization())
             waiting, passes, peak = again.samples.dropped, passes + 1, max(peak, again.samples.peak)
     utilization = by_group(scored.items(), largest=True)
-    reconstruction = first.taylor.reconstruction(settings.reduction, first.seen)
+    reconstruction = taylor.reconstruction(settings.reduction, first.seen)
     nothing = np.zeros(0)
     return Scores(
         units=units,
@@ -68,7 +70,8 @@ def capture(
             "wasserstein": tuple(utilization.get(g, nothing) for g in range(len(units.groups))),
             "taylor": tuple(reconstruction.get(g, nothing) for g in range(len(units.groups))),
         },
-        means=first.taylor.means(),
+        means=taylor.means(),
+        moments={} if moments is None else moments.moments(),
         provenance={
             "samples": first.seen,
             "batches": first.batches,
@@ -95,7 +98,10 @@ def capture(
 
 
 class _Pass:
-    """One iteration over the loader. Without `taylor` it collects class samples only, with no gradients."""
+    """One iteration over the loader. Without `taylor` it collects class samples only, with no gradients.
+
+    `moments` may listen at points of its own.
+    """
 
     def __init__(
         self,
@@ -104,15 +110,18 @@ class _Pass:
         settings: Settings,
         loss_fn: LossFunction | None,
         *,
-        taylor: TaylorStore | None,
+        taylor: TaylorStore | None = None,
+        moments: MomentStore | None = None,
     ) -> None:
         self._model, self._settings, self._loss_fn = model, settings, loss_fn
-        self.taylor = taylor
+        self.taylor, self.moments = taylor, moments
         self.samples = SampleStore(
             points, settings.projections, settings.seed, settings.memory_budget, settings.backend
         )
         self.selection = Selection(settings.samples_per_class)
-        self._listener = Listener(model, points, gradients=taylor is not None)
+        self._points = frozenset(points)
+        listened = list(dict.fromkeys([*points, *(moments.points if moments else ())]))
+        self._listener = Listener(model, listened, gradients=taylor is not None)
         self._layouts: dict[Point, Layout] = {}
         self.seen = self.batches = 0
         self.loss_sum = 0.0
@@ -146,6 +155,8 @@ class _Pass:
         for point, act in listener.heard.items():
             by_sample, dim = self._layouts[point].by_sample(act, point.dim)
             self.samples.add(point, by_sample, dim, rows, self.selection.expected)
+            if self.moments is not None:
+                self.moments.add(point, by_sample, dim)
         self.seen += batch.samples
         listener.reset(_device(self._model))
 
@@ -196,6 +207,8 @@ class _Pass:
         listener = self._listener
 
         def gradient(point: Point, grad: Tensor) -> None:
+            if point not in self._points:
+                return
             with torch.no_grad():
                 layout = self._layouts[point]
                 act, dim = layout.by_sample(listener.heard[point], point.dim)
@@ -224,6 +237,11 @@ class _Pass:
             if not bool(torch.isfinite(self._listener.heard[point]).all()):
                 raise NonFiniteError(f"activations at {point.name} are not finite in batch {batch.index}")
         raise NonFiniteError(f"the loss of batch {batch.index} is {value}, and every activation scored is finite")
+
+
+def _read(points: list[Point], units: UnitMap) -> list[Point]:
+    """The points at which consumers read, those among `points` themselves where they are."""
+    return points if all(p.side == "input" for p in points) else points_of(units, "input")
 
 
 def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:

@@ -59,6 +59,7 @@ class Settings:
     loss_reduction: LossReduction = LossReduction.MEAN
     backend: str = "auto"
     memory_budget: int | None = None
+    gram: bool = False
     class_of: Callable[[Any], Any] | None = None
     on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
 

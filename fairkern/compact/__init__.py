@@ -2,9 +2,24 @@
 
 from fairkern.compact.apply import apply
 from fairkern.compact.checkpoint import load_pruned, save_pruned
+from fairkern.compact.compensate import Compensation, Correction, corrections, fold, unexplained
 from fairkern.compact.descriptors import check
 from fairkern.compact.inputs import vary
 from fairkern.compact.masked import masked
 from fairkern.compact.prove import difference, prove
 
-__all__ = ["apply", "check", "difference", "load_pruned", "masked", "prove", "save_pruned", "vary"]
+__all__ = [
+    "Compensation",
+    "Correction",
+    "apply",
+    "check",
+    "corrections",
+    "difference",
+    "fold",
+    "load_pruned",
+    "masked",
+    "prove",
+    "save_pruned",
+    "unexplained",
+    "vary",
+]

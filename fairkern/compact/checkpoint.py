@@ -20,6 +20,7 @@ from fairkern.artefacts import SCHEMA, load_plan, replacing, save_plan
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import check_header, compact, package_version, parse, sync_folder
 from fairkern.compact.apply import copy_with, empty_dense, gather_dense, set_attributes
+from fairkern.compact.biases import give_bias, may_be_added
 from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, shapes_after, tensors_of
 from fairkern.errors import ArtefactError, InputError
 from fairkern.types import Plan
@@ -78,18 +79,28 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     check(fresh_model, plan)
     state = {**tensors, **{alias: tensors[name] for alias, name in shared.items() if name in tensors}}
     expected = fresh_model.state_dict().keys()
-    absent, foreign = sorted(expected - state.keys()), sorted(state.keys() - expected)
+    extra = {name for name in state.keys() - expected if _has_module(fresh_model, name, plan)}
+    absent, foreign = sorted(expected - state.keys()), sorted(state.keys() - expected - extra)
     if absent or foreign:
         what = f"lacks {absent[0]!r}" if absent else f"holds {foreign[0]!r}, which the model does not have"
         raise ArtefactError(f"{place / WEIGHTS} {what}: it was written for another version of this model")
     with torch.no_grad():
         small = copy_with(fresh_model, _emptied(fresh_model, plan, expected))
     set_attributes(small, plan)
+    for name in extra:  # biases that compensation added
+        give_bias(small.get_submodule(name.rpartition(".")[0]))
     try:
         small.load_state_dict(state, strict=True)
     except RuntimeError as error:
         raise ArtefactError(f"{place / WEIGHTS} does not fit the plan beside it: {error}") from error
     return small
+
+
+def _has_module(model: nn.Module, name: str, plan: Plan) -> bool:
+    try:
+        return may_be_added(model, name, plan)
+    except AttributeError:  # no module of that name
+        return False
 
 
 def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tensor]]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fairkern.compact.biases import may_be_added
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.types import Plan, PlanAxis
 
@@ -130,7 +131,10 @@ def check(model: nn.Module, plan: Plan) -> None:
 
 
 def check_pruned(small: nn.Module, plan: Plan) -> None:
-    """Whether `small` has the shapes that `plan` leaves. Raises PlanMismatchError naming the first that differs."""
+    """Whether `small` has the shapes that `plan` leaves; biases that compensation added may be there too.
+
+    Raises PlanMismatchError naming the first that differs.
+    """
     expected = shapes_after(plan)
     held = tensors_of(small)
     known = {name for item in held for name in item.names}
@@ -139,7 +143,7 @@ def check_pruned(small: nn.Module, plan: Plan) -> None:
             raise PlanMismatchError(f"the plan leaves a tensor {name}, this {type(small).__name__} has none")
     for item in held:
         names = [name for name in item.names if name in expected]
-        if not names:
+        if not names and not may_be_added(small, item.names[0], plan):
             raise PlanMismatchError(f"the plan does not know the tensor {item.names[0]}")
         for name in names:
             if tuple(item.tensor.shape) != expected[name]:

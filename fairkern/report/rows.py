@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from fairkern.artefacts.files import package_version
 from fairkern.types import Plan
 
 
-def group_rows(plan: Plan) -> list[dict[str, Any]]:
-    """Per plan group: name, kind, units, removed units, rate, and the threshold that this count needs."""
+def group_rows(plan: Plan, unexplained: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+    """Per plan group: name, kind, units, removed units, rate, and the threshold that this count needs.
+
+    `unexplained`, of a compensated model: group name → share of the removed activations that was not made up for.
+    """
     thresholds = plan.result.get("thresholds") or [None] * len(plan.groups)
     return [
         {
@@ -23,6 +27,7 @@ def group_rows(plan: Plan) -> list[dict[str, Any]]:
             "removed": len(group.removed),
             "rate": group.rate,
             "threshold": threshold,
+            **({"unexplained": unexplained.get(group.name)} if unexplained else {}),
         }
         for group, threshold in zip(plan.groups, thresholds, strict=True)
     ]

@@ -171,7 +171,7 @@ def _cell(name: str, value: Any) -> str:
     if isinstance(value, int):
         return _whole(value)
     if isinstance(value, float):
-        if name in ("rate", "share"):
+        if name in ("rate", "share", "unexplained"):
             return f"{100 * value:.1f} %"
         return _whole(value) if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, Mapping):

@@ -1,0 +1,60 @@
+"""Second moments of what consumers read: what least-squares compensation is solved from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from fairkern.capture.points import Point
+from fairkern.ops.gram import gram
+from fairkern.types import Moments, UnitMap
+
+
+class MomentStore:
+    """Per point `Σ a`, `Σ a aᵀ` and how many vectors `a` were added, in float64 (float32 sums per batch).
+
+    A vector holds every position of the tap's dimension. Where a unit is one channel that a flatten has spread over
+    several positions, each of these offsets gives a vector of one position per unit: what mixes channels does not
+    depend on the place. The positions of an attention head mean different things and stay apart.
+    """
+
+    def __init__(self, points: Iterable[Point], units: UnitMap) -> None:
+        self._per_unit = {p: _offsets(p, units) for p in points}
+        self._sums: dict[Point, tuple[Tensor, Tensor, int]] = {}
+
+    @property
+    def points(self) -> list[Point]:
+        return list(self._per_unit)
+
+    def add(self, point: Point, act: Tensor, dim: int) -> None:
+        """One batch at one point, units along `dim`."""
+        per_unit = self._per_unit.get(point)
+        if per_unit is None:
+            return
+        if per_unit > 1:
+            act = act.unflatten(dim, (act.shape[dim] // per_unit, per_unit))
+        made = gram(act, dim)
+        square, total, count = made.gram.double(), made.total.double(), made.count
+        known = self._sums.get(point)
+        if known is not None:
+            square, total, count = known[0].add_(square), known[1].add_(total), known[2] + count
+        self._sums[point] = (square, total, count)
+
+    def moments(self) -> dict[str, Moments]:
+        """By tap name; frees as it goes."""
+        found = {}
+        for point in list(self._sums):
+            square, total, count = self._sums.pop(point)
+            found[point.name] = Moments(square.cpu().numpy(), total.cpu().numpy(), count, self._per_unit[point])
+        return found
+
+
+def _offsets(point: Point, units: UnitMap) -> int:
+    """How many positions of each unit are offsets of one channel: 1 unless one group of channels fills the point."""
+    if len(point.blocks) == 1 and point.blocks[0].columns is None:
+        (block,) = point.blocks
+        kinds = {units.groups[g].kind for g, _ in block.members}
+        if kinds == {"channel"}:
+            return block.per_unit
+    return 1

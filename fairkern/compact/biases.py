@@ -1,0 +1,59 @@
+"""Which bias is added to what a weight contracts, and biases that a pruned model has and the unpruned one has not."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fairkern.types import Axis, Plan
+
+
+def _adds_bias(module: nn.Module) -> bool:
+    """A module that adds its `bias` to what it computes, also one that it is given later."""
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _transposed_linear(module)
+
+
+def _transposed_linear(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # of transformers
+
+
+def output_dim(module: nn.Module, axis: Axis) -> int | None:
+    """The dimension of a weight that becomes the output of `module`, if `axis` is its input; None: unknown."""
+    last = axis.tensor.rpartition(".")[2]
+    if isinstance(module, nn.RNNBase):
+        return 0 if last.startswith("weight_ih") and axis.dim == 1 else None
+    if last != "weight" or not _adds_bias(module):
+        return None
+    out = _output_dim(module)
+    return out if axis.dim == 1 - out else None
+
+
+def _output_dim(module: nn.Module) -> int:
+    flipped = _transposed_linear(module) or (isinstance(module, nn.modules.conv._ConvNd) and module.transposed)
+    return 1 if flipped else 0
+
+
+def bias_of(model: nn.Module, axis: Axis) -> tuple[nn.Module, str] | None:
+    """The module and the name of the bias that is added to what this axis is contracted to, which may be None there.
+
+    None: the consumer has no bias and can be given none.
+    """
+    module = model.get_submodule(axis.module)
+    if output_dim(module, axis) is None:
+        return None
+    name = axis.tensor.rpartition(".")[2].replace("weight", "bias", 1)
+    return (module, name) if name in module._parameters else None
+
+
+def give_bias(module: nn.Module) -> None:
+    """Register a bias of zeros on a module that has a weight and no bias, trained and placed like its weight."""
+    weight = module.get_parameter("weight")
+    zeros = weight.new_zeros(weight.shape[_output_dim(module)]).detach()
+    module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
+
+
+def may_be_added(model: nn.Module, name: str, plan: Plan) -> bool:
+    """Whether `name` is the bias of a module that the plan's model had without one."""
+    path, _, last = name.rpartition(".")
+    if last != "bias" or name in plan.shapes or (f"{path}.weight" if path else "weight") not in plan.shapes:
+        return False
+    return _adds_bias(model.get_submodule(path))
