@@ -14,12 +14,13 @@ from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, 
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.moments import MomentStore
 from fairkern.capture.points import Block, Listener, Point, points_of
+from fairkern.capture.residual import residual
 from fairkern.capture.samples import SampleStore, Selection, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.nested import call_model
-from fairkern.types import Scores, UnitMap
+from fairkern.types import Moments, Scores, UnitMap
 from fairkern.untouched import untouched
 
 
@@ -63,15 +64,22 @@ def capture(
             waiting, passes, peak = again.samples.dropped, passes + 1, max(peak, again.samples.peak)
     utilization = by_group(scored.items(), largest=True)
     reconstruction = taylor.reconstruction(settings.reduction, first.seen)
+    signals = {"wasserstein": utilization, "taylor": reconstruction}
+    kept: dict[str, Moments] = {}
+    fitted = time.perf_counter()
+    if moments is not None:
+        kept = moments.moments()
+        signals["residual"] = residual(model, units, kept)
+    fitted = time.perf_counter() - fitted
     nothing = np.zeros(0)
     return Scores(
         units=units,
         signals={
-            "wasserstein": tuple(utilization.get(g, nothing) for g in range(len(units.groups))),
-            "taylor": tuple(reconstruction.get(g, nothing) for g in range(len(units.groups))),
+            name: tuple(by_index.get(g, nothing) for g in range(len(units.groups)))
+            for name, by_index in signals.items()
         },
         means=taylor.means(),
-        moments={} if moments is None else moments.moments(),
+        moments=kept,
         provenance={
             "samples": first.seen,
             "batches": first.batches,
@@ -91,6 +99,7 @@ def capture(
             "seconds": {
                 "pass": passed - started,
                 "wasserstein": compared,
+                "residual": fitted,
                 "total": time.perf_counter() - started,
             },
         },

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from fairkern.compact.biases import bias_of, give_bias, output_dim
 from fairkern.compact.descriptors import Index, check, kept, tensors_of
-from fairkern.compact.mixing import RIDGE, Compensation, Mixing, by_least_squares, by_means
+from fairkern.compact.mixing import Compensation, Mixing, by_least_squares, by_means
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, IndexArray, Moments, Plan, Scores, Tap, UnitMap
 
 

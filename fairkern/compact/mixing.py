@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from fairkern.errors import NonFiniteError
+from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import IndexArray, Moments
-
-RIDGE = 1e-4  # of the mean variance; keeps nearly dependent units from large, opposite weights
 
 
 class Compensation(enum.Enum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fairkern.ops._library  # noqa: F401  (registers the torch.library operators)
 from fairkern.ops._registry import backends, describe
+from fairkern.ops.eliminate import Elimination, View, eliminate
 from fairkern.ops.gather import gather, gather_many
 from fairkern.ops.gram import Gram, gram
 from fairkern.ops.project import directions, project
@@ -13,12 +14,15 @@ from fairkern.ops.tod import tod_curve
 from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
 
 __all__ = [
+    "Elimination",
     "Gram",
     "TaylorSums",
+    "View",
     "backends",
     "class_wasserstein",
     "describe",
     "directions",
+    "eliminate",
     "gather",
     "gather_many",
     "gram",

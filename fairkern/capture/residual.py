@@ -1,0 +1,82 @@
+"""The residual signal: what consumers would lose with a unit, once the units that stay make up for what they can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairkern.ops.eliminate import View, eliminate
+from fairkern.ops.eliminate.config import RIDGE
+from fairkern.types import Axis, Moments, Tap, UnitMap
+
+
+def residual(model: nn.Module, units: UnitMap, moments: Mapping[str, Moments]) -> dict[int, np.ndarray]:
+    """Per prunable group, float64 [units]: the share of its consumers' output power that is lost when a unit goes.
+
+    Units go one after the other, the cheapest first, and all that stay are refitted by least squares each time; a
+    unit's score is what its own step adds, summed over the consumers. So the scores order the units of a group as they
+    are best removed, and later ones are never cheaper.
+
+    Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    scores = {}
+    for g in units.prunable:
+        views = [
+            v for tap in units.groups[g].taps if (v := _view(model, tensors, tap, moments.get(tap.name))) is not None
+        ]
+        if views:
+            found = eliminate(views)
+            values = np.empty(units.groups[g].units)
+            values[found.order.cpu().numpy()] = found.error.cpu().numpy()
+            scores[g] = values
+        else:
+            scores[g] = np.zeros(units.groups[g].units)
+    return scores
+
+
+def _view(model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments) -> View:
+    """One tap: the covariance with a ridge, the consumers' weights in shares of their output's power."""
+    weights = [tensors[axis.tensor].detach().double().movedim(axis.dim, 0) for axis in tap.weights]
+    device = weights[0].device
+    square = torch.from_numpy(moments.gram).to(device) / moments.count
+    mean = torch.from_numpy(moments.total).to(device) / moments.count
+    covariance = square - torch.outer(mean, mean)
+    output = torch.zeros_like(covariance)
+    for axis, weight in zip(tap.weights, weights, strict=True):
+        made = _squared(weight, _groups(model, axis), moments.per_unit)
+        power = float((made * covariance).sum())
+        if power > 0:
+            output += made / power
+    for axis in tap.weights:
+        covariance = _within_groups(covariance, _groups(model, axis))
+    scale = float(covariance.diagonal().mean())
+    ridge = RIDGE * scale if scale > 0 else 1.0
+    covariance = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64, device=device)
+    rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
+    return View(covariance, output, rows.to(device))
+
+
+def _squared(weight: Tensor, groups: int, per_unit: int) -> Tensor:
+    """`W Wᵀ` over the rows that the moments have. `weight`: [positions of the axis, …]."""
+    if groups == 1:
+        flat = weight.reshape(len(weight) // per_unit, -1)
+        return flat @ flat.T
+    made = [part.reshape(len(weight), -1) for part in weight.chunk(groups, 1)]  # each group reads rows of its own
+    return torch.block_diag(*(part @ part.T for part in made))
+
+
+def _groups(model: nn.Module, axis: Axis) -> int:
+    module = model.get_submodule(axis.module)
+    return module.groups if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed else 1
+
+
+def _within_groups(covariance: Tensor, groups: int) -> Tensor:
+    """What a grouped convolution can use to make up for a position: those of the same group."""
+    if groups == 1:
+        return covariance
+    n = len(covariance) // groups
+    return torch.block_diag(*(covariance[g * n : (g + 1) * n, g * n : (g + 1) * n] for g in range(groups)))

@@ -1,0 +1,133 @@
+"""Backward elimination by panels: exact steps among the cheapest units, then one matrix update for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def eliminate(
+    inverses: Sequence[Tensor], outputs: Sequence[Tensor], rows: Sequence[Tensor], panel: int
+) -> tuple[Tensor, Tensor]:
+    """Order of the units and the squared error that each adds when it goes.
+
+    `inverses` [n, n]: of the covariances; `outputs` [n, n]: W Wᵀ, W being kept fitted as units go. With `A` the
+    inverse over what stays, giving up positions `u` costs `tr(A_uu⁻¹ (W Wᵀ)_uu)`; what stays is refitted by
+    `W ← W + C W_u` with `C = −A_:u A_uu⁻¹`, and `A ← A + C A_u:`. Both matrices shrink with every panel.
+    """
+    views = [_View(a, h, r) for a, h, r in zip(inverses, outputs, rows, strict=True)]
+    left = torch.arange(len(rows[0]), device=rows[0].device)
+    order: list[Tensor] = []
+    errors: list[Tensor] = []
+    while len(left):
+        costs = sum(view.costs() for view in views)
+        assert isinstance(costs, Tensor)
+        ranked = torch.argsort(costs, stable=True)
+        near = ranked[:panel].sort().values
+        bound = float(costs[ranked[panel]]) if panel < len(left) else float("inf")
+        chosen, added = _within([view.part(near) for view in views], bound)
+        gone = near[chosen]
+        order.append(left[gone])
+        errors.append(added)
+        stays = torch.ones(len(left), dtype=torch.bool, device=left.device)
+        stays[gone] = False
+        left = left[stays]
+        for view in views:
+            view.drop(gone, stays)
+    return torch.cat(order), torch.cat(errors)
+
+
+def _within(parts: Sequence[_View], bound: float) -> tuple[Tensor, Tensor]:
+    """Exact steps within a panel, until a unit outside of it, which costs `bound` so far, would be cheaper.
+
+    At least one step; at most half of the panel unless nothing is outside. Panels are small: on the CPU, in NumPy.
+    """
+    panels = [
+        _Panel(p.inverse.cpu().numpy().copy(), p.output.cpu().numpy().copy(), p.rows.cpu().numpy()) for p in parts
+    ]
+    units = len(parts[0].rows)
+    chosen: list[int] = []
+    added: list[float] = []
+    for step in range(units if bound == float("inf") else max(1, units // 2)):
+        costs = np.sum([panel.costs() for panel in panels], axis=0)
+        costs[chosen] = np.inf
+        unit = int(np.argmin(costs))
+        if step and costs[unit] > bound:
+            break
+        chosen.append(unit)
+        added.append(float(costs[unit]))
+        for panel in panels:
+            panel.refit(unit)
+    device = parts[0].rows.device
+    return torch.tensor(chosen, device=device), torch.tensor(added, dtype=torch.float64, device=device)
+
+
+class _Panel:
+    """What concerns the units of one panel in one view; arrays are its own."""
+
+    def __init__(self, inverse: np.ndarray, output: np.ndarray, rows: np.ndarray) -> None:
+        self.inverse, self.output, self.rows = inverse, output, rows
+
+    def costs(self) -> np.ndarray:
+        """What each unit would add, [units]; without meaning for one that is gone."""
+        if self.rows.shape[1] == 1:
+            place = self.rows[:, 0]
+            return np.diagonal(self.output)[place] / np.diagonal(self.inverse)[place]
+        across, down = self.rows[:, :, None], self.rows[:, None, :]
+        fitted = np.linalg.solve(self.inverse[across, down], self.output[across, down])
+        return np.trace(fitted, axis1=1, axis2=2)
+
+    def refit(self, unit: int) -> None:
+        """Give up one unit; its rows become those of a unit that was never read."""
+        rows = self.rows[unit]
+        across = self.inverse[:, rows]
+        share = -np.linalg.solve(self.inverse[np.ix_(rows, rows)], across.T).T
+        half = self.output[:, rows] + 0.5 * share @ self.output[np.ix_(rows, rows)]
+        read = share @ half.T
+        self.output += read
+        self.output += read.T
+        self.inverse += share @ across.T
+        self.inverse[rows, rows] = 1
+
+
+class _View:
+    """One inverse covariance, one `W Wᵀ`, and the rows of the units that are left."""
+
+    def __init__(self, inverse: Tensor, output: Tensor, rows: Tensor) -> None:
+        self.inverse, self.output, self.rows = inverse, output, rows
+
+    def costs(self) -> Tensor:
+        """What each unit would add, [units]."""
+        if self.rows.shape[1] == 1:
+            place = self.rows[:, 0]
+            return self.output.diagonal()[place] / self.inverse.diagonal()[place]
+        across, down = self.rows[:, :, None], self.rows[:, None, :]
+        fitted = torch.linalg.solve(self.inverse[across, down], self.output[across, down])
+        return fitted.diagonal(dim1=1, dim2=2).sum(1)
+
+    def part(self, units: Tensor) -> _View:
+        """What concerns these units alone."""
+        rows = self.rows[units].reshape(-1)
+        grid = torch.arange(len(rows), device=rows.device).reshape(len(units), -1)
+        return _View(self.inverse[rows][:, rows], self.output[rows][:, rows], grid)
+
+    def drop(self, gone: Tensor, stays: Tensor) -> None:
+        """Give up several units and forget their rows."""
+        rows = self.rows[gone].reshape(-1)
+        self._update(rows)
+        kept = torch.ones(len(self.inverse), dtype=torch.bool, device=rows.device)
+        kept[rows] = False
+        places = torch.cumsum(kept, 0) - 1
+        self.inverse = self.inverse[kept][:, kept]
+        self.output = self.output[kept][:, kept]
+        self.rows = places[self.rows[stays]]
+
+    def _update(self, rows: Tensor) -> None:
+        across = self.inverse[:, rows]
+        share = -torch.linalg.solve(self.inverse[rows][:, rows], across.T).T  # C
+        read = self.output[:, rows] @ share.T
+        self.output += read + read.T + share @ self.output[rows][:, rows] @ share.T
+        self.inverse += share @ across.T
