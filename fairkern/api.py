@@ -42,9 +42,9 @@ class Scores(types.Scores):
         tod: float | None = None,
         keep_params: float | None = None,
         keep_flops: float | None = None,
-        allocation: str = "tod",
-        removal: str = "wasserstein",
-        protect: str = "taylor",
+        allocation: str | None = None,
+        removal: allocate.Signal | None = None,
+        protect: allocate.Signal = "taylor",
         round_to: int = 1,
         max_remove: float = 0.99,
         min_keep: int = 1,
@@ -53,7 +53,9 @@ class Scores(types.Scores):
         """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
 
         Exactly one of `tod` (the tolerance α), `keep_params` and `keep_flops` (at most this share of the whole
-        model stays) is given. Options, errors and method: `fairkern.allocate.allocate`.
+        model stays) is given. Scores with the residual signal (`score(…, gram=True)`) take one threshold on it for
+        all groups, others the Tolerance of Difference, unless `allocation` and `removal` say otherwise. Options,
+        errors and method: `fairkern.allocate.allocate`.
         """
         plan = allocate.allocate(
             self,
@@ -295,6 +297,9 @@ def prune(
     tod: float | None = None,
     keep_params: float | None = None,
     keep_flops: float | None = None,
+    allocation: str | None = None,
+    removal: allocate.Signal | None = None,
+    protect: allocate.Signal = "taylor",
     round_to: int = 1,
     max_remove: float = 0.99,
     min_keep: int = 1,
@@ -305,7 +310,8 @@ def prune(
 ) -> tuple[nn.Module, Report]:
     """Trace, score, plan and cut: the smaller model and what was done.
 
-    Budget options as in `Scores.plan`; `compensate` and `inplace` as in `apply`; every other keyword goes to `score`.
+    Budget, allocation and signals as in `Scores.plan`; `compensate` and `inplace` as in `apply`; every other
+    keyword goes to `score`.
     """
     _check_model(model)
     method = choose(compact.Compensation, "compensate", compensate)
@@ -319,6 +325,9 @@ def prune(
         tod=tod,
         keep_params=keep_params,
         keep_flops=keep_flops,
+        allocation=allocation,
+        removal=removal,
+        protect=protect,
         round_to=round_to,
         max_remove=max_remove,
         min_keep=min_keep,

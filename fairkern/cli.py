@@ -201,7 +201,7 @@ def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation")
+    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation", "removal")
     budget = {name: getattr(arguments, name) for name in ("tod", "keep_params", "keep_flops")}
     given = {name: value for name, value in budget.items() if value is not None}
     return given | {name: getattr(arguments, name) for name in names}
@@ -323,7 +323,8 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
     parser.add_argument("--min-keep", type=_positive, default=1, metavar="N", help="at least N units of every group")
     parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")
-    parser.add_argument("--allocation", choices=("tod", "uniform", "global"), default="tod")
+    parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized"))
+    parser.add_argument("--removal", metavar="SIGNAL", help="signal that orders the units; low goes first")
 
 
 def _positive(text: str) -> int:

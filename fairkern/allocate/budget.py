@@ -16,12 +16,11 @@ from fairkern.allocate.options import (
     Target,
     ignored_groups,
     limits,
-    parse_allocation,
     parse_target,
-    read_signal,
 )
 from fairkern.allocate.plan import build
-from fairkern.allocate.tod import fraction_need, pooled_need, removal_order, tolerance_need
+from fairkern.allocate.signals import Signal, choose, name_of, read_signal
+from fairkern.allocate.tod import fraction_need, normalized_need, pooled_need, removal_order, tolerance_need
 from fairkern.errors import BudgetError, InputError
 from fairkern.types import FloatArray, IndexArray, Plan, Scores, UnitMap
 
@@ -34,9 +33,9 @@ def allocate(
     tod: float | None = None,
     keep_params: float | None = None,
     keep_flops: float | None = None,
-    allocation: str = "tod",
-    removal: str = "wasserstein",
-    protect: str = "taylor",
+    allocation: str | None = None,
+    removal: Signal | None = None,
+    protect: Signal = "taylor",
     round_to: int = 1,
     max_remove: float = 0.99,
     min_keep: int = 1,
@@ -46,8 +45,9 @@ def allocate(
 
     Within a group, units go in ascending order of the removal signal (ties by index). How many go is decided by
     one threshold for all groups: with `allocation="tod"` the Tolerance of Difference (FAIR-Pruner,
-    arXiv 2508.02291), with `"uniform"` the fraction of the group, with `"global"` the removal signal divided by
-    its mean magnitude in the group. A budget is solved for that threshold; between the last threshold that keeps
+    arXiv 2508.02291), with `"uniform"` the fraction of the group, with `"global"` the removal signal itself, with
+    `"normalized"` the removal signal divided by its mean magnitude in the group. A budget is solved for that
+    threshold; between the last threshold that keeps
     too much and the first that keeps little enough, groups are cut partway, by equal fractions and then step by
     step; steps that still fit under the budget are given back, the last removed first. So the plan keeps at most
     what was asked for, and giving any single step back would exceed it.
@@ -58,8 +58,10 @@ def allocate(
         keep_params: at most this share of the whole model's parameters stays, above 0, at most 1. What cannot be
             cut counts as well.
         keep_flops: the same for FLOPs of a forward pass over the example inputs.
-        allocation: "tod", "uniform" or "global".
-        removal: signal that decides the order; low goes first. A name in `scores.signals`.
+        allocation: "tod", "uniform", "global" or "normalized"; None takes "global" where the scores hold the residual
+            signal, else and for a tolerance "tod".
+        removal: signal that decides the order; low goes first. A name in `scores.signals`, "random", or a function
+            `AxisGroup → scores [units]`. None: "residual" where there is one ("wasserstein" with "tod").
         protect: signal that ToD holds against it; high stays. Only read for `allocation="tod"`.
         round_to: channels that stay in a group are a multiple of this, where the group is cut at all.
         max_remove: at most `floor(max_remove · n)` of a group's n units go; between 0 and 1.
@@ -87,7 +89,7 @@ def allocate(
         >>> plan.groups[0].removed.tolist(), plan.result["tolerance"], plan.result["params_after"]
         ([0, 3], 0.5, 20)
     """
-    kind = parse_allocation(allocation)
+    kind, removal = choose(scores, allocation, removal, tod is not None)
     target, value = parse_target(kind, tod, keep_params, keep_flops)
     units = scores.units
     if not units.prunable:
@@ -103,8 +105,8 @@ def allocate(
     request = {
         target.value: value,
         "allocation": kind.value,
-        "removal": removal,
-        "protect": protect,
+        "removal": name_of(removal),
+        "protect": name_of(protect),
         "round_to": int(round_to),
         "max_remove": float(max_remove),
         "min_keep": int(min_keep),
@@ -168,7 +170,7 @@ class _Budget:
 
 
 def _needs(
-    scores: Scores, kind: Allocation, removal: dict[int, FloatArray], protect: str, limit: Limits
+    scores: Scores, kind: Allocation, removal: dict[int, FloatArray], protect: Signal, limit: Limits
 ) -> dict[int, FloatArray]:
     """Per prunable group the threshold at which at least k units may go, k = 1 … most."""
     if kind is Allocation.TOD:
@@ -176,7 +178,8 @@ def _needs(
         return {g: tolerance_need(removal[g], signal[g], int(limit.most[g])) for g in removal}
     if kind is Allocation.UNIFORM:
         return {g: fraction_need(len(removal[g]), int(limit.most[g])) for g in removal}
-    return {g: pooled_need(removal[g], int(limit.most[g])) for g in removal}
+    need = pooled_need if kind is Allocation.GLOBAL else normalized_need
+    return {g: need(removal[g], int(limit.most[g])) for g in removal}
 
 
 def _order(needs: dict[int, FloatArray], limit: Limits) -> _Steps:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fairkern.errors import InputError
-from fairkern.types import AxisGroup, FloatArray, IndexArray, Scores, UnitMap
+from fairkern.types import AxisGroup, IndexArray, UnitMap
 
 
 class Allocation(enum.Enum):
@@ -23,6 +23,7 @@ class Allocation(enum.Enum):
     TOD = "tod"
     UNIFORM = "uniform"
     GLOBAL = "global"
+    NORMALIZED = "normalized"
 
 
 class Target(enum.Enum):
@@ -138,35 +139,6 @@ def _near(pattern: str, known: Sequence[str]) -> str:
     if near:
         return f"; near names: {', '.join(near)}"
     return f"; names are for example {', '.join(known[:4])}" if known else ""
-
-
-def read_signal(scores: Scores, role: str, name: Any) -> dict[int, FloatArray]:
-    """The signal's scores for every prunable group, float64, checked for length and finiteness.
-
-    Raises:
-        InputError: no such signal, a group without scores or with too many, NaN or Inf.
-    """
-    if not isinstance(name, str) or name not in scores.signals:
-        choices = ", ".join(repr(s) for s in sorted(scores.signals)) or "none at all"
-        raise InputError(f"{role}={name!r} is not among the signals of these scores; they hold {choices}")
-    arrays, units = scores.signals[name], scores.units
-    if len(arrays) != len(units.groups):
-        raise InputError(f"signal {name!r} has scores for {len(arrays)} groups; the map has {len(units.groups)}")
-    signal = {}
-    for g in units.prunable:
-        group, values = units.groups[g], np.array(arrays[g], dtype=np.float64)
-        if values.shape != (group.units,):
-            raise InputError(
-                f"signal {name!r} of group {group.name!r} has shape {values.shape}; expected ({group.units},), "
-                "one score per unit"
-            )
-        if not np.isfinite(values).all():
-            bad = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise InputError(
-                f"signal {name!r} of group {group.name!r} is {values[bad]} at unit {bad}; scores must be finite"
-            )
-        signal[g] = values
-    return signal
 
 
 def _real(name: str, value: Any) -> float:

@@ -44,6 +44,11 @@ def fraction_need(units: int, limit: int) -> FloatArray:
 
 
 def pooled_need(removal: FloatArray, limit: int) -> FloatArray:
+    """One ranking over all groups: sorted scores as they are, float64 `[limit]`."""
+    return np.sort(removal)[:limit]
+
+
+def normalized_need(removal: FloatArray, limit: int) -> FloatArray:
     """One ranking over all groups: sorted scores divided by the group's mean magnitude, float64 `[limit]`.
 
     The mean magnitude makes groups comparable whose signals have different scales. A constant group lies at ±1,

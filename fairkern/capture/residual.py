@@ -25,17 +25,20 @@ def residual(model: nn.Module, units: UnitMap, moments: Mapping[str, Moments]) -
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     scores = {}
     for g in units.prunable:
-        views = [
-            v for tap in units.groups[g].taps if (v := _view(model, tensors, tap, moments.get(tap.name))) is not None
-        ]
-        if views:
-            found = eliminate(views)
-            values = np.empty(units.groups[g].units)
-            values[found.order.cpu().numpy()] = found.error.cpu().numpy()
-            scores[g] = values
-        else:
-            scores[g] = np.zeros(units.groups[g].units)
+        taps = {tap.name: tap for tap in units.groups[g].taps}
+        found = eliminate([_view(model, tensors, tap, moments[name]) for name, tap in taps.items()])
+        scores[g] = np.empty(units.groups[g].units)
+        scores[g][found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
     return scores
+
+
+def _rising(errors: np.ndarray) -> np.ndarray:
+    """Equal errors a rounding apart, so that sorting gives the order of elimination back."""
+    out = errors.copy()
+    for k in range(1, len(out)):
+        if out[k] <= out[k - 1]:
+            out[k] = np.nextafter(out[k - 1], np.inf)
+    return out
 
 
 def _view(model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments) -> View:

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairkern.allocate import Cost, allocate
-from fairkern.types import Plan, Scores, UnitMap
+from fairkern.types import AxisGroup, Plan, Scores, UnitMap
 from tests.allocate.oracles import tod_by_sets
 from tests.synthetic import Sketch, chain, concat, random_scores, residual
 
 SKETCHES = {"chain": chain, "concat": concat, "residual": residual}
-ALLOCATIONS = ("tod", "uniform", "global")
+ALLOCATIONS = ("tod", "uniform", "global", "normalized")
 
 
 def removed_counts(units: UnitMap, plan: Plan) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_the_tolerance_is_the_first_that_is_feasible(name: str, allocation: str,
             return [min(curve[k - 1 : most]) for k in range(1, most + 1)]
         if allocation == "uniform":
             return [k / len(u) for k in range(1, most + 1)]
-        return [v / (sum(u) / len(u)) for v in sorted(u)[:most]]
+        return [v / (sum(u) / len(u) if allocation == "normalized" else 1.0) for v in sorted(u)[:most]]
 
     table = {g: needs(g) for g in units.prunable}
 
@@ -189,11 +189,11 @@ def test_signals_are_chosen_by_name() -> None:
 
 
 def test_scaling_a_group_changes_no_allocation() -> None:
-    """ToD and uniform see ranks, global sees multiples of the group's mean."""
+    """ToD and uniform see ranks, normalized sees multiples of the group's mean."""
     base = random_scores(chain((16, 24)).build(), seed=4)
     u = base.signals["wasserstein"]
     scaled = replace(base, signals={**base.signals, "wasserstein": (u[0] * 1024.0, u[1] / 1024.0)})
-    for allocation in ALLOCATIONS:
+    for allocation in ("tod", "uniform", "normalized"):
         one, other = (allocate(s, keep_params=0.5, allocation=allocation) for s in (base, scaled))
         assert [g.removed.tolist() for g in one.groups] == [g.removed.tolist() for g in other.groups]
 
@@ -221,3 +221,46 @@ def test_groups_of_one_unit_stay_whole() -> None:
     units = chain((1, 1, 4)).build()
     plan = allocate(random_scores(units), tod=1.0)
     assert [len(g.removed) for g in plan.groups] == [0, 0, 3]
+
+
+def test_what_is_not_said_follows_from_the_scores() -> None:
+    """Without a residual signal the paper's allocation; with it one threshold on it, but for a tolerance."""
+    base = random_scores(chain((16, 24)).build(), seed=4)
+    fitted = replace(base, signals={**base.signals, "residual": base.signals["taylor"]})
+    asked = [
+        (base, {"keep_params": 0.5}, ("tod", "wasserstein")),
+        (fitted, {"keep_params": 0.5}, ("global", "residual")),
+        (fitted, {"tod": 0.3}, ("tod", "wasserstein")),
+        (fitted, {"keep_flops": 0.5, "allocation": "uniform"}, ("uniform", "residual")),
+        (fitted, {"keep_params": 0.5, "allocation": "tod"}, ("tod", "wasserstein")),
+        (fitted, {"keep_params": 0.5, "removal": "wasserstein"}, ("tod", "wasserstein")),
+    ]
+    for scores, options, (allocation, removal) in asked:
+        request = allocate(scores, **options).request
+        assert (request["allocation"], request["removal"]) == (allocation, removal), options
+
+
+def test_global_takes_the_lowest_scores_of_all_groups() -> None:
+    scores = random_scores(chain((16, 24)).build(), seed=5)
+    plan = allocate(scores, keep_params=0.5, allocation="global")
+    gone = np.concatenate([s[g.removed] for s, g in zip(scores.signals["wasserstein"], plan.groups, strict=True)])
+    stays = np.concatenate(
+        [np.delete(s, g.removed) for s, g in zip(scores.signals["wasserstein"], plan.groups, strict=True)]
+    )
+    assert (gone.max() <= stays).mean() > 0.9  # what is given back under the budget is out of order
+
+
+def test_functions_and_chance_are_signals() -> None:
+    scores = random_scores(chain((16, 24)).build(), seed=5)
+
+    def width(group: AxisGroup) -> np.ndarray:
+        return np.arange(group.units)[::-1]
+
+    plan = allocate(scores, keep_params=0.5, removal=width, allocation="uniform")
+    assert plan.request["removal"] == "function width"
+    for group in plan.groups:
+        assert group.removed.tolist() == list(range(group.units - len(group.removed), group.units))
+    one, again = (allocate(scores, keep_params=0.5, removal="random", allocation="uniform") for _ in range(2))
+    other = allocate(replace(scores, provenance={"seed": 9}), keep_params=0.5, removal="random", allocation="uniform")
+    removed = [[g.removed.tolist() for g in p.groups] for p in (one, again, other)]
+    assert removed[0] == removed[1] != removed[2]

@@ -37,8 +37,12 @@ NAN, INF = float("nan"), float("inf")
         ({"keep_params": False}, "keep_params=False is a bool"),
         ({"keep_flops": NAN}, "not finite"),
         ({"keep_flops": [0.5]}, "keep_flops=\\[0.5\\] is a list"),
-        ({"tod": 0.1, "allocation": "even"}, "'even' is unknown; choose one of 'tod', 'uniform', 'global'"),
-        ({"tod": 0.1, "allocation": None}, "allocation=None is unknown"),
+        (
+            {"tod": 0.1, "allocation": "even"},
+            "'even' is unknown; choose one of 'tod', 'uniform', 'global', 'normalized'",
+        ),
+        ({"keep_params": 0.5, "removal": lambda group: "many"}, "function <lambda> of group .* gives a str"),
+        ({"keep_params": 0.5, "removal": lambda group: [1.0]}, r"has shape \(1,\)"),
         ({"tod": 0.1, "allocation": ["tod"]}, "is unknown"),
         ({"tod": 0.1, "removal": "wassertein"}, "removal='wassertein' is not .* they hold 'taylor', 'wasserstein'"),
         ({"tod": 0.1, "removal": 3}, "removal=3 is not among"),
@@ -93,7 +97,7 @@ def test_an_unreachable_budget_names_the_range_and_its_end_is_reachable(measure:
 
 
 def test_a_budget_of_all_removes_nothing() -> None:
-    for allocation in ("tod", "uniform", "global"):
+    for allocation in ("tod", "uniform", "global", "normalized"):
         plan = allocate(random_scores(concat().build()), keep_params=1.0, allocation=allocation)
         assert plan.axes == ()
         assert plan.attributes == ()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairkern.allocate.tod import fraction_need, pooled_need, removal_order, tolerance_need
+from fairkern.allocate.tod import fraction_need, normalized_need, removal_order, tolerance_need
 from tests.allocate.oracles import tod_by_sets
 
 Signal = st.lists(st.sampled_from([0.0, 0.25, 1.0, 2.0, 3.5, 7.0, 8.0]), min_size=1, max_size=24)
@@ -60,5 +60,5 @@ def test_fraction() -> None:
         ([5.0], [1.0]),
     ],
 )
-def test_pooled_scores_are_in_units_of_the_mean(scores: list[float], expected: list[float]) -> None:
-    assert pooled_need(np.array(scores), len(scores)).tolist() == expected
+def test_normalized_scores_are_in_units_of_the_mean(scores: list[float], expected: list[float]) -> None:
+    assert normalized_need(np.array(scores), len(scores)).tolist() == expected

@@ -1,0 +1,77 @@
+"""Which scores say what goes and what is protected: by name, at random, or from a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from fairkern.allocate.options import Allocation, parse_allocation
+from fairkern.errors import InputError
+from fairkern.types import AxisGroup, FloatArray, Scores
+
+Signal = str | Callable[[AxisGroup], Any]
+"""A name in `scores.signals`, "random", or a function of a group that returns a score per unit."""
+
+RANDOM, RESIDUAL, WASSERSTEIN = "random", "residual", "wasserstein"
+
+
+def choose(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> tuple[Allocation, Any]:
+    """The allocation and the removal signal, where they are not given the best that these scores can do.
+
+    With the residual signal (scored with `gram=True`) that is one threshold on it for all groups; a tolerance, or
+    scores without it, take the Tolerance of Difference with the Wasserstein signal.
+    """
+    fitted = RESIDUAL in scores.signals and not tolerance
+    if allocation is None:
+        kind = Allocation.GLOBAL if fitted and removal in (None, RESIDUAL) else Allocation.TOD
+    else:
+        kind = parse_allocation(allocation)
+    if removal is None:
+        removal = RESIDUAL if fitted and kind is not Allocation.TOD else WASSERSTEIN
+    return kind, removal
+
+
+def name_of(signal: Any) -> Any:
+    """What a plan records of a signal."""
+    return f"function {getattr(signal, '__name__', type(signal).__name__)}" if callable(signal) else signal
+
+
+def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]:
+    """The signal's scores for every prunable group, float64, checked for length and finiteness.
+
+    Raises:
+        InputError: no such signal, a group without scores or with too many, NaN or Inf.
+    """
+    units = scores.units
+    if callable(signal):
+        return {g: _checked(units.groups[g], name_of(signal), signal(units.groups[g])) for g in units.prunable}
+    if signal == RANDOM and RANDOM not in scores.signals:
+        seed = int(scores.provenance.get("seed", 0))
+        return {g: np.random.default_rng((seed, g)).random(units.groups[g].units) for g in units.prunable}
+    if not isinstance(signal, str) or signal not in scores.signals:
+        choices = ", ".join(repr(s) for s in sorted(scores.signals)) or "none at all"
+        raise InputError(f"{role}={signal!r} is not among the signals of these scores; they hold {choices}")
+    arrays = scores.signals[signal]
+    if len(arrays) != len(units.groups):
+        raise InputError(f"signal {signal!r} has scores for {len(arrays)} groups; the map has {len(units.groups)}")
+    return {g: _checked(units.groups[g], repr(signal), arrays[g]) for g in units.prunable}
+
+
+def _checked(group: AxisGroup, name: str, given: Any) -> FloatArray:
+    try:
+        values = np.array(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"signal {name} of group {group.name!r} gives a {type(given).__name__}; expected numbers"
+        ) from None
+    if values.shape != (group.units,):
+        raise InputError(
+            f"signal {name} of group {group.name!r} has shape {values.shape}; expected ({group.units},), "
+            "one score per unit"
+        )
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise InputError(f"signal {name} of group {group.name!r} is {values[bad]} at unit {bad}; scores must be finite")
+    return values

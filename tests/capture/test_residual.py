@@ -1,0 +1,139 @@
+"""The residual signal against fits made from scratch, and what it must not depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fairkern as fk
+from tests.axes.harness import Net
+
+Y = torch.arange(60) % 3
+
+
+def flat(n: int = 60) -> Tensor:
+    return torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def images(n: int = 60) -> Tensor:
+    return torch.randn(n, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def mlp(**more: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return Net(lambda m, x: m.b(torch.relu(m.a(x))), a=nn.Linear(5, 10), b=nn.Linear(10, 3), **more).double().eval()
+
+
+def scored(model: nn.Module, x: Tensor, *sizes: int, **options: object) -> fk.Scores:
+    units = fk.trace(model, x[:2])
+    loader = list(zip(x.split(list(sizes or (60,))), Y.split(list(sizes or (60,))), strict=True))
+    return fk.score(
+        model, loader, nn.CrossEntropyLoss(), units=units, projections=4, gram=True, progress=False, **options
+    )
+
+
+def lost(act: np.ndarray, weight: np.ndarray, gone: list[int], ridge: float) -> float:
+    """Share of the output's power that a fit on the activations that stay cannot give back; ridge as added noise."""
+    n = act.shape[1]
+    covariance = np.cov(act.T, bias=True)
+    noisy = covariance + ridge * np.trace(covariance) / n * np.eye(n)
+    stays = [i for i in range(n) if i not in gone]
+    left = noisy[np.ix_(gone, gone)]
+    if stays:
+        cross = noisy[np.ix_(stays, gone)]
+        left = left - cross.T @ np.linalg.solve(noisy[np.ix_(stays, stays)], cross)
+    rows = weight[:, gone]
+    return float(np.trace(rows @ left @ rows.T) / np.trace(weight @ covariance @ weight.T))
+
+
+def test_the_scores_are_what_each_step_adds() -> None:
+    model, x = mlp(), flat()
+    (values,) = scored(model, x).signals["residual"]
+    with torch.no_grad():
+        act = torch.relu(model.a(x)).numpy()
+    order = np.argsort(values, kind="stable").tolist()
+    costs = [lost(act, model.b.weight.detach().numpy(), order[:k], 1e-4) for k in range(1, 11)]
+    np.testing.assert_allclose(values[order], np.maximum.accumulate(np.diff(costs, prepend=0.0)), rtol=1e-6, atol=1e-12)
+    cheapest = min(range(10), key=lambda u: lost(act, model.b.weight.detach().numpy(), [u], 1e-4))
+    assert order[0] == cheapest
+
+
+def test_what_another_unit_tells_goes_first() -> None:
+    """`a` row 7 repeats row 2: one of the two goes first for next to nothing, the other then has a price."""
+    model, x = mlp(), flat()
+    with torch.no_grad():
+        model.a.weight[7], model.a.bias[7] = model.a.weight[2], model.a.bias[2]
+        model.b.weight[:, [2, 7]] *= 3
+    (values,) = scored(model, x).signals["residual"]
+    first = int(np.argmin(values))
+    assert first in (2, 7)
+    assert values[first] < 1e-3 * values[9 - first]
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "mlp": (mlp, flat),
+    "residual stream, flatten": (
+        lambda: Net(
+            lambda m, x: m.d(torch.relu(s := m.a(x) + m.c(torch.relu(m.b(m.a(x))))).flatten(1) + 0 * s.sum()),
+            a=nn.Conv2d(2, 6, 3), b=nn.Conv2d(6, 8, 1), c=nn.Conv2d(8, 6, 1), d=nn.Linear(6 * 16, 3),
+        ),
+        images,
+    ),
+    "grouped": (
+        lambda: Net(
+            lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x)))).mean((2, 3))),
+            a=nn.Conv2d(2, 24, 3), b=nn.Conv2d(24, 8, 3, groups=2), c=nn.Linear(8, 3),
+        ),
+        images,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_neither_batches_nor_scale_matter(name: str) -> None:
+    build, data = NETWORKS[name]
+    torch.manual_seed(0)
+    model, x = build().double().eval(), data()
+    whole, parts = scored(model, x), scored(model, x, 7, 50, 3)
+    assert all(len(v) == g.units for v, g in zip(whole.signals["residual"], whole.units.groups, strict=True))
+    for a, b in zip(whole.signals["residual"], parts.signals["residual"], strict=True):
+        assert (a >= 0).all()
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight *= 100
+    for a, b in zip(whole.signals["residual"], scored(model, x).signals["residual"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+
+
+def test_a_grouped_convolution_makes_up_within_its_groups() -> None:
+    """Unit u holds inputs u and u + 12 of two groups; each is told by inputs of its own group alone."""
+    build, data = NETWORKS["grouped"]
+    torch.manual_seed(0)
+    model, x = build().double().eval(), data()
+    scores = scored(model, x)
+    g = [group.name for group in scores.units.groups].index("a")
+    first = int(np.argmin(scores.signals["residual"][g]))
+    with torch.no_grad():
+        act = torch.relu(model.a(x)).movedim(1, -1).flatten(0, -2).numpy()
+    weight = model.b.weight.detach().numpy()
+    total = power = 0.0
+    for k in range(2):
+        mine = act[:, 12 * k : 12 * k + 12]
+        rows = weight[4 * k : 4 * k + 4].transpose(0, 2, 3, 1).reshape(-1, 12)
+        own = float(np.trace(rows @ np.cov(mine.T, bias=True) @ rows.T))
+        total += lost(mine, rows, [first], 1e-4) * own
+        power += own
+    assert scores.signals["residual"][g][first] == pytest.approx(total / power, rel=0.02)  # one ridge for both groups
+
+
+def test_without_moments_there_is_no_such_signal() -> None:
+    model, x = mlp(), flat()
+    scores = fk.score(model, [(x, Y)], nn.CrossEntropyLoss(), projections=4, progress=False)
+    assert sorted(scores.signals) == ["taylor", "wasserstein"]
+    with pytest.raises(fk.InputError, match="'residual' is not among"):
+        scores.plan(keep_params=0.5, removal="residual")
