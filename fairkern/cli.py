@@ -28,6 +28,7 @@ import fairkern as fk
 FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
+COMPENSATIONS = ("none", "mean", "least_squares")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,7 +155,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _apply(arguments: argparse.Namespace) -> int:
     out = _folder(arguments.out)
     plan = fk.Plan.load(_existing(arguments.plan))
-    small = fk.apply(named(arguments.model), plan, inplace=True)
+    scores = fk.Scores.load(_existing(arguments.scores)) if arguments.scores else None
+    small = fk.apply(named(arguments.model), plan, compensate=arguments.compensate, scores=scores, inplace=True)
     fk.save_pruned(small, plan, out)
     _say(arguments, f"{_removed(plan)}; written to {out}")
     return 0
@@ -163,9 +165,10 @@ def _apply(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     out = _folder(arguments.out)
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
-    scores = fk.score(model, loader, loss, **_score_options(arguments))
+    fits = arguments.compensate == "least_squares"
+    scores = fk.score(model, loader, loss, **_score_options(arguments) | {"gram": fits or arguments.gram})
     plan = scores.plan(**_plan_options(arguments))
-    small = fk.apply(model, plan)
+    small = fk.apply(model, plan, compensate=arguments.compensate, scores=scores)
     fk.save_pruned(small, plan, out)
     scores.save(out / "scores.safetensors")
     _say(arguments, f"{_removed(plan)}; written to {out}")
@@ -196,7 +199,7 @@ def _loss(arguments: argparse.Namespace) -> Any:
 
 
 def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("samples_per_class", "projections", "seed", "recipe", "backend", "memory_budget")
+    names = ("samples_per_class", "projections", "seed", "recipe", "backend", "memory_budget", "gram")
     return {name: getattr(arguments, name) for name in names} | {"progress": not arguments.quiet}
 
 
@@ -254,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = command("demo", _demo, "train, score, plan and cut two small networks on real handwritten digits")
     demo.add_argument("--out", type=Path, default=Path("fairkern-demo"), help="folder for its files")
     demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both")
-    demo.add_argument("--keep-params", type=_share, default=0.5, metavar="SHARE", help="default: 0.5")
+    demo.add_argument("--keep-params", type=_share, default=0.25, metavar="SHARE", help="default: 0.25")
     demo.add_argument("--epochs", type=_positive, help="train for so many epochs instead of each model's own number")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quiet", action="store_true", help="print nothing")
@@ -281,12 +284,15 @@ def _parser() -> argparse.ArgumentParser:
     apply = command("apply", _apply, "cut a model by a plan and save what is left")
     apply.add_argument("model", metavar="MODEL", help="package.module:callable")
     apply.add_argument("plan", metavar="PLAN", type=Path, help="file written by `fairkern plan`")
+    apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help="fold in what goes; needs --scores")
+    apply.add_argument("--scores", type=Path, help="file written by `fairkern score` (with --gram for least_squares)")
     apply.add_argument("--out", type=Path, required=True, help="folder for the weights and the plan")
     apply.add_argument("--quiet", action="store_true", help="print nothing")
 
     prune = command("prune", _prune, "score, plan, cut and save in one go")
     _add_scoring(prune)
     _add_planning(prune)
+    prune.add_argument("--compensate", choices=COMPENSATIONS, default="least_squares", help="fold in what goes")
     prune.add_argument("--out", type=Path, required=True, help="folder for the weights, the plan and the scores")
 
     report = command("report", _report, "measure a model before and after a plan: parameters, FLOPs, latency")
@@ -311,6 +317,7 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=("default", "paper"), default="default")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--memory-budget", type=_positive, metavar="BYTES")
+    parser.add_argument("--gram", action="store_true", help="keep what the residual signal and least squares take")
     parser.add_argument("--quiet", action="store_true", help="print nothing")
 
 

@@ -38,7 +38,11 @@ def table(outcomes: Mapping[str, Outcome]) -> Table:
 
 def _measures(columns: Table, report: fk.Report) -> None:
     before, after = report.before, report.after
-    for label, key in (("test accuracy", "accuracy"), ("test accuracy, fine-tuned", "accuracy_finetuned")):
+    for label, key in (
+        ("test accuracy, one shot", "accuracy"),
+        ("test accuracy, bare cut", "accuracy_cut"),
+        ("test accuracy, fine-tuned", "accuracy_finetuned"),
+    ):
         change = _signed(f"{100 * (after[key] - before['accuracy']):+.1f} points")
         columns.add_row(f"  {label}", f"{before['accuracy']:.2%}", f"{after[key]:.2%}", change)
     for label, key, form in (

@@ -68,9 +68,10 @@ def test_a_short_run(tmp_path: Path) -> None:
     for name, outcome in outcomes.items():
         folder = options.out / name
         report = outcome.report
-        assert report.after["params"] <= 0.5 * report.before["params"]
+        assert report.after["params"] <= 0.25 * report.before["params"] + 400  # and biases that compensation added
         assert report.after["flops"] < report.before["flops"]
-        assert outcome.masked_accuracy == pytest.approx(report.after["accuracy"], abs=1 / 360)
+        assert outcome.masked_accuracy == pytest.approx(report.after["accuracy_cut"], abs=1 / 360)
+        assert report.after["accuracy"] > report.after["accuracy_cut"]
         assert outcome.difference < 1e-5
         assert outcome.reload_equal
         assert outcome.exact
@@ -80,13 +81,13 @@ def test_a_short_run(tmp_path: Path) -> None:
         assert str(report.after["accuracy"]) in json.dumps(written)
         plan = fk.Plan.load(folder / "plan.json")
         scores = fk.Scores.load(folder / "scores.safetensors")
-        again = scores.plan(keep_params=0.5)
+        again = scores.plan(keep_params=0.25)
         for one, other in zip(plan.groups, again.groups, strict=True):
             assert one.removed.tolist() == other.removed.tolist()
         assert (folder / "picture.png").read_bytes().startswith(b"\x89PNG")
         for kind in ("pruned", "finetuned"):
             small = fk.load_pruned(models.BUILDERS[name](), folder / kind)
-            assert sum(p.numel() for p in small.parameters()) == report.after["params"]
+            assert 0 <= sum(p.numel() for p in small.parameters()) - report.after["params"] <= 400
 
 
 @pytest.mark.parametrize("package", ["sklearn", "matplotlib"])
