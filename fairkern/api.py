@@ -197,7 +197,9 @@ def score(
         progress: show a progress bar on a terminal.
 
     Returns:
-        Scores; `provenance` says what was used: counts, passes, bytes, seconds per stage.
+        Scores; `provenance` says what was used: counts, passes, seconds per stage; `sample_bytes`, what the class
+        samples took at most, and `predicted_bytes`, what was expected of the first batch's shapes: `samples` for all
+        of them in one pass, `layer`, the largest activation and its gradient, and `moments` where `gram` is set.
 
     Raises:
         InputError: empty loader, fewer than two classes, a class with one sample, labels that are no class

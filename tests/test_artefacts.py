@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 
 from fairkern.allocate import allocate, build, random_removal
 from fairkern.artefacts import (

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-import torchvision.models as zoo
 from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern.allocate import build, random_removal
 
+zoo = pytest.importorskip("torchvision").models
 LIMIT = 1e-9
 
 # family -> builder, image size. One member of every torchvision family that tracing has rules for.

@@ -27,6 +27,12 @@ class MomentStore:
     def points(self) -> list[Point]:
         return list(self._per_unit)
 
+    @property
+    def full_bytes(self) -> int:
+        """What the sums of all points take."""
+        widths = [p.length // per_unit for p, per_unit in self._per_unit.items()]
+        return sum(8 * width * (width + 1) for width in widths)
+
     def add(self, point: Point, act: Tensor, dim: int) -> None:
         """One batch at one point, units along `dim`."""
         per_unit = self._per_unit.get(point)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, loss_of
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
+from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore
 from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.residual import residual
@@ -49,6 +50,7 @@ def capture(
         first.run(loader)
         passed = time.perf_counter()
         first.selection.check()
+        assert first.prediction is not None
         scored: dict[Block, np.ndarray] = first.samples.utilization()
         compared = time.perf_counter() - passed
         waiting, passes, peak = first.samples.dropped, 1, first.samples.peak
@@ -94,6 +96,7 @@ def capture(
             "backend": settings.backend,
             "passes": passes,
             "sample_bytes": peak,
+            "predicted_bytes": first.prediction.of_classes(len(first.selection.counts)),
             "device": str(_device(model)),
             "torch": torch.__version__,
             "seconds": {
@@ -134,6 +137,7 @@ class _Pass:
         self._layouts: dict[Point, Layout] = {}
         self.seen = self.batches = 0
         self.loss_sum = 0.0
+        self.prediction: Prediction | None = None
 
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
         total = _length(loader)
@@ -161,6 +165,8 @@ class _Pass:
             weight = batch.samples if self._settings.loss_reduction is LossReduction.MEAN else 1
             self.loss_sum += self._backward(batch, self.taylor) * weight
             self.taylor.commit(weight)
+        if self.prediction is None:
+            self.prediction = self._predicted()
         for point, act in listener.heard.items():
             by_sample, dim = self._layouts[point].by_sample(act, point.dim)
             self.samples.add(point, by_sample, dim, rows, self.selection.expected)
@@ -168,6 +174,14 @@ class _Pass:
                 self.moments.add(point, by_sample, dim)
         self.seen += batch.samples
         listener.reset(_device(self._model))
+
+    def _predicted(self) -> Prediction:
+        heard = [
+            (point, *self._layouts[point].by_sample(act, point.dim))
+            for point, act in self._listener.heard.items()
+            if point in self._points
+        ]
+        return Prediction.of(heard, self._settings, self.moments.full_bytes if self.moments else 0)
 
     def _forward(self, batch: Batch) -> Tensor:
         """The loss, everything heard; run again with copies of what the model overwrote after it was heard."""

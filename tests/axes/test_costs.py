@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import torchvision.models as zoo
 from torch import nn
 
 from fairkern.allocate import build, random_removal
@@ -14,6 +13,7 @@ from fairkern.axes import unit_map
 from fairkern.compact import apply
 from tests.axes.harness import assert_sizes, measured_flops
 
+zoo = pytest.importorskip("torchvision").models
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "alexnet": lambda: zoo.alexnet(weights=None, num_classes=10),
     "vgg11_bn": lambda: zoo.vgg11_bn(weights=None, num_classes=10),

@@ -191,6 +191,41 @@ def test_memory_budget_takes_more_passes_and_gives_the_same_scores() -> None:
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("kind", [Plain, Branches])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("projections", [4, 16, 64])
+def test_the_samples_take_what_was_predicted(kind: type[nn.Module], dtype: torch.dtype, projections: int) -> None:
+    model = build(kind, dtype).eval()
+    x, y = samples(60, dtype)
+    scores = score(model, loader(x, y, 20), projections=projections, samples_per_class=10)
+    predicted = scores.provenance["predicted_bytes"]
+    assert scores.provenance["sample_bytes"] == predicted["samples"]
+    taps = {tap.sites[0].module for group in scores.units.groups for tap in group.taps}
+    assert predicted["layer"] == 2 * max(inputs_of(model, path, x[:20]).nbytes for path in taps)
+    assert predicted["moments"] == 0
+
+
+def test_second_moments_take_what_was_predicted() -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    scores = score(model, loader(x, y, 8), gram=True)
+    assert scores.moments
+    taken = sum(m.gram.nbytes + m.total.nbytes for m in scores.moments.values())
+    assert scores.provenance["predicted_bytes"]["moments"] == taken
+
+
+def test_a_pass_that_a_budget_splits_predicts_the_whole() -> None:
+    model = build(Plain).eval()
+    x, y = samples()
+    units = fk.trace(model, x[:2], verify=False)
+    whole, split = (
+        score(model, loader(x, y, 8), units=units, projections=32, memory_budget=budget).provenance
+        for budget in (None, 30 * 6 * 32 * 8 * 4)
+    )
+    assert split["predicted_bytes"] == whole["predicted_bytes"]
+    assert split["sample_bytes"] < split["predicted_bytes"]["samples"]
+
+
 def test_a_loader_that_runs_out_is_refused_only_when_a_second_pass_is_needed() -> None:
     model = build(Plain).eval()
     x, y = samples()

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
-from torchvision.models import mobilenet_v3_small
 
 from fairkern.allocate import build
 from fairkern.axes import unit_map
 from fairkern.compact import prove
 
+models = pytest.importorskip("torchvision").models
+
 
 def test_a_bias_cut_one_position_off_is_seen():
     torch.manual_seed(0)
-    model = mobilenet_v3_small(weights=None)
+    model = models.mobilenet_v3_small(weights=None)
     inputs = torch.randn(2, 3, 48, 48)
     units = unit_map(model, [inputs])
     assert len(units.prunable) > 20

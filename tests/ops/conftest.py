@@ -1,6 +1,7 @@
 """A native backend that is missing fails these tests unless the build was told to leave it out.
 
-The Triton backend runs the same tables on a GPU (`-m gpu`), or on the CPU where Triton interprets its kernels.
+The Triton and CUDA backends run the same tables on a GPU (`-m gpu`), Triton's also on the CPU where its kernels are
+interpreted.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from fairkern import env, ops
-from fairkern.ops import _native, _triton
+from fairkern.ops import _cuda, _native, _triton
 
 TRITON = pytest.param("triton", marks=pytest.mark.gpu)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+ON_DEVICE = {"triton": _triton.unavailable, "cuda": _cuda.unavailable}
 
 
 @pytest.fixture(params=["reference", "native", TRITON])
@@ -34,6 +37,14 @@ def gpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     yield from _prepared(request, monkeypatch)
 
 
+@pytest.fixture(params=["reference", "native", CUDA, TRITON])
+def gather_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every backend of the gather."""
+    if request.param == "native" and (reason := _native.unavailable()):
+        pytest.skip(reason)
+    yield from _prepared(request, monkeypatch)
+
+
 @pytest.fixture
 def extension():
     """The compiled extension."""
@@ -43,12 +54,15 @@ def extension():
 
 
 def _prepared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """For Triton: operators of the test's module move tensors to the device, and fresh memory holds NaN."""
-    if request.param != "triton":
+    """On a device: operators of the test's module move tensors there, and fresh memory holds NaN."""
+    if request.param not in ON_DEVICE:
         yield request.param
         return
-    device = torch.device("cpu" if env.triton_interpreted() else "cuda")
-    if reason := _triton.unavailable(device):
+    interpreted = request.param == "triton" and env.triton_interpreted()
+    device = torch.device("cpu" if interpreted else "cuda", None if interpreted else 0)
+    if not interpreted and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    if reason := ON_DEVICE[request.param](device):
         pytest.skip(reason)
     for name, operator in vars(ops).items():
         if isinstance(operator, FunctionType) and getattr(request.module, name, None) is operator:
@@ -65,7 +79,7 @@ def _moving(operator: Callable[..., Any], device: torch.device) -> Callable[...,
     """The operator with tensors moved there and back; a dtype that the kernels leave out skips the test."""
 
     def call(*arguments: Any, **options: Any) -> Any:
-        if options.get("backend") != "triton":
+        if options.get("backend") not in ON_DEVICE:
             return operator(*arguments, **options)
         there = pytree.tree_map_only(torch.Tensor, lambda tensor: _to(tensor, device), (arguments, options))
         tensors = [leaf for leaf in pytree.tree_leaves(there[0]) if isinstance(leaf, torch.Tensor)]
