@@ -1,9 +1,9 @@
-"""Time two callables in turn, so that a machine that slows down slows both."""
+"""Time callables in turn, so that a machine that slows down slows all."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,31 +58,38 @@ def compare(
     rival: Callable[[], object],
     rounds: int = 15,
     warmup: int = 2,
-    synchronize: Callable[[], object] | None = None,
+    clock: Callable[[Callable[[], object]], float] | None = None,
 ) -> Comparison:
-    """Call both `rounds` times, alternating, after `warmup` untimed calls of each.
+    """Call both `rounds` times, alternating, after `warmup` untimed calls of each. Arguments as `in_turn`."""
+    return Comparison(*in_turn((ours, rival), rounds, warmup, clock))
 
-    Which of the two goes first changes from round to round. `synchronize` (for example
-    `torch.cuda.synchronize`) is called before each reading of the clock.
+
+def in_turn(
+    calls: Sequence[Callable[[], object]],
+    rounds: int = 15,
+    warmup: int = 2,
+    clock: Callable[[Callable[[], object]], float] | None = None,
+) -> list[Timing]:
+    """Call all of them `rounds` times, after `warmup` untimed calls of each.
+
+    The order turns round from round to round. `clock` makes a call and returns its seconds; default: by the host's
+    clock.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}; at least 1 is needed")
+    read = host_clock if clock is None else clock
     for _ in range(warmup):
-        ours()
-        rival()
-    seconds: tuple[list[float], list[float]] = ([], [])
-    calls = (ours, rival)
+        for call in calls:
+            call()
+    seconds: list[list[float]] = [[] for _ in calls]
     for i in range(rounds):
-        for which in (0, 1) if i % 2 == 0 else (1, 0):
-            seconds[which].append(_timed(calls[which], synchronize))
-    return Comparison(Timing.of(seconds[0]), Timing.of(seconds[1]))
+        order = range(len(calls))
+        for which in order if i % 2 == 0 else reversed(order):
+            seconds[which].append(read(calls[which]))
+    return [Timing.of(values) for values in seconds]
 
 
-def _timed(call: Callable[[], object], synchronize: Callable[[], object] | None) -> float:
-    if synchronize is not None:
-        synchronize()
+def host_clock(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
-    if synchronize is not None:
-        synchronize()
     return time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""`pytest bench --write-results` also writes bench/results/<module>.json."""
+"""`pytest bench --write-results` also writes bench/results/<module>.json; `pytest -m gpu` always writes its own."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from bench._compare import Comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 _rows: pytest.StashKey[dict[str, list[dict[str, Any]]]] = pytest.StashKey()
+_gpu_rows: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-results", action="store_true", help="write bench/results/<module>.json")
+    parser.addoption("--commit", help="the commit to name in results where the code is not a git checkout")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_rows] = {}
+    config.stash[_gpu_rows] = []
 
 
 @pytest.fixture
@@ -39,6 +42,12 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
         request.config.stash[_rows].setdefault(module, []).append({"case": request.node.name, **row})
 
     return write
+
+
+@pytest.fixture
+def record_gpu(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], None]:
+    """Shows a row at the end of the run."""
+    return request.config.stash[_gpu_rows].append
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -61,13 +70,25 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             terminalreporter.write_line(
                 f"{row['case']:<60} {row['ratio']:8.2f}x   {ours * 1e3:9.3f} ms against {rival * 1e3:9.3f} ms"
             )
+    rows = config.stash[_gpu_rows]
+    if rows:
+        terminalreporter.section("gpu: value, bound, met")
+    for row in rows:
+        bound = f"{'>=' if row['at_least'] else '<='} {row['target']:g}"
+        alone = row.get("value_of_kernels", row.get("value_of_whole_call"))
+        beside = "" if alone is None else f"   {'kernels' if 'value_of_kernels' in row else 'whole call'} {alone:.3f}"
+        terminalreporter.write_line(
+            f"{row['case']:<22} {row['value']:9.3f} {bound:<8} {'met' if row['met'] else 'MISSED':<7}{beside}"
+        )
 
 
-def provenance() -> dict[str, Any]:
-    """Commit, date, versions and device of this run."""
+def provenance(commit: str | None = None) -> dict[str, Any]:
+    """Commit, date, versions and device of this run; `commit` is what to say where there is no git checkout."""
+    found = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", "fairkern", "csrc", "bench/*.py")
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "fairkern", "csrc", "bench/*.py")),
+        "commit": found or commit,
+        "uncommitted_changes": bool(changes) if found else None,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -79,7 +100,10 @@ def provenance() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
     return done.stdout.strip()
 
 

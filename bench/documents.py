@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.gpu import operators
+from bench.gpu import scoring as scoring_on_gpu
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = ("README.md", "docs/performance.md")
@@ -68,8 +71,37 @@ def allocation() -> str:
     return _compared("allocation", lambda r: f"{names[r['op']]}, {r['shape']}{_case(r)}")
 
 
-def operators() -> str:
+def operator_figures() -> str:
     return _compared("operators", lambda r: f"{r['op']}{_case(r)}")
+
+
+def gpu() -> str:
+    """Every row of the GPU table, from the results file where a GPU wrote one."""
+    path = RESULTS / "gpu.json"
+    results = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    rows = {row["case"]: row for row in results["rows"]}
+    lines = ["", "| | measured as | bound | reached | | time of a call |", "|---|---|---|---|---|---|"]
+    for case in (*operators.CASES, *scoring_on_gpu.CASES):
+        row, found = rows.get(case.name), ["not measured", "", ""]
+        if row is not None:
+            alone = row.get("value_of_kernels")
+            beside = "" if alone is None else f" (its kernels alone {alone:.2f})"
+            time = _seconds(row["ours_s"]["p50"]) if "ours_s" in row else ""
+            found = [f"{row['value']:.2f}{beside}", "met" if row["met"] else "missed", time]
+        lines.append(f"| {case.what} | {case.measure} | {case.bound} | {' | '.join(found)} |")
+    if not rows:
+        return "\n".join([*lines, "", "(`pytest -m gpu` on a GPU fills this table; none has been measured)"])
+    machine, copy, before = results["machine"], results["copy"], results["tests_before"]
+    smi = machine.get("nvidia_smi")
+    driver = f", driver {smi['driver_version']}" if isinstance(smi, Mapping) else ""
+    speed = copy["bytes_per_s"] / 1e12
+    source = (
+        f"(`pytest -m gpu`, {results['date'][:10]}, {machine['name']}{driver}, copy {speed:.2f} TB/s, "
+        f"Python {results['python']}, torch {results['torch']}, Triton {results['triton']}, commit "
+        f"{(results['commit'] or 'unknown')[:7]}; {before.get('passed', 0)} tests passed before and "
+        f"{before.get('failed', 0)} failed)"
+    )
+    return "\n".join([*lines, "", source])
 
 
 def _case(row: Mapping[str, Any]) -> str:
@@ -110,7 +142,8 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "scoring": scoring,
     "tracing": tracing,
     "allocation": allocation,
-    "operators": operators,
+    "operators": operator_figures,
+    "gpu": gpu,
 }
 
 

@@ -1,0 +1,63 @@
+"""The last part of `pytest -m gpu`: what the operators and scoring reach on this GPU, into bench/results/gpu.json.
+
+A missed target is a row that says so; a test fails where a result is wrong or cannot be measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from bench.conftest import ROOT
+from bench.gpu import operators, scoring
+from bench.gpu.cases import Bench, Case
+from bench.gpu.machine import Cuda
+from bench.gpu.results import Results
+from bench.gpu.workloads import FULL
+
+pytestmark = pytest.mark.gpu
+CASES = (*operators.CASES, *scoring.CASES)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("times are taken by one process alone; run bench/test_gpu.py without -n")
+    return Bench(Cuda(), FULL)
+
+
+@pytest.fixture(scope="module")
+def results(request: pytest.FixtureRequest) -> Results:
+    return Results(ROOT / "bench" / "results" / "gpu.json", request.config.getoption("--commit"))
+
+
+@pytest.fixture(autouse=True)
+def memory_back() -> Iterator[None]:
+    yield
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_row(
+    case: Case,
+    bench: Bench,
+    results: Results,
+    request: pytest.FixtureRequest,
+    record_gpu: Callable[[dict[str, Any]], None],
+) -> None:
+    row = case.row(bench)
+    counted = request.config.pluginmanager.get_plugin("terminalreporter").stats
+    tests = {outcome: len(counted.get(outcome, ())) for outcome in ("passed", "failed", "error", "skipped")}
+    results.add(row, bench, tests)
+    record_gpu(row)
