@@ -1,4 +1,4 @@
-"""Every Triton kernel, run by Triton's interpreter on the CPU: the tables of `tests/ops` and `interpreted.py`.
+"""Every Triton kernel, run by Triton's interpreter on the CPU: the tables of `tests/ops` and `test_kernels.py`.
 
 In a process of its own, because Triton decides when a kernel is defined whether it is interpreted.
 """
@@ -36,7 +36,7 @@ def test_every_kernel_equals_the_reference() -> None:
         chosen,
         "--durations=15",
         "tests/ops",
-        "tests/triton/interpreted.py",
+        "tests/triton/test_kernels.py",
     ]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False

@@ -1,4 +1,6 @@
-"""Cases of the Triton kernels beyond the tables of `tests/ops`; started by `test_interpreted.py`."""
+"""Cases of the Triton kernels beyond the tables of `tests/ops`: on a GPU (`-m gpu`), or in the interpreter, which
+`test_interpreted.py` starts.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +9,39 @@ import torch
 
 from fairkern import env
 from fairkern.errors import BackendError
-from fairkern.ops import backends, class_wasserstein, gather, taylor_many, taylor_sums
-from fairkern.ops.wasserstein import triton_kernel as wasserstein_kernel
+from fairkern.ops import _triton, backends, class_wasserstein, gather, taylor_many, taylor_sums
 from tests.tolerances import assert_close
+
+pytest.importorskip("triton")
+
+from fairkern.ops.wasserstein import triton_kernel as wasserstein_kernel
+
+pytestmark = pytest.mark.gpu
+DEVICE = torch.device("cpu") if env.triton_interpreted() else torch.device("cuda", 0)
 
 
 def samples(counts: list[int], units: int, projections: int | None, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     shape = (len(labels), units, *([projections] if projections else []))
-    return torch.randn(shape, generator=generator) + 0.2 * labels.view(-1, *[1] * (len(shape) - 1)), labels
+    x = torch.randn(shape, generator=generator) + 0.2 * labels.view(-1, *[1] * (len(shape) - 1))
+    return x.to(DEVICE), labels.to(DEVICE)
 
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """torch.empty holds NaN."""
+    """A device; torch.empty holds NaN there."""
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    if reason := _triton.unavailable(DEVICE):
+        pytest.skip(reason)
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.skipif(not env.triton_interpreted(), reason="TRITON_INTERPRET is not 1")
 def test_triton_is_interpreted():
-    assert env.triton_interpreted()
     assert all(row.get("triton") is None for row in backends("cpu").values())
     assert "interpreter" in backends("cuda")["gather"]["triton"]
 
@@ -86,7 +99,7 @@ def test_taylor_many_equals_one_by_one_on_triton():
     jobs = []
     for dtype in (torch.float32, torch.float16):
         for shape, dim in shapes:
-            act, grad = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+            act, grad = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(2))
             jobs.append((act, grad, dim))
             if act.ndim == 4:
                 last = torch.channels_last
@@ -105,7 +118,7 @@ def test_taylor_many_equals_one_by_one_on_triton():
 def test_taylor_splits_one_sample_over_programs_on_triton():
     generator = torch.Generator().manual_seed(0)
     for shape, dim in (((2, 2, 20_000), 1), ((2, 2_000, 3), 2)):
-        act, grad = (torch.randn(shape, generator=generator) for _ in range(2))
+        act, grad = (torch.randn(shape, generator=generator).to(DEVICE) for _ in range(2))
         exact = taylor_sums(act.double(), grad.double(), dim, backend="reference")
         actual = taylor_sums(act, grad, dim, backend="triton")
         assert_close(actual.per_sample, exact.per_sample, torch.float32, scale=200)
@@ -113,8 +126,8 @@ def test_taylor_splits_one_sample_over_programs_on_triton():
 
 
 def test_gather_refuses_what_its_kernel_cannot_walk_on_triton():
-    weight = torch.arange(3**5).view(3, 3, 3, 3, 3)
-    keep = torch.tensor([2, 0])
+    weight = torch.arange(3**5, device=DEVICE).view(3, 3, 3, 3, 3)
+    keep = torch.tensor([2, 0], device=DEVICE)
     with pytest.raises(BackendError, match="at most 3"):
         gather(weight, dict.fromkeys(range(4), keep) | {4: keep}, backend="triton")
     four = dict.fromkeys(range(3), keep)
