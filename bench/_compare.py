@@ -44,6 +44,10 @@ class Comparison:
         """Ours over rival: below 1 we are cheaper."""
         return self.ours.p50 / self.rival.p50
 
+    def bound(self, of: str, target: float, at_least: bool) -> dict[str, Any]:
+        """What must hold `of` "ratio" or "relative_cost", and whether it does: part of a row."""
+        return {"bounded": of, **bound(getattr(self, of), target, at_least)}
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "ratio": self.ratio,
@@ -51,6 +55,10 @@ class Comparison:
             "ours_s": self.ours.as_dict(),
             "rival_s": self.rival.as_dict(),
         }
+
+
+def bound(value: float, target: float, at_least: bool) -> dict[str, Any]:
+    return {"target": target, "at_least": at_least, "met": value >= target if at_least else value <= target}
 
 
 def compare(

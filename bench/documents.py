@@ -28,6 +28,7 @@ def fill(text: str) -> str:
 
 def demo() -> str:
     results = _read("demo")
+    assert results is not None
     names = {"vgg": "VGG-style", "resnet": "ResNet-style"}
     lines = [
         "| digits, a quarter of the parameters kept | "
@@ -59,7 +60,11 @@ def demo() -> str:
 
 
 def scoring() -> str:
-    return _compared("scoring", lambda r: f"scoring, {r['shape']}, {r['threads']} thread")
+    return _compared("scoring", lambda r: f"scoring, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}")
+
+
+def network_pruner() -> str:
+    return _compared("network_pruner", lambda r: f"scoring, {r['shape']}{_passes(r)}")
 
 
 def tracing() -> str:
@@ -77,8 +82,7 @@ def operator_figures() -> str:
 
 def gpu() -> str:
     """Every row of the GPU table, from the results file where a GPU wrote one."""
-    path = RESULTS / "gpu.json"
-    results = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    results = _read("gpu") or {"rows": []}
     rows = {row["case"]: row for row in results["rows"]}
     lines = ["", "| | measured as | bound | reached | | time of a call |", "|---|---|---|---|---|---|"]
     for case in (*operators.CASES, *scoring_on_gpu.CASES):
@@ -86,9 +90,11 @@ def gpu() -> str:
         if row is not None:
             alone = row.get("value_of_kernels")
             beside = "" if alone is None else f" (its kernels alone {alone:.2f})"
+            if "fraction_of_multiply_adds" in row:
+                beside += f"; {row['fraction_of_multiply_adds']:.2f} of the multiply-adds"
             time = _seconds(row["ours_s"]["p50"]) if "ours_s" in row else ""
             found = [f"{row['value']:.2f}{beside}", "met" if row["met"] else "missed", time]
-        lines.append(f"| {case.what} | {case.measure} | {case.bound} | {' | '.join(found)} |")
+        lines.append(f"| {case.what} | {case.measure} | {_bound(case.target, case.at_least)} | {' | '.join(found)} |")
     if not rows:
         return "\n".join([*lines, "", "(`pytest -m gpu` on a GPU fills this table; none has been measured)"])
     machine, copy, before = results["machine"], results["copy"], results["tests_before"]
@@ -111,11 +117,31 @@ def _case(row: Mapping[str, Any]) -> str:
 
 def _compared(module: str, label: Callable[[Mapping[str, Any]], str]) -> str:
     results = _read(module)
-    lines = ["", "| | fairkern | beside it | median | ratio |", "|---|---|---|---|---|"]
+    if results is None:
+        return f"\n(not measured; `pytest bench/test_{module}.py --write-results` fills this table)"
+    lines = ["", "| | fairkern | beside it | median | ratio | bound |", "|---|---|---|---|---|---|"]
     for r in results["rows"]:
         ours, rival = _seconds(r["ours_s"]["p50"]), _seconds(r["rival_s"]["p50"])
-        lines.append(f"| {label(r)} | {ours} | {r['rival']} | {rival} | {r['relative_cost']:.2g} |")
+        lines.append(f"| {label(r)} | {ours} | {r['rival']} | {rival} | {r['relative_cost']:.2g} | {_kept(r)} |")
     return "\n".join([*lines, "", _source(results, f"pytest bench/test_{module}.py --write-results")])
+
+
+def _passes(row: Mapping[str, Any]) -> str:
+    passes = row["ordinary_passes"]
+    return f" ({passes['ours']:.2g} ordinary passes against {passes['rival']:.3g})"
+
+
+def _kept(row: Mapping[str, Any]) -> str:
+    """A row's bound as a ratio of times, and whether it was met."""
+    if "target" not in row:
+        return ""
+    as_time = row["bounded"] == "relative_cost"
+    bound = _bound(row["target"] if as_time else 1 / row["target"], row["at_least"] and as_time)
+    return f"{bound}, {'met' if row['met'] else 'missed'}"
+
+
+def _bound(target: float, at_least: bool) -> str:
+    return f"{'≥' if at_least else '≤'} {target:.3g}"
 
 
 def _source(results: Mapping[str, Any], command: str) -> str:
@@ -133,13 +159,15 @@ def _seconds(value: float) -> str:
     raise AssertionError(value)
 
 
-def _read(module: str) -> dict[str, Any]:
-    return json.loads((RESULTS / f"{module}.json").read_text())
+def _read(module: str) -> dict[str, Any] | None:
+    path = RESULTS / f"{module}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 FIGURES: Mapping[str, Callable[[], str]] = {
     "demo": demo,
     "scoring": scoring,
+    "network_pruner": network_pruner,
     "tracing": tracing,
     "allocation": allocation,
     "operators": operator_figures,

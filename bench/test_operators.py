@@ -15,8 +15,8 @@ from torch import Tensor
 from bench._compare import Comparison, Timing, compare
 from fairkern import ops
 
-# units, classes, samples per class, projections
-WASSERSTEIN = [(512, 10, 32, 128), (512, 100, 32, 1), (128, 100, 32, 16)]
+# units, classes, samples per class, projections → how many times as fast as eager torch
+WASSERSTEIN = {(512, 10, 32, 128): 20.0, (512, 100, 32, 1): 10.0, (128, 100, 32, 16): 10.0}
 
 
 def samples(units: int, classes: int, count: int, projections: int) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,9 @@ def test_class_wasserstein_against_eager_torch(shape, benchmark, record):
 
     torch.testing.assert_close(ours(), eager_class_wasserstein(x, labels))
     timed = compare(ours, lambda: eager_class_wasserstein(x, labels), rounds=7, warmup=1)
-    settle(benchmark, record, ours, timed, op="class_wasserstein", rival="torch sort + cdist(p=1) + max", shape=shape)
+    what = {"op": "class_wasserstein", "rival": "torch sort + cdist(p=1) + max", "shape": shape}
+    what |= timed.bound("ratio", WASSERSTEIN[shape], at_least=True)
+    settle(benchmark, record, ours, timed, **what)
     assert timed.ratio >= 10
 
 
@@ -72,7 +74,7 @@ def by_scipy(x: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
 @pytest.mark.parametrize(("rival", "part"), [(by_pot, 32), (by_scipy, 4)], ids=["POT", "scipy"])
 def test_class_wasserstein_against_libraries(rival, part, benchmark, record):
     """The rival gets the first `part` units, and its time is multiplied: it would take minutes for all."""
-    shape = WASSERSTEIN[0]
+    shape = next(iter(WASSERSTEIN))
     x, labels = samples(*shape)
     classes = np.stack([x[labels == k].numpy() for k in range(shape[1])])[:, :, :part]
     pairs = list(itertools.combinations(range(shape[1]), 2))
@@ -87,16 +89,18 @@ def test_class_wasserstein_against_libraries(rival, part, benchmark, record):
     timed = compare(ours, theirs, rounds=3, warmup=0)
     scale = shape[0] / part
     scaled = Timing(timed.rival.p20 * scale, timed.rival.p50 * scale, timed.rival.p80 * scale, timed.rival.rounds)
+    whole = Comparison(timed.ours, scaled)
     settle(
         benchmark,
         record,
         ours,
-        Comparison(timed.ours, scaled),
+        whole,
         op="class_wasserstein",
         rival=f"{'POT wasserstein_1d' if rival is by_pot else 'scipy wasserstein_distance'} per pair",
         shape=shape,
         rival_units=part,
         rival_time_multiplied_by=scale,
+        **whole.bound("ratio", 500.0 if rival is by_pot else 1000.0, at_least=True),
     )
 
 
@@ -113,6 +117,7 @@ def test_gather_rows_and_columns(dtype, benchmark, record):
 
     assert torch.equal(ours(), twice())
     timed = compare(ours, twice, rounds=15)
+    what |= timed.bound("ratio", 2.0, at_least=True)
     settle(benchmark, record, ours, timed, op="gather", rival="index_select twice", **what)
     assert timed.ratio >= 2
 
@@ -127,6 +132,7 @@ def test_gather_rows(dtype, benchmark, record):
         return ops.gather(weight, {0: rows})
 
     timed = compare(ours, taken.clone, rounds=25)
+    what |= timed.bound("ratio", 0.8, at_least=True)
     settle(benchmark, record, ours, timed, op="gather", rival="clone of the result", **what)
     assert timed.ratio >= 0.8
 
@@ -154,7 +160,7 @@ def test_taylor_against_a_dot_product(layout, dtype, benchmark, record):
         return ops.taylor_sums(act, grad)
 
     timed = compare(ours, lambda: torch.dot(*flat), rounds=11)
-    what = {"shape": shape, "layout": layout, "dtype": str(dtype)}
+    what = {"shape": shape, "layout": layout, "dtype": str(dtype), **timed.bound("ratio", 0.8, at_least=True)}
     settle(benchmark, record, ours, timed, op="taylor_sums", rival="torch.dot over the same bytes", **what)
     if dtype == torch.float32:
         assert timed.ratio >= 0.8

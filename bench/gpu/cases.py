@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench._compare import Timing
+from bench._compare import Timing, bound
 from bench.gpu.machine import Call, Machine
 from bench.gpu.workloads import Scale, noise
 
@@ -26,22 +26,15 @@ class Case:
     at_least: bool
     run: Callable[[Bench], Measured]
 
-    @property
-    def bound(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {self.target:g}"
-
     def row(self, bench: Bench) -> dict[str, Any]:
         """Measured, as it stands in the results file."""
         found = self.run(bench)
-        met = found.value >= self.target if self.at_least else found.value <= self.target
         return {
             "case": self.name,
             "what": self.what,
             "measure": self.measure,
             "value": found.value,
-            "target": self.target,
-            "at_least": self.at_least,
-            "met": met,
+            **bound(found.value, self.target, self.at_least),
             **found.more,
         }
 

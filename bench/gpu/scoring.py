@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
+from bench._training import forward_backward
 from bench.gpu.cases import Bench, Case, Measured, against
 from bench.gpu.workloads import Scale, batches_of
 from bench.models import images
@@ -51,11 +52,7 @@ class Setting:
         )
 
     def train(self) -> None:
-        """Forward and backward with weight gradients; the optimiser's step is left out."""
-        self.twin.train()
-        for x, y in self.batches:
-            self.twin.zero_grad(set_to_none=True)
-            self.loss_fn(self.twin(x), y).backward()
+        forward_backward(self.twin, self.batches, self.loss_fn)
 
     def backward_to_activations(self) -> None:
         """What holds a batch's activations as a scoring pass does, and nothing else: no samples, no sums."""
