@@ -67,17 +67,3 @@ def test_imports_without_a_driver_and_says_why_it_cannot_run():
     with pytest.raises(ValueError, match="null pointer"):
         module.gather(tasks=0, jobs=1, blocks=1, device=0, stream=0)
     assert "cuda" in ops.backends("cuda")["gather"]["cuda"]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_on_the_device():
-    from tests.ops.test_gather import CASES, DTYPES, assert_taken, numbered, tensors
-
-    jobs = [(numbered(shape, dtype), indices) for shape, indices in CASES.values() for dtype in DTYPES]
-    there = [(weight.cuda(), tensors(indices)) for weight, indices in jobs]
-    for result, (weight, indices) in zip(ops.gather_many(there, backend="cuda"), jobs, strict=True):
-        assert_taken(result.cpu(), weight, indices)
-    experts, rows = torch.randn(5, 7, 12, device="cuda"), torch.randint(0, 12, (5, 8))
-    taken = ops.gather(experts, {0: torch.tensor([4, 1]), 2: rows}, backend="cuda")
-    assert torch.equal(taken, ops.gather(experts, {0: torch.tensor([4, 1]), 2: rows}, backend="reference"))
