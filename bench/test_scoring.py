@@ -35,8 +35,8 @@ def digits() -> Batches:
 
 
 def large() -> Batches:
-    """32 images of each of ten classes."""
-    x, y = images(320, 10, 3, 128)
+    """16 images of each of ten classes."""
+    x, y = images(160, 10, 3, 128)
     return list(zip(x.split(32), y.split(32), strict=True))
 
 
