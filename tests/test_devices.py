@@ -174,6 +174,24 @@ def test_cut_equals_masked_and_the_cut_of_the_cpu(network, backend, inplace, dev
     assert (found.cpu() - here).abs().max() < 1e-9 * scale.cpu()
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compensation_is_that_of_the_cpu(network, dtype, device) -> None:
+    model, x, y = network(dtype)
+    here, away = score(model, x, y, gram=True), score(there(model, device), x, y, gram=True)
+    relative = 1e-3 if dtype == torch.float32 else 1e-9
+    for tap, moments in here.moments.items():
+        found = away.moments[tap]
+        assert (found.count, found.per_unit) == (moments.count, moments.per_unit)
+        np.testing.assert_allclose(found.gram, moments.gram, rtol=relative, atol=relative * abs(moments.gram).max())
+    if dtype == torch.float32:
+        return  # what follows solves with them, which magnifies the last bits
+    plan = here.plan(keep_params=0.6)
+    with torch.no_grad():
+        expected = fk.apply(model, plan, compensate="least_squares", scores=here).eval()(x[:5])
+        small = fk.apply(there(model, device), plan, compensate="least_squares", scores=away)
+        assert (small(x[:5].to(device)).cpu() - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
 def test_tracing_and_proving_find_the_units_of_the_cpu(network, device) -> None:
     model, x, _ = network(torch.float32)
     here, away = fk.trace(model.eval(), x[:2]), fk.trace(there(model, device), x[:2].to(device))
