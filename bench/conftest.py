@@ -23,7 +23,7 @@ _gpu_rows: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-results", action="store_true", help="write bench/results/<module>.json")
-    parser.addoption("--commit", help="the commit to name in results where the code is not a git checkout")
+    parser.addoption("--commit", metavar="HASH", help="--commit=HASH: what results name where there is no git checkout")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -297,6 +297,7 @@ def test_one_command_collects_tests_and_then_benchmarks_without_optional_package
             "pytest",
             "-m",
             "gpu",
+            "--commit=abc",
             "--collect-only",
             "-q",
             "-p",
