@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from bench import documents
 from bench._compare import Comparison, Timing, bound
+from bench.conftest import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "bench" / "results").glob("*.json"))
@@ -49,3 +51,15 @@ def test_an_unexplained_miss_is_seen() -> None:
 def test_a_bound_holds_either_way(of: str, target: float, at_least: bool, met: bool) -> None:
     timed = Comparison(Timing.of([1.0, 1.0]), Timing.of([2.0]))
     assert timed.bound(of, target, at_least) == {"bounded": of, "target": target, "at_least": at_least, "met": met}
+
+
+def test_a_row_with_a_bound_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    assert "not measured" in documents.network_pruner()
+    timed = Comparison(Timing.of([1.0]), Timing.of([20.0]))
+    passes = {"ordinary_passes": {"ours": 1.2, "rival": 97.0}}
+    row = {"case": "a", "shape": "a CNN", "rival": "the package", **passes, **timed.as_dict()}
+    rows = [row, {**row, **timed.bound("ratio", 15.0, True)}, {**row, **timed.bound("relative_cost", 0.01, False)}]
+    (tmp_path / "network_pruner.json").write_text(json.dumps({**provenance(), "rows": rows}))
+    text = documents.network_pruner()
+    assert [word in text for word in ("against 97)", "| ≤ 0.0667, met |", "| ≤ 0.01, missed |")] == [True] * 3
