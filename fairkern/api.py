@@ -249,6 +249,8 @@ def apply(
     *,
     compensate: str = "none",
     scores: types.Scores | None = None,
+    loader: Iterable[Any] | None = None,
+    steps: int | None = None,
     inplace: bool = False,
     backend: str = "auto",
 ) -> nn.Module:
@@ -259,6 +261,10 @@ def apply(
         plan: from `Scores.plan` or `Plan.load`.
         compensate: "mean" folds the removed units' means into the consumers' biases; "least_squares" also what the
             units that stay tell of them, into the consumers' weights (`score(…, gram=True)` keeps what it takes).
+            "sequential" then refits one consumer after the other on what it reads once those before it have been cut:
+            errors do not add up, at the price of two forward passes over `loader` a step.
+        loader: batches for "sequential", as for `score`; it is iterated once a step and needs no labels.
+        steps: of "sequential", in how many steps; None: one for every tap.
         scores: where means and moments are taken from; needed to compensate.
         inplace: cut `model` itself, tensor by tensor, freeing memory as it goes; default: a copy, `model` stays.
         backend: of the gathers.
@@ -268,7 +274,7 @@ def apply(
         InputError: a model that cannot be copied, compensation without the scores that it needs.
     """
     _check_model(model)
-    return _cut(model, plan, compensate, scores, inplace=inplace, backend=backend)[0]
+    return _cut(model, plan, compensate, scores, loader, steps, inplace=inplace, backend=backend)[0]
 
 
 def _cut(
@@ -276,19 +282,50 @@ def _cut(
     plan: types.Plan,
     compensate: str,
     scores: types.Scores | None,
+    loader: Iterable[Any] | None,
+    steps: int | None,
     *,
     inplace: bool,
     backend: str = "auto",
 ) -> tuple[nn.Module, list[compact.Correction]]:
     method = choose(compact.Compensation, "compensate", compensate)
+    sequential = method is compact.Compensation.SEQUENTIAL
     found: list[compact.Correction] = []
     if method is not compact.Compensation.NONE:
         if scores is None:
             raise InputError(f"compensate={compensate!r} needs the scores that the plan was made from: pass scores=")
-        found = compact.corrections(model, plan, scores, method)
+        found = compact.corrections(model, plan, scores, compact.Compensation.LEAST_SQUARES if sequential else method)
+    if sequential:
+        assert scores is not None
+        return _refitted(model, plan, scores, found, loader, steps, inplace, backend), found
     small = compact.apply(model, plan, inplace=inplace, backend=backend)
     compact.fold(small, found)
     return small, found
+
+
+def _refitted(
+    model: nn.Module,
+    plan: types.Plan,
+    scores: types.Scores,
+    found: list[compact.Correction],
+    loader: Iterable[Any] | None,
+    steps: int | None,
+    inplace: bool,
+    backend: str,
+) -> nn.Module:
+    if loader is None or iter(loader) is loader:
+        given = "none was given" if loader is None else "this one can be iterated once only"
+        raise InputError(f"compensate='sequential' measures again after every step and needs a loader; {given}")
+    if inplace:
+        raise InputError("compensate='sequential' compares with the uncut model: it cannot be done with inplace=True")
+    if steps is not None and steps < 1:
+        raise InputError(f"steps is {steps}; expected at least 1")
+
+    def measure(changed: nn.Module, taps: Sequence[str]) -> Mapping[str, types.JointMoments]:
+        return capture.joint_moments(model, changed, loader, scores.units, taps)
+
+    order = capture.tap_order(model, loader, scores.units)
+    return compact.refit(model, plan, scores, found, order, measure, steps, backend=backend)
 
 
 def prune(
@@ -317,7 +354,7 @@ def prune(
     """
     _check_model(model)
     method = choose(compact.Compensation, "compensate", compensate)
-    scoring.setdefault("gram", method is compact.Compensation.LEAST_SQUARES)
+    scoring.setdefault("gram", method in (compact.Compensation.LEAST_SQUARES, compact.Compensation.SEQUENTIAL))
     started = time.perf_counter()
     first, loader = _first_batch(loader)
     example = _head(first, model)
@@ -338,7 +375,7 @@ def prune(
     planned = time.perf_counter()
     latency = report.latency_ms(model, example)
     cutting = time.perf_counter()
-    small, corrected = _cut(model, plan, compensate, scores, inplace=inplace)
+    small, corrected = _cut(model, plan, compensate, scores, loader, None, inplace=inplace)
     stages = {"trace and score": scored - started, "plan": planned - scored, "cut": time.perf_counter() - cutting}
     return small, summarise(
         plan,

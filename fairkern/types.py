@@ -194,6 +194,18 @@ class Moments:
     per_unit: int = 1
 
 
+@dataclass(frozen=True, eq=False)
+class JointMoments:
+    """Sums over `count` pairs of vectors: `a` that a consumer read, `b` that it reads in a changed model. Float64."""
+
+    cross: FloatArray  # [n, n], Σ a bᵀ
+    gram: FloatArray  # [n, n], Σ b bᵀ
+    total: FloatArray  # [n], Σ a
+    changed: FloatArray  # [n], Σ b
+    count: int
+    per_unit: int = 1
+
+
 @dataclass(frozen=True)
 class Scores:
     """Per group and unit: removal and protection signals, and what a later stage needs of the same pass.

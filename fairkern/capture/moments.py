@@ -20,7 +20,7 @@ class MomentStore:
     """
 
     def __init__(self, points: Iterable[Point], units: UnitMap) -> None:
-        self._per_unit = {p: _offsets(p, units) for p in points}
+        self._per_unit = {p: offsets(p, units) for p in points}
         self._sums: dict[Point, tuple[Tensor, Tensor, int]] = {}
 
     @property
@@ -56,7 +56,7 @@ class MomentStore:
         return found
 
 
-def _offsets(point: Point, units: UnitMap) -> int:
+def offsets(point: Point, units: UnitMap) -> int:
     """How many positions of each unit are offsets of one channel: 1 unless one group of channels fills the point."""
     if len(point.blocks) == 1 and point.blocks[0].columns is None:
         (block,) = point.blocks

@@ -97,15 +97,20 @@ class _Root(torch.autograd.Function):
         return grads[0], None
 
 
+class Heard(BaseException):
+    """Every point has been heard: the rest of the forward pass is not needed."""
+
+
 class Listener:
     """What one forward pass hears at its points, and what comes back to them in the backward pass.
 
     Every point gets an alias of its activation, handed to its consumers alone: the gradient that returns there
-    came through them and not through a skip connection beside them.
+    came through them and not through a skip connection beside them. `stop`: the forward pass ends, by `Heard`, with the
+    last point.
     """
 
-    def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
-        self._model, self.points, self._gradients = model, points, gradients
+    def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool, stop: bool = False) -> None:
+        self._model, self.points, self._gradients, self._stop = model, points, gradients, stop
         self._by_site = {site: p for p in points for site in p.sites if not site.weight}
         self._by_weight: dict[tuple[str, int], list[tuple[Site, Point]]] = {}
         for p in points:
@@ -207,6 +212,8 @@ class Listener:
             heard = heard.clone()
         self.heard[point] = heard
         self.versions[point] = heard._version
+        if self._stop and len(self.heard) == len(self.points):
+            raise Heard
         if not self._gradients or not torch.is_grad_enabled():
             return x
         alias: Tensor = _Root.apply(x, self.root)

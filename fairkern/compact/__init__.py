@@ -7,6 +7,7 @@ from fairkern.compact.descriptors import check
 from fairkern.compact.inputs import vary
 from fairkern.compact.masked import masked
 from fairkern.compact.prove import difference, prove
+from fairkern.compact.refit import refit
 
 __all__ = [
     "Compensation",
@@ -19,6 +20,7 @@ __all__ = [
     "load_pruned",
     "masked",
     "prove",
+    "refit",
     "save_pruned",
     "unexplained",
     "vary",

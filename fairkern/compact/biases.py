@@ -23,11 +23,12 @@ def output_dim(module: nn.Module, axis: Axis) -> int | None:
         return 0 if last.startswith("weight_ih") and axis.dim == 1 else None
     if last != "weight" or not _adds_bias(module):
         return None
-    out = _output_dim(module)
+    out = made_dim(module)
     return out if axis.dim == 1 - out else None
 
 
-def _output_dim(module: nn.Module) -> int:
+def made_dim(module: nn.Module) -> int:
+    """The dimension of the weight of a linear layer or convolution that becomes its output."""
     flipped = _transposed_linear(module) or (isinstance(module, nn.modules.conv._ConvNd) and module.transposed)
     return 1 if flipped else 0
 
@@ -47,7 +48,7 @@ def bias_of(model: nn.Module, axis: Axis) -> tuple[nn.Module, str] | None:
 def give_bias(module: nn.Module) -> None:
     """Register a bias of zeros on a module that has a weight and no bias, trained and placed like its weight."""
     weight = module.get_parameter("weight")
-    zeros = weight.new_zeros(weight.shape[_output_dim(module)]).detach()
+    zeros = weight.new_zeros(weight.shape[made_dim(module)]).detach()
     module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
 
 

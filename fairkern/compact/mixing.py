@@ -15,11 +15,13 @@ from fairkern.types import IndexArray, Moments
 
 
 class Compensation(enum.Enum):
-    """What is folded into the consumers: nothing, the removed units' means, or their least-squares prediction."""
+    """What is folded into the consumers: nothing, the removed units' means, their least-squares prediction, or that
+    layer after layer, each on what it reads once those before it have been cut."""
 
     NONE = "none"
     MEAN = "mean"
     LEAST_SQUARES = "least_squares"
+    SEQUENTIAL = "sequential"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,127 @@
+"""Sequential compensation against refits made by other means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fairkern as fk
+from fairkern import capture, compact
+from fairkern.allocate import build
+from fairkern.compact import Compensation
+from tests.axes.harness import Net
+from tests.compact.test_compensate import CONSUMERS, Y, double, images, scored
+
+
+def sequential(
+    model: nn.Module, scores: fk.Scores, plan: fk.Plan, loader: list, steps: int | None, ridge: float = 1e-13
+) -> nn.Module:
+    found = compact.corrections(model, plan, scores, Compensation.LEAST_SQUARES, ridge)
+    order = capture.tap_order(model, loader, scores.units)
+
+    def measure(changed: nn.Module, taps: list[str]) -> dict:
+        return capture.joint_moments(model, changed, loader, scores.units, taps)
+
+    return compact.refit(model, plan, scores, found, order, measure, steps, ridge)
+
+
+def chain() -> tuple[nn.Module, Tensor]:
+    model = double(
+        Net(
+            lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x))))),
+            a=nn.Linear(5, 9),
+            b=nn.Linear(9, 8),
+            c=nn.Linear(8, 3),
+        )
+    )
+    return model, torch.randn(48, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def test_every_consumer_is_fitted_on_what_it_reads_in_the_cut_model() -> None:
+    model, x = chain()
+    scores = scored(model, x)
+    plan = build(scores.units, [np.array([0, 4, 7, 8]), np.array([1, 2, 3])])
+    small = sequential(model, scores, plan, [(x, Y)], None)
+    with torch.no_grad():
+        for before, after, act, now in (
+            (model.b, small.b, torch.relu(model.a(x)), torch.relu(small.a(x))),
+            (
+                model.c,
+                small.c,
+                torch.relu(model.b(torch.relu(model.a(x)))),
+                torch.relu(small.b(torch.relu(small.a(x)))),
+            ),
+        ):
+            wanted = before(act).numpy()
+            if after is small.b:
+                wanted = np.delete(wanted, [1, 2, 3], 1)
+            design = np.hstack([now.numpy(), np.ones((48, 1))])
+            fit = np.linalg.lstsq(design, wanted, rcond=None)[0]
+            np.testing.assert_allclose(after(now).numpy(), design @ fit, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps", [None, 1, 2])
+def test_the_output_is_nearer_than_in_one_shot(steps: int | None) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 12, 3, padding=1), *(nn.Conv2d(12, 12, 3, padding=1) for _ in range(3))]
+    model = double(
+        Net(
+            lambda m, x: m.head(m.d(torch.relu(m.c(torch.relu(m.b(torch.relu(m.a(x))))))).mean((2, 3))),
+            **dict(zip("abcd", layers, strict=True)), head=nn.Linear(12, 3),
+        )
+    )  # fmt: skip
+    x = images()
+    scores = scored(model, x, (20, 28))
+    plan = scores.plan(keep_params=0.4)
+    loader = [(x[:20], Y[:20]), (x[20:], Y[20:])]
+    once = fk.apply(model, plan, compensate="least_squares", scores=scores)
+    small = fk.apply(model, plan, compensate="sequential", scores=scores, loader=loader, steps=steps)
+    with torch.no_grad():
+        one, refitted = (F.mse_loss(m(x), model(x)) for m in (once, small))
+    assert refitted < (one if steps is None else 1.05 * one)
+
+
+@pytest.mark.parametrize("name", [name for name in CONSUMERS if name != "recurrent"])
+def test_a_unit_that_others_tell_is_not_missed(name: str) -> None:
+    model, x = CONSUMERS[name](), images()
+    scores = scored(model, x)
+    removed = [np.array([5] if g.name == "a" else [], dtype=np.int64) for g in scores.units.groups]
+    small = sequential(model, scores, build(scores.units, removed), [(x[:10], Y[:10]), (x[10:], Y[10:])], None)
+    with torch.no_grad():
+        assert float((model(x) - small(x)).abs().max()) < 1e-5 * float(model(x).abs().max())
+
+
+def test_models_and_biases_stay_consistent() -> None:
+    """The model is left as it was; a consumer whose outputs are cut as well gets a bias of what stays."""
+    model = double(
+        Net(
+            lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x)))).mean((2, 3))),
+            a=nn.Conv2d(2, 8, 3), b=nn.Conv2d(8, 6, 3, bias=False), c=nn.Linear(6, 3),
+        )
+    )  # fmt: skip
+    x = images()
+    scores = scored(model, x)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    plan = build(scores.units, [np.array([0, 3]), np.array([1, 4])])
+    small = fk.apply(model, plan, compensate="sequential", scores=scores, loader=[(x, Y)])
+    assert small.b.bias.shape == (4,)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert model.b.bias is None
+
+
+def test_what_is_missing_is_said() -> None:
+    model, x = chain()
+    scores = scored(model, x)
+    plan = scores.plan(keep_params=0.6)
+    for options, message in (
+        ({}, "none was given"),
+        ({"loader": iter([(x, Y)])}, "iterated once only"),
+        ({"loader": [(x, Y)], "inplace": True}, "inplace=True"),
+        ({"loader": [(x, Y)], "steps": 0}, "steps is 0"),
+        ({"loader": []}, "yields no batch"),
+    ):
+        with pytest.raises(fk.InputError, match=message):
+            fk.apply(model, plan, compensate="sequential", scores=scores, **options)
