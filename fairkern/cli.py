@@ -165,10 +165,10 @@ def _apply(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     out = _folder(arguments.out)
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
-    fits = arguments.compensate == "least_squares"
+    fits = arguments.compensate in ("least_squares", "sequential")
     scores = fk.score(model, loader, loss, **_score_options(arguments) | {"gram": fits or arguments.gram})
     plan = scores.plan(**_plan_options(arguments))
-    small = fk.apply(model, plan, compensate=arguments.compensate, scores=scores)
+    small = fk.apply(model, plan, compensate=arguments.compensate, scores=scores, loader=loader)
     fk.save_pruned(small, plan, out)
     scores.save(out / "scores.safetensors")
     _say(arguments, f"{_removed(plan)}; written to {out}")
@@ -292,7 +292,8 @@ def _parser() -> argparse.ArgumentParser:
     prune = command("prune", _prune, "score, plan, cut and save in one go")
     _add_scoring(prune)
     _add_planning(prune)
-    prune.add_argument("--compensate", choices=COMPENSATIONS, default="least_squares", help="fold in what goes")
+    methods = (*COMPENSATIONS, "sequential")
+    prune.add_argument("--compensate", choices=methods, default="least_squares", help="fold in what goes")
     prune.add_argument("--out", type=Path, required=True, help="folder for the weights, the plan and the scores")
 
     report = command("report", _report, "measure a model before and after a plan: parameters, FLOPs, latency")

@@ -29,14 +29,8 @@ def sequential(
 
 
 def chain() -> tuple[nn.Module, Tensor]:
-    model = double(
-        Net(
-            lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x))))),
-            a=nn.Linear(5, 9),
-            b=nn.Linear(9, 8),
-            c=nn.Linear(8, 3),
-        )
-    )
+    layers = {"a": nn.Linear(5, 9), "b": nn.Linear(9, 8), "c": nn.Linear(8, 3)}
+    model = double(Net(lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x))))), **layers))
     return model, torch.randn(48, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
 
@@ -46,15 +40,9 @@ def test_every_consumer_is_fitted_on_what_it_reads_in_the_cut_model() -> None:
     plan = build(scores.units, [np.array([0, 4, 7, 8]), np.array([1, 2, 3])])
     small = sequential(model, scores, plan, [(x, Y)], None)
     with torch.no_grad():
-        for before, after, act, now in (
-            (model.b, small.b, torch.relu(model.a(x)), torch.relu(small.a(x))),
-            (
-                model.c,
-                small.c,
-                torch.relu(model.b(torch.relu(model.a(x)))),
-                torch.relu(small.b(torch.relu(small.a(x)))),
-            ),
-        ):
+        read, now = torch.relu(model.a(x)), torch.relu(small.a(x))
+        then, later = torch.relu(model.b(read)), torch.relu(small.b(now))
+        for before, after, act, now in ((model.b, small.b, read, now), (model.c, small.c, then, later)):
             wanted = before(act).numpy()
             if after is small.b:
                 wanted = np.delete(wanted, [1, 2, 3], 1)
