@@ -35,7 +35,7 @@ def refit(
     It works on a copy in full size whose consumers ignore what goes. That starts from the one-shot fit. Then, tap by
     tap in the order of the forward pass, every consumer gets the weights that best give back, from what now arrives
     there, what it computed in `model`: with `a` read before and `b` now, `W ← W C_ab C_bb⁻¹` over the positions that
-    stay. In the end the copy is cut. `found`: the one-shot corrections; consumers that they leave alone stay alone here.
+    stay. In the end the copy is cut. `found`: the one-shot corrections; what they leave alone is left alone here.
 
     `steps`: refit in so many groups of taps, each measured once; None: every tap for itself.
     Cost: `steps` measurements, and per tap one Cholesky factorisation.

@@ -42,13 +42,13 @@ def test_every_consumer_is_fitted_on_what_it_reads_in_the_cut_model() -> None:
     with torch.no_grad():
         read, now = torch.relu(model.a(x)), torch.relu(small.a(x))
         then, later = torch.relu(model.b(read)), torch.relu(small.b(now))
-        for before, after, act, now in ((model.b, small.b, read, now), (model.c, small.c, then, later)):
+        for before, after, act, reads in ((model.b, small.b, read, now), (model.c, small.c, then, later)):
             wanted = before(act).numpy()
             if after is small.b:
                 wanted = np.delete(wanted, [1, 2, 3], 1)
-            design = np.hstack([now.numpy(), np.ones((48, 1))])
+            design = np.hstack([reads.numpy(), np.ones((48, 1))])
             fit = np.linalg.lstsq(design, wanted, rcond=None)[0]
-            np.testing.assert_allclose(after(now).numpy(), design @ fit, rtol=1e-5, atol=1e-7)
+            np.testing.assert_allclose(after(reads).numpy(), design @ fit, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("steps", [None, 1, 2])
