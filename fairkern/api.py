@@ -142,9 +142,9 @@ def trace(
         [('0', 8)]
     """
     _check_model(model)
-    units = axes.unit_map(model, [example_inputs, *more])
+    units, sites = axes.map_and_sites(model, [example_inputs, *more])
     if verify and units.prunable:
-        units = replace(_proven(model, units, (example_inputs, *more), seed), proven=True)
+        units = replace(_proven(model, units, sites, (example_inputs, *more), seed), proven=True)
     if not units.prunable:
         reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
         raise InputError(
@@ -460,16 +460,28 @@ def _check_model(model: object) -> None:
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
 
 
-def _proven(model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: int) -> types.UnitMap:
+def _proven(
+    model: nn.Module, units: types.UnitMap, sites: Sequence[types.SizeSite], runs: Sequence[Any], seed: int
+) -> types.UnitMap:
     """The map with every group frozen that fails on any of the inputs.
 
-    An attribute recognised by its value may be a coincidence: groups that fail get a second try without those.
+    An attribute recognised by its value may be a coincidence: groups that fail get a second try without those,
+    and a third with the sizes substituted that their modules' code passes on.
     """
 
-    def failing(candidate: types.UnitMap) -> dict[int, str]:
+    def failing(candidate: types.UnitMap, needless: set[tuple[str, int, int]] | None = None) -> dict[int, str]:
         failed: dict[int, str] = {}
         for inputs in runs:
-            failed |= compact.prove(model, candidate.freeze(failed), inputs, make_plan=allocate.build, seed=seed)
+            failed |= compact.prove(
+                model,
+                candidate.freeze(failed),
+                inputs,
+                make_plan=allocate.build,
+                seed=seed,
+                needless_sites=needless,
+            )
+            if needless is not None:
+                candidate, needless = candidate.without_sites(needless), None
         return failed
 
     failed = failing(units)
@@ -478,6 +490,12 @@ def _proven(model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: i
         again = failing(plain)
         if len(again) < len(failed):
             units, failed = plain, again
+    sited = units.without_observed(failed).with_sites(sites, failed)
+    if sited.sites:
+        needless: set[tuple[str, int, int]] = set()
+        again = failing(sited, needless)
+        if len(again) < len(failed):
+            units, failed = sited.without_sites(needless), again
     return units.freeze(failed)
 
 

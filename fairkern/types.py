@@ -6,6 +6,7 @@ is rectangular: `positions[u]` are the places that unit `u` holds on one axis, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -145,6 +146,44 @@ class SizeAttribute:
 
 
 @dataclass(frozen=True)
+class SizeSite:
+    """A size that a module's own code passes to a call, as a number, and the extent that it follows.
+
+    `call` counts the size-taking calls that the module makes itself within one forward pass, from 0; `function` is
+    the name of the function and `place` counts the numbers that it is given (`fairkern.size_calls`).
+    """
+
+    module: str
+    call: int
+    function: str
+    place: int
+    extent: int  # index into `UnitMap.extents`
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A module that runs as another class of `fairkern.replacements`, equal in function, once it is cut."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """A field of the model's configuration that counts units: `size · kept / units` when its groups agree on that.
+
+    `name` is dotted ("text_config.intermediate_size"). `before` is what it holds, None where it is left to a default
+    of `size`. `fixed`: the field is set to `size` when its groups are cut (the size of a head).
+    """
+
+    name: str
+    before: int | None
+    size: int
+    groups: tuple[int, ...]
+    fixed: bool = False
+
+
+@dataclass(frozen=True)
 class UnitMap:
     """What can be cut from a model: the result of tracing. Holds no tensors of the model."""
 
@@ -158,6 +197,9 @@ class UnitMap:
     shapes: Mapping[str, tuple[int, ...]]  # every parameter and buffer
     proven: bool = False
     notes: tuple[str, ...] = ()
+    sites: tuple[SizeSite, ...] = ()  # those that a proof found to need it
+    replacements: tuple[Replacement, ...] = ()
+    config: tuple[ConfigField, ...] = ()  # shown to describe the pruned model by building from it
 
     @property
     def prunable(self) -> tuple[int, ...]:
@@ -167,11 +209,23 @@ class UnitMap:
     def without_observed(self, groups: Iterable[int]) -> UnitMap:
         """The same map without observed attributes that follow any of these groups."""
         gone = set(groups)
+        stays = (a for a in self.attributes if not (a.observed and self.follows(a.extent) & gone))
+        return replace(self, attributes=tuple(stays))
 
-        def stays(a: SizeAttribute) -> bool:
-            return not (a.observed and gone & {g for g, _ in self.extents[a.extent].parts})
+    def with_sites(self, sites: Iterable[SizeSite], groups: Iterable[int]) -> UnitMap:
+        """The same map with its own size sites and those of `sites` that follow any of these groups."""
+        wanted = set(groups)
+        more = (s for s in sites if self.follows(s.extent) & wanted and s not in self.sites)
+        return replace(self, sites=(*self.sites, *more))
 
-        return replace(self, attributes=tuple(a for a in self.attributes if stays(a)))
+    def without_sites(self, sites: Iterable[tuple[str, int, int]]) -> UnitMap:
+        """The same map without the size sites at these (module, call, place)."""
+        gone = set(sites)
+        return replace(self, sites=tuple(s for s in self.sites if (s.module, s.call, s.place) not in gone))
+
+    def follows(self, extent: int) -> set[int]:
+        """Indices of the groups that an extent shrinks with."""
+        return {group for group, _ in self.extents[extent].parts}
 
     def freeze(self, reasons: Mapping[int, str]) -> UnitMap:
         """The same map with the groups at these indices frozen."""
@@ -256,6 +310,32 @@ class AttributeChange:
 
 
 @dataclass(frozen=True)
+class SizeChange:
+    """What a size site is given after the cut, in place of what it was given before (see `SizeSite`)."""
+
+    module: str
+    call: int
+    function: str
+    place: int
+    before: int
+    after: int
+
+    @property
+    def common(self) -> int:
+        """The largest number that divides both sizes."""
+        return math.gcd(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """A field of the model's configuration, before and after the cut (see `ConfigField`)."""
+
+    name: str
+    before: int | None
+    after: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which positions of which axes go. Data, not code; applies without tracing again.
 
@@ -270,6 +350,9 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]]
     request: Mapping[str, Any] = field(default_factory=dict)
     result: Mapping[str, Any] = field(default_factory=dict)
+    sites: tuple[SizeChange, ...] = ()
+    replacements: tuple[Replacement, ...] = ()
+    config: tuple[ConfigChange, ...] = ()
 
 
 @dataclass(frozen=True)

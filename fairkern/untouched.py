@@ -83,6 +83,21 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
                         buffer.copy_(saved)
 
 
+def caches(model: nn.Module) -> Iterator[dict[Any, Tensor]]:
+    """Dictionaries of tensors that modules keep between runs under a name with "cache" in it: what they hold was
+    computed from the weights, and is computed again where it is missing."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if "cache" in name and type(value) is dict and value and all(isinstance(v, Tensor) for v in value.values()):
+                yield value
+
+
+def forget(model: nn.Module) -> None:
+    """Empty the caches."""
+    for cache in caches(model):
+        cache.clear()
+
+
 def _refill(value: Any, items: Any) -> None:
     value.clear()
     (value.extend if isinstance(value, list) else value.update)(items)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from fairkern.allocate.cost import Cost, extents_after
 from fairkern.errors import InputError
-from fairkern.types import AttributeChange, Axis, GroupAxis, IndexArray, Plan, PlanAxis, PlanGroup, UnitMap
+from fairkern.types import AttributeChange, Axis, ConfigChange, GroupAxis, IndexArray, Plan, PlanAxis, PlanGroup, SizeChange, UnitMap
 
 
 def build(
@@ -30,7 +31,8 @@ def build(
     Returns:
         A Plan with the prunable groups in the map's order, the axes that lose positions sorted by name, the
         attributes that change, and in `result`: `params_before`, `params_after`, `flops_before`, `flops_after`,
-        `groups`, `groups_cut`, `units`, `units_removed`.
+        `groups`, `groups_cut`, `units`, `units_removed`, and `config_left`: fields of the model's configuration that
+        stay as they were since their groups differ.
 
     Raises:
         InputError: a wrong number of arrays, units that do not exist or come twice, a group that is frozen or
@@ -52,12 +54,14 @@ def build(
     params, flops = Cost(units, units.params), Cost(units, units.flops)
     prunable = units.prunable
     sizes = extents_after(units, counts)
+    axes = _axes(units, chosen)
+    config, left = _config(units, chosen)
     return Plan(
         model=units.model,
         groups=tuple(
             PlanGroup(units.groups[g].name, units.groups[g].kind, units.groups[g].units, chosen[g]) for g in prunable
         ),
-        axes=_axes(units, chosen),
+        axes=axes,
         attributes=tuple(
             AttributeChange(a.module, a.attribute, units.extents[a.extent].length, sizes[a.extent])
             for a in units.attributes
@@ -74,9 +78,35 @@ def build(
             "groups_cut": int(np.count_nonzero(counts)),
             "units": sum(units.groups[g].units for g in prunable),
             "units_removed": int(counts.sum()),
+            **({"config_left": left} if left else {}),
             **(result or {}),
         },
+        sites=tuple(
+            SizeChange(s.module, s.call, s.function, s.place, units.extents[s.extent].length, sizes[s.extent])
+            for s in units.sites
+            if sizes[s.extent] != units.extents[s.extent].length
+        ),
+        replacements=tuple(
+            r
+            for r in units.replacements
+            if any(a.axis.tensor.startswith(f"{r.module}." if r.module else "") for a in axes)
+        ),
+        config=config,
     )
+
+
+def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigChange, ...], list[str]]:
+    """Fields that change, and those that stay as they are because their groups differ."""
+    changes, left = [], []
+    for field in units.config:
+        sizes = {Fraction(field.size * (units.groups[g].units - len(chosen[g])), units.groups[g].units) for g in field.groups}
+        if sizes == {field.size}:
+            continue
+        if len(sizes) == 1 and (after := sizes.pop()).denominator == 1:
+            changes.append(ConfigChange(field.name, field.before, field.size if field.fixed else int(after)))
+        else:
+            left.append(field.name)
+    return tuple(changes), left
 
 
 def _checked(units: UnitMap, removed: Sequence[IndexArray]) -> list[IndexArray]:

@@ -41,6 +41,11 @@ class Fields:
             self._wrong("a list" if length is None else f"a list of {length}")
         return [Fields(value, self.path, f"{self.where}[{i}]") for i, value in enumerate(self.value)]
 
+    def optional_items(self, key: str) -> list[Fields]:
+        """The items of a list that files of an older schema do not have."""
+        entry = self.entries().get(key)
+        return [] if entry is None else entry.items()
+
     def text(self) -> str:
         if not isinstance(self.value, str):
             self._wrong("text")

@@ -18,8 +18,8 @@ import numpy as np
 
 from fairkern.errors import ArtefactError, InputError
 
-SCHEMA = 1
-"""Version of the file layout. Readers take this version and no newer one."""
+SCHEMA = 2
+"""Version of the file layout. Readers take this version and older ones: 1 had no size sites and no replacements."""
 
 _HEADER = ("format", "schema", "fairkern")
 

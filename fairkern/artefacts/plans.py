@@ -10,7 +10,7 @@ import numpy as np
 
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import plain, read_json, write_json
-from fairkern.types import AttributeChange, Axis, IndexArray, Plan, PlanAxis, PlanGroup
+from fairkern.types import AttributeChange, Axis, IndexArray, Plan, PlanAxis, PlanGroup, Replacement, SizeChange
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
@@ -56,6 +56,18 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
             {"module": a.module, "attribute": a.attribute, "before": a.before, "after": a.after}
             for a in plan.attributes
         ],
+        "sites": [
+            {
+                "module": s.module,
+                "call": s.call,
+                "function": s.function,
+                "place": s.place,
+                "before": s.before,
+                "after": s.after,
+            }
+            for s in plan.sites
+        ],
+        "replacements": [{"module": r.module, "name": r.name} for r in plan.replacements],
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
     }
 
@@ -81,8 +93,30 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
     )
     request, result = content["request"], content["result"]
     request.entries(), result.entries()
+    sites = tuple(
+        SizeChange(
+            s["module"].text(),
+            s["call"].whole(),
+            s["function"].text(),
+            s["place"].whole(),
+            s["before"].whole(1),
+            s["after"].whole(1),
+        )
+        for s in content.optional_items("sites")
+    )
+    replacements = tuple(
+        Replacement(r["module"].text(), r["name"].text()) for r in content.optional_items("replacements")
+    )
     return Plan(
-        content["model"].text(), tuple(groups), tuple(axes.values()), attributes, shapes, request.value, result.value
+        content["model"].text(),
+        tuple(groups),
+        tuple(axes.values()),
+        attributes,
+        shapes,
+        request.value,
+        result.value,
+        sites,
+        replacements,
     )
 
 

@@ -15,8 +15,10 @@ from fairkern.types import (
     FrozenAxis,
     GroupAxis,
     IndexArray,
+    Replacement,
     Site,
     SizeAttribute,
+    SizeSite,
     Tap,
     UnitMap,
 )
@@ -86,6 +88,8 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "params": [[t.coefficient, list(t.extents)] for t in units.params],
         "flops": [[t.coefficient, list(t.extents)] for t in units.flops],
         "attributes": [[a.module, a.attribute, a.extent, a.observed] for a in units.attributes],
+        "sites": [[s.module, s.call, s.function, s.place, s.extent] for s in units.sites],
+        "replacements": [[r.module, r.name] for r in units.replacements],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
             {
@@ -123,6 +127,15 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         module, attribute, extent, observed = entry.items(4)
         where = extent.whole(below=len(extents))
         attributes.append(SizeAttribute(module.text(), attribute.text(), where, observed.flag()))
+    sites = []
+    for entry in content.optional_items("sites"):
+        module, call, function, place, extent = entry.items(5)
+        where = extent.whole(below=len(extents))
+        sites.append(SizeSite(module.text(), call.whole(), function.text(), place.whole(), where))
+    replacements = []
+    for entry in content.optional_items("replacements"):
+        module, name = entry.items(2)
+        replacements.append(Replacement(module.text(), name.text()))
     frozen = []
     for entry in content["frozen"].items():
         tensor, dim, positions, length, reason = entry.items(5)
@@ -140,6 +153,8 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         shapes=shapes,
         proven=content["proven"].flag(),
         notes=tuple(note.text() for note in content["notes"].items()),
+        sites=tuple(sites),
+        replacements=tuple(replacements),
     )
 
 

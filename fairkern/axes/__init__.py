@@ -10,12 +10,17 @@ from torch import nn
 from fairkern.axes.trace import check_inputs
 from fairkern.axes.trace import trace as _trace
 from fairkern.axes.units import solve
-from fairkern.types import UnitMap
+from fairkern.types import SizeSite, UnitMap
 
-__all__ = ["unit_map"]
+__all__ = ["map_and_sites", "unit_map"]
 
 
 def unit_map(model: nn.Module, runs: Sequence[Any]) -> UnitMap:
     """Trace `model` on each of `runs` (example inputs) and solve. Nothing is proven yet."""
+    return map_and_sites(model, runs)[0]
+
+
+def map_and_sites(model: nn.Module, runs: Sequence[Any]) -> tuple[UnitMap, tuple[SizeSite, ...]]:
+    """The unit map, and every size site that could be substituted where the proof finds that a group needs it."""
     check_inputs(model, runs)
     return solve(model, _trace(model, runs))

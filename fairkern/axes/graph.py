@@ -41,11 +41,15 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """What the trace knows of one tensor. Compared by identity: an in-place write makes a new track."""
+    """What the trace knows of one tensor. Compared by identity: an in-place write makes a new track.
+
+    `mixed`: nodes that the tensor's values run over, and how; they stay if anything reads the tensor.
+    """
 
     sizes: tuple[int, ...]
     dims: tuple[Dim, ...]
     source: Source | None = None
+    mixed: tuple[tuple[Dim, str], ...] = ()
 
     @classmethod
     def constant(cls, sizes: Sequence[int]) -> Track:
@@ -128,6 +132,11 @@ class Graph:
         """These positions stay, and why. The first reason recorded is the one that is told."""
         if isinstance(dim, np.ndarray) and dim.size:
             self.freezes.append((dim.reshape(-1), reason))
+
+    def read(self, track: Track) -> None:
+        """Something depends on the values of a tensor: what they run over stays."""
+        for dim, reason in track.mixed:
+            self.freeze(dim, reason)
 
     def frozen(self, n: int, reason: str) -> np.ndarray:
         """`n` fresh nodes that stay."""

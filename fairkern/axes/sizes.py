@@ -16,6 +16,14 @@ _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]],
     ((nn.Embedding,), {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}),
     ((nn.PReLU,), {"num_parameters": ("weight", 0)}),
     ((nn.RNNBase,), {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}),
+    (
+        (nn.MultiheadAttention,),
+        {
+            "embed_dim": ("in_proj_weight|q_proj_weight", 1),
+            "kdim": ("in_proj_weight|k_proj_weight", 1),
+            "vdim": ("in_proj_weight|v_proj_weight", 1),
+        },
+    ),
 )
 
 
@@ -39,6 +47,11 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
         if isinstance(module, nn.modules.batchnorm._NormBase) and path in tracing.graph.features:
             yield path, "num_features", tracing.graph.features[path]
             continue
+        if isinstance(module, nn.MultiheadAttention):
+            heads = (n for where, n in tracing.graph.sites if where == path and len(n) == module.num_heads)
+            first_heads = next(heads, None)  # of the query, which is split before anything else
+            if first_heads is not None:
+                yield path, "num_heads", first_heads
         if transposed_linear(module):
             for attribute, dim in (("nx", 0), ("nf", 1)):
                 found = nodes(module, "weight", dim)

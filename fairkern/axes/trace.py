@@ -17,11 +17,13 @@ from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Fixed, Graph, Productio
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
+from fairkern.axes.sites import SizeCall, SizeCalls
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.errors import InputError
 from fairkern.nested import call_model, elements, tensors_in
+from fairkern.replacements import in_place
 from fairkern.types import Site
-from fairkern.untouched import Originals, untouched
+from fairkern.untouched import Originals, forget, untouched
 from fairkern.weight_calls import WeightCall, WeightCalls
 
 # modules whose input is looked at on entry
@@ -49,6 +51,7 @@ class Tracing:
     reached_training: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
+    size_calls: list[tuple[str, list[SizeCall]]] = field(default_factory=list)  # per module call of eval mode
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -125,6 +128,7 @@ def _run(
     training: bool,
     first: bool,
 ) -> None:
+    forget(model)
     tracks = Tracks(tracing.graph)
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
@@ -134,9 +138,13 @@ def _run(
     functions = _Functions(tracing.graph, tracks)
     mode = _Mode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=first)
     calls = WeightCalls(names, functions.around)
-    with torch.no_grad(), _plain_recurrence(model), modules, calls, Escapes(tracks), mode:
+    sizes = SizeCalls(modules.current, tracks)
+    with torch.no_grad(), in_place(model), _plain_recurrence(model), modules, calls, Escapes(tracks), sizes, mode:
         output = call_model(model, inputs)
+    if not training:
+        tracing.size_calls.extend(sizes.by_module(modules.calls))
     for tensor in _tensors_of(output):
+        tracing.graph.read(tracks.of(tensor))
         for dim in tracks.of(tensor).dims:
             tracing.graph.freeze(dim, "is a dimension of the model's output")
 
@@ -188,6 +196,8 @@ class _Mode(TorchDispatchMode):
             self._originals.about_to_write(t)
         strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
         before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
+        for track in before.values():
+            self._tracing.graph.read(track)
         if func._schema.name.split("::")[1] not in RULES and func._can_decompose():
             with self:  # inference mode shows composite operators whole
                 return func.decompose(*args, **(kwargs or {}))
@@ -321,7 +331,7 @@ class _ModuleStack:
     def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track]) -> None:
         self._model, self._lookup = model, lookup
         self._stack: list[ModuleCall] = [ModuleCall(Site(""), None, None)]
-        self._calls: dict[str, int] = {}
+        self.calls: dict[str, int] = {}  # by module path
         self._handles = contextlib.ExitStack()
 
     def current(self) -> ModuleCall:
@@ -336,8 +346,8 @@ class _ModuleStack:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             entry = next(tensors_in([*args, *kwargs.values()]), None)
             seen = self._lookup(entry) if entry is not None and _seen(module) else None
-            self._stack.append(ModuleCall(Site(path, self._calls.get(path, 0)), module, seen))
-            self._calls[path] = self._calls.get(path, 0) + 1
+            self._stack.append(ModuleCall(Site(path, self.calls.get(path, 0)), module, seen))
+            self.calls[path] = self.calls.get(path, 0) + 1
 
         def leave(*_: Any) -> None:
             self._stack.pop()

@@ -58,6 +58,7 @@ class Tracks:
             self._freeze(known, reason)
 
     def _freeze(self, track: Track, reason: str) -> None:
+        self.graph.read(track)
         for dim in track.dims:
             self.graph.freeze(dim, reason)
 

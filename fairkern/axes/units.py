@@ -13,10 +13,25 @@ import numpy as np
 from torch import nn
 
 from fairkern.axes.graph import Graph
+from fairkern.axes.sites import size_sites
 from fairkern.axes.sizes import observed_attributes, size_attributes
 from fairkern.axes.solver import FREE, Solver, decide_factors
 from fairkern.axes.trace import Tracing, named_tensors, transposed_linear
-from fairkern.types import Axis, AxisGroup, CostTerm, Extent, FrozenAxis, GroupAxis, Site, SizeAttribute, Tap, UnitMap
+from fairkern.replacements import replaceable
+from fairkern.types import (
+    Axis,
+    AxisGroup,
+    CostTerm,
+    Extent,
+    FrozenAxis,
+    GroupAxis,
+    Replacement,
+    Site,
+    SizeAttribute,
+    SizeSite,
+    Tap,
+    UnitMap,
+)
 
 
 @dataclass
@@ -57,8 +72,11 @@ def _signatures(places: _Places, count: int) -> np.ndarray:
     return out.T.copy().view([("a", np.uint64), ("b", np.uint64)]).reshape(-1)
 
 
-def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
-    """Groups, taps, costs and size attributes of a traced model. Linear in axis positions, up to sorting."""
+def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, ...]]:
+    """Groups, taps, costs and size attributes of a traced model, and its size sites, none of them in use.
+
+    Linear in axis positions, up to sorting.
+    """
     graph = tracing.graph
     _freeze_unreached(model, tracing)
     solver = Solver(graph)
@@ -99,11 +117,12 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
     attributes = [SizeAttribute(m, a, sizes.of(n)) for m, a, n in size_attributes(model, tracing)]
     observed = observed_attributes(model, tracing, sizes.of, lambda e: bool(sizes.extents[e].parts))
     attributes += [SizeAttribute(m, a, e, observed=True) for m, a, e in observed]
+    sites = tuple(size_sites(tracing.size_calls, sizes.of, sizes.extents))
     reasons = dict(sizes.uneven)
     notes = list(tracing.notes)
     if tracing.unknown:
         notes.append("operators without a rule: " + ", ".join(sorted(tracing.unknown)))
-    return UnitMap(
+    units = UnitMap(
         model=type(model).__name__,
         groups=tuple(groups),
         frozen=tuple(_frozen_axes(places, solver)),
@@ -113,7 +132,9 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
         attributes=tuple(attributes),
         shapes={n: tuple(t.shape) for n, t in named_tensors(model).items()},
         notes=tuple(notes),
-    ).freeze(reasons)
+        replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
+    )
+    return units.freeze(reasons), sites
 
 
 def _freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
@@ -266,7 +287,7 @@ def _group(
 def _kind(module: nn.Module | None) -> str:
     if isinstance(module, nn.modules.conv._ConvNd):
         return "channel"
-    return "neuron" if isinstance(module, nn.Linear) or transposed_linear(module) else "unit"
+    return "neuron" if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or transposed_linear(module) else "unit"
 
 
 def _unique_names(names: list[str]) -> list[str]:

@@ -21,6 +21,7 @@ from fairkern.capture.settings import LossReduction, Recipe, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.nested import call_model
+from fairkern.replacements import in_place
 from fairkern.types import Moments, Scores, UnitMap
 from fairkern.untouched import untouched
 
@@ -41,7 +42,7 @@ def capture(
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
     moments = MomentStore(_read(points, units), units) if settings.gram else None
     started = time.perf_counter()
-    with untouched(model):
+    with untouched(model), in_place(model):
         model.eval()
         for parameter in model.parameters():  # no weight gradient is computed; ours start at the taps
             parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Plan → small model: one gather per tensor, the attributes that hold sizes, nothing else."""
+"""Plan → small model: one gather per tensor, and the sizes that modules hold or pass on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match
+from fairkern.compact.sites import install
 from fairkern.errors import InputError
 from fairkern.ops.gather import gather_many
+from fairkern.replacements import replace_modules
 from fairkern.types import Plan
+from fairkern.untouched import caches, forget
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str = "auto") -> nn.Module:
@@ -39,28 +42,33 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
         if inplace:
             for held, index in cuts:
                 _replace(held.tensor, index, backend)
+            forget(model)
             small = model
         else:
             gathered = gather_dense([(held.tensor, index) for held, index in cuts], backend)
             small = copy_with(model, [(held, tensor) for (held, _), tensor in zip(cuts, gathered, strict=True)])
             check_pruned(small, plan)
-    set_attributes(small, plan)
+    set_sizes(small, plan)
     return small
 
 
-def set_attributes(model: nn.Module, plan: Plan) -> None:
-    """Give the module attributes that hold sizes the values that the plan leaves."""
+def set_sizes(model: nn.Module, plan: Plan) -> None:
+    """Give the module attributes that hold sizes, and the calls that are given sizes, what the plan leaves."""
     for change in plan.attributes:
         setattr(model.get_submodule(change.module), change.attribute, change.after)
+    replace_modules(model, {r.module: r.name for r in plan.replacements})
+    install(model, plan.sites)
 
 
 def copy_with(model: nn.Module, replacements: Sequence[tuple[Held, Tensor]]) -> nn.Module:
     """`copy.deepcopy(model)` with some tensors replaced by others, which are taken over and not copied.
 
-    Works through deepcopy's memo, so that whatever refers to a replaced tensor refers to its replacement.
+    Works through deepcopy's memo, so that whatever refers to a replaced tensor refers to its replacement. Caches
+    of tensors are empty in the copy.
     Raises InputError when the model cannot be copied.
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}
+    memo |= {id(cache): {} for cache in caches(model)}
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:

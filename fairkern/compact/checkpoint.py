@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fairkern.artefacts import SCHEMA, load_plan, replacing, save_plan
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import check_header, compact, package_version, parse, sync_folder
-from fairkern.compact.apply import copy_with, empty_dense, gather_dense, set_attributes
+from fairkern.compact.apply import copy_with, empty_dense, gather_dense, set_sizes
 from fairkern.compact.biases import give_bias, may_be_added
 from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, shapes_after, tensors_of
 from fairkern.errors import ArtefactError, InputError
@@ -86,7 +86,7 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
         raise ArtefactError(f"{place / WEIGHTS} {what}: it was written for another version of this model")
     with torch.no_grad():
         small = copy_with(fresh_model, _emptied(fresh_model, plan, expected))
-    set_attributes(small, plan)
+    set_sizes(small, plan)
     for name in extra:  # biases that compensation added
         give_bias(small.get_submodule(name.rpartition(".")[0]))
     try:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fairkern.compact.biases import may_be_added
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.replacements import REPLACEMENTS
 from fairkern.types import Plan, PlanAxis
 
 Index = dict[int, Tensor]  # dim → int64 [positions], ascending
@@ -128,6 +129,21 @@ def check(model: nn.Module, plan: Plan) -> None:
         if found != change.before:
             where = f"{change.module}.{change.attribute}".lstrip(".")
             raise PlanMismatchError(f"{where} is {found!r} here, the plan expects {change.before}")
+    modules = dict(model.named_modules())
+    for site in plan.sites:
+        if site.module not in modules:
+            raise PlanMismatchError(f"the plan changes sizes that {site.module} passes on: no such module")
+    for replacement in plan.replacements:
+        classes = REPLACEMENTS.get(replacement.name)
+        if classes is None:
+            raise PlanMismatchError(
+                f"the plan puts a {replacement.name} in place of {replacement.module}: unknown here"
+            )
+        if type(modules.get(replacement.module)) not in classes:
+            raise PlanMismatchError(
+                f"{replacement.module} is a {type(modules.get(replacement.module)).__name__} here, the plan expects "
+                f"{classes[0].__module__}.{classes[0].__name__}"
+            )
 
 
 def check_pruned(small: nn.Module, plan: Plan) -> None:

@@ -14,6 +14,7 @@ from fairkern.compact.apply import apply, copy_with
 from fairkern.compact.descriptors import check, tensors_of
 from fairkern.compact.inputs import distance, vary
 from fairkern.compact.masked import masked
+from fairkern.compact.sites import learn, needless
 from fairkern.compact.stir import calibrate, stir
 from fairkern.errors import InputError
 from fairkern.nested import call_model, map_tensors, tensors_in
@@ -45,6 +46,7 @@ def prove(
     make_plan: MakePlan,
     seed: int = 0,
     tolerance: float | None = None,
+    needless_sites: set[tuple[str, int, int]] | None = None,
 ) -> dict[int, str]:
     """Which prunable groups of `units` fail when they are cut: `{group index: reason}`, empty if all hold.
 
@@ -60,6 +62,8 @@ def prove(
     `model` and the global random generators stay as they are.
 
     `make_plan(units, removed)` gives the plan that removes these units, an int64 array per group of the map.
+    `needless_sites`: a set that receives (module, call, place) of the map's size sites whose number is right
+    without a substitution; without it every site is substituted.
     `tolerance` defaults to 1e-9 in float64, 1e-3 in float32, 5e-2 in half precision.
 
     Cost: a copy, a calibrating and two measured forward passes when nothing fails.
@@ -75,7 +79,7 @@ def prove(
     if not candidates:
         return {}
     with _own_random_state(model, seed), torch.no_grad():
-        trial = _Trial(model, units, removed, make_plan, inputs, seed, tolerance)
+        trial = _Trial(model, units, removed, make_plan, inputs, seed, tolerance, needless_sites)
         return search(candidates, trial.failure)
 
 
@@ -124,7 +128,9 @@ class _Trial:
         inputs: Any,
         seed: int,
         tolerance: float | None,
+        needless_sites: set[tuple[str, int, int]] | None,
     ) -> None:
+        self.needless_sites = needless_sites
         self.units, self.removed, self.make_plan, self.seed = units, removed, make_plan, seed
         own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
         coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
@@ -164,7 +170,10 @@ class _Trial:
         nothing = np.zeros(0, dtype=np.int64)
         plan = self.make_plan(self.units, [r if i in chosen else nothing for i, r in enumerate(self.removed)])
         try:
-            found = self._run(apply(self.copy, plan), self.inputs)
+            small = apply(self.copy, plan)
+            if self.needless_sites is not None:
+                learn(small)
+            found = self._run(small, self.inputs)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
@@ -173,6 +182,8 @@ class _Trial:
         with masked(self.copy, plan):
             expected = self._run(self.copy, self.inputs)
         error_ = distance(expected, found)
+        if self.needless_sites is not None and error_ <= self.tolerance:
+            self.needless_sites |= needless(small, plan)
         return None if error_ <= self.tolerance else f"pruned differs from masked by {error_:.1e}"
 
 

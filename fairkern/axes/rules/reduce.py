@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fairkern.axes.graph import CONSTANT, Track
 from fairkern.axes.rules._call import Call, Rule, wrap
@@ -17,14 +18,14 @@ def _dims(call: Call, ndim: int) -> list[int]:
 
 
 def reduction(call: Call) -> list[Track]:
+    """What is reduced stays as it is, unless nobody reads the result (attention weights averaged over heads)."""
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
-    for i in over:
-        call.graph.freeze(x.dims[i], f"{call.where} runs over it")
+    mixed = tuple((x.dims[i], f"{call.where} runs over it") for i in over)
     left = [CONSTANT if i in over else d for i, d in enumerate(x.dims)]
     if len(call.sizes) != len(x.dims):
         left = [d for i, d in enumerate(x.dims) if i not in over]
-    return [call.out(left)[0] for _ in call.outputs]
+    return [replace(call.out(left)[0], mixed=mixed) for _ in call.outputs]
 
 
 def along(call: Call) -> list[Track]:

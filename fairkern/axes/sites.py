@@ -1,0 +1,129 @@
+"""Which units the sizes follow that a module's own code passes to views, splits and the like.
+
+Calls are counted per module call, those of submodules left out, as the pruned model counts them (`compact/sites.py`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.overrides import TorchFunctionMode
+
+from fairkern.axes.graph import CONSTANT, Dim
+from fairkern.axes.rules._call import ModuleCall
+from fairkern.axes.tracks import Tracks
+from fairkern.nested import tensors_in
+from fairkern.size_calls import SizeFunction, size_function
+from fairkern.types import Extent, Site, SizeSite
+
+
+@dataclass(frozen=True, eq=False)
+class SizeCall:
+    """One call and, per number that it was given, the value and the dimension whose length the value became."""
+
+    function: str
+    numbers: tuple[tuple[int, Dim], ...]  # a number that is not whole, or is −1, has the dimension CONSTANT
+
+
+class SizeCalls(TorchFunctionMode):
+    """Writes down every size-taking call of a run, under the module call that made it."""
+
+    def __init__(self, current: Callable[[], ModuleCall], tracks: Tracks) -> None:
+        super().__init__()
+        self._current, self._tracks = current, tracks
+        self._calls: dict[Site, list[SizeCall]] = defaultdict(list)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        function = size_function(func)
+        if function is None:
+            return func(*args, **kwargs)
+        site = self._current().site
+        result = func(*args, **kwargs)
+        numbers = function.numbers(args, kwargs)
+        dims = self._dims(function, numbers, args, kwargs, result)
+        self._calls[site].append(
+            SizeCall(
+                function.name,
+                tuple(
+                    (n, d) if type(n) is int and n > 0 else (0, CONSTANT) for n, d in zip(numbers, dims, strict=True)
+                ),
+            )
+        )
+        return result
+
+    def _dims(self, function: SizeFunction, numbers: Sequence[Any], args: Any, kwargs: Any, result: Any) -> list[Dim]:
+        nothing: list[Dim] = [CONSTANT] * len(numbers)
+        if any(t not in self._tracks for t in tensors_in(result)):
+            return nothing
+        if function.kind == "split":
+            dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+            parts = [self._tracks.of(part).dims[dim] for part in result]
+            return parts if len(parts) == len(numbers) else parts[:1] if len(numbers) == 1 else nothing
+        if function.kind == "groups":
+            channels = self._tracks.of(kwargs["input"] if "input" in kwargs else args[0]).dims[1]
+            depthwise = isinstance(channels, np.ndarray) and numbers == (len(channels),)
+            return [channels] if depthwise else nothing
+        dims = self._tracks.of(result).dims
+        start = 0
+        if function.kind == "unflatten":
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            start = dim if dim >= 0 else dim + result.ndim - len(numbers) + 1
+        return list(dims[start : start + len(numbers)]) if start + len(numbers) <= len(dims) else nothing
+
+    def by_module(self, calls: Mapping[str, int]) -> Iterator[tuple[str, list[SizeCall]]]:
+        """(module path, its size-taking calls) for each of the `calls[path]` calls of every module."""
+        for path, count in calls.items():
+            for number in range(count):
+                yield path, self._calls.get(Site(path, number), [])
+
+
+def size_sites(
+    calls: Sequence[tuple[str, list[SizeCall]]], extent_of: Callable[[np.ndarray], int], extents: Sequence[Extent]
+) -> Iterator[SizeSite]:
+    """The numbers that follow units, of modules that make the same calls whenever they run.
+
+    A number that fills a dimension (`expand`, `zeros`) says nothing of units: it follows the only extent of that
+    length that the module's other numbers follow, if there is just one. The proof has the last word.
+    """
+    by_path: dict[str, list[list[SizeCall]]] = defaultdict(list)
+    for path, made in calls:
+        by_path[path].append(made)
+    for path, runs in by_path.items():
+        first = runs[0]
+        form = [(call.function, len(call.numbers)) for call in first]
+        if any([(call.function, len(call.numbers)) for call in other] != form for other in runs[1:]):
+            continue
+        lengths: dict[int, set[int]] = defaultdict(set)
+        for call in first:
+            for _, dim in call.numbers:
+                if isinstance(dim, np.ndarray):
+                    extent = extent_of(dim)
+                    if extents[extent].parts:
+                        lengths[len(dim)].add(extent)
+        if not lengths:
+            continue
+        for k, same in enumerate(zip(*runs, strict=True)):
+            for place in range(len(first[k].numbers)):
+                found = {_follows(call.numbers[place], lengths, extent_of, extents) for call in same}
+                follows = found.pop() if len(found) == 1 else None
+                if follows is not None:
+                    yield SizeSite(path, k, first[k].function, place, follows)
+
+
+def _follows(
+    given: tuple[int, Dim],
+    lengths: Mapping[int, set[int]],
+    extent_of: Callable[[np.ndarray], int],
+    extents: Sequence[Extent],
+) -> int | None:
+    number, dim = given
+    if isinstance(dim, np.ndarray):
+        extent = extent_of(dim)
+        return extent if len(dim) == number and extents[extent].parts else None
+    candidates = lengths.get(number, set())
+    return next(iter(candidates)) if dim is not CONSTANT and len(candidates) == 1 else None
