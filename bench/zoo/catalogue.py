@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+
+from fairkern.nested import map_tensors
 
 LARGEST = 70_000_000  # parameters; larger torchvision models repeat the structure of a smaller sibling
 
@@ -236,12 +239,47 @@ def entries(library: str | None = None) -> Iterator[Entry]:
             yield from source()
 
 
+def prepared(entry: Entry, seed: int) -> tuple[nn.Module, Any]:
+    """The entry's model and inputs in float64; nothing in the model is constant."""
+    torch.manual_seed(seed)
+    model, inputs = entry.load()
+    return _stirred(model.double()), map_tensors(inputs, _double)
+
+
+def _stirred(model: nn.Module) -> nn.Module:
+    """Statistics and constant parameters drawn at random: zeros and ones hide wrong cuts."""
+    generator = np.random.default_rng(0)
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if (
+                tensor.is_floating_point()
+                and tensor.ndim == 1
+                and len(tensor) > 1
+                and bool((tensor == tensor[0]).all())
+            ):
+                low = 0.5 if float(tensor[0]) > 0 or "var" in name else -0.2
+                tensor.copy_(torch.from_numpy(generator.uniform(low, low + 0.7, len(tensor))))
+    return model
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
 def _torchvision() -> Iterator[Entry]:
     models = importlib.import_module("torchvision.models")
     for name in models.list_models(module=models):
         weights = models.get_model_weights(name)
         if next(iter(weights)).meta["num_params"] <= LARGEST:
             yield Entry("torchvision", name, lambda name=name, models=models: _image(models.get_model, name))
+    yield Entry("torchvision", "vit, 4 layers of 96", lambda models=models: _small_vit(models.VisionTransformer))
+
+
+def _small_vit(build: Callable[..., nn.Module]) -> tuple[nn.Module, torch.Tensor]:
+    """The Vision Transformer in small: the smallest with a name has 86 million parameters."""
+    model = build(32, 8, 4, 6, 96, 192, num_classes=10).eval()
+    nn.init.normal_(model.heads.head.weight, std=0.1)  # zero at first
+    return model, torch.randn(2, 3, 32, 32)
 
 
 def _image(build: Callable[..., nn.Module], name: str) -> tuple[nn.Module, torch.Tensor]:

@@ -7,16 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
 import fairkern as fk
-from bench.zoo.catalogue import Entry
+from bench.zoo.catalogue import Entry, prepared
+from bench.zoo.reload import Reloader
 from fairkern.allocate import build, random_removal
 from fairkern.compact import difference
-from fairkern.nested import map_tensors
-from fairkern.types import IndexArray
+from fairkern.types import IndexArray, Plan
 
 LIMIT = 1e-9
 
@@ -33,7 +31,8 @@ class Row:
     share: float = 0.0  # of the parameters that lie on an axis that can be cut
     trace_s: float = 0.0
     error: float = float("nan")
-    sizes: str = ""  # how hard-coded sizes follow: by class, observed
+    sizes: str = ""  # how sizes that modules hold or pass on follow the cut
+    reloads: bool | None = None  # saved and loaded in a new process: the same outputs, bit for bit
     frozen: str = ""
     problem: str = ""
 
@@ -42,12 +41,10 @@ class Row:
         return not self.problem and (self.prunable == 0 or self.error < LIMIT)
 
 
-def examine(entry: Entry, seed: int = 0) -> Row:
-    """Trace with proof, then remove 0.3, 0.7 and one unit of every group, in float64."""
-    torch.manual_seed(seed)
+def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
+    """Trace with proof, then remove 0.3, 0.7 and one unit of every group, in float64; save one cut and load it."""
     try:
-        model, inputs = entry.load()
-        model, inputs = _stirred(model.double()), map_tensors(inputs, _double)
+        model, inputs = prepared(entry, seed)
         start = time.perf_counter()
         try:
             fk.trace(model, inputs, verify=False)
@@ -58,12 +55,13 @@ def examine(entry: Entry, seed: int = 0) -> Row:
         removals = [random_removal(units, fraction, seed=1) for fraction in (0.3, 0.7)]
         removals.append([one[:1] for one in removals[0]])
         worst = max(_error(model, units, removed, inputs) for removed in removals)
+        plan = build(units, removals[0])
+        reloads = reloader.agrees(entry, seed, fk.apply(model, plan), plan, inputs)
     except Exception as error:  # a row of the table, not the end of the run
         return Row(entry.library, entry.name, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
     on_axes = {a.axis.tensor for g in units.prunable for a in units.groups[g].axes}
     total = sum(p.numel() for p in model.parameters())
     reasons = Counter(g.frozen.split(" in ")[0] for g in units.groups if g.frozen)
-    observed = any(a.observed and units.extents[a.extent].parts for a in units.attributes)
     return Row(
         entry.library,
         entry.name,
@@ -73,9 +71,23 @@ def examine(entry: Entry, seed: int = 0) -> Row:
         share=sum(p.numel() for n, p in model.named_parameters() if n in on_axes) / total,
         trace_s=seconds,
         error=worst,
-        sizes="class, observed" if observed else "class",
+        sizes=_means(units, plan),
+        reloads=reloads,
         frozen="; ".join(f"{count}× {reason}" for reason, count in reasons.most_common(2)),
     )
+
+
+def _means(units: fk.UnitMap, plan: Plan) -> str:
+    """By which means sizes follow the cut: what the plan changes."""
+    changed = {(a.module, a.attribute) for a in plan.attributes}
+    observed = {(a.module, a.attribute) for a in units.attributes if a.observed}
+    means = {
+        "class": changed - observed,
+        "observed": changed & observed,
+        "site": plan.sites,
+        "replacement": plan.replacements,
+    }
+    return ", ".join(name for name, used in means.items() if used)
 
 
 def _error(model: nn.Module, units: fk.UnitMap, removed: list[IndexArray], inputs: Any) -> float:
@@ -83,23 +95,3 @@ def _error(model: nn.Module, units: fk.UnitMap, removed: list[IndexArray], input
     small = fk.apply(model, plan)
     with fk.Plan(**vars(plan)).masked(model):
         return difference(model, small, inputs)
-
-
-def _stirred(model: nn.Module) -> nn.Module:
-    """Statistics and constant parameters drawn at random: zeros and ones hide wrong cuts."""
-    generator = np.random.default_rng(0)
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if (
-                tensor.is_floating_point()
-                and tensor.ndim == 1
-                and len(tensor) > 1
-                and bool((tensor == tensor[0]).all())
-            ):
-                low = 0.5 if float(tensor[0]) > 0 or "var" in name else -0.2
-                tensor.copy_(torch.from_numpy(generator.uniform(low, low + 0.7, len(tensor))))
-    return model
-
-
-def _double(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor

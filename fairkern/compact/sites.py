@@ -82,25 +82,36 @@ class _Substitution(TorchFunctionMode):
             if k in table:
                 numbers = list(function.numbers(args, kwargs))
                 for change in table[k]:
-                    numbers[change.place] = self._number(change, function, numbers)
-                args, kwargs = function.with_numbers(args, kwargs, numbers)
+                    if not self._learned(change, function, numbers):
+                        numbers[change.place] = _number(change, function, numbers)
+                if numbers:
+                    args, kwargs = function.with_numbers(args, kwargs, numbers)
         return func(*args, **kwargs)
 
-    def _number(self, change: SizeChange, function: SizeFunction, numbers: list[Any]) -> Any:
-        """A number that was computed from the old size keeps its multiple: a batch folded into heads, say."""
-        fits = function.name == change.function and change.place < len(numbers)
-        given = numbers[change.place] if fits else 0
-        if self.sites.given is not None and fits:
-            self.sites.given.setdefault((change.call, change.place), set()).add(given)
-            if given == change.after:
-                return given
-        if not fits or given % (change.before // change.common) != 0:
-            raise InputError(
-                f"{change.module or 'the model'}: call {change.call} is {function.name}{tuple(numbers)} here; when it "
-                f"was traced it was {change.function} with {change.before} in place {change.place}. Trace and prune "
-                "with inputs (and in the mode) that take the same path through its code"
-            )
-        return given // (change.before // change.common) * (change.after // change.common)
+    def _learned(self, change: SizeChange, function: SizeFunction, numbers: list[Any]) -> bool:
+        """Whether the number is right by itself, or the cut led the module to another call: while learning only."""
+        learned = self.sites.given
+        if learned is None:
+            return False
+        given = numbers[change.place] if _fits(change, function, numbers) else change.after
+        learned.setdefault((change.call, change.place), set()).add(given)
+        return given == change.after
+
+
+def _fits(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> bool:
+    return function.name == change.function and change.place < len(numbers)
+
+
+def _number(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> Any:
+    """A number that was computed from the old size keeps its multiple: a batch folded into heads, say."""
+    before, after = change.before // change.common, change.after // change.common
+    if not _fits(change, function, numbers) or numbers[change.place] % before:
+        raise InputError(
+            f"{change.module or 'the model'}: call {change.call} is {function.name}{tuple(numbers)} here; when it "
+            f"was traced it was {change.function} with {change.before} in place {change.place}. Trace and prune "
+            "with inputs (and in the mode) that take the same path through its code"
+        )
+    return numbers[change.place] // before * after
 
 
 def install(model: nn.Module, changes: Iterable[SizeChange]) -> None:
