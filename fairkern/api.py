@@ -145,6 +145,7 @@ def trace(
     units, sites = axes.map_and_sites(model, [example_inputs, *more])
     if verify and units.prunable:
         units = replace(_proven(model, units, sites, (example_inputs, *more), seed), proven=True)
+        units = _described(model, units, example_inputs, seed)
     if not units.prunable:
         reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
         raise InputError(
@@ -417,6 +418,8 @@ def summarise(
             "tolerance": result.get("tolerance"),
             "compensated": sum(c.weight is not None for c in corrected),
             "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
+            "config": {c.name: [c.before, c.after] for c in plan.config},
+            "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,
             "notes": [] if scores is None else list(scores.units.notes),
             "scoring": {} if scores is None else dict(scores.provenance),
@@ -497,6 +500,32 @@ def _proven(
         if len(again) < len(failed):
             units, failed = sited.without_sites(needless), again
     return units.freeze(failed)
+
+
+def _described(model: nn.Module, units: types.UnitMap, inputs: Any, seed: int) -> types.UnitMap:
+    """The map with the fields of the model's configuration that follow a cut.
+
+    Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that
+    are left, and the cut model still computes what the masked one does. Heads are left out if it fails with them.
+    """
+    fields = axes.config_fields(model, units.groups)
+    inner = [f for f in fields if all(units.groups[g].kind != "head" for g in f.groups)]
+    notes: list[str] = []
+    for tried in (fields, inner) if len(inner) < len(fields) else (fields,):
+        cut = {g for f in tried for g in f.groups if units.groups[g].units > 1}
+        if not cut:
+            continue
+        removed = [np.arange(group.units // 2 if g in cut else 0) for g, group in enumerate(units.groups)]
+        candidate = replace(units, config=tuple(tried))
+        plan = allocate.build(candidate, removed)
+        reason = compact.undescribed(model, plan, compact.shapes_after(plan)) or compact.failure(
+            model, candidate, removed, inputs, make_plan=allocate.build, seed=seed
+        )
+        if reason is None:
+            return replace(candidate, notes=(*units.notes, *notes))
+        names = ", ".join(f.name for f in tried)
+        notes.append(f"the configuration ({names}) does not describe a pruned model: {reason}")
+    return replace(units, notes=(*units.notes, *notes))
 
 
 def _first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

@@ -32,7 +32,20 @@ from fairkern.artefacts import (
     write_json,
 )
 from fairkern.errors import InputError
-from fairkern.types import AttributeChange, Axis, FrozenAxis, Plan, PlanAxis, PlanGroup, Scores
+from fairkern.types import (
+    AttributeChange,
+    Axis,
+    ConfigChange,
+    ConfigField,
+    FrozenAxis,
+    Plan,
+    PlanAxis,
+    PlanGroup,
+    Replacement,
+    Scores,
+    SizeChange,
+    SizeSite,
+)
 from tests.synthetic import chain, concat, random_scores, residual, resnet50
 
 
@@ -56,7 +69,13 @@ def some_plan() -> Plan:
 
 
 def some_scores() -> Scores:
-    return random_scores(residual().build(), seed=3)
+    units = replace(
+        residual().build(),
+        sites=(SizeSite("layer0.0", 2, "view", 1, 0),),
+        replacements=(Replacement("attn", "MultiheadAttention"),),
+        config=(ConfigField("width", None, 6, (1, 2)), ConfigField("text.heads", 6, 6, (1,), fixed=True)),
+    )
+    return random_scores(units, seed=3)
 
 
 @st.composite
@@ -81,6 +100,9 @@ def plans(draw: st.DrawFn) -> Plan:
     units = draw(st.lists(st.integers(1, 40), max_size=3))
     attributes = st.builds(AttributeChange, text, text, st.integers(0, 99), st.integers(0, 99))
     entries = st.dictionaries(text, value, max_size=3)
+    count = st.integers(0, 9)
+    sites = st.builds(SizeChange, text, count, text, count, st.integers(1, 99), st.integers(1, 99))
+    config = st.builds(ConfigChange, text, st.none() | st.integers(0, 99), st.integers(1, 99))
     return Plan(
         draw(text),
         tuple(PlanGroup(draw(text), draw(text), n, removed(n)) for n in units),
@@ -89,6 +111,9 @@ def plans(draw: st.DrawFn) -> Plan:
         shapes,
         draw(entries),
         draw(entries),
+        tuple(draw(st.lists(sites, max_size=3))),
+        tuple(draw(st.lists(st.builds(Replacement, text, text), max_size=3))),
+        tuple(draw(st.lists(config, max_size=3))),
     )
 
 

@@ -10,7 +10,18 @@ import numpy as np
 
 from fairkern.allocate.cost import Cost, extents_after
 from fairkern.errors import InputError
-from fairkern.types import AttributeChange, Axis, ConfigChange, GroupAxis, IndexArray, Plan, PlanAxis, PlanGroup, SizeChange, UnitMap
+from fairkern.types import (
+    AttributeChange,
+    Axis,
+    ConfigChange,
+    GroupAxis,
+    IndexArray,
+    Plan,
+    PlanAxis,
+    PlanGroup,
+    SizeChange,
+    UnitMap,
+)
 
 
 def build(
@@ -99,7 +110,9 @@ def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigC
     """Fields that change, and those that stay as they are because their groups differ."""
     changes, left = [], []
     for field in units.config:
-        sizes = {Fraction(field.size * (units.groups[g].units - len(chosen[g])), units.groups[g].units) for g in field.groups}
+        sizes = {
+            Fraction(field.size * (units.groups[g].units - len(chosen[g])), units.groups[g].units) for g in field.groups
+        }
         if sizes == {field.size}:
             continue
         if len(sizes) == 1 and (after := sizes.pop()).denominator == 1:

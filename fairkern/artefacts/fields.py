@@ -72,6 +72,9 @@ class Fields:
             self._wrong(f"a whole number{low}{'' if below is None else f', less than {below}'}")
         return value
 
+    def optional_whole(self) -> int | None:
+        return None if self.value is None else self.whole()
+
     def number(self) -> float:
         if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
             self._wrong("a number")

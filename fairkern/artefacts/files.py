@@ -19,7 +19,7 @@ import numpy as np
 from fairkern.errors import ArtefactError, InputError
 
 SCHEMA = 2
-"""Version of the file layout. Readers take this version and older ones: 1 had no size sites and no replacements."""
+"""Version of the file layout. Readers take this one and older ones: 1 had no size sites, replacements, config."""
 
 _HEADER = ("format", "schema", "fairkern")
 

@@ -10,7 +10,17 @@ import numpy as np
 
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import plain, read_json, write_json
-from fairkern.types import AttributeChange, Axis, IndexArray, Plan, PlanAxis, PlanGroup, Replacement, SizeChange
+from fairkern.types import (
+    AttributeChange,
+    Axis,
+    ConfigChange,
+    IndexArray,
+    Plan,
+    PlanAxis,
+    PlanGroup,
+    Replacement,
+    SizeChange,
+)
 
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
@@ -67,6 +77,7 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
             }
             for s in plan.sites
         ],
+        "config": [{"name": c.name, "before": c.before, "after": c.after} for c in plan.config],
         "replacements": [{"module": r.module, "name": r.name} for r in plan.replacements],
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
     }
@@ -107,6 +118,10 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
     replacements = tuple(
         Replacement(r["module"].text(), r["name"].text()) for r in content.optional_items("replacements")
     )
+    config = tuple(
+        ConfigChange(c["name"].text(), c["before"].optional_whole(), c["after"].whole(1))
+        for c in content.optional_items("config")
+    )
     return Plan(
         content["model"].text(),
         tuple(groups),
@@ -117,6 +132,7 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         result.value,
         sites,
         replacements,
+        config,
     )
 
 

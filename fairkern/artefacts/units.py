@@ -10,6 +10,7 @@ from fairkern.artefacts.fields import Fields
 from fairkern.types import (
     Axis,
     AxisGroup,
+    ConfigField,
     CostTerm,
     Extent,
     FrozenAxis,
@@ -90,6 +91,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "attributes": [[a.module, a.attribute, a.extent, a.observed] for a in units.attributes],
         "sites": [[s.module, s.call, s.function, s.place, s.extent] for s in units.sites],
         "replacements": [[r.module, r.name] for r in units.replacements],
+        "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
             {
@@ -136,6 +138,11 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     for entry in content.optional_items("replacements"):
         module, name = entry.items(2)
         replacements.append(Replacement(module.text(), name.text()))
+    config = []
+    for entry in content.optional_items("config"):
+        name, before, size, members, fixed = entry.items(5)
+        indices = tuple(g.whole(below=len(groups)) for g in members.items())
+        config.append(ConfigField(name.text(), before.optional_whole(), size.whole(1), indices, fixed.flag()))
     frozen = []
     for entry in content["frozen"].items():
         tensor, dim, positions, length, reason = entry.items(5)
@@ -155,6 +162,7 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         notes=tuple(note.text() for note in content["notes"].items()),
         sites=tuple(sites),
         replacements=tuple(replacements),
+        config=tuple(config),
     )
 
 

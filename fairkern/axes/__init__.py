@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from fairkern.axes.config import config_fields
 from fairkern.axes.trace import check_inputs
 from fairkern.axes.trace import trace as _trace
 from fairkern.axes.units import solve
 from fairkern.types import SizeSite, UnitMap
 
-__all__ = ["map_and_sites", "unit_map"]
+__all__ = ["config_fields", "map_and_sites", "unit_map"]
 
 
 def unit_map(model: nn.Module, runs: Sequence[Any]) -> UnitMap:

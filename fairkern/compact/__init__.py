@@ -3,10 +3,11 @@
 from fairkern.compact.apply import apply
 from fairkern.compact.checkpoint import load_pruned, save_pruned
 from fairkern.compact.compensate import Compensation, Correction, corrections, fold, unexplained
-from fairkern.compact.descriptors import check
+from fairkern.compact.config import undescribed
+from fairkern.compact.descriptors import check, shapes_after
 from fairkern.compact.inputs import vary
 from fairkern.compact.masked import masked
-from fairkern.compact.prove import difference, prove
+from fairkern.compact.prove import difference, failure, prove
 from fairkern.compact.refit import refit
 
 __all__ = [
@@ -16,12 +17,15 @@ __all__ = [
     "check",
     "corrections",
     "difference",
+    "failure",
     "fold",
     "load_pruned",
     "masked",
     "prove",
     "refit",
     "save_pruned",
+    "shapes_after",
+    "undescribed",
     "unexplained",
     "vary",
 ]

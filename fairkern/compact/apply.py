@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from fairkern.compact.config import set_config
 from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
@@ -53,11 +54,13 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
 
 
 def set_sizes(model: nn.Module, plan: Plan) -> None:
-    """Give the module attributes that hold sizes, and the calls that are given sizes, what the plan leaves."""
+    """Give attributes that hold sizes, calls that are given sizes and the configuration what the plan leaves."""
     for change in plan.attributes:
         setattr(model.get_submodule(change.module), change.attribute, change.after)
     replace_modules(model, {r.module: r.name for r in plan.replacements})
     install(model, plan.sites)
+    if plan.config:
+        set_config(model.config, plan)
 
 
 def copy_with(model: nn.Module, replacements: Sequence[tuple[Held, Tensor]]) -> nn.Module:

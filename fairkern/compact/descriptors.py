@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fairkern.compact.biases import may_be_added
+from fairkern.compact.config import config_value
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.replacements import REPLACEMENTS
 from fairkern.types import Plan, PlanAxis
@@ -129,6 +130,10 @@ def check(model: nn.Module, plan: Plan) -> None:
         if found != change.before:
             where = f"{change.module}.{change.attribute}".lstrip(".")
             raise PlanMismatchError(f"{where} is {found!r} here, the plan expects {change.before}")
+    for field in plan.config:
+        value = config_value(vars(model).get("config"), field)
+        if value != field.before:
+            raise PlanMismatchError(f"config.{field.name} is {value!r} here, the plan expects {field.before}")
     modules = dict(model.named_modules())
     for site in plan.sites:
         if site.module not in modules:

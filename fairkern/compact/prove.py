@@ -83,6 +83,18 @@ def prove(
         return search(candidates, trial.failure)
 
 
+def failure(
+    model: nn.Module, units: UnitMap, removed: Sequence[IndexArray], inputs: Any, *, make_plan: MakePlan, seed: int = 0
+) -> str | None:
+    """Why the model without these units is not the masked model, on inputs as `prove` makes them; None when it is.
+
+    Cost and errors as of `prove` when nothing fails.
+    """
+    with _own_random_state(model, seed), torch.no_grad():
+        trial = _Trial(model, units, removed, make_plan, inputs, seed, None, None)
+        return trial.failure(range(len(units.groups)))
+
+
 def search(candidates: Sequence[int], failure: Callable[[Sequence[int]], str | None]) -> dict[int, str]:
     """The candidates that fail on top of those that pass, with what `failure(set)` said (None: the set passes).
 

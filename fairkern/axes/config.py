@@ -1,0 +1,85 @@
+"""Fields of a model's configuration object (as transformers has them) that count inner units or heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from fairkern.types import AxisGroup, ConfigField
+
+_INNER = (
+    "intermediate_size",
+    "ffn_dim",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "hidden_dim",
+    "n_inner",
+    "d_ff",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
+_HEADS = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+)
+
+
+def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigField]:
+    """The fields that may follow groups, found by name and size; whether they do, building from them must show.
+
+    Where heads are counted and their size is not a field of its own, `head_dim` is added: many models divide the
+    width by the number of heads without it.
+    """
+    fields = []
+    for prefix, config, scope in _configs(model):
+        mine = [i for i, g in enumerate(groups) if g.frozen is None and f"{g.name}.".startswith(scope)]
+        counts = {name: n for name in _HEADS if type(n := vars(config).get(name)) is int}
+        heads = [i for i in mine if groups[i].kind == "head"] if counts else []
+        for name, count in counts.items():
+            followed = _side(name, heads, groups)
+            if followed and all(count % groups[i].units == 0 for i in followed):
+                fields.append(ConfigField(prefix + name, count, count, tuple(followed)))
+        width = getattr(config, "hidden_size", None)
+        if heads and type(vars(config).get("head_dim")) is not int and type(width) is int:
+            size = width // next(iter(counts.values()))
+            fields.append(ConfigField(f"{prefix}head_dim", None, size, tuple(heads), fixed=True))
+        for name in _INNER:
+            held = vars(config).get(name, "absent")
+            others = [i for i in _side(name, mine, groups) if i not in heads]
+            common = {groups[i].units for i in others}
+            if held is None and len(common) == 1:  # a default that the model works out
+                fields.append(ConfigField(prefix + name, None, common.pop(), tuple(others)))
+            elif type(held) is int and held in common:
+                followed = [i for i in others if groups[i].units == held]
+                fields.append(ConfigField(prefix + name, held, held, tuple(followed)))
+    return fields
+
+
+def _side(name: str, candidates: Sequence[int], groups: Sequence[AxisGroup]) -> list[int]:
+    """`encoder_…` and `decoder_…` count what lies in the encoder and in the decoder."""
+    side = next((s for s in ("encoder.", "decoder.") if name.startswith(s[:-1])), "")
+    return [i for i in candidates if side in groups[i].name]
+
+
+def _configs(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
+    """(prefix of its fields, configuration, prefix of the modules that it is for): the model's and those within."""
+    config = vars(model).get("config")
+    if not _is_config(config):
+        return
+    yield "", config, ""
+    for name, inner in vars(config).items():
+        if _is_config(inner):
+            paths = [path for path, module in model.named_modules() if path and vars(module).get("config") is inner]
+            if paths:
+                yield f"{name}.", inner, f"{min(paths, key=len)}."
+
+
+def _is_config(value: object) -> bool:
+    return hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module))

@@ -1,0 +1,144 @@
+"""A transformers configuration describes the pruned model where it can, and says so where it cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fairkern as fk
+from fairkern.allocate import build
+from fairkern.compact import difference
+
+
+class Config:
+    """What fairkern asks of a configuration: fields as attributes, and `to_dict`."""
+
+    def __init__(self, **fields: Any) -> None:
+        vars(self).update(fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+class Stack(nn.Module):
+    """Two MLPs of `intermediate_size`. `reads` makes the forward pass look at the configuration."""
+
+    reads = False
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        n = config.intermediate_size
+        self.up = nn.ModuleList(nn.Linear(6, n) for _ in range(2))
+        self.down = nn.ModuleList(nn.Linear(n, 6) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            x = x + down(up(x).relu())
+            if self.reads:
+                x = x * self.config.intermediate_size**-0.5
+        return x
+
+
+class Reading(Stack):
+    reads = True
+
+
+def even(units: fk.UnitMap, share: float = 0.5) -> list[np.ndarray]:
+    return [np.arange(int(share * g.units) if g.frozen is None else 0) for g in units.groups]
+
+
+def cut(model: nn.Module, units: fk.UnitMap, removed: list[np.ndarray]) -> tuple[nn.Module, fk.Plan]:
+    plan = fk.Plan(**vars(build(units, removed)))
+    return fk.apply(model, plan), plan
+
+
+def test_the_config_follows() -> None:
+    torch.manual_seed(0)
+    model, x = Stack(Config(intermediate_size=8)).double(), torch.randn(3, 6).double()
+    units = fk.trace(model, x)
+    small, plan = cut(model, units, even(units))
+    assert small.config.intermediate_size == 4
+    assert model.config.intermediate_size == 8
+    rebuilt = Stack(small.config).double()
+    rebuilt.load_state_dict(small.state_dict())
+    assert torch.equal(rebuilt(x), small(x))
+    with plan.masked(model):
+        assert difference(model, small, x) < 1e-12
+    fk.apply(model, plan, inplace=True)
+    assert model.config.intermediate_size == 4
+
+
+def test_layers_that_differ_leave_it() -> None:
+    torch.manual_seed(0)
+    model, x = Stack(Config(intermediate_size=8)).double(), torch.randn(3, 6).double()
+    units = fk.trace(model, x)
+    small, plan = cut(model, units, [np.arange(2), np.arange(3)])
+    assert small.config.intermediate_size == 8
+    assert plan.config == ()
+    assert plan.result["config_left"] == ["intermediate_size"]
+    assert fk.api.summarise(plan).choices["config_left"] == ["intermediate_size"]
+
+
+def test_a_forward_pass_that_would_compute_something_else_leaves_it() -> None:
+    """The field is right for building, but the model computes with it what the masked model does not."""
+    torch.manual_seed(0)
+    model, x = Reading(Config(intermediate_size=8)).double(), torch.randn(3, 6).double()
+    units = fk.trace(model, x)
+    assert units.config == ()
+    assert any("(intermediate_size) does not describe" in note and "differs" in note for note in units.notes)
+    small, _ = cut(model, units, even(units))
+    assert small.config.intermediate_size == 8
+
+
+def test_another_config_is_refused() -> None:
+    model, x = Stack(Config(intermediate_size=8)), torch.randn(3, 6)
+    units = fk.trace(model, x)
+    _, plan = cut(model, units, even(units))
+    model.config.intermediate_size = 9
+    with pytest.raises(fk.PlanMismatchError, match=r"config\.intermediate_size is 9 here, the plan expects 8"):
+        fk.apply(model, plan)
+
+
+def test_the_plan_keeps_it(tmp_path: Path) -> None:
+    model, x = Stack(Config(intermediate_size=8)), torch.randn(3, 6)
+    units = fk.trace(model, x)
+    small, plan = cut(model, units, even(units))
+    fk.save_pruned(small, plan, tmp_path / "small")
+    assert fk.load_pruned(Stack(Config(intermediate_size=8)), tmp_path / "small").config.intermediate_size == 4
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 67}
+# model, configuration, its options, the fields after half of every group is gone
+MODELS = {
+    "llama": ("LlamaForCausalLM", "LlamaConfig", {**SMALL, "num_key_value_heads": 2}, (2, 1, 8, 24)),
+    "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {**SMALL, "num_key_value_heads": 2}, (2, 1, 8, 24)),
+    "bert": ("BertModel", "BertConfig", SMALL, (4, None, None, 24)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    kind, configuration, options, after = MODELS[name]
+    torch.manual_seed(0)
+    build_from = getattr(transformers, kind)
+    model = build_from(getattr(transformers, configuration)(**options, use_cache=False)).double().eval()
+    inputs = {"input_ids": torch.randint(0, 67, (2, 9))}
+    units = fk.trace(model, inputs)
+    small, plan = cut(model, units, even(units))
+    fields = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+    assert tuple(getattr(small.config, f, None) for f in fields) == after
+    with plan.masked(model):
+        assert difference(model, small, inputs) < 1e-9
+    if name == "bert":  # the size of a head is what the width and their number make it
+        assert any("num_attention_heads" in note for note in units.notes)
+        return
+    rebuilt = build_from._from_config(small.config).double().eval()
+    rebuilt.load_state_dict(small.state_dict())
+    assert difference(rebuilt, small, inputs) == 0
