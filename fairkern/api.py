@@ -468,12 +468,15 @@ def _proven(
 ) -> types.UnitMap:
     """The map with every group frozen that fails on any of the inputs.
 
-    An attribute recognised by its value may be a coincidence: groups that fail get a second try without those,
-    and a third with the sizes substituted that their modules' code passes on.
+    Tried until all groups pass together: the map as it is; with sizes substituted that modules' code passes on; and
+    for the groups that fail then, the same two without attributes that were recognised by their value, which may be a
+    coincidence. If none of these passes whole, the one with which the fewest groups fail.
     """
 
-    def failing(candidate: types.UnitMap, needless: set[tuple[str, int, int]] | None = None) -> dict[int, str]:
+    def failing(candidate: types.UnitMap, learn: bool, together: bool) -> tuple[types.UnitMap, dict[int, str]]:
+        """What fails, and the map without the sites whose numbers turn out right by themselves."""
         failed: dict[int, str] = {}
+        needless: set[tuple[str, int, int]] | None = set() if learn else None
         for inputs in runs:
             failed |= compact.prove(
                 model,
@@ -482,24 +485,33 @@ def _proven(
                 make_plan=allocate.build,
                 seed=seed,
                 needless_sites=needless,
+                together=together,
             )
             if needless is not None:
                 candidate, needless = candidate.without_sites(needless), None
-        return failed
+        return candidate, failed
 
-    failed = failing(units)
-    plain = units.without_observed(failed)
-    if len(plain.attributes) < len(units.attributes):
-        again = failing(plain)
-        if len(again) < len(failed):
-            units, failed = plain, again
-    sited = units.without_observed(failed).with_sites(sites, failed)
-    if sited.sites:
-        needless: set[tuple[str, int, int]] = set()
-        again = failing(sited, needless)
-        if len(again) < len(failed):
-            units, failed = sited.without_sites(needless), again
-    return units.freeze(failed)
+    def with_and_without(candidate: types.UnitMap, groups: Iterable[int]) -> list[tuple[types.UnitMap, bool]]:
+        sited = candidate.with_sites(sites, groups)
+        return [(candidate, False), (sited, True)] if sited.sites else [(candidate, False)]
+
+    for candidate, learn in with_and_without(units, units.prunable):
+        candidate, failed = failing(candidate, learn, together=True)
+        if not failed:
+            return candidate
+    _, failed = failing(units, learn=False, together=False)
+    best = units.freeze(failed)
+    others = with_and_without(units.without_observed(failed), failed)
+    if len(others[0][0].attributes) == len(units.attributes):
+        del others[0]
+    for together in (True, False):
+        for candidate, learn in others:
+            candidate, again = failing(candidate, learn, together)
+            if not again:
+                return candidate
+            if not together and len(again) < len(failed):
+                best, failed = candidate.freeze(again), again
+    return best
 
 
 def _described(model: nn.Module, units: types.UnitMap, inputs: Any, seed: int) -> types.UnitMap:

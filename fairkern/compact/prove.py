@@ -47,6 +47,7 @@ def prove(
     seed: int = 0,
     tolerance: float | None = None,
     needless_sites: set[tuple[str, int, int]] | None = None,
+    together: bool = False,
 ) -> dict[int, str]:
     """Which prunable groups of `units` fail when they are cut: `{group index: reason}`, empty if all hold.
 
@@ -64,6 +65,7 @@ def prove(
     `make_plan(units, removed)` gives the plan that removes these units, an int64 array per group of the map.
     `needless_sites`: a set that receives (module, call, place) of the map's size sites whose number is right
     without a substitution; without it every site is substituted.
+    `together`: do not search; if all groups together fail, each has that reason.
     `tolerance` defaults to 1e-9 in float64, 1e-3 in float32, 5e-2 in half precision.
 
     Cost: a copy, a calibrating and two measured forward passes when nothing fails.
@@ -80,6 +82,9 @@ def prove(
         return {}
     with _own_random_state(model, seed), torch.no_grad():
         trial = _Trial(model, units, removed, make_plan, inputs, seed, tolerance, needless_sites)
+        if together:
+            reason = trial.failure(candidates)
+            return {} if reason is None else dict.fromkeys(candidates, reason)
         return search(candidates, trial.failure)
 
 

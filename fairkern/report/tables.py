@@ -71,8 +71,25 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     if units.frozen:
         parts.append(_axes_table(units.frozen))
     proven = "proven: pruned equals masked" if units.proven else "not proven"
-    parts.append(Text("\n".join([proven, *units.notes]), style="dim"))
+    parts.append(Text("\n".join([proven, *_adapted(units), *units.notes]), style="dim"))
     return Group(*parts)
+
+
+def _adapted(units: UnitMap) -> list[str]:
+    """What runs differently in the pruned model so that its sizes are right."""
+    lines = []
+    if units.sites:
+        modules = list(dict.fromkeys(s.module for s in units.sites))
+        lines.append(
+            f"{len(units.sites)} sizes in the code of {len(modules)} modules, first {modules[0] or 'the model'}, "
+            "are substituted as they run; such models are copied, saved, compiled and exported like others"
+        )
+    if units.replacements:
+        names = sorted({r.name for r in units.replacements})
+        lines.append(f"{len(units.replacements)} modules run as fairkern's {', '.join(names)} once they are cut")
+    if units.config:
+        lines.append(f"config follows where layers agree: {', '.join(f.name for f in units.config)}")
+    return lines
 
 
 def report_table(report: Report) -> RenderableType:

@@ -5,7 +5,19 @@ import pytest
 
 from fairkern.report import explain_table, group_rows, render, report_table
 from fairkern.report.tables import quantity
-from fairkern.types import Axis, AxisGroup, FrozenAxis, GroupAxis, Plan, PlanGroup, Report, UnitMap
+from fairkern.types import (
+    Axis,
+    AxisGroup,
+    ConfigField,
+    FrozenAxis,
+    GroupAxis,
+    Plan,
+    PlanGroup,
+    Replacement,
+    Report,
+    SizeSite,
+    UnitMap,
+)
 
 BACKEND = {"gather": "native", "per_class": {"a": 1}, "many": list(range(9)), "no": []}
 
@@ -70,6 +82,18 @@ def test_explain_says_whether_it_is_proven(proven, said):
     text = render(explain_table(unit_map(proven=proven), [0] * 4, [0] * 4))
     assert said in text
     assert "traced twice" in text
+
+
+def test_explain_says_what_runs_differently():
+    changed = unit_map(
+        sites=(SizeSite("a", 0, "view", 1, 0), SizeSite("a", 1, "view", 1, 0), SizeSite("b", 0, "view", 1, 0)),
+        replacements=(Replacement("attn", "MultiheadAttention"),),
+        config=(ConfigField("intermediate_size", 8, 8, (0,)),),
+    )
+    text = " ".join(render(explain_table(changed, [0] * 4, [0] * 4)).split())
+    assert "3 sizes in the code of 2 modules, first a, are substituted as they run" in text
+    assert "1 modules run as fairkern's MultiheadAttention once they are cut" in text
+    assert "config follows where layers agree: intermediate_size" in text
 
 
 def test_explain_without_groups():
