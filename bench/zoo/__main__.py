@@ -1,4 +1,8 @@
-"""`python -m bench.zoo [library]`: every model of the zoo as a row of docs/zoo.md and bench/results/zoo.json."""
+"""`python -m bench.zoo`: every model of the zoo as a row of docs/zoo.md and bench/results/zoo.json.
+
+`python -m bench.zoo NAME …`, a library or a model, runs those rows again and keeps the others. Both files are written
+after every row.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import gc
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,20 +38,32 @@ torchvision's classifiers of more than 70 million parameters are left out: each 
 """
 
 
-def main(libraries: Sequence[str]) -> int:
-    rows = []
+def main(names: Sequence[str]) -> int:
+    results = ROOT / "bench" / "results" / "zoo.json"
+    rows = _kept(results) if names else {}
+    known = {(entry.library, entry.name) for entry in entries()}
+    rows = {place: row for place, row in rows.items() if place in known}
     with Reloader() as reloader:
-        for library in libraries or [None]:
-            for entry in entries(library):
-                row = examine(entry, reloader)
-                rows.append(row)
-                found = f"{row.prunable} of {row.groups} groups, error {row.error:.0e}, reloads: {row.reloads}"
-                print(f"{entry}: {row.problem or found}", flush=True)
-                gc.collect()
-    document = {"schema": 1, **provenance(), "libraries": _versions(), "rows": [asdict(row) for row in rows]}
-    _write(ROOT / "bench" / "results" / "zoo.json", json.dumps(document, indent=1) + "\n")
-    _write(ROOT / "docs" / "zoo.md", page(rows, document))
-    return 0 if all(row.exact and row.reloads is not False for row in rows) else 1
+        for entry in entries():
+            if names and not {entry.library, entry.name} & set(names):
+                continue
+            row = replace(examine(entry, reloader), commit=provenance()["commit"])
+            rows[entry.library, entry.name] = row
+            found = f"{row.prunable} of {row.groups} groups, error {row.error:.0e}, reloads: {row.reloads}"
+            print(f"{entry}: {row.problem or found}", flush=True)
+            gc.collect()
+            ordered = [rows[e.library, e.name] for e in entries() if (e.library, e.name) in rows]
+            document = {"schema": 2, **provenance(), "libraries": _versions(), "rows": [asdict(r) for r in ordered]}
+            _write(results, json.dumps(document, indent=1) + "\n")
+            _write(ROOT / "docs" / "zoo.md", page(ordered, document))
+    return 0 if all(row.exact and row.reloads is not False for row in rows.values()) else 1
+
+
+def _kept(results: Path) -> dict[tuple[str, str], Row]:
+    """The rows of an earlier run."""
+    document = json.loads(results.read_text())
+    rows = [Row(**{"commit": document["commit"], **row}) for row in document["rows"]]
+    return {(row.library, row.name): row for row in rows}
 
 
 def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
@@ -54,11 +71,13 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
     exact = sum(row.exact for row in rows)
     cut = sum(row.prunable > 0 for row in rows)
     libraries = ", ".join(f"{name} {version}" for name, version in document["libraries"].items())
+    by_commit = Counter(row.commit[:7] for row in rows)
+    commits = ", ".join(f"{count} rows from commit {commit}" for commit, count in by_commit.items())
     loaded = sum(bool(row.reloads) for row in rows)
     lines = [
         f"{exact} of {len(rows)} rows are exact; {cut} have something to cut; {loaded} reload in a new process.",
         "",
-        f"(`python -m bench.zoo`, {document['date']}, {libraries}, commit {document['commit'][:7]})",
+        f"(`python -m bench.zoo`, {document['date']}, {libraries}; {commits})",
     ]
     for library in dict.fromkeys(row.library for row in rows):
         lines += [

@@ -320,7 +320,9 @@ def _transformers() -> Iterator[Entry]:
 def _transformer(transformers: Any, name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     model, config, options, kinds = TRANSFORMERS[name]
     built = getattr(transformers, model)(getattr(transformers, config)(**options)).eval()
-    built.config.use_cache = False
+    for module in built.modules():  # encoders and decoders hold copies; a cache that is returned holds all heads
+        if hasattr(module, "config"):
+            module.config.use_cache = False
     if hasattr(built, "set_experts_implementation"):
         built.set_experts_implementation("eager")  # the grouped product knows no float64
     return built, dict(_INPUTS[kind]() for kind in kinds.split())

@@ -33,6 +33,7 @@ class Row:
     error: float = float("nan")
     sizes: str = ""  # how sizes that modules hold or pass on follow the cut
     reloads: bool | None = None  # saved and loaded in a new process: the same outputs, bit for bit
+    commit: str = ""
     frozen: str = ""
     problem: str = ""
 
