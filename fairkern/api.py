@@ -18,6 +18,7 @@ from fairkern.capture import LossReduction, Recipe, Reduction, Settings, choose
 from fairkern.errors import InputError
 from fairkern.nested import map_tensors, tensors_in
 from fairkern.ops import describe
+from fairkern.proof import described, proven
 
 PathLike = str | os.PathLike[str]
 
@@ -126,14 +127,17 @@ def trace(
             are counted for these.
         more: further example inputs that reach more code.
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
-            model allows it); a group that fails is frozen. False skips the proof; `UnitMap.proven` says so.
+            model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
+            frozen if it still fails. False skips the proof, and with it those sizes and the configuration;
+            `UnitMap.proven` says so.
         seed: of the proof's removals and inputs.
 
     Raises:
         InputError: inputs without a tensor or on another device; a model without a single axis that can be cut.
         What the model raises passes through.
 
-    Cost: one forward pass and about 0.2 ms per operator; the proof adds a copy of the model and three passes.
+    Cost: one forward pass and about 0.2 ms per operator; the proof adds a copy of the model and three passes, and as
+    much again for a model whose configuration counts units.
 
     Example:
         >>> import torch, fairkern as fk
@@ -144,8 +148,8 @@ def trace(
     _check_model(model)
     units, sites = axes.map_and_sites(model, [example_inputs, *more])
     if verify and units.prunable:
-        units = replace(_proven(model, units, sites, (example_inputs, *more), seed), proven=True)
-        units = _described(model, units, example_inputs, seed)
+        units = replace(proven(model, units, sites, (example_inputs, *more), seed), proven=True)
+        units = described(model, units, example_inputs, seed)
     if not units.prunable:
         reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
         raise InputError(
@@ -461,83 +465,6 @@ def _public(cls: Any, data: Any) -> Any:
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-
-
-def _proven(
-    model: nn.Module, units: types.UnitMap, sites: Sequence[types.SizeSite], runs: Sequence[Any], seed: int
-) -> types.UnitMap:
-    """The map with every group frozen that fails on any of the inputs.
-
-    Tried until all groups pass together: the map as it is; with sizes substituted that modules' code passes on; and
-    for the groups that fail then, the same two without attributes that were recognised by their value, which may be a
-    coincidence. If none of these passes whole, the one with which the fewest groups fail.
-    """
-
-    def failing(candidate: types.UnitMap, learn: bool, together: bool) -> tuple[types.UnitMap, dict[int, str]]:
-        """What fails, and the map without the sites whose numbers turn out right by themselves."""
-        failed: dict[int, str] = {}
-        needless: set[tuple[str, int, int]] | None = set() if learn else None
-        for inputs in runs:
-            failed |= compact.prove(
-                model,
-                candidate.freeze(failed),
-                inputs,
-                make_plan=allocate.build,
-                seed=seed,
-                needless_sites=needless,
-                together=together,
-            )
-            if needless is not None:
-                candidate, needless = candidate.without_sites(needless), None
-        return candidate, failed
-
-    def with_and_without(candidate: types.UnitMap, groups: Iterable[int]) -> list[tuple[types.UnitMap, bool]]:
-        sited = candidate.with_sites(sites, groups)
-        return [(candidate, False), (sited, True)] if sited.sites else [(candidate, False)]
-
-    for candidate, learn in with_and_without(units, units.prunable):
-        candidate, failed = failing(candidate, learn, together=True)
-        if not failed:
-            return candidate
-    _, failed = failing(units, learn=False, together=False)
-    best = units.freeze(failed)
-    others = with_and_without(units.without_observed(failed), failed)
-    if len(others[0][0].attributes) == len(units.attributes):
-        del others[0]
-    for together in (True, False):
-        for candidate, learn in others:
-            candidate, again = failing(candidate, learn, together)
-            if not again:
-                return candidate
-            if not together and len(again) < len(failed):
-                best, failed = candidate.freeze(again), again
-    return best
-
-
-def _described(model: nn.Module, units: types.UnitMap, inputs: Any, seed: int) -> types.UnitMap:
-    """The map with the fields of the model's configuration that follow a cut.
-
-    Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that
-    are left, and the cut model still computes what the masked one does. Heads are left out if it fails with them.
-    """
-    fields = axes.config_fields(model, units.groups)
-    inner = [f for f in fields if all(units.groups[g].kind != "head" for g in f.groups)]
-    notes: list[str] = []
-    for tried in (fields, inner) if len(inner) < len(fields) else (fields,):
-        cut = {g for f in tried for g in f.groups if units.groups[g].units > 1}
-        if not cut:
-            continue
-        removed = [np.arange(group.units // 2 if g in cut else 0) for g, group in enumerate(units.groups)]
-        candidate = replace(units, config=tuple(tried))
-        plan = allocate.build(candidate, removed)
-        reason = compact.undescribed(model, plan, compact.shapes_after(plan)) or compact.failure(
-            model, candidate, removed, inputs, make_plan=allocate.build, seed=seed
-        )
-        if reason is None:
-            return replace(candidate, notes=(*units.notes, *notes))
-        names = ", ".join(f.name for f in tried)
-        notes.append(f"the configuration ({names}) does not describe a pruned model: {reason}")
-    return replace(units, notes=(*units.notes, *notes))
 
 
 def _first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:

@@ -29,7 +29,7 @@ FLOORS = (
     {"ops"},
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},
-    {"api", ""},  # "" is fairkern/__init__.py: what users import
+    {"api", "proof", ""},  # "" is fairkern/__init__.py: what users import
     {"demo"},
     {"cli"},
 )

@@ -213,13 +213,6 @@ def merge(out: Tensor, b: int, n: int, c: int) -> Tensor:
     return out.transpose(1, 2).reshape(b, n, c)
 
 
-def test_a_traced_module_is_plain() -> None:
-    """torch.jit.trace runs the substitutions once and keeps what they gave."""
-    model, x = attention()
-    small, _, _ = cut(model, x)
-    assert torch.equal(torch.jit.trace(small, (x,))(x), small(x))
-
-
 def test_gradients_flow() -> None:
     model, x = attention()
     small, _, _ = cut(model, x)

@@ -1,0 +1,88 @@
+"""Prove, then allow: which groups of a traced map hold, by which means, and whether the configuration follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fairkern import allocate, axes, compact
+from fairkern.types import SizeSite, UnitMap
+
+
+def proven(model: nn.Module, units: UnitMap, sites: Sequence[SizeSite], runs: Sequence[Any], seed: int) -> UnitMap:
+    """The map with every group frozen that fails on any of the inputs.
+
+    Tried until all groups pass together: the map as it is; with sizes substituted that modules' code passes on; and
+    for the groups that fail then, the same two without attributes that were recognised by their value, which may be a
+    coincidence. If none of these passes whole, the one with which the fewest groups fail.
+    """
+
+    def failing(candidate: UnitMap, learn: bool, together: bool) -> tuple[UnitMap, dict[int, str]]:
+        """What fails, and the map without the sites whose numbers turn out right by themselves."""
+        failed: dict[int, str] = {}
+        needless: set[tuple[str, int, int]] | None = set() if learn else None
+        for inputs in runs:
+            failed |= compact.prove(
+                model,
+                candidate.freeze(failed),
+                inputs,
+                make_plan=allocate.build,
+                seed=seed,
+                needless_sites=needless,
+                together=together,
+            )
+            if needless is not None:
+                candidate, needless = candidate.without_sites(needless), None
+        return candidate, failed
+
+    def with_and_without(candidate: UnitMap, groups: Iterable[int]) -> list[tuple[UnitMap, bool]]:
+        sited = candidate.with_sites(sites, groups)
+        return [(candidate, False), (sited, True)] if sited.sites else [(candidate, False)]
+
+    for candidate, learn in with_and_without(units, units.prunable):
+        candidate, failed = failing(candidate, learn, together=True)
+        if not failed:
+            return candidate
+    _, failed = failing(units, learn=False, together=False)
+    best = units.freeze(failed)
+    others = with_and_without(units.without_observed(failed), failed)
+    if len(others[0][0].attributes) == len(units.attributes):
+        del others[0]
+    for together in (True, False):
+        for candidate, learn in others:
+            candidate, again = failing(candidate, learn, together)
+            if not again:
+                return candidate
+            if not together and len(again) < len(failed):
+                best, failed = candidate.freeze(again), again
+    return best
+
+
+def described(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> UnitMap:
+    """The map with the fields of the model's configuration that follow a cut.
+
+    Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that
+    are left, and the cut model still computes what the masked one does. Heads are left out if it fails with them.
+    """
+    fields = axes.config_fields(model, units.groups)
+    inner = [f for f in fields if all(units.groups[g].kind != "head" for g in f.groups)]
+    notes: list[str] = []
+    for tried in (fields, inner) if len(inner) < len(fields) else (fields,):
+        cut = {g for f in tried for g in f.groups if units.groups[g].units > 1}
+        if not cut:
+            continue
+        removed = [np.arange(group.units // 2 if g in cut else 0) for g, group in enumerate(units.groups)]
+        candidate = replace(units, config=tuple(tried))
+        plan = allocate.build(candidate, removed)
+        reason = compact.undescribed(model, plan, compact.shapes_after(plan)) or compact.failure(
+            model, candidate, removed, inputs, make_plan=allocate.build, seed=seed
+        )
+        if reason is None:
+            return replace(candidate, notes=(*units.notes, *notes))
+        names = ", ".join(f.name for f in tried)
+        notes.append(f"the configuration ({names}) does not describe a pruned model: {reason}")
+    return replace(units, notes=(*units.notes, *notes))
