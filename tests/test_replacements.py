@@ -301,6 +301,20 @@ def test_scores_of_heads() -> None:
     assert type(model.attn) is nn.MultiheadAttention
 
 
+def test_sequential_compensation() -> None:
+    """What is measured again after every step is heard at the output projections as well."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 40, batch_first=True), 2)
+    model = nn.Sequential(encoder, nn.Flatten(), nn.Linear(5 * WIDTH, 3)).double()
+    loader = [(torch.randn(12, 5, WIDTH, dtype=torch.float64), torch.arange(12) % 3) for _ in range(2)]
+    small, report = fk.prune(
+        model, loader, nn.CrossEntropyLoss(), keep_params=0.5, compensate="sequential", progress=False
+    )
+    assert report.choices["not_compensated"] == {}
+    assert small(loader[0][0]).isfinite().all()
+    assert any(isinstance(m, MultiheadAttention) for m in small.modules())
+
+
 def test_compile_export_copy_pickle() -> None:
     torch.manual_seed(0)
     model = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 40, batch_first=True), 1).eval()

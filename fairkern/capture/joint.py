@@ -13,6 +13,7 @@ from fairkern.capture.moments import offsets
 from fairkern.capture.points import Heard, Listener, Point, points_of
 from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
+from fairkern.replacements import in_place
 from fairkern.types import JointMoments, UnitMap
 from fairkern.untouched import untouched
 
@@ -20,7 +21,7 @@ from fairkern.untouched import untouched
 def tap_order(model: nn.Module, loader: Iterable[Any], units: UnitMap) -> list[str]:
     """Names of the taps that consumers read, in the order in which a forward pass comes to them."""
     listener = Listener(model, points_of(units, "input"), gradients=False)
-    with untouched(model), torch.no_grad(), listener.attached():
+    with untouched(model), in_place(model), torch.no_grad(), listener.attached():
         model.eval()
         batch = next(_inputs(loader, model), None)
         if batch is None:
@@ -43,7 +44,7 @@ def joint_moments(
     per_unit = {p: offsets(p, units) for p in points}
     sums: dict[Point, list[Any]] = {}
     listeners = [Listener(m, points, gradients=False, stop=True) for m in (model, changed)]
-    with untouched(model), untouched(changed), torch.no_grad():
+    with untouched(model), untouched(changed), in_place(model), in_place(changed), torch.no_grad():
         model.eval()
         changed.eval()
         with listeners[0].attached(), listeners[1].attached():
