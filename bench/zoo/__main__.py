@@ -31,7 +31,7 @@ row does not show as cut is frozen, with the most frequent reasons. `sizes` says
 follow a cut: attributes known by the module's class (class) or recognised by their value in reshapes (observed),
 numbers substituted in the calls of the module's own code (site), a class of equal function (replacement).
 `reloads`: the model cut by 0.3 was saved, loaded in a new process into a fresh model, and gave the same outputs, bit
-for bit.
+for bit (–: not tried, in rows from a commit before that column, or nothing to cut).
 
 torchvision's classifiers of more than 70 million parameters are left out: each has a smaller sibling here.
 
@@ -73,9 +73,10 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in document["libraries"].items())
     by_commit = Counter(row.commit[:7] for row in rows)
     commits = ", ".join(f"{count} rows from commit {commit}" for commit, count in by_commit.items())
-    loaded = sum(bool(row.reloads) for row in rows)
+    tried = [row.reloads for row in rows if row.reloads is not None]
     lines = [
-        f"{exact} of {len(rows)} rows are exact; {cut} have something to cut; {loaded} reload in a new process.",
+        f"{exact} of {len(rows)} rows are exact; {cut} have something to cut; {sum(tried)} of "
+        f"{len(tried)} that were tried reload in a new process.",
         "",
         f"(`python -m bench.zoo`, {document['date']}, {libraries}; {commits})",
     ]
