@@ -388,6 +388,16 @@ def prune(
     )
 
 
+def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
+    """Take BatchNorm's running statistics anew from one forward pass over `loader`, in place.
+
+    Worth a try after a harsh cut, before fine-tuning. Labels are not needed, modes stay. Returns how many layers there
+    were; raises InputError where there is none, or no batch.
+    """
+    _check_model(model)
+    return capture.recalibrate(model, loader)
+
+
 def summarise(
     plan: types.Plan,
     *,
