@@ -42,6 +42,8 @@ class Scores(types.Scores):
         tod: float | None = None,
         keep_params: float | None = None,
         keep_flops: float | None = None,
+        keep_latency: float | None = None,
+        latency: types.LatencyTable | None = None,
         allocation: str | None = None,
         removal: allocate.Signal | None = None,
         protect: allocate.Signal = "taylor",
@@ -52,16 +54,18 @@ class Scores(types.Scores):
     ) -> Plan:
         """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
 
-        Exactly one of `tod` (the tolerance α), `keep_params` and `keep_flops` (at most this share of the whole
-        model stays) is given. Scores with the residual signal (`score(…, gram=True)`) take one threshold on it for
-        all groups, others the Tolerance of Difference, unless `allocation` and `removal` say otherwise. Options,
-        errors and method: `fairkern.allocate.allocate`.
+        Exactly one of `tod` (the tolerance α), `keep_params`, `keep_flops` and `keep_latency` (at most this share of
+        the whole model stays; `latency` from `latency_table`) is given. Scores with the residual signal
+        (`score(…, gram=True)`) take one threshold on it for all groups, others the Tolerance of Difference, unless
+        `allocation` and `removal` say otherwise. Options, errors and method: `fairkern.allocate.allocate`.
         """
         plan = allocate.allocate(
             self,
             tod=tod,
             keep_params=keep_params,
             keep_flops=keep_flops,
+            keep_latency=keep_latency,
+            latency=latency,
             allocation=allocation,
             removal=removal,
             protect=protect,
@@ -443,6 +447,77 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
 def latency(model: nn.Module, example_inputs: Any) -> float:
     """Median milliseconds of a forward pass in eval mode on these inputs, after warming up."""
     return report.latency_ms(model, example_inputs)
+
+
+def latency_table(
+    model: nn.Module,
+    units: types.UnitMap,
+    example_inputs: Any,
+    *,
+    cache: PathLike | None = None,
+    shares: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.25, 0.1),
+) -> types.LatencyTable:
+    """Milliseconds of every layer by how much of it is left, measured here: what `plan(keep_latency=…)` is solved with.
+
+    Args:
+        model: the model that `units` was traced from; left as it was.
+        units: from `trace`.
+        example_inputs: what to time a forward pass on, as for `trace`; batch size and shapes are part of the answer.
+        cache: a JSON file to read the table from, if it was measured on this device, with this model, these inputs and
+            this torch; else it is measured and written there.
+        shares: of the units of every group, at which the model is cut (at random) and timed.
+
+    Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
+    Cost: per share one cut and about a second.
+    """
+    _check_model(model)
+    key = _latency_key(model, example_inputs)
+    if cache is not None and os.path.exists(cache):
+        known = artefacts.load_latency(cache)
+        if known.key == key and dict(known.shapes) == dict(units.shapes):
+            return known
+    layers: dict[str, list[tuple[float, float]]] = {}
+    rest: list[tuple[float, float]] = []
+    sizes = {path: _own_size(module) for path, module in model.named_modules()}
+    for share in shares:
+        removed = allocate.random_removal(units, 1 - share, seed=0) if share < 1 else None
+        plan = allocate.build(units, removed or [np.zeros(0, dtype=np.int64)] * len(units.groups))
+        small = compact.apply(model, plan)
+        whole, parts = report.latency_ms(small, example_inputs), report.module_ms(small, example_inputs)
+        for path, ms in parts.items():
+            layers.setdefault(path, []).append((_own_size(small.get_submodule(path)) / sizes[path], ms))
+        flops = plan.result["flops_after"] / plan.result["flops_before"] if plan.result["flops_before"] else 1.0
+        rest.append((flops, max(0.0, whole - sum(parts.values()))))
+    table = types.LatencyTable(
+        {path: _latency_curve(points) for path, points in layers.items()},
+        _latency_curve(rest),
+        tuple(name for name, _ in model.named_parameters()),
+        dict(units.shapes),
+        key,
+    )
+    if cache is not None:
+        artefacts.save_latency(table, cache)
+    return table
+
+
+def _latency_curve(points: Sequence[tuple[float, float]]) -> types.LatencyCurve:
+    shares, times = zip(*points, strict=True)
+    return types.LatencyCurve(np.array(shares), np.array(times))
+
+
+def _own_size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+def _latency_key(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """Where and on what latency is measured."""
+    return {
+        **report.device(model),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "model": type(model).__name__,
+        "inputs": [[str(t.dtype), *t.shape] for t in tensors_in(example_inputs)],
+    }
 
 
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
