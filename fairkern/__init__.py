@@ -31,6 +31,7 @@ from fairkern.errors import (
     InputError,
     NonFiniteError,
     PlanMismatchError,
+    TimeLimitError,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "PlanMismatchError",
     "Report",
     "Scores",
+    "TimeLimitError",
     "UnitMap",
     "apply",
     "info",

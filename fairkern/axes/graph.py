@@ -1,6 +1,6 @@
 """What a trace collects: nodes (axis positions), the edges between them, and who reads or freezes them.
 
-Every dimension of every tensor seen by the trace is one of four things: *tracked* (an int64 vector with a
+Every dimension of every tensor seen by the trace is one of four things: *tracked* (an int32 vector with a
 node id per position), *constant* (its positions mean nothing to any unit: batch, space, tokens), *uniform*
 (filled or expanded: every position holds the same value, so its length may follow whatever it meets), or *zero*
 (uniform, and the tensor holds zeros: a weight that contracts it contributes nothing).
@@ -117,7 +117,7 @@ class Graph:
         """`n` fresh nodes."""
         start = self.nodes
         self.nodes += n
-        return np.arange(start, self.nodes, dtype=np.int64)
+        return np.arange(start, self.nodes, dtype=np.int32)
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """Position by position: `a[i]` and `b[i]` are cut together."""

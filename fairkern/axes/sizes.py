@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fairkern.axes.trace import Tracing, transposed_linear
 
@@ -23,13 +24,17 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
     """(module path, attribute, nodes whose count it holds), for every module of a known class."""
     first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
-    def nodes(module: nn.Module, tensor_names: str, dim: int) -> tuple[str, np.ndarray | None] | None:
+    def nodes(module: nn.Module, tensor_names: str, dim: int) -> tuple[list[str], np.ndarray | None] | None:
         for tensor_name in tensor_names.split("|"):
             # not by getattr: a parametrised weight is computed anew by every look at it
             tensor = module._parameters.get(tensor_name, module._buffers.get(tensor_name))
-            if tensor is not None:
-                name = first[id(tensor)]  # a tied tensor goes by its first name
-                return name, tracing.tensors[name][dim]
+            held = [] if tensor is None else [tensor]
+            if not held and parametrize.is_parametrized(module, tensor_name):
+                originals = module.parametrizations[tensor_name].parameters(recurse=False)  # type: ignore[index,union-attr]
+                held = sorted(originals, key=Tensor.numel, reverse=True)
+            if held:
+                names = [first[id(t)] for t in held]  # a tied tensor goes by its first name
+                return names, tracing.tensors[names[0]][dim]
         return None
 
     for path, module in model.named_modules():
@@ -85,14 +90,15 @@ def _convolution(
     path: str,
     module: nn.modules.conv._ConvNd,
     tracing: Tracing,
-    dim0: tuple[str, np.ndarray | None] | None,
-    dim1: tuple[str, np.ndarray | None] | None,
+    dim0: tuple[list[str], np.ndarray | None] | None,
+    dim1: tuple[list[str], np.ndarray | None] | None,
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     if dim0 is None or dim1 is None:
         return
     made, read = (dim1[1], dim0[1]) if module.transposed else (dim0[1], dim1[1])
     if module.groups > 1:
-        channels, groups = tracing.graph.grouped.get(dim0[0], (None, None))
+        grouped = tracing.graph.grouped
+        channels, groups = next((grouped[name] for name in dim0[0] if name in grouped), (None, None))
         read = channels
         if groups is not None:
             yield path, "groups", groups

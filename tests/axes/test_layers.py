@@ -213,7 +213,11 @@ CASES = {
     ),
     "weight norm": Case(
         lambda: nn.Sequential(nn.Linear(5, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 6)), nn.Linear(6, 2)),
-        {},
+        {
+            "1": "6: 1.bias:0 1.parametrizations.weight.original0:0 1.parametrizations.weight.original1:0 "
+            "2.weight:1* @ 2"
+        },
+        {"1.parametrizations.weight.original1:1": "weight norm runs over it", "0.weight:0": "weight of addmm"},
         shape=(2, 5),
     ),
     "spectral norm": Case(

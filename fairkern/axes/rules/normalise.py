@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch.nn.modules.batchnorm import _NormBase
 
-from fairkern.axes.graph import CONSTANT, Dim, Track
-from fairkern.axes.rules._call import Call, Rule
+from fairkern.axes.graph import CONSTANT, Dim, Source, Track
+from fairkern.axes.rules._call import Call, Rule, wrap
 
 
 def batch_norm(call: Call) -> list[Track]:
@@ -15,6 +15,10 @@ def batch_norm(call: Call) -> list[Track]:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.given(name):
             dims[1] = call.graph.meet(dims[1], call.track(name).dims[0], f"meets a fixed size in {call.where}")
+    if call.args.get("train", call.args.get("training", False)) and not call.training:
+        for i, d in enumerate(x.dims):
+            if i != 1:
+                call.graph.freeze(d, f"statistics are taken over it in {call.where}")
     inside = call.inside
     if inside.input is not None and isinstance(inside.module, _NormBase) and len(inside.input.dims) > 1:
         channels = inside.input.dims[1]
@@ -50,6 +54,23 @@ def group_norm(call: Call) -> list[Track]:
     ]
 
 
+def weight_norm(call: Call) -> list[Track]:
+    """`g · v / ‖v‖`, each slice along `dim` normalised alone: slices can go, what the norm runs over stays.
+
+    The result goes by the name of `g`: a zero there silences a slice, a zero in `v` makes it 0 / 0.
+    """
+    v, g = call.track("v"), call.track("g")
+    dim = wrap(call.args["dim"], len(v.dims))
+    for i, d in enumerate(v.dims):
+        if i != dim:
+            call.graph.freeze(d, f"weight norm runs over it in {call.where}")
+    dims = list(v.dims)
+    dims[dim] = call.graph.meet(dims[dim], g.dims[dim], f"meets a fixed size in {call.where}")
+    source = g.source and Source(g.source.name, tuple(d if i == dim else None for i, d in enumerate(g.source.dims)))
+    norms = Track(g.sizes, tuple(dims[dim] if i == dim else CONSTANT for i in range(len(g.sizes))))
+    return [*call.out(dims, source), norms]
+
+
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         (
@@ -63,6 +84,7 @@ RULES: dict[str, Rule] = {
         ),
         batch_norm,
     ),
+    "_weight_norm_interface": weight_norm,
     "native_layer_norm": layer_norm,
     "native_group_norm": group_norm,
 }
