@@ -46,15 +46,13 @@ def _places(tracing: Tracing, labels: np.ndarray) -> _Places:
 
 def _signatures(places: _Places, count: int) -> np.ndarray:
     """A hash per component of the multiset of axes that it touches: equal for units of one group."""
-    mixed = np.arange(1, len(places.axes) + 1, dtype=np.uint64)
-    out = np.zeros((2, count), dtype=np.uint64)
-    for row, seed in enumerate((0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)):
-        z = mixed * np.uint64(seed)
-        z ^= z >> np.uint64(31)
-        z *= np.uint64(0xBF58476D1CE4E5B9)
-        z ^= z >> np.uint64(29)
-        np.add.at(out[row], places.component, z[places.axis])
-    return out.T.copy().view([("a", np.uint64), ("b", np.uint64)]).reshape(-1)
+    z = np.arange(1, len(places.axes) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z ^= z >> np.uint64(31)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(29)
+    out = np.zeros(count, dtype=np.uint64)
+    np.add.at(out, places.component, z[places.axis])
+    return out
 
 
 def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
@@ -179,9 +177,11 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
 def _in_trace_order(group_of: np.ndarray, places: _Places) -> np.ndarray:
     """Renumber groups by the first axis position that belongs to each."""
     g = group_of[places.component]
-    seen, first = np.unique(g[g >= 0], return_index=True)
-    order = np.empty(len(seen), dtype=np.int64)
-    order[np.argsort(first)] = np.arange(len(seen))
+    in_one = np.flatnonzero(g >= 0)[::-1]
+    first = np.zeros(g.max(initial=-1) + 1, dtype=np.int64)
+    first[g[in_one]] = in_one  # the last that is written is the first that there is
+    order = np.empty_like(first)
+    order[np.argsort(first)] = np.arange(len(first))
     out = np.full_like(group_of, -1)
     hit = group_of >= 0
     out[hit] = order[group_of[hit]]
