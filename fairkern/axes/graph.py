@@ -106,8 +106,10 @@ class Graph:
     contractions: list[Contraction] = field(default_factory=list)
     productions: list[Production] = field(default_factory=list)
     flops: list[tuple[float, tuple[np.ndarray, ...]]] = field(default_factory=list)
-    # weight of a grouped convolution -> nodes of its input channels, nodes of its groups (None: groups stay)
-    grouped: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
+    # weight of a grouped convolution -> nodes of its input channels, of its groups (None: they stay), of its outputs
+    grouped: dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]] = field(default_factory=dict)
+    # module of a group norm -> nodes of its channels, of its groups
+    normed: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     # module without tensors that holds its input's number of channels -> their nodes
     features: dict[str, np.ndarray] = field(default_factory=dict)
     # innermost module of a reshape, expand or split -> nodes of the sizes that it was given

@@ -44,6 +44,11 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
         if isinstance(module, nn.modules.batchnorm._NormBase) and path in tracing.graph.features:
             yield path, "num_features", tracing.graph.features[path]
             continue
+        if isinstance(module, nn.GroupNorm) and path in tracing.graph.normed:
+            channels, groups = tracing.graph.normed[path]
+            yield path, "num_channels", channels
+            yield path, "num_groups", groups
+            continue
         if transposed_linear(module):
             for attribute, dim in (("nx", 0), ("nf", 1)):
                 found = nodes(module, "weight", dim)
@@ -98,12 +103,9 @@ def _convolution(
     made, read = (dim1[1], dim0[1]) if module.transposed else (dim0[1], dim1[1])
     if module.groups > 1:
         grouped = tracing.graph.grouped
-        channels, groups = next((grouped[name] for name in dim0[0] if name in grouped), (None, None))
-        read = channels
+        read, groups, made = next((grouped[name] for name in dim0[0] if name in grouped), (None, None, None))
         if groups is not None:
             yield path, "groups", groups
-        if module.transposed:
-            made = None  # never cut
     if made is not None:
         yield path, "out_channels", made
     if read is not None:

@@ -273,7 +273,7 @@ class _Mode(TorchDispatchMode):
             for other, track in self._tracks.aliases(tensor):
                 for dim in gained:
                     graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
-                if UNIFORM in track.dims or ZERO in track.dims:
+                if any(d is UNIFORM or d is ZERO for d in track.dims):
                     dims = tuple(CONSTANT if isinstance(d, Fixed) else d for d in track.dims)
                     self._tracks.put(other, Track(track.sizes, dims, track.source))
         return made

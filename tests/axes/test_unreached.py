@@ -1,4 +1,4 @@
-"""Code that the inputs did not reach, and numbers that no trace sees: what may be wrong is frozen, the rest is exact."""
+"""Code that the inputs did not reach, and numbers that no trace sees: what may be wrong stays, the rest is exact."""
 
 from __future__ import annotations
 

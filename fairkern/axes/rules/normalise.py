@@ -34,22 +34,34 @@ def _statistic(shape: tuple[int, ...], channel: Dim, n: int) -> Track:
 def layer_norm(call: Call) -> list[Track]:
     x = call.track("input")
     inner = len(call.args["normalized_shape"])
+    kind = "RMS norm" if call.name == "_fused_rms_norm" else "layer norm"
     for i in range(len(x.dims) - inner, len(x.dims)):
-        call.graph.freeze(x.dims[i], f"layer norm runs over it in {call.where}")
+        call.graph.freeze(x.dims[i], f"{kind} runs over it in {call.where}")
     for name in ("weight", "bias"):
         if call.given(name):
             for d in call.track(name).dims:
-                call.graph.freeze(d, f"layer norm runs over it in {call.where}")
+                call.graph.freeze(d, f"{kind} runs over it in {call.where}")
     return [call.out(x.dims)[0]] + [Track.constant(o.shape) for o in call.outputs[1:]]
 
 
 def group_norm(call: Call) -> list[Track]:
-    x = call.track("input")
-    call.graph.freeze(x.dims[1], f"group norm runs over it in {call.where}")
+    """Each group of channels is normalised alone, so that whole groups can go."""
+    x, graph = call.track("input"), call.graph
+    channels, groups = x.dims[1], int(call.args["group"])
     for name in ("weight", "bias"):
         if call.given(name):
-            call.graph.freeze(call.track(name).dims[0], f"group norm runs over it in {call.where}")
-    return [call.out([x.dims[0], x.dims[1], *[CONSTANT] * (len(x.dims) - 2)])[0]] + [
+            channels = graph.meet(channels, call.track(name).dims[0], f"meets a fixed size in {call.where}")
+    for d in x.dims[2:]:
+        graph.freeze(d, f"group norm runs over it in {call.where}")
+    if isinstance(channels, np.ndarray):
+        if groups == 1:
+            graph.freeze(channels, f"group norm runs over it in {call.where}")
+        else:
+            whole = graph.new(groups)
+            graph.join(np.repeat(whole, len(channels) // groups), channels)
+            graph.normed[call.inside.site.module] = (channels, whole)
+            call.note_sizes([whole])
+    return [call.out([x.dims[0], channels, *[CONSTANT] * (len(x.dims) - 2)])[0]] + [
         Track.constant(o.shape) for o in call.outputs[1:]
     ]
 
@@ -85,6 +97,6 @@ RULES: dict[str, Rule] = {
         batch_norm,
     ),
     "_weight_norm_interface": weight_norm,
-    "native_layer_norm": layer_norm,
+    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), layer_norm),
     "native_group_norm": group_norm,
 }
