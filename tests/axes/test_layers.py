@@ -182,6 +182,17 @@ CASES = {
     "local response norm": Case(
         lambda: around(nn.LocalResponseNorm(3)), {}, {"0.weight:0": "is slid over by avg_pool3d"}
     ),
+    "rms norm, fused": Case(
+        lambda: Net(
+            lambda m, x: m.b(torch.ops.aten._fused_rms_norm(m.a(x), [8], m.g, 1e-5)[0]),
+            a=nn.Linear(5, 8),
+            b=nn.Linear(8, 4),
+            g=nn.Parameter(torch.ones(8)),
+        ),
+        {},
+        {"a.weight:0": "(RMS norm|mean) runs over it"},
+        shape=(2, 5),
+    ),
     "rms norm": Case(
         lambda: nn.Sequential(nn.Linear(5, 8), nn.RMSNorm(8), nn.Linear(8, 4)),
         {},
