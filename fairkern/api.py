@@ -48,10 +48,8 @@ class UnitMap(types.UnitMap):
         For sizes and costs under a budget (of a model on the meta device too), and as the baseline that scores have
         to beat. Options and errors as in `Scores.plan`.
         """
-        generator = np.random.default_rng(seed)
-        drawn = tuple(generator.random(0 if group.frozen else group.units) for group in self.groups)
         plan = allocate.allocate(
-            types.Scores(self, {"random": drawn}, {}),
+            types.Scores(self, {}, {}, {"seed": seed}),
             keep_params=keep_params,
             keep_flops=keep_flops,
             allocation="uniform",

@@ -265,7 +265,7 @@ def _torchvision() -> Iterator[Entry]:
 
 
 # input sizes: what a model is built for, or small, where its convolutions carry few or many parameters over any size
-_SIZES = {"inception_v3": 299, "maxvit": 224, "swin": 224, "vit_h": 56, "vit": 64, "vgg": 32, "regnet_y_128gf": 64}
+_SIZES = {"inception_v3": 299, "maxvit": 224, "swin": 112, "vit_h": 56, "vit": 64, "vgg": 32, "regnet_y_128gf": 64}
 
 
 def _image(build: Callable[..., nn.Module], name: str) -> tuple[nn.Module, torch.Tensor]:

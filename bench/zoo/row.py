@@ -62,7 +62,7 @@ def examine(entry: Entry, seed: int = 0) -> Row:
                 model, inputs = model.double(), map_tensors(inputs, _double)
             _stir(model)
             if not large:
-                units = fk.trace(model, inputs, seed=seed)
+                units = fk.trace(model, inputs, seed=seed, time_limit=None)
         except fk.InputError as error:
             return Row(entry.library, entry.name, trace_s=time.perf_counter() - start, frozen=str(error)[:200])
         removals = [random_removal(units, fraction, seed=1) for fraction in (0.3, 0.7)]
