@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -190,9 +192,8 @@ def trace(
     if verify and units.prunable:
         units = replace(_proven(model, units, (example_inputs, *more), seed, deadline), proven=True)
     if not units.prunable:
-        reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
-        said = "; ".join([*reasons[:3], *units.notes[:2]]) or "it has no parameters"
-        raise InputError(f"no axis of this {type(model).__name__} can be cut; the first reasons: {said}")
+        said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
+        raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
     return _public(UnitMap, units)
 
 
@@ -511,6 +512,16 @@ def _public(cls: Any, data: Any) -> Any:
 def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+
+
+def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
+    """Why nothing can be cut: of groups that failed, else what holds most axis positions, modules left out."""
+    if units.groups:
+        return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
+    held: Counter[str] = Counter()
+    for frozen in units.frozen:
+        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
+    return [reason for reason, _ in held.most_common(most)]
 
 
 def _proven(
