@@ -32,6 +32,7 @@ from fairkern.errors import (
     InputError,
     NonFiniteError,
     PlanMismatchError,
+    TimeLimitError,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PlanMismatchError",
     "Report",
     "Scores",
+    "TimeLimitError",
     "UnitMap",
     "apply",
     "info",

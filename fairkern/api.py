@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from fairkern import allocate, artefacts, axes, capture, compact, report, types
 from fairkern.capture import LossReduction, Recipe, Reduction, Settings, choose
+from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.nested import map_tensors, tensors_in
 from fairkern.ops import describe
@@ -30,6 +33,35 @@ class UnitMap(types.UnitMap):
         """A table: group, kind, units, axes, consumers, parameters and FLOPs per unit, or why it is frozen."""
         params, flops = allocate.per_unit(self)
         return report.render(report.explain_table(self, params.tolist(), flops.tolist()))
+
+    def plan(
+        self,
+        *,
+        keep_params: float | None = None,
+        keep_flops: float | None = None,
+        seed: int = 0,
+        round_to: int = 1,
+        max_remove: float = 0.99,
+        min_keep: int = 1,
+        ignore: Iterable[str] = (),
+    ) -> Plan:
+        """A plan without scores, so without data: an equal share of every group, units drawn at random.
+
+        For sizes and costs under a budget (of a model on the meta device too), and as the baseline that scores have
+        to beat. Options and errors as in `Scores.plan`.
+        """
+        plan = allocate.allocate(
+            types.Scores(self, {}, {}, {"seed": seed}),
+            keep_params=keep_params,
+            keep_flops=keep_flops,
+            allocation="uniform",
+            removal="random",
+            round_to=round_to,
+            max_remove=max_remove,
+            min_keep=min_keep,
+            ignore=ignore,
+        )
+        return _public(Plan, plan)
 
 
 @dataclass(frozen=True)
@@ -119,7 +151,13 @@ class Report(types.Report):
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, *, more: Sequence[Any] = (), verify: bool = True, seed: int = 0
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    more: Sequence[Any] = (),
+    verify: bool = True,
+    seed: int = 0,
+    time_limit: float | None = 600.0,
 ) -> UnitMap:
     """What can be cut from `model`: run it once on example inputs and follow every axis position.
 
@@ -130,11 +168,16 @@ def trace(
             are counted for these.
         more: further example inputs that reach more code.
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
-            model allows it); a group that fails is frozen. False skips the proof; `UnitMap.proven` says so.
+            model allows it); a group that fails is frozen. False skips the proof; `UnitMap.proven` says so. A model on
+            the meta device (or of fake tensors) has nothing to prove on and needs False.
         seed: of the proof's removals and inputs.
+        time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
     Raises:
-        InputError: inputs without a tensor or on another device; a model without a single axis that can be cut.
+        InputError: inputs without a tensor or on another device; a model without a single axis that can be cut; one
+            that is compiled, scripted, distributed, packed or hooked, with what to pass instead; one on the meta
+            device that asks for values.
+        TimeLimitError: the time is up; the model is as it was.
         What the model raises passes through.
 
     Cost: one forward pass and about 0.2 ms per operator; the proof adds a copy of the model and three passes.
@@ -146,14 +189,15 @@ def trace(
         [('0', 8)]
     """
     _check_model(model)
-    units = axes.unit_map(model, [example_inputs, *more])
+    deadline = Deadline(time_limit)
+    if verify:
+        compact.check_values(model)
+    units = axes.unit_map(model, [example_inputs, *more], deadline)
     if verify and units.prunable:
-        units = replace(_proven(model, units, (example_inputs, *more), seed), proven=True)
+        units = replace(_proven(model, units, (example_inputs, *more), seed, deadline), proven=True)
     if not units.prunable:
-        reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
-        raise InputError(
-            f"no axis of this {type(model).__name__} can be cut; the first reasons: {'; '.join(reasons[:3]) or 'none'}"
-        )
+        said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
+        raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
     return _public(UnitMap, units)
 
 
@@ -545,7 +589,19 @@ def _check_model(model: object) -> None:
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
 
 
-def _proven(model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: int) -> types.UnitMap:
+def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
+    """Why nothing can be cut: of groups that failed, else what holds most axis positions, modules left out."""
+    if units.groups:
+        return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
+    held: Counter[str] = Counter()
+    for frozen in units.frozen:
+        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
+    return [reason for reason, _ in held.most_common(most)]
+
+
+def _proven(
+    model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: int, deadline: Deadline
+) -> types.UnitMap:
     """The map with every group frozen that fails on any of the inputs.
 
     An attribute recognised by its value may be a coincidence: groups that fail get a second try without those.
@@ -554,7 +610,9 @@ def _proven(model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: i
     def failing(candidate: types.UnitMap) -> dict[int, str]:
         failed: dict[int, str] = {}
         for inputs in runs:
-            failed |= compact.prove(model, candidate.freeze(failed), inputs, make_plan=allocate.build, seed=seed)
+            failed |= compact.prove(
+                model, candidate.freeze(failed), inputs, make_plan=allocate.build, seed=seed, deadline=deadline
+            )
         return failed
 
     failed = failing(units)
