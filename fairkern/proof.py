@@ -10,10 +10,18 @@ import numpy as np
 from torch import nn
 
 from fairkern import allocate, axes, compact
+from fairkern.deadline import Deadline
 from fairkern.types import SizeSite, UnitMap
 
 
-def proven(model: nn.Module, units: UnitMap, sites: Sequence[SizeSite], runs: Sequence[Any], seed: int) -> UnitMap:
+def proven(
+    model: nn.Module,
+    units: UnitMap,
+    sites: Sequence[SizeSite],
+    runs: Sequence[Any],
+    seed: int,
+    deadline: Deadline,
+) -> UnitMap:
     """The map with every group frozen that fails on any of the inputs.
 
     Tried until all groups pass together: the map as it is; with sizes substituted that modules' code passes on; and
@@ -34,6 +42,7 @@ def proven(model: nn.Module, units: UnitMap, sites: Sequence[SizeSite], runs: Se
                 seed=seed,
                 needless_sites=needless,
                 together=together,
+                deadline=deadline,
             )
             if needless is not None:
                 candidate, needless = candidate.without_sites(needless), None

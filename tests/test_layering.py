@@ -20,6 +20,7 @@ FLOORS = (
         "env",
         "nested",
         "untouched",
+        "deadline",
         "weight_calls",
         "size_calls",
         "replacements",

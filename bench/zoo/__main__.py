@@ -33,7 +33,8 @@ numbers substituted in the calls of the module's own code (site), a class of equ
 `reloads`: the model cut by 0.3 was saved, loaded in a new process into a fresh model, and gave the same outputs, bit
 for bit (–: not tried, in rows from a commit before that column, or nothing to cut).
 
-torchvision's classifiers of more than 70 million parameters are left out: each has a smaller sibling here.
+`trace` is the time of tracing in float32 without the proof. Models above 200 million parameters are proven and cut in
+float32, where their copies fit into memory: their `error` is that of float32, and marked so.
 
 """
 
@@ -75,8 +76,7 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
     commits = ", ".join(f"{count} rows from commit {commit}" for commit, count in by_commit.items())
     tried = [row.reloads for row in rows if row.reloads is not None]
     lines = [
-        f"{exact} of {len(rows)} rows are exact; {cut} have something to cut; {sum(tried)} of "
-        f"{len(tried)} that were tried reload in a new process.",
+        f"{exact} of {len(rows)} rows are exact; {cut} have something to cut; {sum(tried)} of {len(tried)} reload.",
         "",
         f"(`python -m bench.zoo`, {document['date']}, {libraries}; {commits})",
     ]
@@ -94,6 +94,7 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
                 continue
             reloads = "–" if r.reloads is None else "yes" if r.reloads else "no"
             error = f"{r.error:.0e}" if r.prunable else "–"
+            error += " (float32)" if r.checked == "float32" else ""
             lines.append(
                 f"| {r.name} | {r.prunable} of {r.groups} | {r.units:,} | {100 * r.share:.0f} % | {error} | "
                 f"{r.trace_s:.2f} s | {r.sizes} | {reloads} | {_cell(r.frozen)} |"

@@ -1,5 +1,5 @@
-"""The models of the zoo: every torchvision classifier up to a size, a small member of timm's families, and tiny
-transformers. All randomly initialised; nothing is downloaded."""
+"""The models of the zoo: every torchvision classifier, a small member of timm's families, tiny transformers, and
+hand-written networks of other kinds. All randomly initialised; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from bench.zoo.handmade import MODELS
 from fairkern.nested import map_tensors
-
-LARGEST = 70_000_000  # parameters; larger torchvision models repeat the structure of a smaller sibling
 
 TIMM = [
     "convnext_atto",
@@ -80,6 +79,23 @@ TIMM = [
     "cait_xxs24_224",
     "volo_d1_224",
     "sequencer2d_s",
+    "resnetv2_50x1_bit",
+    "davit_tiny",
+    "focalnet_tiny_srf",
+    "caformer_s18",
+    "gcvit_xxtiny",
+    "eva02_tiny_patch14_224",
+    "mvitv2_tiny",
+    "botnet26t_256",
+    "lambda_resnet26t",
+    "repvit_m0_9",
+    "hgnetv2_b0",
+    "fasternet_t0",
+    "swiftformer_xs",
+    "hiera_tiny_224",
+    "mambaout_femto",
+    "tiny_vit_5m_224",
+    "pit_ti_224",
 ]
 
 _DECODER = {
@@ -232,18 +248,23 @@ class Entry:
 
 def entries(library: str | None = None) -> Iterator[Entry]:
     """Every entry of the libraries that are installed (or of one), in a fixed order."""
-    sources = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}
+    sources = {
+        "torchvision": _torchvision,
+        "timm": _timm,
+        "transformers": _transformers,
+        "hand-written": _handmade,
+    }
     for name, source in sources.items():
-        if library in (None, name) and importlib.util.find_spec(name) is not None:
+        if library in (None, name) and (source is _handmade or importlib.util.find_spec(name) is not None):
             warnings.filterwarnings("ignore", module=name)
             yield from source()
 
 
-def prepared(entry: Entry, seed: int) -> tuple[nn.Module, Any]:
-    """The entry's model and inputs in float64; nothing in the model is constant."""
-    torch.manual_seed(seed)
-    model, inputs = entry.load()
-    return _stirred(model.double()), map_tensors(inputs, _double)
+def prepared(model: nn.Module, inputs: Any, *, double: bool = True) -> tuple[nn.Module, Any]:
+    """The model and its inputs in float64 (if asked); nothing in the model is constant."""
+    if double:
+        model, inputs = model.double(), map_tensors(inputs, _double)
+    return _stirred(model), inputs
 
 
 def _stirred(model: nn.Module) -> nn.Module:
@@ -269,26 +290,24 @@ def _double(tensor: torch.Tensor) -> torch.Tensor:
 def _torchvision() -> Iterator[Entry]:
     models = importlib.import_module("torchvision.models")
     for name in models.list_models(module=models):
-        weights = models.get_model_weights(name)
-        if next(iter(weights)).meta["num_params"] <= LARGEST:
-            yield Entry("torchvision", name, lambda name=name, models=models: _image(models.get_model, name))
-    yield Entry("torchvision", "vit, 4 layers of 96", lambda models=models: _small_vit(models.VisionTransformer))
+        yield Entry("torchvision", name, lambda name=name, models=models: _image(models.get_model, name))
 
 
-def _small_vit(build: Callable[..., nn.Module]) -> tuple[nn.Module, torch.Tensor]:
-    """The Vision Transformer in small: the smallest with a name has 86 million parameters."""
-    model = build(32, 8, 4, 6, 96, 192, num_classes=10).eval()
-    nn.init.normal_(model.heads.head.weight, std=0.1)  # zero at first
-    return model, torch.randn(2, 3, 32, 32)
+# input sizes: what a model is built for, or small, where its convolutions carry few or many parameters over any size
+_SIZES = {"inception_v3": 299, "maxvit": 224, "swin": 112, "vit_h": 56, "vit": 64, "vgg": 32, "regnet_y_128gf": 64}
 
 
 def _image(build: Callable[..., nn.Module], name: str) -> tuple[nn.Module, torch.Tensor]:
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = build(name, weights=None, num_classes=10, **options).eval()
-    sizes = {"inception_v3": 299}
-    fixed = name.startswith(("vit", "swin", "maxvit"))
-    size = sizes.get(name, 224 if fixed else 96)
-    return model, torch.randn(2, 3, size, size)
+    size = next((size for prefix, size in _SIZES.items() if name.startswith(prefix)), 96)
+    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit"):
+        options["image_size"] = size
+    return build(name, weights=None, num_classes=10, **options).eval(), torch.randn(2, 3, size, size)
+
+
+def _handmade() -> Iterator[Entry]:
+    for name, (build, inputs) in MODELS.items():
+        yield Entry("hand-written", name, lambda build=build, inputs=inputs: (build().eval(), inputs()))
 
 
 def _timm() -> Iterator[Entry]:

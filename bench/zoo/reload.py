@@ -50,7 +50,8 @@ def _outputs(library: str, name: str, seed: int, folder: str, threads: int) -> N
     warnings.simplefilter("ignore")
     torch.set_num_threads(threads)
     entry = next(e for e in entries(library) if e.name == name)
-    fresh, _ = prepared(entry, seed)
+    torch.manual_seed(seed)
+    fresh, _ = prepared(*entry.load())
     inputs = torch.load(f"{folder}/inputs.pt", weights_only=False)
     with torch.no_grad():
         for parameter in fresh.parameters():

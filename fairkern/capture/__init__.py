@@ -1,7 +1,18 @@
 """A model and data → class samples, Taylor sums and means, in one pass."""
 
 from fairkern.capture.joint import joint_moments, tap_order
+from fairkern.capture.recalibrate import recalibrate
 from fairkern.capture.run import capture
 from fairkern.capture.settings import LossReduction, Recipe, Reduction, Settings, choose
 
-__all__ = ["LossReduction", "Recipe", "Reduction", "Settings", "capture", "choose", "joint_moments", "tap_order"]
+__all__ = [
+    "LossReduction",
+    "Recipe",
+    "Reduction",
+    "Settings",
+    "capture",
+    "choose",
+    "joint_moments",
+    "recalibrate",
+    "tap_order",
+]

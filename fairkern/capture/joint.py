@@ -23,7 +23,7 @@ def tap_order(model: nn.Module, loader: Iterable[Any], units: UnitMap) -> list[s
     listener = Listener(model, points_of(units, "input"), gradients=False)
     with untouched(model), in_place(model), torch.no_grad(), listener.attached():
         model.eval()
-        batch = next(_inputs(loader, model), None)
+        batch = next(inputs_of(loader, model), None)
         if batch is None:
             raise InputError("the loader yields no batch")
         with listener.hearing():
@@ -48,7 +48,7 @@ def joint_moments(
         model.eval()
         changed.eval()
         with listeners[0].attached(), listeners[1].attached():
-            for batch in _inputs(loader, model):
+            for batch in inputs_of(loader, model):
                 for listener, net in zip(listeners, (model, changed), strict=True):
                     listener.reset(next(tensors_in(batch.inputs)).device)
                     _listen(listener, net, batch)
@@ -87,7 +87,7 @@ def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:
     return flat if flat.dtype == torch.float64 else flat.float()
 
 
-def _inputs(loader: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
+def inputs_of(loader: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
     """The loader's batches; classes play no part."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     return batches(loader, device, lambda raw: torch.zeros(len(next(tensors_in(raw))), dtype=torch.int64))

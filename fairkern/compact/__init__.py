@@ -7,7 +7,7 @@ from fairkern.compact.config import undescribed
 from fairkern.compact.descriptors import check, shapes_after
 from fairkern.compact.inputs import vary
 from fairkern.compact.masked import masked
-from fairkern.compact.prove import difference, failure, prove
+from fairkern.compact.prove import check_values, difference, failure, prove
 from fairkern.compact.refit import refit
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Correction",
     "apply",
     "check",
+    "check_values",
     "corrections",
     "difference",
     "failure",

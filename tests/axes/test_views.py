@@ -126,7 +126,7 @@ CASES = {
     "channels gathered": kept(
         "no rule for aten.gather", lambda x: x.gather(1, torch.zeros(2, 8, 8, 8, dtype=torch.long))
     ),
-    "boolean mask": kept("is masked", lambda x: x[:, torch.arange(8) < 6], 6),
+    "boolean mask": kept("is indexed", lambda x: x[:, torch.arange(8) < 6], 6),
     "one channel selected": kept("is selected", lambda x: x[:, 0][:, None], 1),
     "channels taken apart": kept("is taken apart", lambda x: torch.stack(x.unbind(1)[::2], 1), 4),
     "split into single channels": kept("is taken apart", lambda x: torch.cat(x.split(1, 1)[:3], 1), 3),
@@ -134,14 +134,11 @@ CASES = {
     "copied into a slice": kept("untracked", into_a_slice, 10),
     "part overwritten": kept("is sliced", part_overwritten),
     "added to a slice": kept("is sliced", added_to_a_slice),
-    "index_put": kept(
-        "no rule for aten.index_put_",
-        lambda x: x.index_put_((slice(None), torch.tensor([1]))[1:], torch.zeros(()).double()),
-    ),
+    "index_put along the batch": between(lambda x: x.index_put_((torch.tensor([1]),), torch.zeros(()).double())),
     "scatter": kept("no rule for aten.scatter", lambda x: x.scatter(1, torch.zeros(2, 1, 8, 8, dtype=torch.long), 0.0)),
     "as_strided": kept("read with other strides", lambda x: x.as_strided(x.shape, (512, 1, 64, 8))),
-    "unfold": kept("no rule for aten.unfold", lambda x: x.unfold(1, 2, 2).sum(-1), 4),
-    "im2col": kept("no rule for aten.im2col", lambda x: F.unfold(x, 1).view(2, 8, 8, 8)),
+    "unfold": kept("is cut into windows", lambda x: x.unfold(1, 2, 2).sum(-1), 4),
+    "im2col": between(lambda x: F.unfold(x, 1).unflatten(2, (8, 8))),
     "bits": kept("is read as another type", lambda x: x.view(torch.int64).view(torch.float64)),
     "topk": kept("runs over it", lambda x: x.topk(3, 1).values, 3),
     "flatten before a linear layer": Case(
