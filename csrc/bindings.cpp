@@ -127,6 +127,16 @@ void py_taylor(int element, std::int64_t act, std::int64_t grad, std::int64_t sa
   taylor(static_cast<Element>(element), args);
 }
 
+void py_tod_curves(std::int64_t u, std::int64_t r, std::int64_t sizes, std::int64_t groups, std::int64_t out,
+                   int threads) {
+  require(groups >= 1, "groups is ", groups, "; at least 1 is needed");
+  require_threads(threads);
+  TodCurvesArgs args{pointer<double>(u, "u"), pointer<double>(r, "r"), pointer<std::int64_t>(sizes, "sizes"), groups,
+                     pointer<double>(out, "out"), threads};
+  py::gil_scoped_release release;
+  tod_curves(args);
+}
+
 // `table` is an int64 array [jobs, 4 + 3 · kGatherDims]: source, target, element size, dims, shape, strides, indices.
 void py_gather(std::int64_t table, std::int64_t jobs, int threads) {
   constexpr std::int64_t kWidth = 4 + 3 * kGatherDims;
@@ -205,6 +215,8 @@ PYBIND11_MODULE(_native, module) {
              py::arg("before"), py::arg("channels"), py::arg("after"), py::arg("signed_sum"), py::arg("per_sample"),
              py::arg("activation"), py::arg("wide"), py::arg("accumulate"), py::arg("scale"), py::arg("threads"),
              py::arg("isa"));
+  module.def("tod_curves", &py_tod_curves, py::arg("u"), py::arg("r"), py::arg("sizes"), py::arg("groups"),
+             py::arg("out"), py::arg("threads"));
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
   bind_gather_plan(module);
   module.def("build", &py_build);

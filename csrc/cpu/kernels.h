@@ -68,6 +68,15 @@ struct TaylorArgs {
 };
 void taylor(Element element, const TaylorArgs& args);
 
+struct TodCurvesArgs {
+  const double *u, *r;        // [total]: the groups' scores, group after group; no NaN
+  const std::int64_t* sizes;  // [groups]
+  std::int64_t groups;
+  double* out;  // [total]
+  int threads;
+};
+void tod_curves(const TodCurvesArgs& args);
+
 constexpr int kGatherDims = 12;
 
 struct GatherJob {

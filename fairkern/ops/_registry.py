@@ -30,7 +30,7 @@ OPERATORS: Mapping[str, tuple[Backend, ...]] = {
     "project": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "gram": (Backend.TRITON, Backend.REFERENCE),
     "gather": (Backend.NATIVE, Backend.CUDA, Backend.TRITON, Backend.REFERENCE),
-    "tod_curve": (Backend.REFERENCE,),
+    "tod_curve": (Backend.NATIVE, Backend.REFERENCE),
 }
 
 
