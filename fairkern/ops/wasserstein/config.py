@@ -59,7 +59,9 @@ class Slots:
         return cls(tuple(numbers), counts.count(count), count, max(counts))
 
 
-def settings(classes: int, projections: int, slots: Slots, lanes: int = 32) -> Settings:
+def settings(
+    classes: int, projections: int, slots: Slots, lanes: int = 32, network_limit: int = NETWORKS[-1]
+) -> Settings:
     """`lanes` is the number of threads that run in step: 32, or 64 on AMD."""
     across = min(1 << (projections - 1).bit_length(), 8)
     steps = -(-projections // across) * slots.longest
@@ -71,7 +73,7 @@ def settings(classes: int, projections: int, slots: Slots, lanes: int = 32) -> S
         units=lanes // across,
         projections=across,
         lines=4,
-        network=next((n for n in NETWORKS if n >= slots.longest), None),
+        network=next((n for n in NETWORKS if slots.longest <= n <= network_limit), None),
         triangle=triangle,
         padded=max(-(-classes // TILE) * TILE, triangle or 0),
         rows=8 if triangle is None else max(1, 4 // split),
