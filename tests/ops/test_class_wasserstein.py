@@ -139,8 +139,8 @@ def test_infinity_gives_infinity(backend):
 
 def test_samples_beyond_the_sorting_network(backend):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4097 + 5000, 3, generator=generator)
-    labels = torch.arange(len(x)).ge(4097).long()
+    x = torch.randn(8193 + 9000, 3, generator=generator)
+    labels = torch.arange(len(x)).ge(8193).long()
     assert_close(class_wasserstein(x, labels, backend=backend), by_scipy(x, labels)[0], torch.float32, scale=4)
 
 

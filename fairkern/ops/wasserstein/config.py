@@ -16,7 +16,7 @@ MERGE_GROUPS = 256  # partial results per unit, at most, where class sizes diffe
 
 # On a CPU, samples per class up to which a sorting network over all columns is at least as fast as a radix sort of each
 # column. Measured by `python -m bench.thresholds`, in bench/results/thresholds.json.
-NETWORK_LIMIT = {torch.float32: 4096, torch.float64: 4096}
+NETWORK_LIMIT = {torch.float32: 8192, torch.float64: 8192}
 
 
 def network_limit(accumulator: torch.dtype) -> int:
