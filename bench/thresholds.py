@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench._compare import in_turn
+from bench._compare import host_clock, in_turn
 from bench.conftest import provenance
 from fairkern.ops.wasserstein import config, group_by_class, native, reference
 
@@ -61,15 +61,25 @@ def example(n: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Te
     return x, *group_by_class(labels, 2 * n, x.device)
 
 
+def gpu_clock(call: Callable[[], object]) -> float:
+    torch.cuda.synchronize()
+
+    def complete() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return host_clock(complete)
+
+
 def measured(device: str, dtype: torch.dtype) -> list[dict[str, Any]]:
     rows = []
     make = routes_on_gpu if device == "cuda" else routes_on_cpu
-    synchronize = torch.cuda.synchronize if device == "cuda" else None
+    clock = gpu_clock if device == "cuda" else None
     for n in COUNTS:
         x, order, offsets = example(n, dtype, device)
         routes = make(x, order, offsets, n)
         rounds = 9 if n <= 65536 else 3
-        times = in_turn(routes, rounds, warmup=1, synchronize=synchronize)
+        times = dict(zip(routes, in_turn(list(routes.values()), rounds, warmup=1, clock=clock), strict=True))
         seconds = {name: timing.as_dict() for name, timing in times.items()}
         row = {"device": device, "dtype": str(dtype).removeprefix("torch."), "n": n, "columns": x.shape[1]}
         rows.append({**row, "seconds": seconds})

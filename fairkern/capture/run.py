@@ -164,8 +164,7 @@ class _Pass:
                 self._forward(batch)
         else:
             weight = batch.samples if self._settings.loss_reduction is LossReduction.MEAN else 1
-            self.taylor.begin(weight)
-            self.loss_sum += self._backward(batch, self.taylor) * weight
+            self.loss_sum += self._backward(batch, self.taylor, weight) * weight
         if self.prediction is None:
             self.prediction = self._predicted()
         for point, act in listener.heard.items():
@@ -226,8 +225,8 @@ class _Pass:
                 )
         return True
 
-    def _backward(self, batch: Batch, taylor: TaylorStore) -> float:
-        """Forward, and backward to the points; the Taylor sums are added to those in `taylor`."""
+    def _backward(self, batch: Batch, taylor: TaylorStore, weight: int) -> float:
+        """Forward, and backward to the points; the Taylor sums are added to those in `taylor`, `weight` times."""
         listener = self._listener
 
         def gradient(point: Point, grad: Tensor) -> None:
@@ -243,6 +242,7 @@ class _Pass:
         value = float(loss.detach())
         if not np.isfinite(value):
             self._blame_loss(batch, value)
+        taylor.begin(weight, 2 * max(act.nbytes for act in listener.heard.values()))  # as `memory.Prediction` has it
         if loss.requires_grad:
             torch.autograd.grad(loss, [listener.root], allow_unused=True)
         taylor.flush()

@@ -14,7 +14,7 @@ from fairkern.capture.samples import by_group
 from fairkern.capture.settings import Reduction
 from fairkern.ops import TaylorSums, taylor_many
 
-TOGETHER = 1 << 28  # bytes of gradients that wait on a GPU, to be summed in few launches
+AT_ONCE = ("cpu",)  # devices on which a gradient is summed when it comes
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TaylorStore:
     """Per block the signed and per-sample Taylor sums, per point the sum of its activation.
 
     All running sums of a pass are one vector. On a CPU a gradient is summed when it comes, while it is in the cache; on
-    a GPU gradients wait for each other, `TOGETHER` bytes of them at most, and are summed in a few launches.
+    a GPU gradients wait for each other, as many as they have room for, and layers share launches.
     """
 
     def __init__(self, points: Sequence[Point], backend: str, device: torch.device) -> None:
@@ -44,14 +44,14 @@ class TaylorStore:
         self._flat = torch.zeros(sum(lengths), dtype=torch.float64, device=device)
         room = iter(self._flat.split(lengths))
         self._sums = {p: _sums(p, room) for p in points}
-        self._weight = 1.0
+        self._weight, self._room = 1.0, 0
         self._reached: set[Point] = set()
         self._waiting: list[tuple[tuple[Tensor, Tensor, int], TaylorSums]] = []
         self._bytes = 0
 
-    def begin(self, weight: float) -> None:
-        """A batch, whose gradients count `weight` times."""
-        self._weight = weight
+    def begin(self, weight: float, room: int) -> None:
+        """A batch, whose gradients count `weight` times; on a GPU `room` bytes of them may wait."""
+        self._weight, self._room = weight, room
         self._reached.clear()
 
     def add(self, point: Point, act: Tensor, grad: Tensor, dim: int) -> None:
@@ -59,6 +59,8 @@ class TaylorStore:
         if grad.dtype != act.dtype:
             grad = grad.to(act.dtype)
         sums = self._sums[point]
+        if self._bytes + grad.nbytes > self._room:
+            self.flush()
         self._reached.add(point)
         self._elements[point] += act.numel() // act.shape[dim]
         if sums.whole is not None:
@@ -69,11 +71,13 @@ class TaylorStore:
         for block, running in sums.blocks.items():
             self._waiting.append(((block.view(act, dim), block.view(grad, dim), dim), running))
         self._bytes += grad.nbytes
-        if act.device.type == "cpu" or self._bytes >= TOGETHER:
+        if act.device.type in AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
         """Sum what waits."""
+        if not self._waiting:
+            return
         jobs, running = [job for job, _ in self._waiting], [sums for _, sums in self._waiting]
         self._waiting.clear()
         self._bytes = 0
