@@ -14,6 +14,7 @@ from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, 
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore
+from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.residual import residual
 from fairkern.capture.samples import SampleStore, Selection, by_group
@@ -46,7 +47,7 @@ def capture(
         model.eval()
         for parameter in model.parameters():  # no weight gradient is computed; ours start at the taps
             parameter.requires_grad_(False)
-        taylor = TaylorStore(points, settings.backend)
+        taylor = TaylorStore(points, settings.backend, _device(model))
         first = _Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments)
         first.run(loader)
         passed = time.perf_counter()
@@ -143,7 +144,7 @@ class _Pass:
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
         total = _length(loader)
         stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
-        with self._listener.attached(), torch.enable_grad():
+        with affine_norms(self._model), self._listener.attached(), torch.enable_grad():
             for batch in batches(loader, _device(self._model), self._settings.class_of):
                 self._step(batch)
                 self._settings.on_batch(self.batches, total, stage)
@@ -164,8 +165,7 @@ class _Pass:
                 self._forward(batch)
         else:
             weight = batch.samples if self._settings.loss_reduction is LossReduction.MEAN else 1
-            self.loss_sum += self._backward(batch, self.taylor) * weight
-            self.taylor.commit(weight)
+            self.loss_sum += self._backward(batch, self.taylor, weight) * weight
         if self.prediction is None:
             self.prediction = self._predicted()
         for point, act in listener.heard.items():
@@ -226,8 +226,8 @@ class _Pass:
                 )
         return True
 
-    def _backward(self, batch: Batch, taylor: TaylorStore) -> float:
-        """Forward, and backward to the points; the Taylor sums wait in `taylor` for their commit."""
+    def _backward(self, batch: Batch, taylor: TaylorStore, weight: int) -> float:
+        """Forward, and backward to the points; the Taylor sums are added to those in `taylor`, `weight` times."""
         listener = self._listener
 
         def gradient(point: Point, grad: Tensor) -> None:
@@ -243,8 +243,10 @@ class _Pass:
         value = float(loss.detach())
         if not np.isfinite(value):
             self._blame_loss(batch, value)
+        taylor.begin(weight, 2 * max(act.nbytes for act in listener.heard.values()))  # as `memory.Prediction` has it
         if loss.requires_grad:
             torch.autograd.grad(loss, [listener.root], allow_unused=True)
+        taylor.flush()
         if not taylor.reached():
             raise InputError(
                 f"the loss of batch {batch.index} does not depend on any unit of the model; "

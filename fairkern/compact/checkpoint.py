@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,7 +91,7 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     for name in extra:  # biases that compensation added
         give_bias(small.get_submodule(name.rpartition(".")[0]))
     try:
-        small.load_state_dict(state, strict=True)
+        small.load_state_dict(_versioned(small, state), strict=True)
     except RuntimeError as error:
         raise ArtefactError(f"{place / WEIGHTS} does not fit the plan beside it: {error}") from error
     return small
@@ -101,6 +102,13 @@ def _has_module(model: nn.Module, name: str, plan: Plan) -> bool:
         return may_be_added(model, name, plan)
     except AttributeError:  # no module of that name
         return False
+
+
+def _versioned(model: nn.Module, state: dict[str, Tensor]) -> OrderedDict[str, Tensor]:
+    """The state with the versions that the model's modules give theirs: some refuse one without (MNASNet)."""
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(model.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    return versioned
 
 
 def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tensor]]:

@@ -14,6 +14,8 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 
 import fairkern.compact.checkpoint as checkpoint
+from fairkern.allocate import build, random_removal
+from fairkern.axes import unit_map
 from fairkern.compact import apply, load_pruned, save_pruned
 from fairkern.errors import ArtefactError, InputError, PlanMismatchError
 from tests.compact import handmade
@@ -250,3 +252,24 @@ def test_digest_ignores_order(plain_case):
     plan = plain_case.plan()
     assert checkpoint._digest(plan) == checkpoint._digest(replace(plan, axes=plan.axes[::-1]))
     assert checkpoint._digest(plan) != checkpoint._digest(plain_case.plan(seed=5))
+
+
+def test_modules_that_ask_for_a_version(tmp_path):
+    """MNASNet refuses a state whose modules name no version."""
+
+    class Versioned(nn.Sequential):
+        _version = 2
+
+        def _load_from_state_dict(self, state, prefix, local_metadata, *rest):
+            if local_metadata.get("version") != 2:
+                raise ValueError("no version")
+            super()._load_from_state_dict(state, prefix, local_metadata, *rest)
+
+    model = Versioned(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    units = unit_map(model, [torch.randn(2, 4)])
+    plan = build(units, random_removal(units, 0.5, seed=0))
+    small = apply(model, plan)
+    save_pruned(small, plan, tmp_path / "small")
+    loaded = load_pruned(Versioned(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), tmp_path / "small")
+    x = torch.randn(3, 4)
+    assert torch.equal(loaded(x), small(x))
