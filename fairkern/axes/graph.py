@@ -46,6 +46,7 @@ class Track:
     sizes: tuple[int, ...]
     dims: tuple[Dim, ...]
     source: Source | None = None
+    indexes: np.ndarray | None = None  # its values are places among these nodes
 
     @classmethod
     def constant(cls, sizes: Sequence[int]) -> Track:
@@ -83,6 +84,7 @@ class Contraction:
     op: str
     training: bool = False  # seen in train mode only: nothing to tap
     inner: bool = False  # a recurrent step reads its own unit: nothing to tap, and the unit is heard where it leaves
+    side: str = "input"  # of the tap
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,10 @@ class Graph:
     nodes: int = 0
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     freezes: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    # those of the freezes that do not hold for experts: where a router's logit is −inf, the expert is as good as gone
+    unless_routed: set[int] = field(default_factory=set)
+    # nodes among which the k largest are looked for -> k
+    ranked: list[tuple[np.ndarray, int]] = field(default_factory=list)
     factors: list[Factors] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     productions: list[Production] = field(default_factory=list)
@@ -128,6 +134,12 @@ class Graph:
         """These positions stay, and why. The first reason recorded is the one that is told."""
         if isinstance(dim, np.ndarray) and dim.size:
             self.freezes.append((dim.reshape(-1), reason))
+
+    def freeze_unless_routed(self, dim: Dim, reason: str) -> None:
+        """These positions stay, unless they are experts that a router can leave out."""
+        self.unless_routed.add(len(self.freezes))
+        self.freeze(dim, reason)
+        self.unless_routed.discard(len(self.freezes))  # nothing was frozen
 
     def frozen(self, n: int, reason: str) -> np.ndarray:
         """`n` fresh nodes that stay."""

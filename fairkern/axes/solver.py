@@ -16,14 +16,16 @@ FREE = -1
 class Solver:
     """Components and their freeze reasons, as factors get decided one after the other."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, routed: np.ndarray | None = None) -> None:
+        """`routed`: per node, whether it belongs to an expert that a router can leave out."""
         self.n = graph.nodes
         self.edges = list(graph.edges)
         self.reasons: list[str] = []
         self._codes: dict[str, int] = {}
         self.node_reason = np.full(self.n, FREE, dtype=np.int64)  # index into reasons
-        for nodes, reason in graph.freezes:
-            self.freeze(nodes, reason)
+        for i, (nodes, reason) in enumerate(graph.freezes):
+            held = nodes if routed is None or i not in graph.unless_routed else nodes[~routed[nodes]]
+            self.freeze(held, reason)
         self.labels = np.arange(self.n)
         self.component_reason = self.node_reason
         self.relabel()

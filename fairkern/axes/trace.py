@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.errors import InputError
+from fairkern.experts import FusedExperts, dense, plain, running_as
 from fairkern.nested import call_model, elements, tensors_in
 from fairkern.types import Site
 from fairkern.untouched import Originals, untouched
@@ -49,6 +50,7 @@ class Tracing:
     reached_training: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
+    experts: dict[str, FusedExperts] = field(default_factory=dict)  # by module path
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -74,6 +76,8 @@ def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
     _couple_recurrent(model, tracing)
     with untouched(model) as originals:
         model.eval()
+        tracing.experts, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
+        tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
         for i, inputs in enumerate(runs):
             _run(model, inputs, names, tracing, originals, training=False, first=i == 0)
         if _missed(tracing, names):
@@ -130,11 +134,12 @@ def _run(
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
-    modules = _ModuleStack(model, tracks.of)
+    modules = _ModuleStack(model, tracks.of, tracing.experts.keys())
     functions = _Functions(tracing.graph, tracks)
     mode = _Mode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=first)
     calls = WeightCalls(names, functions.around)
-    with torch.no_grad(), _plain_recurrence(model), modules, calls, Escapes(tracks), mode:
+    experts = running_as(model, dict.fromkeys(tracing.experts, dense))
+    with torch.no_grad(), _plain_recurrence(model), experts, modules, calls, Escapes(tracks), mode:
         output = call_model(model, inputs)
     for tensor in _tensors_of(output):
         for dim in tracks.of(tensor).dims:
@@ -318,8 +323,8 @@ class _Functions:
 class _ModuleStack:
     """Which module call is innermost, and what it was given. Hooks live only inside the context."""
 
-    def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track]) -> None:
-        self._model, self._lookup = model, lookup
+    def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track], experts: Collection[str]) -> None:
+        self._model, self._lookup, self._experts = model, lookup, experts
         self._stack: list[ModuleCall] = [ModuleCall(Site(""), None, None)]
         self._calls: dict[str, int] = {}
         self._handles = contextlib.ExitStack()
@@ -334,9 +339,11 @@ class _ModuleStack:
 
     def _add(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            entry = next(tensors_in([*args, *kwargs.values()]), None)
-            seen = self._lookup(entry) if entry is not None and _seen(module) else None
-            self._stack.append(ModuleCall(Site(path, self._calls.get(path, 0)), module, seen))
+            given = list(tensors_in([*args, *kwargs.values()]))
+            fused = path in self._experts
+            seen = self._lookup(given[0]) if given and (fused or _seen(module)) else None
+            slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
+            self._stack.append(ModuleCall(Site(path, self._calls.get(path, 0)), module, seen, slots))
             self._calls[path] = self._calls.get(path, 0) + 1
 
         def leave(*_: Any) -> None:

@@ -71,7 +71,7 @@ def prove(
     if meta is not None:
         raise InputError(f"{meta} is on the meta device and has no values: groups cannot be proven, pass verify=False")
     removed = _about_half(units, seed)
-    candidates = [i for i in units.prunable if len(removed[i])]
+    candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
     with _own_random_state(model, seed), torch.no_grad():
@@ -197,12 +197,13 @@ def _about_half(units: UnitMap, seed: int) -> list[IndexArray]:
     generator = np.random.default_rng(seed)
     removed = []
     for group in units.groups:
-        if group.frozen is not None or group.units < 2:
+        if group.frozen is not None or group.units <= group.least:
             removed.append(np.zeros(0, dtype=np.int64))
             continue
         slack = group.units // 8
-        count = group.units // 2 + int(generator.integers(-slack, slack + 1))
-        removed.append(np.sort(generator.permutation(group.units)[:count]).astype(np.int64))
+        count = min(group.units // 2 + int(generator.integers(-slack, slack + 1)), group.units - group.least)
+        rows = [np.sort(generator.permutation(group.units)[:count]).astype(np.int64) for _ in range(group.sets)]
+        removed.append(rows[0] if group.sets == 1 else np.stack(rows))
     return removed
 
 

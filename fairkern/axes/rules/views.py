@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
-from fairkern.axes.graph import CONSTANT, UNIFORM, Dim, Source, Track
+from fairkern.axes.graph import CONSTANT, UNIFORM, Dim, Fixed, Source, Track
 from fairkern.axes.rules._call import Call, Rule, wrap
 
 
@@ -33,7 +35,7 @@ def reshape(call: Call) -> list[Track]:
     """Blocks of input and output dimensions with equal products correspond; size 1 belongs to none."""
     track = call.track("self")
     if track.sizes == call.sizes:
-        return call.out(track.dims, track.source)
+        return [replace(out, indexes=track.indexes) for out in call.out(track.dims, track.source)]
     if 0 in call.sizes:
         call.freeze_all(f"is reshaped without elements by {call.where}")
         return [Track.constant(call.sizes)]
@@ -61,7 +63,8 @@ def reshape(call: Call) -> list[Track]:
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
     call.note_sizes(dims)
-    return call.out(dims, track.source and Source(track.source.name, tuple(origin)))
+    out = call.out(dims, track.source and Source(track.source.name, tuple(origin)))
+    return [replace(track_, indexes=track.indexes) for track_ in out]
 
 
 def squeeze(call: Call) -> list[Track]:
@@ -116,7 +119,11 @@ def slice_(call: Call) -> list[Track]:
         return call.out(dims, track.source)
     ids = dims[dim]
     if isinstance(ids, np.ndarray):
-        call.graph.freeze(ids, f"is sliced by {call.where}")
+        if step > 1 and start < step and n % step == 0 and end == n:  # one of `step` interleaved parts
+            for k in range(1, step):
+                call.graph.join(ids[::step], ids[k::step])
+        else:
+            call.graph.freeze(ids, f"is sliced by {call.where}")
         dims[dim] = ids[start:end:step]
     return call.out(dims)
 
@@ -207,6 +214,57 @@ def index_select(call: Call) -> list[Track]:
     for d in (track.dims[dim], *call.track("index").dims):
         call.graph.freeze(d, f"is indexed by {call.where}")
     return call.out([CONSTANT if i == dim else d for i, d in enumerate(track.dims)])
+
+
+def gather(call: Call) -> list[Track]:
+    """`out[i, j] = x[i, index[i, j]]`: the chosen of a dimension that is known to be chosen from, such as experts."""
+    track, places = call.track("self"), call.track("index")
+    at = wrap(call.args["dim"], len(track.sizes)) if track.sizes else 0
+    dims: list[Dim] = [CONSTANT] * len(call.sizes)
+    for i, dim in enumerate(track.dims):
+        if i == at:
+            _chosen(call, dim, places)
+        elif track.sizes[i] == places.sizes[i]:
+            dims[i] = call.graph.meet(dim, places.dims[i], f"meets a fixed size in {call.where}")
+        else:
+            call.graph.freeze(dim, f"is indexed by {call.where}")
+    return call.out(dims)
+
+
+def scatter(call: Call) -> list[Track]:
+    """`out[i, index[i, j]] = source[i, j]`: what the index points into lies along the dimension."""
+    track, places = call.track("self"), call.track("index")
+    at = wrap(call.args["dim"], len(track.sizes)) if track.sizes else 0
+    given = call.track("src") if isinstance(call.args.get("src"), torch.Tensor) else places
+    dims: list[Dim] = [CONSTANT] * len(call.sizes)
+    for i, dim in enumerate(track.dims):
+        if i == at:
+            known = places.indexes is not None and len(places.indexes) == track.sizes[i]
+            _chosen(call, dim, places)
+            dims[i] = dim if isinstance(dim, np.ndarray) else places.indexes if known else CONSTANT
+            continue
+        for other in (places, given):
+            if other.sizes[i] == track.sizes[i]:
+                dim = call.graph.meet(dim, other.dims[i], f"meets a fixed size in {call.where}")
+            else:
+                call.graph.freeze(dim, f"is written in part by {call.where}")
+                call.graph.freeze(other.dims[i], f"is written in part by {call.where}")
+                dim = CONSTANT
+        dims[i] = CONSTANT if isinstance(dim, Fixed) else dim
+    for other in (places, given):
+        call.graph.freeze(other.dims[at] if other.dims else CONSTANT, f"is scattered by {call.where}")
+    return call.out(dims)
+
+
+def _chosen(call: Call, dim: Dim, places: Track) -> None:
+    """Some positions of `dim` are picked by an index."""
+    if not isinstance(dim, np.ndarray):
+        return
+    if places.indexes is not None and len(places.indexes) == len(dim):
+        call.graph.join(dim, places.indexes)
+        call.graph.freeze_unless_routed(dim, f"is indexed by {call.where}")
+    else:
+        call.graph.freeze(dim, f"is indexed by {call.where}")
 
 
 def embedding(call: Call) -> list[Track]:
@@ -330,6 +388,8 @@ RULES: dict[str, Rule] = {
     "stack": stack,
     "index": index,
     "index_select": index_select,
+    "gather": gather,
+    **dict.fromkeys(("scatter", "scatter_"), scatter),
     "embedding": embedding,
     **dict.fromkeys(
         ("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"), pad
