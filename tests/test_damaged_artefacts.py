@@ -58,7 +58,7 @@ def test_a_truncated_file(share: float, tmp_path: Path) -> None:
         (b'{"format": "fairkern.plan", "schema": "1"}', "schema '1'"),
         (b'{"format": "fairkern.plan", "schema": true}', "schema True"),
         (b'{"format": "fairkern.plan", "schema": 0}', "schema 0"),
-        (b'{"format": "fairkern.plan", "schema": 2, "fairkern": "9.1"}', "schema 2, written by fairkern 9.1.*upgrade"),
+        (b'{"format": "fairkern.plan", "schema": 3, "fairkern": "9.1"}', "schema 3, written by fairkern 9.1.*upgrade"),
         (b'{"format": "fairkern.plan", "schema": 1}', "'shapes' is missing"),
         (b'{"format": "fairkern.plan", "schema": NaN}', "NaN is not a JSON number"),
         (b"[" * 100_000, "truncated or not JSON"),
@@ -223,7 +223,7 @@ def test_scores_with_other_tensors(tensors: Callable[[dict], None], message: str
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"schema": "2", "fairkern": "9.1"}, "schema 2, written by fairkern 9.1.*upgrade"),
+        ({"schema": "3", "fairkern": "9.1"}, "schema 3, written by fairkern 9.1.*upgrade"),
         ({"schema": "one"}, "schema 'one'"),
         ({"schema": "²"}, "schema '²'"),
         ({"format": "fairkern.plan"}, "has the format 'fairkern.plan'; expected 'fairkern.scores'"),

@@ -41,6 +41,10 @@ class Fields:
             self._wrong("a list" if length is None else f"a list of {length}")
         return [Fields(value, self.path, f"{self.where}[{i}]") for i, value in enumerate(self.value)]
 
+    def get(self, key: str, default: Any) -> Fields:
+        """An object's entry, or `default` where a file of an older schema has none."""
+        return self.entries().get(key) or Fields(default, self.path, f"{self.where}.{key}".lstrip("."))
+
     def text(self) -> str:
         if not isinstance(self.value, str):
             self._wrong("text")

@@ -18,8 +18,11 @@ import numpy as np
 
 from fairkern.errors import ArtefactError, InputError
 
-SCHEMA = 1
-"""Version of the file layout. Readers take this version and no newer one."""
+SCHEMA = 2
+"""Version of the file layout. Readers take this version, older ones and no newer one.
+
+2: groups with several sets, experts (`sets`, `least`, `routes`); 1 has none of them.
+"""
 
 _HEADER = ("format", "schema", "fairkern")
 
