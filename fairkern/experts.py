@@ -43,7 +43,8 @@ def fused_experts(model: nn.Module) -> dict[str, FusedExperts]:
     """Every module that looks like fused experts, by path.
 
     Known by structure: `gate_up_proj` (or `up_proj`) and `down_proj` of three dimensions that share the first and
-    fit each other, an `act_fn` or `_apply_gate`, and a forward of (hidden states, index of the chosen experts, their weights).
+    fit each other, an `act_fn` or `_apply_gate`, and a forward of (hidden states, index of the chosen experts,
+    their weights).
     """
     found = {path: (module, _layout(module)) for path, module in model.named_modules()}
     return {path: layout for path, (module, layout) in found.items() if layout is not None and _chooses(module)}
@@ -186,10 +187,7 @@ def plain(model: nn.Module, run: Callable[[], object]) -> tuple[dict[str, FusedE
 
         return after
 
-    handles = [
-        model.get_submodule(path).register_forward_hook(compare(path), with_kwargs=True)
-        for path in found
-    ]
+    handles = [model.get_submodule(path).register_forward_hook(compare(path), with_kwargs=True) for path in found]
     try:
         if found:
             with torch.no_grad():

@@ -110,9 +110,10 @@ def _checked(units: UnitMap, removed: Sequence[IndexArray]) -> list[IndexArray]:
         if group.frozen is not None:
             raise InputError(f"group {group.name!r} is frozen and cannot be cut: {group.frozen}")
         if group.units - array.shape[-1] < group.least:
-            which = "all" if array.shape[-1] == group.units else f"{array.shape[-1]} of"
-            least = "one" if group.least == 1 else group.least
-            raise InputError(f"{which} {group.units} units of group {group.name!r} would go; at least {least} must stay")
+            raise InputError(
+                f"{array.shape[-1]} of the {group.units} units of group {group.name!r} would go; "
+                f"at least {group.least} must stay"
+            )
         chosen.append(array)
     return chosen
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence, Sized
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, loss_of
+from fairkern.capture.experts import expert_points, listening
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore
@@ -20,6 +22,7 @@ from fairkern.capture.samples import SampleStore, Selection, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
+from fairkern.experts import running_as
 from fairkern.nested import call_model
 from fairkern.types import Moments, Scores, UnitMap
 from fairkern.untouched import untouched
@@ -39,6 +42,8 @@ def capture(
     if not units.prunable:
         raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
+    if settings.recipe is not Recipe.PAPER:
+        points += expert_points(model, ((g, units.groups[g]) for g in units.prunable))
     moments = MomentStore(_read(points, units), units) if settings.gram else None
     started = time.perf_counter()
     with untouched(model):
@@ -142,7 +147,8 @@ class _Pass:
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
         total = _length(loader)
         stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
-        with self._listener.attached(), torch.enable_grad():
+        experts = running_as(self._model, listening(self._listener.points, self._listener))
+        with experts, self._listener.attached(), torch.enable_grad():
             for batch in batches(loader, _device(self._model), self._settings.class_of):
                 self._step(batch)
                 self._settings.on_batch(self.batches, total, stage)
@@ -168,7 +174,7 @@ class _Pass:
         if self.prediction is None:
             self.prediction = self._predicted()
         for point, act in listener.heard.items():
-            by_sample, dim = self._layouts[point].by_sample(act, point.dim)
+            by_sample, dim = self._layouts[point].by_sample(listener.whole(point, act), point.dim)
             self.samples.add(point, by_sample, dim, rows, self.selection.expected)
             if self.moments is not None:
                 self.moments.add(point, by_sample, dim)
@@ -205,19 +211,19 @@ class _Pass:
         """Whether the layouts of what was heard were known; False: they are now, and what was heard is gone."""
         listener = self._listener
         if not self._layouts:
-            if plain(listener.heard, batch.samples):
+            if plain(listener.carriers, batch.samples):
                 self._layouts = dict.fromkeys(listener.points, PLAIN)
             else:
-                heard = dict(listener.heard)
+                heard = dict(listener.carriers)
                 listener.reset(_device(self._model))
                 with torch.no_grad(), listener.hearing():
                     call_model(self._model, last_sample(batch).inputs)
                 self._layouts = {
-                    p: locate(p, act, listener.heard[p], batch.samples) if p in listener.heard else PLAIN
+                    p: locate(p, act, listener.carriers[p], batch.samples) if p in listener.carriers else PLAIN
                     for p, act in heard.items()
                 }
                 return False
-        for point, act in listener.heard.items():
+        for point, act in listener.carriers.items():
             if self._layouts[point].samples(act) != batch.samples:
                 raise InputError(
                     f"the activation at {point.name} has shape {tuple(act.shape)} for {batch.samples} samples of batch "
@@ -234,8 +240,8 @@ class _Pass:
                 return
             with torch.no_grad():
                 layout = self._layouts[point]
-                act, dim = layout.by_sample(listener.heard[point], point.dim)
-                taylor.add(point, act, layout.by_sample(grad, point.dim)[0], dim)
+                act, dim = layout.by_sample(listener.whole(point, listener.heard[point]), point.dim)
+                taylor.add(point, act, layout.by_sample(listener.whole(point, grad), point.dim)[0], dim)
 
         listener.on_gradient = gradient
         loss = self._forward(batch)
@@ -264,17 +270,14 @@ class _Pass:
 
 def _read(points: list[Point], units: UnitMap) -> list[Point]:
     """The points at which consumers read, those among `points` themselves where they are."""
-    return points if all(p.side == "input" for p in points) else points_of(units, "input")
+    read = points if all(p.side != "output" for p in points) else points_of(units, "input")
+    return [p for p in read if p.side != "expert"]  # no weight reads what an expert gives
 
 
 def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:
     """The points that hold any of these blocks, with those blocks alone."""
     wanted = set(map(id, blocks))
-    return [
-        Point(p.name, p.sites, p.side, p.dim, p.length, kept)
-        for p in points
-        if (kept := tuple(b for b in p.blocks if id(b) in wanted))
-    ]
+    return [replace(p, blocks=kept) for p in points if (kept := tuple(b for b in p.blocks if id(b) in wanted))]
 
 
 def _length(loader: Iterable[Any]) -> int | None:

@@ -159,9 +159,10 @@ class SampleStore:
 
 
 def by_group(scores: Iterable[tuple[Block, np.ndarray]], *, largest: bool) -> dict[int, np.ndarray]:
-    """Block scores per group; over several taps of a group the largest or the sum."""
-    parts: dict[int, list[np.ndarray]] = defaultdict(list)
+    """Block scores per group, part after part; over several taps of a part the largest or the sum."""
+    parts: dict[int, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for block, values in scores:
         for group, places in block.members:
-            parts[group].append(values[places])
-    return {g: np.max(p, axis=0) if largest else np.sum(p, axis=0) for g, p in parts.items()}
+            parts[group][block.part].append(values[places])
+    merge = np.max if largest else np.sum
+    return {g: np.concatenate([merge(p[i], axis=0) for i in sorted(p)]) for g, p in parts.items()}

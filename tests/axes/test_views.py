@@ -126,9 +126,7 @@ CASES = {
     "channels rolled": kept("is shifted", lambda x: x.roll(1, 1)),
     "rolled as one row": kept("is shifted", lambda x: x.roll(3)),
     "channels indexed": kept("is indexed", lambda x: x[:, [3, 1, 2]], 3),
-    "channels gathered": kept(
-        "is indexed by gather", lambda x: x.gather(1, torch.zeros(2, 8, 8, 8, dtype=torch.long))
-    ),
+    "channels gathered": kept("is indexed by gather", lambda x: x.gather(1, torch.zeros(2, 8, 8, 8, dtype=torch.long))),
     "boolean mask": kept("is masked", lambda x: x[:, torch.arange(8) < 6], 6),
     "one channel selected": kept("is selected", lambda x: x[:, 0][:, None], 1),
     "channels taken apart": kept("is taken apart", lambda x: torch.stack(x.unbind(1)[::2], 1), 4),

@@ -239,9 +239,12 @@ def scatter(call: Call) -> list[Track]:
     dims: list[Dim] = [CONSTANT] * len(call.sizes)
     for i, dim in enumerate(track.dims):
         if i == at:
-            known = places.indexes is not None and len(places.indexes) == track.sizes[i]
+            pointed = places.indexes
             _chosen(call, dim, places)
-            dims[i] = dim if isinstance(dim, np.ndarray) else places.indexes if known else CONSTANT
+            if isinstance(dim, np.ndarray):
+                dims[i] = dim
+            elif pointed is not None and len(pointed) == track.sizes[i]:
+                dims[i] = pointed
             continue
         for other in (places, given):
             if other.sizes[i] == track.sizes[i]:
