@@ -140,6 +140,7 @@ class _Pass:
         listened = list(dict.fromkeys([*points, *(moments.points if moments else ())]))
         self._listener = Listener(model, listened, gradients=taylor is not None)
         self._layouts: dict[Point, Layout] = {}
+        self._layouts_known = False
         self.seen = self.batches = 0
         self.loss_sum = 0.0
         self.prediction: Prediction | None = None
@@ -210,7 +211,13 @@ class _Pass:
     def _located(self, batch: Batch) -> bool:
         """Whether the layouts of what was heard were known; False: they are now, and what was heard is gone."""
         listener = self._listener
-        if not self._layouts:
+        if batch.samples == 1:  # all that was heard belongs to the one sample, however others would lie
+            self._layouts = {
+                p: Layout(0, len(act)) if p.dim % act.ndim else PLAIN for p, act in listener.carriers.items()
+            }
+            self._layouts_known = False
+        elif not self._layouts_known:
+            self._layouts_known = True
             if plain(listener.carriers, batch.samples):
                 self._layouts = dict.fromkeys(listener.points, PLAIN)
             else:

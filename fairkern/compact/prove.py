@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairkern.compact.apply import apply, copy_with
 from fairkern.compact.descriptors import check, tensors_of
+from fairkern.compact.double import in_double
 from fairkern.compact.inputs import distance, vary
 from fairkern.compact.masked import masked
 from fairkern.compact.stir import calibrate, stir
@@ -29,12 +30,16 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, to
 def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
     """Relative error between the outputs of two models on `inputs` (tensor, tuple or mapping), without gradients.
 
+    Models in float64 compute in float64 throughout, also where their code casts to a coarser type.
     The largest over all output tensors of `max|a − b| / max|a|`, in float64; outputs may be nested (tuples,
     named tuples, mappings, dataclasses). NaN, another shape or another number of tensors give inf.
     Raises InputError when the model returns no tensor.
     """
     with torch.no_grad():
-        return distance(call_model(model, inputs), call_model(small, inputs))
+        with in_double(model):
+            expected = call_model(model, inputs)
+        with in_double(small):
+            return distance(expected, call_model(small, inputs))
 
 
 def prove(
@@ -156,7 +161,8 @@ class _Trial:
 
     def _run(self, model: nn.Module, inputs: Any) -> Any:
         torch.manual_seed(self.seed)  # the same for both sides; the caller's state is put back by `prove`
-        return call_model(model, inputs)
+        with in_double(model):
+            return call_model(model, inputs)
 
     def failure(self, groups: Sequence[int]) -> str | None:
         """Why the pruned copy is not the masked copy when these groups are cut; None when it is."""

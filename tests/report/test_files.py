@@ -53,7 +53,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(report, tmp_path):
         lambda p: p.write_text(p.read_text()[:-10]),
         lambda p: p.write_text("{}"),
         lambda p: p.write_text(p.read_text().replace("fairkern.report", "fairkern.plan")),
-        lambda p: p.write_text(p.read_text().replace('"schema": 1', '"schema": 2')),
+        lambda p: p.write_text(p.read_text().replace('"schema": 2', '"schema": 3')),
         lambda p: p.write_text(p.read_text().replace('"stages"', '"stage"')),
         lambda p: p.write_text(p.read_text().replace('"params": 10', '"params": "ten"')),
     ],
