@@ -17,6 +17,7 @@ from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Fixed, Graph, Productio
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
+from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.errors import InputError
 from fairkern.experts import FusedExperts, dense, plain, running_as
@@ -80,6 +81,7 @@ def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
         tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
         for i, inputs in enumerate(runs):
             _run(model, inputs, names, tracing, originals, training=False, first=i == 0)
+        follow_siblings(model, tracing)
         if _missed(tracing, names):
             model.train()
             try:

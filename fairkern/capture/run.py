@@ -277,8 +277,7 @@ class _Pass:
 
 def _read(points: list[Point], units: UnitMap) -> list[Point]:
     """The points at which consumers read, those among `points` themselves where they are."""
-    read = points if all(p.side != "output" for p in points) else points_of(units, "input")
-    return [p for p in read if p.side != "expert"]  # no weight reads what an expert gives
+    return points if all(p.side != "output" for p in points) else points_of(units, "input")
 
 
 def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern.ops import directions
+from fairkern.ops.eliminate.config import RIDGE
 from tests.capture.networks import loader, loss
 from tests.experts import CLASSES, EXPERTS, INNER, WIDTH, Chosen, Fused, Mixture, Sigmoid, build, samples
 
@@ -202,3 +203,22 @@ def test_the_papers_recipe_says_that_experts_have_no_output_of_their_own() -> No
     model, (x, y) = build(), samples()
     with pytest.raises(fk.InputError, match="has no output tap; use recipe='default'"):
         score(model, loader(x, y, 5), recipe="paper")
+
+
+def test_residual_of_inner_units_is_the_fit_of_one_expert_and_of_experts_their_share() -> None:
+    """Against a ridge regression by numpy: the first unit of an expert to go, and what goes with it."""
+    model, (x, y) = build(), samples()
+    scores = score(model, loader(x, y, 5), gram=True)
+    found = of_kind(scores, "residual", "expert neuron").reshape(EXPERTS, INNER)
+    act = heard(model, x, y)["expert neuron"][0].flatten(0, 1)
+    for e in range(EXPERTS):
+        a, w = act[:, e].numpy(), model.experts.down_proj[e].detach().numpy()
+        square = a.T @ a + RIDGE * np.trace(a.T @ a) / INNER * np.eye(INNER)
+        left = 1 / np.diag(np.linalg.inv(square))  # of each unit, told from all others
+        lost = left * (w**2).sum(0) / np.sum((a @ w.T) ** 2)
+        assert int(np.argmin(found[e])) == int(np.argmin(lost))
+        np.testing.assert_allclose(found[e].min(), min(lost), rtol=1e-6)
+    power = heard(model, x, y)["expert"][0].square().sum((0, 1, 3))
+    np.testing.assert_allclose(of_kind(scores, "residual", "expert"), power / power.sum(), rtol=1e-9)
+    small = fk.apply(model, scores.plan(keep_params=0.7, removal="residual"), compensate="least_squares", scores=scores)
+    assert torch.isfinite(small(x)).all()
