@@ -29,6 +29,8 @@ def follow_siblings(model: nn.Module, tracing: Tracing) -> None:
     That holds for experts, and not for the stages of a network or heads on its stages. What does not qualify is left
     unreached, and so freezes whatever it may read.
     """
+    if tracing.reached.issuperset(tracing.parameters):
+        return
     for path, module in model.named_modules():
         if isinstance(module, nn.ModuleList):
             entries = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
@@ -40,15 +42,21 @@ def follow_siblings(model: nn.Module, tracing: Tracing) -> None:
                         tracing.notes.append(f"{entry} is not reached by the example inputs; traced like {alike[0]}")
 
 
-def _held(tracing: Tracing, entry: str) -> list[str]:
-    return [name for name in tracing.tensors if name.startswith(f"{entry}.")]
+def _by_entry(tracing: Tracing, entries: Iterable[str]) -> dict[str, list[str]]:
+    """The tensors of each of these modules, none of which is inside another."""
+    held: dict[str, list[str]] = {entry: [] for entry in entries}
+    depth = next(iter(held)).count(".") + 1 if held else 0
+    for name in tracing.tensors:
+        entry = ".".join(name.split(".")[:depth])
+        if entry in held:
+            held[entry].append(name)
+    return held
 
 
 def _candidates(model: nn.Module, tracing: Tracing, entries: Iterable[str]) -> Iterator[tuple[list[str], list[str]]]:
     """Modules that are alike: those that were not reached at all, and two or more that were, wholly."""
     kinds: dict[tuple[object, ...], tuple[list[str], list[str]]] = {}
-    for entry in entries:
-        names = _held(tracing, entry)
+    for entry, names in _by_entry(tracing, entries).items():
         parameters = [n for n in names if n in tracing.parameters]
         module = model.get_submodule(entry)
         shapes = tuple((n.removeprefix(entry), tuple(map(_length, tracing.tensors[n]))) for n in names)
@@ -69,8 +77,10 @@ def _length(nodes: np.ndarray | None) -> int:
 class _Place:
     """What the trace says of the first of several modules that take the same place, ready to be said of another."""
 
-    def __init__(self, tracing: Tracing, entry: str, outer: set[tuple[str, int]], own: np.ndarray) -> None:
-        self._tracing, self._entry, self._outer = tracing, entry, outer
+    def __init__(
+        self, tracing: Tracing, entry: str, held: list[str], outer: set[tuple[str, int]], own: np.ndarray
+    ) -> None:
+        self._tracing, self._entry, self._held, self._outer = tracing, entry, held, outer
         self._own = own  # per node: whether it belongs to this module alone
         self._freezes, self._edges = len(tracing.graph.freezes), len(tracing.graph.edges)
 
@@ -79,10 +89,11 @@ class _Place:
         """None where the modules do not take the same place."""
         graph, tensors = tracing.graph, tracing.tensors
         labels = _components(graph)
-        owner = _owners(tracing, alike, labels)
+        held = _by_entry(tracing, alike)
+        owner = _owners(tracing, list(held.values()), labels)
         outer: set[tuple[str, int]] = set()
         private: list[np.ndarray] = []
-        for name in _held(tracing, alike[0]):
+        for name in held[alike[0]]:
             for dim, nodes in enumerate(tensors[name]):
                 if nodes is None:
                     continue
@@ -98,12 +109,13 @@ class _Place:
             return None
         inside = np.zeros(len(owner), dtype=bool)
         inside[np.concatenate([np.zeros(0, dtype=np.int64), *private])] = True
-        return cls(tracing, alike[0], outer, inside[labels]) if _closed(graph, labels, owner, inside) else None
+        whole = _closed(graph, labels, owner, inside)
+        return cls(tracing, alike[0], held[alike[0]], outer, inside[labels]) if whole else None
 
     def take(self, entry: str) -> None:
         """`entry` takes this place."""
         graph, tensors = self._tracing.graph, self._tracing.tensors
-        names = {name: entry + name.removeprefix(self._entry) for name in _held(self._tracing, self._entry)}
+        names = {name: entry + name.removeprefix(self._entry) for name in self._held}
         to = np.arange(graph.nodes)
         to[self._own] = graph.new(int(self._own.sum()))
         for name, other in names.items():
@@ -180,11 +192,12 @@ def _components(graph: Graph) -> np.ndarray:
     return connected_components(matrix, directed=False)[1]
 
 
-def _owners(tracing: Tracing, entries: list[str], labels: np.ndarray) -> np.ndarray:
-    """Per component: the one of `entries` that holds all tensors that it touches, or _NONE or _SHARED."""
+def _owners(tracing: Tracing, held: list[list[str]], labels: np.ndarray) -> np.ndarray:
+    """Per component: which of these lists holds all tensors that it touches, or _NONE or _SHARED."""
     owner = np.full(int(labels.max(initial=-1)) + 1, _NONE)
+    by_name = {name: k for k, names in enumerate(held) for name in names}
     for name, dims in tracing.tensors.items():
-        mine = next((k for k, e in enumerate(entries) if name.startswith(f"{e}.")), _SHARED)
+        mine = by_name.get(name, _SHARED)
         for nodes in dims:
             if nodes is not None:
                 here = labels[nodes]

@@ -202,6 +202,13 @@ class Listener:
         self._rows[point], self.carriers[point] = tokens, carrier.detach()
         return alias
 
+    def place_rows(self, point: Point, tokens: Tensor, carrier: Tensor) -> None:
+        """What was heard at a point are these rows of `carrier`; nothing, where nothing was heard."""
+        self._rows[point], self.carriers[point] = tokens, carrier
+        if point not in self.heard:
+            self.heard[point] = carrier.new_zeros((0, *carrier.shape[1:-1], point.length))
+            self.versions[point] = self.heard[point]._version
+
     def whole(self, point: Point, x: Tensor) -> Tensor:
         """What was heard at a point, or its gradient, for all tokens: zero where an expert was given none."""
         tokens = self._rows.get(point)

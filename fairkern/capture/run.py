@@ -18,6 +18,7 @@ from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore
 from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.residual import residual
+from fairkern.capture.rows import ListedExperts
 from fairkern.capture.samples import SampleStore, Selection, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Settings
 from fairkern.capture.sums import TaylorStore
@@ -139,6 +140,7 @@ class _Pass:
         self._points = frozenset(points)
         listened = list(dict.fromkeys([*points, *(moments.points if moments else ())]))
         self._listener = Listener(model, listened, gradients=taylor is not None)
+        self._listed = ListedExperts(model, listened)
         self._layouts: dict[Point, Layout] = {}
         self._layouts_known = False
         self.seen = self.batches = 0
@@ -195,8 +197,12 @@ class _Pass:
         listener = self._listener
         while True:
             listener.reset(_device(self._model))
-            with listener.hearing():
+            with listener.hearing(), self._listed.followed():
                 loss = loss_of(self._model, batch, self._loss_fn)
+            if not self._listed.following and self._listed.uneven(listener.heard):
+                self._listed.following = True
+                continue
+            self._place_rows()
             missing = listener.missing()
             if missing is not None:
                 raise InputError(
@@ -207,6 +213,16 @@ class _Pass:
             listener.copied |= overwritten
             if not overwritten and self._located(batch):
                 return loss
+
+    def _place_rows(self) -> None:
+        """Says of what experts heard which tokens it belongs to, and of those without a token that they are silent."""
+        listener = self._listener
+        for point, act in list(listener.heard.items()):
+            rows = self._listed.rows(point, act)
+            if rows is not None:
+                listener.place_rows(point, rows.tokens, rows.carrier)
+        for point, carrier in self._listed.idle([p for p in listener.points if p not in listener.heard]):
+            listener.place_rows(point, torch.zeros(0, dtype=torch.int64, device=carrier.device), carrier)
 
     def _located(self, batch: Batch) -> bool:
         """Whether the layouts of what was heard were known; False: they are now, and what was heard is gone."""
@@ -223,8 +239,9 @@ class _Pass:
             else:
                 heard = dict(listener.carriers)
                 listener.reset(_device(self._model))
-                with torch.no_grad(), listener.hearing():
+                with torch.no_grad(), listener.hearing(), self._listed.followed():
                     call_model(self._model, last_sample(batch).inputs)
+                self._place_rows()
                 self._layouts = {
                     p: locate(p, act, listener.carriers[p], batch.samples) if p in listener.carriers else PLAIN
                     for p, act in heard.items()
@@ -257,6 +274,9 @@ class _Pass:
             self._blame_loss(batch, value)
         if loss.requires_grad:
             torch.autograd.grad(loss, [listener.root], allow_unused=True)
+        for point, act in listener.heard.items():
+            if not act.numel():  # an expert without a token: zeros count as well
+                gradient(point, act)
         if not taylor.reached():
             raise InputError(
                 f"the loss of batch {batch.index} does not depend on any unit of the model; "

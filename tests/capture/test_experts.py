@@ -14,7 +14,7 @@ import fairkern as fk
 from fairkern.ops import directions
 from fairkern.ops.eliminate.config import RIDGE
 from tests.capture.networks import loader, loss
-from tests.experts import CLASSES, EXPERTS, INNER, WIDTH, Chosen, Fused, Mixture, Sigmoid, build, samples
+from tests.experts import CLASSES, EXPERTS, INNER, WIDTH, Chosen, Fused, Listed, Mixture, Sigmoid, build, samples
 
 P = 3
 
@@ -221,4 +221,45 @@ def test_residual_of_inner_units_is_the_fit_of_one_expert_and_of_experts_their_s
     power = heard(model, x, y)["expert"][0].square().sum((0, 1, 3))
     np.testing.assert_allclose(of_kind(scores, "residual", "expert"), power / power.sum(), rtol=1e-9)
     small = fk.apply(model, scores.plan(keep_params=0.7, removal="residual"), compensate="least_squares", scores=scores)
+    assert torch.isfinite(small(x)).all()
+
+
+def listed_like(fused: Mixture) -> Mixture:
+    """The same experts as modules of a list."""
+    model = Mixture(Listed).double().eval()
+    state = {n: t for n, t in fused.state_dict().items() if not n.startswith("experts.")}
+    for e, expert in enumerate(model.experts):
+        gate, up = fused.experts.gate_up_proj[e].chunk(2)
+        weights = {"gate_proj": gate, "up_proj": up, "down_proj": fused.experts.down_proj[e]}
+        state |= {f"experts.{e}.{name}.weight": weight for name, weight in weights.items()}
+        assert len(weights) == len(list(expert.parameters()))
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.parametrize("idle", [False, True])
+@pytest.mark.parametrize("size", [1, 5, 12])
+def test_listed_experts_score_like_fused_ones(size: int, idle: bool) -> None:
+    fused, (x, y) = build(), samples()
+    if idle:
+        with torch.no_grad():
+            fused.router.weight[1] = 0
+            fused.router.weight[1, 0] = -100
+            fused.norm.bias[0] = 10
+            fused.router.weight[[0, 2, 3], 0] = 0
+    listed = listed_like(fused)
+    assert torch.allclose(fused(x), listed(x), atol=1e-12)
+    options = {"projections": P, "progress": False, "gram": True}
+    expected = fk.score(fused, loader(x, y, size), loss, units=fk.trace(fused, x, verify=False), **options)
+    found = fk.score(listed, loader(x, y, size), loss, units=fk.trace(listed, x, verify=False), **options)
+    groups = [g for g, group in enumerate(found.units.groups) if group.name.startswith("experts.")]
+    assert len(groups) == EXPERTS
+    for signal in ("wasserstein", "taylor"):
+        whole = of_kind(expected, signal, "expert neuron").reshape(EXPERTS, INNER)
+        for g, row in zip(groups, whole, strict=True):
+            np.testing.assert_allclose(found.signals[signal][g], row, rtol=1e-9, atol=1e-14)
+    for e in range(EXPERTS):
+        mean = expected.means[f"experts:inner[{e}]"]
+        np.testing.assert_allclose(found.means[f"experts.{e}.down_proj:input"], mean, rtol=1e-9, atol=1e-14)
+    small = fk.apply(listed, found.plan(keep_params=0.8), compensate="least_squares", scores=found)
     assert torch.isfinite(small(x)).all()
