@@ -16,7 +16,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fairkern.capture.points import Point
 from fairkern.nested import tensors_in
 
-_SAME_ROWS = frozenset("reshape view squeeze unsqueeze contiguous clone to type float double half bfloat16".split())
+_RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
+_CASTS = frozenset(["to", "type", "float", "double", "half", "bfloat16"])
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,11 @@ class _Picked(TorchFunctionMode):
                 self._pick(result, x, args[1])
             elif func in (torch.index_select, Tensor.index_select) and len(args) == 3 and args[1] == 0:
                 self._pick(result, x, args[2])
-            elif x in self.of and getattr(func, "__name__", "") in _SAME_ROWS and result.shape[-1:] == x.shape[-1:]:
+            elif (
+                x in self.of
+                and getattr(func, "__name__", "") in _RESHAPES | _CASTS
+                and result.shape[-1:] == x.shape[-1:]
+            ):
                 self.of[result] = self.of[x]
         return result
 
