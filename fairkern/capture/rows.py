@@ -17,7 +17,7 @@ from fairkern.capture.points import Point
 from fairkern.nested import tensors_in
 
 _RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
-_CASTS = frozenset(["to", "type", "float", "double", "half", "bfloat16"])
+_KEEPS_ROWS = _RESHAPES | {"to", "type", "float", "double", "half", "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,15 @@ class _Picked(TorchFunctionMode):
                 self._pick(result, x, args[1])
             elif func in (torch.index_select, Tensor.index_select) and len(args) == 3 and args[1] == 0:
                 self._pick(result, x, args[2])
-            elif (
-                x in self.of
-                and getattr(func, "__name__", "") in _RESHAPES | _CASTS
-                and result.shape[-1:] == x.shape[-1:]
-            ):
+            elif x in self.of and getattr(func, "__name__", "") in _KEEPS_ROWS and result.shape[-1:] == x.shape[-1:]:
                 self.of[result] = self.of[x]
         return result
 
     def _pick(self, result: Tensor, x: Tensor, index: Any) -> None:
-        places = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None and i is not Ellipsis]
-        if len(places) == 1 and isinstance(places[0], Tensor) and places[0].ndim == 1:
-            tokens = places[0].nonzero()[:, 0] if places[0].dtype == torch.bool else places[0]
+        first, *rest = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None] or [None]
+        whole = all(i is Ellipsis or (isinstance(i, slice) and i == slice(None)) for i in rest)
+        if whole and isinstance(first, Tensor) and first.ndim == 1:
+            tokens = first.nonzero()[:, 0] if first.dtype == torch.bool else first
             self.of[result] = Rows(x.detach(), tokens)
 
 
