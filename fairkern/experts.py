@@ -75,6 +75,12 @@ def _layout(module: nn.Module) -> FusedExperts | None:
     return FusedExperts(up_name, "down_proj", said if fits[said] else not said, gated)
 
 
+def multiple(module: nn.Module) -> int:
+    """Of what the inner size of the experts has to be: the grouped products of transformers read 16 bytes at a time."""
+    grouped = getattr(getattr(module, "config", None), "_experts_implementation", None) == "grouped_mm"
+    return max(1, 16 // next(module.parameters()).element_size()) if grouped else 1
+
+
 def dense(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """What the module computes, every expert on every token: no control flow depends on values.
 
@@ -112,6 +118,15 @@ def by_expert(
         x = _normed(module, x @ down[expert], layout, expert) * weights[tokens, slots, None]
         out = out.index_add(0, tokens, output(expert, x, tokens).to(out.dtype))
     return out
+
+
+def one_by_one(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """What the module computes, with products that every type and size has; arguments as of `dense`."""
+
+    def same(expert: int, x: Tensor, tokens: Tensor) -> Tensor:
+        return x
+
+    return by_expert(module, hidden, index, weights, inner=same, output=same)
 
 
 def _across(module: nn.Module, name: str, layout: FusedExperts) -> Tensor:

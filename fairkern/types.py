@@ -95,7 +95,8 @@ class AxisGroup:
 
     `taps` are the inputs of the consumers, `outputs` what the producing layers return (the paper's tap).
     `frozen` is None, or why no unit of this group may be cut. At least `least` units stay (an expert for each that
-    a token is sent to). Where `sets` is above 1, `units` are those of one set.
+    a token is sent to); where a plan cuts the group, a whole `multiple` of units stays (what a kernel asks for). Where
+    `sets` is above 1, `units` are those of one set.
     """
 
     name: str
@@ -107,6 +108,7 @@ class AxisGroup:
     frozen: str | None = None
     sets: int = 1
     least: int = 1
+    multiple: int = 1
 
     @property
     def total(self) -> int:

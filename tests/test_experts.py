@@ -406,6 +406,30 @@ def test_families_of_transformers(family: str) -> None:
         assert difference(model, small, x) < LIMIT
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_grouped_products_ask_for_is_kept(dtype: torch.dtype) -> None:
+    """The kernel that transformers takes by default knows no float64, and sizes of whole 16 bytes only."""
+    transformers = pytest.importorskip("transformers", minversion="5")
+    torch.manual_seed(0)
+    config = transformers.MixtralConfig(**{**_TINY, "intermediate_size": 32}, num_local_experts=4)
+    model = transformers.MixtralForCausalLM(config).to(dtype).eval()
+    if model.config._experts_implementation != "grouped_mm":
+        pytest.skip("this transformers has no grouped products here")
+    x = {"input_ids": torch.randint(1, 60, (2, 9))}
+    units = fk.trace(model, x)
+    inner = units.groups[the(units, "expert neuron")]
+    assert (inner.frozen, inner.multiple) == (None, 16 // dtype.itemsize)
+    batches = [({"input_ids": torch.randint(1, 60, (6, 9))}, torch.arange(6) % 3) for _ in range(2)]
+    scores = fk.score(model, batches, partial(_last_token, classes=3), units=units, progress=False)
+    plan = scores.plan(keep_params=0.75)
+    (removed,) = [g.removed for g in plan.groups if g.kind == "expert neuron"]
+    assert removed.size
+    assert removed.shape[1] % inner.multiple == 0
+    small = fk.apply(model, plan)
+    with plan.masked(model):
+        assert difference(model, small, x) < {torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
+
+
 def _last_token(output: Any, y: Tensor, classes: int) -> Tensor:
     return nn.functional.cross_entropy(output.logits[:, -1, :classes], y)
 

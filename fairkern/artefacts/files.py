@@ -21,7 +21,7 @@ from fairkern.errors import ArtefactError, InputError
 SCHEMA = 2
 """Version of the file layout. Readers take this version, older ones and no newer one.
 
-2: groups with several sets, experts (`sets`, `least`, `routes`); 1 has none of them.
+2: groups with several sets, experts (`sets`, `least`, `multiple`, `routes`); 1 has none of them.
 """
 
 _HEADER = ("format", "schema", "fairkern")

@@ -95,6 +95,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
                 "frozen": group.frozen,
                 "sets": group.sets,
                 "least": group.least,
+                "multiple": group.multiple,
                 "axes": [[a.axis.tensor, a.axis.dim, a.length, pool.add(a.positions), a.consumer] for a in group.axes],
                 "routes": [i for i, a in enumerate(group.axes) if a.routes],
                 "taps": [_tap_content(tap, pool) for tap in group.taps],
@@ -169,6 +170,7 @@ def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ..
         entry["frozen"].optional_text(),
         sets,
         entry.get("least", 1).whole(1),
+        entry.get("multiple", 1).whole(1),
     )
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from fairkern.axes.graph import Contraction
 from fairkern.axes.trace import Tracing
+from fairkern.experts import multiple
 from fairkern.types import Axis, AxisGroup
 
 # names under which modules and configurations keep the number of experts and the inner size of one
@@ -32,9 +33,11 @@ class Routing:
         self._tracing = tracing
         self.nodes: np.ndarray | None = None  # per node: whether it belongs to an expert that can be left out
         self._own: dict[str, str] = {}  # tensor with a row per expert -> module
+        self._multiple: dict[str, int] = {}
         self._routers: dict[str, set[Axis]] = {}  # module -> axes of routers
         for path, layout in tracing.experts.items():
             module = model.get_submodule(path)
+            self._multiple[path] = multiple(module)
             self._own |= {f"{path}.{name}".lstrip("."): path for name in layout.held(module)}
         if tracing.experts:
             self._find(model)
@@ -97,7 +100,8 @@ class Routing:
         if own and group.taps and all(tap.side == "inner" for tap in group.taps):
             name = f"{path}.{self._tracing.experts[path].up}".lstrip(".")
             experts = self._tracing.tensors[self._down(path)][0]
-            return replace(group, name=name, kind="expert neuron", sets=1 if experts is None else len(experts))
+            sets = 1 if experts is None else len(experts)
+            return replace(group, name=name, kind="expert neuron", sets=sets, multiple=self._multiple[path])
         return group
 
     def attributes(self, model: nn.Module) -> Iterator[tuple[str, str, np.ndarray]]:

@@ -17,6 +17,7 @@ from fairkern.compact.inputs import distance, vary
 from fairkern.compact.masked import masked
 from fairkern.compact.stir import calibrate, stir
 from fairkern.errors import InputError
+from fairkern.experts import one_by_one, running_as
 from fairkern.nested import call_model, map_tensors, tensors_in
 from fairkern.types import IndexArray, Plan, UnitMap
 
@@ -131,6 +132,8 @@ class _Trial:
         tolerance: float | None,
     ) -> None:
         self.units, self.removed, self.make_plan, self.seed = units, removed, make_plan, seed
+        sites = {s for g in units.groups for tap in g.taps if tap.side in ("inner", "expert") for s in tap.sites}
+        self._experts = {site.module: one_by_one for site in sites}
         own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
         coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
         self.copy, self.inputs = self._prepare(model, inputs)
@@ -161,7 +164,7 @@ class _Trial:
 
     def _run(self, model: nn.Module, inputs: Any) -> Any:
         torch.manual_seed(self.seed)  # the same for both sides; the caller's state is put back by `prove`
-        with in_double(model):
+        with in_double(model), running_as(model, self._experts):  # their kernels know few types and sizes
             return call_model(model, inputs)
 
     def failure(self, groups: Sequence[int]) -> str | None:
