@@ -19,6 +19,7 @@ from fairkern.allocate import build as plan_of
 from fairkern.allocate import random_removal
 from fairkern.compact import difference
 from fairkern.types import IndexArray, Plan, UnitMap
+from tests.axes.harness import measured_flops
 from tests.experts import CHOSEN, EXPERTS, INNER, Chosen, Fused, Mixture, Sigmoid, Softmax, build, samples
 
 LIMIT = 1e-9
@@ -134,6 +135,24 @@ def test_cut_equals_the_definition(name: str, kinds: tuple[str, ...]) -> None:
         assert (small(x) - expected).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("name", MIXTURES)
+def test_costs_are_those_of_the_experts_that_a_token_is_sent_to(name: str) -> None:
+    model, x = MIXTURES[name](), samples()[0]
+    units = fk.trace(model, x, verify=False)
+    plan = plan_of(units, random_removal(units, 0.5, seed=1))
+    for net, when in ((model, "before"), (fk.apply(model, plan), "after")):
+        assert plan.result[f"flops_{when}"] == measured_flops(net, x)
+        assert plan.result[f"params_{when}"] == sum(p.numel() for p in net.parameters())
+
+
+def test_pictures_show_sets(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model, (x, y) = build(shared=True), samples()
+    scores = fk.score(model, [(x, y)], nn.CrossEntropyLoss(), progress=False)
+    fk.picture(scores, scores.plan(keep_params=0.6), tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
 def test_as_many_experts_stay_as_a_token_is_sent_to() -> None:
     model, x = build(), samples()[0]
     units = fk.trace(model, x)
@@ -216,6 +235,14 @@ def test_what_only_looks_like_fused_experts_is_not_taken_for_them() -> None:
     units = fk.trace(build(Twice, shared=True), samples()[0])
     assert "experts looks like fused experts and computes something else" in units.notes
     assert {g.kind for g in units.groups} == {"neuron"}
+
+
+def test_experts_without_values_are_traced() -> None:
+    """Routing depends on values, which the meta device has none of; the trace runs every expert on every token."""
+    model, x = build(shared=True), samples()[0]
+    expected = fk.trace(model, x, verify=False)
+    found = fk.trace(build(shared=True).to("meta"), x.to("meta"), verify=False)
+    assert found.explain() == expected.explain()
 
 
 def test_a_vector_shared_by_the_experts_makes_one_set_of_their_inner_units() -> None:
