@@ -185,11 +185,11 @@ class _Pass:
         listener.reset(_device(self._model))
 
     def _predicted(self) -> Prediction:
-        heard = [
-            (point, *self._layouts[point].by_sample(act, point.dim))
+        heard = (
+            (point, *self._layouts[point].by_sample(self._listener.whole(point, act), point.dim))
             for point, act in self._listener.heard.items()
             if point in self._points
-        ]
+        )
         return Prediction.of(heard, self._settings, self.moments.full_bytes if self.moments else 0)
 
     def _forward(self, batch: Batch) -> Tensor:

@@ -263,3 +263,12 @@ def test_listed_experts_score_like_fused_ones(size: int, idle: bool) -> None:
         np.testing.assert_allclose(found.means[f"experts.{e}.down_proj:input"], mean, rtol=1e-9, atol=1e-14)
     small = fk.apply(listed, found.plan(keep_params=0.8), compensate="least_squares", scores=found)
     assert torch.isfinite(small(x)).all()
+
+
+@pytest.mark.parametrize("experts", [Fused, Listed])
+def test_the_samples_of_experts_take_what_was_predicted(experts: type[nn.Module]) -> None:
+    model, (x, y) = build(experts), samples(12)
+    scores = score(model, loader(x, y, 12), projections=2, samples_per_class=4, gram=True)
+    predicted = scores.provenance["predicted_bytes"]
+    assert scores.provenance["sample_bytes"] == predicted["samples"]
+    assert sum(m.gram.nbytes + m.total.nbytes for m in scores.moments.values()) == predicted["moments"]
