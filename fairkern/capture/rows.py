@@ -60,7 +60,7 @@ class ListedExperts:
 
     def __init__(self, model: nn.Module, points: Iterable[Point]) -> None:
         self._model = model
-        lists = sorted((p for p, m in model.named_modules() if isinstance(m, nn.ModuleList)), key=len)
+        lists = sorted((p for p, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))), key=len)
         self._entry = {p: e for p in points if p.expert is None and (e := _entry(p, lists)) is not None}
         self._given: dict[str, Rows] = {}
         self._alike: dict[tuple[str, str], list[Point]] = defaultdict(list)
