@@ -52,17 +52,13 @@ class Routing:
         _, labels = connected_components(coo_array((ones, tuple(ends)), shape=(graph.nodes,) * 2), directed=False)
         self.nodes = np.zeros(graph.nodes, dtype=bool)
         contracted = {(c.weight.tensor, c.weight.dim) for c in graph.contractions}
+        axes_of = _AxesOf(tensors, labels)
         for path in self._tracing.experts:
             experts = tensors[self._down(path)][0]
             if experts is None:
                 continue
             components = np.unique(labels[experts])
-            touched = [
-                Axis(name, dim)
-                for name, dims in tensors.items()
-                for dim, nodes in enumerate(dims)
-                if nodes is not None and np.isin(labels[nodes], components).any()
-            ]
+            touched = axes_of(components)
             others = [a for a in touched if self._own.get(a.tensor) != path or a.dim != 0]
             ranks = {a: len(tensors[a.tensor]) for a in others}
             routers = {a for a in others if ranks[a] == 2 and (a.tensor, 1 - a.dim) in contracted}
@@ -122,6 +118,24 @@ class Routing:
                 found = _configuration(model, path, names, len(nodes))
                 if found is not None:
                     yield (*found, nodes)
+
+
+class _AxesOf:
+    """The axes that any of some components touch; positions are sorted by component once."""
+
+    def __init__(self, tensors: Mapping[str, tuple[np.ndarray | None, ...]], labels: np.ndarray) -> None:
+        held = [(Axis(name, i), d) for name, dims in tensors.items() for i, d in enumerate(dims) if d is not None]
+        self._axes = [axis for axis, _ in held]
+        component = labels[np.concatenate([nodes for _, nodes in held])]
+        order = np.argsort(component, kind="stable")
+        self._component = component[order]
+        self._axis = np.repeat(np.arange(len(held)), [len(nodes) for _, nodes in held])[order]
+
+    def __call__(self, components: np.ndarray) -> list[Axis]:
+        first = np.searchsorted(self._component, components, "left")
+        last = np.searchsorted(self._component, components, "right")
+        found = [self._axis[a:b] for a, b in zip(first, last, strict=True)]
+        return [self._axes[i] for i in np.unique(np.concatenate(found))]
 
 
 def _holds(value: Any, n: int) -> bool:

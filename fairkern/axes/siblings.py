@@ -21,7 +21,7 @@ _NONE, _SHARED = -1, -2  # owners of a component: no tensor, tensors of several 
 
 
 def follow_siblings(model: nn.Module, tracing: Tracing) -> None:
-    """Give modules of a `ModuleList` (or `ModuleDict`) that were not reached the part that their siblings play in the trace.
+    """Give modules of a `ModuleList` or `ModuleDict` that were not reached the part that their siblings play.
 
     Where two or more modules of a list were reached, are alike (class, settings, shapes) and take the same place in
     the model, a further one that is alike takes it as well. The same place: every axis of theirs either belongs to
