@@ -111,14 +111,17 @@ def by_expert(
     layout = _layout(module)
     assert layout is not None
     up, down = (_across(module, name, layout) for name in (layout.up, layout.down))
-    out = torch.zeros_like(hidden)
+    places, made = [], []
     for expert in range(len(up)):
         tokens, slots = (index == expert).nonzero(as_tuple=True)
         x = _biased(module, layout.up, hidden[tokens] @ up[expert], expert)
         x = inner(expert, _activated(module, layout, x), tokens)
         x = _normed(module, x @ down[expert], layout, expert) * weights[tokens, slots, None]
-        out = out.index_add(0, tokens, output(expert, x, tokens).to(out.dtype))
-    return out
+        places.append(tokens * index.shape[1] + slots)
+        made.append(output(expert, x, tokens).to(hidden.dtype))
+    # every place of [T · k] is written once, and the sum over k runs in its order: the same on any device
+    slotted = hidden.new_zeros((index.numel(), hidden.shape[1])).index_copy(0, torch.cat(places), torch.cat(made))
+    return slotted.view(*index.shape, hidden.shape[1]).sum(1)
 
 
 def one_by_one(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:

@@ -64,12 +64,12 @@ def listening(points: Iterable[Point], listener: Listener) -> Mapping[str, Forwa
 
     def run(path: str) -> Forward:
         def forward(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-            site = listener.next_site(path, "experts")
+            site, carrier = listener.next_site(path, "experts"), hidden.detach()
 
             def hear(side: str) -> Callable[[int, Tensor, Tensor], Tensor]:
                 def heard(expert: int, x: Tensor, tokens: Tensor) -> Tensor:
                     for p in by_site.get((site, side, expert), ()):
-                        x = listener.hear_rows(p, x, tokens, hidden)
+                        x = listener.hear_rows(p, x, tokens, carrier)
                     return x
 
                 return heard

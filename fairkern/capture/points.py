@@ -199,7 +199,7 @@ class Listener:
     def hear_rows(self, point: Point, x: Tensor, tokens: Tensor, carrier: Tensor) -> Tensor:
         """What an expert makes of some tokens of `carrier`, `[rows, n]`; returns what to go on with."""
         alias = self._alias(point, x)
-        self._rows[point], self.carriers[point] = tokens, carrier.detach()
+        self._rows[point], self.carriers[point] = tokens, carrier
         return alias
 
     def place_rows(self, point: Point, tokens: Tensor, carrier: Tensor) -> None:

@@ -242,10 +242,13 @@ class _Pass:
                 with torch.no_grad(), listener.hearing(), self._listed.followed():
                     call_model(self._model, last_sample(batch).inputs)
                 self._place_rows()
-                self._layouts = {
-                    p: locate(p, act, listener.carriers[p], batch.samples) if p in listener.carriers else PLAIN
-                    for p, act in heard.items()
-                }
+                found: dict[tuple[int, int], Layout] = {}  # experts share the tokens that they are given
+                for p, act in heard.items():
+                    key = (id(act), p.dim)
+                    if key not in found:
+                        alone = listener.carriers.get(p)
+                        found[key] = PLAIN if alone is None else locate(p, act, alone, batch.samples)
+                    self._layouts[p] = found[key]
                 return False
         for point, act in listener.carriers.items():
             if self._layouts[point].samples(act) != batch.samples:
