@@ -20,7 +20,7 @@ from fairkern.allocate import random_removal
 from fairkern.compact import difference
 from fairkern.types import IndexArray, Plan, UnitMap
 from tests.axes.harness import measured_flops
-from tests.experts import CHOSEN, EXPERTS, INNER, Chosen, Fused, Mixture, Sigmoid, Softmax, build, samples
+from tests.experts import CHOSEN, EXPERTS, INNER, Chosen, Fused, Listed, Mixture, Sigmoid, Softmax, build, samples
 
 LIMIT = 1e-9
 LAYOUTS = {
@@ -488,6 +488,22 @@ def test_least_squares_repairs_inner_units_of_each_expert() -> None:
     assert report.after["params"] <= 0.7 * report.before["params"]
     assert len(pruned.experts.down_proj) == pruned.experts.num_experts
     assert {row["kind"]: row["units"] for row in report.groups}["expert neuron"] == EXPERTS * INNER
+
+
+@pytest.mark.parametrize("experts", [Fused, Listed])
+def test_sequential_compensation_leaves_experts_their_own_fit(experts: type[nn.Module]) -> None:
+    model, (x, y) = build(experts, shared=True), samples()
+    scores = fk.score(model, [(x, y)], nn.CrossEntropyLoss(), gram=True, progress=False)
+    removed = random_removal(scores.units, 0.4, seed=2)
+    plan = plan_of(scores.units, removed)
+    options = {"scores": scores, "loader": [(x, y)]}
+    small = fk.apply(model, plan, compensate="sequential", **options)
+    once = fk.apply(model, plan, compensate="least_squares", scores=scores)
+    for name, tensor in once.experts.named_parameters():
+        torch.testing.assert_close(small.experts.get_parameter(name), tensor, msg=name)
+    assert torch.isfinite(small(x)).all()
+    untouched = build(experts, shared=True).state_dict()
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())
 
 
 def test_a_residual_stream_that_experts_read_can_be_compensated() -> None:

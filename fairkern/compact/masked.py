@@ -23,16 +23,19 @@ class masked:
 
     One object can be entered again, and masks can be nested, as long as the inner one is left first. Do not
     cut or replace the model's tensors within.
-    Raises PlanMismatchError on entry, before anything is written.
+    Raises PlanMismatchError on entry, before anything is written. `strict=False` leaves that check out, for a model
+    that has been given biases since.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, *, strict: bool = True) -> None:
         self._model = model
+        self._strict = strict
         self._plan = plan
         self._entered: list[tuple[list[_Saved], silent_experts | None]] = []
 
     def __enter__(self) -> nn.Module:
-        check(self._model, self._plan)
+        if self._strict:
+            check(self._model, self._plan)
         targets = match(self._model, zeroed(self._plan))
         routers = [
             (held.tensor, dim, gone)
