@@ -68,7 +68,11 @@ def network_pruner() -> str:
 
 
 def tracing() -> str:
-    return _compared("tracing", lambda r: f"tracing{' and proving' if r['verify'] else ''}, {r['shape']}")
+    def label(r: Mapping[str, Any]) -> str:
+        memory = f", {r['peak_bytes'] / 1e9:.1f} GB of memory at most" if "peak_bytes" in r else ""
+        return f"tracing{' and proving' if r['verify'] else ''}, {r['shape']}{memory}"
+
+    return _compared("tracing", label)
 
 
 def allocation() -> str:

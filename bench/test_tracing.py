@@ -1,7 +1,11 @@
-"""Tracing of torchvision models at 224 × 224, without and with the proving run, against one forward pass."""
+"""Tracing of torchvision models at 224 × 224, without and with the proving run, against one forward pass; and of a
+decoder of 70 billion parameters on the meta device, against half of its layers."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +13,8 @@ import pytest
 import torch
 
 import fairkern as fk
-from bench._compare import compare
+from bench._compare import Comparison, Timing, compare
+from bench.conftest import ROOT
 
 torchvision = pytest.importorskip("torchvision")
 MOST_S = {
@@ -36,3 +41,30 @@ def test_tracing(name: str, verify: bool, benchmark: Any, record: Callable[..., 
     benchmark.pedantic(ours, rounds=1)
     record(benchmark, timed, op="trace", shape=f"{name}, 1 x 3 x 224 x 224", rival="one forward pass", verify=verify)
     assert timed.ours.p50 < MOST_S[name, verify]
+
+
+def test_llama_70b_without_values(benchmark: Any, record: Callable[..., None]) -> None:
+    pytest.importorskip("transformers")
+
+    def trace(layers: int) -> dict[str, Any]:
+        command = [sys.executable, "-m", "bench.large", str(layers)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+    half = trace(40)
+    whole = benchmark.pedantic(trace, (80,), rounds=1)
+    timed = Comparison(Timing.of([whole["seconds"]]), Timing.of([half["seconds"]]))
+    record(
+        benchmark,
+        timed,
+        op="trace",
+        shape="Llama 3 70B on meta, 1 x 16",
+        rival="its first 40 of 80 layers",
+        verify=False,
+        **{k: v for k, v in whole.items() if k != "seconds"},
+    )
+    assert whole["params"] > 70e9
+    assert whole["params_at_half"] <= 0.5 * whole["params"]
+    assert whole["seconds"] < 20.0
+    assert whole["peak_bytes"] < 4e9
+    assert timed.relative_cost < 2.6, "more than linear in the operators"

@@ -14,6 +14,7 @@ from fairkern.api import (
     apply,
     info,
     latency,
+    latency_table,
     load_pruned,
     picture,
     prune,
@@ -31,6 +32,7 @@ from fairkern.errors import (
     InputError,
     NonFiniteError,
     PlanMismatchError,
+    TimeLimitError,
 )
 
 __all__ = [
@@ -44,10 +46,12 @@ __all__ = [
     "PlanMismatchError",
     "Report",
     "Scores",
+    "TimeLimitError",
     "UnitMap",
     "apply",
     "info",
     "latency",
+    "latency_table",
     "load_pruned",
     "ops",
     "picture",

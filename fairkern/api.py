@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from fairkern import allocate, artefacts, axes, capture, compact, report, types
 from fairkern.capture import LossReduction, Recipe, Reduction, Settings, choose
+from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.nested import map_tensors, tensors_in
 from fairkern.ops import describe
@@ -31,6 +34,35 @@ class UnitMap(types.UnitMap):
         params, flops = allocate.per_unit(self)
         return report.render(report.explain_table(self, params.tolist(), flops.tolist()))
 
+    def plan(
+        self,
+        *,
+        keep_params: float | None = None,
+        keep_flops: float | None = None,
+        seed: int = 0,
+        round_to: int = 1,
+        max_remove: float = 0.99,
+        min_keep: int = 1,
+        ignore: Iterable[str] = (),
+    ) -> Plan:
+        """A plan without scores, so without data: an equal share of every group, units drawn at random.
+
+        For sizes and costs under a budget (of a model on the meta device too), and as the baseline that scores have
+        to beat. Options and errors as in `Scores.plan`.
+        """
+        plan = allocate.allocate(
+            types.Scores(self, {}, {}, {"seed": seed}),
+            keep_params=keep_params,
+            keep_flops=keep_flops,
+            allocation="uniform",
+            removal="random",
+            round_to=round_to,
+            max_remove=max_remove,
+            min_keep=min_keep,
+            ignore=ignore,
+        )
+        return _public(Plan, plan)
+
 
 @dataclass(frozen=True)
 class Scores(types.Scores):
@@ -42,6 +74,8 @@ class Scores(types.Scores):
         tod: float | None = None,
         keep_params: float | None = None,
         keep_flops: float | None = None,
+        keep_latency: float | None = None,
+        latency: types.LatencyTable | None = None,
         allocation: str | None = None,
         removal: allocate.Signal | None = None,
         protect: allocate.Signal = "taylor",
@@ -52,16 +86,18 @@ class Scores(types.Scores):
     ) -> Plan:
         """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
 
-        Exactly one of `tod` (the tolerance α), `keep_params` and `keep_flops` (at most this share of the whole
-        model stays) is given. Scores with the residual signal (`score(…, gram=True)`) take one threshold on it for
-        all groups, others the Tolerance of Difference, unless `allocation` and `removal` say otherwise. Options,
-        errors and method: `fairkern.allocate.allocate`.
+        Exactly one of `tod` (the tolerance α), `keep_params`, `keep_flops` and `keep_latency` (at most this share of
+        the whole model stays; `latency` from `latency_table`) is given. Scores with the residual signal
+        (`score(…, gram=True)`) take one threshold on it for all groups, others the Tolerance of Difference, unless
+        `allocation` and `removal` say otherwise. Options, errors and method: `fairkern.allocate.allocate`.
         """
         plan = allocate.allocate(
             self,
             tod=tod,
             keep_params=keep_params,
             keep_flops=keep_flops,
+            keep_latency=keep_latency,
+            latency=latency,
             allocation=allocation,
             removal=removal,
             protect=protect,
@@ -115,7 +151,13 @@ class Report(types.Report):
 
 
 def trace(
-    model: nn.Module, example_inputs: Any, *, more: Sequence[Any] = (), verify: bool = True, seed: int = 0
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    more: Sequence[Any] = (),
+    verify: bool = True,
+    seed: int = 0,
+    time_limit: float | None = 600.0,
 ) -> UnitMap:
     """What can be cut from `model`: run it once on example inputs and follow every axis position.
 
@@ -126,11 +168,16 @@ def trace(
             are counted for these.
         more: further example inputs that reach more code.
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
-            model allows it); a group that fails is frozen. False skips the proof; `UnitMap.proven` says so.
+            model allows it); a group that fails is frozen. False skips the proof; `UnitMap.proven` says so. A model on
+            the meta device (or of fake tensors) has nothing to prove on and needs False.
         seed: of the proof's removals and inputs.
+        time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
     Raises:
-        InputError: inputs without a tensor or on another device; a model without a single axis that can be cut.
+        InputError: inputs without a tensor or on another device; a model without a single axis that can be cut; one
+            that is compiled, scripted, distributed, packed or hooked, with what to pass instead; one on the meta
+            device that asks for values.
+        TimeLimitError: the time is up; the model is as it was.
         What the model raises passes through.
 
     Cost: one forward pass and about 0.2 ms per operator; the proof adds a copy of the model and three passes.
@@ -142,14 +189,15 @@ def trace(
         [('0', 8)]
     """
     _check_model(model)
-    units = axes.unit_map(model, [example_inputs, *more])
+    deadline = Deadline(time_limit)
+    if verify:
+        compact.check_values(model)
+    units = axes.unit_map(model, [example_inputs, *more], deadline)
     if verify and units.prunable:
-        units = replace(_proven(model, units, (example_inputs, *more), seed), proven=True)
+        units = replace(_proven(model, units, (example_inputs, *more), seed, deadline), proven=True)
     if not units.prunable:
-        reasons = [f"{g.name}: {g.frozen}" for g in units.groups] or sorted({f.reason for f in units.frozen})
-        raise InputError(
-            f"no axis of this {type(model).__name__} can be cut; the first reasons: {'; '.join(reasons[:3]) or 'none'}"
-        )
+        said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
+        raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
     return _public(UnitMap, units)
 
 
@@ -445,6 +493,77 @@ def latency(model: nn.Module, example_inputs: Any) -> float:
     return report.latency_ms(model, example_inputs)
 
 
+def latency_table(
+    model: nn.Module,
+    units: types.UnitMap,
+    example_inputs: Any,
+    *,
+    cache: PathLike | None = None,
+    shares: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.25, 0.1),
+) -> types.LatencyTable:
+    """Milliseconds of every layer by how much of it is left, measured here: what `plan(keep_latency=…)` is solved with.
+
+    Args:
+        model: the model that `units` was traced from; left as it was.
+        units: from `trace`.
+        example_inputs: what to time a forward pass on, as for `trace`; batch size and shapes are part of the answer.
+        cache: a JSON file to read the table from, if it was measured on this device, with this model, these inputs and
+            this torch; else it is measured and written there.
+        shares: of the units of every group, at which the model is cut (at random) and timed.
+
+    Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
+    Cost: per share one cut and about a second.
+    """
+    _check_model(model)
+    key = _latency_key(model, example_inputs)
+    if cache is not None and os.path.exists(cache):
+        known = artefacts.load_latency(cache)
+        if known.key == key and dict(known.shapes) == dict(units.shapes):
+            return known
+    layers: dict[str, list[tuple[float, float]]] = {}
+    rest: list[tuple[float, float]] = []
+    sizes = {path: _own_size(module) for path, module in model.named_modules()}
+    for share in shares:
+        removed = allocate.random_removal(units, 1 - share, seed=0) if share < 1 else None
+        plan = allocate.build(units, removed or [np.zeros(0, dtype=np.int64)] * len(units.groups))
+        small = compact.apply(model, plan)
+        whole, parts = report.latency_ms(small, example_inputs), report.module_ms(small, example_inputs)
+        for path, ms in parts.items():
+            layers.setdefault(path, []).append((_own_size(small.get_submodule(path)) / sizes[path], ms))
+        flops = plan.result["flops_after"] / plan.result["flops_before"] if plan.result["flops_before"] else 1.0
+        rest.append((flops, max(0.0, whole - sum(parts.values()))))
+    table = types.LatencyTable(
+        {path: _latency_curve(points) for path, points in layers.items()},
+        _latency_curve(rest),
+        tuple(name for name, _ in model.named_parameters()),
+        dict(units.shapes),
+        key,
+    )
+    if cache is not None:
+        artefacts.save_latency(table, cache)
+    return table
+
+
+def _latency_curve(points: Sequence[tuple[float, float]]) -> types.LatencyCurve:
+    shares, times = zip(*points, strict=True)
+    return types.LatencyCurve(np.array(shares), np.array(times))
+
+
+def _own_size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+def _latency_key(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """Where and on what latency is measured."""
+    return {
+        **report.device(model),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "model": type(model).__name__,
+        "inputs": [[str(t.dtype), *t.shape] for t in tensors_in(example_inputs)],
+    }
+
+
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
     compact.save_pruned(small, plan, folder)
@@ -470,7 +589,19 @@ def _check_model(model: object) -> None:
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
 
 
-def _proven(model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: int) -> types.UnitMap:
+def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
+    """Why nothing can be cut: of groups that failed, else what holds most axis positions, modules left out."""
+    if units.groups:
+        return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
+    held: Counter[str] = Counter()
+    for frozen in units.frozen:
+        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
+    return [reason for reason, _ in held.most_common(most)]
+
+
+def _proven(
+    model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: int, deadline: Deadline
+) -> types.UnitMap:
     """The map with every group frozen that fails on any of the inputs.
 
     An attribute recognised by its value may be a coincidence: groups that fail get a second try without those.
@@ -479,7 +610,9 @@ def _proven(model: nn.Module, units: types.UnitMap, runs: Sequence[Any], seed: i
     def failing(candidate: types.UnitMap) -> dict[int, str]:
         failed: dict[int, str] = {}
         for inputs in runs:
-            failed |= compact.prove(model, candidate.freeze(failed), inputs, make_plan=allocate.build, seed=seed)
+            failed |= compact.prove(
+                model, candidate.freeze(failed), inputs, make_plan=allocate.build, seed=seed, deadline=deadline
+            )
         return failed
 
     failed = failing(units)

@@ -131,7 +131,13 @@ def _add_fact(table: Table, name: str, value: Any) -> None:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    units = fk.trace(named(arguments.model), named(arguments.inputs), verify=arguments.verify, seed=arguments.seed)
+    units = fk.trace(
+        named(arguments.model),
+        named(arguments.inputs),
+        verify=arguments.verify,
+        seed=arguments.seed,
+        time_limit=arguments.time_limit,
+    )
     print(units.explain())  # noqa: T201
     return 0
 
@@ -269,6 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("model", metavar="MODEL", help="package.module:callable")
     trace.add_argument("inputs", metavar="INPUTS", help="package.module:callable: a tensor, a tuple or a dict")
     trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
+    trace.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="give up after this long")
     trace.add_argument("--seed", type=int, default=0)
 
     score = command("score", _score, "score every unit of a model in one pass over a loader")

@@ -27,5 +27,9 @@ class BudgetError(FairkernError, ValueError):
     """A budget that no allowed plan reaches; gives the reachable range."""
 
 
+class TimeLimitError(FairkernError, TimeoutError):
+    """Tracing took longer than its time limit; says where it was."""
+
+
 class ArtefactError(FairkernError, ValueError):
     """A file that is truncated, not fairkern's, or written by a newer schema."""

@@ -242,6 +242,29 @@ class Scores:
     moments: Mapping[str, Moments] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class LatencyCurve:
+    """Milliseconds at shares of a layer's size, float64 `[measured]` each."""
+
+    shares: FloatArray
+    ms: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyTable:
+    """How long a model's layers take on one device, by how much of them is left.
+
+    `layers` maps a module path to its curve, by the share of its parameters' elements; `rest` is what no layer accounts
+    for, by the share of all FLOPs. `key` says where and on what it was measured.
+    """
+
+    layers: Mapping[str, LatencyCurve]
+    rest: LatencyCurve
+    parameters: tuple[str, ...]  # in the model's order
+    shapes: Mapping[str, tuple[int, ...]]
+    key: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class PlanGroup:
     """One group's part of a plan: which of its units go."""

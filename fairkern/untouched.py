@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fairkern.nested import elements
 
@@ -22,7 +23,7 @@ class Originals:
     def __init__(self, model: nn.Module) -> None:
         self._owners: dict[int, list[nn.Parameter]] = {}
         for parameter in model.parameters():
-            if parameter.layout is torch.strided and not parameter.is_meta:
+            if parameter.layout is torch.strided and not valueless(parameter):
                 self._owners.setdefault(_memory(parameter), []).append(parameter)
         self._saved: list[tuple[nn.Parameter, Tensor]] = []
 
@@ -79,8 +80,13 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
             originals.put_back()
             with torch.no_grad():
                 for buffer, saved in buffers:
-                    if not buffer.is_meta and not torch.equal(buffer, saved):
+                    if not valueless(buffer) and not torch.equal(buffer, saved):
                         buffer.copy_(saved)
+
+
+def valueless(tensor: Tensor) -> bool:
+    """Whether the tensor is on the meta device or fake: it has a shape, but no values."""
+    return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
 def _refill(value: Any, items: Any) -> None:

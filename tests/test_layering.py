@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fairkern"
 
 FLOORS = (
-    {"types", "errors", "env", "nested", "untouched", "weight_calls", "experts", "_native", "_cuda"},
+    {"types", "errors", "env", "nested", "untouched", "deadline", "weight_calls", "experts", "_native", "_cuda"},
     {"ops"},
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},

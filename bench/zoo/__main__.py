@@ -24,7 +24,8 @@ masked model's output, in float64. `share` is the part of the parameters that li
 row does not show as cut is frozen, with the most frequent reasons. `sizes` says how sizes held by modules follow a
 cut: by the module's class, or observed in the reshapes that they were given.
 
-torchvision's classifiers of more than 70 million parameters are left out: each has a smaller sibling here.
+`trace` is the time of tracing in float32 without the proof. Models above 200 million parameters are proven and cut in
+float32, where their copies fit into memory: their `error` is that of float32, and marked so.
 
 """
 
@@ -63,6 +64,7 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
                 lines.append(f"| {r.name} | failed | | | | | | {_cell(r.problem)} |")
                 continue
             error = f"{r.error:.0e}" if r.prunable else "–"
+            error += " (float32)" if r.checked == "float32" else ""
             lines.append(
                 f"| {r.name} | {r.prunable} of {r.groups} | {r.units:,} | {100 * r.share:.0f} % | {error} | "
                 f"{r.trace_s:.2f} s | {r.sizes} | {_cell(r.frozen)} |"

@@ -1,5 +1,5 @@
-"""The models of the zoo: every torchvision classifier up to a size, a small member of timm's families, and tiny
-transformers. All randomly initialised; nothing is downloaded."""
+"""The models of the zoo: every torchvision classifier, a small member of timm's families, tiny transformers, and
+hand-written networks of other kinds. All randomly initialised; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-LARGEST = 70_000_000  # parameters; larger torchvision models repeat the structure of a smaller sibling
+from bench.zoo.handmade import MODELS
 
 TIMM = [
     "convnext_atto",
@@ -77,6 +77,23 @@ TIMM = [
     "cait_xxs24_224",
     "volo_d1_224",
     "sequencer2d_s",
+    "resnetv2_50x1_bit",
+    "davit_tiny",
+    "focalnet_tiny_srf",
+    "caformer_s18",
+    "gcvit_xxtiny",
+    "eva02_tiny_patch14_224",
+    "mvitv2_tiny",
+    "botnet26t_256",
+    "lambda_resnet26t",
+    "repvit_m0_9",
+    "hgnetv2_b0",
+    "fasternet_t0",
+    "swiftformer_xs",
+    "hiera_tiny_224",
+    "mambaout_femto",
+    "tiny_vit_5m_224",
+    "pit_ti_224",
 ]
 
 _DECODER = {
@@ -261,9 +278,14 @@ class Entry:
 
 def entries(library: str | None = None) -> Iterator[Entry]:
     """Every entry of the libraries that are installed (or of one), in a fixed order."""
-    sources = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}
+    sources = {
+        "torchvision": _torchvision,
+        "timm": _timm,
+        "transformers": _transformers,
+        "hand-written": _handmade,
+    }
     for name, source in sources.items():
-        if library in (None, name) and importlib.util.find_spec(name) is not None:
+        if library in (None, name) and (source is _handmade or importlib.util.find_spec(name) is not None):
             warnings.filterwarnings("ignore", module=name)
             yield from source()
 
@@ -271,18 +293,24 @@ def entries(library: str | None = None) -> Iterator[Entry]:
 def _torchvision() -> Iterator[Entry]:
     models = importlib.import_module("torchvision.models")
     for name in models.list_models(module=models):
-        weights = models.get_model_weights(name)
-        if next(iter(weights)).meta["num_params"] <= LARGEST:
-            yield Entry("torchvision", name, lambda name=name, models=models: _image(models.get_model, name))
+        yield Entry("torchvision", name, lambda name=name, models=models: _image(models.get_model, name))
+
+
+# input sizes: what a model is built for, or small, where its convolutions carry few or many parameters over any size
+_SIZES = {"inception_v3": 299, "maxvit": 224, "swin": 112, "vit_h": 56, "vit": 64, "vgg": 32, "regnet_y_128gf": 64}
 
 
 def _image(build: Callable[..., nn.Module], name: str) -> tuple[nn.Module, torch.Tensor]:
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    model = build(name, weights=None, num_classes=10, **options).eval()
-    sizes = {"inception_v3": 299}
-    fixed = name.startswith(("vit", "swin", "maxvit"))
-    size = sizes.get(name, 224 if fixed else 96)
-    return model, torch.randn(2, 3, size, size)
+    size = next((size for prefix, size in _SIZES.items() if name.startswith(prefix)), 96)
+    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit"):
+        options["image_size"] = size
+    return build(name, weights=None, num_classes=10, **options).eval(), torch.randn(2, 3, size, size)
+
+
+def _handmade() -> Iterator[Entry]:
+    for name, (build, inputs) in MODELS.items():
+        yield Entry("hand-written", name, lambda build=build, inputs=inputs: (build().eval(), inputs()))
 
 
 def _timm() -> Iterator[Entry]:

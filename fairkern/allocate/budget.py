@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fairkern.allocate.cost import Cost
+from fairkern.allocate.latency import LatencyCost
 from fairkern.allocate.options import (
     Allocation,
     Limits,
@@ -22,7 +23,7 @@ from fairkern.allocate.plan import build
 from fairkern.allocate.signals import Signal, choose, name_of, read_signal
 from fairkern.allocate.tod import fraction_need, normalized_need, pooled_need, removal_order, tolerance_need
 from fairkern.errors import BudgetError, InputError
-from fairkern.types import FloatArray, IndexArray, Plan, Scores, UnitMap
+from fairkern.types import FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
 
 _NONE = np.zeros(0, dtype=np.int64)
 
@@ -33,6 +34,8 @@ def allocate(
     tod: float | None = None,
     keep_params: float | None = None,
     keep_flops: float | None = None,
+    keep_latency: float | None = None,
+    latency: LatencyTable | None = None,
     allocation: str | None = None,
     removal: Signal | None = None,
     protect: Signal = "taylor",
@@ -59,6 +62,8 @@ def allocate(
         keep_params: at most this share of the whole model's parameters stays, above 0, at most 1. What cannot be
             cut counts as well.
         keep_flops: the same for FLOPs of a forward pass over the example inputs.
+        keep_latency: the same for the milliseconds that `latency` predicts.
+        latency: the measured table that `keep_latency` is solved with.
         allocation: "tod", "uniform", "global" or "normalized"; None takes "global" where the scores hold the residual
             signal, else and for a tolerance "tod".
         removal: signal that decides the order; low goes first. A name in `scores.signals`, "random", or a function
@@ -91,7 +96,9 @@ def allocate(
         ([0, 3], 0.5, 20)
     """
     kind, removal = choose(scores, allocation, removal, tod is not None)
-    target, value = parse_target(kind, tod, keep_params, keep_flops)
+    target, value = parse_target(kind, tod, keep_params, keep_flops, keep_latency)
+    if target is Target.LATENCY and latency is None:
+        raise InputError("keep_latency= needs the table that was measured on this device: pass latency=")
     units = scores.units
     if not units.prunable:
         raise InputError(f"no group of {units.model} can be cut; print(units.explain()) names the reasons")
@@ -117,10 +124,11 @@ def allocate(
         taken = int(np.searchsorted(steps.need, value, side="right"))
         counts = steps.counts(taken)
     else:
-        budget = _Budget(units, target, value)
+        budget = _Budget(units, target, value, latency)
         taken = _fewest(steps, limit, budget, request)
         counts = _give_back(steps, taken, limit, budget)
     removed = _removed(limit, counts)
+    predicted = {} if latency is None else _predicted(LatencyCost(units, latency), removed)
     return build(
         units,
         [removal_order(first_signal[g])[..., : removed[g]] if removed[g] else _NONE for g in range(len(units.groups))],
@@ -128,8 +136,13 @@ def allocate(
         {
             "tolerance": float(steps.need[taken - 1]) if taken else None,
             "thresholds": [float(needs[g][removed[g] - 1]) if removed[g] else None for g in units.prunable],
+            **predicted,
         },
     )
+
+
+def _predicted(cost: LatencyCost, removed: IndexArray) -> dict[str, float]:
+    return {"latency_before_ms": cost(np.zeros_like(removed)), "latency_after_ms": cost(removed)}
 
 
 @dataclass(frozen=True)
@@ -152,8 +165,13 @@ class _Steps:
 class _Budget:
     """Whether a removal meets the target."""
 
-    def __init__(self, units: UnitMap, target: Target, keep: float) -> None:
-        self.cost = Cost(units, units.params if target is Target.PARAMS else units.flops)
+    def __init__(self, units: UnitMap, target: Target, keep: float, latency: LatencyTable | None) -> None:
+        self.cost: Cost | LatencyCost
+        if target is Target.LATENCY:
+            assert latency is not None
+            self.cost = LatencyCost(units, latency)
+        else:
+            self.cost = Cost(units, units.params if target is Target.PARAMS else units.flops)
         self.total = self.cost(np.zeros(len(units.groups), dtype=np.int64))
         self.keep = keep
         if not self.total > 0:

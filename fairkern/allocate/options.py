@@ -32,6 +32,7 @@ class Target(enum.Enum):
     TOD = "tod"
     PARAMS = "keep_params"
     FLOPS = "keep_flops"
+    LATENCY = "keep_latency"
 
 
 @dataclass(frozen=True)
@@ -54,19 +55,26 @@ def parse_allocation(name: Any) -> Allocation:
         raise InputError(f"allocation={name!r} is unknown; choose one of {choices}") from None
 
 
-def parse_target(allocation: Allocation, tod: Any, keep_params: Any, keep_flops: Any) -> tuple[Target, float]:
+def parse_target(
+    allocation: Allocation, tod: Any, keep_params: Any, keep_flops: Any, keep_latency: Any = None
+) -> tuple[Target, float]:
     """The one target that was given, and its value."""
-    given = {Target.TOD: tod, Target.PARAMS: keep_params, Target.FLOPS: keep_flops}
+    given = {
+        Target.TOD: tod,
+        Target.PARAMS: keep_params,
+        Target.FLOPS: keep_flops,
+        Target.LATENCY: keep_latency,
+    }
     named = [(target, value) for target, value in given.items() if value is not None]
     if len(named) != 1:
         what = " and ".join(target.value for target, _ in named) if named else "none of them"
-        raise InputError(f"give exactly one of tod=, keep_params=, keep_flops=; got {what}")
+        raise InputError(f"give exactly one of tod=, keep_params=, keep_flops=, keep_latency=; got {what}")
     target, value = named[0]
     number = _real(target.value, value)
     if target is Target.TOD:
         if allocation is not Allocation.TOD:
             raise InputError(
-                f"tod= has no meaning with allocation={allocation.value!r}; use keep_params= or keep_flops="
+                f"tod= has no meaning with allocation={allocation.value!r}; use a budget: keep_params=, keep_flops="
             )
         if not 0.0 <= number <= 1.0:
             raise InputError(f"tod={value!r} is not a tolerance; expected a number from 0 to 1")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from fairkern.artefacts.files import SCHEMA, read_json, replacing, write_json
+from fairkern.artefacts.latency import load_latency, save_latency
 from fairkern.artefacts.plans import load_plan, save_plan
 from fairkern.artefacts.scores import load_scores, save_scores
 
 __all__ = [
     "SCHEMA",
+    "load_latency",
     "load_plan",
     "load_scores",
     "read_json",
     "replacing",
+    "save_latency",
     "save_plan",
     "save_scores",
     "write_json",

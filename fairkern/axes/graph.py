@@ -1,6 +1,6 @@
 """What a trace collects: nodes (axis positions), the edges between them, and who reads or freezes them.
 
-Every dimension of every tensor seen by the trace is one of four things: *tracked* (an int64 vector with a
+Every dimension of every tensor seen by the trace is one of four things: *tracked* (an int32 vector with a
 node id per position), *constant* (its positions mean nothing to any unit: batch, space, tokens), *uniform*
 (filled or expanded: every position holds the same value, so its length may follow whatever it meets), or *zero*
 (uniform, and the tensor holds zeros: a weight that contracts it contributes nothing).
@@ -112,8 +112,10 @@ class Graph:
     contractions: list[Contraction] = field(default_factory=list)
     productions: list[Production] = field(default_factory=list)
     flops: list[tuple[float, tuple[np.ndarray, ...]]] = field(default_factory=list)
-    # weight of a grouped convolution -> nodes of its input channels, nodes of its groups (None: groups stay)
-    grouped: dict[str, tuple[np.ndarray, np.ndarray | None]] = field(default_factory=dict)
+    # weight of a grouped convolution -> nodes of its input channels, of its groups (None: they stay), of its outputs
+    grouped: dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]] = field(default_factory=dict)
+    # module of a group norm -> nodes of its channels, of its groups
+    normed: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     # module without tensors that holds its input's number of channels -> their nodes
     features: dict[str, np.ndarray] = field(default_factory=dict)
     # innermost module of a reshape, expand or split -> nodes of the sizes that it was given
@@ -123,7 +125,7 @@ class Graph:
         """`n` fresh nodes."""
         start = self.nodes
         self.nodes += n
-        return np.arange(start, self.nodes, dtype=np.int64)
+        return np.arange(start, self.nodes, dtype=np.int32)
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """Position by position: `a[i]` and `b[i]` are cut together."""

@@ -116,7 +116,7 @@ class _Place:
         """`entry` takes this place."""
         graph, tensors = self._tracing.graph, self._tracing.tensors
         names = {name: entry + name.removeprefix(self._entry) for name in self._held}
-        to = np.arange(graph.nodes)
+        to = np.arange(graph.nodes, dtype=np.int32)
         to[self._own] = graph.new(int(self._own.sum()))
         for name, other in names.items():
             for dim, (mine, theirs) in enumerate(zip(tensors[name], tensors[other], strict=True)):
@@ -175,9 +175,12 @@ class _Place:
             for p in graph.productions
             if p.weight.tensor in names
         ]
-        for name, (channels, groups) in list(graph.grouped.items()):
+        for name, (channels, groups, made) in list(graph.grouped.items()):
             if name in names:
-                graph.grouped[names[name]] = (to[channels], None if groups is None else to[groups])
+                graph.grouped[names[name]] = (to[channels], None if groups is None else to[groups], to[made])
+        for module, (channels, groups) in list(graph.normed.items()):
+            if path(module) != module:
+                graph.normed[path(module)] = (to[channels], to[groups])
         for module, channels in list(graph.features.items()):
             if path(module) != module:
                 graph.features[path(module)] = to[channels]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fairkern.axes.trace import Tracing, transposed_linear
 
@@ -23,13 +24,17 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
     """(module path, attribute, nodes whose count it holds), for every module of a known class."""
     first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
 
-    def nodes(module: nn.Module, tensor_names: str, dim: int) -> tuple[str, np.ndarray | None] | None:
+    def nodes(module: nn.Module, tensor_names: str, dim: int) -> tuple[list[str], np.ndarray | None] | None:
         for tensor_name in tensor_names.split("|"):
             # not by getattr: a parametrised weight is computed anew by every look at it
             tensor = module._parameters.get(tensor_name, module._buffers.get(tensor_name))
-            if tensor is not None:
-                name = first[id(tensor)]  # a tied tensor goes by its first name
-                return name, tracing.tensors[name][dim]
+            held = [] if tensor is None else [tensor]
+            if not held and parametrize.is_parametrized(module, tensor_name):
+                originals = module.parametrizations[tensor_name].parameters(recurse=False)  # type: ignore[index,union-attr]
+                held = sorted(originals, key=Tensor.numel, reverse=True)
+            if held:
+                names = [first[id(t)] for t in held]  # a tied tensor goes by its first name
+                return names, tracing.tensors[names[0]][dim]
         return None
 
     for path, module in model.named_modules():
@@ -38,6 +43,11 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
             continue
         if isinstance(module, nn.modules.batchnorm._NormBase) and path in tracing.graph.features:
             yield path, "num_features", tracing.graph.features[path]
+            continue
+        if isinstance(module, nn.GroupNorm) and path in tracing.graph.normed:
+            channels, groups = tracing.graph.normed[path]
+            yield path, "num_channels", channels
+            yield path, "num_groups", groups
             continue
         if transposed_linear(module):
             for attribute, dim in (("nx", 0), ("nf", 1)):
@@ -85,19 +95,17 @@ def _convolution(
     path: str,
     module: nn.modules.conv._ConvNd,
     tracing: Tracing,
-    dim0: tuple[str, np.ndarray | None] | None,
-    dim1: tuple[str, np.ndarray | None] | None,
+    dim0: tuple[list[str], np.ndarray | None] | None,
+    dim1: tuple[list[str], np.ndarray | None] | None,
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     if dim0 is None or dim1 is None:
         return
     made, read = (dim1[1], dim0[1]) if module.transposed else (dim0[1], dim1[1])
     if module.groups > 1:
-        channels, groups = tracing.graph.grouped.get(dim0[0], (None, None))
-        read = channels
+        grouped = tracing.graph.grouped
+        read, groups, made = next((grouped[name] for name in dim0[0] if name in grouped), (None, None, None))
         if groups is not None:
             yield path, "groups", groups
-        if module.transposed:
-            made = None  # never cut
     if made is not None:
         yield path, "out_channels", made
     if read is not None:

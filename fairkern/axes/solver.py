@@ -9,6 +9,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from fairkern.axes.graph import Factors, Graph
+from fairkern.deadline import Deadline
 
 FREE = -1
 
@@ -18,16 +19,17 @@ class Solver:
 
     def __init__(self, graph: Graph, routed: np.ndarray | None = None) -> None:
         """`routed`: per node, whether it belongs to an expert that a router can leave out."""
-        self.n = graph.nodes
+        self.n = self.count = graph.nodes
         self.edges = list(graph.edges)
         self.reasons: list[str] = []
         self._codes: dict[str, int] = {}
-        self.node_reason = np.full(self.n, FREE, dtype=np.int64)  # index into reasons
+        self._node_reason = np.full(self.n, FREE, dtype=np.int32)  # index into reasons
+        self._news: list[tuple[np.ndarray, int]] = []  # nodes frozen since the last relabelling, and why
+        self.labels = np.arange(self.n, dtype=np.int32)
+        self.component_reason = np.full(self.n, FREE, dtype=np.int32)
         for i, (nodes, reason) in enumerate(graph.freezes):
             held = nodes if routed is None or i not in graph.unless_routed else nodes[~routed[nodes]]
             self.freeze(held, reason)
-        self.labels = np.arange(self.n)
-        self.component_reason = self.node_reason
         self.relabel()
 
     def freeze(self, nodes: np.ndarray, reason: str) -> None:
@@ -35,32 +37,42 @@ class Solver:
         if code == len(self.reasons):
             self.reasons.append(reason)
         nodes = nodes.reshape(-1)
-        fresh = nodes[self.node_reason[nodes] == FREE]
-        self.node_reason[fresh] = code
+        fresh = nodes[self._node_reason[nodes] == FREE]
+        self._node_reason[fresh] = code
+        self._news.append((fresh, code))
 
     def relabel(self) -> None:
-        """Connected components from all edges so far; folds the edges that are used up."""
+        """Merge the components that new edges connect. Linear in the nodes and in what is new."""
         if self.edges:
-            a = np.concatenate([e[0] for e in self.edges])
-            b = np.concatenate([e[1] for e in self.edges])
-            matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self.n, self.n))
-            count, labels = connected_components(matrix, directed=False)
-            self.edges = [(a, b)]
+            a = self.labels[np.concatenate([e[0] for e in self.edges])]
+            b = self.labels[np.concatenate([e[1] for e in self.edges])]
+            apart = a != b
+            a, b = a[apart], b[apart]
+            matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self.count, self.count))
+            self.count, merged = connected_components(matrix, directed=False)
+            frozen = np.flatnonzero(self.component_reason != FREE)
+            reason = np.full(self.count, len(self.reasons), dtype=np.int32)
+            np.minimum.at(reason, merged[frozen], self.component_reason[frozen])
+            self.labels, self.edges = merged[self.labels], []
         else:
-            count, labels = self.n, np.arange(self.n)
-        self.labels, self.count = labels, count
-        none = len(self.reasons)
-        reason = np.full(count, none, dtype=np.int64)
-        hit = self.node_reason != FREE
-        np.minimum.at(reason, labels[hit], self.node_reason[hit])
-        self.component_reason = np.where(reason == none, FREE, reason)
+            reason = np.where(self.component_reason == FREE, len(self.reasons), self.component_reason)
+        for nodes, code in sorted(self._news, key=lambda news: -news[1]):  # the smallest code is written last
+            parts = self.labels[nodes]
+            reason[parts] = np.minimum(reason[parts], code)
+        self._news = []
+        self.component_reason = np.where(reason == len(self.reasons), FREE, reason)
 
     def free(self, nodes: np.ndarray) -> np.ndarray:
         """Which of these nodes lie in components that nothing freezes."""
         return self.component_reason[self.labels[nodes.reshape(-1)]] == FREE
 
+    def reason(self, nodes: np.ndarray) -> str | None:
+        """Why all of these nodes stay; None if any of them may go."""
+        codes = self.component_reason[self.labels[nodes.reshape(-1)]]
+        return None if (codes == FREE).any() else self.reasons[codes.min()]
 
-def decide_factors(solver: Solver, factors: Iterable[Factors]) -> None:
+
+def decide_factors(solver: Solver, factors: Iterable[Factors], deadline: Deadline) -> None:
     """For every split or merge choose the one factor that carries the unit; the others stay whole.
 
     A frozen factor loses; then one that meets a factor already chosen wins; then the larger. Ties are decided
@@ -69,6 +81,7 @@ def decide_factors(solver: Solver, factors: Iterable[Factors]) -> None:
     open_ = list(factors)
     chosen = np.zeros(solver.n, dtype=bool)
     while open_:
+        deadline.check("deciding the factors of views")
         rest: list[Factors] = []
         certain = False
         for relation in open_:
@@ -88,14 +101,15 @@ def decide_factors(solver: Solver, factors: Iterable[Factors]) -> None:
 
 
 def _break_ties(solver: Solver, chosen: np.ndarray, relations: list[Factors]) -> list[Factors]:
-    touched: set[int] = set()
+    touched = np.zeros(solver.count, dtype=bool)
     rest: list[Factors] = []
     for relation in relations:
-        near = {int(c) for part in (relation.flat, *relation.factors) for c in np.unique(solver.labels[part])}
-        if near & touched:
+        near = [solver.labels[part] for part in (relation.flat, *relation.factors)]
+        if any(touched[part].any() for part in near):
             rest.append(relation)
             continue
-        touched |= near
+        for part in near:
+            touched[part] = True
         free = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
         _choose(
             solver,
@@ -107,12 +121,14 @@ def _break_ties(solver: Solver, chosen: np.ndarray, relations: list[Factors]) ->
 
 
 def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int | None) -> None:
+    if winner is None:
+        reason = solver.reason(relation.flat) or "no factor of a view can be cut"
+        for ids in (*relation.factors, relation.flat):
+            solver.freeze(ids, reason)
+        return
     for k, ids in enumerate(relation.factors):
         if k != winner:
             solver.freeze(ids, "another factor of a view carries the unit")
-    if winner is None:
-        solver.freeze(relation.flat, "no factor of a view can be cut")
-        return
     ids = relation.factors[winner]
     shape = [1] * relation.flat.ndim
     shape[winner] = -1

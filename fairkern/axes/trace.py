@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fairkern.axes.accepts import notes
+from fairkern.axes.fakes import faked
 from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Fixed, Graph, Production, Source, Track
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.tracks import Escapes, Tracks
-from fairkern.errors import InputError
+from fairkern.deadline import Deadline
+from fairkern.errors import TimeLimitError
 from fairkern.experts import FusedExperts, dense, plain, running_as
 from fairkern.nested import call_model, elements, tensors_in
 from fairkern.types import Site
@@ -47,6 +49,7 @@ class Tracing:
     graph: Graph
     tensors: dict[str, tuple[np.ndarray | None, ...]]  # name -> nodes per dimension (None: size 0 or 1)
     parameters: frozenset[str]
+    deadline: Deadline
     reached: set[str] = field(default_factory=set)
     reached_training: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
@@ -61,11 +64,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
+def trace(model: nn.Module, runs: Sequence[Any], deadline: Deadline) -> Tracing:
     """Trace `model` in eval mode on each of `runs`; once more in train mode if parameters were not reached.
 
     The model is left as it was: see `untouched`.
     """
+    with untouched(model) as originals, faked(model, runs) as runs:
+        return _trace(model, runs, originals, deadline)
+
+
+def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline: Deadline) -> Tracing:
     names = named_tensors(model)
     graph = Graph()
     dims: dict[str, tuple[np.ndarray | None, ...]] = {}
@@ -73,22 +81,24 @@ def trace(model: nn.Module, runs: Sequence[Any]) -> Tracing:
     for name, tensor in names.items():
         twin = by_memory.setdefault(elements(tensor), name)  # tied by memory, not by object
         dims[name] = dims[twin] if twin != name else tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
-    tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()))
+    tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()), deadline)
+    tracing.notes.extend(notes(model))
     _couple_recurrent(model, tracing)
-    with untouched(model) as originals:
-        model.eval()
-        tracing.experts, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
-        tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
-        for i, inputs in enumerate(runs):
-            _run(model, inputs, names, tracing, originals, training=False, first=i == 0)
-        follow_siblings(model, tracing)
-        if _missed(tracing, names):
-            model.train()
-            try:
-                _run(model, runs[0], names, tracing, originals, training=True, first=False)
-            except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
-                first = (str(error).splitlines() or [""])[0]
-                tracing.notes.append(f"not traced in train mode: {type(error).__name__}: {first}")
+    model.eval()
+    tracing.experts, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
+    tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
+    for i, inputs in enumerate(runs):
+        _run(model, inputs, names, tracing, originals, training=False, first=i == 0)
+    follow_siblings(model, tracing)
+    if _missed(tracing, names):
+        model.train()
+        try:
+            _run(model, runs[0], names, tracing, originals, training=True, first=False)
+        except TimeLimitError:
+            raise
+        except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
+            first = (str(error).splitlines() or [""])[0]
+            tracing.notes.append(f"not traced in train mode: {type(error).__name__}: {first}")
     return tracing
 
 
@@ -188,6 +198,9 @@ class _Mode(TorchDispatchMode):
         self._training, self._count_flops = training, count_flops
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "prim":  # the device or layout of a fake tensor
+            return func(*args, **(kwargs or {}))
+        self._tracing.deadline.check(f"{func._schema.name} in {self._modules.current().site.module or 'the model'}")
         arguments = _bind(func, args, kwargs or {})
         tensors = [t for value in arguments.values() for t in tensors_in(value)]
         written = _written(func, arguments)
@@ -267,7 +280,7 @@ class _Mode(TorchDispatchMode):
             for other, track in self._tracks.aliases(tensor):
                 for dim in gained:
                     graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
-                if UNIFORM in track.dims or ZERO in track.dims:
+                if any(d is UNIFORM or d is ZERO for d in track.dims):
                     dims = tuple(CONSTANT if isinstance(d, Fixed) else d for d in track.dims)
                     self._tracks.put(other, Track(track.sizes, dims, track.source))
         return made
@@ -358,24 +371,3 @@ class _ModuleStack:
 
     def __exit__(self, *_: object) -> None:
         self._handles.close()
-
-
-def check_inputs(model: nn.Module, runs: Sequence[Any]) -> None:
-    """InputError where example inputs hold no tensor or lie on another device, or a lazy module has not run."""
-    lazy = next((name for name, t in named_tensors(model).items() if is_lazy(t)), None)
-    if lazy is not None:
-        raise InputError(f"{lazy} has no shape yet: run the lazy module once before tracing the model")
-    devices = {t.device for t in named_tensors(model).values()}
-    for inputs in runs:
-        found = list(tensors_in(inputs))
-        if not found:
-            raise InputError(
-                f"example inputs hold no tensor (got {type(inputs).__name__}); "
-                "give a tensor, a tuple of positional arguments or a dict of keyword arguments"
-            )
-        for tensor in found:
-            if devices and tensor.device not in devices:
-                where = ", ".join(sorted(map(str, devices)))
-                raise InputError(
-                    f"an example input is on {tensor.device}, the model is on {where}; move one to the other"
-                )

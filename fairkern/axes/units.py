@@ -47,15 +47,13 @@ def _places(tracing: Tracing, labels: np.ndarray) -> _Places:
 
 def _signatures(places: _Places, count: int) -> np.ndarray:
     """A hash per component of the multiset of axes that it touches: equal for units of one group."""
-    mixed = np.arange(1, len(places.axes) + 1, dtype=np.uint64)
-    out = np.zeros((2, count), dtype=np.uint64)
-    for row, seed in enumerate((0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)):
-        z = mixed * np.uint64(seed)
-        z ^= z >> np.uint64(31)
-        z *= np.uint64(0xBF58476D1CE4E5B9)
-        z ^= z >> np.uint64(29)
-        np.add.at(out[row], places.component, z[places.axis])
-    return out.T.copy().view([("a", np.uint64), ("b", np.uint64)]).reshape(-1)
+    z = np.arange(1, len(places.axes) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z ^= z >> np.uint64(31)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(29)
+    out = np.zeros(count, dtype=np.uint64)
+    np.add.at(out, places.component, z[places.axis])
+    return out
 
 
 def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
@@ -64,25 +62,27 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
     _freeze_unreached(model, tracing)
     routing = Routing(model, tracing)
     solver = Solver(graph, routing.nodes)
-    decide_factors(solver, graph.factors)
+    decide_factors(solver, graph.factors, tracing.deadline)
     _freeze_unconsumed(solver, graph)
     labels = solver.labels
     places = _places(tracing, labels)
     free = solver.component_reason == FREE
 
     group_of = np.full(solver.count, -1, dtype=np.int64)
-    members = np.unique(places.component[free[places.component]])
+    held = np.zeros(solver.count, dtype=bool)
+    held[places.component] = True
+    members = np.flatnonzero(held & free)
     _, inverse = np.unique(_signatures(places, solver.count)[members], return_inverse=True)
     group_of[members] = inverse.reshape(-1)
     group_of = _in_trace_order(group_of, places)
 
     contractions, productions = defaultdict(list), defaultdict(list)
     for c in graph.contractions:
-        for g in np.unique(group_of[labels[c.nodes]]):
-            contractions[int(g)].append(c)
+        for g in _distinct(group_of[labels[c.nodes]]):
+            contractions[g].append(c)
     for p in graph.productions:
-        for g in np.unique(group_of[labels[p.nodes]]):
-            productions[int(g)].append(p)
+        for g in _distinct(group_of[labels[p.nodes]]):
+            productions[g].append(p)
 
     modules = dict(model.named_modules())
     by_group = _by_group(places, group_of)
@@ -103,8 +103,8 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
     sizes = _Extents(labels, group_of, [g.units for g in groups])
     params = tuple(_params(tracing, model, sizes))
     flops = tuple(CostTerm(factor, tuple(sizes.of(d) for d in dims)) for factor, dims in graph.flops)
-    held = (*size_attributes(model, tracing), *routing.attributes(model))
-    attributes = [SizeAttribute(m, a, sizes.of(n)) for m, a, n in held]
+    known = (*size_attributes(model, tracing), *routing.attributes(model))
+    attributes = [SizeAttribute(m, a, sizes.of(n)) for m, a, n in known]
     observed = observed_attributes(model, tracing, sizes.of, lambda e: bool(sizes.extents[e].parts))
     named = {(a.module, a.attribute) for a in attributes}
     attributes += [SizeAttribute(m, a, e, observed=True) for m, a, e in observed if (m, a) not in named]
@@ -123,6 +123,17 @@ def solve(model: nn.Module, tracing: Tracing) -> UnitMap:
         shapes={n: tuple(t.shape) for n, t in named_tensors(model).items()},
         notes=tuple(notes),
     ).freeze(reasons)
+
+
+def _counted(groups: np.ndarray) -> list[tuple[int, int]]:
+    """Every group among these (−1: none) and how often it is there, in order; without sorting."""
+    counts = np.bincount(groups + 1)
+    present = np.flatnonzero(counts[1:])
+    return list(zip(present.tolist(), counts[1:][present].tolist(), strict=True))
+
+
+def _distinct(groups: np.ndarray) -> list[int]:
+    return [g for g, _ in _counted(groups)]
 
 
 def _freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
@@ -175,9 +186,11 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
 def _in_trace_order(group_of: np.ndarray, places: _Places) -> np.ndarray:
     """Renumber groups by the first axis position that belongs to each."""
     g = group_of[places.component]
-    seen, first = np.unique(g[g >= 0], return_index=True)
-    order = np.empty(len(seen), dtype=np.int64)
-    order[np.argsort(first)] = np.arange(len(seen))
+    in_one = np.flatnonzero(g >= 0)[::-1]
+    first = np.zeros(g.max(initial=-1) + 1, dtype=np.int64)
+    first[g[in_one]] = in_one  # the last that is written is the first that there is
+    order = np.empty_like(first)
+    order[np.argsort(first)] = np.arange(len(first))
     out = np.full_like(group_of, -1)
     hit = group_of >= 0
     out[hit] = order[group_of[hit]]
@@ -201,11 +214,11 @@ def _units_in_order(places: _Places, rows: np.ndarray) -> np.ndarray:
 
 
 def _positions(unit: np.ndarray, position: np.ndarray) -> np.ndarray | None:
-    """`[units, per unit]`, or None if the units do not hold equally many positions."""
+    """`[units, per unit]` of ascending positions, or None if the units do not hold equally many."""
     counts = np.bincount(unit)
     if len(counts) == 0 or (counts != counts[0]).any():
         return None
-    return position[np.lexsort((position, unit))].reshape(len(counts), counts[0])
+    return position[np.argsort(unit, kind="stable")].reshape(len(counts), counts[0])
 
 
 def _group(
@@ -258,11 +271,12 @@ def _group(
     holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
     makers = [p.weight for p in productions] or holders
     first = makers[0]
-    kind = _kind(modules.get(first.module))
+    holder = _holder(first)
+    kind = _kind(modules.get(holder))
     if kind == "neuron" and next((a.positions.shape[1] for a in axes if a.axis == first), 1) > 1:
         kind = "head"
     return AxisGroup(
-        name=first.module or first.tensor,
+        name=holder or first.tensor,
         kind=kind,
         units=units,
         axes=tuple(axes),
@@ -270,6 +284,11 @@ def _group(
         outputs=tuple(outputs),
         frozen=frozen,
     )
+
+
+def _holder(axis: Axis) -> str:
+    """The module that an axis belongs to; for the original of a parametrized tensor, the module that is so."""
+    return f".{axis.module}".partition(".parametrizations.")[0][1:]
 
 
 def _kind(module: nn.Module | None) -> str:
@@ -302,11 +321,8 @@ class _Extents:
         known = self._by_array.get(id(nodes))
         if known is not None:
             return known[1]
-        groups, counts = np.unique(self._group_of[self._labels[nodes]], return_counts=True)
         parts = []
-        for g, count in zip(groups.tolist(), counts.tolist(), strict=True):
-            if g < 0:
-                continue
+        for g, count in _counted(self._group_of[self._labels[nodes]]):
             if count % self._units[g]:
                 self.uneven[g] = "its units are of unequal size along one dimension"
             parts.append((g, count // self._units[g]))
@@ -333,6 +349,10 @@ def _params(tracing: Tracing, model: nn.Module, sizes: _Extents) -> Iterable[Cos
 def _frozen_axes(places: _Places, solver: Solver) -> Iterable[FrozenAxis]:
     codes = solver.component_reason[places.component]
     hit = np.flatnonzero(codes != FREE)
-    pairs, counts = np.unique(np.stack([places.axis[hit], codes[hit]], axis=1), axis=0, return_counts=True)
-    for (a, code), count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        yield FrozenAxis(places.axes[a], count, len(places.nodes[a]), solver.reasons[code])
+    axis, code = places.axis[hit], codes[hit]
+    begins = np.flatnonzero(np.diff(axis, prepend=-1).astype(bool) | np.diff(code, prepend=FREE).astype(bool))
+    stretches = np.diff(begins, append=len(hit))
+    pairs, which = np.unique(np.stack([axis[begins], code[begins]], axis=1), axis=0, return_inverse=True)
+    counts = np.bincount(which.reshape(-1), weights=stretches).astype(np.int64)
+    for (a, c), count in zip(pairs.tolist(), counts.tolist(), strict=True):
+        yield FrozenAxis(places.axes[a], count, len(places.nodes[a]), solver.reasons[c])

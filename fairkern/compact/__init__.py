@@ -6,7 +6,7 @@ from fairkern.compact.compensate import Compensation, Correction, corrections, f
 from fairkern.compact.descriptors import check
 from fairkern.compact.inputs import vary
 from fairkern.compact.masked import masked
-from fairkern.compact.prove import difference, prove
+from fairkern.compact.prove import check_values, difference, prove
 from fairkern.compact.refit import refit
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Correction",
     "apply",
     "check",
+    "check_values",
     "corrections",
     "difference",
     "fold",

@@ -65,6 +65,10 @@ def corrections(
     found = []
     for item in plan.axes:
         if item.consumer and item.removed.size:
+            fixed = _cannot_take(model, item.axis)
+            if fixed:
+                found.append(Correction(item.axis, None, None, 1.0, fixed))
+                continue
             consumer = _Consumer(model, item.axis, cuts[item.axis.tensor])
             if len(names[item.axis.tensor]) > 1:
                 note = f"{' and '.join(names[item.axis.tensor])} are one tensor"
@@ -77,6 +81,16 @@ def corrections(
                 statistics = _Statistics(taps[item.axis], scores, method, ridge)
                 found.append(consumer.correction(statistics, item.removed, solved))
     return found
+
+
+def _cannot_take(model: nn.Module, axis: Axis) -> str:
+    """Why what is added to this tensor would not be added to what contracts its axis; empty if it would."""
+    if ".parametrizations." in f".{axis.tensor}":
+        return "a parametrization computes the weight from it"
+    module = model.get_submodule(axis.module)
+    if isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups > 1:
+        return "a transposed convolution in groups cannot mix its inputs across them"
+    return ""
 
 
 def fold(small: nn.Module, found: Sequence[Correction]) -> None:

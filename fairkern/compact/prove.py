@@ -16,10 +16,12 @@ from fairkern.compact.double import in_double
 from fairkern.compact.inputs import distance, vary
 from fairkern.compact.masked import masked
 from fairkern.compact.stir import calibrate, stir
+from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
 from fairkern.experts import one_by_one, running_as
 from fairkern.nested import call_model, map_tensors, tensors_in
 from fairkern.types import IndexArray, Plan, UnitMap
+from fairkern.untouched import valueless
 
 MakePlan = Callable[[UnitMap, Sequence[IndexArray]], Plan]
 
@@ -51,6 +53,7 @@ def prove(
     make_plan: MakePlan,
     seed: int = 0,
     tolerance: float | None = None,
+    deadline: Deadline = NO_LIMIT,
 ) -> dict[int, str]:
     """Which prunable groups of `units` fail when they are cut: `{group index: reason}`, empty if all hold.
 
@@ -70,19 +73,32 @@ def prove(
 
     Cost: a copy, a calibrating and two measured forward passes when nothing fails.
     Raises PlanMismatchError (`units` of another model), InputError (a model on the meta device, one that cannot
-    be copied, no tensor in the output); what the model itself raises on `inputs` passes through.
+    be copied, no tensor in the output), TimeLimitError (`deadline`, checked between runs); what the model itself
+    raises on `inputs` passes through.
     """
     check(model, make_plan(units, [np.zeros(0, dtype=np.int64)] * len(units.groups)))
-    meta = next((held.names[0] for held in tensors_of(model) if held.tensor.is_meta), None)
-    if meta is not None:
-        raise InputError(f"{meta} is on the meta device and has no values: groups cannot be proven, pass verify=False")
+    check_values(model)
     removed = _about_half(units, seed)
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
     with _own_random_state(model, seed), torch.no_grad():
         trial = _Trial(model, units, removed, make_plan, inputs, seed, tolerance)
-        return search(candidates, trial.failure)
+
+        def failure(groups: Sequence[int]) -> str | None:
+            deadline.check("proving groups")
+            return trial.failure(groups)
+
+        return search(candidates, failure)
+
+
+def check_values(model: nn.Module) -> None:
+    """InputError for a model with tensors on the meta device or fake ones: nothing can be proven on those."""
+    without = next((held.names[0] for held in tensors_of(model) if valueless(held.tensor)), None)
+    if without is not None:
+        raise InputError(
+            f"{without} has no values (it is on the meta device, or fake): groups cannot be proven, pass verify=False"
+        )
 
 
 def search(candidates: Sequence[int], failure: Callable[[Sequence[int]], str | None]) -> dict[int, str]:

@@ -1,18 +1,21 @@
 """What a run did and what can be cut: tables for a terminal, JSON, a picture, measured latency."""
 
 from fairkern.report.files import load_report, save_report
-from fairkern.report.latency import latency_ms
+from fairkern.report.latency import device, latency_ms
+from fairkern.report.modules import module_ms
 from fairkern.report.pictures import draw, save_picture
 from fairkern.report.progress import progress
 from fairkern.report.rows import group_rows, versions
 from fairkern.report.tables import explain_table, render, report_table
 
 __all__ = [
+    "device",
     "draw",
     "explain_table",
     "group_rows",
     "latency_ms",
     "load_report",
+    "module_ms",
     "progress",
     "render",
     "report_table",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 from typing import Any
@@ -12,6 +13,13 @@ from torch import nn
 from fairkern.nested import call_model, tensors_in
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 10, 200, 0.5
+
+
+def device(model: nn.Module) -> dict[str, str]:
+    """The device that a model is on, in words."""
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or platform.machine()
+    return {"device": place.type, "name": name}
 
 
 def latency_ms(model: nn.Module, example_inputs: Any) -> float:

@@ -18,7 +18,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "exactly one of tod=, keep_params=, keep_flops=; got none"),
+        ({}, "exactly one of tod=, keep_params=, keep_flops=, keep_latency=; got none"),
         ({"tod": 0.1, "keep_params": 0.5}, "got tod and keep_params"),
         ({"keep_params": 0.5, "keep_flops": 0.5}, "got keep_params and keep_flops"),
         ({"tod": 0.1, "allocation": "uniform"}, "no meaning with allocation='uniform'"),

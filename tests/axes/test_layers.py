@@ -73,9 +73,17 @@ CASES = {
         shape=(2, 3, 3, 3, 3),
     ),
     "grouped transposed conv": Case(
-        lambda: around(nn.ConvTranspose2d(8, 8, 3, groups=2)),
-        {},
-        {"0.weight:0": "grouped transposed", "1.weight:1": "grouped transposed"},
+        lambda: around(nn.ConvTranspose2d(8, 6, 3, groups=2), ends=(8, 6)),
+        {"0": "4: 0.bias:0x2 0.weight:0x2 1.weight:0*x2 @ 1x2", "1": "3: 1.bias:0x2 1.weight:1 2.weight:1*x2 @ 2x2"},
+    ),
+    "transposed conv in many groups": Case(
+        lambda: around(nn.ConvTranspose2d(8, 12, 3, groups=4), ends=(8, 12)),
+        {"0": "4: 0.bias:0x2 0.weight:0x2 1.bias:0x3 1.weight:0x2 2.weight:1*x3 @ 2x3"},
+        {"1.weight:1": "whole groups"},
+    ),
+    "depthwise transposed conv": Case(
+        lambda: around(nn.ConvTranspose2d(8, 8, 2, 2, groups=8, bias=False)),
+        {"0": "8: 0.bias:0 0.weight:0 1.weight:0 2.weight:1* @ 2"},
     ),
     "depthwise": Case(
         lambda: around(nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8)),
@@ -164,10 +172,26 @@ CASES = {
         lambda: around(nn.LayerNorm((8, 8, 8))), {}, {"0.weight:0": "layer norm"}
     ),
     "group norm": Case(
-        lambda: around(nn.GroupNorm(4, 8)), {}, {"0.weight:0": "group norm runs over it", "1.weight:0": "group norm"}
+        lambda: around(nn.GroupNorm(4, 8)),
+        {"0": "4: 0.bias:0x2 0.weight:0x2 1.bias:0x2 1.weight:0x2 2.weight:1*x2 @ 2x2"},
+    ),
+    "group norm of one group": Case(lambda: around(nn.GroupNorm(1, 8)), {}, {"0.weight:0": "group norm runs over it"}),
+    "group norm without weights": Case(
+        lambda: around(nn.GroupNorm(4, 8, affine=False)), {"0": "4: 0.bias:0x2 0.weight:0x2 2.weight:1*x2 @ 2x2"}
     ),
     "local response norm": Case(
         lambda: around(nn.LocalResponseNorm(3)), {}, {"0.weight:0": "is slid over by avg_pool3d"}
+    ),
+    "rms norm, fused": Case(
+        lambda: Net(
+            lambda m, x: m.b(torch.ops.aten._fused_rms_norm(m.a(x), [8], m.g, 1e-5)[0]),
+            a=nn.Linear(5, 8),
+            b=nn.Linear(8, 4),
+            g=nn.Parameter(torch.ones(8)),
+        ),
+        {},
+        {"a.weight:0": "(RMS norm|mean) runs over it"},
+        shape=(2, 5),
     ),
     "rms norm": Case(
         lambda: nn.Sequential(nn.Linear(5, 8), nn.RMSNorm(8), nn.Linear(8, 4)),
@@ -213,7 +237,11 @@ CASES = {
     ),
     "weight norm": Case(
         lambda: nn.Sequential(nn.Linear(5, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 6)), nn.Linear(6, 2)),
-        {},
+        {
+            "1": "6: 1.bias:0 1.parametrizations.weight.original0:0 1.parametrizations.weight.original1:0 "
+            "2.weight:1* @ 2"
+        },
+        {"1.parametrizations.weight.original1:1": "weight norm runs over it", "0.weight:0": "weight of addmm"},
         shape=(2, 5),
     ),
     "spectral norm": Case(

@@ -92,13 +92,9 @@ CASES = {
     "interpolated over channels": frozen(
         "is slid over by", lambda x: F.interpolate(x.transpose(1, 2), size=(4, 8)).transpose(1, 2)
     ),
-    "median over channels": frozen("no rule for aten.median", lambda x: x.median(1, keepdim=True).values),
-    "fft over channels": frozen("no rule for aten._fft_r2c", lambda x: torch.fft.rfft(x, dim=1).abs()),
+    "median over channels": frozen("median runs over it", lambda x: x.median(1, keepdim=True).values),
+    "fft over channels": frozen("is transformed by _fft_r2c", lambda x: torch.fft.rfft(x, dim=1).abs()),
     "compared": frozen("is read or written whole by equal", lambda x: x if torch.equal(x, x) else -x),
-    "grid sample": frozen(
-        "no rule for aten.grid_sampler_2d",
-        lambda x: F.grid_sample(x, torch.zeros(2, 4, 4, 2).double(), align_corners=False),
-    ),
 }
 
 

@@ -210,17 +210,6 @@ def test_inputs_without_a_tensor(inputs: Any) -> None:
         unit_map(nn.Linear(3, 2), [inputs])
 
 
-def test_a_lazy_module_that_has_not_run() -> None:
-    with pytest.raises(InputError, match="run the lazy module once"):
-        unit_map(nn.Sequential(nn.LazyLinear(3)), [torch.randn(2, 3)])
-
-
-def test_on_the_meta_device() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
-    real = unit_map(model, [torch.randn(2, 3, 8, 8)])
-    assert repr(unit_map(model.to("meta"), [torch.randn(2, 3, 8, 8, device="meta")])) == repr(real)
-
-
 @pytest.mark.parametrize("how", ["half", "autocast"])
 def test_in_other_precision(how: str) -> None:
     def run(m: Net, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import fairkern as fk
 from fairkern import compact
@@ -305,3 +306,31 @@ def test_what_is_missing_is_said() -> None:
     other = CONSUMERS["pooled"]()
     with pytest.raises(fk.PlanMismatchError):
         fk.apply(model, plan, compensate="mean", scores=scored(other, x))
+
+
+def spread(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x).relu())
+
+
+def pooled(m: Net, x: Tensor) -> Tensor:
+    return m.b(m.a(x).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("run", "consumer", "said"),
+    [
+        (spread, lambda: nn.ConvTranspose2d(6, 4, 2, groups=2), "cannot mix its inputs across"),
+        (pooled, lambda: parametrizations.weight_norm(nn.Linear(6, 4), dim=1), "a parametrization computes the weight"),
+    ],
+    ids=["grouped transposed", "weight norm"],
+)
+def test_consumers_that_cannot_take_what_others_can(
+    run: Callable[[Net, Tensor], Tensor], consumer: Callable[[], nn.Module], said: str
+) -> None:
+    model = double(Net(run, a=nn.Conv2d(2, 6, 3), b=consumer()))
+    scores = scored(model, images())
+    small, found = cut(model, scores, "a", [1])
+    assert [c.weight for c in found] == [None]
+    assert said in found[0].note
+    gone = [np.array([1] if g.name == "a" else [], dtype=np.int64) for g in scores.units.groups]
+    assert torch.equal(small(images(4)), compact.apply(model, build(scores.units, gone))(images(4)))

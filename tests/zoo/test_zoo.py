@@ -1,17 +1,39 @@
-"""`pytest -m zoo`: every model of the zoo that is installed is cut exactly, or frozen with a reason."""
+"""Models of the zoo are cut exactly, or frozen with a reason: some always, all of them with `pytest -m zoo`."""
 
 from __future__ import annotations
 
 import pytest
 
 from bench.zoo.catalogue import Entry, entries
-from bench.zoo.row import LIMIT, examine
+from bench.zoo.row import examine
+
+FAST = {
+    "torchvision": {"mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1"},
+    "timm": {"lcnet_050", "pit_ti_224"},
+}
+
+# What the zoo runs and no rule covers: what such an operator touches stays, and the map names it.
+WITHOUT_RULE = {"aten.gather.default": "token types of BERT and RoBERTa, a buffer that no unit touches"}
+
+
+def fast(entry: Entry) -> bool:
+    return entry.library in ("hand-written", "transformers") or entry.name in FAST[entry.library]
+
+
+def check(entry: Entry) -> None:
+    row = examine(entry)
+    assert not row.problem
+    assert row.exact
+    assert row.prunable == row.groups or row.frozen
+    assert set(row.unknown) <= set(WITHOUT_RULE), "write a rule, or list the operator with why there is none"
+
+
+@pytest.mark.parametrize("entry", [e for e in entries() if fast(e)], ids=str)
+def test_some(entry: Entry) -> None:
+    check(entry)
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("entry", entries(), ids=str)
-def test_exact(entry: Entry) -> None:
-    row = examine(entry)
-    assert not row.problem
-    assert row.prunable == 0 or row.error < LIMIT
-    assert row.prunable == row.groups or row.frozen
+@pytest.mark.parametrize("entry", [e for e in entries() if not fast(e)], ids=str)
+def test_the_rest(entry: Entry) -> None:
+    check(entry)

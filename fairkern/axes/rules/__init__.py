@@ -6,7 +6,7 @@ what it does not understand it freezes, with a reason.
 
 from __future__ import annotations
 
-from fairkern.axes.rules import contraction, elementwise, normalise, reduce, scatter, views
+from fairkern.axes.rules import contraction, elementwise, indexing, normalise, reduce, scatter, transforms, views
 from fairkern.axes.rules._call import Call, Rule
 
 RULES: dict[str, Rule] = {
@@ -16,6 +16,8 @@ RULES: dict[str, Rule] = {
     **contraction.RULES,
     **normalise.RULES,
     **reduce.RULES,
+    **indexing.RULES,
+    **transforms.RULES,
 }
 
 __all__ = ["RULES", "Call", "Rule"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fairkern.axes.graph import CONSTANT, ZERO, Contraction, Dim, Production, Track
+from fairkern.axes.graph import CONSTANT, ZERO, Contraction, Dim, Fixed, Production, Track
 from fairkern.axes.rules._call import Call, Rule
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.types import Axis, Site
@@ -119,19 +119,13 @@ def convolution(call: Call) -> list[Track]:
         consume(call, channels, w, in_dim)
         made = w.dims[out_dim]
         produce(call, w, out_dim, 1)
-    elif transposed:
-        reason = f"grouped transposed convolution in {call.where} is not cut"
-        for d in (channels, *w.dims):
-            graph.freeze(d, reason)
-        made = graph.frozen(call.sizes[1], reason) if call.sizes[1] > 1 else CONSTANT
     else:
-        made = _grouped(call, x, w, groups)
+        made = (_grouped_transposed if transposed else _grouped)(call, x, w, groups)
     if call.given("bias"):
         made = graph.meet(made, call.track("bias").dims[0], f"meets a fixed size in {call.where}")
     steps = float(np.prod((x.sizes if transposed else call.sizes)[2:])) * float(np.prod(w.sizes[2:]))
-    flops(
-        call, steps, *(_sized(d, n) for d, n in ((x.dims[0], x.sizes[0]), *zip(w.dims[:2], w.sizes[:2], strict=True)))
-    )
+    ends = (made, w.dims[1]) if isinstance(w.dims[0], Fixed) and not transposed else w.dims[:2]
+    flops(call, steps, *(_sized(d, n) for d, n in ((x.dims[0], x.sizes[0]), *zip(ends, w.sizes[:2], strict=True))))
     return call.out([x.dims[0], made, *[CONSTANT] * (len(call.sizes) - 2)])
 
 
@@ -140,6 +134,9 @@ def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
     graph, channels, made = call.graph, x.dims[1], w.dims[0]
     per_in, per_out = x.sizes[1] // groups, w.sizes[0] // groups
     reason = f"meets a fixed size in {call.where}"
+    call.note_sizes([channels])
+    if isinstance(made, Fixed) and made is not CONSTANT and per_in == per_out == 1:
+        return channels  # one kernel for every channel
     if not isinstance(channels, np.ndarray) or not isinstance(made, np.ndarray):
         for d in (channels, *w.dims[:2]):
             graph.freeze(d, reason)
@@ -155,14 +152,43 @@ def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
         graph.join(np.repeat(whole, per_in), channels)
         graph.join(np.repeat(whole, per_out), made)
         graph.freeze(w.dims[1], f"whole groups of {call.where} are cut, not their inputs")
-        graph.grouped[name] = (channels, whole)
+        graph.grouped[name] = (channels, whole, made)
     else:
         inner = w.dims[1]
         assert isinstance(inner, np.ndarray)
         graph.join(np.tile(inner, groups), channels)
         graph.join(np.tile(made[:per_out], groups), made)
         consume(call, channels, w, 1, positions=channels)
-        graph.grouped[name] = (channels, None)
+        graph.grouped[name] = (channels, None, made)
+    return made
+
+
+def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
+    """[C_in, C_out / groups, ..]: whole groups go, or one position of every group, as in `_grouped`."""
+    graph, channels, given, shared = call.graph, x.dims[1], w.dims[0], w.dims[1]
+    per_in, per_out = w.sizes[0] // groups, w.sizes[1]
+    name = w.source.name if w.source else None
+    if name is None or not isinstance(channels, np.ndarray) or not isinstance(given, np.ndarray):
+        reason = f"meets a fixed size in {call.where}"
+        for d in (channels, given, shared):
+            graph.freeze(d, reason)
+        return graph.frozen(call.sizes[1], reason)
+    made: np.ndarray
+    if groups >= per_in:
+        whole = graph.new(groups)
+        graph.join(np.repeat(whole, per_in), channels)
+        graph.join(channels, given)
+        graph.freeze(shared, f"whole groups of {call.where} are cut, not their outputs")
+        made = np.repeat(whole, per_out)
+        graph.grouped[name] = (channels, whole, made)
+    else:
+        graph.join(np.tile(channels[:per_in], groups), channels)
+        consume(call, channels, w, 0)
+        if isinstance(shared, np.ndarray):
+            made = np.tile(shared, groups)
+        else:
+            made = graph.frozen(call.sizes[1], f"every group of {call.where} makes one channel")
+        graph.grouped[name] = (channels, None, made)
     return made
 
 

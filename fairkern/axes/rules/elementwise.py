@@ -93,7 +93,10 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("hardswish_", "native_dropout", "rrelu_with_noise", "where", "masked_fill", "masked_fill_", "clamp"), pointwise
     ),
-    **dict.fromkeys(("_prelu_kernel", "gelu", "silu", "mish", "hardswish", "log_sigmoid_forward", "copy_"), pointwise),
+    **dict.fromkeys(
+        ("complex", "polar", "_prelu_kernel", "gelu", "silu", "mish", "hardswish", "log_sigmoid_forward", "copy_"),
+        pointwise,
+    ),
     **dict.fromkeys(("fill", "fill_", "zero_"), fill),
     **dict.fromkeys(
         ("ones", "full", "new_ones", "new_full", "empty", "new_empty", "empty_strided"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch.nn.modules.batchnorm import _NormBase
 
-from fairkern.axes.graph import CONSTANT, Dim, Track
-from fairkern.axes.rules._call import Call, Rule
+from fairkern.axes.graph import CONSTANT, Dim, Source, Track
+from fairkern.axes.rules._call import Call, Rule, wrap
 
 
 def batch_norm(call: Call) -> list[Track]:
@@ -15,6 +15,10 @@ def batch_norm(call: Call) -> list[Track]:
     for name in ("weight", "bias", "running_mean", "running_var"):
         if call.given(name):
             dims[1] = call.graph.meet(dims[1], call.track(name).dims[0], f"meets a fixed size in {call.where}")
+    if call.args.get("train", call.args.get("training", False)) and not call.training:
+        for i, d in enumerate(x.dims):
+            if i != 1:
+                call.graph.freeze(d, f"statistics are taken over it in {call.where}")
     inside = call.inside
     if inside.input is not None and isinstance(inside.module, _NormBase) and len(inside.input.dims) > 1:
         channels = inside.input.dims[1]
@@ -30,24 +34,53 @@ def _statistic(shape: tuple[int, ...], channel: Dim, n: int) -> Track:
 def layer_norm(call: Call) -> list[Track]:
     x = call.track("input")
     inner = len(call.args["normalized_shape"])
+    kind = "RMS norm" if call.name == "_fused_rms_norm" else "layer norm"
     for i in range(len(x.dims) - inner, len(x.dims)):
-        call.graph.freeze(x.dims[i], f"layer norm runs over it in {call.where}")
+        call.graph.freeze(x.dims[i], f"{kind} runs over it in {call.where}")
     for name in ("weight", "bias"):
         if call.given(name):
             for d in call.track(name).dims:
-                call.graph.freeze(d, f"layer norm runs over it in {call.where}")
+                call.graph.freeze(d, f"{kind} runs over it in {call.where}")
     return [call.out(x.dims)[0]] + [Track.constant(o.shape) for o in call.outputs[1:]]
 
 
 def group_norm(call: Call) -> list[Track]:
-    x = call.track("input")
-    call.graph.freeze(x.dims[1], f"group norm runs over it in {call.where}")
+    """Each group of channels is normalised alone, so that whole groups can go."""
+    x, graph = call.track("input"), call.graph
+    channels, groups = x.dims[1], int(call.args["group"])
     for name in ("weight", "bias"):
         if call.given(name):
-            call.graph.freeze(call.track(name).dims[0], f"group norm runs over it in {call.where}")
-    return [call.out([x.dims[0], x.dims[1], *[CONSTANT] * (len(x.dims) - 2)])[0]] + [
+            channels = graph.meet(channels, call.track(name).dims[0], f"meets a fixed size in {call.where}")
+    for d in x.dims[2:]:
+        graph.freeze(d, f"group norm runs over it in {call.where}")
+    if isinstance(channels, np.ndarray):
+        if groups == 1:
+            graph.freeze(channels, f"group norm runs over it in {call.where}")
+        else:
+            whole = graph.new(groups)
+            graph.join(np.repeat(whole, len(channels) // groups), channels)
+            graph.normed[call.inside.site.module] = (channels, whole)
+            call.note_sizes([whole])
+    return [call.out([x.dims[0], channels, *[CONSTANT] * (len(x.dims) - 2)])[0]] + [
         Track.constant(o.shape) for o in call.outputs[1:]
     ]
+
+
+def weight_norm(call: Call) -> list[Track]:
+    """`g · v / ‖v‖`, each slice along `dim` normalised alone: slices can go, what the norm runs over stays.
+
+    The result goes by the name of `g`: a zero there silences a slice, a zero in `v` makes it 0 / 0.
+    """
+    v, g = call.track("v"), call.track("g")
+    dim = wrap(call.args["dim"], len(v.dims))
+    for i, d in enumerate(v.dims):
+        if i != dim:
+            call.graph.freeze(d, f"weight norm runs over it in {call.where}")
+    dims = list(v.dims)
+    dims[dim] = call.graph.meet(dims[dim], g.dims[dim], f"meets a fixed size in {call.where}")
+    source = g.source and Source(g.source.name, tuple(d if i == dim else None for i, d in enumerate(g.source.dims)))
+    norms = Track(g.sizes, tuple(dims[dim] if i == dim else CONSTANT for i in range(len(g.sizes))))
+    return [*call.out(dims, source), norms]
 
 
 RULES: dict[str, Rule] = {
@@ -63,6 +96,7 @@ RULES: dict[str, Rule] = {
         ),
         batch_norm,
     ),
-    "native_layer_norm": layer_norm,
+    "_weight_norm_interface": weight_norm,
+    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), layer_norm),
     "native_group_norm": group_norm,
 }

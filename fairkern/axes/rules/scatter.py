@@ -1,4 +1,4 @@
-"""Operators that read or write at places that a tensor names: gather, scatter, rows added or put."""
+"""Gather and scatter: where the index was chosen among units, as experts are, the units are followed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 
 from fairkern.axes.graph import CONSTANT, Dim, Fixed, Track
 from fairkern.axes.rules._call import Call, Rule, wrap
-from fairkern.axes.rules.elementwise import broadcast
 
 
 def gather(call: Call) -> list[Track]:
@@ -64,52 +63,7 @@ def _chosen(call: Call, dim: Dim, places: Track) -> None:
         call.graph.freeze(dim, f"is indexed by {call.where}")
 
 
-def index_add(call: Call) -> list[Track]:
-    """Rows of `source` added to rows of `self` along a dimension that holds no units."""
-    track, source = call.track("self"), call.track("source")
-    at = wrap(call.args["dim"], len(track.sizes)) if track.sizes else 0
-    dims = list(track.dims)
-    for i, (dim, other) in enumerate(zip(track.dims, source.dims, strict=True)):
-        if i == at:
-            call.graph.freeze(dim, f"is indexed by {call.where}")
-            call.graph.freeze(other, f"is scattered by {call.where}")
-            dims[i] = CONSTANT
-        else:
-            dims[i] = call.graph.meet(dim, other, f"meets a fixed size in {call.where}")
-    return call.out(dims)
-
-
-def index_put(call: Call) -> list[Track]:
-    """`x[i, :, j] = values`: indexed dimensions are written at fixed places, the others position by position."""
-    track, values = call.track("self"), call.track("values")
-    indices = list(call.args["indices"])
-    indices += [None] * (len(track.sizes) - len(indices))
-    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
-        call.freeze_all(f"is masked by {call.where}")
-        return [Track.constant(call.sizes)]
-    places = [k for k, i in enumerate(indices) if i is not None]
-    for k in places:
-        call.graph.freeze(track.dims[k], f"is indexed by {call.where}")
-    shape = torch.broadcast_shapes(*(indices[k].shape for k in places))
-    adjacent = places == list(range(places[0], places[-1] + 1))
-    at = places[0] if adjacent else 0
-    rest = [k for k in range(len(track.sizes)) if k not in places]
-    sizes = [track.sizes[k] for k in rest]
-    chosen = Track(
-        (*sizes[:at], *shape, *sizes[at:]),
-        (*(track.dims[k] for k in rest[:at]), *[CONSTANT] * len(shape), *(track.dims[k] for k in rest[at:])),
-    )
-    met = broadcast(call, [chosen, values], len(chosen.sizes))
-    kept = [*met[:at], *met[at + len(shape) :]]
-    dims: list[Dim] = [CONSTANT] * len(track.sizes)
-    for k, dim in zip(rest, kept, strict=True):
-        dims[k] = dim
-    return call.out(dims)
-
-
 RULES: dict[str, Rule] = {
     "gather": gather,
     **dict.fromkeys(("scatter", "scatter_"), scatter),
-    **dict.fromkeys(("index_add", "index_add_"), index_add),
-    **dict.fromkeys(("index_put", "index_put_", "_unsafe_index_put"), index_put),
 }

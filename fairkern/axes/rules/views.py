@@ -190,21 +190,24 @@ def index(call: Call) -> list[Track]:
     """`x[i, :, j]`: indexed dimensions are read at fixed places; the result's index dimensions are constant."""
     track = call.track("self")
     indices = list(call.args["indices"])
-    indices += [None] * (len(track.sizes) - len(indices))
-    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
-        call.freeze_all(f"is masked by {call.where}")
-        return [Track.constant(call.sizes)]
-    places = [k for k, i in enumerate(indices) if i is not None]
+    places: list[int] = []
+    made = position = 0
+    for i in indices:
+        if i is None:
+            position += 1
+            continue
+        masks = i.dtype in (torch.bool, torch.uint8)  # as many dimensions as it has become one
+        for dim in call.track(i).dims:
+            call.graph.freeze(dim, f"is used as an index by {call.where}")
+        span = i.ndim if masks else 1
+        places += range(position, position + span)
+        position += span
+        made = max(made, 1 if masks else i.ndim)
     for k in places:
         call.graph.freeze(track.dims[k], f"is indexed by {call.where}")
-    for i in indices:
-        if i is not None:
-            for dim in call.track(i).dims:
-                call.graph.freeze(dim, f"is used as an index by {call.where}")
-    made = max(indices[k].ndim for k in places)
     adjacent = places == list(range(places[0], places[-1] + 1))
     at = places[0] if adjacent else 0
-    rest = [d for k, d in enumerate(track.dims) if indices[k] is None]
+    rest = [d for k, d in enumerate(track.dims) if k not in places]
     return call.out([*rest[:at], *[CONSTANT] * made, *rest[at:]])
 
 
@@ -339,7 +342,16 @@ RULES: dict[str, Rule] = {
     "index_select": index_select,
     "embedding": embedding,
     **dict.fromkeys(
-        ("constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"), pad
+        (
+            "constant_pad_nd",
+            "reflection_pad1d",
+            "reflection_pad2d",
+            "reflection_pad3d",
+            "replication_pad1d",
+            "replication_pad2d",
+            "replication_pad3d",
+        ),
+        pad,
     ),
     **dict.fromkeys(("roll", "flip"), roll),
     "view.dtype": bits,
