@@ -172,7 +172,8 @@ def random_removal(units: UnitMap, fraction: float, seed: int) -> list[IndexArra
     Args:
         units: the map.
         fraction: share of each group, between 0 and 1: `floor(fraction · n)` units, but at least 1 and at most
-            what the group can spare (n − 1, or less where experts are needed); so none from a group of one unit.
+            what the group can spare (n − 1, or less where experts are needed); so none from a group of one unit. What
+            stays is a multiple where the group asks for one.
         seed: of an own NumPy generator; the same seed gives the same units.
 
     Returns:
@@ -187,9 +188,18 @@ def random_removal(units: UnitMap, fraction: float, seed: int) -> list[IndexArra
     generator = np.random.default_rng(seed)
     removed = []
     for group in units.groups:
-        count = min(max(int(fraction * group.units), 1), group.units - group.least) if group.frozen is None else 0
+        count = _sparable(group, int(fraction * group.units)) if group.frozen is None else 0
         removed.append(drawn(group, count, generator))
     return removed
+
+
+def _sparable(group: AxisGroup, wanted: int) -> int:
+    """About as many units as wanted, at least one step, so that what stays is enough and the multiple it has to be."""
+    count = min(max(wanted, 1), group.units - group.least)
+    count -= (count - group.units) % group.multiple
+    least = group.units % group.multiple or group.multiple
+    count = max(count, least)
+    return count if group.units - count >= group.least else 0
 
 
 def drawn(group: AxisGroup, count: int, generator: np.random.Generator) -> IndexArray:
