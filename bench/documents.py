@@ -114,6 +114,16 @@ def gpu() -> str:
     return "\n".join([*lines, "", source])
 
 
+def thresholds() -> str:
+    results = _read("thresholds")
+    lines = ["", "| samples per class | network | column by column | torch.sort |", "|---|---|---|---|"]
+    for r in results["rows"]:
+        if (r["device"], r["dtype"]) == ("cpu", "float32"):
+            took = {name: _seconds(timing["p50"]) for name, timing in r["seconds"].items()}
+            lines.append(f"| {r['n']:,} | {took.get('network', '')} | {took['column']} | {took['torch.sort']} |")
+    return "\n".join([*lines, "", _source(results, "python -m bench.thresholds")])
+
+
 def _case(row: Mapping[str, Any]) -> str:
     found = re.search(r"\[(.*)\]", row["case"])
     return f", {found[1]}" if found else ""
@@ -176,6 +186,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "allocation": allocation,
     "operators": operator_figures,
     "gpu": gpu,
+    "thresholds": thresholds,
 }
 
 

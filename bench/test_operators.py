@@ -104,6 +104,69 @@ def test_class_wasserstein_against_libraries(rival, part, benchmark, record):
     )
 
 
+def pair(n: int, m: int, columns: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, columns, generator=generator), torch.randn(m, columns, generator=generator)
+
+
+@pytest.mark.parametrize(("n", "m"), [(256, 256), (1000, 777)])
+def test_wasserstein_1d_against_scipy(n, m, benchmark, record):
+    x, y = pair(n, m, 512)
+    a, b = x.numpy(), y.numpy()
+
+    def ours() -> Tensor:
+        return ops.wasserstein_1d(x, y)
+
+    def theirs() -> np.ndarray:
+        return np.array([wasserstein_distance(a[:, c], b[:, c]) for c in range(a.shape[1])])
+
+    np.testing.assert_allclose(theirs(), ours().numpy(), rtol=1e-4)
+    timed = compare(ours, theirs, rounds=7, warmup=1)
+    what = {"op": "wasserstein_1d", "rival": "scipy wasserstein_distance per column", "shape": [n, m, 512]}
+    settle(benchmark, record, ours, timed, **what)
+    assert timed.ratio >= 10
+
+
+@pytest.mark.parametrize("n", [32, 1000, 100_000])
+def test_wasserstein_1d_against_torch_sort(n, benchmark, record):
+    x, y = pair(n, n, max(16, (1 << 20) // n))
+
+    def ours() -> Tensor:
+        return ops.wasserstein_1d(x, y)
+
+    def theirs() -> Tensor:
+        return (x.sort(0).values - y.sort(0).values).abs().mean(0)
+
+    torch.testing.assert_close(ours(), theirs())
+    timed = compare(ours, theirs, rounds=7, warmup=1)
+    what = {"op": "wasserstein_1d", "rival": "torch.sort, then the mean", "shape": list(x.shape)}
+    settle(benchmark, record, ours, timed, **what)
+    assert timed.ratio >= 1
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kept", ["all", "half"])
+def test_project_against_matmul(kept, dtype, layout, benchmark, record):
+    """Some of a batch's samples onto 128 directions; the rival copies rows and layout as it must."""
+    generator = torch.Generator().manual_seed(0)
+    form = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    x = torch.randn(64, 64, 28, 28, generator=generator).to(dtype).contiguous(memory_format=form)
+    onto = ops.directions(28 * 28, 128, seed=0)
+    rows = None if kept == "all" else torch.arange(0, 64, 2)
+
+    def ours() -> Tensor:
+        return ops.project(x, onto, rows=rows)
+
+    def theirs() -> Tensor:
+        return (x if rows is None else x[rows]).flatten(2).float() @ onto
+
+    torch.testing.assert_close(ours(), theirs(), rtol=1e-4, atol=1e-4)
+    timed = compare(ours, theirs, rounds=11)
+    what = {"op": "project", "rival": "matmul (MKL)", "shape": list(x.shape), "rows": kept}
+    settle(benchmark, record, ours, timed, **what)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_gather_rows_and_columns(dtype, benchmark, record):
     weight, rows, columns = matrix(dtype)
@@ -180,6 +243,44 @@ def test_taylor_against_eager_torch(benchmark, record):
 
     timed = compare(ours, eager, rounds=7)
     settle(benchmark, record, ours, timed, op="taylor_sums", rival="(act * grad).sum and act.sum", shape=shape)
+
+
+def test_taylor_into_running_sums(benchmark, record):
+    """A batch of a small layer, as a pass adds it: against new sums, then added to the running ones."""
+    generator = torch.Generator().manual_seed(0)
+    act, grad = (torch.randn(64, 64, 8, 8, generator=generator) for _ in range(2))
+    running, beside = ops.TaylorSums.zeros(64), ops.TaylorSums.zeros(64)
+
+    def ours() -> ops.TaylorSums:
+        return ops.taylor_sums(act, grad, out=running, scale=64.0)
+
+    def apart() -> None:
+        sums = ops.taylor_sums(act, grad)
+        for total, new, scale in zip(beside.fields, sums.fields, (64.0, 64.0, 1.0), strict=True):
+            total.add_(new.double() * scale)
+
+    timed = compare(ours, apart, rounds=101)
+    what = {"op": "taylor_sums, running", "rival": "taylor_sums, then added", "shape": list(act.shape)}
+    settle(benchmark, record, ours, timed, **what)
+
+
+def test_tod_curves_of_a_model(benchmark, record):
+    """The groups of ResNet-50 at once against one after the other."""
+    sizes = [64] * 7 + [128] * 8 + [256] * 13 + [512] * 7 + [1024, 2048]
+    generator = torch.Generator().manual_seed(0)
+    u, r = (torch.randn(sum(sizes), generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def ours() -> Tensor:
+        return ops.tod_curves(u, r, sizes)
+
+    def one_by_one() -> Tensor:
+        parts = zip(u.split(sizes), r.split(sizes), strict=True)
+        return torch.cat([ops.tod_curve(a, b, backend="reference") for a, b in parts])
+
+    assert torch.equal(ours(), one_by_one())
+    timed = compare(ours, one_by_one, rounds=21)
+    what = {"op": "tod_curves", "rival": "the reference, group by group", "shape": [len(sizes), sum(sizes)]}
+    settle(benchmark, record, ours, timed, **what)
 
 
 def test_tod_curve_of_a_wide_layer(benchmark, record):

@@ -179,12 +179,21 @@ def _class_wasserstein(units: int, projections: int, counts: list[int], dtype: t
     triton_kernel.class_wasserstein(_zeros(len(labels), units, projections, dtype=dtype), order, offsets, reduce)
 
 
-def _taylor(*layers: tuple[tuple[int, ...], int], dtype: torch.dtype = torch.float32, last: bool = False) -> None:
+def _taylor(
+    *layers: tuple[tuple[int, ...], int],
+    dtype: torch.dtype = torch.float32,
+    last: bool = False,
+    running: torch.dtype | None = None,
+) -> None:
+    from fairkern.ops import TaylorSums
     from fairkern.ops.taylor import triton_kernel
 
-    tensors = [(_zeros(*shape, dtype=dtype), dim) for shape, dim in layers]
     layout = torch.channels_last if last else torch.contiguous_format
-    triton_kernel.taylor_many([(x.contiguous(memory_format=layout),) * 2 + (dim,) for x, dim in tensors])
+    jobs = []
+    for shape, dim in layers:
+        x = _zeros(*shape, dtype=dtype).contiguous(memory_format=layout)
+        jobs.append((x, x, dim, None if running is None else TaylorSums.zeros(shape[dim], dtype=running).fields))
+    triton_kernel.taylor_many(jobs, scale=1.0)
 
 
 def _project(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False, directions: int = 128) -> None:
@@ -223,6 +232,8 @@ CASES: dict[str, Callable[[], object]] = {
     "taylor contiguous bfloat16": lambda: _taylor(((4, 64, 56, 56), 1), ((4, 64, 14, 14), 1), dtype=torch.bfloat16),
     "taylor tokens": lambda: _taylor(((4, 128, 1024), 2), ((4, 128, 512), 2)),
     "taylor tokens float16": lambda: _taylor(((4, 128, 1024), 2), dtype=torch.float16),
+    "taylor running sums": lambda: _taylor(((4, 64, 28, 28), 1), ((4, 256, 14, 14), 1), running=torch.float64),
+    "taylor running sums float32": lambda: _taylor(((4, 64, 28, 28), 1), running=torch.float32),
     "taylor linear": lambda: _taylor(((256, 1024), 1)),
     "project contiguous": lambda: _project(8, 64, 28, 28),
     "project channels-last": lambda: _project(8, 64, 28, 28, last=True),

@@ -17,7 +17,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 3;
+constexpr int kInterface = 4;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -25,15 +25,22 @@ T* pointer(std::int64_t address, const char* name) {
   return reinterpret_cast<T*>(address);
 }
 
+void require_element(int element) { require(element >= 0 && element <= 3, "element is ", element, "; expected 0 to 3"); }
+
+void require_network_limit(std::int64_t limit) {
+  require(limit >= 0 && limit <= kLongestNetwork, "network_limit is ", limit, "; expected 0 to ", kLongestNetwork);
+}
+
 void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, std::int64_t stride_c,
                           std::int64_t stride_p, std::int64_t units, std::int64_t projections, std::int64_t rows,
                           std::int64_t offsets, std::int64_t classes, int reduce, std::int64_t out, int threads,
-                          int isa, std::int64_t directions, std::int64_t positions) {
-  require(element >= 0 && element <= 3, "element is ", element, "; expected 0 to 3");
+                          int isa, std::int64_t directions, std::int64_t positions, std::int64_t network_limit) {
+  require_element(element);
   require(reduce >= 0 && reduce <= 2, "reduce is ", reduce, "; expected 0 (max), 1 (mean) or 2 (pairs)");
   require(units >= 1 && projections >= 1, "x has ", units, " units and ", projections, " projections; needs 1 of each");
   require(directions == 0 || positions >= 1, "there are ", positions, " positions to project; at least 1 is needed");
   require(classes >= 2, "there are ", classes, " classes; at least 2 are needed");
+  require_network_limit(network_limit);
   require_threads(threads);
   ClassWassersteinArgs args{pointer<void>(x, "x"),
                             stride_n,
@@ -47,6 +54,7 @@ void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, st
                             pointer<std::int64_t>(offsets, "offsets"),
                             classes,
                             static_cast<Reduce>(reduce),
+                            network_limit,
                             pointer<void>(out, "out"),
                             threads,
                             resolve_isa(isa)};
@@ -54,10 +62,50 @@ void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, st
   class_wasserstein(static_cast<Element>(element), args);
 }
 
+void py_wasserstein_1d(int element, std::int64_t x, std::int64_t x_stride_n, std::int64_t x_stride_c, std::int64_t n,
+                       std::int64_t y, std::int64_t y_stride_n, std::int64_t y_stride_c, std::int64_t m,
+                       std::int64_t columns, int power, std::int64_t network_limit, std::int64_t out, int threads,
+                       int isa) {
+  require_element(element);
+  require(n >= 1 && m >= 1 && columns >= 1, "x is [", n, ", ", columns, "] and y [", m, ", ", columns, "]; empty");
+  require(power == 1 || power == 2, "power is ", power, "; expected 1 or 2");
+  require_network_limit(network_limit);
+  require_threads(threads);
+  Wasserstein1dArgs args{pointer<void>(x, "x"), x_stride_n,    x_stride_c, n, pointer<void>(y, "y"), y_stride_n,
+                         y_stride_c,            m,             columns,    power, network_limit,
+                         pointer<void>(out, "out"), threads, resolve_isa(isa)};
+  py::gil_scoped_release release;
+  wasserstein_1d(static_cast<Element>(element), args);
+}
+
+void py_project(int element, std::int64_t x, std::int64_t stride_n, std::int64_t stride_c, std::int64_t stride_d,
+                std::int64_t rows, std::int64_t samples, std::int64_t channels, std::int64_t positions,
+                std::int64_t directions, std::int64_t projections, std::int64_t out, int threads, int isa) {
+  require_element(element);
+  require(samples >= 1 && channels >= 1 && positions >= 1 && projections >= 1, "samples, channels, positions and ",
+          "projections are ", samples, ", ", channels, ", ", positions, " and ", projections, "; needs 1 of each");
+  require_threads(threads);
+  ProjectArgs args{pointer<void>(x, "x"),
+                   stride_n,
+                   stride_c,
+                   stride_d,
+                   reinterpret_cast<const std::int64_t*>(rows),
+                   samples,
+                   channels,
+                   positions,
+                   pointer<void>(directions, "directions"),
+                   projections,
+                   pointer<void>(out, "out"),
+                   threads,
+                   resolve_isa(isa)};
+  py::gil_scoped_release release;
+  project(static_cast<Element>(element), args);
+}
+
 void py_taylor(int element, std::int64_t act, std::int64_t grad, std::int64_t samples, std::int64_t before,
                std::int64_t channels, std::int64_t after, std::int64_t signed_sum, std::int64_t per_sample,
-               std::int64_t activation, int threads, int isa) {
-  require(element >= 0 && element <= 3, "element is ", element, "; expected 0 to 3");
+               std::int64_t activation, bool wide, bool accumulate, double scale, int threads, int isa) {
+  require_element(element);
   require(samples >= 1 && before >= 1 && channels >= 1 && after >= 1, "shape [", samples, ", ", before, ", ", channels,
           ", ", after, "] is empty");
   require_threads(threads);
@@ -70,10 +118,23 @@ void py_taylor(int element, std::int64_t act, std::int64_t grad, std::int64_t sa
                   pointer<void>(signed_sum, "signed_sum"),
                   pointer<void>(per_sample, "per_sample"),
                   pointer<void>(activation, "activation"),
+                  wide,
+                  accumulate,
+                  scale,
                   threads,
                   resolve_isa(isa)};
   py::gil_scoped_release release;
   taylor(static_cast<Element>(element), args);
+}
+
+void py_tod_curves(std::int64_t u, std::int64_t r, std::int64_t sizes, std::int64_t groups, std::int64_t out,
+                   int threads) {
+  require(groups >= 1, "groups is ", groups, "; at least 1 is needed");
+  require_threads(threads);
+  TodCurvesArgs args{pointer<double>(u, "u"), pointer<double>(r, "r"), pointer<std::int64_t>(sizes, "sizes"), groups,
+                     pointer<double>(out, "out"), threads};
+  py::gil_scoped_release release;
+  tod_curves(args);
 }
 
 // `table` is an int64 array [jobs, 4 + 3 · kGatherDims]: source, target, element size, dims, shape, strides, indices.
@@ -142,10 +203,20 @@ PYBIND11_MODULE(_native, module) {
   module.def("class_wasserstein", &py_class_wasserstein, py::arg("element"), py::arg("x"), py::arg("stride_n"),
              py::arg("stride_c"), py::arg("stride_p"), py::arg("units"), py::arg("projections"), py::arg("rows"),
              py::arg("offsets"), py::arg("classes"), py::arg("reduce"), py::arg("out"), py::arg("threads"),
-             py::arg("isa") = 0, py::arg("directions") = 0, py::arg("positions") = 0);
+             py::arg("isa"), py::arg("directions"), py::arg("positions"), py::arg("network_limit"));
+  module.def("wasserstein_1d", &py_wasserstein_1d, py::arg("element"), py::arg("x"), py::arg("x_stride_n"),
+             py::arg("x_stride_c"), py::arg("n"), py::arg("y"), py::arg("y_stride_n"), py::arg("y_stride_c"),
+             py::arg("m"), py::arg("columns"), py::arg("power"), py::arg("network_limit"), py::arg("out"),
+             py::arg("threads"), py::arg("isa"));
+  module.def("project", &py_project, py::arg("element"), py::arg("x"), py::arg("stride_n"), py::arg("stride_c"),
+             py::arg("stride_d"), py::arg("rows"), py::arg("samples"), py::arg("channels"), py::arg("positions"),
+             py::arg("directions"), py::arg("projections"), py::arg("out"), py::arg("threads"), py::arg("isa"));
   module.def("taylor", &py_taylor, py::arg("element"), py::arg("act"), py::arg("grad"), py::arg("samples"),
              py::arg("before"), py::arg("channels"), py::arg("after"), py::arg("signed_sum"), py::arg("per_sample"),
-             py::arg("activation"), py::arg("threads"), py::arg("isa") = 0);
+             py::arg("activation"), py::arg("wide"), py::arg("accumulate"), py::arg("scale"), py::arg("threads"),
+             py::arg("isa"));
+  module.def("tod_curves", &py_tod_curves, py::arg("u"), py::arg("r"), py::arg("sizes"), py::arg("groups"),
+             py::arg("out"), py::arg("threads"));
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
   bind_gather_plan(module);
   module.def("build", &py_build);

@@ -15,9 +15,43 @@ def class_wasserstein(
     reduce: int,
     out: int,
     threads: int,
-    isa: int = 0,
-    directions: int = 0,
-    positions: int = 0,
+    isa: int,
+    directions: int,
+    positions: int,
+    network_limit: int,
+) -> None: ...
+def wasserstein_1d(
+    element: int,
+    x: int,
+    x_stride_n: int,
+    x_stride_c: int,
+    n: int,
+    y: int,
+    y_stride_n: int,
+    y_stride_c: int,
+    m: int,
+    columns: int,
+    power: int,
+    network_limit: int,
+    out: int,
+    threads: int,
+    isa: int,
+) -> None: ...
+def project(
+    element: int,
+    x: int,
+    stride_n: int,
+    stride_c: int,
+    stride_d: int,
+    rows: int,
+    samples: int,
+    channels: int,
+    positions: int,
+    directions: int,
+    projections: int,
+    out: int,
+    threads: int,
+    isa: int,
 ) -> None: ...
 def taylor(
     element: int,
@@ -30,9 +64,13 @@ def taylor(
     signed_sum: int,
     per_sample: int,
     activation: int,
+    wide: bool,
+    accumulate: bool,
+    scale: float,
     threads: int,
-    isa: int = 0,
+    isa: int,
 ) -> None: ...
+def tod_curves(u: int, r: int, sizes: int, groups: int, out: int, threads: int) -> None: ...
 def gather(table: int, jobs: int, threads: int) -> None: ...
 def build() -> dict[str, str | int | None]: ...
 

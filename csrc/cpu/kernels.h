@@ -8,6 +8,8 @@
 
 namespace fairkern {
 
+constexpr std::int64_t kLongestNetwork = 1 << 20;  // samples; the comparators of such a network take a gigabyte
+
 enum class Reduce : int { maximum = 0, mean = 1, pairs = 2 };
 
 struct ClassWassersteinArgs {
@@ -20,20 +22,60 @@ struct ClassWassersteinArgs {
   const std::int64_t* offsets;    // [classes + 1]: where each class begins in `rows`
   std::int64_t classes;
   Reduce reduce;
+  std::int64_t network_limit;     // samples per class up to which a network sorts, above it each column by itself
   void* out;                      // [units], or [pairs, units]; float, or double for float64
   int threads;
   Isa isa;
 };
 void class_wasserstein(Element element, const ClassWassersteinArgs& args);
 
+struct Wasserstein1dArgs {
+  const void* x;  // sample i of column c at i·x_stride_n + c·x_stride_c
+  std::int64_t x_stride_n, x_stride_c, n;
+  const void* y;
+  std::int64_t y_stride_n, y_stride_c, m;
+  std::int64_t columns;
+  int power;                   // 1 or 2
+  std::int64_t network_limit;  // samples up to which a network sorts, above it each column by itself
+  void* out;                   // [columns]; float, or double for float64
+  int threads;
+  Isa isa;
+};
+void wasserstein_1d(Element element, const Wasserstein1dArgs& args);
+
+struct ProjectArgs {
+  const void* x;  // position d of channel c of sample n at n·stride_n + c·stride_c + d·stride_d
+  std::int64_t stride_n, stride_c, stride_d;
+  const std::int64_t* rows;  // [samples]: which samples of x; null: 0 … samples
+  std::int64_t samples, channels, positions;
+  const void* directions;  // [positions, projections], contiguous, type of `out`
+  std::int64_t projections;
+  void* out;  // [samples, channels, projections]; float, or double for float64
+  int threads;
+  Isa isa;
+};
+void project(Element element, const ProjectArgs& args);
+
 struct TaylorArgs {
   const void *act, *grad;  // [samples, before, channels, after], contiguous
   std::int64_t samples, before, channels, after;
-  void *signed_sum, *per_sample, *activation;  // [channels]; float, or double for float64
+  void *signed_sum, *per_sample, *activation;  // [channels]; float or double
+  bool wide;        // the sums are double
+  bool accumulate;  // add to what is there
+  double scale;     // of the first two sums
   int threads;
   Isa isa;
 };
 void taylor(Element element, const TaylorArgs& args);
+
+struct TodCurvesArgs {
+  const double *u, *r;        // [total]: the groups' scores, group after group; no NaN
+  const std::int64_t* sizes;  // [groups]
+  std::int64_t groups;
+  double* out;  // [total]
+  int threads;
+};
+void tod_curves(const TodCurvesArgs& args);
 
 constexpr int kGatherDims = 12;
 

@@ -1,4 +1,5 @@
-// Projects samples of one unit onto directions, into the lines in which class_wasserstein sorts them.
+// Products of positions and directions, summed in registers: for the lines in which class_wasserstein sorts the samples
+// of a unit, and for project.
 #pragma once
 
 #include <algorithm>
@@ -10,37 +11,52 @@ namespace fairkern {
 
 constexpr int kProjectRows = 4;  // samples that share one read of the directions
 
-// target[v][r][lane] = Σ_d values[r][d] · directions[d][v][lane], summed in the order of d with one rounding for each
-// product and each sum, so that all instruction sets agree. `line`: elements from a vector's first row to the next's.
+// Where sums go: row r of vector v at at + r·row + v·vector. `more`: they are added to what is there.
+template <class T>
+struct Target {
+  T* at;
+  std::int64_t row, vector;
+  bool more;
+};
+
+// target[v][r][lane] = Σ_d values[r][d·step] · directions[d][v][lane], summed in the order of d with one rounding for
+// each product and each sum, so that all instruction sets agree. `padded`: elements from a position's directions to
+// the next's.
 template <class T, int Width, int Rows, int Vectors>
-FAIRKERN_INLINE void project_block(const T* values, std::int64_t positions, const T* directions, std::int64_t padded,
-                                   T* target, std::int64_t line) {
+FAIRKERN_INLINE void project_block(const T* const* values, std::int64_t step, std::int64_t positions,
+                                   const T* directions, std::int64_t padded, const Target<T>& target) {
   using V = typename VectorOf<T, Width>::type;
   constexpr int L = kLineBytes / static_cast<int>(sizeof(T)), W = Width / static_cast<int>(sizeof(T));
   for (int lane = 0; lane < L; lane += W) {
+    T* to = target.at + lane;
     V total[Rows][Vectors] = {};
+    if (target.more)
+      for (int v = 0; v < Vectors; ++v)
+        for (int r = 0; r < Rows; ++r) total[r][v] = load<V>(to + r * target.row + v * target.vector);
     for (std::int64_t d = 0; d < positions; ++d) {
       const T* along = directions + d * padded + lane;
       for (int v = 0; v < Vectors; ++v) {
         const V direction = load<V>(along + v * L);
-        for (int r = 0; r < Rows; ++r) total[r][v] += direction * values[r * positions + d];
+        for (int r = 0; r < Rows; ++r) total[r][v] += direction * values[r][d * step];
       }
     }
     for (int v = 0; v < Vectors; ++v)
-      for (int r = 0; r < Rows; ++r) store(target + v * line + r * L + lane, total[r][v]);
+      for (int r = 0; r < Rows; ++r) store(to + r * target.row + v * target.vector, total[r][v]);
   }
 }
 
 template <class T, int Width, int Rows>
-FAIRKERN_INLINE void project_vectors(const T* values, std::int64_t positions, const T* directions,
-                                     std::int64_t vectors, T* target, std::int64_t line) {
+FAIRKERN_INLINE void project_vectors(const T* const* values, std::int64_t step, std::int64_t positions,
+                                     const T* directions, std::int64_t padded, std::int64_t vectors,
+                                     const Target<T>& target) {
   constexpr int L = kLineBytes / static_cast<int>(sizeof(T));
   constexpr int kVectors = Width == kLineBytes ? 4 : 1;  // as many sums as the registers of the set hold
+  Target<T> part = target;
   std::int64_t v = 0;
-  for (; v + kVectors <= vectors; v += kVectors)
-    project_block<T, Width, Rows, kVectors>(values, positions, directions + v * L, vectors * L, target + v * line, line);
-  for (; v < vectors; ++v)
-    project_block<T, Width, Rows, 1>(values, positions, directions + v * L, vectors * L, target + v * line, line);
+  for (; v + kVectors <= vectors; v += kVectors, part.at += kVectors * target.vector)
+    project_block<T, Width, Rows, kVectors>(values, step, positions, directions + v * L, padded, part);
+  for (; v < vectors; ++v, part.at += target.vector)
+    project_block<T, Width, Rows, 1>(values, step, positions, directions + v * L, padded, part);
 }
 
 // The samples `rows[0 … count)` of a unit whose position (row, d) is at unit[row·stride_n + d·stride_d]; `target` is
@@ -50,19 +66,22 @@ FAIRKERN_INLINE void project_rows(const S* unit, const std::int64_t* rows, std::
                                   std::int64_t stride_d, std::int64_t positions, const T* directions,
                                   std::int64_t vectors, T* values, T* target) {
   constexpr int L = kLineBytes / static_cast<int>(sizeof(T));
+  const T* heads[kProjectRows];
+  for (std::int64_t r = 0; r < kProjectRows; ++r) heads[r] = values + r * positions;
   for (std::int64_t i = 0; i < count; i += kProjectRows) {
     const std::int64_t together = std::min<std::int64_t>(kProjectRows, count - i);
     for (std::int64_t r = 0; r < together; ++r) {
       const S* source = unit + rows[i + r] * stride_n;
       for (std::int64_t d = 0; d < positions; ++d) values[r * positions + d] = widen(source[d * stride_d]);
     }
+    const Target<T> whole{target + i * L, L, count * L, false};
     if (together == kProjectRows) {
-      project_vectors<T, Width, kProjectRows>(values, positions, directions, vectors, target + i * L, count * L);
+      project_vectors<T, Width, kProjectRows>(heads, 1, positions, directions, vectors * L, vectors, whole);
       continue;
     }
     for (std::int64_t r = 0; r < together; ++r)
-      project_vectors<T, Width, 1>(values + r * positions, positions, directions, vectors, target + (i + r) * L,
-                                   count * L);
+      project_vectors<T, Width, 1>(heads + r, 1, positions, directions, vectors * L, vectors,
+                                   {whole.at + r * L, L, count * L, false});
   }
 }
 

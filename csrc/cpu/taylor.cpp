@@ -2,7 +2,8 @@
 //
 // The tensors are [samples, before, channels, after], contiguous. Either a channel's positions are contiguous
 // (after > 1: a dot product per channel), or neighbouring channels are (after = 1: lanes are channels). Work is cut
-// into pieces whose bounds depend on the shape alone, and the pieces' sums are added in a fixed order.
+// into pieces whose bounds depend on the shape alone, and the pieces' sums are added in a fixed order, and then to what
+// was there before, if asked.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -143,8 +144,18 @@ void piece_baseline(const TaylorArgs& args, const Cut& cut, std::int64_t task, P
   piece<S, T, 16>(args, cut, task, partials);
 }
 
-// Adds the parts in order: of a sample first, whose magnitude counts, then of all samples.
 template <class T>
+void write(const TaylorArgs& args, const std::vector<double>& totals) {
+  T* outputs[] = {static_cast<T*>(args.signed_sum), static_cast<T*>(args.per_sample), static_cast<T*>(args.activation)};
+  const double scales[] = {args.scale, args.scale, 1.0};
+  for (int which = 0; which < 3; ++which)
+    for (std::int64_t c = 0; c < args.channels; ++c) {
+      const double before = args.accumulate ? static_cast<double>(outputs[which][c]) : 0.0;
+      outputs[which][c] = static_cast<T>(before + scales[which] * totals[which * args.channels + c]);
+    }
+}
+
+// Adds the parts in order: of a sample first, whose magnitude counts, then of all samples.
 void add_up(const TaylorArgs& args, const Cut& cut, const Partials& partials) {
   const std::int64_t channels = args.channels, together = cut.row_is_sample ? 1 : cut.pieces;
   std::vector<double> totals(3 * channels), sample(channels);
@@ -160,9 +171,7 @@ void add_up(const TaylorArgs& args, const Cut& cut, const Partials& partials) {
       totals[channels + c] += cut.row_is_sample ? partials.magnitudes[begin * channels + c] : std::fabs(sample[c]);
     }
   }
-  T* outputs[] = {static_cast<T*>(args.signed_sum), static_cast<T*>(args.per_sample), static_cast<T*>(args.activation)};
-  for (int which = 0; which < 3; ++which)
-    for (std::int64_t c = 0; c < channels; ++c) outputs[which][c] = static_cast<T>(totals[which * channels + c]);
+  args.wide ? write<double>(args, totals) : write<float>(args, totals);
 }
 
 template <class S>
@@ -180,7 +189,7 @@ void run(const TaylorArgs& args) {
   const bool serial = args.samples * args.before * args.channels * args.after < kSerialElements;
 #pragma omp parallel for schedule(static) num_threads(args.threads) if (!serial)
   for (std::int64_t task = 0; task < cut.tasks; ++task) kernel(args, cut, task, partials);
-  add_up<T>(args, cut, partials);
+  add_up(args, cut, partials);
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ from fairkern.allocate.options import (
 )
 from fairkern.allocate.plan import build
 from fairkern.allocate.signals import Signal, choose, name_of, read_signal
-from fairkern.allocate.tod import fraction_need, normalized_need, pooled_need, removal_order, tolerance_need
+from fairkern.allocate.tod import fraction_need, normalized_need, pooled_need, removal_order, tolerance_needs
 from fairkern.errors import BudgetError, InputError
 from fairkern.types import FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
 
@@ -194,7 +194,7 @@ def _needs(
     """Per prunable group the threshold at which at least k units may go, k = 1 … most."""
     if kind is Allocation.TOD:
         signal = read_signal(scores, "protect", protect)
-        return {g: tolerance_need(removal[g], signal[g], int(limit.most[g])) for g in removal}
+        return tolerance_needs(removal, signal, {g: int(limit.most[g]) for g in removal})
     if kind is Allocation.UNIFORM:
         return {g: fraction_need(removal[g].shape[-1], int(limit.most[g])) for g in removal}
     need = pooled_need if kind is Allocation.GLOBAL else normalized_need

@@ -1,11 +1,13 @@
-"""Scores of one group → the order in which its units go, and the threshold at which the k-th may go."""
+"""Scores of groups → the order in which their units go, and the threshold at which the k-th may go."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-from fairkern.ops import tod_curve
+from fairkern.ops import tod_curves
 from fairkern.types import FloatArray, IndexArray
 
 
@@ -14,30 +16,36 @@ def removal_order(removal: FloatArray) -> IndexArray:
     return np.argsort(removal, axis=-1, kind="stable")
 
 
-def tolerance_need(removal: FloatArray, protect: FloatArray, limit: int) -> FloatArray:
-    """ToD at which at least `k` units of a group may go, for `k = 1 … limit`.
+def tolerance_needs(
+    removal: Mapping[int, FloatArray], protect: Mapping[int, FloatArray], limits: Mapping[int, int]
+) -> dict[int, FloatArray]:
+    """Per group, the ToD at which at least `k` of its units may go, for `k = 1 … limit`.
 
     `need[k−1] = min over k ≤ j ≤ limit of ToD(j)`, so `m(α) = max{k ≤ limit : ToD(k) ≤ α}` is the number of
-    entries `≤ α` (FAIR-Pruner, arXiv 2508.02291: the pruning level at tolerance α). O(n log n) for the ranks.
-    Of several sets each loses k units of its own: their overlaps are summed and divided by k · sets.
+    entries `≤ α` (FAIR-Pruner, arXiv 2508.02291: the pruning level at tolerance α). The curves of all groups are made
+    at once. Of several sets each loses k units of its own: their overlaps are summed and divided by k · sets.
 
     Args:
-        removal: U-scores, float64 `[n]` or `[sets, n]`; low goes first.
-        protect: R-scores, of the same shape; high is protected.
-        limit: most units that may go, at most n.
+        removal: U-scores per group, float64 `[n]` or `[sets, n]`; low goes first.
+        protect: R-scores per group, of the same shape; high is protected.
+        limits: most units that may go per group, at most n.
 
     Returns:
-        float64 `[limit]`, non-decreasing.
+        float64 `[limit]` per group, non-decreasing.
 
     Example:
-        >>> tolerance_need(np.array([0.1, 0.4, 0.3, 0.2]), np.array([1.0, 4.0, 2.0, 3.0]), limit=3)
+        >>> u, r = np.array([0.1, 0.4, 0.3, 0.2]), np.array([1.0, 4.0, 2.0, 3.0])
+        >>> tolerance_needs({7: u}, {7: r}, {7: 3})[7]
         array([0.        , 0.5       , 0.66666667])
     """
-    if limit == 0:
-        return np.zeros(0)
-    sets = zip(np.atleast_2d(removal), np.atleast_2d(protect), strict=True)
-    curves = [tod_curve(torch.from_numpy(u), torch.from_numpy(r)).numpy()[:limit] for u, r in sets]
-    return np.minimum.accumulate(np.mean(curves, axis=0)[::-1])[::-1]
+    if not removal:
+        return {}
+    rows = [(g, row) for g, scores in removal.items() for row in range(len(np.atleast_2d(scores)))]
+    sizes = [removal[g].shape[-1] for g, _ in rows]
+    flat = [torch.from_numpy(np.concatenate([signal[g].reshape(-1) for g in removal])) for signal in (removal, protect)]
+    curves = np.split(tod_curves(flat[0], flat[1], sizes).numpy(), np.cumsum(sizes)[:-1])
+    whole = {g: np.mean([c for (owner, _), c in zip(rows, curves, strict=True) if owner == g], axis=0) for g in removal}
+    return {g: np.minimum.accumulate(curve[: limits[g]][::-1])[::-1] for g, curve in whole.items()}
 
 
 def fraction_need(units: int, limit: int) -> FloatArray:

@@ -16,6 +16,7 @@ from fairkern.capture.experts import expert_points, listening
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore
+from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.residual import residual
 from fairkern.capture.rows import ListedExperts
@@ -51,7 +52,7 @@ def capture(
         model.eval()
         for parameter in model.parameters():  # no weight gradient is computed; ours start at the taps
             parameter.requires_grad_(False)
-        taylor = TaylorStore(points, settings.backend)
+        taylor = TaylorStore(points, settings.backend, _device(model))
         first = _Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments)
         first.run(loader)
         passed = time.perf_counter()
@@ -151,7 +152,7 @@ class _Pass:
         total = _length(loader)
         stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
         experts = running_as(self._model, listening(self._listener.points, self._listener))
-        with experts, self._listener.attached(), torch.enable_grad():
+        with affine_norms(self._model), experts, self._listener.attached(), torch.enable_grad():
             for batch in batches(loader, _device(self._model), self._settings.class_of):
                 self._step(batch)
                 self._settings.on_batch(self.batches, total, stage)
@@ -172,8 +173,7 @@ class _Pass:
                 self._forward(batch)
         else:
             weight = batch.samples if self._settings.loss_reduction is LossReduction.MEAN else 1
-            self.loss_sum += self._backward(batch, self.taylor) * weight
-            self.taylor.commit(weight)
+            self.loss_sum += self._backward(batch, self.taylor, weight) * weight
         if self.prediction is None:
             self.prediction = self._predicted()
         for point, act in listener.heard.items():
@@ -258,8 +258,8 @@ class _Pass:
                 )
         return True
 
-    def _backward(self, batch: Batch, taylor: TaylorStore) -> float:
-        """Forward, and backward to the points; the Taylor sums wait in `taylor` for their commit."""
+    def _backward(self, batch: Batch, taylor: TaylorStore, weight: int) -> float:
+        """Forward, and backward to the points; the Taylor sums are added to those in `taylor`, `weight` times."""
         listener = self._listener
 
         def gradient(point: Point, grad: Tensor) -> None:
@@ -275,11 +275,13 @@ class _Pass:
         value = float(loss.detach())
         if not np.isfinite(value):
             self._blame_loss(batch, value)
+        taylor.begin(weight, 2 * max(act.nbytes for act in listener.heard.values()))  # as `memory.Prediction` has it
         if loss.requires_grad:
             torch.autograd.grad(loss, [listener.root], allow_unused=True)
         for point, act in listener.heard.items():
-            if not act.numel():  # an expert without a token: zeros count as well
+            if not act.numel() and not taylor.heard(point):  # an expert without a token: zeros count as well
                 gradient(point, act)
+        taylor.flush()
         if not taylor.reached():
             raise InputError(
                 f"the loss of batch {batch.index} does not depend on any unit of the model; "

@@ -103,26 +103,32 @@ class SampleStore:
         blocks = [block for block in point.blocks if block in self._rows]
         if not len(rows) or not blocks:
             return
-        chosen = act if len(rows) == len(act) else act.index_select(0, rows.to(act.device))
+        some = None if len(rows) == len(act) else rows.to(act.device)
         for block in blocks:
-            x = block.view(chosen, dim).movedim(dim, 1)
+            if block.columns is None:  # no copy: the samples are chosen as they are kept
+                x, chosen = block.view(act, dim), some
+            else:
+                x, chosen = block.view(act if some is None else act.index_select(0, some), dim), None
+            x = x.movedim(dim, 1)
             positions = x.shape[2:].numel()
             if self._positions.setdefault(block, positions) != positions:
                 raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
             before = self._rows[block].bytes
-            self._keep(block, x, positions, expect)
+            self._keep(block, x, chosen, positions, expect)
             self._total += self._rows[block].bytes - before
         self._shrink(point)
 
-    def _keep(self, block: Block, x: Tensor, positions: int, expect: int) -> None:
-        """`x`: [n, units, positions …]."""
-        rows = self._rows[block]
+    def _keep(self, block: Block, x: Tensor, chosen: Tensor | None, positions: int, expect: int) -> None:
+        """`x`: [samples, units, positions …], of which the `chosen` are kept, or all."""
+        kept, count = self._rows[block], len(x) if chosen is None else len(chosen)
         if positions <= self._projections:
-            rows.extend(len(x), (block.units, positions), x.dtype, x.device, expect).copy_(x.reshape(*x.shape[:2], -1))
+            taken = x if chosen is None else x.index_select(0, chosen)
+            room = kept.extend(count, (block.units, positions), x.dtype, x.device, expect)
+            room.view(taken.shape).copy_(taken)
             return
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        room = rows.extend(len(x), (block.units, self._projections), wide, x.device, expect)
-        project(x, self._drawn(positions, x.device), out=room)
+        room = kept.extend(count, (block.units, self._projections), wide, x.device, expect)
+        project(x, self._drawn(positions, x.device), rows=chosen, out=room)
 
     def _drawn(self, positions: int, device: torch.device) -> Tensor:
         key = (positions, device)

@@ -1,113 +1,149 @@
-"""Taylor sums and activation sums over a pass, in float64, batch by batch."""
+"""Taylor sums and activation sums over a pass, in float64, added to as gradients come back."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fairkern.capture.points import Point
+from fairkern.capture.points import Block, Point
 from fairkern.capture.samples import by_group
 from fairkern.capture.settings import Reduction
-from fairkern.ops import taylor_sums
+from fairkern.ops import TaylorSums, taylor_many
+
+AT_ONCE = ("cpu",)  # devices on which a gradient is summed when it comes
 
 
 @dataclass(frozen=True)
-class _Heard:
-    """What came back at one point in one batch: sums per unit of each block, and of the activation per position."""
+class _Sums:
+    """Running sums of one point."""
 
-    signed: list[Tensor]
-    per_sample: list[Tensor]
-    activation: Tensor
-    elements: int  # that each activation sum adds
+    whole: TaylorSums | None  # per position, from which every block of one position per unit takes its own
+    blocks: dict[Block, TaylorSums]  # of several positions per unit
+    activation: Tensor  # per position: that of `whole`, if there is one
+
+    @property
+    def signed(self) -> list[Tensor]:
+        return [sums.signed for sums in (self.whole, *self.blocks.values()) if sums is not None]
 
 
 class TaylorStore:
     """Per block the signed and per-sample Taylor sums, per point the sum of its activation.
 
-    A batch counts only once it is committed, so that a batch that fails leaves no half. All sums of a batch are
-    added as one vector, in the order of the points.
+    All running sums of a pass are one vector. On a CPU a gradient is summed when it comes, while it is in the cache; on
+    a GPU gradients wait for each other, as many as they have room for, and layers share launches.
     """
 
-    def __init__(self, points: Sequence[Point], backend: str) -> None:
+    def __init__(self, points: Sequence[Point], backend: str, device: torch.device) -> None:
         self._points, self._backend = points, backend
-        self._blocks = [block for p in points for block in p.blocks]
-        self._batch: dict[Point, _Heard] = {}
         self._elements: dict[Point, int] = dict.fromkeys(points, 0)
-        self._terms: Tensor | None = None  # float64: signed of all blocks, then per sample of all blocks
-        self._activations: Tensor | None = None  # float64: of all points
+        lengths = [length for p in points for length in _lengths(p)]
+        self._flat = torch.zeros(sum(lengths), dtype=torch.float64, device=device)
+        room = iter(self._flat.split(lengths))
+        self._sums = {p: _sums(p, room) for p in points}
+        self._weight, self._room = 1.0, 0
+        self._reached: set[Point] = set()
+        self._waiting: list[tuple[tuple[Tensor, Tensor, int], TaylorSums]] = []
+        self._bytes = 0
+
+    def begin(self, weight: float, room: int) -> None:
+        """A batch, whose gradients count `weight` times; on a GPU `room` bytes of them may wait."""
+        self._weight, self._room = weight, room
+        self._reached.clear()
 
     def add(self, point: Point, act: Tensor, grad: Tensor, dim: int) -> None:
         """`Σ act · ∂L/∂act` of one point for the batch under way; samples first, units along `dim`."""
         if grad.dtype != act.dtype:
             grad = grad.to(act.dtype)
-        sums = [taylor_sums(b.view(act, dim), b.view(grad, dim), dim, backend=self._backend) for b in point.blocks]
-        whole = len(sums) == 1 and point.blocks[0].columns is None and point.blocks[0].per_unit == 1
-        others = [d for d in range(act.ndim) if d != dim]
-        activation = sums[0].activation if whole else act.sum(others, dtype=sums[0].activation.dtype)
-        self._batch[point] = _Heard(
-            [s.signed for s in sums], [s.per_sample for s in sums], activation, act.numel() // act.shape[dim]
-        )
+        sums = self._sums[point]
+        if self._bytes + grad.nbytes > self._room:
+            self.flush()
+        self._reached.add(point)
+        self._elements[point] += act.numel() // act.shape[dim]
+        if sums.whole is not None:
+            self._waiting.append(((act, grad, dim), sums.whole))
+        else:
+            others = [d for d in range(act.ndim) if d != dim]
+            sums.activation.add_(act.sum(others, dtype=None if act.dtype == torch.float64 else torch.float32))
+        for block, running in sums.blocks.items():
+            self._waiting.append(((block.view(act, dim), block.view(grad, dim), dim), running))
+        self._bytes += grad.nbytes
+        if act.device.type in AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sum what waits."""
+        if not self._waiting:
+            return
+        jobs, running = [job for job, _ in self._waiting], [sums for _, sums in self._waiting]
+        self._waiting.clear()
+        self._bytes = 0
+        taylor_many(jobs, out=running, scale=self._weight, backend=self._backend)
 
     def reached(self) -> bool:
         """Whether any gradient came back in the batch under way."""
-        return bool(self._batch)
+        return bool(self._reached)
+
+    def heard(self, point: Point) -> bool:
+        """Whether this point's gradient came back in the batch under way."""
+        return point in self._reached
 
     def not_finite(self) -> tuple[Point, str] | None:
         """The point to blame in the batch under way, and for what; None if all sums are finite.
 
         An activation travels forwards, so the first bad one is to blame; a gradient backwards, so the last.
         """
-        order = [p for p in self._points if p in self._batch]
-        if _finite([t for p in order for t in (self._batch[p].activation, *self._batch[p].signed)]):
+        if _finite(self._flat):
             return None
-        for point in order:
-            if not _finite([self._batch[point].activation]):
-                return point, "activations"
-        return next(p for p in reversed(order) if not _finite(self._batch[p].signed)), "gradients"
-
-    def commit(self, weight: float) -> None:
-        """Add the batch under way, its gradients multiplied by `weight`."""
-        signed: list[Tensor] = []
-        per_sample: list[Tensor] = []
-        activations: list[Tensor] = []
-        device = next(iter(self._batch.values())).activation.device
         for point in self._points:
-            heard = self._batch.get(point)
-            if heard is None:  # no gradient came back here, and nothing was summed
-                zeros = [torch.zeros(block.units, device=device) for block in point.blocks]
-                heard = _Heard(zeros, zeros, torch.zeros(point.length, device=device), 0)
-            signed += heard.signed
-            per_sample += heard.per_sample
-            activations.append(heard.activation)
-            self._elements[point] += heard.elements
-        terms, means = torch.cat(signed + per_sample).double() * weight, torch.cat(activations).double()
-        self._terms = terms if self._terms is None else self._terms + terms
-        self._activations = means if self._activations is None else self._activations + means
-        self._batch.clear()
+            if not _finite(self._sums[point].activation):
+                return point, "activations"
+        return next(p for p in reversed(self._points) if not _finite(*self._sums[p].signed)), "gradients"
 
     def reconstruction(self, reduction: Reduction, samples: int) -> dict[int, np.ndarray]:
         """R per group, float64 `[units]`: summed over a group's taps, per sample of the data."""
-        assert self._terms is not None
-        signed, per_sample = (self._terms.cpu().numpy() / samples).reshape(2, -1)
-        chosen = np.abs(signed) if reduction is Reduction.SIGNED else per_sample
-        return by_group(zip(self._blocks, _split(chosen, [b.units for b in self._blocks]), strict=True), largest=False)
+        scores = []
+        for point in self._points:
+            sums = self._sums[point]
+            for block in point.blocks:
+                own = sums.blocks.get(block, sums.whole)
+                assert own is not None
+                chosen = own.signed.abs() if reduction is Reduction.SIGNED else own.per_sample
+                if block not in sums.blocks and block.columns is not None:
+                    chosen = chosen[block.columns.to(chosen.device)]
+                scores.append((block, chosen.cpu().numpy() / samples))
+        return by_group(scores, largest=False)
 
     def means(self) -> dict[str, np.ndarray]:
         """Mean activation per position, float64 `[length]`, of every point by name (where a gradient came back)."""
-        assert self._activations is not None
-        sums = _split(self._activations.cpu().numpy(), [p.length for p in self._points])
         return {
-            p.name: total / self._elements[p] for p, total in zip(self._points, sums, strict=True) if self._elements[p]
+            p.name: self._sums[p].activation.cpu().numpy() / self._elements[p]
+            for p in self._points
+            if self._elements[p]
         }
 
 
-def _finite(sums: list[Tensor]) -> bool:
-    return bool(torch.isfinite(torch.cat(sums)).all())
+def _wide(point: Point) -> list[Block]:
+    """Blocks whose units hold several positions each: they are summed by themselves."""
+    return [block for block in point.blocks if block.per_unit > 1]
 
 
-def _split(flat: np.ndarray, lengths: Sequence[int]) -> list[np.ndarray]:
-    return np.split(flat, np.cumsum(lengths)[:-1])
+def _lengths(point: Point) -> list[int]:
+    """Of the running sums, in the order in which `_sums` takes them."""
+    own = 3 if len(_wide(point)) < len(point.blocks) else 1
+    return [point.length] * own + [block.units for block in _wide(point) for _ in range(3)]
+
+
+def _sums(point: Point, room: Iterator[Tensor]) -> _Sums:
+    whole = None
+    if len(_wide(point)) < len(point.blocks):
+        whole = TaylorSums(next(room), next(room), next(room))
+    activation = next(room) if whole is None else whole.activation
+    return _Sums(whole, {b: TaylorSums(next(room), next(room), next(room)) for b in _wide(point)}, activation)
+
+
+def _finite(*sums: Tensor) -> bool:
+    return all(bool(torch.isfinite(total).all()) for total in sums)

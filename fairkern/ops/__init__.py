@@ -10,7 +10,7 @@ from fairkern.ops.gram import Gram, gram
 from fairkern.ops.project import directions, project
 from fairkern.ops.sliced import sliced_wasserstein
 from fairkern.ops.taylor import TaylorSums, taylor, taylor_many, taylor_sums
-from fairkern.ops.tod import tod_curve
+from fairkern.ops.tod import tod_curve, tod_curves
 from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "taylor_many",
     "taylor_sums",
     "tod_curve",
+    "tod_curves",
     "wasserstein_1d",
 ]

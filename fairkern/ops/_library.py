@@ -13,8 +13,9 @@ from torch import Tensor
 from fairkern.errors import InputError
 from fairkern.ops._check import accumulator
 from fairkern.ops.gather import gather
-from fairkern.ops.taylor import taylor_sums
-from fairkern.ops.wasserstein import class_wasserstein
+from fairkern.ops.project import project
+from fairkern.ops.taylor import TaylorSums, taylor_sums
+from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
 
 
 @torch.library.custom_op("fairkern::class_wasserstein", mutates_args=())
@@ -44,6 +45,44 @@ def taylor_sums_op(act: Tensor, grad: Tensor, dim: int) -> tuple[Tensor, Tensor,
 def _(act: Tensor, grad: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     shape, dtype = (act.shape[dim],), accumulator(act.dtype)
     return act.new_empty(shape, dtype=dtype), act.new_empty(shape, dtype=dtype), act.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op("fairkern::taylor_add", mutates_args=("signed", "per_sample", "activation"))
+def taylor_add_op(
+    signed: Tensor, per_sample: Tensor, activation: Tensor, act: Tensor, grad: Tensor, dim: int, scale: float
+) -> None:
+    """`taylor_sums` added to running sums: the three fields of its `out`."""
+    taylor_sums(act, grad, dim, out=TaylorSums(signed, per_sample, activation), scale=scale)
+
+
+@taylor_add_op.register_fake
+def _(
+    signed: Tensor, per_sample: Tensor, activation: Tensor, act: Tensor, grad: Tensor, dim: int, scale: float
+) -> None:
+    return None
+
+
+@torch.library.custom_op("fairkern::wasserstein_1d", mutates_args=())
+def wasserstein_1d_op(x: Tensor, y: Tensor, p: int) -> Tensor:
+    """As the function."""
+    return wasserstein_1d(x, y, p)
+
+
+@wasserstein_1d_op.register_fake
+def _(x: Tensor, y: Tensor, p: int) -> Tensor:
+    return x.new_empty((x.shape[1],), dtype=accumulator(x.dtype))
+
+
+@torch.library.custom_op("fairkern::project", mutates_args=())
+def project_op(x: Tensor, directions: Tensor, rows: Tensor | None) -> Tensor:
+    """As the function."""
+    return project(x, directions, rows=rows)
+
+
+@project_op.register_fake
+def _(x: Tensor, directions: Tensor, rows: Tensor | None) -> Tensor:
+    shape = (x.shape[0] if rows is None else rows.shape[0], x.shape[1], directions.shape[1])
+    return x.new_empty(shape, dtype=accumulator(x.dtype))
 
 
 @torch.library.custom_op("fairkern::gather", mutates_args=())

@@ -25,12 +25,12 @@ class Backend(str, Enum):
 
 OPERATORS: Mapping[str, tuple[Backend, ...]] = {
     "class_wasserstein": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
-    "wasserstein_1d": (Backend.REFERENCE,),
+    "wasserstein_1d": (Backend.NATIVE, Backend.REFERENCE),
     "taylor": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
-    "project": (Backend.TRITON, Backend.REFERENCE),
+    "project": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "gram": (Backend.TRITON, Backend.REFERENCE),
     "gather": (Backend.NATIVE, Backend.CUDA, Backend.TRITON, Backend.REFERENCE),
-    "tod_curve": (Backend.REFERENCE,),
+    "tod_curve": (Backend.NATIVE, Backend.REFERENCE),
 }
 
 

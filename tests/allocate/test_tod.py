@@ -10,8 +10,14 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairkern.allocate.tod import fraction_need, normalized_need, removal_order, tolerance_need
+from fairkern.allocate.tod import fraction_need, normalized_need, removal_order, tolerance_needs
 from tests.allocate.oracles import tod_by_sets
+
+
+def tolerance_need(removal: np.ndarray, protect: np.ndarray, limit: int) -> np.ndarray:
+    """Of one group."""
+    return tolerance_needs({0: removal}, {0: protect}, {0: limit})[0]
+
 
 Signal = st.lists(st.sampled_from([0.0, 0.25, 1.0, 2.0, 3.5, 7.0, 8.0]), min_size=1, max_size=24)
 
@@ -28,6 +34,18 @@ def test_counts_equal_the_definition_at_every_tolerance(drawn: tuple[list[float]
         for alpha in {0.0, 0.05, 0.5, 1.0, *curve}:
             count = max((k for k in range(1, limit + 1) if curve[k - 1] <= alpha), default=0)
             assert int(np.searchsorted(need, alpha, side="right")) == count
+
+
+def test_groups_do_not_touch_each_other() -> None:
+    generator = np.random.default_rng(0)
+    sizes = {4: 1, 2: 17, 9: 3, 5: 64}
+    removal, protect = ({g: generator.integers(0, 9, n).astype(float) for g, n in sizes.items()} for _ in range(2))
+    limits = {g: max(1, n - 2) for g, n in sizes.items()}
+    together = tolerance_needs(removal, protect, limits)
+    assert list(together) == list(sizes)
+    for g in sizes:
+        assert together[g].tolist() == tolerance_need(removal[g], protect[g], limits[g]).tolist()
+    assert tolerance_needs({}, {}, {}) == {}
 
 
 @given(Signal)

@@ -11,6 +11,8 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 import fairkern as fk
+from fairkern.capture import sums
+from fairkern.ops import taylor_many
 from tests.capture.networks import Branches, Plain, build, loader, loss, samples, summed
 
 
@@ -257,3 +259,29 @@ def test_units_overwritten_after_they_were_read_are_scored_as_they_were() -> Non
     np.testing.assert_allclose(
         scores.means["b:input"], model.a(x).mean(0).detach().numpy(), rtol=1e-9, err_msg="before it was halved"
     )
+
+
+def test_gradients_that_wait_for_each_other_give_the_same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: several layers' sums in one call, none of them dropped."""
+    model = build(Branches).eval()
+    x, y = samples()
+    batches = loader(x, y, 7)
+    units = fk.trace(model, x[:2], verify=False)
+    jobs: list[int] = []
+
+    def counted(given: list, **options: object) -> list:
+        jobs.append(len(given))
+        return taylor_many(given, **options)
+
+    monkeypatch.setattr(sums, "taylor_many", counted)
+    expected = score(model, batches, units=units)
+    one_by_one = list(jobs)
+    jobs.clear()
+    monkeypatch.setattr(sums, "AT_ONCE", ())
+    actual = score(model, batches, units=units)
+    assert sum(jobs) == sum(one_by_one)
+    assert len(jobs) < len(one_by_one)
+    for a, b in zip(expected.signals["taylor"], actual.signals["taylor"], strict=True):
+        assert np.array_equal(a, b)
+    for name, mean in expected.means.items():
+        assert np.array_equal(mean, actual.means[name])

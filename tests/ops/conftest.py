@@ -81,16 +81,25 @@ def _moving(operator: Callable[..., Any], device: torch.device) -> Callable[...,
     def call(*arguments: Any, **options: Any) -> Any:
         if options.get("backend") not in ON_DEVICE:
             return operator(*arguments, **options)
-        there = pytree.tree_map_only(torch.Tensor, lambda tensor: _to(tensor, device), (arguments, options))
+        there = _mapped(lambda tensor: _to(tensor, device), (arguments, options))
         tensors = [leaf for leaf in pytree.tree_leaves(there[0]) if isinstance(leaf, torch.Tensor)]
         if operator.__name__ not in ("gather", "gather_many") and any(x.dtype == torch.float64 for x in tensors[:1]):
             pytest.skip("the Triton kernels add in float32")
         result = operator(*there[0], **there[1])
-        if dataclasses.is_dataclass(result):
-            return dataclasses.replace(result, **{key: value.cpu() for key, value in vars(result).items()})
-        return pytree.tree_map_only(torch.Tensor, torch.Tensor.cpu, result)
+        return _mapped(torch.Tensor.cpu, result)
 
     return call
+
+
+def _mapped(function: Callable[[torch.Tensor], torch.Tensor], tree: Any) -> Any:
+    """`function` of every tensor, those in dataclasses included."""
+
+    def leaf(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            return dataclasses.replace(value, **{name: leaf(part) for name, part in vars(value).items()})
+        return function(value) if isinstance(value, torch.Tensor) else value
+
+    return pytree.tree_map(leaf, tree)
 
 
 def _to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

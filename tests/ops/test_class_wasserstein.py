@@ -8,7 +8,7 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from fairkern.errors import BackendError, InputError
-from fairkern.ops import class_wasserstein, wasserstein_1d
+from fairkern.ops import class_wasserstein
 from fairkern.ops.wasserstein import group_by_class, native
 from tests.tolerances import assert_close
 
@@ -139,14 +139,39 @@ def test_infinity_gives_infinity(backend):
 
 def test_samples_beyond_the_sorting_network(backend):
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4097 + 5000, 3, generator=generator)
-    labels = torch.arange(len(x)).ge(4097).long()
+    x = torch.randn(8193 + 9000, 3, generator=generator)
+    labels = torch.arange(len(x)).ge(8193).long()
     assert_close(class_wasserstein(x, labels, backend=backend), by_scipy(x, labels)[0], torch.float32, scale=4)
 
 
 def test_more_classes_than_the_published_package_allows(backend):
     x, labels = torch.randn(3 * 150, 4, generator=torch.Generator().manual_seed(0)), torch.arange(450) % 150
     assert_close(class_wasserstein(x, labels, backend=backend), by_scipy(x, labels).amax(0), torch.float32, scale=4)
+
+
+@pytest.mark.parametrize("limit", [0, 5, 1 << 20])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sorting_column_by_column_gives_the_same_bits(shape, dtype, limit, extension):
+    """Above the limit each column is sorted by itself; signs, ties, infinities and NaN included."""
+    x, labels = example(shape, dtype)
+    x.view(-1)[::3] = x.view(-1)[::3].round()
+    x.view(-1)[::29] = -0.0
+    x.view(-1)[::31], x.view(-1)[::37] = float("inf"), float("nan")
+    columns = x if x.ndim == 3 else x.unsqueeze(2)
+    order, offsets = group_by_class(labels, len(x), x.device)
+    expected = native.class_wasserstein(columns, order, offsets, "pairs")
+    actual = native.class_wasserstein(columns, order, offsets, "pairs", limit=limit)
+    assert torch.equal(actual.isnan(), expected.isnan())
+    assert torch.equal(actual.nan_to_num(), expected.nan_to_num())
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_samples_per_class(backend):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(210_000, 2, generator=generator) * torch.tensor([1.0, 1e-3])
+    labels = torch.arange(len(x)).ge(100_000).long()
+    assert_close(class_wasserstein(x, labels, backend=backend), by_scipy(x, labels)[0], torch.float32)
 
 
 @pytest.mark.parametrize("shape", ["more units than lanes", "some counts equal", "many projections"])
@@ -200,44 +225,3 @@ def test_bad_input_is_named(x, labels, options, message):
 def test_native_is_refused_off_the_cpu():
     with pytest.raises(BackendError, match="meta"):
         class_wasserstein(torch.zeros(4, 3, device="meta"), torch.tensor([0, 0, 1, 1]), backend="native")
-
-
-# wasserstein_1d
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 5), (5, 5), (7, 3), (6, 4), (31, 64)])
-def test_wasserstein_1d_equals_scipy(n, m, dtype):
-    generator = torch.Generator().manual_seed(n)
-    x, y = torch.randn(n, 3, generator=generator).to(dtype), (1 + torch.randn(m, 3, generator=generator)).to(dtype)
-    expected = [wasserstein_distance(x[:, c].double().numpy(), y[:, c].double().numpy()) for c in range(3)]
-    assert_close(wasserstein_1d(x, y), torch.tensor(expected, dtype=torch.float64), dtype)
-
-
-@pytest.mark.parametrize(("n", "m"), [(4, 4), (4, 6), (3, 7)])
-def test_wasserstein_2_equals_repeated_samples(n, m):
-    generator = torch.Generator().manual_seed(n)
-    x, y = torch.randn(n, 2, dtype=torch.float64, generator=generator), torch.randn(m, 2, dtype=torch.float64)
-    a, b = x.repeat_interleave(m, 0).sort(0).values, y.repeat_interleave(n, 0).sort(0).values
-    assert_close(wasserstein_1d(x, y, p=2), (a - b).square().mean(0).sqrt(), torch.float64)
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "options", "message"),
-    [
-        (torch.zeros(3, 2), torch.zeros(3, 4), {}, r"\(3, 4\)"),
-        (torch.zeros(0, 2), torch.zeros(3, 2), {}, "neither empty"),
-        (torch.zeros(3), torch.zeros(3), {}, r"\[N, C\]"),
-        (torch.zeros(3, 2), torch.zeros(3, 2).double(), {}, "one dtype"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"p": 3}, "1 or 2"),
-        (torch.zeros(3, 2), torch.zeros(3, 2, device="meta"), {}, "different devices"),
-    ],
-)
-def test_wasserstein_1d_names_bad_input(x, y, options, message):
-    with pytest.raises(InputError, match=message):
-        wasserstein_1d(x, y, **options)
-
-
-def test_wasserstein_1d_has_no_native_backend():
-    with pytest.raises(BackendError, match="no native implementation"):
-        wasserstein_1d(torch.zeros(2, 1), torch.zeros(2, 1), backend="native")

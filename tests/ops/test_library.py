@@ -36,6 +36,35 @@ def test_taylor_sums(dim):
         assert torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_taylor_add(dim):
+    operator = torch.ops.fairkern.taylor_add.default
+    running, expected = (ops.TaylorSums.zeros(X.shape[dim]) for _ in range(2))
+    torch.library.opcheck(operator, (*(torch.zeros(X.shape[dim]) for _ in range(3)), X, X.flip(0), dim, 2.0))
+    for _ in range(2):
+        operator(*running.fields, X, X.flip(0), dim, 2.0)
+        ops.taylor_sums(X, X.flip(0), dim, out=expected, scale=2.0)
+    for actual, value in zip(running.fields, expected.fields, strict=True):
+        assert torch.equal(actual, value)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_wasserstein_1d(p):
+    operator = torch.ops.fairkern.wasserstein_1d.default
+    x, y = X[..., 0], X[:7, :, 1].half()
+    torch.library.opcheck(operator, (x, X[:7, :, 1], p))
+    torch.library.opcheck(operator, (x.half(), y, p))
+    assert torch.equal(operator(x, X[:7, :, 1], p), ops.wasserstein_1d(x, X[:7, :, 1], p))
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([4, 0, 4])])
+def test_project(rows):
+    operator, onto = torch.ops.fairkern.project.default, ops.directions(3, 6, seed=0)
+    torch.library.opcheck(operator, (X, onto, rows))
+    torch.library.opcheck(operator, (X.bfloat16(), onto, rows))
+    assert torch.equal(operator(X, onto, rows), ops.project(X, onto, rows=rows))
+
+
 @pytest.mark.parametrize("dims", [[], [0], [-1, 0]])
 def test_gather(dims):
     operator = torch.ops.fairkern.gather.default

@@ -6,6 +6,7 @@ import torch
 
 from fairkern.errors import BackendError, InputError
 from fairkern.ops import directions, project
+from fairkern.ops.project import native
 from tests.tolerances import assert_close
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -13,31 +14,31 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 2), (2, 3, 1), (2, 3, 5), (2, 3, 4, 5), (2, 3, 2, 2, 2)])
-def test_equals_numpy(shape, dtype, gpu_backend):
+def test_equals_numpy(shape, dtype, backend):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     onto = directions(int(np.prod(shape[2:])), 7, seed=1)
     flat = x.double().reshape(*shape[:2], -1).numpy()
     expected = torch.from_numpy(np.einsum("ncd,dp->ncp", flat, onto.double().numpy()))
     for view in (x, x.transpose(0, 1).contiguous().transpose(0, 1)):
-        actual = project(view, onto, backend=gpu_backend)
+        actual = project(view, onto, backend=backend)
         assert actual.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert_close(actual, expected, dtype, scale=4)
         some = torch.tensor([shape[0] - 1, 0])
-        assert_close(project(view, onto, rows=some, backend=gpu_backend), expected[some], dtype, scale=4)
+        assert_close(project(view, onto, rows=some, backend=backend), expected[some], dtype, scale=4)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_more_channels_directions_and_positions_than_a_tile(memory_format, gpu_backend):
+def test_more_channels_directions_and_positions_than_a_tile(memory_format, backend):
     x = torch.randn(2, 70, 6, 7, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=memory_format)
     onto = directions(42, 80, seed=0)
     expected = x.double().flatten(2) @ onto.double()
-    assert_close(project(x, onto, backend=gpu_backend), expected, torch.float32, scale=4)
+    assert_close(project(x, onto, backend=backend), expected, torch.float32, scale=4)
 
 
-def test_nan_stays_in_its_sample_and_channel(gpu_backend):
+def test_nan_stays_in_its_sample_and_channel(backend):
     x, onto = torch.ones(3, 20, 5), directions(5, 3, seed=0)
     x[1, 4, 2] = float("nan")
-    nan = project(x, onto, backend=gpu_backend).isnan()
+    nan = project(x, onto, backend=backend).isnan()
     assert nan[1, 4].all()
     assert nan.sum() == 3
 
@@ -116,6 +117,56 @@ def test_bad_sizes_are_named(d, p):
         directions(d, p, seed=0)
 
 
-def test_there_is_no_native_backend_yet():
-    with pytest.raises(BackendError, match="no native"):
-        project(torch.zeros(2, 3, 4), torch.ones(4, 1), backend="native")
+def laid_out(layout: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """[5, 37, 9, 10] in some layout, and 70 directions: no length is a multiple of what is held in registers."""
+    x = torch.randn(5, 37, 9, 10, generator=torch.Generator().manual_seed(0)).to(dtype)
+    onto = directions(90, 70, seed=2).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    if layout == "channels-last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "samples last":
+        x = x.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
+    elif layout == "no single run":
+        x = x.transpose(2, 3).contiguous().transpose(2, 3)
+    elif layout == "spread":
+        x = torch.stack((x, x), dim=-1)[..., 0]
+    elif layout == "expanded":
+        x = x[:1].expand(5, -1, -1, -1)
+    return x, onto
+
+
+LAYOUTS = ["contiguous", "channels-last", "samples last", "no single run", "spread", "expanded"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts_and_rows(layout, dtype, backend):
+    x, onto = laid_out(layout, dtype)
+    expected = x.double().flatten(2) @ onto.double()
+    assert_close(project(x, onto, backend=backend), expected, dtype, scale=4)
+    rows = torch.tensor([4, 4, 0, 2])
+    assert_close(project(x, onto, rows=rows, backend=backend), expected[rows], dtype, scale=4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_on_any_instruction_set_thread_count_and_batch(layout, dtype, extension):
+    x, onto = laid_out(layout, dtype)
+    whole = torch.empty(5, 37, 70, dtype=onto.dtype)
+    native.project(x, onto, None, whole)
+    before = torch.get_num_threads()
+    for isa in range(1, ["baseline", "avx2", "avx512"].index(extension.build()["isa"]) + 2):
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            try:
+                again = native.project(x, onto, None, torch.full_like(whole, float("nan")), isa=isa)
+            finally:
+                torch.set_num_threads(before)
+            assert torch.equal(again, whole)
+    for rows in (torch.tensor([3]), torch.tensor([1, 4, 0])):
+        assert torch.equal(project(x, onto, rows=rows, backend="native"), whole[rows])
+        assert torch.equal(project(x[rows][:, :3], onto, backend="native"), whole[rows][:, :3])
+
+
+def test_native_is_refused_off_the_cpu():
+    with pytest.raises(BackendError, match="meta"):
+        project(torch.zeros(2, 3, 4, device="meta"), torch.ones(4, 1, device="meta"), backend="native")

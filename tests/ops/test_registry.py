@@ -86,6 +86,7 @@ def test_the_extension_checks_what_it_is_given(extension):
     with pytest.raises(ValueError, match="element size is 3"):
         extension.gather(table=table.data_ptr(), jobs=1, threads=1)
     sizes = {"element": 0, "samples": 1, "before": 1, "channels": 1, "after": 1, "threads": 1}
+    sizes |= {"wide": False, "accumulate": False, "scale": 1.0, "isa": 0}
     pointers = {"act": 8, "grad": 8, "signed_sum": 8, "per_sample": 8, "activation": 8}
     with pytest.raises(ValueError, match="act is a null"):
         extension.taylor(**sizes, **{**pointers, "act": 0})
@@ -94,7 +95,13 @@ def test_the_extension_checks_what_it_is_given(extension):
     with pytest.raises(ValueError, match="is empty"):
         extension.taylor(**{**sizes, "after": 0}, **pointers)
     with pytest.raises(ValueError, match="isa is 9"):
-        extension.taylor(**sizes, **pointers, isa=9)
+        extension.taylor(**{**sizes, "isa": 9}, **pointers)
+    sizes = {"element": 0, "samples": 1, "channels": 1, "positions": 1, "projections": 1, "threads": 1, "isa": 0}
+    sizes |= {"stride_n": 1, "stride_c": 1, "stride_d": 1, "rows": 0}
+    with pytest.raises(ValueError, match="directions is a null"):
+        extension.project(**sizes, x=8, directions=0, out=8)
+    with pytest.raises(ValueError, match="projections are 1, 1, 0 and 1"):
+        extension.project(**{**sizes, "positions": 0}, x=8, directions=8, out=8)
 
 
 def test_public_names():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fairkern.errors import InputError
-from fairkern.ops import taylor, taylor_sums
+from fairkern.ops import TaylorSums, taylor, taylor_many, taylor_sums
 from fairkern.ops.taylor import native
 from tests.tolerances import assert_close
 
@@ -107,6 +107,73 @@ def test_batches_add_up(backend):
     for field in ("signed", "per_sample", "activation"):
         total = sum(getattr(part, field) for part in parts)
         assert_close(total, getattr(whole, field), torch.float64, scale=12)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_running_sums(shape, dtype, backend):
+    """Batches of one and two samples, each with a weight of its own, into float64; what stood there stays in."""
+    act, grad, dim = example(shape, dtype)
+    act, grad = (torch.cat((t[:1], t[:1].flip(-1), t[:1].roll(1, -1))) for t in (act, grad))
+    parts = [(act[:1], grad[:1], 1.0), (act[1:], grad[1:], 2.0)]
+    exact = [by_numpy(a, g, dim) for a, g, _ in parts]
+    expected = [sum(w * sums[i] for (_, _, w), sums in zip(parts, exact, strict=True)) for i in (0, 1)]
+    expected.append(exact[0][2] + exact[1][2] + 3.0)
+    size = (act.numel() / act.shape[dim]) ** 0.5
+    for wide in {torch.float64, torch.float64 if dtype == torch.float64 else torch.float32}:
+        running = TaylorSums.zeros(act.shape[dim], dtype=wide)
+        running.activation.add_(3.0)
+        for a, g, weight in parts:
+            running = taylor_sums(a, g, dim, out=running, scale=weight, backend=backend)
+        for actual, value in zip(running.fields, expected, strict=True):
+            assert actual.dtype == wide
+            assert_close(actual, value, dtype, scale=2 * size)
+
+
+def test_running_sums_are_written_in_place():
+    act, grad, dim = example("convolution", torch.float32)
+    running = TaylorSums.zeros(5)
+    before = [field.data_ptr() for field in running.fields]
+    for backend in ("reference", "auto"):
+        given = taylor_sums(act, grad, dim, out=running, backend=backend)
+        assert [field.data_ptr() for field in given.fields] == before
+        (many,) = taylor_many([(act, grad, dim)], out=[running], backend=backend)
+        assert [field.data_ptr() for field in many.fields] == before
+    assert_close(running.signed, 4 * by_numpy(act, grad, dim)[0], torch.float32, scale=50)
+
+
+def test_many_equals_one_by_one(backend):
+    jobs = [example(shape, torch.float32) for shape in ("linear", "convolution", "tokens", "heads", "convolution")]
+    alone = [taylor_sums(*job, scale=3.0, backend=backend) for job in jobs]
+    running = [TaylorSums.zeros(act.shape[dim]) for act, _, dim in jobs]
+    for together in (
+        taylor_many(jobs, scale=3.0, backend=backend),
+        taylor_many(jobs, out=running, scale=3.0, backend=backend),
+    ):
+        for one, other in zip(alone, together, strict=True):
+            for a, b in zip(one.fields, other.fields, strict=True):
+                assert_close(b, a, torch.float32, scale=30)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (TaylorSums.zeros(4), r"out\.signed is torch\.float64 \(4,\)"),
+        (TaylorSums.zeros(3, dtype=torch.bfloat16), "all three float64 or all torch.float32"),
+        (TaylorSums(*torch.zeros(2, 3), torch.zeros(3, dtype=torch.float64)), r"out\.activation"),
+        (TaylorSums(*torch.zeros(3, 3).T), "contiguous"),
+        (TaylorSums.zeros(3, device="meta"), "on meta"),
+    ],
+)
+def test_bad_running_sums_are_named(out, message):
+    with pytest.raises(InputError, match=message):
+        taylor_sums(torch.zeros(2, 3), torch.zeros(2, 3), out=out)
+
+
+def test_as_many_running_sums_as_jobs():
+    job = (torch.zeros(2, 3), torch.zeros(2, 3), 1)
+    with pytest.raises(InputError, match="2 running sums for 1 jobs"):
+        taylor_many([job], out=[TaylorSums.zeros(3)] * 2)
 
 
 def test_nan_and_infinity_pass_through(backend):

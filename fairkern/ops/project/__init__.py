@@ -8,7 +8,7 @@ from torch import Tensor
 from fairkern.errors import InputError
 from fairkern.ops import _check, _triton
 from fairkern.ops._registry import Backend, resolve
-from fairkern.ops.project import reference
+from fairkern.ops.project import native, reference
 
 __all__ = ["directions", "project"]
 
@@ -30,15 +30,17 @@ def project(
             choose between: pass `directions(1, 1, seed)`, which is 1, or do not project at all.
         rows: int64 [R], samples of x to project, in this order; default: all N.
         out: [R or N, C, P] contiguous, of the result's dtype, to write into; default: a new tensor.
-        backend: "auto", "triton" or "reference".
+        backend: "auto", "native", "triton" or "reference".
 
     Returns:
         [R or N, C, P], `out` if given; float32, or float64 for float64 `x`. Products and sums are in that dtype.
+        Native: the same bits for a sample whatever else is in the batch, and on any number of threads.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit. BackendError: the backend cannot run here.
 
-    Cost: N·C·D·P multiply-adds; half-precision input is widened first.
+    Cost: N·C·D·P multiply-adds. "native" and "triton" read `x` once, where it lies, if its positions are one run in
+    memory (contiguous, channels-last), otherwise a copy; "reference" copies and widens.
 
     Example:
         >>> project(torch.ones(2, 3, 2, 2), torch.full((4, 1), 0.5)).shape
@@ -60,10 +62,12 @@ def project(
     made = (len(x) if rows is None else len(rows), x.shape[1], directions.shape[1])
     if out is not None and (tuple(out.shape) != made or out.dtype != wide or not out.is_contiguous()):
         raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
-    if chosen is Backend.TRITON:
+    if chosen is not Backend.REFERENCE:
+        result = torch.empty(made, dtype=wide, device=x.device) if out is None else out
+        if chosen is Backend.NATIVE:
+            return native.project(x, directions.to(wide), rows, result)
         from fairkern.ops.project import triton_kernel
 
-        result = torch.empty(made, dtype=wide, device=x.device) if out is None else out
         return triton_kernel.project(x, directions.to(wide), rows, result)
     if rows is not None:
         x = x.index_select(0, rows)

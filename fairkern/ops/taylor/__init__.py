@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from fairkern.errors import InputError
@@ -25,11 +26,23 @@ class TaylorReduction(str, Enum):
 
 @dataclass(frozen=True)
 class TaylorSums:
-    """Sums per channel over one batch, each [C]; add those of several batches."""
+    """Sums per channel, each [C]: of one batch, or running over several."""
 
     signed: Tensor  # Σ over samples and positions of act · grad
     per_sample: Tensor  # Σ over samples of |Σ over positions of act · grad|
     activation: Tensor  # Σ over samples and positions of act: the mean, times their number
+
+    @classmethod
+    def zeros(
+        cls, channels: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+    ) -> TaylorSums:
+        """Running sums to begin with, for `out=`."""
+        return cls(*torch.zeros(3, channels, dtype=dtype, device=device).unbind())
+
+    @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor]:
+        """signed, per_sample, activation."""
+        return self.signed, self.per_sample, self.activation
 
 
 def taylor(act: Tensor, grad: Tensor, dim: int = 1, reduction: str = "signed", *, backend: str = "auto") -> Tensor:
@@ -69,31 +82,58 @@ def taylor(act: Tensor, grad: Tensor, dim: int = 1, reduction: str = "signed", *
         if kind is TaylorReduction.PER_SAMPLE:
             raise InputError("dim is 0, which holds the samples of reduction='per_sample'; move the channels elsewhere")
         act, grad, dim = act.unsqueeze(0), grad.unsqueeze(0), 1
-    sums = _sums(act, grad, dim, _resolved(act, backend))
+    sums = _sums(_Job(act, grad, dim, None), 1.0, _resolved(act, backend))
     return sums.signed if kind is TaylorReduction.SIGNED else sums.per_sample
 
 
-def taylor_sums(act: Tensor, grad: Tensor, dim: int = 1, *, backend: str = "auto") -> TaylorSums:
+def taylor_sums(
+    act: Tensor,
+    grad: Tensor,
+    dim: int = 1,
+    *,
+    out: TaylorSums | None = None,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> TaylorSums:
     """Both reductions of `taylor` and the sum of `act`, from the same read of both tensors.
 
     Arguments, dtypes, errors and cost as for `taylor`; `dim` must not be 0, which holds the samples.
+
+    Args:
+        out: running sums that the new ones are added to, in place; contiguous [C] each, on the device of `act`, all
+            float64 or all of the result's dtype. `TaylorSums.zeros(C)` begins. Default: new ones.
+        scale: factor of `signed` and `per_sample` (not of `activation`) before they are added or returned: the sample
+            count of a batch whose loss is a mean.
+
+    Returns:
+        `out` if given, otherwise new sums, float32, or float64 for float64 input.
 
     Example:
         >>> import torch
         >>> sums = taylor_sums(torch.ones(2, 3, 4, 4), torch.full((2, 3, 4, 4), -0.5))
         >>> sums.signed, sums.per_sample, sums.activation
         (tensor([-16., -16., -16.]), tensor([16., 16., 16.]), tensor([32., 32., 32.]))
+        >>> running = TaylorSums.zeros(3)
+        >>> for _ in range(2):
+        ...     _ = taylor_sums(torch.ones(1, 3, 4), torch.ones(1, 3, 4), out=running, scale=10.0)
+        >>> running.signed, running.activation
+        (tensor([80., 80., 80.], dtype=torch.float64), tensor([8., 8., 8.], dtype=torch.float64))
     """
-    act, grad, dim = _checked(act, grad, dim)
-    if dim == 0:
-        raise InputError("dim is 0, which holds the samples; move the channels to another dimension")
-    return _sums(act, grad, dim, _resolved(act, backend))
+    job = _Job.of(act, grad, dim, out, "")
+    return _sums(job, scale, _resolved(job.act, backend))
 
 
-def taylor_many(jobs: Iterable[tuple[Tensor, Tensor, int]], *, backend: str = "auto") -> list[TaylorSums]:
+def taylor_many(
+    jobs: Iterable[tuple[Tensor, Tensor, int]],
+    *,
+    out: Sequence[TaylorSums] | None = None,
+    scale: float = 1.0,
+    backend: str = "auto",
+) -> list[TaylorSums]:
     """`taylor_sums` of many layers: (act, grad, dim) each; on a GPU in two launches per kind of layout, not per layer.
 
-    Dtypes, errors and cost as there. Every job is checked before the first is computed.
+    Dtypes, errors and cost as there; `out` holds one running sum per job, no two of them the same memory. Every job is
+    checked before the first is computed.
 
     Example:
         >>> import torch
@@ -101,36 +141,77 @@ def taylor_many(jobs: Iterable[tuple[Tensor, Tensor, int]], *, backend: str = "a
         >>> [sums.signed for sums in taylor_many([(x, x, 1), (y, -y, 2)])]
         [tensor([2., 2., 2.]), tensor([-8., -8., -8., -8., -8.])]
     """
-    checked = [_checked(act, grad, dim) for act, grad, dim in jobs]
-    for number, (_, _, dim) in enumerate(checked):
-        if dim == 0:
-            raise InputError(f"dim of job {number} is 0, which holds the samples; move the channels elsewhere")
-    chosen = [_resolved(act, backend) for act, _, _ in checked]
+    given = list(jobs)
+    outs: Sequence[TaylorSums | None] = [None] * len(given) if out is None else out
+    if len(outs) != len(given):
+        raise InputError(f"out holds {len(outs)} running sums for {len(given)} jobs; expected one per job")
+    checked = [
+        _Job.of(act, grad, dim, total, f" of job {number}")
+        for number, ((act, grad, dim), total) in enumerate(zip(given, outs, strict=True))
+    ]
+    chosen = [_resolved(job.act, backend) for job in checked]
     together = [job for job, which in zip(checked, chosen, strict=True) if which is Backend.TRITON]
-    made = iter(_by_triton(together) if together else ())
+    made = iter(_by_triton(together, scale) if together else ())
     return [
-        next(made) if which is Backend.TRITON else _sums(*job, which)
+        next(made) if which is Backend.TRITON else _sums(job, scale, which)
         for job, which in zip(checked, chosen, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One layer, checked."""
+
+    act: Tensor
+    grad: Tensor
+    dim: int
+    out: TaylorSums | None
+
+    @classmethod
+    def of(cls, act: object, grad: object, dim: int, out: TaylorSums | None, which: str) -> _Job:
+        a, g, dim = _checked(act, grad, dim)
+        if dim == 0:
+            raise InputError(f"dim{which} is 0, which holds the samples; move the channels to another dimension")
+        if out is not None:
+            _check_out(out, a, dim)
+        return cls(a, g, dim, out)
+
+    @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        return None if self.out is None else self.out.fields
 
 
 def _resolved(act: Tensor, backend: str) -> Backend:
     return resolve("taylor", backend, act.device, {Backend.TRITON: _triton.unsupported(act.dtype)})
 
 
-def _by_triton(jobs: Sequence[tuple[Tensor, Tensor, int]]) -> list[TaylorSums]:
+def _by_triton(jobs: Sequence[_Job], scale: float) -> list[TaylorSums]:
     from fairkern.ops.taylor import triton_kernel
 
-    return [TaylorSums(*sums) for sums in triton_kernel.taylor_many(jobs)]
+    made = triton_kernel.taylor_many([(job.act, job.grad, job.dim, job.fields) for job in jobs], scale)
+    return [TaylorSums(*sums) for sums in made]
 
 
-def _sums(act: Tensor, grad: Tensor, dim: int, which: Backend) -> TaylorSums:
+def _sums(job: _Job, scale: float, which: Backend) -> TaylorSums:
     if which is Backend.TRITON:
-        return _by_triton([(act, grad, dim)])[0]
+        return _by_triton([job], scale)[0]
     if which is Backend.NATIVE:
-        return TaylorSums(*native.taylor_sums(act, grad, dim))
-    wide = _check.accumulator(act.dtype)
-    return TaylorSums(*reference.taylor_sums(act.to(wide), grad.to(wide), dim))
+        return TaylorSums(*native.taylor_sums(job.act, job.grad, job.dim, job.fields, scale))
+    wide = _check.accumulator(job.act.dtype)
+    sums = reference.taylor_sums(job.act.to(wide), job.grad.to(wide), job.dim)
+    total = job.out or TaylorSums(*(torch.zeros_like(new) for new in sums))
+    reference.add(total.fields, sums, scale)
+    return total
+
+
+def _check_out(out: TaylorSums, act: Tensor, dim: int) -> None:
+    for name, total in zip(("signed", "per_sample", "activation"), out.fields, strict=True):
+        fits = total.dtype in (torch.float64, _check.accumulator(act.dtype)) and total.dtype == out.signed.dtype
+        if not fits or total.shape != (act.shape[dim],) or not total.is_contiguous() or total.device != act.device:
+            raise InputError(
+                f"out.{name} is {total.dtype} {tuple(total.shape)} on {total.device}; expected contiguous "
+                f"({act.shape[dim]},) on {act.device}, all three float64 or all {_check.accumulator(act.dtype)}"
+            )
 
 
 def _checked(act: object, grad: object, dim: int) -> tuple[Tensor, Tensor, int]:

@@ -8,9 +8,13 @@ from torch import Tensor
 from fairkern.ops import _native
 from fairkern.ops._check import accumulator
 
+Sums = tuple[Tensor, Tensor, Tensor]
 
-def taylor_sums(act: Tensor, grad: Tensor, dim: int, isa: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Σ a·g, Σ_samples |Σ a·g| and Σ a per channel; samples are dimension 0, `dim` ≥ 1.
+
+def taylor_sums(act: Tensor, grad: Tensor, dim: int, out: Sums | None = None, scale: float = 1.0, isa: int = 0) -> Sums:
+    """Σ a·g, Σ_samples |Σ a·g| and Σ a per channel, the first two times `scale`; samples are dimension 0, `dim` ≥ 1.
+
+    Added to `out`, contiguous [channels] each of one dtype, float64 or the result's.
 
     Read as they are: contiguous tensors, and those whose channels are innermost (channels-last, tokens). Another
     layout is copied first, and so is a `grad` whose layout differs from that of `act`.
@@ -20,8 +24,8 @@ def taylor_sums(act: Tensor, grad: Tensor, dim: int, isa: int = 0) -> tuple[Tens
     if channels_last:
         act, grad, dim = act.movedim(dim, -1), grad.movedim(dim, -1), act.ndim - 1
     act, grad = act.contiguous(), grad.contiguous()
-    dtype = accumulator(act.dtype)
-    signed, per_sample, activation = (torch.empty(channels, dtype=dtype) for _ in range(3))
+    made = torch.empty(3, channels, dtype=accumulator(act.dtype)).unbind() if out is None else out
+    signed, per_sample, activation = made
     _native.extension().taylor(
         element=_native.ELEMENTS[act.dtype],
         act=act.data_ptr(),
@@ -33,6 +37,9 @@ def taylor_sums(act: Tensor, grad: Tensor, dim: int, isa: int = 0) -> tuple[Tens
         signed_sum=signed.data_ptr(),
         per_sample=per_sample.data_ptr(),
         activation=activation.data_ptr(),
+        wide=signed.dtype == torch.float64,
+        accumulate=out is not None,
+        scale=scale,
         threads=torch.get_num_threads(),
         isa=isa,
     )

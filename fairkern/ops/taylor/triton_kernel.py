@@ -4,7 +4,8 @@ A layer is samples × (outer) × channels × positions with a stride each, for b
 place: a row of the descriptor table. A program looks its layer up, takes a block of channels of some samples and
 positions, and keeps Σ a·g, Σ|Σ_positions a·g| and Σ a in float32 registers from the same read. Each program writes
 its own partial sums; the second stage adds them in a fixed order. Where one sample is spread over several programs,
-that stage takes the absolute value, after it has added their parts. No atomics.
+that stage takes the absolute value, after it has added their parts, and adds the totals to running sums where there are
+some. No atomics.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from fairkern.ops._strides import innermost, merged, padded
 from fairkern.ops.taylor.config import SUM_TILE, WARPS, Split, Tile, split, tile
 
 _ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-_FIELDS: tl.constexpr = tl.constexpr(25)  # of a row of the table; its first two are the first programs of a layer
+_SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
+_FIELDS: tl.constexpr = tl.constexpr(27)  # of a row of the table; its first two are the first programs of a layer
 
 
 @triton.jit
@@ -128,15 +130,32 @@ def _taylor_partial_kernel(
 
 
 @triton.jit
+def _give(address, b_sum, o_channel, m_channel, SUM: tl.constexpr, ACCUMULATE: tl.constexpr):
+    """Sums of some channels to where the table says."""
+    p_sum = address.to(tl.pointer_type(SUM)) + o_channel
+    b_total = b_sum.to(SUM)
+    if ACCUMULATE:
+        b_total += tl.load(p_sum, mask=m_channel, other=0.0)
+    tl.store(p_sum, b_total, mask=m_channel)
+
+
+@triton.jit
 def _taylor_total_kernel(
-    totals, partials, table, layers, LAYERS: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr
+    partials,
+    table,
+    layers,
+    scale,
+    SUM: tl.constexpr,
+    ACCUMULATE: tl.constexpr,
+    LAYERS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """[3, channel] sums of a layer over its groups of rows; with several groups, each is one sample."""
+    """Sums of a layer over its groups of rows; with several groups, each is one sample."""
     i_program = tl.program_id(0).to(tl.int64)
     p_row = table + _layer(table, 1, i_program, layers, LAYERS) * _FIELDS
     i_local = i_program - tl.load(p_row + 1)
     p_partial = partials + tl.load(p_row + 4)
-    p_total = totals + tl.load(p_row + 5)
     channels = tl.load(p_row + 8)
     per_sample = tl.load(p_row + 10) != 0
     groups = tl.load(p_row + 15)
@@ -157,9 +176,9 @@ def _taylor_total_kernel(
             b_activation += tl.sum(tl.load(p_tile + 2 * channels, mask=mask, other=0.0), axis=0)
         b_signed += b_group
         b_absolute += tl.where(per_sample, tl.abs(b_group), 0.0)
-    tl.store(p_total + o_channel, b_signed, mask=m_channel)
-    tl.store(p_total + channels + o_channel, b_absolute, mask=m_channel)
-    tl.store(p_total + 2 * channels + o_channel, b_activation, mask=m_channel)
+    _give(tl.load(p_row + 5), b_signed * scale, o_channel, m_channel, SUM, ACCUMULATE)
+    _give(tl.load(p_row + 25), b_absolute * scale, o_channel, m_channel, SUM, ACCUMULATE)
+    _give(tl.load(p_row + 26), b_activation, o_channel, m_channel, SUM, ACCUMULATE)
 
 
 @dataclass(frozen=True)
@@ -245,39 +264,53 @@ class _Layer:
         return [*sizes, dealt.chunk, dealt.chunks, dealt.blocks, dealt.splits, *groups, *self.strides]
 
 
-def taylor_many(jobs: Sequence[tuple[Tensor, Tensor, int]]) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(act, grad, dim ≥ 1) of float32, bfloat16 or float16 → (signed, per sample, activation), float32, per job."""
-    layers = [_Layer.of(act, grad, dim) for act, grad, dim in jobs]
+Sums = tuple[Tensor, Tensor, Tensor]  # signed, per sample, activation
+
+
+def taylor_many(jobs: Sequence[tuple[Tensor, Tensor, int, Sums | None]], scale: float) -> list[Sums]:
+    """(act, grad, dim ≥ 1, running sums or None) of float32, bfloat16 or float16 → sums per job.
+
+    The first two sums times `scale`, added to the running ones (contiguous, float64 or float32) where there are some.
+    """
+    layers = [_Layer.of(act, grad, dim) for act, grad, dim, _ in jobs]
+    outs = [out for *_, out in jobs]
     kinds: dict[tuple[object, ...], list[int]] = {}
-    for number, layer in enumerate(layers):
-        kinds.setdefault(layer.kind, []).append(number)
-    totals: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    for number, (layer, out) in enumerate(zip(layers, outs, strict=True)):
+        kinds.setdefault((layer.kind, None if out is None else out[0].dtype), []).append(number)
+    totals: dict[int, Sums] = {}
     for members in kinds.values():
-        for number, total in zip(members, _launch([layers[number] for number in members]), strict=True):
-            totals[number] = (total[0], total[1], total[2])
+        made = _launch([layers[number] for number in members], [outs[number] for number in members], scale)
+        totals.update(zip(members, made, strict=True))
     return [totals[number] for number in range(len(layers))]
 
 
-def _launch(layers: Sequence[_Layer]) -> list[Tensor]:
-    """Layers of one kind; results [3, channels] are views of one tensor."""
+def _launch(layers: Sequence[_Layer], outs: Sequence[Sums | None], scale: float) -> list[Sums]:
+    """Layers of one kind, all with running sums of one dtype or all without; then new sums share a tensor."""
+    one, device = layers[0], layers[0].act.device
+    accumulate = outs[0] is not None
+    lengths = [layer.channels for layer, out in zip(layers, outs, strict=True) if out is None for _ in range(3)]
+    parts = iter(torch.empty(sum(lengths), dtype=torch.float32, device=device).split(lengths))
+    totals = [out or (next(parts), next(parts), next(parts)) for out in outs]
     table: list[list[int]] = []
-    programs = sum_programs = partial_size = total_size = 0
-    offsets = []
-    for layer in layers:
+    programs = sum_programs = partial_size = 0
+    for layer, total in zip(layers, totals, strict=True):
         addresses = [layer.act.data_ptr(), layer.grad.data_ptr()]
-        table.append([programs, sum_programs, *addresses, partial_size, total_size, *layer.fields])
-        offsets.append(total_size)
+        signed, per_sample, activation = (part.data_ptr() for part in total)
+        row = [programs, sum_programs, *addresses, partial_size, signed, *layer.fields, per_sample, activation]
+        table.append(row)
         programs += layer.rows * -(-layer.channels // layer.tile.channels)
         sum_programs += -(-layer.channels // SUM_TILE.channels)
         partial_size += layer.rows * 3 * layer.channels
-        total_size += 3 * layer.channels
-    one, device = layers[0], layers[0].act.device
     packed = torch.tensor(table, dtype=torch.int64).to(device)
-    partials, totals = (torch.empty(size, dtype=torch.float32, device=device) for size in (partial_size, total_size))
-    shared = {"table": packed, "layers": len(layers), "LAYERS": triton.next_power_of_2(len(layers))}
+    partials = torch.empty(partial_size, dtype=torch.float32, device=device)
+    shared = {
+        "partials": partials,
+        "table": packed,
+        "layers": len(layers),
+        "LAYERS": triton.next_power_of_2(len(layers)),
+    }
     chosen: Tile = one.tile
     first = {
-        "partials": partials,
         "ELEMENT": _ELEMENTS[one.act.dtype],
         "CHANNELS_INNERMOST": one.channels_innermost,
         "SINGLE": one.single,
@@ -286,9 +319,12 @@ def _launch(layers: Sequence[_Layer]) -> list[Tensor]:
         "POSITIONS": chosen.positions,
     }
     _triton.launch(_taylor_partial_kernel, programs, device, {**shared, **first}, WARPS)
-    second = {"totals": totals, "partials": partials, "CHANNELS": SUM_TILE.channels, "ROWS": SUM_TILE.positions}
+    second = {
+        "scale": float(scale),
+        "SUM": _SUMS[totals[0][0].dtype],
+        "ACCUMULATE": accumulate,
+        "CHANNELS": SUM_TILE.channels,
+        "ROWS": SUM_TILE.positions,
+    }
     _triton.launch(_taylor_total_kernel, sum_programs, device, {**shared, **second}, WARPS)
-    return [
-        totals[offset : offset + 3 * layer.channels].view(3, layer.channels)
-        for offset, layer in zip(offsets, layers, strict=True)
-    ]
+    return totals

@@ -1,6 +1,8 @@
-"""The definition of the Tolerance-of-Difference curve."""
+"""The definition of the Tolerance-of-Difference curve, and the same for many groups at once."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,3 +26,9 @@ def ranks(values: Tensor, descending: bool) -> Tensor:
     result = torch.empty_like(order)
     result[order] = torch.arange(len(values), device=values.device)
     return result
+
+
+def tod_curves(u: Tensor, r: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[total], [total] → float64 [total]: the curve of each group, group after group."""
+    parts = zip(u.split(list(sizes)), r.split(list(sizes)), strict=True)
+    return torch.cat([tod_curve(own_u, own_r) for own_u, own_r in parts])

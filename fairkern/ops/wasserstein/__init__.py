@@ -44,8 +44,9 @@ def class_wasserstein(x: Tensor, labels: Tensor, reduce: str = "max", *, backend
     Raises:
         InputError: shapes, dtypes or labels that cannot be used. BackendError: the backend cannot run here.
 
-    Cost: sorting, N·C·P·log²(N/K), and comparing, K·N·C·P; memory for one unit's (or a few units') samples per
-    thread. The same bits on any number of threads.
+    Cost: sorting, N·C·P·log²(N/K) (by radix above `config.NETWORK_LIMIT` samples per class: N·C·P), and comparing,
+    K·N·C·P; memory for one unit's (or 16 units') samples per thread, 64·N bytes for each 16 of its projections. The
+    same bits on any number of threads.
 
     Source: arXiv 2508.02291, Utilization Score.
 
@@ -78,7 +79,7 @@ def wasserstein_1d(x: Tensor, y: Tensor, p: int = 1, *, backend: str = "auto") -
         x: [N, C] float samples, N ≥ 1; float32, float64, bfloat16 or float16.
         y: [M, C] samples of the same dtype, M ≥ 1.
         p: 1 or 2. For 2, the root of ∫(F⁻¹ − G⁻¹)².
-        backend: "auto" or "reference".
+        backend: "auto", "native" or "reference".
 
     Returns:
         [C], in the unit of `x`; float32, or float64 for float64 input. A NaN in a column makes its result NaN.
@@ -86,7 +87,8 @@ def wasserstein_1d(x: Tensor, y: Tensor, p: int = 1, *, backend: str = "auto") -
     Raises:
         InputError: shapes, dtypes or p that cannot be used. BackendError: the backend cannot run here.
 
-    Cost: two sorts along the samples and one pass; a copy of both inputs.
+    Cost: two sorts along the samples and one pass over both. Native: memory for a cache line of columns (16, or 8 of
+    float64) per thread, in and out of any strides; the same bits on any number of threads.
 
     Example:
         >>> wasserstein_1d(torch.tensor([[0.0], [1.0]]), torch.tensor([[5.0], [5.0], [8.0]]))
@@ -102,7 +104,8 @@ def wasserstein_1d(x: Tensor, y: Tensor, p: int = 1, *, backend: str = "auto") -
         raise InputError(f"x is {x.dtype} and y is {y.dtype}; expected one dtype")
     if p not in (1, 2):
         raise InputError(f"p is {p!r}; expected 1 or 2")
-    resolve("wasserstein_1d", backend, x.device)
+    if resolve("wasserstein_1d", backend, x.device) is Backend.NATIVE:
+        return native.wasserstein_1d(x, y, p)
     wide = _check.accumulator(x.dtype)
     return reference.wasserstein_1d(x.to(wide), y.to(wide), p)
 

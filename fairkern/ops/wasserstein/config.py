@@ -1,4 +1,4 @@
-"""Launch settings of the Triton kernels of `class_wasserstein`."""
+"""How `class_wasserstein` and `wasserstein_1d` sort, and the launch settings of their Triton kernels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 NETWORKS = (4, 8, 16, 32, 64)  # samples per class that a generated sorting network takes; above, torch.sort
 TRIANGLES = (4, 8, 10)  # classes whose pairs one program holds in registers
 TILE = 8  # classes on a side of a tile of pairs, above
 WORKSPACE = 1 << 26  # float32 numbers of sorted samples held at a time: 256 MiB
 MERGE_GROUPS = 256  # partial results per unit, at most, where class sizes differ
+
+# On a CPU, samples per class up to which a sorting network over all columns is at least as fast as a radix sort of each
+# column. Measured by `python -m bench.thresholds`, in bench/results/thresholds.json.
+NETWORK_LIMIT = {torch.float32: 8192, torch.float64: 8192}
+
+
+def network_limit(accumulator: torch.dtype) -> int:
+    """`NETWORK_LIMIT` for sums of that dtype; half precision is sorted as float32."""
+    return NETWORK_LIMIT[accumulator]
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,9 @@ class Slots:
         return cls(tuple(numbers), counts.count(count), count, max(counts))
 
 
-def settings(classes: int, projections: int, slots: Slots, lanes: int = 32) -> Settings:
+def settings(
+    classes: int, projections: int, slots: Slots, lanes: int = 32, network_limit: int = NETWORKS[-1]
+) -> Settings:
     """`lanes` is the number of threads that run in step: 32, or 64 on AMD."""
     across = min(1 << (projections - 1).bit_length(), 8)
     steps = -(-projections // across) * slots.longest
@@ -60,7 +73,7 @@ def settings(classes: int, projections: int, slots: Slots, lanes: int = 32) -> S
         units=lanes // across,
         projections=across,
         lines=4,
-        network=next((n for n in NETWORKS if n >= slots.longest), None),
+        network=next((n for n in NETWORKS if slots.longest <= n <= network_limit), None),
         triangle=triangle,
         padded=max(-(-classes // TILE) * TILE, triangle or 0),
         rows=8 if triangle is None else max(1, 4 // split),

@@ -1,4 +1,4 @@
-"""Calls the compiled `class_wasserstein`: allocates the result, passes addresses and strides."""
+"""Calls the compiled `class_wasserstein` and `wasserstein_1d`: allocate results, pass addresses and strides."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ from torch import Tensor
 
 from fairkern.ops import _native
 from fairkern.ops._check import accumulator
+from fairkern.ops.wasserstein.config import network_limit
 
 _REDUCTIONS = {"max": 0, "mean": 1, "pairs": 2}
 
 
 def class_wasserstein(
-    x: Tensor, order: Tensor, offsets: Tensor, reduce: str, isa: int = 0, directions: Tensor | None = None
+    x: Tensor,
+    order: Tensor,
+    offsets: Tensor,
+    reduce: str,
+    isa: int = 0,
+    directions: Tensor | None = None,
+    limit: int | None = None,
 ) -> Tensor:
     """[N, C, P], any strides → [C] or [pairs, C]; with `directions` [D, P], of the result's dtype, x is [N, C, D].
 
-    `isa` forces an instruction set (for tests).
+    `isa` forces an instruction set, `limit` the samples per class up to which a network sorts them (for tests and
+    measurements).
     """
     classes = len(offsets) - 1
     units, columns = x.shape[1:]
@@ -42,5 +50,29 @@ def class_wasserstein(
         isa=isa,
         directions=0 if directions is None else directions.data_ptr(),
         positions=columns,
+        network_limit=network_limit(out.dtype) if limit is None else limit,
+    )
+    return out
+
+
+def wasserstein_1d(x: Tensor, y: Tensor, p: int, isa: int = 0, limit: int | None = None) -> Tensor:
+    """[N, C], [M, C] of one dtype, any strides → [C]; `isa` and `limit` as for `class_wasserstein`."""
+    out = torch.empty(x.shape[1], dtype=accumulator(x.dtype))
+    _native.extension().wasserstein_1d(
+        element=_native.ELEMENTS[x.dtype],
+        x=x.data_ptr(),
+        x_stride_n=x.stride(0),
+        x_stride_c=x.stride(1),
+        n=x.shape[0],
+        y=y.data_ptr(),
+        y_stride_n=y.stride(0),
+        y_stride_c=y.stride(1),
+        m=y.shape[0],
+        columns=x.shape[1],
+        power=p,
+        network_limit=network_limit(out.dtype) if limit is None else limit,
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+        isa=isa,
     )
     return out

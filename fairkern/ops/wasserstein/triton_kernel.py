@@ -27,7 +27,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fairkern.ops import _triton
-from fairkern.ops.wasserstein.config import MERGE_GROUPS, TILE, WORKSPACE, Settings, Slots, settings
+from fairkern.ops.wasserstein.config import MERGE_GROUPS, NETWORKS, TILE, WORKSPACE, Settings, Slots, settings
 from fairkern.ops.wasserstein.generated.triton_kernel import SORTS, SQUARES, TRIANGLES, _distance, _larger, _taken
 
 
@@ -102,13 +102,18 @@ def _merge_kernel(
         tl.store(out + i_group * units + o_unit, tl.sum(b_best, axis=0)[None, :], mask=m_unit)
 
 
-def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str) -> Tensor:
-    """[N, C, P] float32, bfloat16 or float16, any strides → float32 [C] or [pairs, C]; arguments as the reference."""
+def class_wasserstein(
+    x: Tensor, order: Tensor, offsets: Tensor, reduce: str, network_limit: int = NETWORKS[-1]
+) -> Tensor:
+    """[N, C, P] float32, bfloat16 or float16, any strides → float32 [C] or [pairs, C]; arguments as the reference.
+
+    Classes of more than `network_limit` samples are sorted by `torch.sort`.
+    """
     bounds = offsets.tolist()
     counts = [end - begin for begin, end in pairwise(bounds)]
     classes, (_, units, projections) = len(counts), x.shape
     slots = Slots.of(counts)
-    chosen = settings(classes, projections, slots, lanes=64 if torch.version.hip else 32)
+    chosen = settings(classes, projections, slots, 64 if torch.version.hip else 32, network_limit)
     numbers = torch.tensor(slots.numbers, device=x.device)
     pairs = classes * (classes - 1) // 2
     blocks = -(-units // chosen.units)

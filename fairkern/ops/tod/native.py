@@ -1,0 +1,26 @@
+"""Calls the compiled curves: allocates the result, passes addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fairkern.ops import _native
+
+
+def tod_curves(u: Tensor, r: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[total], [total], without NaN → float64 [total]: the curve of each group, group after group."""
+    u, r = u.to(torch.float64).contiguous(), r.to(torch.float64).contiguous()
+    counts = torch.tensor(list(sizes), dtype=torch.int64)
+    out = torch.empty(len(u), dtype=torch.float64)
+    _native.extension().tod_curves(
+        u=u.data_ptr(),
+        r=r.data_ptr(),
+        sizes=counts.data_ptr(),
+        groups=len(counts),
+        out=out.data_ptr(),
+        threads=torch.get_num_threads(),
+    )
+    return out
