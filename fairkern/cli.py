@@ -217,7 +217,7 @@ def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _removed(plan: fk.Plan) -> str:
-    removed, units = sum(len(g.removed) for g in plan.groups), sum(g.units for g in plan.groups)
+    removed, units = sum(g.removed.size for g in plan.groups), sum(g.total for g in plan.groups)
     return f"{removed} of {units} units in {len(plan.groups)} groups removed"
 
 

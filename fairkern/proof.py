@@ -11,7 +11,7 @@ from torch import nn
 
 from fairkern import allocate, axes, compact
 from fairkern.deadline import Deadline
-from fairkern.types import SizeSite, UnitMap
+from fairkern.types import AxisGroup, IndexArray, SizeSite, UnitMap
 
 
 def proven(
@@ -71,6 +71,13 @@ def proven(
     return best
 
 
+def _half(group: AxisGroup) -> IndexArray:
+    """The first half of a group's units, or as many as it can spare; the same of each of its sets."""
+    stays = max(group.units - group.units // 2, group.least)
+    gone = np.arange(group.units - min(group.units, -(-stays // group.multiple) * group.multiple))
+    return gone if group.sets == 1 or not len(gone) else np.tile(gone, (group.sets, 1))
+
+
 def described(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> UnitMap:
     """The map with the fields of the model's configuration that follow a cut.
 
@@ -84,7 +91,7 @@ def described(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> UnitM
         cut = {g for f in tried for g in f.groups if units.groups[g].units > 1}
         if not cut:
             continue
-        removed = [np.arange(group.units // 2 if g in cut else 0) for g, group in enumerate(units.groups)]
+        removed = [_half(group) if g in cut else np.arange(0) for g, group in enumerate(units.groups)]
         candidate = replace(units, config=tuple(tried))
         plan = allocate.build(candidate, removed)
         reason = compact.undescribed(model, plan, compact.shapes_after(plan)) or compact.failure(

@@ -2,6 +2,9 @@
 
 Index arrays are NumPy int64. A group's units touch each of its axes equally often, so every index array
 is rectangular: `positions[u]` are the places that unit `u` holds on one axis, ascending.
+
+A group may have several *sets*: its axes lie on tensors whose dimension 0 counts experts, and every expert loses as
+many units but not the same ones. What is per unit is then `[sets, units]` or, where it has to be flat, set after set.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class GroupAxis:
     length: int
     positions: IndexArray  # [units, per unit]
     consumer: bool  # a weight that contracts over the units along this axis
+    routes: bool = False  # a router's weight: masked, what it gives for a unit is −inf
 
 
 @dataclass(frozen=True, order=True)
@@ -69,10 +73,13 @@ class Tap:
     `sites` are the calls that read it (`side="input"`; a module reads it as its first input, and one tensor may
     feed several consumers) or the one that returns it (`side="output"`). `weights` are the axes of the consumers'
     weights that contract over it (for an output, the axis that produces it).
+
+    Within a module that holds all its experts: `side="inner"` is what the experts' down projections read,
+    [tokens, E, I], and `side="expert"` what each expert adds to its tokens, weighted by its gate, [tokens, E, H].
     """
 
     sites: tuple[Site, ...]
-    side: str  # "input" | "output"
+    side: str  # "input" | "output" | "inner" | "expert"
     dim: int
     length: int
     positions: IndexArray  # [units, per unit] along `dim`
@@ -88,7 +95,9 @@ class AxisGroup:
     """All units that touch the same axes: what the paper calls a layer.
 
     `taps` are the inputs of the consumers, `outputs` what the producing layers return (the paper's tap).
-    `frozen` is None, or why no unit of this group may be cut.
+    `frozen` is None, or why no unit of this group may be cut. At least `least` units stay (an expert for each that
+    a token is sent to); where a plan cuts the group, a whole `multiple` of units stays (what a kernel asks for). Where
+    `sets` is above 1, `units` are those of one set.
     """
 
     name: str
@@ -98,6 +107,14 @@ class AxisGroup:
     taps: tuple[Tap, ...]
     outputs: tuple[Tap, ...] = ()
     frozen: str | None = None
+    sets: int = 1
+    least: int = 1
+    multiple: int = 1
+
+    @property
+    def total(self) -> int:
+        """Units over all sets."""
+        return self.units * self.sets
 
     @property
     def producer_modules(self) -> tuple[str, ...]:
@@ -135,6 +152,8 @@ class CostTerm:
 class SizeAttribute:
     """A module attribute that holds a size (`Conv2d.out_channels`) and the extent that it follows.
 
+    `attribute` may be dotted (`config.num_experts`). An attribute that comes several times is one size of several
+    layers: it changes where all of them agree.
     `observed`: recognised by its value in what reshapes of its module were given (`Attention.num_heads`), not by
     the module's class.
     """
@@ -265,7 +284,7 @@ class Scores:
     """Per group and unit: removal and protection signals, and what a later stage needs of the same pass.
 
     `signals["wasserstein"][g]` is the U-score and `signals["taylor"][g]` the R-score of group `g`:
-    float64 `[units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
+    float64 `[sets · units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
     float64 `[length]`. `moments[tap name]` is there, for every tap that consumers read, if scoring was asked to keep
     them. `provenance` says how they came about: settings, sample counts, backends, seconds.
     """
@@ -306,22 +325,32 @@ class PlanGroup:
 
     name: str
     kind: str
-    units: int
-    removed: IndexArray  # [removed], ascending
+    units: int  # of one set
+    removed: IndexArray  # [removed] or, with several sets, [sets, removed]; ascending
+    sets: int = 1
+
+    @property
+    def total(self) -> int:
+        """Units over all sets."""
+        return self.units * self.sets
 
     @property
     def rate(self) -> float:
-        return len(self.removed) / self.units
+        return self.removed.size / self.total
 
 
 @dataclass(frozen=True)
 class PlanAxis:
-    """Positions that go from one axis; `consumer` marks those that `masked` sets to zero."""
+    """Positions that go from one axis.
+
+    `consumer` marks those that `masked` sets to zero, `routes` a router's weight: masked, what it gives there is −inf.
+    """
 
     axis: Axis
     length: int
-    removed: IndexArray  # [removed positions], ascending
+    removed: IndexArray  # [positions] or, for a set per position of the tensor's dimension 0, [sets, positions]
     consumer: bool
+    routes: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from fairkern.artefacts import (
     save_scores,
     write_json,
 )
-from fairkern.errors import InputError
+from fairkern.errors import ArtefactError, InputError
 from fairkern.types import (
     AttributeChange,
     Axis,
@@ -305,3 +305,51 @@ def test_the_file_has_the_callers_permissions(tmp_path: Path) -> None:
     save_plan(some_plan(), tmp_path / "plan.json")
     (tmp_path / "other").touch()
     assert (tmp_path / "plan.json").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def with_sets() -> Plan:
+    """Two experts that lose different positions of one axis, and one of three experts in another tensor."""
+    inner = PlanAxis(Axis("experts.down", 2), 5, np.array([[0, 3], [1, 4]]), True)
+    router = PlanAxis(Axis("router.weight", 0), 3, np.array([1]), False, routes=True)
+    groups = (PlanGroup("up", "expert neuron", 5, np.array([[0, 3], [1, 4]]), sets=2),)
+    shapes = {"experts.down": (2, 4, 5), "router.weight": (3, 4)}
+    return replace(some_plan(), groups=groups, axes=(inner, router), shapes=shapes)
+
+
+def test_sets_come_back(tmp_path: Path) -> None:
+    save_plan(with_sets(), tmp_path / "plan.json")
+    assert same(load_plan(tmp_path / "plan.json"), with_sets())
+    content = read_json(tmp_path / "plan.json", "plan")
+    assert content["axes"][0]["removed"] == [[[0, 1], [3, 4]], [[1, 2], [4, 5]]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[[1, 2], [4, 5]]", "[[1, 2]]", "the sets lose different numbers of positions"),
+        (", [[1, 2], [4, 5]]]", "]", "expected a list of 2"),
+        ('"dim": 2, "length": 5', '"dim": 0, "length": 2', r"2 sets on experts.down:0, whose tensor has the shape"),
+        ('"sets": 2, "removed"', '"sets": 3, "removed"', "expected a list of 3|3 sets on experts.down:2"),
+        ('"routes": true', '"routes": 1', "expected true or false"),
+    ],
+)
+def test_damaged_sets(old: str, new: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    save_plan(with_sets(), path)
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), "utf-8")
+    with pytest.raises(ArtefactError, match=message):
+        load_plan(path)
+
+
+def test_plans_of_schema_1_have_no_sets_and_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    save_plan(some_plan(), path)
+    content = json.loads(path.read_text("utf-8"))
+    content["schema"] = 1
+    for entry in (*content["groups"], *content["axes"]):
+        for name in ("sets", "routes"):
+            entry.pop(name, None)
+    path.write_text(json.dumps(content), "utf-8")
+    assert same(load_plan(path), some_plan())

@@ -224,6 +224,10 @@ def test_scores_with_other_tensors(tensors: Callable[[dict], None], message: str
     ("header", "message"),
     [
         ({"schema": "3", "fairkern": "9.1"}, "schema 3, written by fairkern 9.1.*upgrade"),
+        (
+            {"schema": "1", "fairkern": "0.0"},
+            "schema 1, written by fairkern 0.0; this fairkern reads scores of schema 2",
+        ),
         ({"schema": "one"}, "schema 'one'"),
         ({"schema": "²"}, "schema '²'"),
         ({"format": "fairkern.plan"}, "has the format 'fairkern.plan'; expected 'fairkern.scores'"),

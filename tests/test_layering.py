@@ -21,6 +21,7 @@ FLOORS = (
         "nested",
         "untouched",
         "deadline",
+        "experts",
         "weight_calls",
         "size_calls",
         "replacements",

@@ -49,7 +49,8 @@ def allocate(
     Within a group, units go in ascending order of the removal signal (ties by index). How many go is decided by
     one threshold for all groups: with `allocation="tod"` the Tolerance of Difference (FAIR-Pruner,
     arXiv 2508.02291), with `"uniform"` the fraction of the group, with `"global"` the removal signal itself, with
-    `"normalized"` the removal signal divided by its mean magnitude in the group. A budget is solved for that
+    `"normalized"` the removal signal divided by its mean magnitude in the group. In a group of several sets (the inner
+    units of experts) every set loses as many units as the others, and not the same ones. A budget is solved for that
     threshold; between the last threshold that keeps
     too much and the first that keeps little enough, groups are cut partway, by equal fractions and then step by
     step; steps that still fit under the budget are given back, the last removed first. So the plan keeps at most
@@ -130,7 +131,7 @@ def allocate(
     predicted = {} if latency is None else _predicted(LatencyCost(units, latency), removed)
     return build(
         units,
-        [removal_order(first_signal[g])[: removed[g]] if removed[g] else _NONE for g in range(len(units.groups))],
+        [removal_order(first_signal[g])[..., : removed[g]] if removed[g] else _NONE for g in range(len(units.groups))],
         request,
         {
             "tolerance": float(steps.need[taken - 1]) if taken else None,
@@ -195,7 +196,7 @@ def _needs(
         signal = read_signal(scores, "protect", protect)
         return tolerance_needs(removal, signal, {g: int(limit.most[g]) for g in removal})
     if kind is Allocation.UNIFORM:
-        return {g: fraction_need(len(removal[g]), int(limit.most[g])) for g in removal}
+        return {g: fraction_need(removal[g].shape[-1], int(limit.most[g])) for g in removal}
     need = pooled_need if kind is Allocation.GLOBAL else normalized_need
     return {g: need(removal[g], int(limit.most[g])) for g in removal}
 

@@ -94,11 +94,11 @@ def limits(units: UnitMap, ignored: frozenset[int], max_remove: Any, min_keep: A
     for g in units.prunable:
         group = units.groups[g]
         width = _produced_positions(group)
-        step[g] = multiple // math.gcd(multiple, width)
+        step[g] = math.lcm(multiple // math.gcd(multiple, width), group.multiple)
         first[g] = group.units % step[g] or step[g]
         if g not in ignored:
             # 0.29 · 100 is 28.999…96 in floating point, and the caller meant 29
-            most[g] = max(0, min(math.floor(share * group.units + 1e-9), group.units - keep))
+            most[g] = max(0, min(math.floor(share * group.units + 1e-9), group.units - max(keep, group.least)))
     return Limits(most, first, step)
 
 

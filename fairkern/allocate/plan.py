@@ -13,6 +13,7 @@ from fairkern.errors import InputError
 from fairkern.types import (
     AttributeChange,
     Axis,
+    AxisGroup,
     ConfigChange,
     GroupAxis,
     IndexArray,
@@ -35,7 +36,7 @@ def build(
     Args:
         units: the map that the plan is for.
         removed: per group of the map (frozen ones too) the units that go: integer arrays, any order, each unit
-            at most once; empty for a group that stays whole.
+            at most once; `[sets, count]` for a group of several sets; empty for a group that stays whole.
         request: what was asked, kept as it is.
         result: entries to add to the costs and counts that are computed here.
 
@@ -47,7 +48,7 @@ def build(
 
     Raises:
         InputError: a wrong number of arrays, units that do not exist or come twice, a group that is frozen or
-            would lose all its units.
+            would keep fewer units than it needs.
 
     Cost: O(positions that go), after one pass over the map.
 
@@ -60,7 +61,7 @@ def build(
         [('fc1.weight:0', [1, 3])]
     """
     chosen = _checked(units, removed)
-    counts = np.array([len(units_) for units_ in chosen], dtype=np.int64)
+    counts = np.array([units_.shape[-1] for units_ in chosen], dtype=np.int64)
     nothing = np.zeros_like(counts)
     params, flops = Cost(units, units.params), Cost(units, units.flops)
     prunable = units.prunable
@@ -70,14 +71,11 @@ def build(
     return Plan(
         model=units.model,
         groups=tuple(
-            PlanGroup(units.groups[g].name, units.groups[g].kind, units.groups[g].units, chosen[g]) for g in prunable
+            PlanGroup(group.name, group.kind, group.units, chosen[g], group.sets)
+            for g, group in ((g, units.groups[g]) for g in prunable)
         ),
         axes=axes,
-        attributes=tuple(
-            AttributeChange(a.module, a.attribute, units.extents[a.extent].length, sizes[a.extent])
-            for a in units.attributes
-            if sizes[a.extent] != units.extents[a.extent].length
-        ),
+        attributes=_attributes(units, sizes),
         shapes={name: tuple(shape) for name, shape in units.shapes.items()},
         request=dict(request or {}),
         result={
@@ -87,8 +85,8 @@ def build(
             "flops_after": _whole(flops(counts)),
             "groups": len(prunable),
             "groups_cut": int(np.count_nonzero(counts)),
-            "units": sum(units.groups[g].units for g in prunable),
-            "units_removed": int(counts.sum()),
+            "units": sum(units.groups[g].total for g in prunable),
+            "units_removed": sum(units_.size for units_ in chosen),
             **({"config_left": left} if left else {}),
             **(result or {}),
         },
@@ -131,46 +129,71 @@ def _checked(units: UnitMap, removed: Sequence[IndexArray]) -> list[IndexArray]:
         if array.size == 0:
             chosen.append(np.zeros(0, dtype=np.int64))
             continue
-        if array.ndim != 1 or array.dtype.kind not in "iu":
+        lead = () if group.sets == 1 else (group.sets,)
+        if array.shape[:-1] != lead or array.dtype.kind not in "iu":
+            expected = f"integers [{group.sets}, count], a row per set" if lead else "a flat array of integers"
             raise InputError(
-                f"removed units of group {group.name!r} are {array.dtype} of shape {array.shape}; "
-                "expected a flat array of integers"
+                f"removed units of group {group.name!r} are {array.dtype} of shape {array.shape}; expected {expected}"
             )
-        array = np.sort(array).astype(np.int64)
-        if array[0] < 0 or array[-1] >= group.units or (array[1:] == array[:-1]).any():
+        array = np.sort(array, axis=-1).astype(np.int64)
+        if array.min() < 0 or array.max() >= group.units or (array[..., 1:] == array[..., :-1]).any():
             raise InputError(
-                f"removed units of group {group.name!r} run from {array[0]} to {array[-1]}; "
+                f"removed units of group {group.name!r} run from {array.min()} to {array.max()}; "
                 f"expected distinct numbers from 0 to {group.units - 1}"
             )
         if group.frozen is not None:
             raise InputError(f"group {group.name!r} is frozen and cannot be cut: {group.frozen}")
-        if len(array) == group.units:
-            raise InputError(f"all {group.units} units of group {group.name!r} would go; at least one must stay")
+        if group.units - array.shape[-1] < group.least:
+            raise InputError(
+                f"{array.shape[-1]} of the {group.units} units of group {group.name!r} would go; "
+                f"at least {group.least} must stay"
+            )
         chosen.append(array)
     return chosen
+
+
+def _attributes(units: UnitMap, sizes: Sequence[int]) -> tuple[AttributeChange, ...]:
+    """Attributes that hold another size now; one that stands for several layers, where they all agree on it."""
+    ends: dict[tuple[str, str], set[tuple[int, int]]] = {}
+    for a in units.attributes:
+        ends.setdefault((a.module, a.attribute), set()).add((units.extents[a.extent].length, sizes[a.extent]))
+    changes = [(*place, *next(iter(found))) for place, found in ends.items() if len(found) == 1]
+    return tuple(AttributeChange(*change) for change in changes if change[2] != change[3])
 
 
 def _axes(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[PlanAxis, ...]:
     """One entry per axis that loses positions. Several groups may hold positions of one axis (a concatenation)."""
     holders: dict[Axis, list[tuple[GroupAxis, IndexArray]]] = {}
     for group, array in zip(units.groups, chosen, strict=True):
-        if not len(array):
+        if not array.size:
             continue
         gathered: dict[int, IndexArray] = {}  # axes of a group often share one array of positions
         for held in group.axes:
             places = gathered.get(id(held.positions))
             if places is None:
-                places = gathered[id(held.positions)] = np.sort(held.positions[array].ravel())
+                places = np.sort(held.positions[array].reshape(*array.shape[:-1], -1), axis=-1)
+                gathered[id(held.positions)] = places
             holders.setdefault(held.axis, []).append((held, places))
     return tuple(
         PlanAxis(
             axis,
             parts[0][0].length,
-            parts[0][1] if len(parts) == 1 else np.unique(np.concatenate([places for _, places in parts])),
+            _joined([places for _, places in parts]),
             any(held.consumer for held, _ in parts),
+            any(held.routes for held, _ in parts),
         )
         for axis, parts in sorted(holders.items(), key=lambda item: (item[0].tensor, item[0].dim))
     )
+
+
+def _joined(parts: Sequence[IndexArray]) -> IndexArray:
+    """The positions of several groups on one axis; a row per set where any has sets."""
+    if len(parts) == 1:
+        return parts[0]
+    if all(p.ndim == 1 for p in parts):
+        return np.unique(np.concatenate(parts))
+    rows = max(len(p) for p in parts if p.ndim == 2)
+    return np.sort(np.concatenate([np.broadcast_to(p, (rows, p.shape[-1])) for p in parts], axis=1), axis=1)
 
 
 def _whole(cost: float) -> int | float:
@@ -183,11 +206,13 @@ def random_removal(units: UnitMap, fraction: float, seed: int) -> list[IndexArra
     Args:
         units: the map.
         fraction: share of each group, between 0 and 1: `floor(fraction · n)` units, but at least 1 and at most
-            n − 1; none from a group of one unit.
+            what the group can spare (n − 1, or less where experts are needed); so none from a group of one unit. What
+            stays is a multiple where the group asks for one.
         seed: of an own NumPy generator; the same seed gives the same units.
 
     Returns:
-        Per group of the map an ascending int64 array, empty for frozen groups; what `build` takes.
+        Per group of the map an ascending int64 array, `[sets, count]` where a group has several sets, empty for
+        frozen groups; what `build` takes.
 
     Raises:
         InputError: a fraction out of range.
@@ -197,6 +222,21 @@ def random_removal(units: UnitMap, fraction: float, seed: int) -> list[IndexArra
     generator = np.random.default_rng(seed)
     removed = []
     for group in units.groups:
-        count = min(max(int(fraction * group.units), 1), group.units - 1) if group.frozen is None else 0
-        removed.append(np.sort(generator.permutation(group.units)[:count]).astype(np.int64))
+        count = _sparable(group, int(fraction * group.units)) if group.frozen is None else 0
+        removed.append(drawn(group, count, generator))
     return removed
+
+
+def _sparable(group: AxisGroup, wanted: int) -> int:
+    """About as many units as wanted, at least one step, so that what stays is enough and the multiple it has to be."""
+    count = min(max(wanted, 1), group.units - group.least)
+    count -= (count - group.units) % group.multiple
+    least = group.units % group.multiple or group.multiple
+    count = max(count, least)
+    return count if group.units - count >= group.least else 0
+
+
+def drawn(group: AxisGroup, count: int, generator: np.random.Generator) -> IndexArray:
+    """`count` units of a group (of each of its sets) at random, ascending: int64 `[count]` or `[sets, count]`."""
+    rows = [np.sort(generator.permutation(group.units)[:count]).astype(np.int64) for _ in range(group.sets)]
+    return rows[0] if group.sets == 1 or not count else np.stack(rows)

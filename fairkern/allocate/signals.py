@@ -12,7 +12,7 @@ from fairkern.errors import InputError
 from fairkern.types import AxisGroup, FloatArray, Scores
 
 Signal = str | Callable[[AxisGroup], Any]
-"""A name in `scores.signals`, "random", or a function of a group that returns a score per unit."""
+"""A name in `scores.signals`, "random", or a function of a group that returns a score per unit, set after set."""
 
 RANDOM, RESIDUAL, WASSERSTEIN = "random", "residual", "wasserstein"
 
@@ -39,7 +39,7 @@ def name_of(signal: Any) -> Any:
 
 
 def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]:
-    """The signal's scores for every prunable group, float64, checked for length and finiteness.
+    """The signal's scores for every prunable group, float64 `[units]` or `[sets, units]`, checked to be finite.
 
     Raises:
         InputError: no such signal, a group without scores or with too many, NaN or Inf.
@@ -49,7 +49,8 @@ def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]
         return {g: _checked(units.groups[g], name_of(signal), signal(units.groups[g])) for g in units.prunable}
     if signal == RANDOM and RANDOM not in scores.signals:
         seed = int(scores.provenance.get("seed", 0))
-        return {g: np.random.default_rng((seed, g)).random(units.groups[g].units) for g in units.prunable}
+        drawn = {g: np.random.default_rng((seed, g)).random(units.groups[g].total) for g in units.prunable}
+        return {g: _checked(units.groups[g], RANDOM, values) for g, values in drawn.items()}
     if not isinstance(signal, str) or signal not in scores.signals:
         choices = ", ".join(repr(s) for s in sorted(scores.signals)) or "none at all"
         raise InputError(f"{role}={signal!r} is not among the signals of these scores; they hold {choices}")
@@ -66,12 +67,12 @@ def _checked(group: AxisGroup, name: str, given: Any) -> FloatArray:
         raise InputError(
             f"signal {name} of group {group.name!r} gives a {type(given).__name__}; expected numbers"
         ) from None
-    if values.shape != (group.units,):
+    if values.shape != (group.total,):
         raise InputError(
-            f"signal {name} of group {group.name!r} has shape {values.shape}; expected ({group.units},), "
+            f"signal {name} of group {group.name!r} has shape {values.shape}; expected ({group.total},), "
             "one score per unit"
         )
     if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
         raise InputError(f"signal {name} of group {group.name!r} is {values[bad]} at unit {bad}; scores must be finite")
-    return values
+    return values if group.sets == 1 else values.reshape(group.sets, group.units)

@@ -12,8 +12,8 @@ from fairkern.types import FloatArray, IndexArray
 
 
 def removal_order(removal: FloatArray) -> IndexArray:
-    """Unit indices in order of removal: ascending score, ties by index. float64 `[n]` → int64 `[n]`."""
-    return np.argsort(removal, kind="stable")
+    """Unit indices in order of removal: ascending score, ties by index. float64 `[.., n]` → int64 `[.., n]`."""
+    return np.argsort(removal, axis=-1, kind="stable")
 
 
 def tolerance_needs(
@@ -23,11 +23,11 @@ def tolerance_needs(
 
     `need[k−1] = min over k ≤ j ≤ limit of ToD(j)`, so `m(α) = max{k ≤ limit : ToD(k) ≤ α}` is the number of
     entries `≤ α` (FAIR-Pruner, arXiv 2508.02291: the pruning level at tolerance α). The curves of all groups are made
-    at once.
+    at once. Of several sets each loses k units of its own: their overlaps are summed and divided by k · sets.
 
     Args:
-        removal: U-scores per group, float64 `[n]`; low goes first.
-        protect: R-scores per group, float64 `[n]`; high is protected.
+        removal: U-scores per group, float64 `[n]` or `[sets, n]`; low goes first.
+        protect: R-scores per group, of the same shape; high is protected.
         limits: most units that may go per group, at most n.
 
     Returns:
@@ -40,10 +40,12 @@ def tolerance_needs(
     """
     if not removal:
         return {}
-    sizes = [len(scores) for scores in removal.values()]
-    flat = [torch.from_numpy(np.concatenate([signal[g] for g in removal])) for signal in (removal, protect)]
+    rows = [(g, row) for g, scores in removal.items() for row in range(len(np.atleast_2d(scores)))]
+    sizes = [removal[g].shape[-1] for g, _ in rows]
+    flat = [torch.from_numpy(np.concatenate([signal[g].reshape(-1) for g in removal])) for signal in (removal, protect)]
     curves = np.split(tod_curves(flat[0], flat[1], sizes).numpy(), np.cumsum(sizes)[:-1])
-    return {g: np.minimum.accumulate(curve[: limits[g]][::-1])[::-1] for g, curve in zip(removal, curves, strict=True)}
+    whole = {g: np.mean([c for (owner, _), c in zip(rows, curves, strict=True) if owner == g], axis=0) for g in removal}
+    return {g: np.minimum.accumulate(curve[: limits[g]][::-1])[::-1] for g, curve in whole.items()}
 
 
 def fraction_need(units: int, limit: int) -> FloatArray:
@@ -52,15 +54,18 @@ def fraction_need(units: int, limit: int) -> FloatArray:
 
 
 def pooled_need(removal: FloatArray, limit: int) -> FloatArray:
-    """One ranking over all groups: sorted scores as they are, float64 `[limit]`."""
-    return np.sort(removal)[:limit]
+    """One ranking over all groups: sorted scores as they are, float64 `[limit]`.
+
+    Several sets `[sets, n]` lose their k-th units together, for the mean of their scores.
+    """
+    return np.sort(np.atleast_2d(removal)).mean(axis=0)[:limit]
 
 
 def normalized_need(removal: FloatArray, limit: int) -> FloatArray:
     """One ranking over all groups: sorted scores divided by the group's mean magnitude, float64 `[limit]`.
 
     The mean magnitude makes groups comparable whose signals have different scales. A constant group lies at ±1,
-    an all-zero group at 0, so it goes first.
+    an all-zero group at 0, so it goes first. Several sets as in `pooled_need`.
     """
     scale = float(np.abs(removal).mean())
-    return np.sort(removal)[:limit] / (scale if scale > 0 else 1.0)
+    return pooled_need(removal, limit) / (scale if scale > 0 else 1.0)

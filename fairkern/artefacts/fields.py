@@ -46,6 +46,10 @@ class Fields:
         entry = self.entries().get(key)
         return [] if entry is None else entry.items()
 
+    def get(self, key: str, default: Any) -> Fields:
+        """An object's entry, or `default` where a file of an older schema has none."""
+        return self.entries().get(key) or Fields(default, self.path, f"{self.where}.{key}".lstrip("."))
+
     def text(self) -> str:
         if not isinstance(self.value, str):
             self._wrong("text")

@@ -19,7 +19,13 @@ import numpy as np
 from fairkern.errors import ArtefactError, InputError
 
 SCHEMA = 2
-"""Version of the file layout. Readers take this one and older ones: 1 had no size sites, replacements, config."""
+"""Version of the file layout. Readers take no newer one, and older ones down to `_OLDEST`, else 1.
+
+2: groups with several sets, experts (`sets`, `least`, `multiple`, `routes`), size sites, replacements, configuration; 1
+has none of them.
+"""
+
+_OLDEST = {"scores": 2}
 
 _HEADER = ("format", "schema", "fairkern")
 
@@ -139,6 +145,11 @@ def check_header(header: Mapping[str, Any], path: str | os.PathLike[str], kind: 
     schema = header.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
         raise ArtefactError(f"{path} has the schema {schema!r}; expected a whole number, 1 to {SCHEMA}: damaged file")
+    if schema < _OLDEST.get(kind, 1):
+        raise ArtefactError(
+            f"{path} has schema {schema}, written by fairkern {header.get('fairkern')}; this fairkern reads {kind} of "
+            f"schema {_OLDEST[kind]} and later: write the {kind} again"
+        )
     if schema > SCHEMA:
         raise ArtefactError(
             f"{path} has schema {schema}, written by fairkern {header.get('fairkern')}; this is fairkern "

@@ -1,4 +1,4 @@
-"""A plan as JSON: what goes from which axis, as runs [start, stop)."""
+"""A plan as JSON: what goes from which axis, as runs [start, stop); a list of runs per set where there are several."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
         "request": plain(plan.request, "request"),
         "result": plain(plan.result, "result"),
         "groups": [
-            {"name": g.name, "kind": g.kind, "units": g.units, "removed": _runs(g.removed)} for g in plan.groups
+            {"name": g.name, "kind": g.kind, "units": g.units, "sets": g.sets, "removed": _content(g.removed)}
+            for g in plan.groups
         ],
         "axes": [
             {
@@ -58,7 +59,9 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
                 "dim": a.axis.dim,
                 "length": a.length,
                 "consumer": a.consumer,
-                "removed": _runs(a.removed),
+                "routes": a.routes,
+                "sets": len(a.removed) if a.removed.ndim == 2 else 1,
+                "removed": _content(a.removed),
             }
             for a in plan.axes
         ],
@@ -89,15 +92,20 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
     shapes = content["shapes"].shapes()
     groups = []
     for entry in content["groups"].items():
-        count = entry["units"].whole(1)
-        groups.append(PlanGroup(entry["name"].text(), entry["kind"].text(), count, _positions(entry["removed"], count)))
+        count, sets = entry["units"].whole(1), entry.get("sets", 1).whole(1)
+        removed = _sets(entry["removed"], sets, count)
+        groups.append(PlanGroup(entry["name"].text(), entry["kind"].text(), count, removed, sets))
     axes: dict[Axis, PlanAxis] = {}
     for entry in content["axes"].items():
         axis, length = Axis(entry["tensor"].text(), entry["dim"].whole()), entry["length"].whole(1)
         entry.axis_length(shapes, axis.tensor, axis.dim, length)
         if axis in axes:
             entry.fail(f"the axis {axis} comes twice")
-        axes[axis] = PlanAxis(axis, length, _positions(entry["removed"], length), entry["consumer"].flag())
+        sets = entry.get("sets", 1).whole(1)
+        if sets > 1 and (axis.dim == 0 or shapes[axis.tensor][0] != sets):
+            entry.fail(f"{sets} sets on {axis}, whose tensor has the shape {shapes[axis.tensor]}")
+        removed = _sets(entry["removed"], sets, length)
+        axes[axis] = PlanAxis(axis, length, removed, entry["consumer"].flag(), entry.get("routes", False).flag())
     attributes = tuple(
         AttributeChange(a["module"].text(), a["attribute"].text(), a["before"].whole(), a["after"].whole())
         for a in content["attributes"].items()
@@ -134,6 +142,21 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         replacements,
         config,
     )
+
+
+def _content(removed: IndexArray) -> list[Any]:
+    """Runs, or runs for each set."""
+    return [_runs(row) for row in removed] if removed.ndim == 2 else _runs(removed)
+
+
+def _sets(entry: Fields, sets: int, length: int) -> IndexArray:
+    """Positions `[removed]`, or `[sets, removed]` where there are several sets and any position goes."""
+    if sets == 1 or not entry.items():
+        return _positions(entry, length)
+    rows = [_positions(item, length) for item in entry.items(sets)]
+    if len({len(row) for row in rows}) > 1:
+        entry.fail("the sets lose different numbers of positions")
+    return np.stack(rows)
 
 
 def _runs(positions: IndexArray) -> list[list[int]]:

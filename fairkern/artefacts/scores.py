@@ -126,8 +126,8 @@ def _signal(entry: Fields, name: str, units: UnitMap, tensors: Mapping[str, np.n
     items = entry.items(len(units.groups))
     lengths = [item.whole() for item in items]
     for item, length, group in zip(items, lengths, units.groups, strict=True):
-        if length not in (0, group.units):
-            item.fail(f"{length} scores for the {group.units} units of group {group.name!r}")
+        if length not in (0, group.total):
+            item.fail(f"{length} scores for the {group.total} units of group {group.name!r}")
     return tuple(_split(entry, f"signal.{name}", lengths, tensors))
 
 

@@ -99,7 +99,11 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
                 "kind": group.kind,
                 "units": group.units,
                 "frozen": group.frozen,
+                "sets": group.sets,
+                "least": group.least,
+                "multiple": group.multiple,
                 "axes": [[a.axis.tensor, a.axis.dim, a.length, pool.add(a.positions), a.consumer] for a in group.axes],
+                "routes": [i for i, a in enumerate(group.axes) if a.routes],
                 "taps": [_tap_content(tap, pool) for tap in group.taps],
                 "outputs": [_tap_content(tap, pool) for tap in group.outputs],
             }
@@ -168,12 +172,17 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
 
 def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ...]]) -> AxisGroup:
     units = entry["units"].whole(1)
+    routes = {item.whole(below=len(entry["axes"].items())) for item in entry.get("routes", []).items()}
     axes = []
-    for item in entry["axes"].items():
+    for i, item in enumerate(entry["axes"].items()):
         tensor, dim, length, positions, consumer = item.items(5)
         axis = Axis(tensor.text(), dim.whole())
         item.axis_length(shapes, axis.tensor, axis.dim, length.whole())
-        axes.append(GroupAxis(axis, length.value, stored.positions(positions, units, length.value), consumer.flag()))
+        places = stored.positions(positions, units, length.value)
+        axes.append(GroupAxis(axis, length.value, places, consumer.flag(), i in routes))
+    sets = entry.get("sets", 1).whole(1)
+    if sets > 1 and any(a.axis.dim == 0 or shapes[a.axis.tensor][0] != sets for a in axes):
+        entry.fail(f"{sets} sets of units on a tensor whose first dimension has another length")
     return AxisGroup(
         entry["name"].text(),
         entry["kind"].text(),
@@ -182,6 +191,9 @@ def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ..
         tuple(_tap(item, stored, units) for item in entry["taps"].items()),
         tuple(_tap(item, stored, units) for item in entry["outputs"].items()),
         entry["frozen"].optional_text(),
+        sets,
+        entry.get("least", 1).whole(1),
+        entry.get("multiple", 1).whole(1),
     )
 
 
@@ -197,8 +209,8 @@ def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
         tensor, dim = item.items(2)
         weights.append(Axis(tensor.text(), dim.whole()))
     side = entry["side"].text()
-    if side not in ("input", "output"):
-        entry.fail(f"the side {side!r}, expected 'input' or 'output'")
+    if side not in ("input", "output", "inner", "expert"):
+        entry.fail(f"the side {side!r}, expected 'input', 'output', 'inner' or 'expert'")
     length = entry["length"].whole()
     positions = stored.positions(entry["positions"], units, length)
     return Tap(tuple(sites), side, entry["dim"].whole(None), length, positions, tuple(weights))

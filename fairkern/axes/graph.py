@@ -50,6 +50,7 @@ class Track:
     dims: tuple[Dim, ...]
     source: Source | None = None
     mixed: tuple[tuple[Dim, str], ...] = ()
+    indexes: np.ndarray | None = None  # its values are places among these nodes
 
     @classmethod
     def constant(cls, sizes: Sequence[int]) -> Track:
@@ -87,6 +88,7 @@ class Contraction:
     op: str
     training: bool = False  # seen in train mode only: nothing to tap
     inner: bool = False  # a recurrent step reads its own unit: nothing to tap, and the unit is heard where it leaves
+    side: str = "input"  # of the tap
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +108,10 @@ class Graph:
     nodes: int = 0
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     freezes: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    # those of the freezes that do not hold for experts: where a router's logit is −inf, the expert is as good as gone
+    unless_routed: set[int] = field(default_factory=set)
+    # nodes among which the k largest are looked for -> k
+    ranked: list[tuple[np.ndarray, int]] = field(default_factory=list)
     factors: list[Factors] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     productions: list[Production] = field(default_factory=list)
@@ -139,6 +145,12 @@ class Graph:
         """Something depends on the values of a tensor: what they run over stays."""
         for dim, reason in track.mixed:
             self.freeze(dim, reason)
+
+    def freeze_unless_routed(self, dim: Dim, reason: str) -> None:
+        """These positions stay, unless they are experts that a router can leave out."""
+        self.unless_routed.add(len(self.freezes))
+        self.freeze(dim, reason)
+        self.unless_routed.discard(len(self.freezes))  # nothing was frozen
 
     def frozen(self, n: int, reason: str) -> np.ndarray:
         """`n` fresh nodes that stay."""

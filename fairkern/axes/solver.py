@@ -17,7 +17,8 @@ FREE = -1
 class Solver:
     """Components and their freeze reasons, as factors get decided one after the other."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, routed: np.ndarray | None = None) -> None:
+        """`routed`: per node, whether it belongs to an expert that a router can leave out."""
         self.n = self.count = graph.nodes
         self.edges = list(graph.edges)
         self.reasons: list[str] = []
@@ -26,8 +27,9 @@ class Solver:
         self._news: list[tuple[np.ndarray, int]] = []  # nodes frozen since the last relabelling, and why
         self.labels = np.arange(self.n, dtype=np.int32)
         self.component_reason = np.full(self.n, FREE, dtype=np.int32)
-        for nodes, reason in graph.freezes:
-            self.freeze(nodes, reason)
+        for i, (nodes, reason) in enumerate(graph.freezes):
+            held = nodes if routed is None or i not in graph.unless_routed else nodes[~routed[nodes]]
+            self.freeze(held, reason)
         self.relabel()
 
     def freeze(self, nodes: np.ndarray, reason: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +18,12 @@ from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Fixed, Graph, Productio
 from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
+from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.sites import SizeCall, SizeCalls
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
+from fairkern.experts import FusedExperts, dense, plain, running_as
 from fairkern.nested import call_model, elements, tensors_in
 from fairkern.replacements import in_place
 from fairkern.types import Site
@@ -55,6 +57,7 @@ class Tracing:
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
     size_calls: list[tuple[str, list[SizeCall]]] = field(default_factory=list)  # per module call of eval mode
+    experts: dict[str, FusedExperts] = field(default_factory=dict)  # by module path
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -85,8 +88,11 @@ def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline
     tracing.notes.extend(notes(model))
     _couple_recurrent(model, tracing)
     model.eval()
+    tracing.experts, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
+    tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
     for i, inputs in enumerate(runs):
         _run(model, inputs, names, tracing, originals, training=False, first=i == 0)
+    follow_siblings(model, tracing)
     if _missed(tracing, names):
         model.train()
         try:
@@ -144,12 +150,23 @@ def _run(
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
-    modules = _ModuleStack(model, tracks.of)
+    modules = _ModuleStack(model, tracks.of, tracing.experts.keys())
     functions = _Functions(tracing.graph, tracks)
     mode = _Mode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=first)
     calls = WeightCalls(names, functions.around)
     sizes = SizeCalls(modules.current, tracks)
-    with torch.no_grad(), in_place(model), _plain_recurrence(model), modules, calls, Escapes(tracks), sizes, mode:
+    experts = running_as(model, dict.fromkeys(tracing.experts, dense))
+    with (
+        torch.no_grad(),
+        in_place(model),
+        _plain_recurrence(model),
+        experts,
+        modules,
+        calls,
+        Escapes(tracks),
+        sizes,
+        mode,
+    ):
         output = call_model(model, inputs)
     if not training:
         tracing.size_calls.extend(sizes.by_module(modules.calls))
@@ -341,8 +358,8 @@ class _Functions:
 class _ModuleStack:
     """Which module call is innermost, and what it was given. Hooks live only inside the context."""
 
-    def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track]) -> None:
-        self._model, self._lookup = model, lookup
+    def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track], experts: Collection[str]) -> None:
+        self._model, self._lookup, self._experts = model, lookup, experts
         self._stack: list[ModuleCall] = [ModuleCall(Site(""), None, None)]
         self.calls: dict[str, int] = {}  # by module path
         self._handles = contextlib.ExitStack()
@@ -357,9 +374,11 @@ class _ModuleStack:
 
     def _add(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            entry = next(tensors_in([*args, *kwargs.values()]), None)
-            seen = self._lookup(entry) if entry is not None and _seen(module) else None
-            self._stack.append(ModuleCall(Site(path, self.calls.get(path, 0)), module, seen))
+            given = list(tensors_in([*args, *kwargs.values()]))
+            fused = path in self._experts
+            seen = self._lookup(given[0]) if given and (fused or _seen(module)) else None
+            slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
+            self._stack.append(ModuleCall(Site(path, self.calls.get(path, 0)), module, seen, slots))
             self.calls[path] = self.calls.get(path, 0) + 1
 
         def leave(*_: Any) -> None:

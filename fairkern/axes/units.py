@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
+from fairkern.axes.experts import Routing
 from fairkern.axes.graph import Graph
 from fairkern.axes.sites import size_sites
 from fairkern.axes.sizes import observed_attributes, size_attributes
@@ -77,7 +78,8 @@ def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, 
     """
     graph = tracing.graph
     _freeze_unreached(model, tracing)
-    solver = Solver(graph)
+    routing = Routing(model, tracing)
+    solver = Solver(graph, routing.nodes)
     decide_factors(solver, graph.factors, tracing.deadline)
     _freeze_unconsumed(solver, graph)
     labels = solver.labels
@@ -108,15 +110,22 @@ def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, 
         unit_components = _units_in_order(places, rows)
         rank[unit_components] = np.arange(len(unit_components))
         groups.append(_group(g, rows, places, rank, contractions[g], productions[g], labels, group_of, modules))
+    ranked = defaultdict(list)
+    for nodes, k in graph.ranked:
+        for g in np.unique(group_of[labels[nodes]]):
+            ranked[int(g)].append(k)
+    groups = [routing.describe(group, ranked[g]) for g, group in enumerate(groups)]
     names = _unique_names([g.name for g in groups])
     groups = [replace(g, name=n) for g, n in zip(groups, names, strict=True)]
 
     sizes = _Extents(labels, group_of, [g.units for g in groups])
     params = tuple(_params(tracing, model, sizes))
     flops = tuple(CostTerm(factor, tuple(sizes.of(d) for d in dims)) for factor, dims in graph.flops)
-    attributes = [SizeAttribute(m, a, sizes.of(n)) for m, a, n in size_attributes(model, tracing)]
+    known = (*size_attributes(model, tracing), *routing.attributes(model))
+    attributes = [SizeAttribute(m, a, sizes.of(n)) for m, a, n in known]
     observed = observed_attributes(model, tracing, sizes.of, lambda e: bool(sizes.extents[e].parts))
-    attributes += [SizeAttribute(m, a, e, observed=True) for m, a, e in observed]
+    named = {(a.module, a.attribute) for a in attributes}
+    attributes += [SizeAttribute(m, a, e, observed=True) for m, a, e in observed if (m, a) not in named]
     sites = tuple(size_sites(tracing.size_calls, sizes.of, sizes.extents))
     reasons = dict(sizes.uneven)
     notes = list(tracing.notes)
@@ -267,13 +276,13 @@ def _group(
             frozen = frozen or f"its units are of unequal size in {c.op}"
             continue
         known = taps.get((c.activation, c.dim))
-        if c.training or c.inner or (known is None and ("input", c.site) in heard):
+        if c.training or c.inner or (known is None and (c.side, c.site) in heard):
             continue
-        heard.add(("input", c.site))
+        heard.add((c.side, c.site))
         sites, weights = (known.sites, known.weights) if known else ((), ())
         sites = sites if c.site in sites else (*sites, c.site)
         weights = weights if c.weight in weights else (*weights, c.weight)
-        taps[(c.activation, c.dim)] = Tap(sites, "input", c.dim, len(c.nodes), positions, weights)
+        taps[(c.activation, c.dim)] = Tap(sites, c.side, c.dim, len(c.nodes), positions, weights)
     outputs = []
     for p in productions:
         positions = on(p.nodes)

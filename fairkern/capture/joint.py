@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairkern.capture.batches import Batch, batches
 from fairkern.capture.moments import offsets
 from fairkern.capture.points import Heard, Listener, Point, points_of
+from fairkern.capture.rows import ListedExperts
 from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
 from fairkern.replacements import in_place
@@ -19,16 +20,21 @@ from fairkern.untouched import untouched
 
 
 def tap_order(model: nn.Module, loader: Iterable[Any], units: UnitMap) -> list[str]:
-    """Names of the taps that consumers read, in the order in which a forward pass comes to them."""
+    """Names of the taps that consumers read, in the order in which a forward pass comes to them.
+
+    Without those in experts, which read other tokens in another model.
+    """
     listener = Listener(model, points_of(units, "input"), gradients=False)
+    listed = ListedExperts(model, listener.points)
+    listed.following = True
     with untouched(model), in_place(model), torch.no_grad(), listener.attached():
         model.eval()
         batch = next(inputs_of(loader, model), None)
         if batch is None:
             raise InputError("the loader yields no batch")
-        with listener.hearing():
+        with listener.hearing(), listed.followed():
             call_model(model, batch.inputs)
-        return [point.name for point in listener.heard]
+        return [point.name for point, act in listener.heard.items() if listed.rows(point, act) is None]
 
 
 def joint_moments(

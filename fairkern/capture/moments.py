@@ -57,7 +57,12 @@ class MomentStore:
 
 
 def offsets(point: Point, units: UnitMap) -> int:
-    """How many positions of each unit are offsets of one channel: 1 unless one group of channels fills the point."""
+    """How many positions of each unit are offsets of one channel: 1 unless one group of channels fills the point.
+
+    What a whole expert gives is one unit as well: only its power counts.
+    """
+    if point.side == "expert":
+        return point.length
     if len(point.blocks) == 1 and point.blocks[0].columns is None:
         (block,) = point.blocks
         kinds = {units.groups[g].kind for g, _ in block.members}

@@ -20,13 +20,15 @@ from fairkern.weight_calls import WeightCall, WeightCalls
 class Block:
     """Units of equal size at one point: columns `[units · per_unit]` of the activation, or all of them in order.
 
-    `members` maps a group to its units' places among the block's units.
+    `members` maps a group to its units' places among the block's units. Blocks of one group with another `part` hold
+    further units of it (another expert's); those of the same part hear the same units elsewhere.
     """
 
     units: int
     per_unit: int
     columns: Tensor | None  # int64; None: the whole dimension in order
     members: tuple[tuple[int, np.ndarray], ...]
+    part: int = 0
 
     def view(self, x: Tensor, dim: int) -> Tensor:
         """`x` with `dim` replaced by (units, per unit); no copy where the block is the whole dimension."""
@@ -37,7 +39,10 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """One activation of the forward pass and the blocks of units that are alone there."""
+    """One activation of the forward pass and the blocks of units that are alone there.
+
+    Within fused experts it is that of one `expert`, on the tokens that are routed to it.
+    """
 
     name: str
     sites: tuple[Site, ...]
@@ -45,6 +50,7 @@ class Point:
     dim: int
     length: int
     blocks: tuple[Block, ...]
+    expert: int | None = None
 
 
 def points_of(units: UnitMap, side: str) -> list[Point]:
@@ -60,7 +66,8 @@ def points_of(units: UnitMap, side: str) -> list[Point]:
         if not taps:
             raise InputError(f"group {group.name} has no {side} tap; use recipe='default'")
         for tap in taps:
-            merged.setdefault((tap.sites, tap.side, tap.dim), []).append((g, tap))
+            if tap.side in ("input", "output"):
+                merged.setdefault((tap.sites, tap.side, tap.dim), []).append((g, tap))
     return [_point(parts) for parts in merged.values()]
 
 
@@ -72,12 +79,14 @@ def _point(parts: Sequence[tuple[int, Tap]]) -> Point:
         columns = np.unique(np.concatenate([p for _, p in single]))
         members = tuple((g, np.searchsorted(columns, p)) for g, p in single)
         blocks.append(Block(len(columns), 1, _columns(columns, first.length), members))
-    for g, tap in parts:
-        units, per_unit = tap.positions.shape
-        if per_unit > 1:
-            columns = tap.positions.reshape(-1)
-            blocks.append(Block(units, per_unit, _columns(columns, first.length), ((g, np.arange(units)),)))
+    blocks += [block_of(g, tap.positions, first.length) for g, tap in parts if tap.positions.shape[1] > 1]
     return Point(first.name, first.sites, first.side, first.dim, first.length, tuple(blocks))
+
+
+def block_of(group: int, positions: np.ndarray, length: int, part: int = 0) -> Block:
+    """The units of one group, which hold `positions` [units, per unit] of so many."""
+    units, per_unit = positions.shape
+    return Block(units, per_unit, _columns(positions.reshape(-1), length), ((group, np.arange(units)),), part)
 
 
 def _columns(columns: np.ndarray, length: int) -> Tensor | None:
@@ -111,16 +120,19 @@ class Listener:
 
     def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool, stop: bool = False) -> None:
         self._model, self.points, self._gradients, self._stop = model, points, gradients, stop
-        self._by_site = {site: p for p in points for site in p.sites if not site.weight}
+        whole = [p for p in points if p.expert is None]
+        self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
         self._by_weight: dict[tuple[str, int], list[tuple[Site, Point]]] = {}
-        for p in points:
+        for p in whole:
             for site in p.sites:
                 if site.weight:
                     self._by_weight.setdefault((site.weight, site.call), []).append((site, p))
-        self._calls: dict[str, int] = {}
+        self._calls: dict[tuple[str, str], int] = {}
         self._aliases: dict[Point, Tensor] = {}
         self.root = torch.zeros((), requires_grad=True)
         self.heard: dict[Point, Tensor] = {}
+        self.carriers: dict[Point, Tensor] = {}  # where the samples lie: what was heard, or the tokens it was made of
+        self._rows: dict[Point, Tensor] = {}  # the tokens that the rows of an expert belong to
         self.versions: dict[Point, int] = {}
         self.copied: set[Point] = set()  # points whose activation is overwritten later in the pass
         self.on_gradient: Callable[[Point, Tensor], None] = _ignore
@@ -130,6 +142,8 @@ class Listener:
         self._calls.clear()
         self._aliases.clear()
         self.heard.clear()
+        self.carriers.clear()
+        self._rows.clear()
         self.versions.clear()
         self.root = torch.zeros((), device=device, requires_grad=True)
 
@@ -144,9 +158,9 @@ class Listener:
     @contextlib.contextmanager
     def attached(self) -> Iterator[Listener]:
         """Hooks on the modules of all points, removed on the way out."""
-        wanted = {site.module: point.side for site, point in self._by_site.items()}
+        wanted = dict.fromkeys((site.module, side) for site, side in self._by_site)
         with contextlib.ExitStack() as handles:
-            for path, side in wanted.items():
+            for path, side in wanted:
                 module = self._model.get_submodule(path)
                 if side == "input":
                     handle = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
@@ -173,14 +187,38 @@ class Listener:
                 result = self._alias(point, result).clone()
         return result
 
-    def _next(self, path: str) -> Point | None:
-        call = self._calls.get(path, 0)
-        self._calls[path] = call + 1
-        return self._by_site.get(Site(path, call))
+    def next_site(self, path: str, what: str = "") -> Site:
+        """The call of this module that is next, counted for each purpose on its own."""
+        call = self._calls.get((path, what), 0)
+        self._calls[path, what] = call + 1
+        return Site(path, call)
+
+    def _next(self, path: str, side: str) -> Point | None:
+        return self._by_site.get((self.next_site(path, side), side))
+
+    def hear_rows(self, point: Point, x: Tensor, tokens: Tensor, carrier: Tensor) -> Tensor:
+        """What an expert makes of some tokens of `carrier`, `[rows, n]`; returns what to go on with."""
+        alias = self._alias(point, x)
+        self._rows[point], self.carriers[point] = tokens, carrier
+        return alias
+
+    def place_rows(self, point: Point, tokens: Tensor, carrier: Tensor) -> None:
+        """What was heard at a point are these rows of `carrier`; nothing, where nothing was heard."""
+        self._rows[point], self.carriers[point] = tokens, carrier
+        if point not in self.heard:
+            self.heard[point] = carrier.new_zeros((0, *carrier.shape[1:-1], point.length))
+            self.versions[point] = self.heard[point]._version
+
+    def whole(self, point: Point, x: Tensor) -> Tensor:
+        """What was heard at a point, or its gradient, for all tokens: zero where an expert was given none."""
+        tokens = self._rows.get(point)
+        if tokens is None:
+            return x
+        return x.new_zeros((len(self.carriers[point]), *x.shape[1:])).index_copy_(0, tokens, x)
 
     def _before(self, path: str):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
-            point = self._next(path)
+            point = self._next(path, "input")
             if point is None:
                 return None
             key = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
@@ -192,7 +230,7 @@ class Listener:
 
     def _after(self, path: str):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple, output: Tensor):  # type: ignore[no-untyped-def]
-            point = self._next(path)
+            point = self._next(path, "output")
             # What follows may write into the output (relu_): it gets a copy, and what is heard stays as it was.
             return None if point is None else self._alias(point, output).clone()
 
@@ -210,7 +248,7 @@ class Listener:
         heard = x.detach()
         if point in self.copied:
             heard = heard.clone()
-        self.heard[point] = heard
+        self.heard[point] = self.carriers[point] = heard
         self.versions[point] = heard._version
         if self._stop and len(self.heard) == len(self.points):
             raise Heard

@@ -10,25 +10,38 @@ from torch import Tensor, nn
 
 from fairkern.ops.eliminate import View, eliminate
 from fairkern.ops.eliminate.config import RIDGE
-from fairkern.types import Axis, Moments, Tap, UnitMap
+from fairkern.types import Axis, AxisGroup, Moments, Tap, UnitMap
 
 
 def residual(model: nn.Module, units: UnitMap, moments: Mapping[str, Moments]) -> dict[int, np.ndarray]:
-    """Per prunable group, float64 [units]: the share of its consumers' output power that is lost when a unit goes.
+    """Per prunable group, float64 [sets · units]: the share of its consumers' output power that goes with a unit.
 
     Units go one after the other, the cheapest first, and all that stay are refitted by least squares each time; a
     unit's score is what its own step adds, summed over the consumers. So the scores order the units of a group as they
     are best removed, and later ones are never cheaper.
+
+    Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is its share of what all
+    of them add to their tokens, in power.
 
     Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     scores = {}
     for g in units.prunable:
-        taps = {tap.name: tap for tap in units.groups[g].taps}
-        found = eliminate([_view(model, tensors, tap, moments[name]) for name, tap in taps.items()])
-        scores[g] = np.empty(units.groups[g].units)
-        scores[g][found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
+        group = units.groups[g]
+        if group.kind == "expert":
+            scores[g] = _shares(group, moments)
+            continue
+        taps = {tap.name: tap for tap in group.taps}.values()
+        scores[g] = np.empty(group.total)
+        for part, values in enumerate(np.split(scores[g], group.sets)):
+            views = [
+                _view(model, tensors, tap, moments[name], expert)
+                for tap in taps
+                for name, expert in _readings(tap, units, part if group.sets > 1 else None)
+            ]
+            found = eliminate(views)
+            values[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
     return scores
 
 
@@ -41,13 +54,34 @@ def _rising(errors: np.ndarray) -> np.ndarray:
     return out
 
 
-def _view(model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments) -> View:
-    """One tap: the covariance with a ridge, the consumers' weights in shares of their output's power."""
-    weights = [tensors[axis.tensor].detach().double().movedim(axis.dim, 0) for axis in tap.weights]
+def _readings(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int | None]]:
+    """Names of the moments kept at a tap, and the expert that each belongs to; `part`: of this one only."""
+    if tap.side != "inner":
+        return [(tap.name, None)]
+    experts = range(units.shapes[tap.weights[0].tensor][0]) if part is None else [part]
+    return [(f"{tap.name}[{e}]", e) for e in experts]
+
+
+def _shares(group: AxisGroup, moments: Mapping[str, Moments]) -> np.ndarray:
+    power = np.zeros(group.units)
+    for tap in group.taps:
+        power += [float(moments[f"{tap.name}[{e}]"].gram.sum()) for e in tap.positions[:, 0]]
+    total = float(power.sum())
+    return power / total if total > 0 else power
+
+
+def _view(
+    model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments, expert: int | None = None
+) -> View:
+    """One tap: the covariance with a ridge, the consumers' weights in shares of their output's power.
+
+    Of one `expert` where the tap lies in several; it has no intercept, and so moments about zero.
+    """
+    weights = [_towards(tensors[axis.tensor].detach().double(), axis.dim, expert) for axis in tap.weights]
     device = weights[0].device
     square = torch.from_numpy(moments.gram).to(device) / moments.count
     mean = torch.from_numpy(moments.total).to(device) / moments.count
-    covariance = square - torch.outer(mean, mean)
+    covariance = square - torch.outer(mean, mean) if expert is None else square
     output = torch.zeros_like(covariance)
     for axis, weight in zip(tap.weights, weights, strict=True):
         made = _squared(weight, _groups(model, axis), moments.per_unit)
@@ -61,6 +95,11 @@ def _view(model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Mo
     covariance = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64, device=device)
     rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
     return View(covariance, output, rows.to(device))
+
+
+def _towards(weight: Tensor, dim: int, expert: int | None) -> Tensor:
+    """[positions of the axis, …]."""
+    return weight.movedim(dim, 0) if expert is None else weight[expert].movedim(dim - 1, 0)
 
 
 def _squared(weight: Tensor, groups: int, per_unit: int) -> Tensor:

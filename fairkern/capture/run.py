@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence, Sized
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, loss_of
+from fairkern.capture.experts import expert_points, listening
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.residual import residual
+from fairkern.capture.rows import ListedExperts
 from fairkern.capture.samples import SampleStore, Selection, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
+from fairkern.experts import running_as
 from fairkern.nested import call_model
 from fairkern.replacements import in_place
 from fairkern.types import Moments, Scores, UnitMap
@@ -41,6 +45,8 @@ def capture(
     if not units.prunable:
         raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
+    if settings.recipe is not Recipe.PAPER:
+        points += expert_points(model, ((g, units.groups[g]) for g in units.prunable))
     moments = MomentStore(_read(points, units), units) if settings.gram else None
     started = time.perf_counter()
     with untouched(model), in_place(model):
@@ -136,7 +142,9 @@ class _Pass:
         self._points = frozenset(points)
         listened = list(dict.fromkeys([*points, *(moments.points if moments else ())]))
         self._listener = Listener(model, listened, gradients=taylor is not None)
+        self._listed = ListedExperts(model, listened)
         self._layouts: dict[Point, Layout] = {}
+        self._layouts_known = False
         self.seen = self.batches = 0
         self.loss_sum = 0.0
         self.prediction: Prediction | None = None
@@ -144,7 +152,8 @@ class _Pass:
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
         total = _length(loader)
         stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
-        with affine_norms(self._model), self._listener.attached(), torch.enable_grad():
+        experts = running_as(self._model, listening(self._listener.points, self._listener))
+        with affine_norms(self._model), experts, self._listener.attached(), torch.enable_grad():
             for batch in batches(loader, _device(self._model), self._settings.class_of):
                 self._step(batch)
                 self._settings.on_batch(self.batches, total, stage)
@@ -169,7 +178,7 @@ class _Pass:
         if self.prediction is None:
             self.prediction = self._predicted()
         for point, act in listener.heard.items():
-            by_sample, dim = self._layouts[point].by_sample(act, point.dim)
+            by_sample, dim = self._layouts[point].by_sample(listener.whole(point, act), point.dim)
             self.samples.add(point, by_sample, dim, rows, self.selection.expected)
             if self.moments is not None:
                 self.moments.add(point, by_sample, dim)
@@ -177,11 +186,11 @@ class _Pass:
         listener.reset(_device(self._model))
 
     def _predicted(self) -> Prediction:
-        heard = [
-            (point, *self._layouts[point].by_sample(act, point.dim))
+        heard = (
+            (point, *self._layouts[point].by_sample(self._listener.whole(point, act), point.dim))
             for point, act in self._listener.heard.items()
             if point in self._points
-        ]
+        )
         return Prediction.of(heard, self._settings, self.moments.full_bytes if self.moments else 0)
 
     def _forward(self, batch: Batch) -> Tensor:
@@ -189,8 +198,12 @@ class _Pass:
         listener = self._listener
         while True:
             listener.reset(_device(self._model))
-            with listener.hearing():
+            with listener.hearing(), self._listed.followed():
                 loss = loss_of(self._model, batch, self._loss_fn)
+            if not self._listed.following and self._listed.uneven(listener.heard):
+                self._listed.following = True
+                continue
+            self._place_rows()
             missing = listener.missing()
             if missing is not None:
                 raise InputError(
@@ -202,23 +215,43 @@ class _Pass:
             if not overwritten and self._located(batch):
                 return loss
 
+    def _place_rows(self) -> None:
+        """Says of what experts heard which tokens it belongs to, and of those without a token that they are silent."""
+        listener = self._listener
+        for point, act in list(listener.heard.items()):
+            rows = self._listed.rows(point, act)
+            if rows is not None:
+                listener.place_rows(point, rows.tokens, rows.carrier)
+        for point, carrier in self._listed.idle([p for p in listener.points if p not in listener.heard]):
+            listener.place_rows(point, torch.zeros(0, dtype=torch.int64, device=carrier.device), carrier)
+
     def _located(self, batch: Batch) -> bool:
         """Whether the layouts of what was heard were known; False: they are now, and what was heard is gone."""
         listener = self._listener
-        if not self._layouts:
-            if plain(listener.heard, batch.samples):
+        if batch.samples == 1:  # all that was heard belongs to the one sample, however others would lie
+            self._layouts = {
+                p: Layout(0, len(act)) if p.dim % act.ndim else PLAIN for p, act in listener.carriers.items()
+            }
+            self._layouts_known = False
+        elif not self._layouts_known:
+            self._layouts_known = True
+            if plain(listener.carriers, batch.samples):
                 self._layouts = dict.fromkeys(listener.points, PLAIN)
             else:
-                heard = dict(listener.heard)
+                heard = dict(listener.carriers)
                 listener.reset(_device(self._model))
-                with torch.no_grad(), listener.hearing():
+                with torch.no_grad(), listener.hearing(), self._listed.followed():
                     call_model(self._model, last_sample(batch).inputs)
-                self._layouts = {
-                    p: locate(p, act, listener.heard[p], batch.samples) if p in listener.heard else PLAIN
-                    for p, act in heard.items()
-                }
+                self._place_rows()
+                found: dict[tuple[int, int], Layout] = {}  # experts share the tokens that they are given
+                for p, act in heard.items():
+                    key = (id(act), p.dim)
+                    if key not in found:
+                        alone = listener.carriers.get(p)
+                        found[key] = PLAIN if alone is None else locate(p, act, alone, batch.samples)
+                    self._layouts[p] = found[key]
                 return False
-        for point, act in listener.heard.items():
+        for point, act in listener.carriers.items():
             if self._layouts[point].samples(act) != batch.samples:
                 raise InputError(
                     f"the activation at {point.name} has shape {tuple(act.shape)} for {batch.samples} samples of batch "
@@ -235,8 +268,8 @@ class _Pass:
                 return
             with torch.no_grad():
                 layout = self._layouts[point]
-                act, dim = layout.by_sample(listener.heard[point], point.dim)
-                taylor.add(point, act, layout.by_sample(grad, point.dim)[0], dim)
+                act, dim = layout.by_sample(listener.whole(point, listener.heard[point]), point.dim)
+                taylor.add(point, act, layout.by_sample(listener.whole(point, grad), point.dim)[0], dim)
 
         listener.on_gradient = gradient
         loss = self._forward(batch)
@@ -246,6 +279,9 @@ class _Pass:
         taylor.begin(weight, 2 * max(act.nbytes for act in listener.heard.values()))  # as `memory.Prediction` has it
         if loss.requires_grad:
             torch.autograd.grad(loss, [listener.root], allow_unused=True)
+        for point, act in listener.heard.items():
+            if not act.numel() and not taylor.heard(point):  # an expert without a token: zeros count as well
+                gradient(point, act)
         taylor.flush()
         if not taylor.reached():
             raise InputError(
@@ -267,17 +303,13 @@ class _Pass:
 
 def _read(points: list[Point], units: UnitMap) -> list[Point]:
     """The points at which consumers read, those among `points` themselves where they are."""
-    return points if all(p.side == "input" for p in points) else points_of(units, "input")
+    return points if all(p.side != "output" for p in points) else points_of(units, "input")
 
 
 def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:
     """The points that hold any of these blocks, with those blocks alone."""
     wanted = set(map(id, blocks))
-    return [
-        Point(p.name, p.sites, p.side, p.dim, p.length, kept)
-        for p in points
-        if (kept := tuple(b for b in p.blocks if id(b) in wanted))
-    ]
+    return [replace(p, blocks=kept) for p in points if (kept := tuple(b for b in p.blocks if id(b) in wanted))]
 
 
 def _length(loader: Iterable[Any]) -> int | None:

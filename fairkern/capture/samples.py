@@ -89,7 +89,7 @@ class SampleStore:
         self._labels: list[Tensor] = []
         self._directions: dict[tuple[int, torch.device], Tensor] = {}
         self.dropped: list[Block] = []
-        self.peak = 0
+        self.peak = self._total = 0  # bytes
 
     def labels(self, labels: Tensor) -> None:
         """Class labels of the rows about to be added."""
@@ -113,7 +113,9 @@ class SampleStore:
             positions = x.shape[2:].numel()
             if self._positions.setdefault(block, positions) != positions:
                 raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
+            before = self._rows[block].bytes
             self._keep(block, x, chosen, positions, expect)
+            self._total += self._rows[block].bytes - before
         self._shrink(point)
 
     def _keep(self, block: Block, x: Tensor, chosen: Tensor | None, positions: int, expect: int) -> None:
@@ -136,16 +138,16 @@ class SampleStore:
 
     def _shrink(self, point: Point) -> None:
         """Drop the largest blocks until the rest keeps to the budget."""
-        while (total := sum(rows.bytes for rows in self._rows.values())) > (self._budget or total):
+        while self._budget is not None and self._total > self._budget:
             largest = max(self._rows, key=lambda block: self._rows[block].bytes)
             if len(self._rows) == 1:
                 raise InputError(
-                    f"memory_budget is {self._budget} bytes; the samples of {point.name} alone take {total}. "
+                    f"memory_budget is {self._budget} bytes; the samples of {point.name} alone take {self._total}. "
                     "Give a larger budget, fewer samples_per_class or fewer projections"
                 )
-            del self._rows[largest]
+            self._total -= self._rows.pop(largest).bytes
             self.dropped.append(largest)
-        self.peak = max(self.peak, total)
+        self.peak = max(self.peak, self._total)
 
     def utilization(self) -> dict[Block, np.ndarray]:
         """U per unit, float64 `[units]`, of every block that was kept; frees the samples as it goes."""
@@ -165,9 +167,10 @@ class SampleStore:
 
 
 def by_group(scores: Iterable[tuple[Block, np.ndarray]], *, largest: bool) -> dict[int, np.ndarray]:
-    """Block scores per group; over several taps of a group the largest or the sum."""
-    parts: dict[int, list[np.ndarray]] = defaultdict(list)
+    """Block scores per group, part after part; over several taps of a part the largest or the sum."""
+    parts: dict[int, dict[int, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for block, values in scores:
         for group, places in block.members:
-            parts[group].append(values[places])
-    return {g: np.max(p, axis=0) if largest else np.sum(p, axis=0) for g, p in parts.items()}
+            parts[group][block.part].append(values[places])
+    merge = np.max if largest else np.sum
+    return {g: np.concatenate([merge(p[i], axis=0) for i in sorted(p)]) for g, p in parts.items()}

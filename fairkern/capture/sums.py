@@ -87,6 +87,10 @@ class TaylorStore:
         """Whether any gradient came back in the batch under way."""
         return bool(self._reached)
 
+    def heard(self, point: Point) -> bool:
+        """Whether this point's gradient came back in the batch under way."""
+        return point in self._reached
+
     def not_finite(self) -> tuple[Point, str] | None:
         """The point to blame in the batch under way, and for what; None if all sums are finite.
 

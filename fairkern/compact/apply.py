@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.config import set_config
-from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match
+from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match, read_attribute
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
 from fairkern.ops.gather import gather_many
@@ -56,7 +56,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
 def set_sizes(model: nn.Module, plan: Plan) -> None:
     """Give attributes that hold sizes, calls that are given sizes and the configuration what the plan leaves."""
     for change in plan.attributes:
-        setattr(model.get_submodule(change.module), change.attribute, change.after)
+        holder, _, name = change.attribute.rpartition(".")
+        module = model.get_submodule(change.module)
+        setattr(read_attribute(module, holder) if holder else module, name, change.after)
     replace_modules(model, {r.module: r.name for r in plan.replacements})
     install(model, plan.sites)
     if plan.config:
@@ -83,7 +85,12 @@ def copy_with(model: nn.Module, replacements: Sequence[tuple[Held, Tensor]]) -> 
 
 def gather_dense(items: Sequence[tuple[Tensor, Mapping[int, Tensor]]], backend: str) -> list[Tensor]:
     """`gather_many` that keeps the memory format of dense tensors and understands the meta device."""
-    orders = [_memory_order(tensor) for tensor, _ in items]
+    # an index per position of dimension 0 needs that dimension in front
+    own = [any(positions.ndim == 2 for positions in index.values()) for _, index in items]
+    orders = [
+        list(range(tensor.dim())) if rows else _memory_order(tensor)
+        for (tensor, _), rows in zip(items, own, strict=True)
+    ]
     results: list[Tensor | None] = [None] * len(items)
     work: list[tuple[Tensor, Index]] = []
     places: list[int] = []
@@ -91,7 +98,7 @@ def gather_dense(items: Sequence[tuple[Tensor, Mapping[int, Tensor]]], backend: 
         source = tensor.detach().permute(order)
         moved = {order.index(dim): positions for dim, positions in index.items()}
         if source.is_meta:
-            sizes = [len(moved[d]) if d in moved else size for d, size in enumerate(source.shape)]
+            sizes = [moved[d].shape[-1] if d in moved else size for d, size in enumerate(source.shape)]
             results[place] = source.new_empty(sizes)
         else:
             work.append((source, moved))

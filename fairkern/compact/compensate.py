@@ -14,7 +14,8 @@ from fairkern.compact.descriptors import Index, check, kept, tensors_of
 from fairkern.compact.mixing import Compensation, Mixing, by_least_squares, by_means
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.ops.eliminate.config import RIDGE
-from fairkern.types import Axis, IndexArray, Moments, Plan, Scores, Tap, UnitMap
+from fairkern.ops.gather import gather
+from fairkern.types import Axis, IndexArray, Moments, Plan, PlanAxis, Scores, Tap, UnitMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +64,7 @@ def corrections(
     solved: dict[object, Mixing] = {}
     found = []
     for item in plan.axes:
-        if item.consumer and len(item.removed):
+        if item.consumer and item.removed.size:
             fixed = _cannot_take(model, item.axis)
             if fixed:
                 found.append(Correction(item.axis, None, None, 1.0, fixed))
@@ -74,6 +75,8 @@ def corrections(
                 found.append(Correction(item.axis, None, None, 1.0, note))
             elif item.axis not in taps:
                 found.append(Correction(item.axis, None, None, 1.0, "no tap reads what it contracts"))
+            elif taps[item.axis][0].side != "input":
+                found.append(_experts(consumer, item, taps[item.axis], scores, method, ridge))
             else:
                 statistics = _Statistics(taps[item.axis], scores, method, ridge)
                 found.append(consumer.correction(statistics, item.removed, solved))
@@ -108,10 +111,12 @@ def fold(small: nn.Module, found: Sequence[Correction]) -> None:
 
 
 class _Statistics:
-    """Sums over every tap at which a weight contracts the same positions."""
+    """Sums over every tap at which a weight contracts the same positions; of one `expert` where they lie in several."""
 
-    def __init__(self, taps: Sequence[Tap], scores: Scores, method: Compensation, ridge: float) -> None:
-        self.key = tuple(tap.name for tap in taps)
+    def __init__(
+        self, taps: Sequence[Tap], scores: Scores, method: Compensation, ridge: float, expert: str = ""
+    ) -> None:
+        self.key = tuple(tap.name + expert for tap in taps)
         self.length = taps[0].length
         self.method, self.ridge = method, ridge
         self.by_function = any(site.weight for tap in taps for site in tap.sites)
@@ -206,13 +211,35 @@ class _Consumer:
             yield self.weight.detach()[g * rows : (g + 1) * rows], {**self.index, 0: here}
 
 
+def _experts(
+    consumer: _Consumer, item: PlanAxis, taps: Sequence[Tap], scores: Scores, method: Compensation, ridge: float
+) -> Correction:
+    """The down projections of fused experts: each is fitted to what it reads, without intercept.
+
+    An expert adds its output, and so an intercept, only to the tokens that are sent to it, times a weight of theirs.
+    """
+    if taps[0].side == "expert":
+        return Correction(item.axis, None, None, 1.0, "whole experts are left to the router")
+    if method is Compensation.MEAN:
+        return Correction(item.axis, None, None, 1.0, "what experts read differs from token to token by their gates")
+    stays = consumer.index.get(0, torch.arange(len(consumer.weight))).tolist()
+    rest = {d - 1: positions for d, positions in consumer.index.items() if d not in (0, item.axis.dim)}
+    weights, shares = [], []
+    for expert in stays:
+        statistics = _Statistics(taps, scores, method, ridge, f"[{expert}]")
+        removed = item.removed[expert] if item.removed.ndim == 2 else item.removed
+        mixing = statistics.mixing(0, statistics.length, removed, intercept=False)
+        part = consumer.weight.detach()[expert]
+        weights.append(_mixed(part, item.axis.dim - 1, rest, mixing, statistics.per_unit)[0])
+        shares.append(mixing.unexplained)
+    return Correction(item.axis, torch.stack(weights), None, float(np.mean(shares)), "fitted without intercept")
+
+
 def _mixed(weight: Tensor, dim: int, index: Index, mixing: Mixing, per_unit: int) -> tuple[Tensor, Tensor]:
     """`Σ_r weight[r] · M[r, kept]`, shaped like the cut weight, and `Σ_r weight[r] · b[r]` with size 1 along `dim`."""
     rows = (mixing.removed[:, None] * per_unit + np.arange(per_unit)).reshape(-1)
     carried = weight.index_select(dim, torch.from_numpy(rows).to(weight.device))
-    for other, positions in index.items():
-        if other != dim:
-            carried = carried.index_select(other, positions.to(weight.device))
+    carried = gather(carried, {other: p.to(weight.device) for other, p in index.items() if other != dim})
     carried = carried.double().movedim(dim, 0)
     rest = carried.shape[1:]
     flat = carried.reshape(len(mixing.removed), -1)  # [removed, per unit · rest]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from fairkern.errors import InputError, PlanMismatchError
 from fairkern.replacements import REPLACEMENTS
 from fairkern.types import Plan, PlanAxis
 
-Index = dict[int, Tensor]  # dim → int64 [positions], ascending
+Index = dict[int, Tensor]  # dim → int64 [positions], or a row of them per position of dimension 0; ascending
 
 
 @dataclass(frozen=True)
@@ -51,18 +52,30 @@ def kept(plan: Plan) -> dict[str, Index]:
     """
     indices: dict[str, Index] = {}
     for (name, dim), removed in _removed(plan, plan.axes).items():
-        stays = np.ones(plan.shapes[name][dim], dtype=bool)
-        stays[removed] = False
+        stays = np.ones((*removed.shape[:-1], plan.shapes[name][dim]), dtype=bool)
+        np.put_along_axis(stays, removed, False, axis=-1)
         if not stays.any():
-            raise PlanMismatchError(f"the plan removes all {len(stays)} positions of {name} dim {dim}: one has to stay")
-        indices.setdefault(name, {})[dim] = torch.from_numpy(np.flatnonzero(stays))
+            raise PlanMismatchError(
+                f"the plan removes all {stays.shape[-1]} positions of {name} dim {dim}: one has to stay"
+            )
+        places = np.nonzero(stays)[-1].reshape(*removed.shape[:-1], -1)
+        indices.setdefault(name, {})[dim] = torch.from_numpy(places)
     return indices
 
 
 def zeroed(plan: Plan) -> dict[str, Index]:
     """The positions that `masked` sets to zero, those of the consumer axes: `{name: {dim: int64 [removed]}}`."""
+    return _positions(plan, (axis for axis in plan.axes if axis.consumer))
+
+
+def silenced(plan: Plan) -> dict[str, Index]:
+    """The experts that `masked` leaves out, on the axes of routers: `{name: {dim: int64 [removed]}}`."""
+    return _positions(plan, (axis for axis in plan.axes if axis.routes))
+
+
+def _positions(plan: Plan, axes: Iterable[PlanAxis]) -> dict[str, Index]:
     indices: dict[str, Index] = {}
-    for (name, dim), removed in _removed(plan, (axis for axis in plan.axes if axis.consumer)).items():
+    for (name, dim), removed in _removed(plan, axes).items():
         indices.setdefault(name, {})[dim] = torch.from_numpy(removed)
     return indices
 
@@ -72,7 +85,7 @@ def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
     shapes = {name: list(shape) for name, shape in plan.shapes.items()}
     for name, index in kept(plan).items():
         for dim, positions in index.items():
-            shapes[name][dim] = len(positions)
+            shapes[name][dim] = positions.shape[-1]
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
@@ -126,7 +139,7 @@ def check(model: nn.Module, plan: Plan) -> None:
             module = model.get_submodule(change.module)
         except AttributeError:
             raise PlanMismatchError(f"the plan changes {change.module}.{change.attribute}: no such module") from None
-        found = getattr(module, change.attribute, None)
+        found = read_attribute(module, change.attribute)
         if found != change.before:
             where = f"{change.module}.{change.attribute}".lstrip(".")
             raise PlanMismatchError(f"{where} is {found!r} here, the plan expects {change.before}")
@@ -149,6 +162,14 @@ def check(model: nn.Module, plan: Plan) -> None:
                 f"{replacement.module} is a {type(modules.get(replacement.module)).__name__} here, the plan expects "
                 f"{classes[0].__module__}.{classes[0].__name__}"
             )
+
+
+def read_attribute(module: nn.Module, attribute: str) -> Any:
+    """The value of an attribute, which may be dotted (`config.num_experts`); None where there is none."""
+    value: Any = module
+    for part in attribute.split("."):
+        value = getattr(value, part, None)
+    return value
 
 
 def check_pruned(small: nn.Module, plan: Plan) -> None:
@@ -201,12 +222,16 @@ def _removed(plan: Plan, axes: Iterable[PlanAxis]) -> dict[tuple[str, int], np.n
         if shape is None or not 0 <= dim < len(shape) or shape[dim] != item.length:
             raise PlanMismatchError(f"the plan cuts {name} dim {dim} of length {item.length}, but lists shape {shape}")
         removed = np.asarray(item.removed, dtype=np.int64)
-        if len(removed) == 0:
+        if removed.size == 0:
             continue
-        if removed[0] < 0 or removed[-1] >= item.length or (np.diff(removed) <= 0).any():
+        if removed.min() < 0 or removed.max() >= item.length or (np.diff(removed) <= 0).any():
             raise PlanMismatchError(
                 f"the plan's positions on {name} dim {dim} are not ascending within 0 … {item.length - 1}"
             )
         key = (name, dim)
+        if removed.ndim == 2 and (dim == 0 or len(removed) != shape[0] or key in merged):
+            raise PlanMismatchError(
+                f"the plan cuts {name} dim {dim} in {len(removed)} ways; only one way per position of dim 0 can be"
+            )
         merged[key] = np.union1d(merged[key], removed) if key in merged else removed
     return merged

@@ -7,7 +7,8 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.descriptors import Index, check, match, zeroed
+from fairkern.compact.descriptors import Index, check, match, silenced, zeroed
+from fairkern.compact.routers import silent_experts
 from fairkern.types import Plan
 
 
@@ -16,22 +17,31 @@ class masked:
 
     On entry the plan is checked and the removed positions of every consumer axis are set to zero in place;
     on exit, also through an exception or Ctrl-C, they are put back bitwise. What is saved is what is zeroed.
+    Whole experts are left out at their router besides, whose logits for them are −inf (in this thread).
     Autograd does not see either step: `requires_grad`, `.grad` and version counters stay as they are. Within,
     `model(x)` equals `apply(model, plan)(x)` up to the order of float additions.
 
     One object can be entered again, and masks can be nested, as long as the inner one is left first. Do not
     cut or replace the model's tensors within.
-    Raises PlanMismatchError on entry, before anything is written.
+    Raises PlanMismatchError on entry, before anything is written. `strict=False` leaves that check out, for a model
+    that has been given biases since.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan) -> None:
+    def __init__(self, model: nn.Module, plan: Plan, *, strict: bool = True) -> None:
         self._model = model
+        self._strict = strict
         self._plan = plan
-        self._entered: list[list[_Saved]] = []
+        self._entered: list[tuple[list[_Saved], silent_experts | None]] = []
 
     def __enter__(self) -> nn.Module:
-        check(self._model, self._plan)
+        if self._strict:
+            check(self._model, self._plan)
         targets = match(self._model, zeroed(self._plan))
+        routers = [
+            (held.tensor, dim, gone)
+            for held, index in match(self._model, silenced(self._plan))
+            for dim, gone in index.items()
+        ]
         saved: list[_Saved] = []
         try:
             for held, index in targets:
@@ -39,13 +49,21 @@ class masked:
         except BaseException:
             _restore(saved)
             raise
-        self._entered.append(saved)
+        silent = silent_experts(routers) if routers else None
+        self._entered.append((saved, silent))
+        if silent is not None:
+            silent.__enter__()
         return self._model
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _restore(self._entered.pop())
+        saved, silent = self._entered.pop()
+        try:
+            if silent is not None:
+                silent.__exit__(kind, error, trace)
+        finally:
+            _restore(saved)
 
 
 _Saved = tuple[Tensor, int, Tensor, Tensor]  # tensor, dim, positions, what was there
@@ -55,8 +73,14 @@ def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
     data = tensor.data  # shares memory with the tensor, not its version counter
     for dim, positions in index.items():
         there = positions.to(data.device)
-        saved.append((tensor, dim, there, data.index_select(dim, there)))
-        data.index_fill_(dim, there, 0)
+        if there.ndim == 2:  # every position of dimension 0 loses others
+            there = there.reshape([*there.shape[:1], *(-1 if d == dim else 1 for d in range(1, data.ndim))])
+            there = there.expand([n if d != dim else -1 for d, n in enumerate(data.shape)])
+            saved.append((tensor, dim, there, data.gather(dim, there)))
+            data.scatter_(dim, there, 0)
+        else:
+            saved.append((tensor, dim, there, data.index_select(dim, there)))
+            data.index_fill_(dim, there, 0)
 
 
 def _restore(saved: list[_Saved]) -> None:
@@ -64,5 +88,8 @@ def _restore(saved: list[_Saved]) -> None:
     with torch.no_grad():
         while saved:
             tensor, dim, positions, values = saved[-1]
-            tensor.data.index_copy_(dim, positions, values)
+            if positions.ndim == 1:
+                tensor.data.index_copy_(dim, positions, values)
+            else:
+                tensor.data.scatter_(dim, positions, values)
             saved.pop()

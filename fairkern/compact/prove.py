@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from fairkern.compact.apply import apply, copy_with
 from fairkern.compact.descriptors import check, tensors_of
+from fairkern.compact.double import in_double
 from fairkern.compact.inputs import distance, vary
 from fairkern.compact.masked import masked
 from fairkern.compact.sites import learn, needless
 from fairkern.compact.stir import calibrate, stir
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
+from fairkern.experts import one_by_one, running_as
 from fairkern.nested import call_model, map_tensors, tensors_in
 from fairkern.types import IndexArray, Plan, UnitMap
 from fairkern.untouched import valueless
@@ -32,12 +34,16 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, to
 def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
     """Relative error between the outputs of two models on `inputs` (tensor, tuple or mapping), without gradients.
 
+    Models in float64 compute in float64 throughout, also where their code casts to a coarser type.
     The largest over all output tensors of `max|a − b| / max|a|`, in float64; outputs may be nested (tuples,
     named tuples, mappings, dataclasses). NaN, another shape or another number of tensors give inf.
     Raises InputError when the model returns no tensor.
     """
     with torch.no_grad():
-        return distance(call_model(model, inputs), call_model(small, inputs))
+        with in_double(model):
+            expected = call_model(model, inputs)
+        with in_double(small):
+            return distance(expected, call_model(small, inputs))
 
 
 def prove(
@@ -79,7 +85,7 @@ def prove(
     check(model, make_plan(units, [np.zeros(0, dtype=np.int64)] * len(units.groups)))
     check_values(model)
     removed = _about_half(units, seed)
-    candidates = [i for i in units.prunable if len(removed[i])]
+    candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
     with _own_random_state(model, seed), torch.no_grad():
@@ -165,6 +171,8 @@ class _Trial:
     ) -> None:
         self.needless_sites = needless_sites
         self.units, self.removed, self.make_plan, self.seed = units, removed, make_plan, seed
+        sites = {s for g in units.groups for tap in g.taps if tap.side in ("inner", "expert") for s in tap.sites}
+        self._experts = {site.module: one_by_one for site in sites}
         own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
         coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
         self.copy, self.inputs = self._prepare(model, inputs)
@@ -195,7 +203,8 @@ class _Trial:
 
     def _run(self, model: nn.Module, inputs: Any) -> Any:
         torch.manual_seed(self.seed)  # the same for both sides; the caller's state is put back by `prove`
-        return call_model(model, inputs)
+        with in_double(model), running_as(model, self._experts):  # their kernels know few types and sizes
+            return call_model(model, inputs)
 
     def failure(self, groups: Sequence[int]) -> str | None:
         """Why the pruned copy is not the masked copy when these groups are cut; None when it is."""
@@ -241,12 +250,13 @@ def _about_half(units: UnitMap, seed: int) -> list[IndexArray]:
     generator = np.random.default_rng(seed)
     removed = []
     for group in units.groups:
-        if group.frozen is not None or group.units < 2:
+        if group.frozen is not None or group.units <= group.least:
             removed.append(np.zeros(0, dtype=np.int64))
             continue
         slack = group.units // 8
-        count = group.units // 2 + int(generator.integers(-slack, slack + 1))
-        removed.append(np.sort(generator.permutation(group.units)[:count]).astype(np.int64))
+        count = min(group.units // 2 + int(generator.integers(-slack, slack + 1)), group.units - group.least)
+        rows = [np.sort(generator.permutation(group.units)[:count]).astype(np.int64) for _ in range(group.sets)]
+        removed.append(rows[0] if group.sets == 1 else np.stack(rows))
     return removed
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from fairkern.compact.apply import apply, copy_with
 from fairkern.compact.biases import bias_of, give_bias, made_dim, may_be_added
-from fairkern.compact.compensate import Correction
+from fairkern.compact.compensate import Correction, fold
 from fairkern.compact.descriptors import kept
+from fairkern.compact.masked import masked
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, JointMoments, Moments, Plan, Scores
 
@@ -36,6 +37,7 @@ def refit(
     tap in the order of the forward pass, every consumer gets the weights that best give back, from what now arrives
     there, what it computed in `model`: with `a` read before and `b` now, `W ← W C_ab C_bb⁻¹` over the positions that
     stay. In the end the copy is cut. `found`: the one-shot corrections; what they leave alone is left alone here.
+    Experts, whose tokens are others once something has been cut, keep their one-shot fit.
 
     `steps`: refit in so many groups of taps, each measured once; None: every tap for itself.
     Cost: `steps` measurements, and per tap one Cholesky factorisation.
@@ -48,6 +50,7 @@ def refit(
             for axis in tap.weights:
                 taps.setdefault(axis, set()).add(tap.name)
     correctable = [c for c in found if c.weight is not None and taps.get(c.axis, set()) <= set(order)]
+    experts = [c for c in found if c.weight is not None and c not in correctable]
     stays = {c.axis: indices[c.axis.tensor][c.axis.dim] for c in correctable}
     for c in correctable:
         _refit(
@@ -59,10 +62,14 @@ def refit(
     for part in np.array_split(np.array(places), max(1, min(steps or len(places), len(places)))):
         chosen = [c for c in correctable if last[c.axis] in set(part.tolist())]
         if chosen:
-            joint = measure(changed, sorted({name for c in chosen for name in taps[c.axis]}, key=order.index))
+            names = sorted({name for c in chosen for name in taps[c.axis]}, key=order.index)
+            with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
+                joint = measure(changed, names)
             for c in chosen:
                 _refit(model, changed, c, stays[c.axis], _sum([joint[n] for n in sorted(taps[c.axis])]), ridge)
-    return _cut(changed, plan, indices, backend)
+    small = _cut(changed, plan, indices, backend)
+    fold(small, experts)
+    return small
 
 
 def _cut(changed: nn.Module, plan: Plan, indices: Mapping[str, Mapping[int, Tensor]], backend: str) -> nn.Module:

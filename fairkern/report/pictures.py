@@ -88,8 +88,8 @@ def _signal(scores: Scores, plan: Plan, role: str) -> list[FloatArray]:
         raise InputError(f"the plan was made with {role}={name!r}; these scores hold {sorted(scores.signals)}")
     by_name = {group.name: values for group, values in zip(scores.units.groups, scores.signals[name], strict=True)}
     for group in plan.groups:
-        if group.name not in by_name or len(by_name[group.name]) != group.units:
-            raise InputError(f"the scores have no {name} of the {group.units} units of group {group.name!r}")
+        if group.name not in by_name or len(by_name[group.name]) != group.total:
+            raise InputError(f"the scores have no {name} of the {group.total} units of group {group.name!r}")
     return [by_name[group.name] for group in plan.groups]
 
 
@@ -117,7 +117,7 @@ def _rates(axes: Axes, groups: Sequence[PlanGroup]) -> None:
     axes.set_yticks(places[::step], labels=names[::step], fontsize=size)
     if step == 1:
         for place, group in enumerate(groups):
-            label = f"{len(group.removed)} of {group.units}"
+            label = f"{group.removed.size} of {group.total}"
             axes.text(
                 98.5,
                 place,
@@ -139,10 +139,11 @@ def _curves(
 ) -> None:
     many = len(plan.groups) > 30
     for group, u, r, colour in zip(plan.groups, removal, protect, colours, strict=True):
-        curve = tod_curve(torch.from_numpy(u), torch.from_numpy(r)).numpy()
+        sets = zip(u.reshape(group.sets, -1), r.reshape(group.sets, -1), strict=True)
+        curve = np.mean([tod_curve(torch.from_numpy(a), torch.from_numpy(b)).numpy() for a, b in sets], axis=0)
         share = 100 * np.arange(1, group.units + 1) / group.units
         axes.plot(share, curve, color=colour, linewidth=0.7 if many else 1.3, alpha=0.6 if many else 0.9)
-        count = len(group.removed)
+        count = group.removed.shape[-1]
         if count:
             axes.plot(
                 share[count - 1],
@@ -178,7 +179,8 @@ def _curves(
 def _scatter(
     axes: Axes, groups: Sequence[PlanGroup], removal: Sequence[FloatArray], protect: Sequence[FloatArray]
 ) -> None:
-    gone = np.concatenate([np.isin(np.arange(g.units), g.removed) for g in groups]) if groups else np.zeros(0, bool)
+    sets = [(g, row) for g in groups for row in g.removed.reshape(g.sets, -1)]
+    gone = np.concatenate([np.isin(np.arange(g.units), row) for g, row in sets]) if sets else np.zeros(0, bool)
     x, y = (np.concatenate([_by_median(v) for v in values] or [np.zeros(0)]) for values in (removal, protect))
     size = float(np.clip(9000 / max(1, len(x)), 3.0, 18.0))
     for which, colour, label, alpha in ((~gone, _KEPT, "stays", 0.6), (gone, _REMOVED, "removed", 0.75)):

@@ -23,8 +23,8 @@ def group_rows(plan: Plan, unexplained: Mapping[str, float] | None = None) -> li
         {
             "group": group.name,
             "kind": group.kind,
-            "units": group.units,
-            "removed": len(group.removed),
+            "units": group.total,
+            "removed": group.removed.size,
             "rate": group.rate,
             "threshold": threshold,
             **({"unexplained": unexplained.get(group.name)} if unexplained else {}),

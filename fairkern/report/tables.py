@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fairkern.types import Axis, FrozenAxis, Report, UnitMap
+from fairkern.types import Axis, AxisGroup, FrozenAxis, Report, UnitMap
 
 _SHOWN_REASONS = 12
 
@@ -28,13 +28,13 @@ def render(table: RenderableType, width: int = 100) -> str:
 def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flops: Sequence[float]) -> RenderableType:
     """What can be cut from a model and what stays, and why.
 
-    `per_unit_params[g]` and `per_unit_flops[g]` are what removing one unit of group `g` saves, an entry per
-    group of the map. First the groups that can be cut: units, axes, consumers, costs; then those that are
+    `per_unit_params[g]` and `per_unit_flops[g]` are what removing one unit of group `g` (of each of its sets) saves,
+    an entry per group of the map. First the groups that can be cut: units, axes, consumers, costs; then those that are
     frozen, each with its reason; then the frozen axes, counted by reason.
     """
     parts: list[RenderableType] = []
     prunable = units.prunable
-    total = sum(units.groups[g].units for g in prunable)
+    total = sum(units.groups[g].total for g in prunable)
     can = _table(f"{units.model}: {_groups(len(prunable))}, {_whole(total)} units that can be cut")
     for name in ("group", "kind"):
         can.add_column(name, overflow="fold")
@@ -51,11 +51,11 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
         can.add_row(
             Text(group.name),
             Text(group.kind),
-            _whole(group.units),
+            _counted(group),
             str(len(group.axes)),
             Text(shown + more),
-            quantity(per_unit_params[g]),
-            quantity(per_unit_flops[g]),
+            quantity(per_unit_params[g] / group.sets),
+            quantity(per_unit_flops[g] / group.sets),
         )
     parts.append(can if prunable else Text(f"{units.model}: no group can be cut\n", style="bold"))
     frozen = [group for group in units.groups if group.frozen is not None]
@@ -66,7 +66,7 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
         stays.add_column("units", justify="right", no_wrap=True)
         stays.add_column("because", overflow="fold")
         for group in frozen:
-            stays.add_row(Text(group.name), Text(group.kind), _whole(group.units), Text(str(group.frozen)))
+            stays.add_row(Text(group.name), Text(group.kind), _counted(group), Text(str(group.frozen)))
         parts.append(stays)
     if units.frozen:
         parts.append(_axes_table(units.frozen))
@@ -250,6 +250,11 @@ def _relative(name: str, other: str, longest: int = 24) -> str:
     parts, others = name.split("."), other.split(".")
     shared = next((i for i, (a, b) in enumerate(zip(parts, others, strict=False)) if a != b), 0)
     return "…" + ".".join(parts[shared:]) if shared else name
+
+
+def _counted(group: AxisGroup) -> str:
+    """`512`, or `8 × 512` where each of eight experts has units of its own."""
+    return f"{group.sets} × {_whole(group.units)}" if group.sets > 1 else _whole(group.units)
 
 
 def _groups(number: int) -> str:

@@ -123,7 +123,7 @@ def test_the_callers_arrays_stay_as_they_were() -> None:
         (arrays([12], [], [], [], []), "run from 12 to 12"),
         (arrays([-1], [], [], [], []), "run from -1"),
         (arrays([], [1], [], [], []), "'frozen' is frozen and cannot be cut: a LayerNorm runs over it"),
-        (arrays([], [], list(range(6)), [], []), "all 6 units of group 'layer0.0.conv1' would go"),
+        (arrays([], [], list(range(6)), [], []), "6 of the 6 units of group 'layer0.0.conv1' would go"),
         ([np.array([0.0]), *arrays([], [], [], [])], "expected a flat array of integers"),
         ([np.array([True]), *arrays([], [], [], [])], "expected a flat array of integers"),
         ([np.array([[0]]), *arrays([], [], [], [])], "expected a flat array of integers"),

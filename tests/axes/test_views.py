@@ -85,6 +85,9 @@ CASES = {
         lambda x: sum(x.split(x.shape[1] // 4, 1)), 2, {"a": "2: a.bias:0x4 a.weight:0x4 b.weight:1* @ b"}
     ),
     "tensor_split": kept("is sliced", lambda x: sum(x.tensor_split(4, 1)), 2),
+    "interleaved parts": between(
+        lambda x: x[:, ::2] * x[:, 1::2].sigmoid(), 4, {"a": "4: a.bias:0x2 a.weight:0x2 b.weight:1* @ b"}
+    ),
     "stack and sum": between(lambda x: torch.stack([x, x.relu(), -x], 2).sum(2)),
     "stack and unbind": between(lambda x: torch.stack([x, x.relu()], -1).unbind(-1)[1]),
     "stack and select": between(lambda x: torch.stack([x, x.relu()], 0).select(0, 1)),
@@ -123,9 +126,7 @@ CASES = {
     "channels rolled": kept("is shifted", lambda x: x.roll(1, 1)),
     "rolled as one row": kept("is shifted", lambda x: x.roll(3)),
     "channels indexed": kept("is indexed", lambda x: x[:, [3, 1, 2]], 3),
-    "channels gathered": kept(
-        "no rule for aten.gather", lambda x: x.gather(1, torch.zeros(2, 8, 8, 8, dtype=torch.long))
-    ),
+    "channels gathered": kept("is indexed by gather", lambda x: x.gather(1, torch.zeros(2, 8, 8, 8, dtype=torch.long))),
     "boolean mask": kept("is indexed", lambda x: x[:, torch.arange(8) < 6], 6),
     "one channel selected": kept("is selected", lambda x: x[:, 0][:, None], 1),
     "channels taken apart": kept("is taken apart", lambda x: torch.stack(x.unbind(1)[::2], 1), 4),
@@ -135,7 +136,7 @@ CASES = {
     "part overwritten": kept("is sliced", part_overwritten),
     "added to a slice": kept("is sliced", added_to_a_slice),
     "index_put along the batch": between(lambda x: x.index_put_((torch.tensor([1]),), torch.zeros(()).double())),
-    "scatter": kept("no rule for aten.scatter", lambda x: x.scatter(1, torch.zeros(2, 1, 8, 8, dtype=torch.long), 0.0)),
+    "scatter": kept("is indexed by scatter", lambda x: x.scatter(1, torch.zeros(2, 1, 8, 8, dtype=torch.long), 0.0)),
     "as_strided": kept("read with other strides", lambda x: x.as_strided(x.shape, (512, 1, 64, 8))),
     "unfold": kept("is cut into windows", lambda x: x.unfold(1, 2, 2).sum(-1), 4),
     "im2col": between(lambda x: F.unfold(x, 1).unflatten(2, (8, 8))),

@@ -334,3 +334,15 @@ def test_consumers_that_cannot_take_what_others_can(
     assert said in found[0].note
     gone = [np.array([1] if g.name == "a" else [], dtype=np.int64) for g in scores.units.groups]
     assert torch.equal(small(images(4)), compact.apply(model, build(scores.units, gone))(images(4)))
+
+
+def test_a_layer_may_be_heard_before_and_after() -> None:
+    """The paper's recipe listens to what the second layer returns, compensation to what it reads."""
+    layers = {"a": nn.Conv2d(2, 8, 3), "b": nn.Conv2d(8, 6, 3), "c": nn.Linear(6, 3)}
+    model = double(Net(lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x)))).mean((2, 3))), **layers))
+    x = images()
+    small, report = fk.prune(
+        model, [(x, Y)], nn.CrossEntropyLoss(), keep_params=0.5, recipe="paper", allocation="tod", progress=False
+    )
+    assert report.choices["compensated"] > 0
+    assert small(x).shape == (48, 3)

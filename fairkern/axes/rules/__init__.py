@@ -6,12 +6,13 @@ what it does not understand it freezes, with a reason.
 
 from __future__ import annotations
 
-from fairkern.axes.rules import contraction, elementwise, indexing, normalise, reduce, transforms, views
+from fairkern.axes.rules import contraction, elementwise, indexing, normalise, reduce, scatter, transforms, views
 from fairkern.axes.rules._call import Call, Rule
 
 RULES: dict[str, Rule] = {
     **elementwise.RULES,
     **views.RULES,
+    **scatter.RULES,
     **contraction.RULES,
     **normalise.RULES,
     **reduce.RULES,

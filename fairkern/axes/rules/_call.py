@@ -20,6 +20,7 @@ class ModuleCall:
     site: Site
     module: torch.nn.Module | None
     input: Track | None  # its first tensor argument as it was on entry
+    slots: int | None = None  # fused experts: how many of them a token is sent to
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,13 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         if positions is None:
             call.graph.join(x, w)
         activation, dim, site = _tap(call, source.name, x)
+        side = "input"
+        if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
+            activation, dim, site, side = call.inside.input, 2, call.inside.site, "inner"
         inner = dim < 0 and isinstance(call.inside.module, torch.nn.RNNBase)
+        axis = Axis(source.name, place)
         call.graph.contractions.append(
-            Contraction(Axis(source.name, place), x, activation, dim, site, call.where, call.training, inner)
+            Contraction(axis, x, activation, dim, site, call.where, call.training, inner, side)
         )
         return
     if x is ZERO:  # the first state of a recurrent layer
@@ -71,6 +75,8 @@ def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
     source, nodes = weight.source, weight.dims[w_dim]
     place = source.dims[w_dim] if source else None
     if call.training or source is None or place is None or not isinstance(nodes, np.ndarray):
+        return
+    if call.inside.slots is not None:  # an expert's weight, not the module's
         return
     site = call.inside.site
     if call.inside.input is None:
@@ -212,6 +218,8 @@ def matrix_product(call: Call) -> list[Track]:
         added = Track(call.sizes, tuple(dims))
         dims = broadcast(call, [added, call.track("self")], len(call.sizes))
     extents = [_sized(d, s) for d, s in zip((*batch, a.dims[n], left, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)]
+    if call.inside.slots is not None:  # the trace runs every expert on every token
+        extents[0] = call.inside.slots
     flops(call, 1.0, *extents)
     return call.out(dims)
 

@@ -34,7 +34,7 @@ def pointwise(call: Call) -> list[Track]:
 def same(call: Call) -> list[Track]:
     """The result is the first argument, cast, copied or aliased: still the same parameter, if it was one."""
     track = call.track(call.tensors[0])
-    return [Track(track.sizes, track.dims, track.source)]
+    return [Track(track.sizes, track.dims, track.source, indexes=track.indexes)]
 
 
 def fill(call: Call) -> list[Track]:

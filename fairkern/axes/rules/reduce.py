@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from fairkern.axes.graph import CONSTANT, Track
 from fairkern.axes.rules._call import Call, Rule, wrap
 from fairkern.axes.rules.elementwise import pointwise
@@ -21,7 +23,11 @@ def reduction(call: Call) -> list[Track]:
     """What is reduced stays as it is, unless nobody reads the result (attention weights averaged over heads)."""
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
-    mixed = tuple((x.dims[i], f"{call.where} runs over it") for i in over)
+    reasons = [(x.dims[i], f"{call.where} runs over it") for i in over]
+    mixed = tuple(reasons) if call.inside.slots is None else ()
+    if call.inside.slots is not None:
+        for dim, reason in reasons:
+            call.graph.freeze_unless_routed(dim, reason)
     left = [CONSTANT if i in over else d for i, d in enumerate(x.dims)]
     if len(call.sizes) != len(x.dims):
         left = [d for i, d in enumerate(x.dims) if i not in over]
@@ -37,6 +43,27 @@ def along(call: Call) -> list[Track]:
     if tuple(call.sizes) != x.sizes:
         return [call.out([CONSTANT if i in over else d for i, d in enumerate(x.dims)])[0] for _ in call.outputs]
     return [call.out(x.dims)[0] for _ in call.outputs]
+
+
+def softmax(call: Call) -> list[Track]:
+    """Every position changes with every other; one at −inf is as good as gone."""
+    x = call.track(call.tensors[0])
+    for i in _dims(call, len(x.dims)):
+        call.graph.freeze_unless_routed(x.dims[i], f"{call.where} runs over it")
+    return call.out(x.dims)
+
+
+def largest(call: Call) -> list[Track]:
+    """The k largest along a dimension, and an index that points into it; one at −inf is not among them."""
+    x = call.track("self")
+    at = wrap(call.args["dim"], len(x.dims)) if x.dims else 0
+    ranked = x.dims[at] if x.dims else CONSTANT
+    call.graph.freeze_unless_routed(ranked, f"{call.where} runs over it")
+    dims = [CONSTANT if i == at else d for i, d in enumerate(x.dims)]
+    if not isinstance(ranked, np.ndarray):
+        return [call.out(dims)[0] for _ in call.outputs]
+    call.graph.ranked.append((ranked, int(call.args["k"])))
+    return [call.out(dims)[0], replace(call.out(dims)[0], indexes=ranked)]
 
 
 def spatial(call: Call) -> list[Track]:
@@ -106,21 +133,8 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("max", "min", "any", "all", "argmax", "argmin"), reduction),
     **dict.fromkeys(("max.other", "min.other"), pointwise),
-    **dict.fromkeys(
-        (
-            "_softmax",
-            "_log_softmax",
-            "_safe_softmax",
-            "cumsum",
-            "cumprod",
-            "cummax",
-            "cummin",
-            "logcumsumexp",
-            "sort",
-            "topk",
-            "softmax",
-        ),
-        along,
-    ),
+    **dict.fromkeys(("_softmax", "_safe_softmax", "softmax"), softmax),
+    "topk": largest,
+    **dict.fromkeys(("_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort"), along),
     **dict.fromkeys(_SPATIAL, spatial),
 }

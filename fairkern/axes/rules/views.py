@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -33,7 +35,7 @@ def reshape(call: Call) -> list[Track]:
     """Blocks of input and output dimensions with equal products correspond; size 1 belongs to none."""
     track = call.track("self")
     if track.sizes == call.sizes:
-        return call.out(track.dims, track.source)
+        return [replace(out, indexes=track.indexes) for out in call.out(track.dims, track.source)]
     if 0 in call.sizes:
         call.freeze_all(f"is reshaped without elements by {call.where}")
         return [Track.constant(call.sizes)]
@@ -61,7 +63,8 @@ def reshape(call: Call) -> list[Track]:
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
     call.note_sizes(dims)
-    return call.out(dims, track.source and Source(track.source.name, tuple(origin)))
+    out = call.out(dims, track.source and Source(track.source.name, tuple(origin)))
+    return [replace(track_, indexes=track.indexes) for track_ in out]
 
 
 def squeeze(call: Call) -> list[Track]:
@@ -116,7 +119,11 @@ def slice_(call: Call) -> list[Track]:
         return call.out(dims, track.source)
     ids = dims[dim]
     if isinstance(ids, np.ndarray):
-        call.graph.freeze(ids, f"is sliced by {call.where}")
+        if step > 1 and start < step and n % step == 0 and end == n:  # one of `step` interleaved parts
+            for k in range(1, step):
+                call.graph.join(ids[::step], ids[k::step])
+        else:
+            call.graph.freeze(ids, f"is sliced by {call.where}")
         dims[dim] = ids[start:end:step]
     return call.out(dims)
 

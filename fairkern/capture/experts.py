@@ -1,0 +1,81 @@
+"""Where units of fused experts are heard: an expert sees the tokens routed to it, and is silent for all others."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+from torch import Tensor, nn
+
+from fairkern.capture.points import Block, Listener, Point, block_of
+from fairkern.errors import InputError
+from fairkern.experts import Forward, by_expert, fused_experts
+from fairkern.types import AxisGroup, Tap
+
+Hears = Callable[[Point, Tensor, Tensor, Tensor], Tensor]
+
+
+def expert_points(model: nn.Module, groups: Iterable[tuple[int, AxisGroup]]) -> list[Point]:
+    """A point for every expert and tap within it; units of a group with several sets are those of their expert.
+
+    Raises InputError where the module of a tap holds no fused experts.
+    """
+    layouts = fused_experts(model)
+    points = []
+    for g, group in groups:
+        for tap in group.taps:
+            if tap.side not in ("inner", "expert"):
+                continue
+            path = tap.sites[0].module
+            if path not in layouts:
+                raise InputError(f"{path} holds no fused experts here, the unit map has some; trace this model again")
+            down = getattr(model.get_submodule(path), layouts[path].down)
+            wide = down.shape[3 - layouts[path].inner_dim]
+            points += _inner(g, group, tap, len(down)) if tap.side == "inner" else _whole(g, tap, wide)
+    return points
+
+
+def _inner(g: int, group: AxisGroup, tap: Tap, experts: int) -> list[Point]:
+    return [
+        Point(
+            f"{tap.name}[{e}]", tap.sites, tap.side, 1, tap.length,
+            (block_of(g, tap.positions, tap.length, part=e if group.sets > 1 else 0),), e,
+        )
+        for e in range(experts)
+    ]  # fmt: skip
+
+
+def _whole(g: int, tap: Tap, wide: int) -> list[Point]:
+    alone = ((g, np.zeros(1, dtype=np.int64)),)
+    return [
+        Point(f"{tap.name}[{e}]", tap.sites, tap.side, 1, wide, (Block(1, wide, None, alone, part=unit),), int(e))
+        for unit, e in enumerate(tap.positions[:, 0])
+    ]
+
+
+def listening(points: Iterable[Point], listener: Listener) -> Mapping[str, Forward]:
+    """By path, how a module of fused experts runs while its experts are heard one after the other."""
+    by_site = defaultdict(list)
+    for p in points:
+        if p.expert is not None:
+            for site in p.sites:
+                by_site[site, p.side, p.expert].append(p)
+
+    def run(path: str) -> Forward:
+        def forward(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+            site, carrier = listener.next_site(path, "experts"), hidden.detach()
+
+            def hear(side: str) -> Callable[[int, Tensor, Tensor], Tensor]:
+                def heard(expert: int, x: Tensor, tokens: Tensor) -> Tensor:
+                    for p in by_site.get((site, side, expert), ()):
+                        x = listener.hear_rows(p, x, tokens, carrier)
+                    return x
+
+                return heard
+
+            return by_expert(module, hidden, index, weights, inner=hear("inner"), output=hear("expert"))
+
+        return forward
+
+    return {path: run(path) for path in {site.module for site, _, _ in by_site}}
