@@ -1,0 +1,85 @@
+"""`python -m bench.quality [--models …] [--seeds …] [--quick]`: nets, the grid, bench/results/quality.*, docs/quality.md.
+
+Trained weights are kept in bench/quality/.cache; rows of other models and seeds stay in the results file, so a run can
+be cut into several. `--document` only writes the document anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.conftest import ROOT, provenance
+from bench.quality import document, rows
+from bench.quality.catalogue import ENTRIES
+from bench.quality.grid import Grid, run
+from bench.quality.methods import METHODS
+
+RESULTS = ROOT / "bench" / "results" / "quality.csv"
+QUICK = Grid(keeps=(0.5, 0.2), methods=METHODS[:3], compensations=("none", "least_squares"), rivals=False)
+PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "transformers", "torch-pruning", "network-pruner")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", choices=list(ENTRIES), default=list(ENTRIES), metavar="MODEL")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--quick", action="store_true", help="three methods, two budgets, printed and not written")
+    parser.add_argument("--document", action="store_true", help="write the document from the results there are")
+    chosen = parser.parse_args(arguments)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(1)
+    if not chosen.document:
+        for name in chosen.models:
+            for seed in chosen.seeds:
+                started = time.perf_counter()
+                outcome = run(ENTRIES[name], seed, QUICK if chosen.quick else Grid())
+                print(f"{name}, seed {seed}: {len(outcome.rows)} cuts, {time.perf_counter() - started:.0f} s", flush=True)
+                if chosen.quick:
+                    for row in outcome.rows:
+                        print(f"  {row.method:<26} {row.compensation:<28} {row.keep:5.0%} {row.after:8.4f} of {row.before:.4f}")
+                    continue
+                rows.write(RESULTS, rows.merged(rows.read(RESULTS), outcome.rows))
+                _note(name, seed, outcome.left_out)
+    if not chosen.quick:
+        document.write(rows.read(RESULTS), json.loads(RESULTS.with_suffix(".json").read_text()), ROOT / "docs")
+    return 0
+
+
+def _note(model: str, seed: int, left_out: list[dict[str, Any]]) -> None:
+    """When, with which versions, and what was left out: beside the rows."""
+    path = RESULTS.with_suffix(".json")
+    known = json.loads(path.read_text()) if path.exists() else {"runs": {}, "left_out": []}
+    kept = [item for item in known["left_out"] if (item["model"], item["seed"]) != (model, seed)]
+    runs = {**known["runs"], f"{model}, seed {seed}": {k: provenance()[k] for k in ("commit", "date")}}
+    note = {"schema": 1, **provenance(), "packages": _versions(), "runs": runs, "left_out": [*kept, *left_out]}
+    _write(path, json.dumps(note, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

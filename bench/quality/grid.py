@@ -1,0 +1,101 @@
+"""One net: every method, budget and compensation, then the other packages at the same budgets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+import fairkern as fk
+from bench.quality import methods
+from bench.quality.catalogue import Entry, Pretrained
+from bench.quality.rivals import RIVALS, Search, parameters
+from bench.quality.rows import Row
+from bench.quality.tasks.task import Task
+
+KEEPS = (0.9, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)
+COMPENSATIONS = ("none", "mean", "least_squares")
+RECALIBRATED = " + BatchNorm"  # added to a compensation's name
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to run."""
+
+    keeps: Sequence[float] = KEEPS
+    methods: Sequence[methods.Method] = methods.METHODS
+    compensations: Sequence[str] = COMPENSATIONS
+    rivals: bool = True
+
+
+@dataclass
+class Outcome:
+    """Rows, and what could not be run with the reason."""
+
+    rows: list[Row] = field(default_factory=list)
+    left_out: list[dict[str, str | int]] = field(default_factory=list)
+
+
+def run(entry: Entry | Pretrained, seed: int, grid: Grid) -> Outcome:
+    """Train or load, score once, cut and measure."""
+    model, task = entry.load(seed)
+    bench = _Bench(entry.name, seed, model, task)
+    outcome = Outcome()
+    for method in grid.methods:
+        outcome.rows += bench.own(method, grid)
+    if grid.rivals:
+        for rival in RIVALS:
+            try:
+                outcome.rows += bench.rival(rival.name, Search(model, rival.prepare(model, task)), grid)
+            except Exception as error:  # whatever another package raises is a finding
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+                outcome.left_out.append({"model": entry.name, "seed": seed, "method": rival.name, "reason": reason})
+    return outcome
+
+
+class _Bench:
+    """A trained net, its measure before the cut and its scores."""
+
+    def __init__(self, name: str, seed: int, model: nn.Module, task: Task) -> None:
+        self.name, self.seed, self.model, self.task = name, seed, model, task
+        self.before = task.measure(model)
+        self.scores = methods.score(model, task, seed)
+        self.cuttable = methods.cuttable(self.scores.units)
+        self.whole = parameters(model)
+        self.has_batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+    def budget(self, keep: float) -> float:
+        """Share of the whole model."""
+        return 1.0 - (1.0 - keep) * self.cuttable
+
+    def own(self, method: methods.Method, grid: Grid) -> Iterator[Row]:
+        for keep in grid.keeps:
+            plan = methods.plan(self.scores, method, self.budget(keep))
+            for compensation in grid.compensations:
+                started = time.perf_counter()
+                small = fk.apply(self.model, plan, compensate=compensation, scores=self.scores)
+                yield self.row(small, method.name, compensation, keep, time.perf_counter() - started)
+                if method == methods.DEFAULT and self.has_batch_norm and compensation != "mean":
+                    started = time.perf_counter()
+                    small = methods.recalibrated(small, self.task)
+                    seconds = time.perf_counter() - started
+                    yield self.row(small, method.name, compensation + RECALIBRATED, keep, seconds)
+
+    def rival(self, name: str, search: Search, grid: Grid) -> list[Row]:
+        rows = []
+        for keep in grid.keeps:
+            started = time.perf_counter()
+            small = search(self.budget(keep))
+            if small is None:
+                raise RuntimeError(f"no cut of it keeps {keep:.0%} or less of what can be cut")
+            rows.append(self.row(small, name, "none", keep, time.perf_counter() - started))
+        return rows
+
+    def row(self, small: nn.Module, method: str, compensation: str, keep: float, seconds: float) -> Row:
+        """`seconds`: of the cut alone."""
+        return Row(
+            self.name, self.seed, self.task.name, method, compensation, keep, parameters(small) / self.whole,
+            self.cuttable, self.task.metric, self.before, self.task.measure(small), seconds,
+        )  # fmt: skip

@@ -1,0 +1,119 @@
+"""fairkern's ways to choose units, by name: a signal or two, and an allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+import fairkern as fk
+from bench.quality.tasks.task import Task
+from fairkern.allocate import build
+from fairkern.types import AxisGroup
+
+SAMPLES_PER_CLASS = 32
+PROJECTIONS = 32
+
+
+@dataclass(frozen=True)
+class Method:
+    """Arguments of `Scores.plan`."""
+
+    name: str
+    allocation: str
+    removal: str
+    protect: str = "taylor"
+
+
+METHODS = (
+    Method("residual, global", "global", "residual"),
+    Method("residual, uniform", "uniform", "residual"),
+    Method("ToD (residual, Taylor)", "tod", "residual"),
+    Method("FAIR ToD, consumer taps", "tod", "wasserstein"),
+    Method("FAIR ToD, paper recipe", "tod", "paper wasserstein", "paper taylor"),
+    Method("U-score, global", "global", "wasserstein"),
+    Method("Taylor, global", "global", "taylor"),
+    Method("Taylor, uniform", "uniform", "taylor"),
+    Method("L1, global", "global", "l1"),
+    Method("L1, uniform", "uniform", "l1"),
+    Method("random, uniform", "uniform", "random"),
+)
+DEFAULT = METHODS[0]
+
+
+def score(model: nn.Module, task: Task, seed: int) -> fk.Scores:
+    """Every signal that a method asks for, in one object; means and moments from the default recipe."""
+    units = fk.trace(model, task.example)
+    common = {
+        "units": units,
+        "samples_per_class": SAMPLES_PER_CLASS,
+        "projections": PROJECTIONS,
+        "seed": seed,
+        "class_of": task.class_of,
+        "progress": False,
+    }
+    scores = fk.score(model, task.calibration, task.loss, gram=True, **common)
+    paper = fk.score(model, task.calibration, task.loss, recipe="paper", **common)
+    own: Mapping[str, tuple[np.ndarray, ...]] = {
+        "paper wasserstein": paper.signals["wasserstein"],
+        "paper taylor": paper.signals["taylor"],
+        "l1": l1(model, units),
+        "random": random(units, seed),
+    }
+    return replace(scores, signals={**scores.signals, **own})
+
+
+def plan(scores: fk.Scores, method: Method, keep_params: float) -> fk.Plan:
+    """At most this share of the whole model's parameters."""
+    return scores.plan(
+        keep_params=keep_params,
+        allocation=method.allocation,
+        removal=method.removal,
+        protect=method.protect,
+        max_remove=0.9999,
+    )
+
+
+def l1(model: nn.Module, units: fk.UnitMap) -> tuple[np.ndarray, ...]:
+    """Σ |w| over the weights that make a unit, the mean over those tensors; biases and norms do not count."""
+    tensors = dict(model.named_parameters())
+
+    def of(group: AxisGroup) -> np.ndarray:
+        found = []
+        for held in group.axes:
+            weight = tensors.get(held.axis.tensor)
+            if not held.consumer and weight is not None and weight.ndim > 1:
+                sums = weight.detach().abs().double().movedim(held.axis.dim, 0).flatten(1).sum(1).numpy()
+                found.append(sums[held.positions].sum(1))
+        return np.mean(found, axis=0) if found else np.zeros(group.units)
+
+    return tuple(of(g) if g.frozen is None else np.zeros(0) for g in units.groups)
+
+
+def random(units: fk.UnitMap, seed: int) -> tuple[np.ndarray, ...]:
+    """Scores drawn evenly from 0 … 1."""
+    generator = np.random.default_rng(seed)
+    return tuple(generator.random(g.units) if g.frozen is None else np.zeros(0) for g in units.groups)
+
+
+def cuttable(units: fk.UnitMap) -> float:
+    """Share of the parameters that would go if every group kept one unit."""
+    one = [np.arange(1, g.units) if g.frozen is None else np.zeros(0, np.int64) for g in units.groups]
+    result = build(units, one).result
+    return 1.0 - result["params_after"] / result["params_before"]
+
+
+def recalibrated(model: nn.Module, task: Task) -> nn.Module:
+    """The same model with BatchNorm statistics of the calibration data, averaged over batches; in place."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+    model.train()
+    with torch.no_grad():
+        for inputs, _ in task.calibration:
+            model(inputs)
+    return model.eval()

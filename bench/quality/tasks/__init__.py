@@ -1,0 +1,1 @@
+"""What the nets are trained and judged on: digits, glyphs, text, sentences."""
