@@ -7,11 +7,13 @@ be cut into several. `--document` only writes the document anew.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import torch
 
 from bench.conftest import ROOT, provenance
-from bench.quality import document, rows
+from bench.quality import document, rows, train
 from bench.quality.catalogue import ENTRIES
 from bench.quality.grid import Grid, run
 from bench.quality.methods import METHODS
@@ -43,16 +45,30 @@ def main(arguments: Sequence[str]) -> int:
             for seed in chosen.seeds:
                 started = time.perf_counter()
                 outcome = run(ENTRIES[name], seed, QUICK if chosen.quick else Grid())
-                print(f"{name}, seed {seed}: {len(outcome.rows)} cuts, {time.perf_counter() - started:.0f} s", flush=True)
+                print(
+                    f"{name}, seed {seed}: {len(outcome.rows)} cuts, {time.perf_counter() - started:.0f} s", flush=True
+                )
                 if chosen.quick:
                     for row in outcome.rows:
-                        print(f"  {row.method:<26} {row.compensation:<28} {row.keep:5.0%} {row.after:8.4f} of {row.before:.4f}")
+                        print(
+                            f"  {row.method:<26} {row.compensation:<28} {row.keep:5.0%} {row.after:8.4f} of {row.before:.4f}"
+                        )
                     continue
-                rows.write(RESULTS, rows.merged(rows.read(RESULTS), outcome.rows))
-                _note(name, seed, outcome.left_out)
+                with _alone():
+                    rows.write(RESULTS, rows.merged(rows.read(RESULTS), outcome.rows))
+                    _note(name, seed, outcome.left_out)
     if not chosen.quick:
         document.write(rows.read(RESULTS), json.loads(RESULTS.with_suffix(".json").read_text()), ROOT / "docs")
     return 0
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Runs of other models may write to the same files."""
+    train.CACHE.mkdir(exist_ok=True)
+    with (train.CACHE / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _note(model: str, seed: int, left_out: list[dict[str, Any]]) -> None:

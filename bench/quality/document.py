@@ -1,1 +1,199 @@
-def write(rows, note, folder): pass
+"""docs/quality.md and its picture, from the rows and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.quality import plots, targets
+from bench.quality.catalogue import ENTRIES
+from bench.quality.grid import COMPENSATIONS, RECALIBRATED
+from bench.quality.methods import DEFAULT, METHODS
+from bench.quality.rivals import RIVALS
+from bench.quality.rows import Row
+from bench.quality.summary import Recipe, Summary
+
+PICTURE = Path("pictures") / "quality.png"
+SOLVED = "least_squares"
+OURS: Recipe = (DEFAULT.name, SOLVED)
+_HEAD = """# Quality
+
+What is left of a net's quality after one cut without any training. Every row below is one way to choose units
+(signal, allocation) and one way to make up for them (compensation), at the same budgets, on the same trained nets, from
+the same calibration data. **Area** is the mean quality over kept shares from 5 % to 100 % of the parameters that can be
+cut: 1 would be a cut that costs nothing. Quality is accuracy after / before, perplexity before / after for language
+models, and the mean cosine to the uncut model's embedding for MiniLM.
+
+Nets and tasks are small (seconds of training each): handwritten digits and letters from 21 fonts at 16 × 16, turned,
+moved, scaled and noised; characters of the standard library's documentation; MiniLM as it is published. They rank
+methods; they do not predict figures for large models.
+"""
+
+
+def write(rows: Sequence[Row], note: Mapping[str, Any], folder: Path) -> None:
+    """`folder`/quality.md and the picture that it shows."""
+    summary = Summary(rows)
+    plots.write(summary, folder / PICTURE)
+    (folder / "quality.md").write_text(page(summary, note))
+
+
+def page(summary: Summary, note: Mapping[str, Any]) -> str:
+    parts = [
+        _HEAD.rstrip(),
+        *_section(
+            "In one table", [*_main(summary), "", *_verdict(summary), "", f"![Quality over kept parameters]({PICTURE})"]
+        ),
+        *_section("Beside other packages", _rivals(summary)),
+        *_section("Targets", [*_targets_text(), "", *targets.table(summary, OURS)]),
+        *_section("BatchNorm statistics anew", _recalibration(summary)),
+        *_section("Model by model", _models(summary)),
+        *_section("What was run", _ran(summary, note)),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return ["", f"## {title}", "", *lines]
+
+
+def _main(summary: Summary) -> list[str]:
+    halves = _halves(summary)
+    lines = [
+        f"| area, averaged over {len(summary.models)} models | nothing | means | **least squares** | spread over seeds "
+        f"| {len(halves[0])} models that choose | {len(halves[1])} that confirm |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    table = []
+    for method in METHODS:
+        if summary.has((method.name, SOLVED)) != summary.models:
+            continue
+        found = [summary.average((method.name, c), summary.models) for c in COMPENSATIONS]
+        split = [summary.average((method.name, SOLVED), half).mean if half else None for half in halves]
+        spread = "one seed" if found[2].spread is None else f"± {found[2].spread:.3f}"
+        name = f"**{method.name}** (default)" if method == DEFAULT else method.name
+        cells = [f"{found[0].mean:.3f}", f"{found[1].mean:.3f}", f"**{found[2].mean:.3f}**", spread]
+        cells += ["–" if value is None else f"{value:.3f}" for value in split]
+        table.append((found[2].mean, f"| {name} | " + " | ".join(cells) + " |"))
+    return lines + [line for _, line in sorted(table, reverse=True)]
+
+
+def _halves(summary: Summary) -> tuple[list[str], list[str]]:
+    chooses = [m for m in summary.models if ENTRIES[m].chooses]
+    return chooses, [m for m in summary.models if not ENTRIES[m].chooses]
+
+
+def _verdict(summary: Summary) -> list[str]:
+    """Which method wins on each half, and where FAIR's own stand."""
+    names = [m.name for m in METHODS if summary.has((m.name, SOLVED)) == summary.models]
+    best = [
+        max(names, key=lambda n: summary.average((n, SOLVED), half).mean) for half in _halves(summary) if half
+    ]  # fmt: skip
+    lines = [f"With least squares, the models that choose prefer *{best[0]}*"]
+    if len(best) == 2:
+        lines[0] += f"; the others {'confirm it' if best[0] == best[1] else f'prefer *{best[1]}*'}."
+    overall = sorted(names, key=lambda n: -summary.average((n, SOLVED), summary.models).mean)
+    top = summary.average((overall[0], SOLVED), summary.models).mean
+    default = summary.average(OURS, summary.models).mean
+    if overall[0] != DEFAULT.name:
+        lines.append(f"The default is {top - default:.3f} behind the best of the table, *{overall[0]}*.")
+    for name in (n for n in names if n.startswith("FAIR")):
+        own = summary.average((name, SOLVED), summary.models).mean
+        rivals = ("random, uniform", "Taylor, uniform", "L1, uniform")
+        against = {n: own - summary.average((n, SOLVED), summary.models).mean for n in rivals if n in names}
+        told = ", ".join(f"{_signed(gap)} to *{n}*" for n, gap in against.items())
+        lines.append(f"*{name}* with the same compensation: {_signed(own - top)} to the best, {told}.")
+    return lines
+
+
+def _signed(gap: float) -> str:
+    return f"{gap:+.3f}".replace("-", "−")
+
+
+def _rivals(summary: Summary) -> list[str]:
+    lines = [
+        "Each with its own importance and allocation, as shipped; none compensates. On the models that it could prune:",
+        "",
+        "| | models | its area | default, nothing folded back | default | default ahead or even at |",
+        "|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for rival in RIVALS:
+        models = summary.has((rival.name, "none"))
+        if not models:
+            lines.append(f"| {rival.name} | 0 | – | – | – | – |")
+            continue
+        areas = [summary.average(r, models).mean for r in ((rival.name, "none"), (DEFAULT.name, "none"), OURS)]
+        good, cells, behind = targets.ahead(summary, OURS, (rival.name, "none"), models)
+        shown = " | ".join(f"{value:.3f}" for value in areas)
+        lines.append(f"| {rival.name} | {len(models)} | {shown} | {good} of {cells} budgets |")
+        if behind:
+            notes.append(f"Behind {rival.name}: {'; '.join(behind)}.")
+    return [*lines, *(["", *notes] if notes else [])]
+
+
+def _targets_text() -> list[str]:
+    return [f"Of *{OURS[0]}* with least squares, in one shot; shares are of the parameters that can be cut."]
+
+
+def _recalibration(summary: Summary) -> list[str]:
+    models = summary.has((DEFAULT.name, "none" + RECALIBRATED))
+    lines = [
+        "Forward passes in train mode over the calibration data give a cut net new BatchNorm statistics. On the "
+        f"{len(models)} models with BatchNorm:",
+        "",
+        "| area of the default | as cut | statistics anew |",
+        "|---|---|---|",
+    ]
+    if not models:
+        return ["No model with BatchNorm was run."]
+    for compensation, name in (("none", "nothing folded back"), (SOLVED, "least squares")):
+        pair = [summary.average((DEFAULT.name, compensation + end), models).mean for end in ("", RECALIBRATED)]
+        lines.append(f"| {name} | {pair[0]:.3f} | {pair[1]:.3f} |")
+    return lines
+
+
+def _models(summary: Summary) -> list[str]:
+    lines = []
+    for model in summary.models:
+        rows = [row for row in summary.rows if row.model == model]
+        keeps = sorted({row.keep for row in rows}, reverse=True)
+        before = sum({row.seed: row.before for row in rows}.values()) / len({row.seed for row in rows})
+        lines += [
+            f"### {model}",
+            "",
+            f"{rows[0].metric} before: {before:.4g}; {rows[0].cuttable:.0%} of the parameters can be cut.",
+            "",
+            "| quality left at | area | " + " | ".join(f"{keep:.0%}" for keep in keeps) + " |",
+            "|---" * (2 + len(keeps)) + "|",
+        ]
+        shown = [(m.name, SOLVED) for m in METHODS] + [(m.name, "none") for m in METHODS[:1]]
+        shown += [("FAIR ToD, paper recipe", "none")] + [(r.name, "none") for r in RIVALS]
+        for recipe in (r for r in shown if (model, r) in summary.areas):
+            cells = [f"{summary.at(model, recipe, keep):.3f}" for keep in keeps]
+            name = recipe[0] if recipe[1] == SOLVED or recipe[0] in {r.name for r in RIVALS} else f"{recipe[0]}, bare"
+            lines.append(f"| {name} | {summary.of(model, recipe):.3f} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return lines[:-1]
+
+
+def _ran(summary: Summary, note: Mapping[str, Any]) -> list[str]:
+    seeds = {model: sorted({row.seed for row in summary.rows if row.model == model}) for model in summary.models}
+    told = ", ".join(
+        f"{model} ({len(found)} {'seed' if len(found) == 1 else 'seeds'})" for model, found in seeds.items()
+    )
+    missing = [name for name in ENTRIES if name not in seeds]
+    packages = ", ".join(f"{name} {version}" for name, version in note["packages"].items() if version)
+    lines = [f"{len(summary.rows)} cuts: {told}." + (f" Not yet run: {', '.join(missing)}." if missing else "")]
+    if note["left_out"]:
+        lines += ["", "Left out:", ""]
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for item in note["left_out"]:
+            found = reasons.setdefault((item["method"], item["reason"]), [])
+            if item["model"] not in found:
+                found.append(item["model"])
+        lines += [f"- {method} on {', '.join(models)}: `{reason}`" for (method, reason), models in reasons.items()]
+    command = "python -m bench.quality"
+    lines += ["", f"(`{command}`, {note['date'][:10]}, {note['device']}, {note['threads']} thread, Python "
+              f"{note['python']}, {packages}, commit {note['commit'][:7]})"]  # fmt: skip
+    return lines

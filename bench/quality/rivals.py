@@ -76,10 +76,6 @@ def torch_pruning(importance: str, model: nn.Module, task: Task) -> Cutter:
         for name, parameter in small.named_parameters():
             parameter.requires_grad_(True)
             parameter.grad = gradients[name].clone()
-        heads = {}
-        for module in small.modules():
-            if isinstance(module, Attention):
-                heads |= {m: m.out_features // module.size for m in (module.q, module.k, module.v)}
         with contextlib.redirect_stdout(io.StringIO()):
             tp.pruner.BasePruner(
                 small,
@@ -88,7 +84,7 @@ def torch_pruning(importance: str, model: nn.Module, task: Task) -> Cutter:
                 global_pruning=True,
                 pruning_ratio=strength,
                 ignored_layers=[_last(small)],
-                num_heads=heads,
+                num_heads=_heads(small),
                 prune_num_heads=True,
                 prune_head_dims=False,
                 head_pruning_ratio=strength,
@@ -137,6 +133,17 @@ def _gradients(model: nn.Module, task: Task) -> Mapping[str, torch.Tensor]:
         output: Any = own(**inputs) if isinstance(inputs, dict) else own(inputs)
         (task.loss(output, targets) / len(task.calibration)).backward()
     return {n: p.grad if p.grad is not None else torch.zeros_like(p) for n, p in own.named_parameters()}
+
+
+def _heads(model: nn.Module) -> dict[nn.Module, int]:
+    """Heads of every projection: of this bench's attention, and of BERT's."""
+    heads: dict[nn.Module, int] = {}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            heads |= {m: m.out_features // module.size for m in (module.q, module.k, module.v)}
+        elif hasattr(module, "attention_head_size"):
+            heads |= dict.fromkeys((module.query, module.key, module.value), module.num_attention_heads)
+    return heads
 
 
 def _last(model: nn.Module) -> nn.Module:

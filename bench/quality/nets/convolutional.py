@@ -22,12 +22,12 @@ class VGG(nn.Module):
         for width in widths:
             layers += [*_conv(channels, width), nn.ReLU(), *_conv(width, width), nn.ReLU(), nn.MaxPool2d(2)]
             channels = width
-        self.features = nn.Sequential(*layers)
+        self.features = nn.Sequential(*layers, nn.Flatten())
         self.fc1 = nn.Linear(channels * 4, hidden)
         self.fc2 = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(torch.relu(self.fc1(self.features(x).flatten(1))))
+        return self.fc2(torch.relu(self.fc1(self.features(x))))
 
 
 class Residual(nn.Module):

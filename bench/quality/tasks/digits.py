@@ -11,13 +11,13 @@ from bench.quality.tasks.images import SIZE, Jitter, image_task
 from bench.quality.tasks.task import Task
 
 JITTER = Jitter(rotation=20, scale=0.2, shift=2.0, noise=0.35)
-VIEWS = 3  # jittered copies of every test image
+VIEWS = 2  # jittered copies of every test image
 CALIBRATION = 512
 
 
 @cache
 def digits() -> Task:
-    """Ten classes, 1,437 images to train on, 360 × 3 to test."""
+    """Ten classes, 1,437 images to train on, 360 × 2 to test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 

@@ -12,10 +12,10 @@ from bench.quality.tasks.task import Batch, Task
 from bench.quality.tasks.text import docstrings
 
 CLASSES = 10  # the modules that say most
-CALIBRATION = 24  # sentences a class
-TEST = 96  # sentences of other modules
+CALIBRATION = 20  # sentences a class
+TEST = 48  # sentences of other modules
 BATCH = 32
-LENGTH = 24  # tokens at most
+LENGTH = 16  # tokens at most
 TEMPERATURE = 0.1
 
 
