@@ -1,4 +1,4 @@
-"""`python -m bench.quality [--models …] [--seeds …] [--quick]`: nets, the grid, bench/results/quality.*, docs/quality.md.
+"""`python -m bench.quality [--models …] [--seeds …] [--quick]`: the grid, bench/results/quality.*, docs/quality.md.
 
 Trained weights are kept in bench/quality/.cache; rows of other models and seeds stay in the results file, so a run can
 be cut into several. `--document` only writes the document anew.
@@ -27,7 +27,7 @@ from bench.quality.grid import Grid, run
 from bench.quality.methods import METHODS
 
 RESULTS = ROOT / "bench" / "results" / "quality.csv"
-QUICK = Grid(keeps=(0.5, 0.2), methods=METHODS[:3], compensations=("none", "least_squares"), rivals=False)
+QUICK = Grid(keeps=(0.5, 0.2), methods=METHODS[:4], compensations=("none", "least_squares"), rivals=False)
 PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "transformers", "torch-pruning", "network-pruner")
 
 
@@ -50,9 +50,8 @@ def main(arguments: Sequence[str]) -> int:
                 )
                 if chosen.quick:
                     for row in outcome.rows:
-                        print(
-                            f"  {row.method:<26} {row.compensation:<28} {row.keep:5.0%} {row.after:8.4f} of {row.before:.4f}"
-                        )
+                        what = f"{row.method:<32} {row.compensation:<26} {row.keep:5.0%}"
+                        print(f"  {what} {row.after:8.4f} of {row.before:.4f}")
                     continue
                 with _alone():
                     rows.write(RESULTS, rows.merged(rows.read(RESULTS), outcome.rows))

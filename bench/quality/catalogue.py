@@ -65,8 +65,15 @@ def _entries() -> list[Entry | Pretrained]:
         Entry("resnet-glyphs", "cnn", True, partial(ResNet, many), glyphs, Schedule(epochs=20)),
         Entry("vit-glyphs", "vit", True, partial(ViT, many), glyphs, Schedule(epochs=30)),
         Entry("mlp-glyphs", "mlp", False, partial(MLP, many), glyphs, Schedule(epochs=60)),
-        Entry("lm-text", "lm", True, partial(LanguageModel, len(ALPHABET)), text, Schedule(epochs=7)),
-        Entry("moe-text", "lm", False, partial(LanguageModel, len(ALPHABET), experts=True), text, Schedule(epochs=6)),
+        Entry("lm-text", "lm", True, partial(LanguageModel, len(ALPHABET)), text, Schedule(epochs=20, rate=5e-3)),
+        Entry(
+            "moe-text",
+            "lm",
+            False,
+            partial(LanguageModel, len(ALPHABET), experts=True),
+            text,
+            Schedule(epochs=16, rate=5e-3),
+        ),
         Pretrained("minilm-sentences", "embedding", False),
     ]
 

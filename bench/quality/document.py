@@ -59,9 +59,9 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 
 def _main(summary: Summary) -> list[str]:
     halves = _halves(summary)
+    counts = f"{len(halves[0])} models that choose | {len(halves[1])} that confirm"
     lines = [
-        f"| area, averaged over {len(summary.models)} models | nothing | means | **least squares** | spread over seeds "
-        f"| {len(halves[0])} models that choose | {len(halves[1])} that confirm |",
+        f"| area over {len(summary.models)} models | nothing | means | **least squares** | over seeds | {counts} |",
         "|---|---|---|---|---|---|---|",
     ]
     table = []
@@ -138,9 +138,9 @@ def _targets_text() -> list[str]:
 
 def _recalibration(summary: Summary) -> list[str]:
     models = summary.has((DEFAULT.name, "none" + RECALIBRATED))
+    what = "Forward passes in train mode over the calibration data give a cut net new BatchNorm statistics."
     lines = [
-        "Forward passes in train mode over the calibration data give a cut net new BatchNorm statistics. On the "
-        f"{len(models)} models with BatchNorm:",
+        f"{what} On the {len(models)} models with BatchNorm:",
         "",
         "| area of the default | as cut | statistics anew |",
         "|---|---|---|",
@@ -193,7 +193,5 @@ def _ran(summary: Summary, note: Mapping[str, Any]) -> list[str]:
             if item["model"] not in found:
                 found.append(item["model"])
         lines += [f"- {method} on {', '.join(models)}: `{reason}`" for (method, reason), models in reasons.items()]
-    command = "python -m bench.quality"
-    lines += ["", f"(`{command}`, {note['date'][:10]}, {note['device']}, {note['threads']} thread, Python "
-              f"{note['python']}, {packages}, commit {note['commit'][:7]})"]  # fmt: skip
-    return lines
+    where = f"{note['date'][:10]}, {note['device']}, {note['threads']} thread, Python {note['python']}"
+    return [*lines, "", f"(`python -m bench.quality`, {where}, {packages}, commit {note['commit'][:7]})"]

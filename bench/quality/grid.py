@@ -19,7 +19,13 @@ from bench.quality.tasks.task import Task
 KEEPS = (0.9, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)
 COMPENSATIONS = ("none", "mean", "least_squares")
 RECALIBRATED = " + BatchNorm"  # added to a compensation's name: statistics anew
-ALSO_RECALIBRATED = ("residual, global", "residual, uniform", "FAIR ToD, consumer taps", "random, uniform")
+ALSO_RECALIBRATED = (
+    "residual, global",
+    "residual per parameter, global",
+    "residual, uniform",
+    "FAIR ToD, consumer taps",
+    "random, uniform",
+)
 
 
 @dataclass(frozen=True)

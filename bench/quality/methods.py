@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import nn
 
 import fairkern as fk
 from bench.quality.tasks.task import Task
-from fairkern.allocate import build
+from fairkern.allocate import build, per_unit
 from fairkern.types import AxisGroup
 
 SAMPLES_PER_CLASS = 32
@@ -30,14 +30,16 @@ class Method:
 
 METHODS = (
     Method("residual, global", "global", "residual"),
+    Method("residual per parameter, global", "global", "residual per parameter"),
+    Method("residual, normalised", "normalized", "residual"),
     Method("residual, uniform", "uniform", "residual"),
     Method("ToD (residual, Taylor)", "tod", "residual"),
     Method("FAIR ToD, consumer taps", "tod", "wasserstein"),
     Method("FAIR ToD, paper recipe", "tod", "paper wasserstein", "paper taylor"),
-    Method("U-score, global", "global", "wasserstein"),
+    Method("U-score, normalised", "normalized", "wasserstein"),
     Method("Taylor, global", "global", "taylor"),
     Method("Taylor, uniform", "uniform", "taylor"),
-    Method("L1, global", "global", "l1"),
+    Method("L1, normalised", "normalized", "l1"),
     Method("L1, uniform", "uniform", "l1"),
     Method("random, uniform", "uniform", "random"),
 )
@@ -62,6 +64,7 @@ def score(model: nn.Module, task: Task, seed: int) -> fk.Scores:
         "paper taylor": paper.signals["taylor"],
         "l1": l1(model, units),
         "random": random(units, seed),
+        "residual per parameter": per_parameter(scores.signals["residual"], units),
     }
     return replace(scores, signals={**scores.signals, **own})
 
@@ -91,6 +94,12 @@ def l1(model: nn.Module, units: fk.UnitMap) -> tuple[np.ndarray, ...]:
         return np.mean(found, axis=0) if found else np.zeros(group.units)
 
     return tuple(of(g) if g.frozen is None else np.zeros(0) for g in units.groups)
+
+
+def per_parameter(signal: Sequence[np.ndarray], units: fk.UnitMap) -> tuple[np.ndarray, ...]:
+    """What goes with a unit over the parameters that go with it."""
+    params, _ = per_unit(units)
+    return tuple(values / max(float(count), 1.0) for values, count in zip(signal, params, strict=True))
 
 
 def random(units: fk.UnitMap, seed: int) -> tuple[np.ndarray, ...]:

@@ -94,7 +94,7 @@ class ViT(nn.Module):
 class LanguageModel(nn.Module):
     """Characters to the next character's logits: attention with shared key heads, a gated MLP or experts."""
 
-    def __init__(self, characters: int, width: int = 96, heads: int = 6, shared: int = 3, depth: int = 3,
+    def __init__(self, characters: int, width: int = 64, heads: int = 4, shared: int = 2, depth: int = 2,
                  experts: bool = False, length: int = 64) -> None:  # fmt: skip
         super().__init__()
         self.characters = nn.Embedding(characters, width)
