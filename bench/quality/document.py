@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.quality import plots, targets
 from bench.quality.catalogue import ENTRIES
-from bench.quality.grid import COMPENSATIONS, RECALIBRATED
+from bench.quality.grid import ALSO_RECALIBRATED, COMPENSATIONS, RECALIBRATED
 from bench.quality.methods import DEFAULT, METHODS
 from bench.quality.rivals import RIVALS
 from bench.quality.rows import Row
@@ -68,14 +68,21 @@ def _main(summary: Summary) -> list[str]:
     for method in METHODS:
         if summary.has((method.name, SOLVED)) != summary.models:
             continue
-        found = [summary.average((method.name, c), summary.models) for c in COMPENSATIONS]
-        split = [summary.average((method.name, SOLVED), half).mean if half else None for half in halves]
-        spread = "one seed" if found[2].spread is None else f"± {found[2].spread:.3f}"
+        areas = {c: _cell(summary, (method.name, c), summary.models) for c in COMPENSATIONS}
+        solved = summary.average((method.name, SOLVED), summary.models)
+        spread = "one seed" if solved.spread is None else f"± {solved.spread:.3f}"
         name = f"**{method.name}** (default)" if method == DEFAULT else method.name
-        cells = [f"{found[0].mean:.3f}", f"{found[1].mean:.3f}", f"**{found[2].mean:.3f}**", spread]
-        cells += ["–" if value is None else f"{value:.3f}" for value in split]
-        table.append((found[2].mean, f"| {name} | " + " | ".join(cells) + " |"))
+        cells = [areas["none"], areas["mean"], f"**{areas[SOLVED]}**", spread]
+        cells += [_cell(summary, (method.name, SOLVED), half) for half in halves]
+        table.append((solved.mean, f"| {name} | " + " | ".join(cells) + " |"))
     return lines + [line for _, line in sorted(table, reverse=True)]
+
+
+def _cell(summary: Summary, recipe: Recipe, models: Sequence[str]) -> str:
+    """The average over these models, or a dash where one of them was not cut this way."""
+    if not models or not set(models) <= set(summary.has(recipe)):
+        return "–"
+    return f"{summary.average(recipe, models).mean:.3f}"
 
 
 def _halves(summary: Summary) -> tuple[list[str], list[str]]:
@@ -139,17 +146,19 @@ def _targets_text() -> list[str]:
 def _recalibration(summary: Summary) -> list[str]:
     models = summary.has((DEFAULT.name, "none" + RECALIBRATED))
     what = "Forward passes in train mode over the calibration data give a cut net new BatchNorm statistics."
-    lines = [
-        f"{what} On the {len(models)} models with BatchNorm:",
-        "",
-        "| area of the default | as cut | statistics anew |",
-        "|---|---|---|",
-    ]
     if not models:
         return ["No model with BatchNorm was run."]
-    for compensation, name in (("none", "nothing folded back"), (SOLVED, "least squares")):
-        pair = [summary.average((DEFAULT.name, compensation + end), models).mean for end in ("", RECALIBRATED)]
-        lines.append(f"| {name} | {pair[0]:.3f} | {pair[1]:.3f} |")
+    lines = [
+        f"{what} Areas on the {len(models)} models with BatchNorm, {', '.join(models)}:",
+        "",
+        "| | as cut | statistics anew | least squares | least squares, then statistics anew |",
+        "|---|---|---|---|---|",
+    ]
+    endings = ("none", "none" + RECALIBRATED, SOLVED, SOLVED + RECALIBRATED)
+    for name in (*ALSO_RECALIBRATED, *(rival.name for rival in RIVALS)):
+        cells = [_cell(summary, (name, ending), models) for ending in endings]
+        if set(cells) != {"–"}:
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 

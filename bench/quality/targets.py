@@ -33,6 +33,11 @@ TARGETS = (
 AHEAD = 0.005  # of accuracy: differences below are called even
 
 
+def budgets(model: str) -> set[float]:
+    """Shares at which a target is said for this model."""
+    return {target.keep for target in TARGETS if model in target.models}
+
+
 def table(summary: Summary, recipe: Recipe) -> list[str]:
     """Markdown lines: a row per target and model that was run."""
     lines = ["| target | parameters kept | model | reached | |", "|---|---|---|---|---|"]
