@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.quality import plots, targets
 from bench.quality.catalogue import ENTRIES
-from bench.quality.grid import ALSO_RECALIBRATED, COMPENSATIONS, RECALIBRATED
+from bench.quality.grid import CLOSELY, COMPENSATIONS, RECALIBRATED
 from bench.quality.methods import DEFAULT, METHODS
 from bench.quality.rivals import RIVALS
 from bench.quality.rows import Row
@@ -155,7 +155,7 @@ def _recalibration(summary: Summary) -> list[str]:
         "|---|---|---|---|---|",
     ]
     endings = ("none", "none" + RECALIBRATED, SOLVED, SOLVED + RECALIBRATED)
-    for name in (*ALSO_RECALIBRATED, *(rival.name for rival in RIVALS)):
+    for name in (*CLOSELY, *(rival.name for rival in RIVALS)):
         cells = [_cell(summary, (name, ending), models) for ending in endings]
         if set(cells) != {"–"}:
             lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -229,8 +229,13 @@ class Listener:
         return hook
 
     def _after(self, path: str):  # type: ignore[no-untyped-def]
-        def hook(_: nn.Module, args: tuple, output: Tensor):  # type: ignore[no-untyped-def]
+        def hook(_: nn.Module, args: tuple, output: Any):  # type: ignore[no-untyped-def]
             point = self._next(path, "output")
+            if point is not None and not isinstance(output, Tensor):
+                raise InputError(
+                    f"{path} returns a {type(output).__name__}, not the units of {point.name} alone; "
+                    "use recipe='default', which taps what consumers read"
+                )
             # What follows may write into the output (relu_): it gets a copy, and what is heard stays as it was.
             return None if point is None else self._alias(point, output).clone()
 
