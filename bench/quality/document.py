@@ -16,7 +16,7 @@ from bench.quality.summary import Recipe, Summary
 
 PICTURE = Path("pictures") / "quality.png"
 SOLVED = "least_squares"
-OURS: Recipe = (DEFAULT.name, SOLVED)
+TOLD = {"none": "bare", SOLVED: "least squares", "sequential": "sequential"}
 _HEAD = """# Quality
 
 What is left of a net's quality after one cut without any training. Every row below is one way to choose units
@@ -45,7 +45,7 @@ def page(summary: Summary, note: Mapping[str, Any]) -> str:
             "In one table", [*_main(summary), "", *_verdict(summary), "", f"![Quality over kept parameters]({PICTURE})"]
         ),
         *_section("Beside other packages", _rivals(summary)),
-        *_section("Targets", [*_targets_text(), "", *targets.table(summary, OURS)]),
+        *_section("Targets", [*_targets_text(), "", *targets.table(summary, DEFAULT.name)]),
         *_section("BatchNorm statistics anew", _recalibration(summary)),
         *_section("Model by model", _models(summary)),
         *_section("What was run", _ran(summary, note)),
@@ -60,22 +60,29 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 def _main(summary: Summary) -> list[str]:
     halves = _halves(summary)
     counts = f"{len(halves[0])} models that choose | {len(halves[1])} that confirm"
+    names = "nothing | means | **least squares** | sequential | over seeds"
     lines = [
-        f"| area over {len(summary.models)} models | nothing | means | **least squares** | over seeds | {counts} |",
-        "|---|---|---|---|---|---|---|",
+        f"| area over {len(_common(summary))} models | {names} | {counts} |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     table = []
     for method in METHODS:
-        if summary.has((method.name, SOLVED)) != summary.models:
+        models = _common(summary)
+        if not set(models) <= set(summary.has((method.name, SOLVED))):
             continue
-        areas = {c: _cell(summary, (method.name, c), summary.models) for c in COMPENSATIONS}
-        solved = summary.average((method.name, SOLVED), summary.models)
+        areas = {c: _cell(summary, (method.name, c), models) for c in COMPENSATIONS}
+        solved = summary.average((method.name, SOLVED), models)
         spread = "one seed" if solved.spread is None else f"± {solved.spread:.3f}"
         name = f"**{method.name}** (default)" if method == DEFAULT else method.name
-        cells = [areas["none"], areas["mean"], f"**{areas[SOLVED]}**", spread]
+        cells = [areas["none"], areas["mean"], f"**{areas[SOLVED]}**", areas["sequential"], spread]
         cells += [_cell(summary, (method.name, SOLVED), half) for half in halves]
         table.append((solved.mean, f"| {name} | " + " | ".join(cells) + " |"))
     return lines + [line for _, line in sorted(table, reverse=True)]
+
+
+def _common(summary: Summary) -> list[str]:
+    """Models on which every method could be run."""
+    return [m for m in summary.models if all((m, (method.name, SOLVED)) in summary.areas for method in METHODS)]
 
 
 def _cell(summary: Summary, recipe: Recipe, models: Sequence[str]) -> str:
@@ -86,31 +93,41 @@ def _cell(summary: Summary, recipe: Recipe, models: Sequence[str]) -> str:
 
 
 def _halves(summary: Summary) -> tuple[list[str], list[str]]:
-    chooses = [m for m in summary.models if ENTRIES[m].chooses]
-    return chooses, [m for m in summary.models if not ENTRIES[m].chooses]
+    common = _common(summary)
+    return [m for m in common if ENTRIES[m].chooses], [m for m in common if not ENTRIES[m].chooses]
 
 
 def _verdict(summary: Summary) -> list[str]:
-    """Which method wins on each half, and where FAIR's own stand."""
-    names = [m.name for m in METHODS if summary.has((m.name, SOLVED)) == summary.models]
-    best = [
-        max(names, key=lambda n: summary.average((n, SOLVED), half).mean) for half in _halves(summary) if half
-    ]  # fmt: skip
-    lines = [f"With least squares, the models that choose prefer *{best[0]}*"]
+    """Which method wins on each half, and where FAIR's own stand: a paragraph a compensation."""
+    lines = []
+    for compensation, told in ((SOLVED, "least squares"), ("sequential", "sequential compensation")):
+        names = [m.name for m in METHODS if set(_common(summary)) <= set(summary.has((m.name, compensation)))]
+        if len(names) > 1:
+            lines += ["", _ranking(summary, names, compensation, told)]
+    return lines[1:]
+
+
+def _ranking(summary: Summary, names: Sequence[str], compensation: str, told: str) -> str:
+    def mean(name: str, models: Sequence[str]) -> float:
+        return summary.average((name, compensation), models).mean
+
+    best = [max(names, key=lambda name: mean(name, half)) for half in _halves(summary) if half]
+    said = [f"With {told}, the models that choose prefer *{best[0]}*"]
     if len(best) == 2:
-        lines[0] += f"; the others {'confirm it' if best[0] == best[1] else f'prefer *{best[1]}*'}."
-    overall = sorted(names, key=lambda n: -summary.average((n, SOLVED), summary.models).mean)
-    top = summary.average((overall[0], SOLVED), summary.models).mean
-    default = summary.average(OURS, summary.models).mean
-    if overall[0] != DEFAULT.name:
-        lines.append(f"The default is {top - default:.3f} behind the best of the table, *{overall[0]}*.")
+        said[0] += "; the others confirm it" if best[0] == best[1] else f"; the others prefer *{best[1]}*"
+    said[0] += "."
+    overall = {name: mean(name, _common(summary)) for name in names}
+    first = max(overall, key=lambda name: overall[name])
+    if first != DEFAULT.name:
+        said.append(f"The default, *{DEFAULT.name}*, is {overall[first] - overall[DEFAULT.name]:.3f} behind *{first}*.")
     for name in (n for n in names if n.startswith("FAIR")):
-        own = summary.average((name, SOLVED), summary.models).mean
-        rivals = ("random, uniform", "Taylor, uniform", "L1, uniform")
-        against = {n: own - summary.average((n, SOLVED), summary.models).mean for n in rivals if n in names}
-        told = ", ".join(f"{_signed(gap)} to *{n}*" for n, gap in against.items())
-        lines.append(f"*{name}* with the same compensation: {_signed(own - top)} to the best, {told}.")
-    return lines
+        gaps = [
+            f"{_signed(overall[name] - overall[other])} to *{other}*"
+            for other in dict.fromkeys((first, "random, uniform", "Taylor, uniform", "L1, uniform"))
+            if other in overall
+        ]
+        said.append(f"*{name}*: {', '.join(gaps)}.")
+    return " ".join(said)
 
 
 def _signed(gap: float) -> str:
@@ -119,28 +136,31 @@ def _signed(gap: float) -> str:
 
 def _rivals(summary: Summary) -> list[str]:
     lines = [
-        "Each with its own importance and allocation, as shipped; none compensates. On the models that it could prune:",
+        "Each with its own importance and allocation, as shipped; none compensates. Areas on the models that it could",
+        "prune; ahead or even at so many budgets:",
         "",
-        "| | models | its area | default, nothing folded back | default | default ahead or even at |",
-        "|---|---|---|---|---|---|",
+        "| | models | area | default, bare | ahead | default, least squares | ahead | default, sequential | ahead |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     notes = []
     for rival in RIVALS:
         models = summary.has((rival.name, "none"))
         if not models:
-            lines.append(f"| {rival.name} | 0 | – | – | – | – |")
+            lines.append(f"| {rival.name} | 0" + " | –" * 7 + " |")
             continue
-        areas = [summary.average(r, models).mean for r in ((rival.name, "none"), (DEFAULT.name, "none"), OURS)]
-        good, cells, behind = targets.ahead(summary, OURS, (rival.name, "none"), models)
-        shown = " | ".join(f"{value:.3f}" for value in areas)
-        lines.append(f"| {rival.name} | {len(models)} | {shown} | {good} of {cells} budgets |")
-        if behind:
-            notes.append(f"Behind {rival.name}: {'; '.join(behind)}.")
+        cells = [f"{len(models)}", f"{summary.average((rival.name, 'none'), models).mean:.3f}"]
+        for compensation in ("none", SOLVED, "sequential"):
+            ours = (DEFAULT.name, compensation)
+            good, count, behind = targets.ahead(summary, ours, (rival.name, "none"), models)
+            cells += [_cell(summary, ours, models), f"{good} of {count}" if count else "–"]
+            if behind and compensation != "none":
+                notes.append(f"- With {compensation.replace('_', ' ')} behind {rival.name}: {'; '.join(behind)}.")
+        lines.append(f"| {rival.name} | " + " | ".join(cells) + " |")
     return [*lines, *(["", *notes] if notes else [])]
 
 
 def _targets_text() -> list[str]:
-    return [f"Of *{OURS[0]}* with least squares, in one shot; shares are of the parameters that can be cut."]
+    return [f"Of *{DEFAULT.name}*, without any training; shares are of the parameters that can be cut."]
 
 
 def _recalibration(summary: Summary) -> list[str]:
@@ -176,11 +196,11 @@ def _models(summary: Summary) -> list[str]:
             "| quality left at | area | " + " | ".join(f"{keep:.0%}" for keep in keeps) + " |",
             "|---" * (2 + len(keeps)) + "|",
         ]
-        shown = [(m.name, SOLVED) for m in METHODS] + [(m.name, "none") for m in METHODS[:1]]
-        shown += [("FAIR ToD, paper recipe", "none")] + [(r.name, "none") for r in RIVALS]
+        shown = [(name, "sequential") for name in CLOSELY] + [(m.name, SOLVED) for m in METHODS]
+        shown += [(DEFAULT.name, "none"), ("FAIR ToD, paper recipe", "none"), *((r.name, "none") for r in RIVALS)]
         for recipe in (r for r in shown if (model, r) in summary.areas):
             cells = [f"{summary.at(model, recipe, keep):.3f}" for keep in keeps]
-            name = recipe[0] if recipe[1] == SOLVED or recipe[0] in {r.name for r in RIVALS} else f"{recipe[0]}, bare"
+            name = f"{recipe[0]}; {TOLD[recipe[1]]}" if recipe[0] not in {r.name for r in RIVALS} else recipe[0]
             lines.append(f"| {name} | {summary.of(model, recipe):.3f} | " + " | ".join(cells) + " |")
         lines.append("")
     return lines[:-1]

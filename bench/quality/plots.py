@@ -10,13 +10,14 @@ from bench.quality.rows import Row
 from bench.quality.summary import Recipe, Summary, quality
 
 LINES: tuple[tuple[Recipe, str, str], ...] = (
-    (("residual, global", "least_squares"), "fairkern default", "#c0392b"),
-    (("residual, uniform", "least_squares"), "same, uniform", "#e59866"),
-    (("FAIR ToD, consumer taps", "least_squares"), "FAIR ToD + least squares", "#1f618d"),
-    (("FAIR ToD, paper recipe", "none"), "FAIR paper, bare", "#7fb3d5"),
-    (("random, uniform", "least_squares"), "random + least squares", "#999999"),
+    (("residual, global", "sequential"), "fairkern default, sequential", "#7b241c"),
+    (("residual, global", "least_squares"), "fairkern default, least squares", "#e74c3c"),
+    (("FAIR ToD, consumer taps", "sequential"), "FAIR ToD, sequential", "#1f618d"),
+    (("FAIR ToD, consumer taps", "least_squares"), "FAIR ToD, least squares", "#5dade2"),
+    (("FAIR ToD, paper recipe", "none"), "FAIR paper, bare", "#a569bd"),
+    (("random, uniform", "least_squares"), "random, least squares", "#999999"),
     (("torch-pruning, GroupTaylor", "none"), "torch-pruning, Taylor", "#117a65"),
-    (("network-pruner", "none"), "network-pruner", "#7d3c98"),
+    (("network-pruner", "none"), "network-pruner", "#d4ac0d"),
 )
 COLUMNS = 4
 

@@ -38,28 +38,33 @@ def budgets(model: str) -> set[float]:
     return {target.keep for target in TARGETS if model in target.models}
 
 
-def table(summary: Summary, recipe: Recipe) -> list[str]:
-    """Markdown lines: a row per target and model that was run."""
-    lines = ["| target | parameters kept | model | reached | |", "|---|---|---|---|---|"]
+def table(summary: Summary, method: str) -> list[str]:
+    """Markdown lines: a row per target and model that was run, a column per compensation."""
+    lines = ["| target | kept | model | least squares | sequential |", "|---|---|---|---|---|"]
+    waiting = []
     for target in TARGETS:
         for model in target.models:
-            if model not in summary.has(recipe):
-                lines.append(f"| {target.says} | {target.keep:.0%} | {model} | not run | |")
-                continue
-            found = summary.at(model, recipe, target.keep)
-            shown = _shown(summary, model, found)
-            verdict = "met" if found >= target.least else f"**missed** by {_missed(summary, model, target, found)}"
-            lines.append(f"| {target.says} | {target.keep:.0%} | {model} | {shown} | {verdict} |")
-    return lines
+            cells = [_reached(summary, target, model, (method, c)) for c in ("least_squares", "sequential")]
+            if cells == ["–", "–"]:
+                waiting.append(model)
+            else:
+                lines.append(f"| {target.says} | {target.keep:.0%} | {model} | {cells[0]} | {cells[1]} |")
+    return [*lines, *(["", f"Not run: {', '.join(dict.fromkeys(waiting))}."] if waiting else [])]
+
+
+def _reached(summary: Summary, target: Target, model: str, recipe: Recipe) -> str:
+    if model not in summary.has(recipe):
+        return "–"
+    found = summary.at(model, recipe, target.keep)
+    shown = f"+{1 / found - 1:.1%}" if _grows(summary, model) else f"{found:.1%}"
+    return (
+        f"{shown}, met" if found >= target.least else f"{shown}, **missed** by {_missed(summary, model, target, found)}"
+    )
 
 
 def _grows(summary: Summary, model: str) -> bool:
     metric = next(row.metric for row in summary.rows if row.model == model)
     return not LARGER_IS_BETTER[metric]
-
-
-def _shown(summary: Summary, model: str, found: float) -> str:
-    return f"+{1 / found - 1:.1%}" if _grows(summary, model) else f"{found:.1%}"
 
 
 def _missed(summary: Summary, model: str, target: Target, found: float) -> str:

@@ -151,3 +151,19 @@ def test_dict_batches_and_class_of() -> None:
     )
     assert len(scores.provenance["classes"]) == 3
     assert len(again.provenance["classes"]) == 2
+
+
+def test_the_paper_recipe_says_why_it_cannot_read_a_recurrent_layer() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.lstm(x)[0][:, -1])
+
+    model, x = Recurrent().eval(), torch.randn(6, 5, 4)
+    batches = [(x, torch.arange(6) % 3)]
+    with pytest.raises(fk.InputError, match=r"lstm returns a tuple.*recipe='default'"):
+        fk.score(model, batches, nn.functional.cross_entropy, recipe="paper", progress=False)
+    assert fk.score(model, batches, nn.functional.cross_entropy, progress=False).signals["taylor"][0].shape == (6,)
