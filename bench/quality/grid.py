@@ -103,7 +103,8 @@ class _Bench:
         """The cut net with BatchNorm statistics of the calibration data, if it has BatchNorm."""
         if self.has_batch_norm:
             started = time.perf_counter()
-            again = methods.recalibrated(copy.deepcopy(small), self.task)
+            again = copy.deepcopy(small)
+            fk.recalibrate(again, self.task.calibration)
             yield self.row(again, method, compensation + RECALIBRATED, keep, time.perf_counter() - started)
 
     def rival(self, name: str, search: Search, grid: Grid) -> list[Row]:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import nn
 
 import fairkern as fk
@@ -114,16 +113,3 @@ def cuttable(units: fk.UnitMap) -> float:
     one = [np.arange(1, g.units) if g.frozen is None else np.zeros(0, np.int64) for g in units.groups]
     result = build(units, one).result
     return 1.0 - result["params_after"] / result["params_before"]
-
-
-def recalibrated(model: nn.Module, task: Task) -> nn.Module:
-    """The same model with BatchNorm statistics of the calibration data, averaged over batches; in place."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-    model.train()
-    with torch.no_grad():
-        for inputs, _ in task.calibration:
-            model(inputs)
-    return model.eval()
