@@ -22,9 +22,7 @@ RECALIBRATED = " + BatchNorm"  # added to a compensation's name: statistics anew
 CLOSELY = (  # tried with every compensation and with recalibration; the others bare and with least squares
     "residual, global",
     "residual per parameter, global",
-    "residual, uniform",
     "FAIR ToD, consumer taps",
-    "FAIR ToD, paper recipe",
     "random, uniform",
 )
 

@@ -19,6 +19,7 @@ from bench.quality.nets.transformers import Attention
 from bench.quality.tasks.task import Task
 
 CUTS = 9  # of a search for one budget
+MOST_CLASSES = 20  # for network-pruner, whose time grows with their square
 CLOSE = 0.02  # below the budget, in parts of the model: near enough to stop
 
 Cutter = Callable[[float], nn.Module]  # a strength from 0 to 1 → a cut copy
@@ -103,6 +104,9 @@ def network_pruner(model: nn.Module, task: Task) -> Cutter:
     data = torch.utils.data.TensorDataset(
         torch.cat([x for x, _ in task.calibration]), torch.cat([y for _, y in task.calibration])
     )
+    classes = len(data.tensors[1].unique())
+    if classes > MOST_CLASSES:
+        raise RuntimeError(f"{classes} classes: its time grows with their square, it was run on {MOST_CLASSES} at most")
     loader = torch.utils.data.DataLoader(data, batch_size=64)
     folder = tempfile.TemporaryDirectory()
     cpu, example = torch.device("cpu"), task.example
