@@ -62,27 +62,21 @@ def _main(summary: Summary) -> list[str]:
     counts = f"{len(halves[0])} models that choose | {len(halves[1])} that confirm"
     names = "nothing | means | **least squares** | sequential | over seeds"
     lines = [
-        f"| area over {len(_common(summary))} models | {names} | {counts} |",
+        f"| area over {len(summary.models)} models | {names} | {counts} |",
         "|---|---|---|---|---|---|---|---|",
     ]
     table = []
     for method in METHODS:
-        models = _common(summary)
-        if not set(models) <= set(summary.has((method.name, SOLVED))):
+        if not set(summary.models) <= set(summary.has((method.name, SOLVED))):
             continue
-        areas = {c: _cell(summary, (method.name, c), models) for c in COMPENSATIONS}
-        solved = summary.average((method.name, SOLVED), models)
+        areas = {c: _cell(summary, (method.name, c), summary.models) for c in COMPENSATIONS}
+        solved = summary.average((method.name, SOLVED), summary.models)
         spread = "one seed" if solved.spread is None else f"± {solved.spread:.3f}"
         name = f"**{method.name}** (default)" if method == DEFAULT else method.name
         cells = [areas["none"], areas["mean"], f"**{areas[SOLVED]}**", areas["sequential"], spread]
         cells += [_cell(summary, (method.name, SOLVED), half) for half in halves]
         table.append((solved.mean, f"| {name} | " + " | ".join(cells) + " |"))
     return lines + [line for _, line in sorted(table, reverse=True)]
-
-
-def _common(summary: Summary) -> list[str]:
-    """Models on which every method could be run."""
-    return [m for m in summary.models if all((m, (method.name, SOLVED)) in summary.areas for method in METHODS)]
 
 
 def _cell(summary: Summary, recipe: Recipe, models: Sequence[str]) -> str:
@@ -93,15 +87,15 @@ def _cell(summary: Summary, recipe: Recipe, models: Sequence[str]) -> str:
 
 
 def _halves(summary: Summary) -> tuple[list[str], list[str]]:
-    common = _common(summary)
-    return [m for m in common if ENTRIES[m].chooses], [m for m in common if not ENTRIES[m].chooses]
+    chooses = [m for m in summary.models if ENTRIES[m].chooses]
+    return chooses, [m for m in summary.models if not ENTRIES[m].chooses]
 
 
 def _verdict(summary: Summary) -> list[str]:
     """Which method wins on each half, and where FAIR's own stand: a paragraph a compensation."""
     lines = []
     for compensation, told in ((SOLVED, "least squares"), ("sequential", "sequential compensation")):
-        names = [m.name for m in METHODS if set(_common(summary)) <= set(summary.has((m.name, compensation)))]
+        names = [m.name for m in METHODS if set(summary.models) <= set(summary.has((m.name, compensation)))]
         if len(names) > 1:
             lines += ["", _ranking(summary, names, compensation, told)]
     return lines[1:]
@@ -116,7 +110,7 @@ def _ranking(summary: Summary, names: Sequence[str], compensation: str, told: st
     if len(best) == 2:
         said[0] += "; the others confirm it" if best[0] == best[1] else f"; the others prefer *{best[1]}*"
     said[0] += "."
-    overall = {name: mean(name, _common(summary)) for name in names}
+    overall = {name: mean(name, summary.models) for name in names}
     first = max(overall, key=lambda name: overall[name])
     if first != DEFAULT.name:
         said.append(f"The default, *{DEFAULT.name}*, is {overall[first] - overall[DEFAULT.name]:.3f} behind *{first}*.")
