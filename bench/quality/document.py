@@ -44,6 +44,7 @@ def page(summary: Summary, note: Mapping[str, Any]) -> str:
         *_section(
             "In one table", [*_main(summary), "", *_verdict(summary), "", f"![Quality over kept parameters]({PICTURE})"]
         ),
+        *_section("Where the default is not the best", _elsewhere(summary)),
         *_section("Beside other packages", _rivals(summary)),
         *_section("Targets", [*_targets_text(), "", *targets.table(summary, DEFAULT.name)]),
         *_section("BatchNorm statistics anew", _recalibration(summary)),
@@ -122,6 +123,21 @@ def _ranking(summary: Summary, names: Sequence[str], compensation: str, told: st
         ]
         said.append(f"*{name}*: {', '.join(gaps)}.")
     return " ".join(said)
+
+
+def _elsewhere(summary: Summary) -> list[str]:
+    """Models on which another method with the same compensation is ahead of the default, by more than `AHEAD`."""
+    lines = []
+    for compensation in (SOLVED, "sequential"):
+        for model in summary.has((DEFAULT.name, compensation)):
+            areas = {m.name: summary.of(model, (m.name, compensation)) for m in METHODS
+                     if (model, (m.name, compensation)) in summary.areas}  # fmt: skip
+            own = areas[DEFAULT.name]
+            better = sorted((n for n in areas if areas[n] > own + targets.AHEAD), key=lambda n: -areas[n])
+            if better:
+                told = ", ".join(f"*{name}* {areas[name]:.3f}" for name in better)
+                lines.append(f"- {model}, {TOLD[compensation]}: {told}; the default {own:.3f}.")
+    return lines or ["On no model is another method ahead by more than half a point of area."]
 
 
 def _signed(gap: float) -> str:
