@@ -56,7 +56,9 @@ def run(entry: Entry | Pretrained, seed: int, grid: Grid) -> Outcome:
     if grid.rivals:
         for rival in RIVALS:
             try:
-                outcome.rows += bench.rival(rival.name, Search(model, rival.prepare(model, task)), grid)
+                cuts = Search(model, rival.prepare(model, task))
+                for keep in grid.keeps:
+                    outcome.rows += bench.rival(rival.name, cuts, keep)
             except Exception as error:  # whatever another package raises is a finding
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
                 outcome.left_out.append({"model": entry.name, "seed": seed, "method": rival.name, "reason": reason})
@@ -100,16 +102,13 @@ class _Bench:
             fk.recalibrate(again, self.task.calibration)
             yield self.row(again, method, compensation + RECALIBRATED, keep, time.perf_counter() - started)
 
-    def rival(self, name: str, search: Search, grid: Grid) -> list[Row]:
-        rows = []
-        for keep in grid.keeps:
-            started = time.perf_counter()
-            small = search(self.budget(keep))
-            if small is None:
-                raise RuntimeError(f"no cut of it keeps {keep:.0%} or less of what can be cut")
-            rows.append(self.row(small, name, "none", keep, time.perf_counter() - started))
-            rows += self.recalibrated(small, name, "none", keep)
-        return rows
+    def rival(self, name: str, search: Search, keep: float) -> list[Row]:
+        started = time.perf_counter()
+        small = search(self.budget(keep))
+        if small is None:
+            raise RuntimeError(f"no cut of it keeps {keep:.0%} or less of what can be cut")
+        first = self.row(small, name, "none", keep, time.perf_counter() - started)
+        return [first, *self.recalibrated(small, name, "none", keep)]
 
     def row(self, small: nn.Module, method: str, compensation: str, keep: float, seconds: float) -> Row:
         """`seconds`: of the cut alone."""

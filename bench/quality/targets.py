@@ -56,7 +56,7 @@ def _reached(summary: Summary, target: Target, model: str, recipe: Recipe) -> st
     if model not in summary.has(recipe):
         return "–"
     found = summary.at(model, recipe, target.keep)
-    shown = f"+{1 / found - 1:.1%}" if _grows(summary, model) else f"{found:.1%}"
+    shown = f"+{1 / found - 1:.2%}" if _grows(summary, model) else f"{found:.2%}"
     return (
         f"{shown}, met" if found >= target.least else f"{shown}, **missed** by {_missed(summary, model, target, found)}"
     )
@@ -69,8 +69,8 @@ def _grows(summary: Summary, model: str) -> bool:
 
 def _missed(summary: Summary, model: str, target: Target, found: float) -> str:
     if _grows(summary, model):
-        return f"{100 * (1 / found - 1 / target.least):.1f} points"
-    return f"{100 * (target.least - found):.1f} points"
+        return f"{100 * (1 / found - 1 / target.least):.2f} points"
+    return f"{100 * (target.least - found):.2f} points"
 
 
 def ahead(summary: Summary, ours: Recipe, other: Recipe, models: Sequence[str]) -> tuple[int, int, list[str]]:

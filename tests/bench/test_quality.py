@@ -89,10 +89,10 @@ def test_targets_say_by_how_much_they_are_missed() -> None:
     found = [row(0.5, 0.5), row(0.35, 0.485), row(0.2, 0.5)]
     found += [row(keep, 11.0, model="lm-text", metric="perplexity", before=10.0) for keep in (0.7, 0.5)]
     lines = targets.table(Summary(found), methods.DEFAULT.name)
-    assert any("50% | vgg-digits | 100.0%, met | – |" in line for line in lines)
-    assert any("35% | vgg-digits | 97.0%, **missed** by 1.0 points | – |" in line for line in lines)
-    assert any("70% | lm-text | +10.0%, **missed** by 5.0 points | – |" in line for line in lines)
-    assert any("50% | lm-text | +10.0%, met | – |" in line for line in lines)
+    assert any("50% | vgg-digits | 100.00%, met | – |" in line for line in lines)
+    assert any("35% | vgg-digits | 97.00%, **missed** by 1.00 points | – |" in line for line in lines)
+    assert any("70% | lm-text | +10.00%, **missed** by 5.00 points | – |" in line for line in lines)
+    assert any("50% | lm-text | +10.00%, met | – |" in line for line in lines)
     assert lines[-1].startswith("Not run: resnet-digits, ")
     assert targets.budgets("lm-text") == {0.7, 0.5}
     assert all(model in ENTRIES for target in targets.TARGETS for model in target.models)

@@ -53,11 +53,11 @@ class ResNet(nn.Module):
         for s, width in enumerate(widths):
             blocks += [Residual(channels, width, 2 if s else 1), Residual(width, width, 1)]
             channels = width
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.blocks(self.stem(x)).mean((2, 3)))
+        return self.fc(self.blocks(self.stem(x)))
 
 
 class DenseLayer(nn.Module):
@@ -88,11 +88,11 @@ class DenseNet(nn.Module):
             if b < len(layers) - 1:
                 parts += [nn.Conv2d(channels, channels // 2, 1, bias=False), nn.AvgPool2d(2)]
                 channels //= 2
-        self.features = nn.Sequential(*parts)
+        self.features = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x).mean((2, 3)))
+        return self.fc(self.features(x))
 
 
 class Inverted(nn.Module):
@@ -120,11 +120,12 @@ class MobileNet(nn.Module):
         for s, width in enumerate(widths):
             parts += [Inverted(channels, width, 2 if s else 1), Inverted(width, width, 1)]
             channels = width
-        self.features = nn.Sequential(*parts, *_conv(channels, head, 1), nn.ReLU6())
+        ends = [*_conv(channels, head, 1), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        self.features = nn.Sequential(*parts, *ends)
         self.fc = nn.Linear(head, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.features(x).mean((2, 3)))
+        return self.fc(self.features(x))
 
 
 class ConvNeXtBlock(nn.Module):
