@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "bench" / "results").glob("*.json"))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [row for row in json.loads(path.read_text())["rows"] if "at_least" in row]
+    return [row for row in json.loads(path.read_text()).get("rows", []) if "at_least" in row]
 
 
 def unexplained(found: list[dict[str, Any]], page: str) -> list[str]:
