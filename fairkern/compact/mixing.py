@@ -52,22 +52,25 @@ def by_least_squares(moments: Moments, removed: IndexArray, *, intercept: bool =
     """
     square = torch.from_numpy(moments.gram) / moments.count
     mean = torch.from_numpy(moments.total) / moments.count
-    if not bool(torch.isfinite(square).all() and torch.isfinite(mean).all()):
-        raise NonFiniteError("the moments hold NaN or Inf: score again")
     if intercept:
         square = square - torch.outer(mean, mean)
     kept = _others(len(mean), removed)
     r, k = torch.from_numpy(removed), torch.from_numpy(kept)
     inner, cross, own = square[k][:, k], square[r][:, k], square[r][:, r]
-    weights = _solve(inner, cross, ridge)
+    weights = solve(inner, cross, ridge)
     shift = mean[r] - weights @ mean[k] if intercept else torch.zeros(len(r), dtype=torch.float64)
     error = float((own.diagonal() - 2 * (weights * cross).sum(1) + ((weights @ inner) * weights).sum(1)).sum())
     total = float(own.diagonal().sum())
     return Mixing(removed, kept, weights, shift, max(error, 0.0) / total if total > 0 else 0.0)
 
 
-def _solve(inner: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """`cross @ (inner + ridge)⁻¹`."""
+def solve(inner: Tensor, cross: Tensor, ridge: float) -> Tensor:
+    """`cross @ (inner + ridge)⁻¹` by Cholesky, `ridge` in means of the diagonal; zero where that is zero.
+
+    Raises NonFiniteError where either holds NaN or Inf.
+    """
+    if not bool(torch.isfinite(inner).all() and torch.isfinite(cross).all()):
+        raise NonFiniteError("the moments hold NaN or Inf: score again, on data that the model can take")
     scale = float(inner.diagonal().mean()) if len(inner) else 0.0
     if scale <= 0:
         return torch.zeros_like(cross)

@@ -13,6 +13,7 @@ from fairkern.compact.biases import bias_of, give_bias, made_dim, may_be_added
 from fairkern.compact.compensate import Correction, fold
 from fairkern.compact.descriptors import kept
 from fairkern.compact.masked import masked
+from fairkern.compact.mixing import solve
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, JointMoments, Moments, Plan, Scores
 
@@ -131,16 +132,7 @@ def _solve(joint: JointMoments, rows: np.ndarray, intercept: bool, ridge: float)
     inner = own[k][:, k]
     keep = torch.zeros((len(mean), len(k)), dtype=torch.float64)
     keep[k, torch.arange(len(k))] = 1
-    scale = float(inner.diagonal().mean()) if len(k) else 0.0
-    mixing = keep
-    if scale > 0:
-        added = ridge * scale
-        while True:
-            factor, failed = torch.linalg.cholesky_ex(inner + added * torch.eye(len(k), dtype=torch.float64))
-            if not bool(failed):
-                break
-            added *= 10
-        mixing = keep + torch.cholesky_solve((cross[:, k] - keep @ inner).T, factor).T
+    mixing = keep + solve(inner, cross[:, k] - keep @ inner, ridge)
     shift = mean - mixing @ changed[k] if intercept else torch.zeros_like(mean)
     return mixing, shift
 

@@ -113,3 +113,12 @@ def test_what_is_missing_is_said() -> None:
     ):
         with pytest.raises(fk.InputError, match=message):
             fk.apply(model, plan, compensate="sequential", scores=scores, **options)
+
+
+def test_what_is_not_finite_ends_it() -> None:
+    model, x = chain()
+    scores = scored(model, x)
+    with pytest.raises(fk.NonFiniteError, match="NaN or Inf"):
+        fk.apply(
+            model, scores.plan(keep_params=0.6), compensate="sequential", scores=scores, loader=[(x * torch.nan, Y)]
+        )
