@@ -160,9 +160,10 @@ def _bound(target: float, at_least: bool) -> str:
 
 def _source(results: Mapping[str, Any], command: str) -> str:
     dirty = " with uncommitted changes" if results["uncommitted_changes"] else ""
+    commit = "unknown" if results["commit"] is None else results["commit"][:7]  # not a git checkout
     return (
         f"(`{command}`, {results['date'][:10]}, {results['device']}, {results['threads']} threads, Python "
-        f"{results['python']}, torch {results['torch']}, commit {results['commit'][:7]}{dirty})"
+        f"{results['python']}, torch {results['torch']}, commit {commit}{dirty})"
     )
 
 
