@@ -304,7 +304,6 @@ def apply(
     compensate: str = "none",
     scores: types.Scores | None = None,
     loader: Iterable[Any] | None = None,
-    steps: int | None = None,
     inplace: bool = False,
     backend: str = "auto",
 ) -> nn.Module:
@@ -315,10 +314,10 @@ def apply(
         plan: from `Scores.plan` or `Plan.load`.
         compensate: "mean" folds the removed units' means into the consumers' biases; "least_squares" also what the
             units that stay tell of them, into the consumers' weights (`score(…, gram=True)` keeps what it takes).
-            "sequential" then refits one consumer after the other on what it reads once those before it have been cut:
-            errors do not add up, at the price of two forward passes over `loader` a step.
-        loader: batches for "sequential", as for `score`; it is iterated once a step and needs no labels.
-        steps: of "sequential", in how many steps; None: one for every tap.
+            "sequential" then refits one layer after the other on what it reads once those before it have been cut, also
+            those that lose nothing themselves: errors do not add up, at the price of two forward passes over `loader`.
+        loader: batches for "sequential", as for `score`, without need of labels. All of them are under way at once: of
+            every batch the activations at one depth are held, twice.
         scores: where means and moments are taken from; needed to compensate.
         inplace: cut `model` itself, tensor by tensor, freeing memory as it goes; default: a copy, `model` stays.
         backend: of the gathers.
@@ -328,7 +327,7 @@ def apply(
         InputError: a model that cannot be copied, compensation without the scores that it needs.
     """
     _check_model(model)
-    return _cut(model, plan, compensate, scores, loader, steps, inplace=inplace, backend=backend)[0]
+    return _cut(model, plan, compensate, scores, loader, inplace=inplace, backend=backend)[0]
 
 
 def _cut(
@@ -337,7 +336,6 @@ def _cut(
     compensate: str,
     scores: types.Scores | None,
     loader: Iterable[Any] | None,
-    steps: int | None,
     *,
     inplace: bool,
     backend: str = "auto",
@@ -351,7 +349,7 @@ def _cut(
         found = compact.corrections(model, plan, scores, compact.Compensation.LEAST_SQUARES if sequential else method)
     if sequential:
         assert scores is not None
-        return _refitted(model, plan, scores, found, loader, steps, inplace, backend), found
+        return _refitted(model, plan, scores, found, loader, inplace, backend), found
     small = compact.apply(model, plan, inplace=inplace, backend=backend)
     compact.fold(small, found)
     return small, found
@@ -363,23 +361,21 @@ def _refitted(
     scores: types.Scores,
     found: list[compact.Correction],
     loader: Iterable[Any] | None,
-    steps: int | None,
     inplace: bool,
     backend: str,
 ) -> nn.Module:
     if loader is None or iter(loader) is loader:
         given = "none was given" if loader is None else "this one can be iterated once only"
-        raise InputError(f"compensate='sequential' measures again after every step and needs a loader; {given}")
+        raise InputError(f"compensate='sequential' looks at the data again and needs a loader; {given}")
     if inplace:
         raise InputError("compensate='sequential' compares with the uncut model: it cannot be done with inplace=True")
-    if steps is not None and steps < 1:
-        raise InputError(f"steps is {steps}; expected at least 1")
+    others = compact.other_taps(model, scores.units)
+    points = capture.reading_points(model, loader, scores.units, others)
 
-    def measure(changed: nn.Module, taps: Sequence[str]) -> Mapping[str, types.JointMoments]:
-        return capture.joint_moments(model, changed, loader, scores.units, taps)
+    def walk(changed: nn.Module, around: Callable[[], Any]) -> Iterator[tuple[str, types.JointMoments | None]]:
+        return capture.joint_moments(model, changed, loader, scores.units, points, around)
 
-    order = capture.tap_order(model, loader, scores.units)
-    return compact.refit(model, plan, scores, found, order, measure, steps, backend=backend)
+    return compact.refit(model, plan, scores, found, others, [p.name for p in points], walk, backend=backend)
 
 
 def prune(
@@ -429,7 +425,7 @@ def prune(
     planned = time.perf_counter()
     latency = report.latency_ms(model, example)
     cutting = time.perf_counter()
-    small, corrected = _cut(model, plan, compensate, scores, loader, None, inplace=inplace)
+    small, corrected = _cut(model, plan, compensate, scores, loader, inplace=inplace)
     stages = {"trace and score": scored - started, "plan": planned - scored, "cut": time.perf_counter() - cutting}
     return small, summarise(
         plan,

@@ -1,6 +1,6 @@
 """A model and data → class samples, Taylor sums and means, in one pass."""
 
-from fairkern.capture.joint import joint_moments, tap_order
+from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.capture.recalibrate import recalibrate
 from fairkern.capture.run import capture
 from fairkern.capture.settings import LossReduction, Recipe, Reduction, Settings, choose
@@ -13,6 +13,6 @@ __all__ = [
     "capture",
     "choose",
     "joint_moments",
+    "reading_points",
     "recalibrate",
-    "tap_order",
 ]

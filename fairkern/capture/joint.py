@@ -1,7 +1,8 @@
-"""Moments of the same taps in two models at once: what consumers read before and after earlier layers were cut."""
+"""Moments of the same points in two models at once: what consumers read before and after earlier layers were cut."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,22 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch, batches
+from fairkern.capture.lockstep import Around, Walk, in_step
 from fairkern.capture.moments import offsets
-from fairkern.capture.points import Heard, Listener, Point, points_of
+from fairkern.capture.points import Listener, Point, points_of
 from fairkern.capture.rows import ListedExperts
 from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
 from fairkern.replacements import in_place
-from fairkern.types import JointMoments, UnitMap
+from fairkern.types import JointMoments, Tap, UnitMap
 from fairkern.untouched import untouched
 
 
-def tap_order(model: nn.Module, loader: Iterable[Any], units: UnitMap) -> list[str]:
-    """Names of the taps that consumers read, in the order in which a forward pass comes to them.
+def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, others: Sequence[Tap]) -> list[Point]:
+    """Where consumers read, in the order in which a forward pass comes there: the groups' taps and those of `others`.
 
-    Without those in experts, which read other tokens in another model.
+    Without those in experts, which read other tokens in another model, and those of `others` whose module runs more
+    than once or not at all. Cost: one forward pass over the first batch.
     """
-    listener = Listener(model, points_of(units, "input"), gradients=False)
+    beside = [Point(tap.name, tap.sites, tap.side, tap.dim, tap.length, ()) for tap in others]
+    listener = Listener(model, [*points_of(units, "input"), *beside], gradients=False)
     listed = ListedExperts(model, listener.points)
     listed.following = True
     with untouched(model), in_place(model), torch.no_grad(), listener.attached():
@@ -34,58 +38,66 @@ def tap_order(model: nn.Module, loader: Iterable[Any], units: UnitMap) -> list[s
             raise InputError("the loader yields no batch")
         with listener.hearing(), listed.followed():
             call_model(model, batch.inputs)
-        return [point.name for point, act in listener.heard.items() if listed.rows(point, act) is None]
+        twice = {p for p in beside if listener.calls(p.sites[0].module, p.side) > 1}
+        return [p for p, act in listener.heard.items() if p not in twice and listed.rows(p, act) is None]
 
 
 def joint_moments(
-    model: nn.Module, changed: nn.Module, loader: Iterable[Any], units: UnitMap, taps: Sequence[str]
-) -> dict[str, JointMoments]:
-    """Sums over `loader` at these taps: `a` in `model`, `b` in `changed`, which has the same modules and positions.
+    model: nn.Module,
+    changed: nn.Module,
+    loader: Iterable[Any],
+    units: UnitMap,
+    points: Sequence[Point],
+    around: Around = contextlib.nullcontext,
+) -> Iterator[tuple[str, JointMoments | None]]:
+    """Name by name in the order of the forward pass: sums over `loader` of `a` in `model` and `b` in `changed`.
 
-    Forward only, and no further than the last of the taps. Both models are left as they were.
-    Raises InputError (a loader that yields nothing, or that does not reach a tap).
-    Cost: two forward passes up to the last tap, and 2 n² multiply-adds per vector.
+    `changed` has the same modules and positions; its weights may be changed between two points, for the rest of the
+    pass. None: nothing differs there. `around` is entered for every pass of `changed`, in its thread.
+    Both models are left as they were otherwise.
+
+    Raises InputError (a loader that yields nothing; batches that do not come to the same points).
+    Cost: two forward passes and 2 n² multiply-adds per vector; memory: all batches' activations at one depth, twice.
     """
-    points = [p for p in points_of(units, "input") if p.name in set(taps)]
-    per_unit = {p: offsets(p, units) for p in points}
-    sums: dict[Point, list[Any]] = {}
-    listeners = [Listener(m, points, gradients=False, stop=True) for m in (model, changed)]
-    with untouched(model), untouched(changed), in_place(model), in_place(changed), torch.no_grad():
-        model.eval()
-        changed.eval()
-        with listeners[0].attached(), listeners[1].attached():
-            for batch in inputs_of(loader, model):
-                for listener, net in zip(listeners, (model, changed), strict=True):
-                    listener.reset(next(tensors_in(batch.inputs)).device)
-                    _listen(listener, net, batch)
-                for point in points:
-                    a, b = (_vectors(point, lst.heard[point], per_unit[point]) for lst in listeners)
-                    made = [a @ b.T, b @ b.T, a.sum(1), b.sum(1), a.shape[1]]
-                    known = sums.get(point)
-                    sums[point] = made if known is None else [x + y for x, y in zip(known, made, strict=True)]
-    if not sums:
-        raise InputError("the loader yields no batch; sequential compensation needs a loader to iterate again")
-    return {point.name: _moments(found, per_unit[point]) for point, found in sums.items()}
+    with contextlib.ExitStack() as stack:
+        for net in (model, changed):
+            stack.enter_context(untouched(net))
+            stack.enter_context(in_place(net))
+            net.eval()
+        inputs = list(inputs_of(loader, model))
+        if not inputs:
+            raise InputError("the loader yields no batch; sequential compensation needs one that can be iterated again")
+        walks = [stack.enter_context(Walk(model, batch, points, contextlib.nullcontext)) for batch in inputs]
+        walks += [stack.enter_context(Walk(changed, batch, points, around)) for batch in inputs]
+        per_unit = {p: offsets(p, units) for p in points}
+        seen = set()
+        try:
+            for places in in_step(walks):
+                point = places[0][0]
+                seen.add(point)
+                acts = [act for _, act in places]
+                yield point.name, _joint(point, acts[: len(inputs)], acts[len(inputs) :], per_unit[point])
+        except LookupError as error:
+            raise InputError(f"batches come to {error} one after the other; use batches like those scored") from None
+        missing = next((p for p in points if p not in seen), None)
+        if missing is not None:
+            raise InputError(f"the batches do not reach {missing.name}; use batches like those that were scored")
 
 
-def _moments(sums: Sequence[Any], per_unit: int) -> JointMoments:
-    cross, gram, total, changed = (t.double().cpu().numpy() for t in sums[:4])
-    return JointMoments(cross, gram, total, changed, sums[4], per_unit)
-
-
-def _listen(listener: Listener, model: nn.Module, batch: Batch) -> None:
-    try:
-        with listener.hearing():
-            call_model(model, batch.inputs)
-    except Heard:
-        return
-    missing = listener.missing()
-    if missing is not None:
-        raise InputError(f"batch {batch.index} does not reach {missing.name}; use batches like those that were scored")
+def _joint(point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_unit: int) -> JointMoments | None:
+    if all(torch.equal(a, b) for a, b in zip(before, now, strict=True)):
+        return None
+    sums: list[Any] = []
+    for act, changed in zip(before, now, strict=True):
+        a, b = _vectors(point, act, per_unit), _vectors(point, changed, per_unit)
+        made = [(a @ b.T).double(), (b @ b.T).double(), a.sum(1).double(), b.sum(1).double(), a.shape[1]]
+        sums = [x + y for x, y in zip(sums, made, strict=True)] if sums else made
+    cross, gram, total, other = (t.cpu().numpy() for t in sums[:4])
+    return JointMoments(cross, gram, total, other, sums[4], per_unit)
 
 
 def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:
-    """[n, vectors] of the tap's positions; offsets of one channel give a vector each."""
+    """[n, vectors] of the point's positions; offsets of one channel give a vector each."""
     act = act.movedim(point.dim, 0)
     if per_unit > 1:
         act = act.unflatten(0, (len(act) // per_unit, per_unit))

@@ -1,9 +1,10 @@
-"""Second moments of what consumers read: what least-squares compensation is solved from."""
+"""Second moments of what consumers read, and how steep the loss is there: what compensation and residuals come from."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
 from fairkern.capture.points import Point
@@ -17,11 +18,15 @@ class MomentStore:
     A vector holds every position of the tap's dimension. Where a unit is one channel that a flatten has spread over
     several positions, each of these offsets gives a vector of one position per unit: what mixes channels does not
     depend on the place. The positions of an attention head mean different things and stay apart.
+
+    Beside them, per point, the power of the loss's gradient: `Σ (∂L/∂a)²`.
     """
 
     def __init__(self, points: Iterable[Point], units: UnitMap) -> None:
         self._per_unit = {p: offsets(p, units) for p in points}
         self._sums: dict[Point, tuple[Tensor, Tensor, int]] = {}
+        self._steep: dict[Point, Tensor | float] = dict.fromkeys(self._per_unit, 0.0)
+        self._elements: dict[Point, list[int]] = {p: [0, 0] for p in self._per_unit}  # heard, and with silent tokens
 
     @property
     def points(self) -> list[Point]:
@@ -33,11 +38,20 @@ class MomentStore:
         widths = [p.length // per_unit for p, per_unit in self._per_unit.items()]
         return sum(8 * width * (width + 1) for width in widths)
 
-    def add(self, point: Point, act: Tensor, dim: int) -> None:
-        """One batch at one point, units along `dim`."""
+    def add_gradient(self, point: Point, grad: Tensor, weight: int) -> None:
+        """Of one batch at one point; `weight`: what makes it the gradient of a sum over samples."""
+        if point in self._per_unit:
+            dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+            norm = torch.linalg.vector_norm(grad, dtype=dtype).double()
+            self._steep[point] = self._steep[point] + (weight * norm).square()
+
+    def add(self, point: Point, act: Tensor, dim: int, heard: int) -> None:
+        """One batch at one point, units along `dim`; `heard` of the elements, the others are those of silent tokens."""
         per_unit = self._per_unit.get(point)
         if per_unit is None:
             return
+        self._elements[point][0] += heard
+        self._elements[point][1] += act.numel()
         if per_unit > 1:
             act = act.unflatten(dim, (act.shape[dim] // per_unit, per_unit))
         made = gram(act, dim)
@@ -46,6 +60,14 @@ class MomentStore:
         if known is not None:
             square, total, count = known[0].add_(square), known[1].add_(total), known[2] + count
         self._sums[point] = (square, total, count)
+
+    def powers(self, samples: int) -> dict[str, float]:
+        """By tap name: the gradient's power per sample, as if all tokens were given to every expert."""
+        found = {}
+        for point, steep in self._steep.items():
+            heard, whole = self._elements[point]
+            found[point.name] = float(steep) / samples * (whole / heard if heard else 1.0)
+        return found
 
     def moments(self) -> dict[str, Moments]:
         """By tap name; frees as it goes."""

@@ -106,20 +106,17 @@ class _Root(torch.autograd.Function):
         return grads[0], None
 
 
-class Heard(BaseException):
-    """Every point has been heard: the rest of the forward pass is not needed."""
-
-
 class Listener:
     """What one forward pass hears at its points, and what comes back to them in the backward pass.
 
     Every point gets an alias of its activation, handed to its consumers alone: the gradient that returns there
-    came through them and not through a skip connection beside them. `stop`: the forward pass ends, by `Heard`, with the
-    last point.
+    came through them and not through a skip connection beside them. `on_heard` is called before a point's consumers
+    run. Where several passes of a model are under way, the listener of the one that goes on is `active`.
     """
 
-    def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool, stop: bool = False) -> None:
-        self._model, self.points, self._gradients, self._stop = model, points, gradients, stop
+    def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
+        self._model, self.points, self._gradients = model, points, gradients
+        self.active = True
         whole = [p for p in points if p.expert is None]
         self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
         self._by_weight: dict[tuple[str, int], list[tuple[Site, Point]]] = {}
@@ -136,6 +133,7 @@ class Listener:
         self.versions: dict[Point, int] = {}
         self.copied: set[Point] = set()  # points whose activation is overwritten later in the pass
         self.on_gradient: Callable[[Point, Tensor], None] = _ignore
+        self.on_heard: Callable[[Point, Tensor], None] = _ignore
 
     def reset(self, device: torch.device) -> None:
         """Forget the pass before."""
@@ -193,8 +191,12 @@ class Listener:
         self._calls[path, what] = call + 1
         return Site(path, call)
 
+    def calls(self, path: str, what: str) -> int:
+        """How many calls of this module there were so far, counted for this purpose."""
+        return self._calls.get((path, what), 0)
+
     def _next(self, path: str, side: str) -> Point | None:
-        return self._by_site.get((self.next_site(path, side), side))
+        return None if not self.active else self._by_site.get((self.next_site(path, side), side))
 
     def hear_rows(self, point: Point, x: Tensor, tokens: Tensor, carrier: Tensor) -> Tensor:
         """What an expert makes of some tokens of `carrier`, `[rows, n]`; returns what to go on with."""
@@ -255,8 +257,7 @@ class Listener:
             heard = heard.clone()
         self.heard[point] = self.carriers[point] = heard
         self.versions[point] = heard._version
-        if self._stop and len(self.heard) == len(self.points):
-            raise Heard
+        self.on_heard(point, heard)
         if not self._gradients or not torch.is_grad_enabled():
             return x
         alias: Tensor = _Root.apply(x, self.root)

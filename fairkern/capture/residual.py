@@ -13,15 +13,20 @@ from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, AxisGroup, Moments, Tap, UnitMap
 
 
-def residual(model: nn.Module, units: UnitMap, moments: Mapping[str, Moments]) -> dict[int, np.ndarray]:
-    """Per prunable group, float64 [sets · units]: the share of its consumers' output power that goes with a unit.
+def residual(
+    model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
+) -> dict[int, np.ndarray]:
+    """Per prunable group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
+
+    To second order, with the squared gradient for the curvature (Fisher's), taken to be the same in all directions of
+    what the consumers give: the squared error that is left there, times the mean squared gradient. That follows from
+    `powers`, Σ (∂L/∂a)² per sample at the tap, over `tr W Wᵀ`. (Twice the rise, to be exact.)
 
     Units go one after the other, the cheapest first, and all that stay are refitted by least squares each time; a
     unit's score is what its own step adds, summed over the consumers. So the scores order the units of a group as they
     are best removed, and later ones are never cheaper.
 
-    Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is its share of what all
-    of them add to their tokens, in power.
+    Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is that of all it adds.
 
     Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
     """
@@ -30,13 +35,13 @@ def residual(model: nn.Module, units: UnitMap, moments: Mapping[str, Moments]) -
     for g in units.prunable:
         group = units.groups[g]
         if group.kind == "expert":
-            scores[g] = _shares(group, moments)
+            scores[g] = _whole(group, moments, powers)
             continue
         taps = {tap.name: tap for tap in group.taps}.values()
         scores[g] = np.empty(group.total)
         for part, values in enumerate(np.split(scores[g], group.sets)):
             views = [
-                _view(model, tensors, tap, moments[name], expert)
+                _view(model, tensors, tap, moments[name], powers[name], expert)
                 for tap in taps
                 for name, expert in _readings(tap, units, part if group.sets > 1 else None)
             ]
@@ -62,32 +67,38 @@ def _readings(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int
     return [(f"{tap.name}[{e}]", e) for e in experts]
 
 
-def _shares(group: AxisGroup, moments: Mapping[str, Moments]) -> np.ndarray:
-    power = np.zeros(group.units)
+def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str, float]) -> np.ndarray:
+    found = np.zeros(group.units)
     for tap in group.taps:
-        power += [float(moments[f"{tap.name}[{e}]"].gram.sum()) for e in tap.positions[:, 0]]
-    total = float(power.sum())
-    return power / total if total > 0 else power
+        names = [f"{tap.name}[{e}]" for e in tap.positions[:, 0]]
+        found += [float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in names]
+    return found
 
 
 def _view(
-    model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments, expert: int | None = None
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    tap: Tap,
+    moments: Moments,
+    power: float,
+    expert: int | None = None,
 ) -> View:
-    """One tap: the covariance with a ridge, the consumers' weights in shares of their output's power.
+    """One tap: the covariance with a ridge, and the consumers' weights in the currency of the loss.
 
     Of one `expert` where the tap lies in several; it has no intercept, and so moments about zero.
     """
     weights = [_towards(tensors[axis.tensor].detach().double(), axis.dim, expert) for axis in tap.weights]
     device = weights[0].device
-    square = torch.from_numpy(moments.gram).to(device) / moments.count
-    mean = torch.from_numpy(moments.total).to(device) / moments.count
-    covariance = square - torch.outer(mean, mean) if expert is None else square
+    covariance = torch.from_numpy(moments.gram).to(device) / moments.count
+    if expert is None:
+        mean = torch.from_numpy(moments.total).to(device) / moments.count
+        covariance = covariance - torch.outer(mean, mean)
     output = torch.zeros_like(covariance)
     for axis, weight in zip(tap.weights, weights, strict=True):
-        made = _squared(weight, _groups(model, axis), moments.per_unit)
-        power = float((made * covariance).sum())
-        if power > 0:
-            output += made / power
+        output += _squared(weight, _groups(model, axis), moments.per_unit)
+    size = float(output.diagonal().sum())
+    if size > 0:
+        output *= power / size
     for axis in tap.weights:
         covariance = _within_groups(covariance, _groups(model, axis))
     scale = float(covariance.diagonal().mean())

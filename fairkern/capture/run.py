@@ -78,8 +78,9 @@ def capture(
     kept: dict[str, Moments] = {}
     fitted = time.perf_counter()
     if moments is not None:
+        powers = moments.powers(first.seen)
         kept = moments.moments()
-        signals["residual"] = residual(model, units, kept)
+        signals["residual"] = residual(model, units, kept, powers)
     fitted = time.perf_counter() - fitted
     nothing = np.zeros(0)
     return Scores(
@@ -181,7 +182,7 @@ class _Pass:
             by_sample, dim = self._layouts[point].by_sample(listener.whole(point, act), point.dim)
             self.samples.add(point, by_sample, dim, rows, self.selection.expected)
             if self.moments is not None:
-                self.moments.add(point, by_sample, dim)
+                self.moments.add(point, by_sample, dim, act.numel())
         self.seen += batch.samples
         listener.reset(_device(self._model))
 
@@ -264,6 +265,8 @@ class _Pass:
         listener = self._listener
 
         def gradient(point: Point, grad: Tensor) -> None:
+            if self.moments is not None:
+                self.moments.add_gradient(point, grad, weight)
             if point not in self._points:
                 return
             with torch.no_grad():

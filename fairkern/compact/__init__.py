@@ -8,7 +8,7 @@ from fairkern.compact.descriptors import check, shapes_after
 from fairkern.compact.inputs import vary
 from fairkern.compact.masked import masked
 from fairkern.compact.prove import check_values, difference, failure, prove
-from fairkern.compact.refit import refit
+from fairkern.compact.refit import other_taps, refit
 
 __all__ = [
     "Compensation",
@@ -22,6 +22,7 @@ __all__ = [
     "fold",
     "load_pruned",
     "masked",
+    "other_taps",
     "prove",
     "refit",
     "save_pruned",

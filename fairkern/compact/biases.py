@@ -7,7 +7,7 @@ from torch import nn
 from fairkern.types import Axis, Plan
 
 
-def _adds_bias(module: nn.Module) -> bool:
+def adds_bias(module: nn.Module) -> bool:
     """A module that adds its `bias` to what it computes, also one that it is given later."""
     return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _transposed_linear(module)
 
@@ -21,7 +21,7 @@ def output_dim(module: nn.Module, axis: Axis) -> int | None:
     last = axis.tensor.rpartition(".")[2]
     if isinstance(module, nn.RNNBase):
         return 0 if last.startswith("weight_ih") and axis.dim == 1 else None
-    if last != "weight" or not _adds_bias(module):
+    if last != "weight" or not adds_bias(module):
         return None
     out = made_dim(module)
     return out if axis.dim == 1 - out else None
@@ -57,4 +57,4 @@ def may_be_added(model: nn.Module, name: str, plan: Plan) -> bool:
     path, _, last = name.rpartition(".")
     if last != "bias" or name in plan.shapes or (f"{path}.weight" if path else "weight") not in plan.shapes:
         return False
-    return _adds_bias(model.get_submodule(path))
+    return adds_bias(model.get_submodule(path))

@@ -65,7 +65,7 @@ def corrections(
     found = []
     for item in plan.axes:
         if item.consumer and item.removed.size:
-            fixed = _cannot_take(model, item.axis)
+            fixed = cannot_take(model, item.axis)
             if fixed:
                 found.append(Correction(item.axis, None, None, 1.0, fixed))
                 continue
@@ -83,7 +83,7 @@ def corrections(
     return found
 
 
-def _cannot_take(model: nn.Module, axis: Axis) -> str:
+def cannot_take(model: nn.Module, axis: Axis) -> str:
     """Why what is added to this tensor would not be added to what contracts its axis; empty if it would."""
     if ".parametrizations." in f".{axis.tensor}":
         return "a parametrization computes the weight from it"
@@ -91,6 +91,11 @@ def _cannot_take(model: nn.Module, axis: Axis) -> str:
     if isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups > 1:
         return "a transposed convolution in groups cannot mix its inputs across them"
     return ""
+
+
+def groups_of(module: nn.Module) -> int:
+    """In how many parts a module's inputs are read apart from each other: the groups of a convolution, else 1."""
+    return module.groups if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed else 1
 
 
 def fold(small: nn.Module, found: Sequence[Correction]) -> None:
@@ -166,7 +171,7 @@ class _Consumer:
         held = module._parameters.get(name, module._buffers.get(name))
         assert held is not None
         self.weight: Tensor = held
-        self.groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed else 1
+        self.groups = groups_of(module)
         place = bias_of(model, axis)
         self.bias = None if place is None else place[0]._parameters[place[1]]
         self.may_have_bias = place is not None

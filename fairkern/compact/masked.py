@@ -37,11 +37,6 @@ class masked:
         if self._strict:
             check(self._model, self._plan)
         targets = match(self._model, zeroed(self._plan))
-        routers = [
-            (held.tensor, dim, gone)
-            for held, index in match(self._model, silenced(self._plan))
-            for dim, gone in index.items()
-        ]
         saved: list[_Saved] = []
         try:
             for held, index in targets:
@@ -49,7 +44,7 @@ class masked:
         except BaseException:
             _restore(saved)
             raise
-        silent = silent_experts(routers) if routers else None
+        silent = without_experts(self._model, self._plan)
         self._entered.append((saved, silent))
         if silent is not None:
             silent.__enter__()
@@ -64,6 +59,16 @@ class masked:
                 silent.__exit__(kind, error, trace)
         finally:
             _restore(saved)
+
+
+def without_experts(model: nn.Module, plan: Plan) -> silent_experts | None:
+    """The part of `masked` that holds in one thread only: the routers, if the plan removes whole experts."""
+    routers = [
+        (held.tensor, dim, gone)
+        for held, index in match(model, silenced(plan))
+        for dim, gone in index.items()
+    ]  # fmt: skip
+    return silent_experts(routers) if routers else None
 
 
 _Saved = tuple[Tensor, int, Tensor, Tensor]  # tensor, dim, positions, what was there

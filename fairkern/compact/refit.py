@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fairkern.compact.apply import apply, copy_with
-from fairkern.compact.biases import bias_of, give_bias, made_dim, may_be_added
-from fairkern.compact.compensate import Correction, fold
-from fairkern.compact.descriptors import kept
-from fairkern.compact.masked import masked
+from fairkern.compact.biases import adds_bias, bias_of, give_bias, made_dim, may_be_added
+from fairkern.compact.compensate import Correction, cannot_take, fold, groups_of
+from fairkern.compact.descriptors import kept, tensors_of
+from fairkern.compact.masked import masked, without_experts
 from fairkern.compact.mixing import solve
 from fairkern.ops.eliminate.config import RIDGE
-from fairkern.types import Axis, JointMoments, Moments, Plan, Scores
+from fairkern.types import Axis, JointMoments, Moments, Plan, Scores, Site, Tap, UnitMap
 
-Measure = Callable[[nn.Module, Sequence[str]], Mapping[str, JointMoments]]
-"""Joint moments of the given model and a changed one, at some taps."""
+Around = Callable[[], AbstractContextManager[object]]
+Walk = Callable[[nn.Module, Around], Iterator[tuple[str, "JointMoments | None"]]]
+"""Joint moments of the given model and a changed one, tap by tap as both run; None where nothing differs."""
+
+
+def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
+    """What linear layers and convolutions read that is no group's tap: after a cut it may differ all the same."""
+    heard = {site.module for g in units.prunable for tap in units.groups[g].taps for site in tap.sites}
+    found = []
+    for path, module in model.named_modules():
+        if path in heard or not adds_bias(module) or "weight" not in module._parameters:
+            continue
+        weight, dim = module.get_parameter("weight"), 1 - made_dim(module)
+        conv = isinstance(module, nn.modules.conv._ConvNd)
+        axis = Axis(f"{path}.weight" if path else "weight", dim)
+        length = weight.shape[dim] * groups_of(module)
+        place = -1 - len(module.kernel_size) if conv else -1
+        nothing = np.zeros((0, 1), dtype=np.int64)
+        found.append(Tap((Site(path),), "input", place, length, nothing, (axis,)))
+    return found
 
 
 def refit(
@@ -26,51 +47,93 @@ def refit(
     plan: Plan,
     scores: Scores,
     found: Sequence[Correction],
-    order: Sequence[str],
-    measure: Measure,
-    steps: int | None = None,
+    others: Sequence[Tap],
+    names: Collection[str],
+    walk: Walk,
     ridge: float = RIDGE,
     backend: str = "auto",
 ) -> nn.Module:
-    """The cut model, its consumers making up for what `plan` removes layer after layer.
+    """The cut model, its layers making up for what `plan` removes one after the other.
 
     It works on a copy in full size whose consumers ignore what goes. That starts from the one-shot fit. Then, tap by
-    tap in the order of the forward pass, every consumer gets the weights that best give back, from what now arrives
+    tap in the order of the forward pass, every layer gets the weights that best give back, from what now arrives
     there, what it computed in `model`: with `a` read before and `b` now, `W ← W C_ab C_bb⁻¹` over the positions that
-    stay. In the end the copy is cut. `found`: the one-shot corrections; what they leave alone is left alone here.
-    Experts, whose tokens are others once something has been cut, keep their one-shot fit.
+    stay. Layers that lose no input themselves (`others` among them) are refitted as well, since what they read has
+    changed. In the end the copy is cut.
 
-    `steps`: refit in so many groups of taps, each measured once; None: every tap for itself.
-    Cost: `steps` measurements, and per tap one Cholesky factorisation.
+    `found`: the one-shot corrections; what they leave alone is left alone here. `names`: the taps that `walk` comes
+    to; what reads elsewhere (experts, whose tokens are others once something has been cut) keeps its one-shot fit. A
+    weight that is read at several taps is refitted at the last of them. A layer that loses no input gets no bias if it
+    has none. Cost: one walk, and per tap one Cholesky factorisation.
     """
     changed = copy_with(model, [])
-    indices = kept(plan)
-    taps: dict[Axis, set[str]] = {}
-    for group in scores.units.groups:
-        for tap in group.taps:
-            for axis in tap.weights:
-                taps.setdefault(axis, set()).add(tap.name)
-    correctable = [c for c in found if c.weight is not None and taps.get(c.axis, set()) <= set(order)]
-    experts = [c for c in found if c.weight is not None and c not in correctable]
-    stays = {c.axis: indices[c.axis.tensor][c.axis.dim] for c in correctable}
-    for c in correctable:
-        _refit(
-            model, changed, c, stays[c.axis], _sum([_unchanged(scores.moments[n]) for n in sorted(taps[c.axis])]), ridge
-        )
-    # a weight that is read at several taps is refitted once everything before the last of them has been
-    last = {c.axis: max(order.index(name) for name in taps[c.axis]) for c in correctable}
-    places = sorted(set(last.values()))
-    for part in np.array_split(np.array(places), max(1, min(steps or len(places), len(places)))):
-        chosen = [c for c in correctable if last[c.axis] in set(part.tolist())]
-        if chosen:
-            names = sorted({name for c in chosen for name in taps[c.axis]}, key=order.index)
-            with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
-                joint = measure(changed, names)
-            for c in chosen:
-                _refit(model, changed, c, stays[c.axis], _sum([joint[n] for n in sorted(taps[c.axis])]), ridge)
-    small = _cut(changed, plan, indices, backend)
-    fold(small, experts)
+    readers = _readers(model, changed, plan, scores, found, others, set(names))
+    for reader in readers:
+        if reader.loses:
+            _refit(model, changed, reader, _sum([_unchanged(scores.moments[n]) for n in reader.taps]), ridge)
+    at: dict[str, list[_Reader]] = {}
+    for reader in readers:
+        for name in reader.taps:
+            at.setdefault(name, []).append(reader)
+    joint: dict[str, JointMoments | None] = {}
+    left = Counter(name for reader in readers for name in reader.taps)
+    with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
+        steps = walk(changed, lambda: without_experts(changed, plan) or nullcontext())
+        with closing(steps):  # type: ignore[type-var]
+            for name, moments in steps:
+                joint[name] = moments
+                for reader in at.get(name, ()):
+                    if reader.taps <= joint.keys() and any(joint[n] is not None for n in reader.taps):
+                        parts = [joint[n] or _unchanged(scores.moments[n]) for n in sorted(reader.taps)]
+                        _refit(model, changed, reader, _sum(parts), ridge)
+                    left.subtract(reader.taps if reader.taps <= joint.keys() else ())
+                joint = {n: m for n, m in joint.items() if left[n] > 0}
+    small = _cut(changed, plan, kept(plan), backend)
+    fold(small, [c for c in found if c.weight is not None and c.axis not in {r.axis for r in readers}])
     return small
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """A weight that is refitted: the axis along which it reads, the positions that stay, and where they are heard."""
+
+    axis: Axis
+    taps: frozenset[str]
+    stays: Tensor
+    intercept: bool
+    loses: bool
+
+
+def _readers(
+    model: nn.Module,
+    changed: nn.Module,
+    plan: Plan,
+    scores: Scores,
+    found: Sequence[Correction],
+    others: Sequence[Tap],
+    names: Set[str],
+) -> list[_Reader]:
+    taps: dict[Axis, set[str]] = {}
+    for tap in (*(t for g in scores.units.prunable for t in scores.units.groups[g].taps), *others):
+        for axis in tap.weights:
+            taps.setdefault(axis, set()).add(tap.name)
+    corrected = {c.axis: c for c in found}
+    single = {held.names[0] for held in tensors_of(model) if len(held.names) == 1}
+    indices = kept(plan)
+    made = []
+    for axis, heard in taps.items():
+        if not heard <= names:
+            continue
+        correction = corrected.get(axis)
+        if correction is not None and correction.weight is not None:
+            stays = indices[axis.tensor][axis.dim]
+            made.append(_Reader(axis, frozenset(heard), stays, correction.bias is not None, True))
+        elif correction is None and axis.tensor in single and not cannot_take(model, axis):
+            place = bias_of(model, axis)
+            intercept = place is not None and place[0]._parameters[place[1]] is not None
+            stays = torch.arange(_weight(model, axis).shape[axis.dim])
+            made.append(_Reader(axis, frozenset(heard), stays, intercept, False))
+    return made
 
 
 def _cut(changed: nn.Module, plan: Plan, indices: Mapping[str, Mapping[int, Tensor]], backend: str) -> nn.Module:
@@ -95,14 +158,10 @@ def _unchanged(moments: Moments) -> JointMoments:
     )  # fmt: skip
 
 
-def _refit(
-    model: nn.Module, changed: nn.Module, correction: Correction, stays: Tensor, joint: JointMoments, ridge: float
-) -> None:
-    axis = correction.axis
+def _refit(model: nn.Module, changed: nn.Module, reader: _Reader, joint: JointMoments, ridge: float) -> None:
+    axis, stays, intercept = reader.axis, reader.stays, reader.intercept
     before, weight = _weight(model, axis).detach(), _weight(changed, axis)
-    intercept = correction.bias is not None
-    module = changed.get_submodule(axis.module)
-    groups = module.groups if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed else 1
+    groups = groups_of(changed.get_submodule(axis.module))
     rows = (stays[:: joint.per_unit] // joint.per_unit).numpy()
     n = weight.shape[axis.dim] // joint.per_unit
     made, shifts = [], []

@@ -205,21 +205,27 @@ def test_the_papers_recipe_says_that_experts_have_no_output_of_their_own() -> No
         score(model, loader(x, y, 5), recipe="paper")
 
 
-def test_residual_of_inner_units_is_the_fit_of_one_expert_and_of_experts_their_share() -> None:
-    """Against a ridge regression by numpy: the first unit of an expert to go, and what goes with it."""
+def test_residual_of_inner_units_is_the_fit_of_one_expert_and_of_experts_all_that_they_add() -> None:
+    """Against a ridge regression by numpy: the first unit of an expert to go, and what the loss is expected to rise by.
+
+    Squared errors times squared gradients, both means over the tokens that the expert is given.
+    """
     model, (x, y) = build(), samples()
     scores = score(model, loader(x, y, 5), gram=True)
     found = of_kind(scores, "residual", "expert neuron").reshape(EXPERTS, INNER)
-    act = heard(model, x, y)["expert neuron"][0].flatten(0, 1)
+    inner, output = (heard(model, x, y)[kind] for kind in ("expert neuron", "expert"))
     for e in range(EXPERTS):
-        a, w = act[:, e].numpy(), model.experts.down_proj[e].detach().numpy()
+        a, w = inner[0].flatten(0, 1)[:, e].numpy(), model.experts.down_proj[e].detach().numpy()
+        given = int((a != 0).any(1).sum())
         square = a.T @ a + RIDGE * np.trace(a.T @ a) / INNER * np.eye(INNER)
         left = 1 / np.diag(np.linalg.inv(square))  # of each unit, told from all others
-        lost = left * (w**2).sum(0) / np.sum((a @ w.T) ** 2)
+        steep = float(inner[1][:, :, e].square().sum()) / given / np.sum(w**2)
+        lost = left * (w**2).sum(0) * steep / len(x)
         assert int(np.argmin(found[e])) == int(np.argmin(lost))
         np.testing.assert_allclose(found[e].min(), min(lost), rtol=1e-6)
-    power = heard(model, x, y)["expert"][0].square().sum((0, 1, 3))
-    np.testing.assert_allclose(of_kind(scores, "residual", "expert"), power / power.sum(), rtol=1e-9)
+        made, gradient = (t[:, :, e] for t in output)
+        whole = float(made.square().sum() * gradient[made.ne(0).any(-1)].square().sum()) / given / made.shape[-1]
+        np.testing.assert_allclose(of_kind(scores, "residual", "expert")[e], whole / len(x), rtol=1e-9)
     small = fk.apply(model, scores.plan(keep_params=0.7, removal="residual"), compensate="least_squares", scores=scores)
     assert torch.isfinite(small(x)).all()
 

@@ -36,8 +36,24 @@ def scored(model: nn.Module, x: Tensor, *sizes: int, **options: object) -> fk.Sc
     )
 
 
+def price(model: nn.Module, x: Tensor, consumer: nn.Module, weight: np.ndarray) -> float:
+    """What a unit of squared error at the consumer costs: the mean square of its output's gradient, per sample."""
+    held: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        inputs[0].retain_grad()
+        held.append(inputs[0])
+
+    with torch.enable_grad():
+        handle = consumer.register_forward_pre_hook(keep)
+        nn.functional.cross_entropy(model(x.clone().requires_grad_()), Y, reduction="sum").backward()
+        handle.remove()
+    assert held[0].grad is not None
+    return float(held[0].grad.square().sum()) / len(x) / float((weight**2).sum())
+
+
 def lost(act: np.ndarray, weight: np.ndarray, gone: list[int], ridge: float) -> float:
-    """Share of the output's power that a fit on the activations that stay cannot give back; ridge as added noise."""
+    """Power of the output that a fit on the activations that stay cannot give back; ridge as added noise."""
     n = act.shape[1]
     covariance = np.cov(act.T, bias=True)
     noisy = covariance + ridge * np.trace(covariance) / n * np.eye(n)
@@ -47,7 +63,7 @@ def lost(act: np.ndarray, weight: np.ndarray, gone: list[int], ridge: float) -> 
         cross = noisy[np.ix_(stays, gone)]
         left = left - cross.T @ np.linalg.solve(noisy[np.ix_(stays, stays)], cross)
     rows = weight[:, gone]
-    return float(np.trace(rows @ left @ rows.T) / np.trace(weight @ covariance @ weight.T))
+    return float(np.trace(rows @ left @ rows.T))
 
 
 def test_the_scores_are_what_each_step_adds() -> None:
@@ -56,9 +72,11 @@ def test_the_scores_are_what_each_step_adds() -> None:
     with torch.no_grad():
         act = torch.relu(model.a(x)).numpy()
     order = np.argsort(values, kind="stable").tolist()
-    costs = [lost(act, model.b.weight.detach().numpy(), order[:k], 1e-4) for k in range(1, 11)]
+    weight = model.b.weight.detach().numpy()
+    each = price(model, x, model.b, weight)
+    costs = [each * lost(act, weight, order[:k], 1e-4) for k in range(1, 11)]
     np.testing.assert_allclose(values[order], np.maximum.accumulate(np.diff(costs, prepend=0.0)), rtol=1e-6, atol=1e-12)
-    cheapest = min(range(10), key=lambda u: lost(act, model.b.weight.detach().numpy(), [u], 1e-4))
+    cheapest = min(range(10), key=lambda u: lost(act, weight, [u], 1e-4))
     assert order[0] == cheapest
 
 
@@ -94,7 +112,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_neither_batches_nor_scale_matter(name: str) -> None:
+def test_batches_do_not_matter_and_the_currency_is_the_loss(name: str) -> None:
     build, data = NETWORKS[name]
     torch.manual_seed(0)
     model, x = build().double().eval(), data()
@@ -103,11 +121,35 @@ def test_neither_batches_nor_scale_matter(name: str) -> None:
     for a, b in zip(whole.signals["residual"], parts.signals["residual"], strict=True):
         assert (a >= 0).all()
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+    double = fk.score(
+        model, [(x, Y)], lambda out, y: 2 * nn.functional.cross_entropy(out, y), units=whole.units, gram=True,
+        progress=False,
+    )  # fmt: skip
+    for a, b in zip(whole.signals["residual"], double.signals["residual"], strict=True):
+        np.testing.assert_allclose(4 * a, b, rtol=1e-6, atol=1e-12)
+
+
+def test_without_second_order_the_rise_of_the_loss_is_what_the_scores_say() -> None:
+    """A loss that is a square has its gradient for curvature: the scores add up to twice the rise, to the ridge."""
+    model, x = mlp(), flat(1000).repeat(2, 1)
+    noise = torch.randn(1000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    target = model(x).detach() + torch.cat([noise, -noise])
+    units = fk.trace(model, x[:2])
+    loader = [(x, (target, torch.arange(2000) % 3))]
+
+    def half_square(out: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        return 0.5 * (out - target[0]).square().sum(1).mean()
+
+    scores = fk.score(
+        model, loader, half_square, units=units, class_of=lambda b: b[1][1], gram=True, projections=4, progress=False
+    )
+    plan = scores.plan(keep_params=0.6)
+    small = fk.apply(model, plan, compensate="least_squares", scores=scores)
     with torch.no_grad():
-        last.weight *= 100
-    for a, b in zip(whole.signals["residual"], scored(model, x).signals["residual"], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-12)
+        rise = float(half_square(small(x), loader[0][1]) - half_square(model(x), loader[0][1]))
+    (values,) = scores.signals["residual"]
+    gone = plan.groups[0].removed
+    assert float(values[gone].sum()) / 2 == pytest.approx(rise, rel=0.1)
 
 
 def test_a_grouped_convolution_makes_up_within_its_groups() -> None:
@@ -121,14 +163,13 @@ def test_a_grouped_convolution_makes_up_within_its_groups() -> None:
     with torch.no_grad():
         act = torch.relu(model.a(x)).movedim(1, -1).flatten(0, -2).numpy()
     weight = model.b.weight.detach().numpy()
-    total = power = 0.0
+    total = 0.0
     for k in range(2):
         mine = act[:, 12 * k : 12 * k + 12]
         rows = weight[4 * k : 4 * k + 4].transpose(0, 2, 3, 1).reshape(-1, 12)
-        own = float(np.trace(rows @ np.cov(mine.T, bias=True) @ rows.T))
-        total += lost(mine, rows, [first], 1e-4) * own
-        power += own
-    assert scores.signals["residual"][g][first] == pytest.approx(total / power, rel=0.02)  # one ridge for both groups
+        total += lost(mine, rows, [first], 1e-4)
+    total *= price(model, x, model.b, weight)
+    assert scores.signals["residual"][g][first] == pytest.approx(total, rel=0.02)  # one ridge for both groups
 
 
 def test_without_moments_there_is_no_such_signal() -> None:

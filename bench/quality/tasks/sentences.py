@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from bench.quality.tasks.task import Batch, Task
 from bench.quality.tasks.text import docstrings
 
-CLASSES = 10  # the modules that say most
-CALIBRATION = 20  # sentences a class
-TEST = 48  # sentences of other modules
+CLASSES = 10  # those that say most, of the modules with enough sentences
+CALIBRATION = 40  # sentences a class
+TEST = 96  # sentences of other modules
 BATCH = 32
-LENGTH = 16  # tokens at most
+LENGTH = 24  # tokens at most
 TEMPERATURE = 0.1
 
 
@@ -31,16 +31,17 @@ def sentences(embed: nn.Module, tokenise: Any) -> Task:
         made = tokenise(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         return {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]}
 
-    modules = list(docstrings().values())
-    chosen = [_firsts(texts)[:CALIBRATION] for texts in modules[:CLASSES]]
-    if any(len(texts) < CALIBRATION for texts in chosen):
-        raise RuntimeError(f"a module has fewer than {CALIBRATION} sentences in {[len(c) for c in chosen]}")
+    firsts = [_firsts(texts) for texts in docstrings().values()]
+    enough = [texts for texts in firsts if len(texts) >= CALIBRATION][:CLASSES]
+    if len(enough) < CLASSES:
+        raise RuntimeError(f"{len(enough)} modules have {CALIBRATION} sentences; expected {CLASSES}")
+    chosen = [texts[:CALIBRATION] for texts in enough]
     seen = [text for row in zip(*chosen, strict=True) for text in row]  # classes in turn
     labels = torch.arange(CLASSES).repeat(CALIBRATION)
     calibration: list[Batch] = [
         (tokens(seen[start : start + BATCH]), labels[start : start + BATCH]) for start in range(0, len(seen), BATCH)
     ]
-    unseen = tokens([text for texts in modules[CLASSES:] for text in _firsts(texts)[:3]][:TEST])
+    unseen = tokens([text for texts in firsts if texts not in enough for text in texts[:3]][:TEST])
     with torch.inference_mode():
         embedded = torch.cat([embed(**inputs) for inputs, _ in calibration])
         before = embed(**unseen).clone()

@@ -1,0 +1,104 @@
+"""Forward passes that stop at every point and go on when told, so that many of them move through a model together."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from fairkern.capture.batches import Batch
+from fairkern.capture.points import Listener, Point
+from fairkern.nested import call_model
+
+Around = Callable[[], contextlib.AbstractContextManager[object]]
+
+
+class _Abandoned(BaseException):
+    """The pass is not wanted any more."""
+
+
+class Walk:
+    """One forward pass over one batch, without gradients, in a thread that runs only while `advance` waits for it.
+
+    What is heard at a point has not been read by its consumers yet, so their weights may be changed before the pass
+    goes on. `around` is entered in the pass's own thread: what holds in one thread only (a function mode) goes there.
+
+    Passes of one model may be under way together: of those, only the one that advances hears anything. They share the
+    modules' attributes, though: modules that hand on values of a batch there see those of another.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, points: Sequence[Point], around: Around) -> None:
+        self._model, self._batch, self._around = model, batch, around
+        self._listener = Listener(model, points, gradients=False)
+        self._listener.on_heard = self._arrive
+        self._attached = contextlib.ExitStack()
+        self._go, self._come = threading.Semaphore(0), threading.Semaphore(0)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._at: tuple[Point, Tensor] | None = None
+        self._error: BaseException | None = None
+        self._left = False
+
+    def __enter__(self) -> Walk:
+        self._attached.enter_context(self._listener.attached())
+        self._listener.active = False
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left = True
+        self._go.release()
+        self._thread.join()
+        self._attached.close()
+
+    def advance(self) -> tuple[Point, Tensor] | None:
+        """Go on to the next point; what is read there, or None at the end of the pass. Raises what the model raises."""
+        self._at = None
+        self._listener.active = True
+        self._go.release()
+        self._come.acquire()
+        self._listener.active = False
+        if self._error is not None:
+            raise self._error
+        return self._at
+
+    def _arrive(self, point: Point, act: Tensor) -> None:
+        self._at = (point, act)
+        self._come.release()
+        self._go.acquire()
+        if self._left:
+            raise _Abandoned
+
+    def _run(self) -> None:
+        self._go.acquire()
+        try:
+            if not self._left:
+                with torch.no_grad(), self._around(), self._listener.hearing():
+                    call_model(self._model, self._batch.inputs)
+        except _Abandoned:
+            pass
+        except BaseException as error:  # handed to whoever waits for this pass
+            self._error = error
+        finally:
+            self._come.release()
+
+
+def in_step(walks: Sequence[Walk]) -> Iterator[list[tuple[Point, Tensor]]]:
+    """Where all passes stand, point by point, until all have ended; they have to come the same way.
+
+    Raises LookupError with the point that one of them comes to and another does not.
+    """
+    while True:
+        places = [walk.advance() for walk in walks]
+        names = {place[0].name if place else "" for place in places}
+        if len(names) > 1:
+            raise LookupError(" and ".join(sorted(names - {""})))
+        reached = [place for place in places if place is not None]
+        if not reached:
+            return
+        yield reached

@@ -1,0 +1,123 @@
+"""Passes that move through two models together: where they stop, what they leave, how they end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fairkern as fk
+from fairkern import capture, compact
+from tests.axes.harness import Net
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def chain(run: Callable[[nn.Module, Tensor], Tensor] | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 8), "c": nn.Linear(8, 3)}
+    run = run or (lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x))))))
+    return Net(run, **layers).double().eval()
+
+
+def data(*sizes: int) -> Batches:
+    x = torch.randn(sum(sizes), 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return list(zip(x.split(list(sizes)), (torch.arange(len(x)) % 3).split(list(sizes)), strict=True))
+
+
+def started(model: nn.Module, changed: nn.Module, loader: Batches) -> tuple[list[str], object]:
+    units = fk.trace(model, loader[0][0])
+    points = capture.reading_points(model, loader, units, compact.other_taps(model, units))
+    return [p.name for p in points], capture.joint_moments(model, changed, loader, units, points)
+
+
+def test_every_layer_is_met_in_order_and_moments_are_those_of_all_batches() -> None:
+    model, changed, loader = chain(), chain(), data(7, 12, 1)
+    with torch.no_grad():
+        changed.a.weight += 0.1
+    names, steps = started(model, changed, loader)
+    assert names == ["a:input", "b:input", "c:input"]
+    found = dict(steps)
+    assert list(found) == names
+    assert found["a:input"] is None  # nothing differs there
+    x = torch.cat([batch for batch, _ in loader])
+    with torch.no_grad():
+        a, b = (torch.relu(m.a(x)).numpy() for m in (model, changed))
+    joint = found["b:input"]
+    assert joint.count == 20
+    np.testing.assert_allclose(joint.cross, a.T @ b, rtol=1e-12)
+    np.testing.assert_allclose(joint.gram, b.T @ b, rtol=1e-12)
+    np.testing.assert_allclose(joint.total, a.sum(0), rtol=1e-12)
+    np.testing.assert_allclose(joint.changed, b.sum(0), rtol=1e-12)
+
+
+def test_a_weight_changed_at_its_point_holds_for_the_rest_of_the_pass() -> None:
+    model, changed, loader = chain(), chain(), data(9, 4)
+    with torch.no_grad():
+        changed.a.weight += 0.1
+    for name, joint in started(model, changed, loader)[1]:
+        if name == "b:input":
+            with torch.no_grad():
+                changed.b.weight.zero_()
+                changed.b.bias.fill_(2.0)
+        if name == "c:input":
+            np.testing.assert_array_equal(joint.gram, np.full((8, 8), 4.0 * 13))
+
+
+def test_a_walk_that_is_given_up_leaves_no_thread_and_no_hook() -> None:
+    model, changed, loader = chain(), chain(), data(9, 4)
+    with torch.no_grad():
+        changed.a.weight += 0.1
+    before = threading.active_count()
+    steps = started(model, changed, loader)[1]
+    next(steps)
+    assert threading.active_count() == before + 4
+    steps.close()
+    assert threading.active_count() == before
+    assert not any(m._forward_pre_hooks for net in (model, changed) for m in net.modules())
+
+
+def test_what_the_model_raises_passes_through() -> None:
+    class Own(Exception):
+        pass
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = torch.relu(m.a(x))
+        if len(x) == 4 and m.fails:
+            raise Own
+        return m.c(torch.relu(m.b(h)))
+
+    model, changed, loader = chain(run), chain(run), data(9, 4)
+    model.fails, changed.fails = False, True
+    with torch.no_grad():
+        changed.a.weight += 0.1
+    before = threading.active_count()
+    with pytest.raises(Own):
+        list(started(model, changed, loader)[1])
+    assert threading.active_count() == before
+
+
+def test_batches_that_go_different_ways_are_refused() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = torch.relu(m.a(x))
+        return m.c(torch.relu(m.b(h) if len(x) > 4 else h))
+
+    model, changed = chain(run), chain(run)
+    with pytest.raises(fk.InputError, match="one after the other"):
+        list(started(model, changed, data(9, 4))[1])
+    units = fk.trace(model, data(9)[0][0])
+    points = capture.reading_points(model, data(9), units, [])
+    with pytest.raises(fk.InputError, match="do not reach b:input"):
+        list(capture.joint_moments(model, changed, data(4, 3), units, points))
+
+
+def test_a_layer_that_runs_twice_is_not_among_those_beside_the_taps() -> None:
+    model = chain(lambda m, x: m.c(torch.relu(m.b(m.b(torch.relu(m.a(x)))))))
+    units = fk.trace(model, data(3)[0][0])
+    others = [tap for tap in compact.other_taps(model, units) if tap.sites[0].module == "b"]
+    points = capture.reading_points(model, data(3), units, others)
+    assert sum(p.blocks == () for p in points) == 0
