@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern import allocate, artefacts, axes, capture, compact, report, types
-from fairkern.capture import LossReduction, Recipe, Reduction, Settings, choose
+from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings, choose
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.nested import map_tensors, tensors_in
@@ -219,6 +219,7 @@ def score(
     class_of: Callable[[Any], Tensor] | None = None,
     recipe: str = "default",
     reduction: str | None = None,
+    pairs: str = "max",
     loss_reduction: str = "mean",
     backend: str = "auto",
     memory_budget: int | None = None,
@@ -241,8 +242,9 @@ def score(
         seed: of the directions.
         class_of: `class_of(batch)` → integer labels [samples]; default: the targets.
         recipe: "default" taps what the consumers read; "paper" what the layer itself returns, with signed sums.
-        reduction: "signed" (R = |Σ_s t|) or "per_sample" (R = Σ_s |t|); None takes the recipe's: per_sample for
-            "default", signed for "paper".
+        reduction: "signed" (R = |Σ_s t|), "per_sample" (R = Σ_s |t|) or "per_class" (|Σ| within each class, added up);
+            None takes the recipe's: per_sample for "default", signed for "paper".
+        pairs: U over pairs of classes: "max", the largest distance, or "mean", that of all pairs.
         loss_reduction: "mean" or "sum" over a batch's samples: what `loss_fn` does.
         backend: of the operators: "auto", "native", "triton" or "reference"; one that cannot run here raises.
         memory_budget: bytes that class samples may take; more passes over the data are made if needed.
@@ -276,6 +278,7 @@ def score(
         seed=seed,
         recipe=kind,
         reduction=default if reduction is None else choose(Reduction, "reduction", reduction),
+        pairs=choose(Pairs, "pairs", pairs),
         loss_reduction=choose(LossReduction, "loss_reduction", loss_reduction),
         backend=backend,
         memory_budget=memory_budget,

@@ -3,10 +3,11 @@
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.capture.recalibrate import recalibrate
 from fairkern.capture.run import capture
-from fairkern.capture.settings import LossReduction, Recipe, Reduction, Settings, choose
+from fairkern.capture.settings import LossReduction, Pairs, Recipe, Reduction, Settings, choose
 
 __all__ = [
     "LossReduction",
+    "Pairs",
     "Recipe",
     "Reduction",
     "Settings",

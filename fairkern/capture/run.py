@@ -21,7 +21,7 @@ from fairkern.capture.points import Block, Listener, Point, points_of
 from fairkern.capture.residual import residual
 from fairkern.capture.rows import ListedExperts
 from fairkern.capture.samples import SampleStore, Selection, by_group
-from fairkern.capture.settings import LossReduction, Recipe, Settings
+from fairkern.capture.settings import LossReduction, Recipe, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.experts import running_as
@@ -53,7 +53,8 @@ def capture(
         model.eval()
         for parameter in model.parameters():  # no weight gradient is computed; ours start at the taps
             parameter.requires_grad_(False)
-        taylor = TaylorStore(points, settings.backend, _device(model))
+        by_class = settings.reduction is Reduction.PER_CLASS
+        taylor = TaylorStore(points, settings.backend, _device(model), by_class=by_class)
         first = _Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments)
         first.run(loader)
         passed = time.perf_counter()
@@ -101,6 +102,7 @@ def capture(
             "seed": settings.seed,
             "recipe": settings.recipe.value,
             "reduction": settings.reduction.value,
+            "pairs": settings.pairs.value,
             "loss_reduction": settings.loss_reduction.value,
             "backend": settings.backend,
             "passes": passes,
@@ -137,7 +139,7 @@ class _Pass:
         self._model, self._settings, self._loss_fn = model, settings, loss_fn
         self.taylor, self.moments = taylor, moments
         self.samples = SampleStore(
-            points, settings.projections, settings.seed, settings.memory_budget, settings.backend
+            points, settings.projections, settings.seed, settings.memory_budget, settings.backend, settings.pairs
         )
         self.selection = Selection(settings.samples_per_class)
         self._points = frozenset(points)
@@ -279,7 +281,8 @@ class _Pass:
         value = float(loss.detach())
         if not np.isfinite(value):
             self._blame_loss(batch, value)
-        taylor.begin(weight, 2 * max(act.nbytes for act in listener.heard.values()))  # as `memory.Prediction` has it
+        room = 2 * max(act.nbytes for act in listener.heard.values())  # as `memory.Prediction` has it
+        taylor.begin(weight, room, batch.labels)
         if loss.requires_grad:
             torch.autograd.grad(loss, [listener.root], allow_unused=True)
         for point, act in listener.heard.items():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairkern.capture.points import Block, Point
+from fairkern.capture.settings import Pairs
 from fairkern.errors import InputError
 from fairkern.ops import class_wasserstein, directions, project, sliced_wasserstein
 
@@ -82,8 +83,11 @@ class SampleStore:
     another pass collects it.
     """
 
-    def __init__(self, points: Iterable[Point], projections: int, seed: int, budget: int | None, backend: str) -> None:
+    def __init__(
+        self, points: Iterable[Point], projections: int, seed: int, budget: int | None, backend: str, pairs: Pairs
+    ) -> None:
         self._projections, self._seed, self._budget, self._backend = projections, seed, budget, backend
+        self._pairs = pairs.value
         self._rows: dict[Block, _Rows] = {block: _Rows() for p in points for block in p.blocks}
         self._positions: dict[Block, int] = {}
         self._labels: list[Tensor] = []
@@ -158,10 +162,10 @@ class SampleStore:
             labels = labels.to(values.device)
             positions = self._positions[block]
             if positions == 1 or positions > self._projections:
-                distances = class_wasserstein(values, labels, backend=self._backend)
+                distances = class_wasserstein(values, labels, self._pairs, backend=self._backend)
             else:
                 drawn = self._drawn(positions, values.device)
-                distances = sliced_wasserstein(values, drawn, labels, backend=self._backend)
+                distances = sliced_wasserstein(values, drawn, labels, self._pairs, backend=self._backend)
             scores[block] = distances.double().cpu().numpy()
         return scores
 

@@ -18,10 +18,18 @@ class Recipe(enum.Enum):
 
 
 class Reduction(enum.Enum):
-    """R = |Σ_s t| (`signed`) or Σ_s |t| (`per_sample`)."""
+    """R = |Σ_s t| (`signed`), Σ_s |t| (`per_sample`) or Σ_classes |Σ_{s of the class} t| (`per_class`)."""
 
     SIGNED = "signed"
     PER_SAMPLE = "per_sample"
+    PER_CLASS = "per_class"
+
+
+class Pairs(enum.Enum):
+    """U over pairs of classes: the largest distance, or the mean of all."""
+
+    MAX = "max"
+    MEAN = "mean"
 
 
 class LossReduction(enum.Enum):
@@ -56,6 +64,7 @@ class Settings:
     seed: int = 0
     recipe: Recipe = Recipe.DEFAULT
     reduction: Reduction = Reduction.PER_SAMPLE
+    pairs: Pairs = Pairs.MAX
     loss_reduction: LossReduction = LossReduction.MEAN
     backend: str = "auto"
     memory_budget: int | None = None

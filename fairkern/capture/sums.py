@@ -35,10 +35,14 @@ class TaylorStore:
 
     All running sums of a pass are one vector. On a CPU a gradient is summed when it comes, while it is in the cache; on
     a GPU gradients wait for each other, as many as they have room for, and layers share launches.
+
+    `by_class`: the signed sums of every class besides, by plain products.
     """
 
-    def __init__(self, points: Sequence[Point], backend: str, device: torch.device) -> None:
+    def __init__(self, points: Sequence[Point], backend: str, device: torch.device, *, by_class: bool = False) -> None:
         self._points, self._backend = points, backend
+        self._by_class: dict[Point, dict[int, Tensor]] | None = {p: {} for p in points} if by_class else None
+        self._labels = torch.zeros(0, dtype=torch.int64)
         self._elements: dict[Point, int] = dict.fromkeys(points, 0)
         lengths = [length for p in points for length in _lengths(p)]
         self._flat = torch.zeros(sum(lengths), dtype=torch.float64, device=device)
@@ -49,15 +53,17 @@ class TaylorStore:
         self._waiting: list[tuple[tuple[Tensor, Tensor, int], TaylorSums]] = []
         self._bytes = 0
 
-    def begin(self, weight: float, room: int) -> None:
-        """A batch, whose gradients count `weight` times; on a GPU `room` bytes of them may wait."""
-        self._weight, self._room = weight, room
+    def begin(self, weight: float, room: int, labels: Tensor) -> None:
+        """A batch of samples of these classes, whose gradients count `weight` times; on a GPU `room` bytes may wait."""
+        self._weight, self._room, self._labels = weight, room, labels
         self._reached.clear()
 
     def add(self, point: Point, act: Tensor, grad: Tensor, dim: int) -> None:
         """`Σ act · ∂L/∂act` of one point for the batch under way; samples first, units along `dim`."""
         if grad.dtype != act.dtype:
             grad = grad.to(act.dtype)
+        if self._by_class is not None:
+            self._add_by_class(self._by_class[point], act, grad, dim)
         sums = self._sums[point]
         if self._bytes + grad.nbytes > self._room:
             self.flush()
@@ -73,6 +79,14 @@ class TaylorStore:
         self._bytes += grad.nbytes
         if act.device.type in AT_ONCE:
             self.flush()
+
+    def _add_by_class(self, sums: dict[int, Tensor], act: Tensor, grad: Tensor, dim: int) -> None:
+        """Per class [positions of the point], float64."""
+        terms = (act * grad).movedim(dim, -1).flatten(1, -2) if act.ndim > 2 else act * grad
+        per_sample = terms.sum(1, dtype=torch.float64) if act.ndim > 2 else terms.double()
+        for label in self._labels.unique().tolist():
+            mine = per_sample[(self._labels == label).to(act.device)].sum(0) * self._weight
+            sums[label] = sums[label] + mine if label in sums else mine
 
     def flush(self) -> None:
         """Sum what waits."""
@@ -111,6 +125,12 @@ class TaylorStore:
             for block in point.blocks:
                 own = sums.blocks.get(block, sums.whole)
                 assert own is not None
+                if self._by_class is not None:
+                    classes = [block.view(total, 0) for _, total in sorted(self._by_class[point].items())]
+                    totals = [t if block.per_unit == 1 else t.sum(1) for t in classes]
+                    found = torch.stack(totals).abs().sum(0) if totals else torch.zeros(block.units)
+                    scores.append((block, found.cpu().numpy() / samples))
+                    continue
                 chosen = own.signed.abs() if reduction is Reduction.SIGNED else own.per_sample
                 if block not in sums.blocks and block.columns is not None:
                     chosen = chosen[block.columns.to(chosen.device)]

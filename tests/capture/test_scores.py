@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -55,18 +56,21 @@ def test_signed_r_is_weight_times_its_gradient(kind: type[nn.Module]) -> None:
         np.testing.assert_allclose(scores.signals["taylor"][g], expected, rtol=1e-9, atol=1e-14, err_msg=group.name)
 
 
-def test_per_sample_r_sums_the_samples_absolute_terms() -> None:
+@pytest.mark.parametrize("reduction", ["per_sample", "per_class"])
+def test_r_sums_the_absolute_terms_of_samples_or_of_classes(reduction: str) -> None:
     model = build(Plain).eval()
     x, y = samples()
-    scores = score(model, loader(x, y, 7), reduction="per_sample")
+    scores = score(model, loader(x, y, 7), reduction=reduction)
     for name, path, shape in (("conv2", "fc1", (30, 5, 16)), ("fc1", "fc2", (30, 7, 1))):
         g = [group.name for group in scores.units.groups].index(name)
-        total = np.zeros(shape[1])
+        terms = np.zeros(shape[:2])
         for i in range(len(x)):
             tap = inputs_of(model, path, x[i : i + 1]).requires_grad_()
             tail = model.fc2(torch.relu(model.fc1(tap))) if path == "fc1" else model.fc2(tap)
             (grad,) = torch.autograd.grad(loss(tail, y[i : i + 1]), tap)
-            total += (tap * grad).detach().reshape(shape[1:]).sum(1).abs().numpy()
+            terms[i] = (tap * grad).detach().reshape(shape[1:]).sum(1).numpy()
+        parts = terms if reduction == "per_sample" else np.stack([terms[y.numpy() == c].sum(0) for c in range(3)])
+        total = np.abs(parts).sum(0)
         np.testing.assert_allclose(scores.signals["taylor"][g], total / len(x), rtol=1e-9, atol=1e-14)
 
 
@@ -80,17 +84,20 @@ def test_r_does_not_depend_on_how_the_loss_is_reduced() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-9)
 
 
-def test_u_of_scalar_units_is_the_largest_scipy_distance() -> None:
+@pytest.mark.parametrize(("pairs", "over"), [("max", max), ("mean", np.mean)])
+def test_u_of_scalar_units_is_the_largest_or_mean_scipy_distance(pairs: str, over: Callable) -> None:
     model = build(Plain).eval()
     x, y = samples()
-    scores = score(model, loader(x, y, 8), samples_per_class=6)
+    scores = score(model, loader(x, y, 8), samples_per_class=6, pairs=pairs)
     g = [group.name for group in scores.units.groups].index("fc1")
     kept = np.concatenate([np.flatnonzero(y.numpy() == c)[:6] for c in range(3)])
     act, labels = inputs_of(model, "fc2", x).numpy()[kept], y.numpy()[kept]
     expected = [
-        max(
-            wasserstein_distance(act[labels == j, c], act[labels == k, c])
-            for j, k in itertools.combinations(range(3), 2)
+        over(
+            [
+                wasserstein_distance(act[labels == j, c], act[labels == k, c])
+                for j, k in itertools.combinations(range(3), 2)
+            ]
         )
         for c in range(7)
     ]
