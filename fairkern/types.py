@@ -76,10 +76,13 @@ class Tap:
 
     Within a module that holds all its experts: `side="inner"` is what the experts' down projections read,
     [tokens, E, I], and `side="expert"` what each expert adds to its tokens, weighted by its gate, [tokens, E, H].
+
+    Within a recurrent module `side="hidden"`: states of its own layers that some of its weights read, [vectors, n]. Its
+    units are compensated there, and scored where they leave the module.
     """
 
     sites: tuple[Site, ...]
-    side: str  # "input" | "output" | "inner" | "expert"
+    side: str  # "input" | "output" | "inner" | "expert" | "hidden"
     dim: int
     length: int
     positions: IndexArray  # [units, per unit] along `dim`
@@ -87,7 +90,8 @@ class Tap:
 
     @property
     def name(self) -> str:
-        return f"{self.sites[0]}:{self.side}"
+        what = self.weights[0].tensor.rpartition(".")[2] if self.side == "hidden" else self.side
+        return f"{self.sites[0]}:{what}"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch, batches
 from fairkern.capture.moments import offsets
-from fairkern.capture.points import Heard, Listener, Point, points_of
+from fairkern.capture.points import Heard, Listener, Point, hidden_points, points_of
 from fairkern.capture.rows import ListedExperts
 from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
@@ -24,7 +24,7 @@ def tap_order(model: nn.Module, loader: Iterable[Any], units: UnitMap) -> list[s
 
     Without those in experts, which read other tokens in another model.
     """
-    listener = Listener(model, points_of(units, "input"), gradients=False)
+    listener = Listener(model, [*points_of(units, "input"), *hidden_points(units)], gradients=False)
     listed = ListedExperts(model, listener.points)
     listed.following = True
     with untouched(model), in_place(model), torch.no_grad(), listener.attached():
@@ -46,7 +46,7 @@ def joint_moments(
     Raises InputError (a loader that yields nothing, or that does not reach a tap).
     Cost: two forward passes up to the last tap, and 2 n² multiply-adds per vector.
     """
-    points = [p for p in points_of(units, "input") if p.name in set(taps)]
+    points = [p for p in [*points_of(units, "input"), *hidden_points(units)] if p.name in set(taps)]
     per_unit = {p: offsets(p, units) for p in points}
     sums: dict[Point, list[Any]] = {}
     listeners = [Listener(m, points, gradients=False, stop=True) for m in (model, changed)]

@@ -75,13 +75,14 @@ def _view(
 ) -> View:
     """One tap: the covariance with a ridge, the consumers' weights in shares of their output's power.
 
-    Of one `expert` where the tap lies in several; it has no intercept, and so moments about zero.
+    Of one `expert` where the tap lies in several; it has no intercept, and so moments about zero. Nor has a recurrent
+    layer without biases.
     """
     weights = [_towards(tensors[axis.tensor].detach().double(), axis.dim, expert) for axis in tap.weights]
     device = weights[0].device
     square = torch.from_numpy(moments.gram).to(device) / moments.count
     mean = torch.from_numpy(moments.total).to(device) / moments.count
-    covariance = square - torch.outer(mean, mean) if expert is None else square
+    covariance = square - torch.outer(mean, mean) if expert is None and _has_intercept(model, tap) else square
     output = torch.zeros_like(covariance)
     for axis, weight in zip(tap.weights, weights, strict=True):
         made = _squared(weight, _groups(model, axis), moments.per_unit)
@@ -95,6 +96,11 @@ def _view(
     covariance = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64, device=device)
     rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
     return View(covariance, output, rows.to(device))
+
+
+def _has_intercept(model: nn.Module, tap: Tap) -> bool:
+    modules = [model.get_submodule(axis.module) for axis in tap.weights]
+    return not all(isinstance(m, nn.RNNBase) and not m.bias for m in modules)
 
 
 def _towards(weight: Tensor, dim: int, expert: int | None) -> Tensor:

@@ -75,7 +75,7 @@ def corrections(
                 found.append(Correction(item.axis, None, None, 1.0, note))
             elif item.axis not in taps:
                 found.append(Correction(item.axis, None, None, 1.0, "no tap reads what it contracts"))
-            elif taps[item.axis][0].side != "input":
+            elif taps[item.axis][0].side in ("inner", "expert"):
                 found.append(_experts(consumer, item, taps[item.axis], scores, method, ridge))
             else:
                 statistics = _Statistics(taps[item.axis], scores, method, ridge)
