@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ def residual(model: nn.Module, units: UnitMap, moments: Mapping[str, Moments]) -
     """Per prunable group, float64 [sets · units]: the share of its consumers' output power that goes with a unit.
 
     Units go one after the other, the cheapest first, and all that stay are refitted by least squares each time; a
-    unit's score is what its own step adds, summed over the consumers. So the scores order the units of a group as they
-    are best removed, and later ones are never cheaper.
+    unit's score is what its own step adds, summed over the consumers. Weights of a recurrent layer that read its own
+    states are one consumer, the mean of theirs. So the scores order the units of a group as they are best removed, and
+    later ones are never cheaper.
 
     Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is its share of what all
     of them add to their tokens, in power.
@@ -33,10 +36,11 @@ def residual(model: nn.Module, units: UnitMap, moments: Mapping[str, Moments]) -
             scores[g] = _shares(group, moments)
             continue
         taps = {tap.name: tap for tap in group.taps}.values()
+        own = Counter(axis.module for tap in taps if tap.side == "hidden" for axis in tap.weights)
         scores[g] = np.empty(group.total)
         for part, values in enumerate(np.split(scores[g], group.sets)):
             views = [
-                _view(model, tensors, tap, moments[name], expert)
+                _view(model, tensors, tap, moments[name], expert, own)
                 for tap in taps
                 for name, expert in _readings(tap, units, part if group.sets > 1 else None)
             ]
@@ -71,12 +75,17 @@ def _shares(group: AxisGroup, moments: Mapping[str, Moments]) -> np.ndarray:
 
 
 def _view(
-    model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments, expert: int | None = None
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    tap: Tap,
+    moments: Moments,
+    expert: int | None = None,
+    own: Mapping[str, int] = MappingProxyType({}),
 ) -> View:
     """One tap: the covariance with a ridge, the consumers' weights in shares of their output's power.
 
     Of one `expert` where the tap lies in several; it has no intercept, and so moments about zero. Nor has a recurrent
-    layer without biases.
+    layer without biases. `own`: how many weights of a module read its own states; together they count as one consumer.
     """
     weights = [_towards(tensors[axis.tensor].detach().double(), axis.dim, expert) for axis in tap.weights]
     device = weights[0].device
@@ -88,7 +97,7 @@ def _view(
         made = _squared(weight, _groups(model, axis), moments.per_unit)
         power = float((made * covariance).sum())
         if power > 0:
-            output += made / power
+            output += made / (power * (own[axis.module] if tap.side == "hidden" else 1))
     for axis in tap.weights:
         covariance = _within_groups(covariance, _groups(model, axis))
     scale = float(covariance.diagonal().mean())
