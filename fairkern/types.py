@@ -290,7 +290,8 @@ class Scores:
     `signals["wasserstein"][g]` is the U-score and `signals["taylor"][g]` the R-score of group `g`:
     float64 `[sets · units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
     float64 `[length]`. `moments[tap name]` is there, for every tap that consumers read, if scoring was asked to keep
-    them. `provenance` says how they came about: settings, sample counts, backends, seconds.
+    them. `grids[tap name]`, where units have places behind their dimension: how many samples had a grid of which size.
+    `provenance` says how they came about: settings, sample counts, backends, seconds.
     """
 
     units: UnitMap
@@ -298,6 +299,7 @@ class Scores:
     means: Mapping[str, FloatArray]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    grids: Mapping[str, Mapping[tuple[int, ...], int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

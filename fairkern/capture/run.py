@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 from typing import Any
@@ -92,6 +94,7 @@ def capture(
         },
         means={**taylor.means(), **states.means()},
         moments=kept,
+        grids={point.name: dict(sizes) for point, sizes in first.grids.items()},
         provenance={
             "samples": first.seen,
             "batches": first.batches,
@@ -149,6 +152,7 @@ class _Pass:
         self._listed = ListedExperts(model, listened)
         self._layouts: dict[Point, Layout] = {}
         self._layouts_known = False
+        self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.loss_sum = 0.0
         self.prediction: Prediction | None = None
@@ -187,6 +191,9 @@ class _Pass:
                 if self.moments is not None and len(act):
                     self.moments.add(point, act, 1)
                 continue
+            grid = tuple(act.shape[point.dim :][1:])
+            if grid and point.side == "input":
+                self.grids[point][grid] += math.prod(act.shape[: point.dim])
             by_sample, dim = self._layouts[point].by_sample(listener.whole(point, act), point.dim)
             self.samples.add(point, by_sample, dim, rows, self.selection.expected)
             if self.moments is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fairkern.compact.apply import apply, copy_with
 from fairkern.compact.biases import bias_of, give_bias, made_dim, may_be_added
+from fairkern.compact.borders import kernel_shares, within
 from fairkern.compact.compensate import Correction, fold
 from fairkern.compact.descriptors import kept
 from fairkern.compact.masked import masked
@@ -53,10 +55,10 @@ def refit(
     correctable = [c for c in found if c.weight is not None and taps.get(c.axis, set()) <= set(order)]
     experts = [c for c in found if c.weight is not None and c not in correctable]
     stays = {c.axis: indices[c.axis.tensor][c.axis.dim] for c in correctable}
+    shares = {c.axis: kernel_shares(*_read_by(model, c.axis, taps[c.axis], scores)) for c in correctable}
     for c in correctable:
-        _refit(
-            model, changed, c, stays[c.axis], _sum([_unchanged(scores.moments[n]) for n in sorted(taps[c.axis])]), ridge
-        )
+        known = _sum([_unchanged(scores.moments[n]) for n in sorted(taps[c.axis])])
+        _refit(model, changed, c, stays[c.axis], known, ridge, shares[c.axis])
     # a weight that is read at several taps is refitted once everything before the last of them has been
     last = {c.axis: max(order.index(name) for name in taps[c.axis]) for c in correctable}
     places = sorted(set(last.values()))
@@ -67,7 +69,8 @@ def refit(
             with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
                 joint = measure(changed, names)
             for c in chosen:
-                _refit(model, changed, c, stays[c.axis], _sum([joint[n] for n in sorted(taps[c.axis])]), ridge)
+                known = _sum([joint[n] for n in sorted(taps[c.axis])])
+                _refit(model, changed, c, stays[c.axis], known, ridge, shares[c.axis])
     small = _cut(changed, plan, indices, backend)
     fold(small, experts)
     return small
@@ -95,8 +98,24 @@ def _unchanged(moments: Moments) -> JointMoments:
     )  # fmt: skip
 
 
+def _read_by(
+    model: nn.Module, axis: Axis, taps: Iterable[str], scores: Scores
+) -> tuple[nn.Module, Counter[tuple[int, ...]]]:
+    """The module of a consumer, and the sizes of what it reads."""
+    grids: Counter[tuple[int, ...]] = Counter()
+    for name in taps:
+        grids.update(scores.grids.get(name, {}))
+    return model.get_submodule(axis.module), grids
+
+
 def _refit(
-    model: nn.Module, changed: nn.Module, correction: Correction, stays: Tensor, joint: JointMoments, ridge: float
+    model: nn.Module,
+    changed: nn.Module,
+    correction: Correction,
+    stays: Tensor,
+    joint: JointMoments,
+    ridge: float,
+    shares: Tensor | None,
 ) -> None:
     axis = correction.axis
     before, weight = _weight(model, axis).detach(), _weight(changed, axis)
@@ -114,7 +133,7 @@ def _refit(
         new = (mixing.T.to(flat) @ flat).reshape(len(stays), *moved.shape[1:]).movedim(0, axis.dim)
         made.append(new)
         carried = (shift.to(flat) @ flat).reshape(joint.per_unit, *moved.shape[1:]).sum(0)
-        shifts.append(carried)
+        shifts.append(within(carried, shares))
     with torch.no_grad():
         weight.zero_()
         weight.index_copy_(axis.dim, stays.to(weight.device), torch.cat(made, 0 if groups > 1 else axis.dim).to(weight))
