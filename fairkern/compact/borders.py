@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fairkern.types import Scores, Tap
+
+
+def grids_of(taps: Iterable[Tap], scores: Scores) -> Mapping[tuple[int, ...], int]:
+    """Sizes of what a module reads at different taps, and how many samples had them.
+
+    Empty where a function is given the weight instead: how it pads is not known.
+    """
+    grids: Counter[tuple[int, ...]] = Counter()
+    for tap in taps:
+        if any(site.weight for site in tap.sites):
+            return {}
+        grids.update(scores.grids.get(tap.name, {}))
+    return grids
 
 
 def kernel_shares(module: nn.Module, grids: Mapping[tuple[int, ...], int]) -> Tensor | None:

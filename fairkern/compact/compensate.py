@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.biases import bias_of, give_bias, output_dim
-from fairkern.compact.borders import kernel_shares, within
+from fairkern.compact.borders import grids_of, kernel_shares, within
 from fairkern.compact.descriptors import Index, check, kept, tensors_of
 from fairkern.compact.mixing import Compensation, Mixing, by_least_squares, by_means
 from fairkern.errors import InputError, PlanMismatchError
@@ -122,9 +121,7 @@ class _Statistics:
         self.key = tuple(tap.name + expert for tap in taps)
         self.length = taps[0].length
         self.method, self.ridge = method, ridge
-        self.grids: Counter[tuple[int, ...]] = Counter()
-        for name in {tap.name for tap in taps}:
-            self.grids.update(scores.grids.get(name, {}))
+        self.grids = grids_of(taps, scores)
         self.by_function = any(site.weight for tap in taps for site in tap.sites)
         if method is Compensation.MEAN:
             missing = [name for name in self.key if name not in scores.means]
@@ -186,7 +183,7 @@ class _Consumer:
         if statistics.length != length * self.groups:
             return Correction(self.axis, None, None, 1.0, "its tap holds other positions than its weight")
         weights, biases, shares = [], [], []
-        reached = None if statistics.by_function else kernel_shares(self.module, statistics.grids)
+        reached = kernel_shares(self.module, statistics.grids)
         for group, (part, index) in enumerate(self._parts()):
             key = (statistics.key, group, intercept, removed.tobytes())
             if key not in solved:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from fairkern.compact.apply import apply, copy_with
 from fairkern.compact.biases import bias_of, give_bias, made_dim, may_be_added
-from fairkern.compact.borders import kernel_shares, within
+from fairkern.compact.borders import grids_of, kernel_shares, within
 from fairkern.compact.compensate import Correction, fold
 from fairkern.compact.descriptors import kept
 from fairkern.compact.masked import masked
@@ -55,7 +54,7 @@ def refit(
     correctable = [c for c in found if c.weight is not None and taps.get(c.axis, set()) <= set(order)]
     experts = [c for c in found if c.weight is not None and c not in correctable]
     stays = {c.axis: indices[c.axis.tensor][c.axis.dim] for c in correctable}
-    shares = {c.axis: kernel_shares(*_read_by(model, c.axis, taps[c.axis], scores)) for c in correctable}
+    shares = {c.axis: _shares(model, c.axis, scores) for c in correctable}
     for c in correctable:
         known = _sum([_unchanged(scores.moments[n]) for n in sorted(taps[c.axis])])
         _refit(model, changed, c, stays[c.axis], known, ridge, shares[c.axis])
@@ -98,14 +97,10 @@ def _unchanged(moments: Moments) -> JointMoments:
     )  # fmt: skip
 
 
-def _read_by(
-    model: nn.Module, axis: Axis, taps: Iterable[str], scores: Scores
-) -> tuple[nn.Module, Counter[tuple[int, ...]]]:
-    """The module of a consumer, and the sizes of what it reads."""
-    grids: Counter[tuple[int, ...]] = Counter()
-    for name in taps:
-        grids.update(scores.grids.get(name, {}))
-    return model.get_submodule(axis.module), grids
+def _shares(model: nn.Module, axis: Axis, scores: Scores) -> Tensor | None:
+    """How much of a convolution's kernel counts for a constant."""
+    taps = {tap.name: tap for group in scores.units.groups for tap in group.taps if axis in tap.weights}
+    return kernel_shares(model.get_submodule(axis.module), grids_of(taps.values(), scores))
 
 
 def _refit(

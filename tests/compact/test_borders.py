@@ -146,3 +146,19 @@ def test_images_of_several_sizes(tmp_path: Path) -> None:
 def test_of_what_is_flattened_no_grid_is_kept() -> None:
     model = double(Net(lambda m, x: m.b(torch.relu(m.a(x)).flatten(1)), a=nn.Conv2d(2, 8, 3), b=nn.Linear(128, 3)))
     assert scored(model, images()).grids == {}
+
+
+@pytest.mark.parametrize("method", ["least_squares", "sequential"])
+def test_a_function_that_is_given_the_weight_takes_the_whole_kernel(method: str) -> None:
+    """How it pads is not known: here not at all, though the module that holds the weight would."""
+    model = network(nn.Conv2d(8, 3, 3, padding=1), constant=True)
+    model.run = lambda m, x: F.conv2d(torch.relu(m.a(x)), m.b.weight, m.b.bias)
+    x = images(size=5)
+    scores = scored(model, x)
+    plan = build(scores.units, [np.array([2, 5]) if g.name == "a" else np.zeros(0, int) for g in scores.units.groups])
+    if method == "least_squares":
+        small, _ = cut(model, scores, "a", [2, 5])
+    else:
+        small = sequential(model, scores, plan, [(x, torch.arange(48) % 3)], None)
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), model(x))
