@@ -76,10 +76,13 @@ class Tap:
 
     Within a module that holds all its experts: `side="inner"` is what the experts' down projections read,
     [tokens, E, I], and `side="expert"` what each expert adds to its tokens, weighted by its gate, [tokens, E, H].
+
+    Within a recurrent module `side="hidden"`: states of its own layers that some of its weights read, [vectors, n]. Its
+    units are compensated there, and scored where they leave the module.
     """
 
     sites: tuple[Site, ...]
-    side: str  # "input" | "output" | "inner" | "expert"
+    side: str  # "input" | "output" | "inner" | "expert" | "hidden"
     dim: int
     length: int
     positions: IndexArray  # [units, per unit] along `dim`
@@ -87,7 +90,8 @@ class Tap:
 
     @property
     def name(self) -> str:
-        return f"{self.sites[0]}:{self.side}"
+        what = self.weights[0].tensor.rpartition(".")[2] if self.side == "hidden" else self.side
+        return f"{self.sites[0]}:{what}"
 
 
 @dataclass(frozen=True)
@@ -286,7 +290,8 @@ class Scores:
     `signals["wasserstein"][g]` is the U-score and `signals["taylor"][g]` the R-score of group `g`:
     float64 `[sets · units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
     float64 `[length]`. `moments[tap name]` is there, for every tap that consumers read, if scoring was asked to keep
-    them. `provenance` says how they came about: settings, sample counts, backends, seconds.
+    them. `grids[tap name]`, where units have places behind their dimension: how many samples had a grid of which size.
+    `provenance` says how they came about: settings, sample counts, backends, seconds.
     """
 
     units: UnitMap
@@ -294,6 +299,7 @@ class Scores:
     means: Mapping[str, FloatArray]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
+    grids: Mapping[str, Mapping[tuple[int, ...], int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,6 +22,7 @@ FLOORS = (
         "untouched",
         "deadline",
         "experts",
+        "recurrent",
         "weight_calls",
         "size_calls",
         "replacements",

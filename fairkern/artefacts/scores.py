@@ -36,6 +36,7 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
         "signals": {name: [len(values) for values in groups] for name, groups in scores.signals.items()},
         "means": {name: len(values) for name, values in scores.means.items()},
         "moments": {name: [len(m.total), m.count, m.per_unit] for name, m in scores.moments.items()},
+        "grids": {name: [[*grid, count] for grid, count in sizes.items()] for name, sizes in scores.grids.items()},
         "provenance": plain(scores.provenance, "provenance"),
         "index": pool.shapes,
     }
@@ -94,7 +95,18 @@ def load_scores(path: str | os.PathLike[str]) -> Scores:
         _means(content["means"], units, tensors),
         provenance.value,
         _moments(content["moments"], units, tensors),
+        _grids(content.get("grids", {})),
     )
+
+
+def _grids(entry: Fields) -> dict[str, dict[tuple[int, ...], int]]:
+    found: dict[str, dict[tuple[int, ...], int]] = {}
+    for name, sizes in entry.entries().items():
+        rows = [[part.whole(1) for part in item.items()] for item in sizes.items()]
+        if any(len(row) < 2 for row in rows):
+            sizes.fail("a grid without a size")
+        found[name] = {tuple(grid): count for *grid, count in rows}
+    return found
 
 
 def _joined(what: str, arrays: Any) -> FloatArray:

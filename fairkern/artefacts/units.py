@@ -209,8 +209,8 @@ def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
         tensor, dim = item.items(2)
         weights.append(Axis(tensor.text(), dim.whole()))
     side = entry["side"].text()
-    if side not in ("input", "output", "inner", "expert"):
-        entry.fail(f"the side {side!r}, expected 'input', 'output', 'inner' or 'expert'")
+    if side not in ("input", "output", "inner", "expert", "hidden"):
+        entry.fail(f"the side {side!r}, expected 'input', 'output', 'inner', 'expert' or 'hidden'")
     length = entry["length"].whole()
     positions = stored.positions(entry["positions"], units, length)
     return Tap(tuple(sites), side, entry["dim"].whole(None), length, positions, tuple(weights))

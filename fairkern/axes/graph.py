@@ -87,7 +87,7 @@ class Contraction:
     site: Site
     op: str
     training: bool = False  # seen in train mode only: nothing to tap
-    inner: bool = False  # a recurrent step reads its own unit: nothing to tap, and the unit is heard where it leaves
+    inner: bool = False  # a recurrent layer reads its own unit, which is scored where it leaves
     side: str = "input"  # of the tap
 
 

@@ -18,6 +18,7 @@ from fairkern.axes.sites import size_sites
 from fairkern.axes.sizes import observed_attributes, size_attributes
 from fairkern.axes.solver import FREE, Solver, decide_factors
 from fairkern.axes.trace import Tracing, named_tensors, transposed_linear
+from fairkern.recurrent import reading
 from fairkern.replacements import replaceable
 from fairkern.types import (
     Axis,
@@ -275,14 +276,17 @@ def _group(
         if positions is None or len(positions) != units:
             frozen = frozen or f"its units are of unequal size in {c.op}"
             continue
-        known = taps.get((c.activation, c.dim))
-        if c.training or c.inner or (known is None and (c.side, c.site) in heard):
+        hidden = c.side == "hidden"
+        key = (c.site, reading(c.weight.tensor.rpartition(".")[2])) if hidden else (c.activation, c.dim)
+        known = taps.get(key)
+        if c.training or (c.inner and not hidden) or (known is None and (c.side, c.site) in heard):
             continue
-        heard.add((c.side, c.site))
+        if not hidden:
+            heard.add((c.side, c.site))
         sites, weights = (known.sites, known.weights) if known else ((), ())
         sites = sites if c.site in sites else (*sites, c.site)
         weights = weights if c.weight in weights else (*weights, c.weight)
-        taps[(c.activation, c.dim)] = Tap(sites, c.side, c.dim, len(c.nodes), positions, weights)
+        taps[key] = Tap(sites, c.side, c.dim, len(c.nodes), positions, weights)
     outputs = []
     for p in productions:
         positions = on(p.nodes)

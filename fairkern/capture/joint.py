@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairkern.capture.batches import Batch, batches
 from fairkern.capture.lockstep import Around, Walk, in_step
 from fairkern.capture.moments import offsets
-from fairkern.capture.points import Listener, Point, points_of
+from fairkern.capture.points import Listener, Point, hidden_points, points_of
 from fairkern.capture.rows import ListedExperts
 from fairkern.errors import InputError
 from fairkern.nested import call_model, tensors_in
@@ -28,7 +28,7 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
     than once or not at all. Cost: one forward pass over the first batch.
     """
     beside = [Point(tap.name, tap.sites, tap.side, tap.dim, tap.length, ()) for tap in others]
-    listener = Listener(model, [*points_of(units, "input"), *beside], gradients=False)
+    listener = Listener(model, [*points_of(units, "input"), *hidden_points(units), *beside], gradients=False)
     listed = ListedExperts(model, listener.points)
     listed.following = True
     with untouched(model), in_place(model), torch.no_grad(), listener.attached():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,6 +77,24 @@ class MomentStore:
             square, total, count = self._sums.pop(point)
             found[point.name] = Moments(square.cpu().numpy(), total.cpu().numpy(), count, self._per_unit[point])
         return found
+
+
+class StateMeans:
+    """Per point the sum over the vectors [vectors, n] that were read there, in float64."""
+
+    def __init__(self, points: Iterable[Point]) -> None:
+        self.points = list(points)
+        self._sums: dict[Point, tuple[Tensor, int]] = {}
+
+    def add(self, point: Point, act: Tensor) -> None:
+        """One batch at one point."""
+        total, count = act.double().sum(0), len(act)
+        known = self._sums.get(point)
+        self._sums[point] = (total, count) if known is None else (known[0] + total, known[1] + count)
+
+    def means(self) -> dict[str, np.ndarray]:
+        """By tap name, float64 `[length]`, where anything was read."""
+        return {p.name: total.cpu().numpy() / count for p, (total, count) in self._sums.items() if count}
 
 
 def offsets(point: Point, units: UnitMap) -> int:

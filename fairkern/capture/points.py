@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.errors import InputError
+from fairkern.recurrent import hidden_states
 from fairkern.types import Site, Tap, UnitMap
 from fairkern.weight_calls import WeightCall, WeightCalls
 
@@ -71,6 +72,12 @@ def points_of(units: UnitMap, side: str) -> list[Point]:
     return [_point(parts) for parts in merged.values()]
 
 
+def hidden_points(units: UnitMap) -> list[Point]:
+    """States of recurrent layers that their own weights read, once each; their units are scored elsewhere."""
+    taps = {tap.name: tap for g in units.prunable for tap in units.groups[g].taps if tap.side == "hidden"}
+    return [Point(name, tap.sites, tap.side, tap.dim, tap.length, ()) for name, tap in taps.items()]
+
+
 def _point(parts: Sequence[tuple[int, Tap]]) -> Point:
     first = parts[0][1]
     blocks = []
@@ -117,7 +124,8 @@ class Listener:
     def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
         self._model, self.points, self._gradients = model, points, gradients
         self.active = True
-        whole = [p for p in points if p.expert is None]
+        whole = [p for p in points if p.expert is None and p.side != "hidden"]
+        self._hidden = {p.name: p for p in points if p.side == "hidden"}
         self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
         self._by_weight: dict[tuple[str, int], list[tuple[Site, Point]]] = {}
         for p in whole:
@@ -165,6 +173,9 @@ class Listener:
                 else:
                     handle = module.register_forward_hook(self._after(path))
                 handles.callback(handle.remove)
+            for path in dict.fromkeys(p.sites[0].module for p in self._hidden.values()):
+                module = self._model.get_submodule(path)
+                handles.callback(module.register_forward_hook(self._recurrent(path), with_kwargs=True).remove)
             try:
                 yield self
             finally:
@@ -240,6 +251,28 @@ class Listener:
                 )
             # What follows may write into the output (relu_): it gets a copy, and what is heard stays as it was.
             return None if point is None else self._alias(point, output).clone()
+
+        return hook
+
+    def _recurrent(self, path: str):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            assert isinstance(module, nn.RNNBase)
+            if not self.active:
+                return None
+            site = self.next_site(path, "hidden")
+            states = hidden_states(module, args, kwargs, output)
+            for name in states:
+                point = self._hidden.get(f"{site}:{name}")
+                if point is None:
+                    continue
+                self.heard[point] = states[name].detach()
+                self.versions[point] = states[name]._version
+                if self.on_heard is not _ignore:  # what reads the states may be another weight now
+                    self.on_heard(point, self.heard[point])
+                    with torch._C.DisableTorchFunction():
+                        output = module.forward(*args, **kwargs)
+                    states = hidden_states(module, args, kwargs, output)
+            return output
 
         return hook
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +25,9 @@ def residual(
     `powers`, Σ (∂L/∂a)² per sample at the tap, over `tr W Wᵀ`. (Twice the rise, to be exact.)
 
     Units go one after the other, the cheapest first, and all that stay are refitted by least squares each time; a
-    unit's score is what its own step adds, summed over the consumers. So the scores order the units of a group as they
-    are best removed, and later ones are never cheaper.
+    unit's score is what its own step adds, summed over the consumers. Weights of a recurrent layer that read its own
+    states, where no gradient comes by, are one consumer with as much at stake as those outside, the mean of theirs. So
+    the scores order the units of a group as they are best removed, and later ones are never cheaper.
 
     Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is that of all it adds.
 
@@ -38,13 +41,21 @@ def residual(
             scores[g] = _whole(group, moments, powers)
             continue
         taps = {tap.name: tap for tap in group.taps}.values()
+        own = Counter(axis.module for tap in taps if tap.side == "hidden" for axis in tap.weights)
         scores[g] = np.empty(group.total)
         for part, values in enumerate(np.split(scores[g], group.sets)):
-            views = [
-                _view(model, tensors, tap, moments[name], powers[name], expert)
+            readings = [
+                (tap, name, _reading(model, tensors, tap, moments[name], expert))
                 for tap in taps
                 for name, expert in _readings(tap, units, part if group.sets > 1 else None)
             ]
+            steep = {name: powers[name] / r.size if r.size > 0 else 0.0 for _, name, r in readings}
+            stake = sum(steep[name] * r.power for tap, name, r in readings if tap.side != "hidden")
+            for tap, name, r in readings:
+                if tap.side == "hidden":
+                    share = len(tap.weights) / own[tap.weights[0].module]
+                    steep[name] = share * stake / r.power if r.power > 0 else 0.0
+            views = [View(r.covariance, steep[name] * r.output, r.rows) for _, name, r in readings]
             found = eliminate(views)
             values[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
     return scores
@@ -75,37 +86,45 @@ def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str
     return found
 
 
-def _view(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    tap: Tap,
-    moments: Moments,
-    power: float,
-    expert: int | None = None,
-) -> View:
-    """One tap: the covariance with a ridge, and the consumers' weights in the currency of the loss.
+class _Reading(NamedTuple):
+    """What is read at one tap, and what its consumers make of it, in squares of their output."""
 
-    Of one `expert` where the tap lies in several; it has no intercept, and so moments about zero.
+    covariance: Tensor  # with a ridge
+    output: Tensor  # W Wᵀ
+    rows: Tensor
+    power: float  # of the consumers' outputs
+    size: float  # tr W Wᵀ
+
+
+def _reading(
+    model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments, expert: int | None = None
+) -> _Reading:
+    """One tap, of one `expert` where it lies in several.
+
+    An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
     weights = [_towards(tensors[axis.tensor].detach().double(), axis.dim, expert) for axis in tap.weights]
     device = weights[0].device
     covariance = torch.from_numpy(moments.gram).to(device) / moments.count
-    if expert is None:
+    if expert is None and _has_intercept(model, tap):
         mean = torch.from_numpy(moments.total).to(device) / moments.count
         covariance = covariance - torch.outer(mean, mean)
     output = torch.zeros_like(covariance)
     for axis, weight in zip(tap.weights, weights, strict=True):
         output += _squared(weight, _groups(model, axis), moments.per_unit)
-    size = float(output.diagonal().sum())
-    if size > 0:
-        output *= power / size
+    power, size = float((output * covariance).sum()), float(output.diagonal().sum())
     for axis in tap.weights:
         covariance = _within_groups(covariance, _groups(model, axis))
     scale = float(covariance.diagonal().mean())
     ridge = RIDGE * scale if scale > 0 else 1.0
     covariance = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64, device=device)
     rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
-    return View(covariance, output, rows.to(device))
+    return _Reading(covariance, output, rows.to(device), power, size)
+
+
+def _has_intercept(model: nn.Module, tap: Tap) -> bool:
+    modules = [model.get_submodule(axis.module) for axis in tap.weights]
+    return not all(isinstance(m, nn.RNNBase) and not m.bias for m in modules)
 
 
 def _towards(weight: Tensor, dim: int, expert: int | None) -> Tensor:

@@ -65,6 +65,8 @@ class ListedExperts:
         self._given: dict[str, Rows] = {}
         self._alike: dict[tuple[str, str], list[Point]] = defaultdict(list)
         for point, (path, name) in self._entry.items():
+            if point.side == "hidden":  # a vector for every step, not a row for every token
+                continue
             self._alike[path, "+".join(_within(s.module, f"{path}.{name}") for s in point.sites)].append(point)
         self.following = False
 
@@ -77,7 +79,7 @@ class ListedExperts:
         """The rows that `x` has at a point, where its module was given picked ones."""
         place = self._entry.get(point)
         given = None if place is None else self._given.get(".".join(place))
-        return given if given is not None and len(given.tokens) == len(x) else None
+        return given if given is not None and (point.side == "hidden" or len(given.tokens) == len(x)) else None
 
     def idle(self, missing: Iterable[Point]) -> Iterator[tuple[Point, Tensor]]:
         """Points in modules that were given no row at all, each with what the others' rows were picked from."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import replace
 from typing import Any
@@ -15,9 +17,9 @@ from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, 
 from fairkern.capture.experts import expert_points, listening
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.memory import Prediction
-from fairkern.capture.moments import MomentStore
+from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.norms import affine_norms
-from fairkern.capture.points import Block, Listener, Point, points_of
+from fairkern.capture.points import Block, Listener, Point, hidden_points, points_of
 from fairkern.capture.residual import residual
 from fairkern.capture.rows import ListedExperts
 from fairkern.capture.samples import SampleStore, Selection, by_group
@@ -47,7 +49,9 @@ def capture(
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
     if settings.recipe is not Recipe.PAPER:
         points += expert_points(model, ((g, units.groups[g]) for g in units.prunable))
-    moments = MomentStore(_read(points, units), units) if settings.gram else None
+    hidden = hidden_points(units) if settings.gram or settings.recipe is not Recipe.PAPER else []
+    moments = MomentStore([*_read(points, units), *hidden], units) if settings.gram else None
+    states = StateMeans(hidden)
     started = time.perf_counter()
     with untouched(model), in_place(model):
         model.eval()
@@ -55,7 +59,7 @@ def capture(
             parameter.requires_grad_(False)
         by_class = settings.reduction is Reduction.PER_CLASS
         taylor = TaylorStore(points, settings.backend, _device(model), by_class=by_class)
-        first = _Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments)
+        first = _Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments, states=states)
         first.run(loader)
         passed = time.perf_counter()
         first.selection.check()
@@ -90,8 +94,9 @@ def capture(
             name: tuple(by_index.get(g, nothing) for g in range(len(units.groups)))
             for name, by_index in signals.items()
         },
-        means=taylor.means(),
+        means={**taylor.means(), **states.means()},
         moments=kept,
+        grids={point.name: dict(sizes) for point, sizes in first.grids.items()},
         provenance={
             "samples": first.seen,
             "batches": first.batches,
@@ -123,7 +128,7 @@ def capture(
 class _Pass:
     """One iteration over the loader. Without `taylor` it collects class samples only, with no gradients.
 
-    `moments` may listen at points of its own.
+    `moments` and `states` may listen at points of their own.
     """
 
     def __init__(
@@ -135,19 +140,22 @@ class _Pass:
         *,
         taylor: TaylorStore | None = None,
         moments: MomentStore | None = None,
+        states: StateMeans | None = None,
     ) -> None:
         self._model, self._settings, self._loss_fn = model, settings, loss_fn
-        self.taylor, self.moments = taylor, moments
+        self.taylor, self.moments, self._states = taylor, moments, states
         self.samples = SampleStore(
             points, settings.projections, settings.seed, settings.memory_budget, settings.backend, settings.pairs
         )
         self.selection = Selection(settings.samples_per_class)
         self._points = frozenset(points)
-        listened = list(dict.fromkeys([*points, *(moments.points if moments else ())]))
+        own = [*(moments.points if moments else ()), *(states.points if states else ())]
+        listened = list(dict.fromkeys([*points, *own]))
         self._listener = Listener(model, listened, gradients=taylor is not None)
         self._listed = ListedExperts(model, listened)
         self._layouts: dict[Point, Layout] = {}
         self._layouts_known = False
+        self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.loss_sum = 0.0
         self.prediction: Prediction | None = None
@@ -181,6 +189,14 @@ class _Pass:
         if self.prediction is None:
             self.prediction = self._predicted()
         for point, act in listener.heard.items():
+            if self._states is not None and point.side == "hidden":
+                self._states.add(point, act)
+                if self.moments is not None and len(act):
+                    self.moments.add(point, act, 1, act.numel())
+                continue
+            grid = tuple(act.shape[point.dim :][1:])
+            if grid and point.side == "input":
+                self.grids[point][grid] += math.prod(act.shape[: point.dim])
             by_sample, dim = self._layouts[point].by_sample(listener.whole(point, act), point.dim)
             self.samples.add(point, by_sample, dim, rows, self.selection.expected)
             if self.moments is not None:

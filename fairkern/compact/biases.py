@@ -20,7 +20,7 @@ def output_dim(module: nn.Module, axis: Axis) -> int | None:
     """The dimension of a weight that becomes the output of `module`, if `axis` is its input; None: unknown."""
     last = axis.tensor.rpartition(".")[2]
     if isinstance(module, nn.RNNBase):
-        return 0 if last.startswith("weight_ih") and axis.dim == 1 else None
+        return 0 if last.startswith(("weight_ih", "weight_hh")) and axis.dim == 1 else None
     if last != "weight" or not adds_bias(module):
         return None
     out = made_dim(module)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.biases import bias_of, give_bias, output_dim
+from fairkern.compact.borders import grids_of, kernel_shares, within
 from fairkern.compact.descriptors import Index, check, kept, tensors_of
 from fairkern.compact.mixing import Compensation, Mixing, by_least_squares, by_means
 from fairkern.errors import InputError, PlanMismatchError
@@ -40,10 +41,11 @@ def corrections(
     """What `fold` has to add to the cut model, for every consumer that loses inputs; reads the uncut `model`.
 
     The fit is made at the consumer's input, so it holds for any linear consumer: a linear layer, a convolution of
-    any kernel and stride (mixing channels commutes with it; at padded borders the intercept is too large), the
-    output projection of attention, a function that is given a weight. A grouped convolution mixes within its groups.
-    The intercept goes into the bias; a linear layer or convolution without one gets one. A consumer that can have
-    none is fitted without intercept, and a weight that another role shares (tied to an embedding) stays as it is.
+    any kernel and stride (mixing channels commutes with it), the output projection of attention, what a recurrent layer
+    reads of its own states, a function that is given a weight. A grouped convolution mixes within its groups.
+    The intercept goes into the bias; a linear layer or convolution without one gets one. Where a convolution pads with
+    zeros it counts as much as it does on average (`borders`). A consumer that can have no bias is fitted without
+    intercept, and a weight that another role shares (tied to an embedding) stays as it is.
     `ridge` counts in mean variances of what stays.
 
     Raises PlanMismatchError (scores or plan of another model), InputError (`scores` without what `method` needs).
@@ -75,7 +77,7 @@ def corrections(
                 found.append(Correction(item.axis, None, None, 1.0, note))
             elif item.axis not in taps:
                 found.append(Correction(item.axis, None, None, 1.0, "no tap reads what it contracts"))
-            elif taps[item.axis][0].side != "input":
+            elif taps[item.axis][0].side in ("inner", "expert"):
                 found.append(_experts(consumer, item, taps[item.axis], scores, method, ridge))
             else:
                 statistics = _Statistics(taps[item.axis], scores, method, ridge)
@@ -124,6 +126,7 @@ class _Statistics:
         self.key = tuple(tap.name + expert for tap in taps)
         self.length = taps[0].length
         self.method, self.ridge = method, ridge
+        self.grids = grids_of(taps, scores)
         self.by_function = any(site.weight for tap in taps for site in tap.sites)
         if method is Compensation.MEAN:
             missing = [name for name in self.key if name not in scores.means]
@@ -166,7 +169,7 @@ class _Consumer:
 
     def __init__(self, model: nn.Module, axis: Axis, index: Index) -> None:
         self.axis, self.index = axis, index
-        module = model.get_submodule(axis.module)
+        module = self.module = model.get_submodule(axis.module)
         name = axis.tensor.rpartition(".")[2]
         held = module._parameters.get(name, module._buffers.get(name))
         assert held is not None
@@ -185,6 +188,7 @@ class _Consumer:
         if statistics.length != length * self.groups:
             return Correction(self.axis, None, None, 1.0, "its tap holds other positions than its weight")
         weights, biases, shares = [], [], []
+        reached = kernel_shares(self.module, statistics.grids)
         for group, (part, index) in enumerate(self._parts()):
             key = (statistics.key, group, intercept, removed.tobytes())
             if key not in solved:
@@ -195,6 +199,7 @@ class _Consumer:
             shares.append(mixing.unexplained)
             if intercept:
                 assert self.out is not None
+                shift = within(shift, reached)
                 biases.append(shift.sum([d for d in range(shift.ndim) if d != self.out]))
         return Correction(
             self.axis,

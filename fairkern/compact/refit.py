@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairkern.compact.apply import apply, copy_with
 from fairkern.compact.biases import adds_bias, bias_of, give_bias, made_dim, may_be_added
+from fairkern.compact.borders import grids_of, kernel_shares, within
 from fairkern.compact.compensate import Correction, cannot_take, fold, groups_of
 from fairkern.compact.descriptors import kept, tensors_of
 from fairkern.compact.masked import masked, without_experts
@@ -102,6 +103,7 @@ class _Reader:
     stays: Tensor
     intercept: bool
     loses: bool
+    shares: Tensor | None  # of a convolution's kernel, for what a constant adds
 
 
 def _readers(
@@ -113,26 +115,28 @@ def _readers(
     others: Sequence[Tap],
     names: Set[str],
 ) -> list[_Reader]:
-    taps: dict[Axis, set[str]] = {}
+    taps: dict[Axis, list[Tap]] = {}
     for tap in (*(t for g in scores.units.prunable for t in scores.units.groups[g].taps), *others):
         for axis in tap.weights:
-            taps.setdefault(axis, set()).add(tap.name)
+            taps.setdefault(axis, []).append(tap)
     corrected = {c.axis: c for c in found}
     single = {held.names[0] for held in tensors_of(model) if len(held.names) == 1}
     indices = kept(plan)
     made = []
-    for axis, heard in taps.items():
+    for axis, read in taps.items():
+        heard = frozenset(tap.name for tap in read)
         if not heard <= names:
             continue
+        shares = _shares(model, axis, read, scores)
         correction = corrected.get(axis)
         if correction is not None and correction.weight is not None:
             stays = indices[axis.tensor][axis.dim]
-            made.append(_Reader(axis, frozenset(heard), stays, correction.bias is not None, True))
+            made.append(_Reader(axis, heard, stays, correction.bias is not None, True, shares))
         elif correction is None and axis.tensor in single and not cannot_take(model, axis):
             place = bias_of(model, axis)
             intercept = place is not None and place[0]._parameters[place[1]] is not None
             stays = torch.arange(_weight(model, axis).shape[axis.dim])
-            made.append(_Reader(axis, frozenset(heard), stays, intercept, False))
+            made.append(_Reader(axis, heard, stays, intercept, False, shares))
     return made
 
 
@@ -158,6 +162,11 @@ def _unchanged(moments: Moments) -> JointMoments:
     )  # fmt: skip
 
 
+def _shares(model: nn.Module, axis: Axis, taps: Sequence[Tap], scores: Scores) -> Tensor | None:
+    """How much of a convolution's kernel counts for a constant."""
+    return kernel_shares(model.get_submodule(axis.module), grids_of({t.name: t for t in taps}.values(), scores))
+
+
 def _refit(model: nn.Module, changed: nn.Module, reader: _Reader, joint: JointMoments, ridge: float) -> None:
     axis, stays, intercept = reader.axis, reader.stays, reader.intercept
     before, weight = _weight(model, axis).detach(), _weight(changed, axis)
@@ -173,7 +182,7 @@ def _refit(model: nn.Module, changed: nn.Module, reader: _Reader, joint: JointMo
         new = (mixing.T.to(flat) @ flat).reshape(len(stays), *moved.shape[1:]).movedim(0, axis.dim)
         made.append(new)
         carried = (shift.to(flat) @ flat).reshape(joint.per_unit, *moved.shape[1:]).sum(0)
-        shifts.append(carried)
+        shifts.append(within(carried, reader.shares))
     with torch.no_grad():
         weight.zero_()
         weight.index_copy_(axis.dim, stays.to(weight.device), torch.cat(made, 0 if groups > 1 else axis.dim).to(weight))

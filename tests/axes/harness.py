@@ -159,7 +159,7 @@ def silenced(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray]) ->
     masks: dict[Site, tuple[int, Tensor]] = {}
     for group, gone in zip(units.groups, removed, strict=True):
         for tap in group.taps if len(gone) else ():
-            for site in tap.sites:
+            for site in tap.sites if tap.side == "input" else ():
                 masks.setdefault(site, (tap.dim, torch.ones(tap.length)))[1][np.unique(tap.positions[gone])] = 0.0
 
     def silence(x: Tensor, site: Site) -> Tensor:

@@ -60,3 +60,52 @@ def test_scores_of_hidden_units() -> None:
     hidden = [g.units for g in scores.units.groups].index(8)
     assert scores.signals["wasserstein"][hidden].shape == (8,)
     assert (scores.signals["taylor"][hidden] > 0).all()
+
+
+def taps(units: fk.UnitMap) -> list[tuple[str, str, int, tuple[str, ...]]]:
+    return [
+        (t.name, t.side, t.length, tuple(str(w) for w in t.weights))
+        for g in units.groups
+        for t in g.taps
+        if t.side == "hidden"
+    ]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_what_its_own_weights_read(kind: type[nn.RNNBase]) -> None:
+    """Once each, however many steps and runs read it; a second run does not double it."""
+    model = Sequence(kind, layers=2, both=True).eval()
+    expected = [
+        ("rnn:weight_hh_l0", "hidden", 8, ("rnn.weight_hh_l0:1",)),
+        ("rnn:weight_hh_l0_reverse", "hidden", 8, ("rnn.weight_hh_l0_reverse:1",)),
+        ("rnn:weight_ih_l1", "hidden", 16, ("rnn.weight_ih_l1:1", "rnn.weight_ih_l1_reverse:1")),
+        ("rnn:weight_hh_l1", "hidden", 8, ("rnn.weight_hh_l1:1",)),
+        ("rnn:weight_hh_l1_reverse", "hidden", 8, ("rnn.weight_hh_l1_reverse:1",)),
+    ]
+    for more in ([], [torch.randn(2, 7, 6)]):
+        assert sorted(taps(fk.trace(model, torch.randn(3, 5, 6), more=more))) == sorted(expected)
+
+
+def test_a_layer_with_code_of_its_own_shows_no_states() -> None:
+    class Own(nn.LSTM):
+        def forward(self, x: Tensor, hx: object = None) -> tuple:  # type: ignore[override]
+            y, state = super().forward(x, hx)  # type: ignore[arg-type]
+            return y * 2, state
+
+    assert taps(fk.trace(Sequence(Own).eval(), torch.randn(3, 5, 6))) == []
+
+
+def test_a_cell_called_step_by_step_keeps_its_units() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.cell, self.leave = nn.Linear(6, 7), nn.GRUCell(7, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x.new_zeros(len(x), 8)
+            for step in torch.relu(self.enter(x)).unbind(1):
+                h = self.cell(step, h)
+            return self.leave(h)
+
+    units = fk.trace(Steps().eval(), torch.randn(3, 5, 6))
+    assert [g.name for g in units.groups if g.frozen is None] == ["enter"]

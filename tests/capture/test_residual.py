@@ -36,17 +36,19 @@ def scored(model: nn.Module, x: Tensor, *sizes: int, **options: object) -> fk.Sc
     )
 
 
-def price(model: nn.Module, x: Tensor, consumer: nn.Module, weight: np.ndarray) -> float:
+def price(model: nn.Module, x: Tensor, y: Tensor, consumer: nn.Module, weight: np.ndarray) -> float:
     """What a unit of squared error at the consumer costs: the mean square of its output's gradient, per sample."""
     held: list[Tensor] = []
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        inputs[0].retain_grad()
-        held.append(inputs[0])
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        alias = inputs[0].view_as(inputs[0])  # what goes past the consumer does not count
+        alias.retain_grad()
+        held.append(alias)
+        return alias
 
     with torch.enable_grad():
         handle = consumer.register_forward_pre_hook(keep)
-        nn.functional.cross_entropy(model(x.clone().requires_grad_()), Y, reduction="sum").backward()
+        nn.functional.cross_entropy(model(x.clone().requires_grad_()), y, reduction="sum").backward()
         handle.remove()
     assert held[0].grad is not None
     return float(held[0].grad.square().sum()) / len(x) / float((weight**2).sum())
@@ -73,7 +75,7 @@ def test_the_scores_are_what_each_step_adds() -> None:
         act = torch.relu(model.a(x)).numpy()
     order = np.argsort(values, kind="stable").tolist()
     weight = model.b.weight.detach().numpy()
-    each = price(model, x, model.b, weight)
+    each = price(model, x, Y, model.b, weight)
     costs = [each * lost(act, weight, order[:k], 1e-4) for k in range(1, 11)]
     np.testing.assert_allclose(values[order], np.maximum.accumulate(np.diff(costs, prepend=0.0)), rtol=1e-6, atol=1e-12)
     cheapest = min(range(10), key=lambda u: lost(act, weight, [u], 1e-4))
@@ -168,7 +170,7 @@ def test_a_grouped_convolution_makes_up_within_its_groups() -> None:
         mine = act[:, 12 * k : 12 * k + 12]
         rows = weight[4 * k : 4 * k + 4].transpose(0, 2, 3, 1).reshape(-1, 12)
         total += lost(mine, rows, [first], 1e-4)
-    total *= price(model, x, model.b, weight)
+    total *= price(model, x, Y, model.b, weight)
     assert scores.signals["residual"][g][first] == pytest.approx(total, rel=0.02)  # one ridge for both groups
 
 

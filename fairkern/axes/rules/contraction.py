@@ -8,6 +8,7 @@ import torch
 from fairkern.axes.graph import CONSTANT, ZERO, Contraction, Dim, Fixed, Production, Track
 from fairkern.axes.rules._call import Call, Rule
 from fairkern.axes.rules.elementwise import broadcast
+from fairkern.recurrent import reads_hidden
 from fairkern.types import Axis, Site
 
 
@@ -26,8 +27,11 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
             return
         if positions is None:
             call.graph.join(x, w)
-        activation, dim, site = _tap(call, source.name, x)
-        side = "input"
+        if reads_hidden(call.inside.module, source.name.rpartition(".")[2]):
+            activation, dim, site, side = None, -1, call.inside.site, "hidden"
+        else:
+            activation, dim, site = _tap(call, source.name, x)
+            side = "input"
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
             activation, dim, site, side = call.inside.input, 2, call.inside.site, "inner"
         inner = dim < 0 and isinstance(call.inside.module, torch.nn.RNNBase)
