@@ -13,11 +13,8 @@ from fairkern.api import (
     UnitMap,
     apply,
     info,
-    latency,
-    latency_table,
     load_pruned,
     picture,
-    prune,
     recalibrate,
     save_pruned,
     score,
@@ -34,6 +31,8 @@ from fairkern.errors import (
     PlanMismatchError,
     TimeLimitError,
 )
+from fairkern.pruning import prune
+from fairkern.timing import correct_latency, latency, latency_table
 
 __all__ = [
     "ArtefactError",
@@ -49,6 +48,7 @@ __all__ = [
     "TimeLimitError",
     "UnitMap",
     "apply",
+    "correct_latency",
     "info",
     "latency",
     "latency_table",
