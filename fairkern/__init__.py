@@ -32,7 +32,7 @@ from fairkern.errors import (
     TimeLimitError,
 )
 from fairkern.pruning import prune
-from fairkern.timing import correct_latency, latency, latency_table
+from fairkern.timing import latency, latency_table, plan_latency
 
 __all__ = [
     "ArtefactError",
@@ -48,13 +48,13 @@ __all__ = [
     "TimeLimitError",
     "UnitMap",
     "apply",
-    "correct_latency",
     "info",
     "latency",
     "latency_table",
     "load_pruned",
     "ops",
     "picture",
+    "plan_latency",
     "prune",
     "recalibrate",
     "save_pruned",

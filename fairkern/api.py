@@ -431,6 +431,7 @@ def summarise(
             "compensated": sum(c.weight is not None for c in corrected),
             "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
             **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
+            **({"latency_looks": result["latency_looks"]} if "latency_looks" in result else {}),
             **({"steps": result["steps"]} if "steps" in result else {}),
             "config": {c.name: [c.before, c.after] for c in plan.config},
             "config_left": result.get("config_left", []),

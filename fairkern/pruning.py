@@ -14,10 +14,9 @@ from fairkern import allocate, compact, report, types
 from fairkern.api import Plan, Report, Scores, check_model, cut, first_batch, head, score, summarise, trace
 from fairkern.capture import choose
 from fairkern.errors import BudgetError, InputError
-from fairkern.timing import correct_latency, latency_table
+from fairkern.timing import plan_latency
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
-_CORRECTIONS = 2  # of a latency table, by looking at the plan that came of it
 
 
 def prune(
@@ -49,7 +48,7 @@ def prune(
 
     Args:
         keep_latency: the share of the model's time, on a few samples of the loader's first batch, that may be left.
-            Models that are cut by a plan are timed twice, and the plan solved again with what was learnt.
+            Plans are checked by timing what they leave (`plan_latency`).
         latency: from `latency_table` for these inputs; measured here where none is given.
         iterations: in how many steps. Every step cuts, compensates, and is traced and scored anew; the budgets of the
             steps lie in equal ratios (0.25 in two steps: a half, a quarter), all of them shares of the whole model,
@@ -197,12 +196,7 @@ class _Run:
     def _solved(self, current: nn.Module, scores: Scores, keep: float, options: dict[str, Any]) -> Plan:
         if self.target != "keep_latency":
             return scores.plan(**{self.target: keep, **options})
-        table = self.latency or latency_table(current, scores.units, self.example, round_to=options["round_to"])
-        plan = scores.plan(keep_latency=keep, latency=table, **options)
-        for _ in range(_CORRECTIONS):
-            table = correct_latency(table, current, scores.units, plan, self.example)
-            plan = scores.plan(keep_latency=keep, latency=table, **options)
-        return plan
+        return plan_latency(scores, current, self.example, keep, latency=self.latency, **options)
 
     def _spent(self, current: nn.Module, units: types.UnitMap) -> float:
         """The share of the whole model's costs that a step starts from."""

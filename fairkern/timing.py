@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 
 from fairkern import allocate, artefacts, compact, report, types
+from fairkern.api import Plan, Scores
+from fairkern.errors import InputError
 from fairkern.nested import tensors_in
 
 PathLike = str | os.PathLike[str]
@@ -77,24 +80,56 @@ def latency_table(
     return table
 
 
-def correct_latency(
-    table: types.LatencyTable,
+def plan_latency(
+    scores: Scores,
     model: nn.Module,
-    units: types.UnitMap,
-    plan: types.Plan,
     example_inputs: Any,
-) -> types.LatencyTable:
-    """The table after a look at one plan: scaled so that it predicts the time that this plan's cut model takes.
+    keep_latency: float,
+    *,
+    latency: types.LatencyTable | None = None,
+    looks: int = 4,
+    within: float = 0.03,
+    **options: Any,
+) -> Plan:
+    """A plan for a share of the model's time, solved with a table and checked by timing the model that it leaves.
 
-    The model is cut (a copy) and timed in turn with the uncut one. Plans close to this one, such as those of the same
-    budget solved anew, are then predicted from a measured neighbour.
+    The plan's cut model is timed in turn with the uncut one. Where the share is not within a few per cent of what the
+    table predicts, the table is scaled to what was seen and the plan solved anew. Of several plans the one is taken that
+    came closest to its prediction; `result["latency_looks"]` has the predicted and the measured share of each.
 
-    Cost: a cut, and a second or 26 passes.
+    Args:
+        scores: of `model`.
+        model: uncompensated copies of it are cut and timed; it is left as it was.
+        example_inputs: what is timed.
+        keep_latency: at most this share of the whole model's time stays, by the table.
+        latency: from `latency_table` on these inputs; measured here where none is given.
+        looks: at how many plans to look at most; at least 1.
+        within: relative difference of the shares that is good enough.
+        options: of `Scores.plan`.
+
+    Raises what `Scores.plan` raises, and InputError for less than one look.
+    Cost: a table, and for every look a cut and a second, or 26 passes of a slow model.
     """
-    before, after = report.latencies_ms([model, compact.apply(model, plan)], example_inputs)
-    removed = {group.name: group.removed.shape[-1] for group in plan.groups}
-    counts = np.array([removed.get(group.name, 0) for group in units.groups], dtype=np.int64)
-    return allocate.corrected(units, table, counts, after / before)
+    if looks < 1:
+        raise InputError(f"looks is {looks}; expected at least 1")
+    if latency is None:
+        latency = latency_table(model, scores.units, example_inputs, round_to=options.get("round_to", 1))
+    found: list[tuple[float, Plan]] = []
+    seen: list[list[float]] = []
+    while len(found) < looks:
+        plan = scores.plan(keep_latency=keep_latency, latency=latency, **options)
+        predicted = plan.result["latency_after_ms"] / plan.result["latency_before_ms"]
+        small = compact.apply(model, plan)
+        whole, left = report.latencies_ms([model, small], example_inputs, report.UNDISTURBED)
+        seen.append([predicted, left / whole])
+        found.append((abs(left / whole / predicted - 1), plan))
+        if found[-1][0] <= within:
+            break
+        counts = {group.name: group.removed.shape[-1] for group in plan.groups}
+        removed = np.array([counts.get(group.name, 0) for group in scores.units.groups], dtype=np.int64)
+        latency = allocate.corrected(scores.units, latency, removed, left / whole)
+    _, best = min(found, key=lambda item: item[0])
+    return replace(best, result={**best.result, "latency_looks": seen})
 
 
 def _cut(removed: Sequence[types.IndexArray], timed: report.Layers, by: float) -> types.LatencyCut:

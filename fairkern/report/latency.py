@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -33,8 +33,11 @@ def latency_ms(model: nn.Module, example_inputs: Any) -> float:
     return latencies_ms([model], example_inputs)[0]
 
 
-def latencies_ms(models: Sequence[nn.Module], example_inputs: Any) -> list[float]:
-    """The same of several models that take turns, so that a machine that slows down slows all of them."""
+def latencies_ms(models: Sequence[nn.Module], example_inputs: Any, percentile: float = 50) -> list[float]:
+    """The same of several models that take turns, so that a machine that slows down slows all of them.
+
+    Medians, or another `percentile`.
+    """
     clock = clock_for(example_inputs)
 
     def once(model: nn.Module) -> float:
@@ -53,4 +56,4 @@ def latencies_ms(models: Sequence[nn.Module], example_inputs: Any) -> list[float
         while len(taken[0]) < _LEAST or (len(taken[0]) < _MOST and sum(taken[0]) < _SECONDS):
             for values, model in zip(taken, models, strict=True):
                 values.append(once(model))
-    return [1e3 * statistics.median(values) for values in taken]
+    return [1e3 * float(np.percentile(values, percentile)) for values in taken]

@@ -16,7 +16,7 @@ from torch import nn
 from fairkern.nested import call_model, tensors_in
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 2, 6, 60, 0.6
-_LOW = 10  # percentile: what other processes take is in the upper ones
+UNDISTURBED = 10  # percentile: what other processes take is in the upper ones
 Clock = Callable[[], float]  # seconds
 
 
@@ -77,7 +77,7 @@ def layers_ms(
 
 def low_ms(seconds: list[float]) -> float:
     """The tenth percentile of the rounds after warming up, in milliseconds."""
-    return 1e3 * float(np.percentile(seconds[_WARM_UP:], _LOW))
+    return 1e3 * float(np.percentile(seconds[_WARM_UP:], UNDISTURBED))
 
 
 def clock_for(example_inputs: Any) -> Clock:
@@ -166,4 +166,4 @@ def _overhead(clock: Clock, calls: int = 200) -> float:
             watch.reset()
             nothing(x)
             taken.append(watch.spent[""])
-    return float(np.percentile(taken, _LOW))
+    return float(np.percentile(taken, UNDISTURBED))
