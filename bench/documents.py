@@ -60,7 +60,16 @@ def demo() -> str:
 
 
 def scoring() -> str:
-    return _compared("scoring", lambda r: f"scoring, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}")
+    def label(r: Mapping[str, Any]) -> str:
+        more = ""
+        if "elimination_s" in r:
+            together = r["relative_cost_with_elimination"]
+            more = f" (elimination {_seconds(r['elimination_s'])} more, {together:.2f} together)"
+        return f"{r['op']}, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}{more}".replace(
+            "score", "scoring", 1
+        )
+
+    return _compared("scoring", label)
 
 
 def network_pruner() -> str:

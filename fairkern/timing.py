@@ -94,8 +94,8 @@ def plan_latency(
     """A plan for a share of the model's time, solved with a table and checked by timing the model that it leaves.
 
     The plan's cut model is timed in turn with the uncut one. Where the share is not within a few per cent of what the
-    table predicts, the table is scaled to what was seen and the plan solved anew. Of several plans the one is taken that
-    came closest to its prediction; `result["latency_looks"]` has the predicted and the measured share of each.
+    table predicts, the table is scaled to what was seen and the plan solved anew. Of several plans that one is
+    taken which came closest to its prediction; `result["latency_looks"]` has what was predicted and measured of each.
 
     Args:
         scores: of `model`.
