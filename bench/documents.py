@@ -60,7 +60,16 @@ def demo() -> str:
 
 
 def scoring() -> str:
-    return _compared("scoring", lambda r: f"scoring, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}")
+    def label(r: Mapping[str, Any]) -> str:
+        more = ""
+        if "elimination_s" in r:
+            together = r["relative_cost_with_elimination"]
+            more = f" (elimination {_seconds(r['elimination_s'])} more, {together:.2f} together)"
+        return f"{r['op']}, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}{more}".replace(
+            "score", "scoring", 1
+        )
+
+    return _compared("scoring", label)
 
 
 def network_pruner() -> str:
@@ -73,6 +82,23 @@ def tracing() -> str:
         return f"tracing{' and proving' if r['verify'] else ''}, {r['shape']}{memory}"
 
     return _compared("tracing", label)
+
+
+def latency() -> str:
+    """Shares of the whole model's time, and how far the one that was measured is from the one that was predicted."""
+    results = _read("latency")
+    if results is None:
+        return "\n(not measured; `pytest bench/test_latency.py --write-results` fills this table)"
+    lines = ["", "| | asked | predicted | measured | apart | bound | the table alone, looks |", "|---" * 7 + "|"]
+    for r in results["rows"]:
+        predicted, seen = r["looks"][0]
+        apart = f"{seen / predicted - 1:+.1%}, {len(r['looks'])}".replace("-", "−")
+        whole, small = _seconds(r["rival_s"]["p20"]), _seconds(r["ours_s"]["p20"])
+        lines.append(
+            f"| {r['shape']}, {whole} → {small} | {r['keep']:.2f} | {r['predicted']:.3f} | {r['measured']:.3f} | "
+            f"{r['difference']:.1%} | ≤ {r['target']:.0%}, {'met' if r['met'] else 'missed'} | {apart} |"
+        )
+    return "\n".join([*lines, "", _source(results, "pytest bench/test_latency.py --write-results")])
 
 
 def allocation() -> str:
@@ -184,6 +210,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "scoring": scoring,
     "network_pruner": network_pruner,
     "tracing": tracing,
+    "latency": latency,
     "allocation": allocation,
     "operators": operator_figures,
     "gpu": gpu,

@@ -1,8 +1,12 @@
-"""One-pass scoring against an ordinary forward + backward over the same batches, in turn, in one process."""
+"""One-pass scoring against an ordinary forward + backward over the same batches, in turn, in one process.
+
+With second moments, what planning takes from them once (the order of elimination) is told apart from the pass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +15,17 @@ import torch
 from torch import nn
 
 import fairkern as fk
-from bench._compare import compare
+from bench._compare import compare, host_clock
 from bench._training import forward_backward, threads
-from bench.models import images, resnet18
+from bench.models import images, resnet18, seeded
+from bench.quality.nets.transformers import LanguageModel
+from bench.quality.tasks.text import ALPHABET, text
+from bench.test_latency import vit
 from fairkern.demo.data import Batches, calibration
 from fairkern.demo.models import BUILDERS
 
 MOST = 0.85  # scoring time over training time
+MOST_WITH_MOMENTS = 1.3
 
 
 @dataclass(frozen=True)
@@ -70,4 +78,80 @@ def test_scoring_against_forward_backward(name: str, benchmark: Any, record: Cal
         rival="forward + backward, weight gradients included",
         threads=setting.threads,
         **({} if setting.target is None else timed.bound("relative_cost", setting.target, at_least=False)),
+    )
+
+
+def small() -> Batches:
+    """As many images of each class as are compared, half as many again."""
+    x, y = images(320, 10, 3, 64)
+    return list(zip(x.split(32), y.split(32), strict=True))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A net and its data, with moments kept; one thread."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    batches: Callable[[], Sequence[Any]]
+    rounds: int
+    loss: Callable[[Any, Any], torch.Tensor] = nn.functional.cross_entropy
+    class_of: Callable[[Any], torch.Tensor] | None = None
+
+
+def language() -> Statistics:
+    task = text()
+    return Statistics(
+        "language model",
+        lambda: seeded(lambda: LanguageModel(len(ALPHABET))),
+        lambda: task.calibration,
+        5,
+        task.loss,
+        task.class_of,
+    )
+
+
+WITH_MOMENTS: dict[str, Callable[[], Statistics]] = {
+    "vgg": lambda: Statistics("demo vgg", BUILDERS["vgg"], digits, 11),
+    "resnet": lambda: Statistics("demo resnet", BUILDERS["resnet"], digits, 7),
+    "resnet18": lambda: Statistics("ResNet-18", lambda: resnet18(10), large, 3),
+    "vit": lambda: Statistics("ViT, 6 blocks", vit, small, 3),
+    "lm": language,
+}
+
+
+@pytest.mark.parametrize("name", WITH_MOMENTS)
+def test_moments_against_forward_backward(name: str, benchmark: Any, record: Callable[..., None]) -> None:
+    setting = WITH_MOMENTS[name]()
+    model, twin, batches = setting.build(), setting.build(), setting.batches()
+    units = fk.trace(model, batches[0][0][:1])
+    eliminations: list[float] = []
+
+    def ours() -> fk.Scores:
+        scores = fk.score(
+            model, batches, setting.loss, units=units, gram=True, class_of=setting.class_of, progress=False
+        )
+        eliminations.append(scores.provenance["seconds"]["residual"])
+        return scores
+
+    def clock(call: Callable[[], object]) -> float:
+        """Without what elimination took."""
+        before = len(eliminations)
+        return host_clock(call) - sum(eliminations[before:])
+
+    with threads(1):
+        timed = compare(ours, lambda: forward_backward(twin, batches, setting.loss), setting.rounds, 1, clock)
+    benchmark.pedantic(lambda: None, rounds=1)
+    elimination = statistics.median(eliminations)
+    shape, count = " x ".join(map(str, batches[0][0].shape[1:])), sum(len(batch[0]) for batch in batches)
+    record(
+        benchmark,
+        timed,
+        op="score, moments kept",
+        shape=f"{setting.name}, {count} samples of {shape}, {len(batches)} batches",
+        rival="forward + backward, weight gradients included",
+        threads=1,
+        elimination_s=elimination,
+        relative_cost_with_elimination=(timed.ours.p50 + elimination) / timed.rival.p50,
+        **timed.bound("relative_cost", MOST_WITH_MOMENTS, at_least=False),
     )

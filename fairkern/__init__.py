@@ -13,11 +13,8 @@ from fairkern.api import (
     UnitMap,
     apply,
     info,
-    latency,
-    latency_table,
     load_pruned,
     picture,
-    prune,
     recalibrate,
     save_pruned,
     score,
@@ -34,6 +31,8 @@ from fairkern.errors import (
     PlanMismatchError,
     TimeLimitError,
 )
+from fairkern.pruning import prune
+from fairkern.timing import latency, latency_table, plan_latency
 
 __all__ = [
     "ArtefactError",
@@ -55,6 +54,7 @@ __all__ = [
     "load_pruned",
     "ops",
     "picture",
+    "plan_latency",
     "prune",
     "recalibrate",
     "save_pruned",

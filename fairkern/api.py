@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,9 @@ class Plan(types.Plan):
 
 @dataclass(frozen=True)
 class Report(types.Report):
-    """What a run did (see `fairkern.types.Report`)."""
+    """What a run did (see `fairkern.types.Report`). `plan`, by which it was cut, is not part of its file."""
+
+    plan: Plan | None = field(default=None, repr=False, compare=False)
 
     def table(self) -> str:
         """Measures before and after, a row per group, seconds per stage."""
@@ -192,7 +194,7 @@ def trace(
         >>> [(g.name, g.units) for g in fk.trace(net, torch.randn(2, 4)).groups]
         [('0', 8)]
     """
-    _check_model(model)
+    check_model(model)
     deadline = Deadline(time_limit)
     if verify:
         compact.check_values(model)
@@ -269,7 +271,7 @@ def score(
 
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
-    _check_model(model)
+    check_model(model)
     kind = choose(Recipe, "recipe", recipe)
     default = Reduction.SIGNED if kind is Recipe.PAPER else Reduction.PER_SAMPLE
     settings = Settings(
@@ -288,8 +290,8 @@ def score(
     traced = 0.0
     if units is None:
         started = time.perf_counter()
-        first, loader = _first_batch(loader)
-        units = trace(model, _head(first, model))
+        first, loader = first_batch(loader)
+        units = trace(model, head(first, model))
         traced = time.perf_counter() - started
     else:
         compact.check(model, allocate.build(units, [np.zeros(0, dtype=np.int64)] * len(units.groups)))
@@ -329,11 +331,11 @@ def apply(
         PlanMismatchError: a plan for another architecture; names the first axis that differs.
         InputError: a model that cannot be copied, compensation without the scores that it needs.
     """
-    _check_model(model)
-    return _cut(model, plan, compensate, scores, loader, inplace=inplace, backend=backend)[0]
+    check_model(model)
+    return cut(model, plan, compensate, scores, loader, inplace=inplace, backend=backend)[0]
 
 
-def _cut(
+def cut(
     model: nn.Module,
     plan: types.Plan,
     compensate: str,
@@ -343,6 +345,7 @@ def _cut(
     inplace: bool,
     backend: str = "auto",
 ) -> tuple[nn.Module, list[compact.Correction]]:
+    """What `apply` does, and the corrections that it made."""
     method = choose(compact.Compensation, "compensate", compensate)
     sequential = method is compact.Compensation.SEQUENTIAL
     found: list[compact.Correction] = []
@@ -381,73 +384,13 @@ def _refitted(
     return compact.refit(model, plan, scores, found, others, [p.name for p in points], walk, backend=backend)
 
 
-def prune(
-    model: nn.Module,
-    loader: Iterable[Any],
-    loss_fn: Callable[[Any, Any], Tensor] | None = None,
-    *,
-    tod: float | None = None,
-    keep_params: float | None = None,
-    keep_flops: float | None = None,
-    allocation: str | None = None,
-    removal: allocate.Signal | None = None,
-    protect: allocate.Signal = "taylor",
-    round_to: int = 1,
-    max_remove: float = 0.99,
-    min_keep: int = 1,
-    ignore: Iterable[str] = (),
-    compensate: str = "least_squares",
-    inplace: bool = False,
-    **scoring: Any,
-) -> tuple[nn.Module, Report]:
-    """Trace, score, plan and cut: the smaller model and what was done.
-
-    Budget, allocation and signals as in `Scores.plan`; `compensate` and `inplace` as in `apply`; every other
-    keyword goes to `score`.
-    """
-    _check_model(model)
-    method = choose(compact.Compensation, "compensate", compensate)
-    scoring.setdefault("gram", method in (compact.Compensation.LEAST_SQUARES, compact.Compensation.SEQUENTIAL))
-    started = time.perf_counter()
-    first, loader = _first_batch(loader)
-    example = _head(first, model)
-    scores = score(model, loader, loss_fn, units=scoring.pop("units", None) or trace(model, example), **scoring)
-    scored = time.perf_counter()
-    plan = scores.plan(
-        tod=tod,
-        keep_params=keep_params,
-        keep_flops=keep_flops,
-        allocation=allocation,
-        removal=removal,
-        protect=protect,
-        round_to=round_to,
-        max_remove=max_remove,
-        min_keep=min_keep,
-        ignore=ignore,
-    )
-    planned = time.perf_counter()
-    latency = report.latency_ms(model, example)
-    cutting = time.perf_counter()
-    small, corrected = _cut(model, plan, compensate, scores, loader, inplace=inplace)
-    stages = {"trace and score": scored - started, "plan": planned - scored, "cut": time.perf_counter() - cutting}
-    return small, summarise(
-        plan,
-        scores=scores,
-        title=f"{type(model).__name__}, pruned",
-        before={"latency_ms": latency},
-        after={"latency_ms": report.latency_ms(small, example)},
-        stages=stages,
-        corrected=corrected,
-    )
-
-
 def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """Take BatchNorm's running statistics anew from one forward pass over `loader`, in place.
 
     Worth a try after a harsh cut, before fine-tuning. Labels are not needed, modes stay. Returns how many layers there
     were; raises InputError where there is none, or no batch.
     """
-    _check_model(model)
+    check_model(model)
     return capture.recalibrate(model, loader)
 
 
@@ -460,26 +403,37 @@ def summarise(
     after: Mapping[str, float] | None = None,
     stages: Mapping[str, float] | None = None,
     corrected: Sequence[compact.Correction] = (),
+    compensation: str | None = None,
+    small: nn.Module | None = None,
 ) -> Report:
     """A report of a plan: parameters and FLOPs from the plan, and whatever else was measured.
 
+    `small`, the cut model, is asked for its parameters: compensation may have added biases, which no plan counts.
     `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `stages` seconds by stage.
-    `corrected`: what compensation did, with `scores`; each group's row then has the share of its removed activations
-    that the units that stay do not predict.
+    `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
+    its removed activations that the units that stay do not predict.
     """
     unexplained = compact.unexplained(scores.units, corrected) if scores is not None else {}
     result = plan.result
+    kept = result["params_after"] if small is None else sum(p.numel() for p in small.parameters())
+    predicted = {"latency_before_ms", "latency_after_ms"} <= result.keys()
+    first = {"latency_predicted_ms": result["latency_before_ms"]} if predicted else {}
+    last = {"latency_predicted_ms": result["latency_after_ms"]} if predicted else {}
     return Report(
         title=title or f"{plan.model}, pruned",
-        before={"params": result["params_before"], "flops": result["flops_before"], **(before or {})},
-        after={"params": result["params_after"], "flops": result["flops_after"], **(after or {})},
+        before={"params": result["params_before"], "flops": result["flops_before"], **first, **(before or {})},
+        after={"params": kept, "flops": result["flops_after"], **last, **(after or {})},
         groups=tuple(report.group_rows(plan, unexplained)),
         stages=dict(stages or {}),
         choices={
             "request": dict(plan.request),
             "tolerance": result.get("tolerance"),
+            "compensation": compensation,
             "compensated": sum(c.weight is not None for c in corrected),
             "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
+            **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
+            **({"latency_looks": result["latency_looks"]} if "latency_looks" in result else {}),
+            **({"steps": result["steps"]} if "steps" in result else {}),
             "config": {c.name: [c.before, c.after] for c in plan.config},
             "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,
@@ -487,88 +441,13 @@ def summarise(
             "scoring": {} if scores is None else dict(scores.provenance),
         },
         versions=report.versions(),
+        plan=_public(Plan, plan),
     )
 
 
 def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
     """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
     report.save_picture(scores, plan, path)
-
-
-def latency(model: nn.Module, example_inputs: Any) -> float:
-    """Median milliseconds of a forward pass in eval mode on these inputs, after warming up."""
-    return report.latency_ms(model, example_inputs)
-
-
-def latency_table(
-    model: nn.Module,
-    units: types.UnitMap,
-    example_inputs: Any,
-    *,
-    cache: PathLike | None = None,
-    shares: Sequence[float] = (1.0, 0.8, 0.6, 0.4, 0.25, 0.1),
-) -> types.LatencyTable:
-    """Milliseconds of every layer by how much of it is left, measured here: what `plan(keep_latency=…)` is solved with.
-
-    Args:
-        model: the model that `units` was traced from; left as it was.
-        units: from `trace`.
-        example_inputs: what to time a forward pass on, as for `trace`; batch size and shapes are part of the answer.
-        cache: a JSON file to read the table from, if it was measured on this device, with this model, these inputs and
-            this torch; else it is measured and written there.
-        shares: of the units of every group, at which the model is cut (at random) and timed.
-
-    Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
-    Cost: per share one cut and about a second.
-    """
-    _check_model(model)
-    key = _latency_key(model, example_inputs)
-    if cache is not None and os.path.exists(cache):
-        known = artefacts.load_latency(cache)
-        if known.key == key and dict(known.shapes) == dict(units.shapes):
-            return known
-    layers: dict[str, list[tuple[float, float]]] = {}
-    rest: list[tuple[float, float]] = []
-    sizes = {path: _own_size(module) for path, module in model.named_modules()}
-    for share in shares:
-        removed = allocate.random_removal(units, 1 - share, seed=0) if share < 1 else None
-        plan = allocate.build(units, removed or [np.zeros(0, dtype=np.int64)] * len(units.groups))
-        small = compact.apply(model, plan)
-        whole, parts = report.latency_ms(small, example_inputs), report.module_ms(small, example_inputs)
-        for path, ms in parts.items():
-            layers.setdefault(path, []).append((_own_size(small.get_submodule(path)) / sizes[path], ms))
-        flops = plan.result["flops_after"] / plan.result["flops_before"] if plan.result["flops_before"] else 1.0
-        rest.append((flops, max(0.0, whole - sum(parts.values()))))
-    table = types.LatencyTable(
-        {path: _latency_curve(points) for path, points in layers.items()},
-        _latency_curve(rest),
-        tuple(name for name, _ in model.named_parameters()),
-        dict(units.shapes),
-        key,
-    )
-    if cache is not None:
-        artefacts.save_latency(table, cache)
-    return table
-
-
-def _latency_curve(points: Sequence[tuple[float, float]]) -> types.LatencyCurve:
-    shares, times = zip(*points, strict=True)
-    return types.LatencyCurve(np.array(shares), np.array(times))
-
-
-def _own_size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters(recurse=False))
-
-
-def _latency_key(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
-    """Where and on what latency is measured."""
-    return {
-        **report.device(model),
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "model": type(model).__name__,
-        "inputs": [[str(t.dtype), *t.shape] for t in tensors_in(example_inputs)],
-    }
 
 
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
@@ -591,7 +470,7 @@ def _public(cls: Any, data: Any) -> Any:
     return data if isinstance(data, cls) else cls(**vars(data))
 
 
-def _check_model(model: object) -> None:
+def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
 
@@ -606,7 +485,7 @@ def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
     return [reason for reason, _ in held.most_common(most)]
 
 
-def _first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """The first batch, and a loader that still yields it (a one-shot iterator gets it back in front).
 
     A loader that shuffles draws from the global random state, which is put back.
@@ -621,7 +500,7 @@ def _first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, itertools.chain([first], iterator) if iterator is loader else loader
 
 
-def _head(batch: Any, model: nn.Module, samples: int = 2) -> Any:
+def head(batch: Any, model: nn.Module, samples: int = 2) -> Any:
     """The inputs of a batch on the model's device, cut to a few samples where all share their first dimension."""
     inputs = batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     device = next((p.device for p in model.parameters()), torch.device("cpu"))

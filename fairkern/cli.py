@@ -171,6 +171,8 @@ def _apply(arguments: argparse.Namespace) -> int:
 def _prune(arguments: argparse.Namespace) -> int:
     out = _folder(arguments.out)
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
+    if arguments.iterations > 1:
+        return _prune_in_steps(arguments, model, loader, loss, out)
     fits = arguments.compensate in ("least_squares", "sequential")
     scores = fk.score(model, loader, loss, **_score_options(arguments) | {"gram": fits or arguments.gram})
     plan = scores.plan(**_plan_options(arguments))
@@ -178,6 +180,19 @@ def _prune(arguments: argparse.Namespace) -> int:
     fk.save_pruned(small, plan, out)
     scores.save(out / "scores.safetensors")
     _say(arguments, f"{_removed(plan)}; written to {out}")
+    return 0
+
+
+def _prune_in_steps(arguments: argparse.Namespace, model: Any, loader: Any, loss: Any, out: Path) -> int:
+    options = _score_options(arguments) | _plan_options(arguments)
+    if not options["gram"]:
+        del options["gram"]  # what compensation takes is kept anyway
+    steps = arguments.iterations
+    small, report = fk.prune(model, loader, loss, compensate=arguments.compensate, iterations=steps, **options)
+    assert report.plan is not None
+    fk.save_pruned(small, report.plan, out)
+    report.save(out / "report.json")
+    _say(arguments, f"{_removed(report.plan)} in {steps} steps; written to {out}")
     return 0
 
 
@@ -300,7 +315,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_scoring(prune)
     _add_planning(prune)
     methods = (*COMPENSATIONS, "sequential")
-    prune.add_argument("--compensate", choices=methods, default="least_squares", help="fold in what goes")
+    prune.add_argument("--compensate", choices=methods, default="sequential", help="fold in what goes")
+    steps = "cut, score again and cut, in so many steps towards the budget; then a report is written, no scores"
+    prune.add_argument("--iterations", type=_positive, default=1, metavar="N", help=steps)
     prune.add_argument("--out", type=Path, required=True, help="folder for the weights, the plan and the scores")
 
     report = command("report", _report, "measure a model before and after a plan: parameters, FLOPs, latency")

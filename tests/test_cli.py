@@ -111,6 +111,19 @@ def test_prune(here: Path) -> None:
     assert isinstance(small, nn.Module)
 
 
+def test_prune_in_steps(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["prune", "parts:model", "parts:loader", LOSS, "--keep-params", "0.6", "--out", "small"]
+    assert main([*arguments, "--iterations", "2"]) == 0
+    assert "in 2 steps; written to small" in capsys.readouterr().err
+    small, plan = fk.load_pruned(named("parts:model"), here / "small"), fk.Plan.load(here / "small" / "plan.json")
+    assert plan.request["iterations"] == 2
+    report = json.loads((here / "small" / "report.json").read_text())
+    assert report["after"]["params"] == sum(p.numel() for p in small.parameters())
+    assert len(report["choices"]["steps"]) == 2
+    assert main(["prune", "parts:model", "parts:loader", LOSS, "--tod", "0.1", "--out", "s", "--iterations", "2"]) == 2
+    assert "needs a budget" in capsys.readouterr().err
+
+
 WRONG = [
     (["demo", "--out", "parts.py"], "cannot write"),
     (["trace", "parts", "parts:inputs"], "package.module:callable"),

@@ -32,7 +32,7 @@ FLOORS = (
     {"ops"},
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},
-    {"api", "proof", ""},  # "" is fairkern/__init__.py: what users import
+    {"api", "proof", "pruning", "timing", ""},  # "" is fairkern/__init__.py: what users import
     {"demo"},
     {"cli"},
 )

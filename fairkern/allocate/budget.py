@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fairkern.allocate.cost import Cost
-from fairkern.allocate.latency import LatencyCost
+from fairkern.allocate.latency import latency_cost
 from fairkern.allocate.options import (
     Allocation,
     Limits,
@@ -128,7 +128,7 @@ def allocate(
         taken = _fewest(steps, limit, budget, request)
         counts = _give_back(steps, taken, limit, budget)
     removed = _removed(limit, counts)
-    predicted = {} if latency is None else _predicted(LatencyCost(units, latency), removed)
+    predicted = {} if latency is None else _predicted(units, latency, removed)
     return build(
         units,
         [removal_order(first_signal[g])[..., : removed[g]] if removed[g] else _NONE for g in range(len(units.groups))],
@@ -141,8 +141,9 @@ def allocate(
     )
 
 
-def _predicted(cost: LatencyCost, removed: IndexArray) -> dict[str, float]:
-    return {"latency_before_ms": cost(np.zeros_like(removed)), "latency_after_ms": cost(removed)}
+def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray) -> dict[str, float]:
+    left = latency_cost(units, latency)(removed) if removed.any() else latency.whole
+    return {"latency_before_ms": latency.whole, "latency_after_ms": left}
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,13 @@ class _Budget:
     """Whether a removal meets the target."""
 
     def __init__(self, units: UnitMap, target: Target, keep: float, latency: LatencyTable | None) -> None:
-        self.cost: Cost | LatencyCost
         if target is Target.LATENCY:
             assert latency is not None
-            self.cost = LatencyCost(units, latency)
+            self.cost = latency_cost(units, latency)
         else:
             self.cost = Cost(units, units.params if target is Target.PARAMS else units.flops)
-        self.total = self.cost(np.zeros(len(units.groups), dtype=np.int64))
+        nothing = np.zeros(len(units.groups), dtype=np.int64)
+        self.total = latency.whole if target is Target.LATENCY and latency else self.cost(nothing)
         self.keep = keep
         if not self.total > 0:
             raise InputError(f"{target.value}= needs costs above zero; the map of {units.model} has {self.total}")
@@ -181,11 +182,12 @@ class _Budget:
         return self.cost(removed) / self.total
 
     def fits(self, removed: IndexArray) -> bool:
-        return self.share(removed) <= self.keep
+        return self.share(removed) <= self.keep or self.keep == 1
 
     def fits_alone(self, removed: IndexArray, returned: IndexArray) -> IndexArray:
         """Per group, whether it alone may get `returned[g]` of its units back."""
-        return (self.cost(removed) + self.cost.change(removed, returned)) / self.total <= self.keep
+        fits = (self.cost(removed) + self.cost.change(removed, returned)) / self.total <= self.keep
+        return fits | (self.keep == 1)
 
 
 def _needs(

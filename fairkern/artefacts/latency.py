@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 
-import numpy as np
-
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import plain, read_json, write_json
-from fairkern.types import LatencyCurve, LatencyTable
+from fairkern.types import LatencyTable
 
 
 def save_latency(table: LatencyTable, path: str | os.PathLike[str]) -> None:
@@ -20,8 +18,11 @@ def save_latency(table: LatencyTable, path: str | os.PathLike[str]) -> None:
             "key": plain(table.key, "key"),
             "parameters": list(table.parameters),
             "shapes": {name: list(shape) for name, shape in table.shapes.items()},
-            "rest": [table.rest.shares, table.rest.ms],
-            "layers": {path_: [curve.shares, curve.ms] for path_, curve in table.layers.items()},
+            "whole": table.whole,
+            "error": table.error,
+            "rest": dict(table.rest),
+            "outputs": dict(table.outputs),
+            "layers": {name: dict(terms) for name, terms in table.layers.items()},
         },
     )
 
@@ -32,16 +33,16 @@ def load_latency(path: str | os.PathLike[str]) -> LatencyTable:
     key = content["key"]
     key.entries()
     return LatencyTable(
-        {name: _curve(entry) for name, entry in content["layers"].entries().items()},
-        _curve(content["rest"]),
+        {name: _numbers(entry) for name, entry in content["layers"].entries().items()},
+        _numbers(content["rest"]),
+        _numbers(content["outputs"]),
         tuple(item.text() for item in content["parameters"].items()),
         content["shapes"].shapes(),
+        content["whole"].number(),
+        content["error"].number(),
         key.value,
     )
 
 
-def _curve(entry: Fields) -> LatencyCurve:
-    shares, times = (np.array([item.number() for item in part.items()]) for part in entry.items(2))
-    if len(shares) != len(times) or len(shares) == 0:
-        entry.fail(f"{len(shares)} shares and {len(times)} times")
-    return LatencyCurve(shares, times)
+def _numbers(entry: Fields) -> dict[str, float]:
+    return {name: value.number() for name, value in entry.entries().items()}

@@ -16,6 +16,9 @@ from fairkern.types import Moments, UnitMap
 class MomentStore:
     """Per point `Σ a`, `Σ a aᵀ` and how many vectors `a` were added, in float64 (float32 sums per batch).
 
+    Sums are taken of what is left of `a` without the first batch's mean, which is put back in float64: where units
+    hardly vary, what they vary by would drown in the rounding of their means.
+
     A vector holds every position of the tap's dimension. Where a unit is one channel that a flatten has spread over
     several positions, each of these offsets gives a vector of one position per unit: what mixes channels does not
     depend on the place. The positions of an attention head mean different things and stay apart.
@@ -28,6 +31,7 @@ class MomentStore:
         self._sums: dict[Point, tuple[Tensor, Tensor, int]] = {}
         self._steep: dict[Point, Tensor | float] = dict.fromkeys(self._per_unit, 0.0)
         self._elements: dict[Point, list[int]] = {p: [0, 0] for p in self._per_unit}  # heard, and with silent tokens
+        self._shifts: dict[Point, Tensor] = {}
 
     @property
     def points(self) -> list[Point]:
@@ -55,7 +59,7 @@ class MomentStore:
         self._elements[point][1] += act.numel()
         if per_unit > 1:
             act = act.unflatten(dim, (act.shape[dim] // per_unit, per_unit))
-        made = gram(act, dim)
+        made = gram(self._shifted(point, act.movedim(dim, 0)), 0)
         square, total, count = made.gram.double(), made.total.double(), made.count
         known = self._sums.get(point)
         if known is not None:
@@ -70,11 +74,25 @@ class MomentStore:
             found[point.name] = float(steep) / samples * (whole / heard if heard else 1.0)
         return found
 
+    def _shifted(self, point: Point, act: Tensor) -> Tensor:
+        """The vectors less the mean of the first that came, as [length, vectors]."""
+        wide = act.dtype if act.dtype == torch.float64 else torch.float32
+        shift = self._shifts.get(point)
+        if shift is None:
+            shift = act.reshape(len(act), -1).mean(1, dtype=wide).nan_to_num(0.0, 0.0, 0.0)
+            self._shifts[point] = shift
+        shift = shift.view(-1, *[1] * (act.ndim - 1))
+        return torch.sub(act, shift, out=_room(act, wide))
+
     def moments(self) -> dict[str, Moments]:
         """By tap name; frees as it goes."""
         found = {}
         for point in list(self._sums):
             square, total, count = self._sums.pop(point)
+            shift = self._shifts.pop(point).double()
+            mixed = torch.outer(shift, total)
+            square = square + mixed + mixed.T + count * torch.outer(shift, shift)
+            total = total + count * shift
             found[point.name] = Moments(square.cpu().numpy(), total.cpu().numpy(), count, self._per_unit[point])
         return found
 
@@ -95,6 +113,14 @@ class StateMeans:
     def means(self) -> dict[str, np.ndarray]:
         """By tap name, float64 `[length]`, where anything was read."""
         return {p.name: total.cpu().numpy() / count for p, (total, count) in self._sums.items() if count}
+
+
+def _room(act: Tensor, dtype: torch.dtype) -> Tensor:
+    """For a tensor of this shape, laid out like it where its vectors lie side by side, else with channels first."""
+    if act.ndim > 1 and act.stride(0) == 1:
+        flat = torch.empty(*act.shape[1:], len(act), dtype=dtype, device=act.device)
+        return flat.movedim(-1, 0)
+    return torch.empty(act.shape, dtype=dtype, device=act.device)
 
 
 def offsets(point: Point, units: UnitMap) -> int:

@@ -1,21 +1,24 @@
 """What a run did and what can be cut: tables for a terminal, JSON, a picture, measured latency."""
 
 from fairkern.report.files import load_report, save_report
-from fairkern.report.latency import device, latency_ms
-from fairkern.report.modules import module_ms
+from fairkern.report.latency import device, latencies_ms, latency_ms
+from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
 from fairkern.report.progress import progress
 from fairkern.report.rows import group_rows, versions
 from fairkern.report.tables import explain_table, render, report_table
 
 __all__ = [
+    "UNDISTURBED",
+    "Layers",
     "device",
     "draw",
     "explain_table",
     "group_rows",
+    "latencies_ms",
     "latency_ms",
+    "layers_ms",
     "load_report",
-    "module_ms",
     "progress",
     "render",
     "report_table",

@@ -16,7 +16,7 @@ def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     Raises InputError (a value that JSON cannot hold, NaN among them; names its place), OSError (the folder
     does not exist or cannot be written). Nothing half-written stays.
     """
-    write_json(path, "report", {field.name: getattr(report, field.name) for field in fields(report)})
+    write_json(path, "report", {field.name: getattr(report, field.name) for field in fields(Report)})
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:

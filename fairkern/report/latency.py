@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import platform
-import statistics
-import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from fairkern.nested import call_model, tensors_in
+from fairkern.nested import call_model
+from fairkern.report.modules import clock_for, evaluated
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 10, 200, 0.5
 
@@ -28,25 +30,30 @@ def latency_ms(model: nn.Module, example_inputs: Any) -> float:
     Three passes to warm up, then at least ten, up to 200 or half a second. On CUDA each pass is waited for.
     The modules' train / eval modes are put back. Cost: half a second, or thirteen passes of a slow model.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    cuda = any(tensor.is_cuda for tensor in tensors_in(example_inputs))
+    return latencies_ms([model], example_inputs)[0]
 
-    def once() -> float:
-        started = time.perf_counter()
+
+def latencies_ms(models: Sequence[nn.Module], example_inputs: Any, percentile: float = 50) -> list[float]:
+    """The same of several models that take turns, so that a machine that slows down slows all of them.
+
+    Medians, or another `percentile`.
+    """
+    clock = clock_for(example_inputs)
+
+    def once(model: nn.Module) -> float:
+        started = clock()
         call_model(model, example_inputs)
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
+        return clock() - started
 
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for _ in range(_WARM_UP):
-                once()
-            taken: list[float] = []
-            while len(taken) < _LEAST or (len(taken) < _MOST and sum(taken) < _SECONDS):
-                taken.append(once())
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return 1e3 * statistics.median(taken)
+    taken: list[list[float]] = [[] for _ in models]
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(evaluated(model))
+        stack.enter_context(torch.inference_mode())
+        for _ in range(_WARM_UP):
+            for model in models:
+                once(model)
+        while len(taken[0]) < _LEAST or (len(taken[0]) < _MOST and sum(taken[0]) < _SECONDS):
+            for values, model in zip(taken, models, strict=True):
+                values.append(once(model))
+    return [1e3 * float(np.percentile(values, percentile)) for values in taken]

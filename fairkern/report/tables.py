@@ -134,7 +134,12 @@ def quantity(value: float) -> str:
     return _whole(value) if value == int(value) else f"{value:.1f}"
 
 
-_LABELS = {"params": "parameters", "flops": "FLOPs", "latency_ms": "latency"}
+_LABELS = {
+    "params": "parameters",
+    "flops": "FLOPs",
+    "latency_ms": "latency",
+    "latency_predicted_ms": "latency, predicted",
+}
 
 
 def _measure(name: str, value: float | None) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
+ROWS = 128  # of the upper triangle at a time
+
 
 def gram(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Σ a aᵀ and Σ a over all dimensions but `dim`; the lower triangle is the upper one."""
     vectors = x.movedim(dim, 0).reshape(x.shape[dim], -1)
-    product = vectors @ vectors.T
+    product = vectors.new_empty(len(vectors), len(vectors))
+    for row in range(0, len(vectors), ROWS):
+        product[row : row + ROWS, row:] = vectors[row : row + ROWS] @ vectors[row:].T
     return product.triu() + product.triu(1).T, vectors.sum(1)

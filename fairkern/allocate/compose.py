@@ -1,0 +1,112 @@
+"""Plans that were carried out one after the other, as one plan for the model that the first was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fairkern.allocate.plan import build
+from fairkern.errors import PlanMismatchError
+from fairkern.types import AxisGroup, IndexArray, Plan, UnitMap
+
+Left = dict[str, list[IndexArray]]  # per group the units of each of its sets
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+def compose(
+    units: UnitMap,
+    plans: Sequence[Plan],
+    request: Mapping[str, Any] | None = None,
+    result: Mapping[str, Any] | None = None,
+) -> Plan:
+    """One plan that removes from the whole model what these plans removed in turn.
+
+    Args:
+        units: the map of the whole model, which the first plan was made for.
+        plans: each for the model that the one before left; groups are told by name, units count in order. Sets of a
+            group are those of the experts that the plans before have left.
+        request, result: as for `build`.
+
+    Raises PlanMismatchError: a plan that cuts a group of another size than the plans before it have left.
+
+    Example:
+        >>> from fairkern.types import Axis, AxisGroup, GroupAxis
+        >>> def layer(n):
+        ...     held = GroupAxis(Axis("fc1.weight", 0), n, np.arange(n)[:, None], consumer=False)
+        ...     group = AxisGroup("fc1", "neuron", n, (held,), ())
+        ...     return UnitMap("Net", (group,), (), (), (), (), (), {"fc1.weight": (n, 3)})
+        >>> first = build(layer(5), [np.array([0, 2])])  # 1, 3, 4 stay
+        >>> second = build(layer(3), [np.array([1])])  # of these, 1 and 4
+        >>> compose(layer(5), [first, second]).groups[0].removed.tolist()
+        [0, 2, 3]
+    """
+    left = _left(units, plans)
+    removed = []
+    for group in units.groups:
+        gone = [np.setdiff1d(np.arange(group.units), row) for row in left[group.name]]
+        removed.append(_NONE if not gone[0].size else gone[0] if group.sets == 1 else np.stack(gone))
+    return build(units, removed, request, result)
+
+
+def matching(units: UnitMap, plans: Sequence[Plan], current: UnitMap) -> UnitMap:
+    """The map of what the plans left; groups that are not what is left of a group of the whole model are frozen."""
+    left, within = _left(units, plans), _within(units)
+    prunable = {units.groups[g].name for g in units.prunable}
+
+    def fits(group: AxisGroup) -> bool:
+        return (
+            group.name in prunable
+            and [len(row) for row in _rows(left, within, group.name)] == [group.units] * group.sets
+        )
+
+    return current.freeze(
+        {g: "it is no group of the whole model" for g, group in enumerate(current.groups) if not fits(group)}
+    )
+
+
+def _left(units: UnitMap, plans: Sequence[Plan]) -> Left:
+    """Units of every set of the first map that stay, ascending; sets of experts that have gone lose as many."""
+    left = {group.name: [np.arange(group.units)] * group.sets for group in units.groups}
+    within = _within(units)
+    for plan in plans:
+        after = {name: list(rows) for name, rows in left.items()}
+        for group in plan.groups:
+            if not group.removed.size:
+                continue
+            rows = _rows(left, within, group.name)
+            removed = np.atleast_2d(group.removed)
+            if len(rows) != len(removed) or any(len(row) != group.units for row in rows):
+                found = f"{len(rows)} × {len(rows[0])} units" if rows else "no such group"
+                raise PlanMismatchError(
+                    f"a plan cuts group {group.name!r} of {len(removed)} × {group.units} units; "
+                    f"the plans before it left {found}"
+                )
+            first = removed.shape[1]
+            after[group.name] = [row[first:] for row in left[group.name]]
+            for k, row, gone in zip(_sets(left, within, group.name), rows, removed, strict=True):
+                after[group.name][k] = np.delete(row, gone)
+        left = after
+    return left
+
+
+def _within(units: UnitMap) -> dict[str, str]:
+    """Groups with sets, and the group of the whole experts that their sets belong to."""
+    whole = {(a.axis.tensor, a.axis.dim): group.name for group in units.groups if group.sets == 1 for a in group.axes}
+    found = {}
+    for group in units.groups:
+        holder = next((whole[place] for a in group.axes if (place := (a.axis.tensor, 0)) in whole), None)
+        if group.sets > 1 and holder is not None:
+            found[group.name] = holder
+    return found
+
+
+def _sets(left: Left, within: Mapping[str, str], name: str) -> list[int]:
+    """The sets of a group, as the first map counts them, whose expert is still there."""
+    rows = left.get(name, [])
+    return left[within[name]][0].tolist() if name in within else list(range(len(rows)))
+
+
+def _rows(left: Left, within: Mapping[str, str], name: str) -> list[IndexArray]:
+    return [left[name][k] for k in _sets(left, within, name)]

@@ -1,0 +1,153 @@
+"""Measured latency: of a model, of its layers at several widths, and of a plan against what was predicted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from fairkern import allocate, artefacts, compact, report, types
+from fairkern.api import Plan, Scores
+from fairkern.errors import InputError
+from fairkern.nested import tensors_in
+
+PathLike = str | os.PathLike[str]
+
+
+def latency(model: nn.Module, example_inputs: Any) -> float:
+    """Median milliseconds of a forward pass in eval mode on these inputs, after warming up."""
+    return report.latency_ms(model, example_inputs)
+
+
+def latency_table(
+    model: nn.Module,
+    units: types.UnitMap,
+    example_inputs: Any,
+    *,
+    cache: PathLike | None = None,
+    shares: Sequence[float] = (1.0, 0.75, 0.5, 0.25, 0.1),
+    round_to: int = 1,
+    seed: int = 0,
+) -> types.LatencyTable:
+    """Milliseconds of every layer by how much of it is left, measured here: what `plan(keep_latency=…)` is solved with.
+
+    The model is cut at random to every share, and as often again with another share for every group, so that a
+    layer's inputs and outputs are told apart. Each cut is timed, whole and layer by layer, in turn with the uncut
+    model. A layer's time is then fitted as a sum of terms (`fairkern.types.LatencyTable`).
+
+    Args:
+        model: the model that `units` was traced from; left as it was.
+        units: from `trace`.
+        example_inputs: what to time a forward pass on, as for `trace`; batch size and shapes are part of the answer.
+        cache: a JSON file to read the table from, if it was measured on this device, with this model, these inputs,
+            shares and rounding, and this torch; else it is measured and written there.
+        shares: of the units of every group that stay.
+        round_to: what stays in a group that is cut is a multiple of it, as in the plans that the table is for.
+        seed: of the units that go.
+
+    Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
+    Cost: twice as many cuts as shares, and for each about a second, or 24 passes of a slow model.
+    """
+    key = {**_key(model, example_inputs), "shares": list(shares), "round_to": round_to, "seed": seed}
+    if cache is not None and os.path.exists(cache):
+        known = artefacts.load_latency(cache)
+        if known.key == key and dict(known.shapes) == dict(units.shapes):
+            return known
+    measured: list[tuple[list[types.IndexArray], report.Layers]] = []
+    removals = [
+        [np.zeros(0, dtype=np.int64)] * len(units.groups),
+        *allocate.widths(units, [share for share in shares if share != 1], round_to, seed),
+    ]
+    for removed in removals:
+        small = compact.apply(model, allocate.build(units, removed))
+        layers = measured[0][1].layers if measured else None
+        timed = report.layers_ms(small, model, example_inputs, layers)
+        measured.append((removed, timed))
+    whole = float(np.median([timed.beside_ms for _, timed in measured]))
+    table = allocate.fit(
+        units,
+        [name for name, _ in model.named_parameters()],
+        [_cut(removed, timed, whole / timed.beside_ms) for removed, timed in measured],
+        key,
+    )
+    if cache is not None:
+        artefacts.save_latency(table, cache)
+    return table
+
+
+def plan_latency(
+    scores: Scores,
+    model: nn.Module,
+    example_inputs: Any,
+    keep_latency: float,
+    *,
+    latency: types.LatencyTable | None = None,
+    looks: int = 4,
+    within: float = 0.03,
+    **options: Any,
+) -> Plan:
+    """A plan for a share of the model's time, solved with a table and checked by timing the model that it leaves.
+
+    The plan's cut model is timed in turn with the uncut one. Where the share is not within a few per cent of what the
+    table predicts, the table is scaled to what was seen and the plan solved anew. Of several plans that one is
+    taken which came closest to its prediction; `result["latency_looks"]` has what was predicted and measured of each.
+
+    Args:
+        scores: of `model`.
+        model: uncompensated copies of it are cut and timed; it is left as it was.
+        example_inputs: what is timed.
+        keep_latency: at most this share of the whole model's time stays, by the table.
+        latency: from `latency_table` on these inputs; measured here where none is given.
+        looks: at how many plans to look at most; at least 1.
+        within: relative difference of the shares that is good enough.
+        options: of `Scores.plan`.
+
+    Raises what `Scores.plan` raises, and InputError for less than one look.
+    Cost: a table, and for every look a cut and a second, or 26 passes of a slow model.
+    """
+    if looks < 1:
+        raise InputError(f"looks is {looks}; expected at least 1")
+    if latency is None:
+        latency = latency_table(model, scores.units, example_inputs, round_to=options.get("round_to", 1))
+    found: list[tuple[float, Plan]] = []
+    seen: list[list[float]] = []
+    while len(found) < looks:
+        plan = scores.plan(keep_latency=keep_latency, latency=latency, **options)
+        predicted = plan.result["latency_after_ms"] / plan.result["latency_before_ms"]
+        small = compact.apply(model, plan)
+        whole, left = report.latencies_ms([model, small], example_inputs, report.UNDISTURBED)
+        seen.append([predicted, left / whole])
+        found.append((abs(left / whole / predicted - 1), plan))
+        if found[-1][0] <= within:
+            break
+        counts = {group.name: group.removed.shape[-1] for group in plan.groups}
+        removed = np.array([counts.get(group.name, 0) for group in scores.units.groups], dtype=np.int64)
+        latency = allocate.corrected(scores.units, latency, removed, left / whole)
+    _, best = min(found, key=lambda item: item[0])
+    return replace(best, result={**best.result, "latency_looks": seen})
+
+
+def _cut(removed: Sequence[types.IndexArray], timed: report.Layers, by: float) -> types.LatencyCut:
+    """A measured cut, in the milliseconds of a machine on which the uncut model takes what it takes on the median."""
+    return types.LatencyCut(
+        np.array([len(units.T) for units in removed], dtype=np.int64),
+        timed.ms * by,
+        {path: ms * by for path, ms in timed.layers.items()},
+        timed.outputs,
+    )
+
+
+def _key(model: nn.Module, example_inputs: Any) -> dict[str, Any]:
+    """Where and on what latency is measured."""
+    return {
+        **report.device(model),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "model": type(model).__name__,
+        "inputs": [[str(t.dtype), *t.shape] for t in tensors_in(example_inputs)],
+    }
