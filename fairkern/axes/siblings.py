@@ -185,6 +185,10 @@ class _Place:
             if path(module) != module:
                 graph.features[path(module)] = to[channels]
         graph.sites += [(path(module), to[nodes]) for module, nodes in graph.sites if path(module) != module]
+        for module, calls in list(self._tracing.size_calls):
+            if path(module) != module:
+                self._tracing.size_calls.append((path(module), [call.of(to) for call in calls]))
+                self._tracing.alike[path(module)] = module
 
 
 def _components(graph: Graph) -> np.ndarray:

@@ -57,6 +57,7 @@ class Tracing:
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
     size_calls: list[tuple[str, list[SizeCall]]] = field(default_factory=list)  # per module call of eval mode
+    alike: dict[str, str] = field(default_factory=dict)  # module that was not reached -> the one that it is traced like
     experts: dict[str, FusedExperts] = field(default_factory=dict)  # by module path
 
 

@@ -126,7 +126,8 @@ def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, 
     observed = observed_attributes(model, tracing, sizes.of, lambda e: bool(sizes.extents[e].parts))
     named = {(a.module, a.attribute) for a in attributes}
     attributes += [SizeAttribute(m, a, e, observed=True) for m, a, e in observed if (m, a) not in named]
-    sites = tuple(size_sites(tracing.size_calls, sizes.of, sizes.extents))
+    found_sites = size_sites(tracing.size_calls, sizes.of, sizes.extents)
+    sites = tuple(replace(s, like=tracing.alike.get(s.module, "")) for s in found_sites)
     reasons = dict(sizes.uneven)
     notes = list(tracing.notes)
     if tracing.unknown:
