@@ -139,6 +139,7 @@ class _Place:
         for i, (nodes, reason) in enumerate(graph.freezes[: self._freezes]):
             here = nodes[own[nodes]]
             freeze = graph.freeze_unless_routed if i in graph.unless_routed else graph.freeze
+            freeze = graph.freeze_unless_proven if i in graph.unless_proven else freeze
             freeze(to[here], reason)
         for f in list(graph.factors):
             if own[f.flat].any() or any(own[ids].any() for ids in f.factors):

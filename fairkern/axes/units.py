@@ -71,15 +71,37 @@ def _signatures(places: _Places, count: int) -> np.ndarray:
     return out
 
 
-def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, ...]]:
-    """Groups, taps, costs and size attributes of a traced model, and its size sites, none of them in use.
+@dataclass(frozen=True)
+class Solution:
+    """A map and its size sites, none of them in use."""
+
+    units: UnitMap
+    sites: tuple[SizeSite, ...]
+
+    @property
+    def positions(self) -> int:
+        """How many axis positions can be cut."""
+        return sum(axis.positions.size for g in self.units.prunable for axis in self.units.groups[g].axes)
+
+
+def solve(model: nn.Module, tracing: Tracing) -> tuple[Solution, Solution | None]:
+    """Groups, taps, costs and size attributes of a traced model; and the same with what only a proof can allow (code
+    that may slice at fixed numbers), None where that is nothing.
 
     Linear in axis positions, up to sorting.
     """
-    graph = tracing.graph
     _freeze_unreached(model, tracing)
     routing = Routing(model, tracing)
-    solver = Solver(graph, routing.nodes)
+    certain = _solve(model, tracing, routing, daring=False)
+    if not tracing.graph.unless_proven:
+        return certain, None
+    daring = _solve(model, tracing, routing, daring=True)
+    return certain, daring if daring.positions > certain.positions else None
+
+
+def _solve(model: nn.Module, tracing: Tracing, routing: Routing, daring: bool) -> Solution:
+    graph = tracing.graph
+    solver = Solver(graph, routing.nodes, daring)
     decide_factors(solver, graph.factors, tracing.deadline)
     _freeze_unconsumed(solver, graph)
     labels = solver.labels
@@ -144,7 +166,7 @@ def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, 
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
     )
-    return units.freeze(reasons), sites
+    return Solution(units.freeze(reasons), sites)
 
 
 def _counted(groups: np.ndarray) -> list[tuple[int, int]]:
