@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         error=worst,
         sizes=_means(units, plan),
         reloads=reloads,
-        frozen="; ".join(f"{count}× {reason}" for reason, count in reasons.most_common(2)),
+        frozen="; ".join([*train_only(units), *(f"{count}× {reason}" for reason, count in reasons.most_common(2))]),
         checked="float32" if large else "float64",
         unknown=without_rule(units),
     )
@@ -101,6 +102,13 @@ def _means(units: fk.UnitMap, plan: Plan) -> str:
         "replacement": plan.replacements,
     }
     return ", ".join(name for name, used in means.items() if used)
+
+
+def train_only(units: fk.UnitMap) -> list[str]:
+    """The share of parameters that eval mode does not reach, from the map's notes."""
+    found = [re.match(r"(\d+) of (\d+) parameters are reached in train mode only", note) for note in units.notes]
+    shares = [int(m[1]) / int(m[2]) for m in found if m]
+    return [f"{100 * share:.0f} % of parameters are reached in train mode only (auxiliary heads)" for share in shares]
 
 
 def without_rule(units: fk.UnitMap) -> tuple[str, ...]:

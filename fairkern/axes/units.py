@@ -91,6 +91,7 @@ def solve(model: nn.Module, tracing: Tracing) -> tuple[Solution, Solution | None
     Linear in axis positions, up to sorting.
     """
     _freeze_unreached(model, tracing)
+    _note_train_only(model, tracing)
     routing = Routing(model, tracing)
     certain = _solve(model, tracing, routing, daring=False)
     if not tracing.graph.unless_proven:
@@ -202,6 +203,18 @@ def _freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
                 for nodes in by_length.pop(n):
                     tracing.graph.freeze(nodes, f"may be read by {name}, which the example inputs do not reach")
     tracing.notes.append(f"{len(missed)} parameters are not reached by the example inputs, first {missed[0]}")
+
+
+def _note_train_only(model: nn.Module, tracing: Tracing) -> None:
+    """Auxiliary heads: nothing is heard of them in eval mode, so that nothing says which of their units matter."""
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    heads = [name for name in sizes if name in tracing.reached_training - tracing.reached]
+    if heads:
+        count, total = sum(sizes[name] for name in heads), sum(sizes.values())
+        tracing.notes.append(
+            f"{count} of {total} parameters are reached in train mode only, first {heads[0]}: units of theirs are not "
+            "cut; a model that is not trained further can do without these modules"
+        )
 
 
 def _may_read(module: nn.Module | None, shape: tuple[int, ...], n: int) -> bool:
