@@ -89,6 +89,11 @@ class Contraction:
     training: bool = False  # seen in train mode only: nothing to tap
     inner: bool = False  # a recurrent step reads its own unit: nothing to tap, and the unit is heard where it leaves
     side: str = "input"  # of the tap
+    still: bool = False  # no input changes the activation: no sample tells its units apart, so nothing to tap
+
+    @property
+    def untapped(self) -> bool:
+        return self.training or self.inner or self.still
 
 
 @dataclass(frozen=True, eq=False)

@@ -227,15 +227,17 @@ def _may_read(module: nn.Module | None, shape: tuple[int, ...], n: int) -> bool:
 
 
 def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
-    consumed, tapped = np.zeros(solver.count, dtype=bool), np.zeros(solver.count, dtype=bool)
+    consumed, tapped, still = (np.zeros(solver.count, dtype=bool) for _ in range(3))
     for c in graph.contractions:
         consumed[solver.labels[c.nodes]] = True
-        if c.training or c.inner:
+        still[solver.labels[c.nodes]] |= c.still
+        if c.untapped:
             continue
         tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
             solver.freeze(c.nodes, f"its consumer {c.op} reads nothing that could be tapped")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
+    solver.freeze(np.flatnonzero((still & ~tapped)[solver.labels]), "no input changes it, so that no sample scores it")
     solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")
     solver.relabel()
 
@@ -312,7 +314,7 @@ def _group(
             frozen = frozen or f"its units are of unequal size in {c.op}"
             continue
         known = taps.get((c.activation, c.dim))
-        if c.training or c.inner or (known is None and (c.side, c.site) in heard):
+        if c.untapped or (known is None and (c.side, c.site) in heard):
             continue
         heard.add((c.side, c.site))
         sites, weights = (known.sites, known.weights) if known else ((), ())
