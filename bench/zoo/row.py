@@ -33,7 +33,7 @@ class Row:
     prunable: int = 0
     units: int = 0
     share: float = 0.0  # of the parameters that lie on an axis that can be cut
-    trace_s: float = 0.0
+    trace_s: float = 0.0  # of a processor, so that a busy machine does not count
     error: float = float("nan")
     sizes: str = ""  # how sizes that modules hold or pass on follow the cut
     reloads: bool | None = None  # saved and loaded in a new process: the same outputs, bit for bit
@@ -57,15 +57,15 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         model, inputs = entry.load()
         total = sum(p.numel() for p in model.parameters())
         large = total > LARGE
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             units = fk.trace(model, inputs, verify=False)
-            seconds = time.perf_counter() - start
+            seconds = time.process_time() - start
             model, inputs = prepared(model, inputs, double=not large)
             if not large:
                 units = fk.trace(model, inputs, seed=seed, time_limit=None)
         except fk.InputError as error:
-            return Row(entry.library, entry.name, trace_s=time.perf_counter() - start, frozen=str(error)[:200])
+            return Row(entry.library, entry.name, trace_s=time.process_time() - start, frozen=str(error)[:200])
         removals = [random_removal(units, fraction, seed=1) for fraction in (0.0, 0.3, 0.7)]  # 0: a unit of each
         worst = max(_error(model, units, removed, inputs) for removed in removals)
         plan = build(units, removals[0])
