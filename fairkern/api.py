@@ -196,7 +196,7 @@ def trace(
     deadline = Deadline(time_limit)
     if verify:
         compact.check_values(model)
-    certain, daring = axes.solutions(model, [example_inputs, *more], deadline)
+    certain, daring = axes.solutions(model, [example_inputs, *more], deadline, dare=verify)
     units = certain.units
     if verify and (units.prunable or daring is not None):
         units = replace(proven(model, certain, daring, (example_inputs, *more), seed, deadline), proven=True)

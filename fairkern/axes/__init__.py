@@ -22,9 +22,11 @@ def unit_map(model: nn.Module, runs: Sequence[Any], deadline: Deadline = NO_LIMI
     return solutions(model, runs, deadline)[0].units
 
 
-def solutions(model: nn.Module, runs: Sequence[Any], deadline: Deadline = NO_LIMIT) -> tuple[Solution, Solution | None]:
-    """The unit map, with every size site that could be substituted where the proof finds that a group needs it; and
-    a map that cuts more, if there is one, which holds only if the proof shows that it does."""
+def solutions(
+    model: nn.Module, runs: Sequence[Any], deadline: Deadline = NO_LIMIT, dare: bool = False
+) -> tuple[Solution, Solution | None]:
+    """The unit map, with every size site that could be substituted where the proof finds that a group needs it; and,
+    to `dare`, a map that cuts more, if there is one, which holds only if the proof shows that it does."""
     check_model(model)
     check_inputs(model, runs)
-    return solve(model, _trace(model, runs, deadline))
+    return solve(model, _trace(model, runs, deadline), dare)

@@ -65,6 +65,11 @@ class Solver:
         self._news = []
         self.component_reason = np.where(reason == len(self.reasons), FREE, reason)
 
+    @property
+    def nodes(self) -> np.ndarray:
+        """All of them."""
+        return np.arange(self.n)
+
     def free(self, nodes: np.ndarray) -> np.ndarray:
         """Which of these nodes lie in components that nothing freezes."""
         return self.component_reason[self.labels[nodes.reshape(-1)]] == FREE

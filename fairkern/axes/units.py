@@ -84,25 +84,27 @@ class Solution:
         return sum(axis.positions.size for g in self.units.prunable for axis in self.units.groups[g].axes)
 
 
-def solve(model: nn.Module, tracing: Tracing) -> tuple[Solution, Solution | None]:
-    """Groups, taps, costs and size attributes of a traced model; and the same with what only a proof can allow (code
-    that may slice at fixed numbers), None where that is nothing.
+def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solution, Solution | None]:
+    """Groups, taps, costs and size attributes of a traced model; and, to `dare`, the same with what only a proof can
+    allow (code that may slice at fixed numbers), None where that is nothing.
 
     Linear in axis positions, up to sorting.
     """
     _freeze_unreached(model, tracing)
     _note_train_only(model, tracing)
     routing = Routing(model, tracing)
-    certain = _solve(model, tracing, routing, daring=False)
-    if not tracing.graph.unless_proven:
-        return certain, None
-    daring = _solve(model, tracing, routing, daring=True)
-    return certain, daring if daring.positions > certain.positions else None
+    solver, daring = Solver(tracing.graph, routing.nodes), None
+    if dare and tracing.graph.unless_proven:
+        daring = Solver(tracing.graph, routing.nodes, daring=True)
+        if np.array_equal(daring.free(daring.nodes), solver.free(solver.nodes)):
+            daring = None  # something else freezes the same
+    certain = _solve(model, tracing, routing, solver)
+    more = None if daring is None else _solve(model, tracing, routing, daring)
+    return certain, more if more is not None and more.positions > certain.positions else None
 
 
-def _solve(model: nn.Module, tracing: Tracing, routing: Routing, daring: bool) -> Solution:
+def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver) -> Solution:
     graph = tracing.graph
-    solver = Solver(graph, routing.nodes, daring)
     decide_factors(solver, graph.factors, tracing.deadline)
     _freeze_unconsumed(solver, graph)
     labels = solver.labels
