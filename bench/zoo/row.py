@@ -59,10 +59,10 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         large = total > LARGE
         start = time.process_time()
         try:
-            units = fk.trace(model, inputs, verify=False)
+            units = _unproven(model, inputs, large)
             seconds = time.process_time() - start
             model, inputs = prepared(model, inputs, double=not large)
-            if not large:
+            if units is None or not large:
                 units = fk.trace(model, inputs, seed=seed, time_limit=None)
         except fk.InputError as error:
             return Row(entry.library, entry.name, trace_s=time.process_time() - start, frozen=str(error)[:200])
@@ -89,6 +89,16 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         checked="float32" if large else "float64",
         unknown=without_rule(units),
     )
+
+
+def _unproven(model: nn.Module, inputs: Any, large: bool) -> fk.UnitMap | None:
+    """The map without the proof; None where only the proof can allow a cut and there will be one."""
+    try:
+        return fk.trace(model, inputs, verify=False)
+    except fk.InputError:
+        if large:
+            raise
+        return None
 
 
 def _means(units: fk.UnitMap, plan: Plan) -> str:
