@@ -198,9 +198,10 @@ def trace(
     deadline = Deadline(time_limit)
     if verify:
         compact.check_values(model)
-    units, sites = axes.map_and_sites(model, [example_inputs, *more], deadline)
-    if verify and units.prunable:
-        units = replace(proven(model, units, sites, (example_inputs, *more), seed, deadline), proven=True)
+    certain, daring = axes.solutions(model, [example_inputs, *more], deadline, dare=verify)
+    units = certain.units
+    if verify and (units.prunable or daring is not None):
+        units = replace(proven(model, certain, daring, (example_inputs, *more), seed, deadline), proven=True)
         deadline.check("proving groups")
         units = described(model, units, example_inputs, seed)
     if not units.prunable:

@@ -3,67 +3,96 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from fairkern import allocate, axes, compact
+from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.types import AxisGroup, IndexArray, SizeSite, UnitMap
 
 
+@dataclass(frozen=True)
+class _Proof:
+    """Runs a model pruned and masked, on several inputs."""
+
+    model: nn.Module
+    runs: Sequence[Any]
+    seed: int
+    deadline: Deadline
+
+    def failing(self, candidate: UnitMap, learn: bool, together: bool) -> tuple[UnitMap, dict[int, str]]:
+        """What fails, and the map without the sites whose numbers turn out right by themselves."""
+        failed: dict[int, str] = {}
+        needless: set[tuple[str, int, int]] | None = set() if learn else None
+        for inputs in self.runs:
+            failed |= compact.prove(
+                self.model,
+                candidate.freeze(failed),
+                inputs,
+                make_plan=allocate.build,
+                seed=self.seed,
+                needless_sites=needless,
+                together=together,
+                deadline=self.deadline,
+            )
+            if needless is not None:
+                candidate, needless = candidate.without_sites(needless), None
+        return candidate, failed
+
+    def whole(self, units: UnitMap, sites: Sequence[SizeSite]) -> UnitMap | None:
+        """The map if all of its groups hold together, as it is or with sizes substituted."""
+        for candidate, learn in _with_and_without(units, sites, units.prunable):
+            candidate, failed = self.failing(candidate, learn, together=True)
+            if not failed:
+                return candidate
+        return None
+
+
+def _with_and_without(
+    candidate: UnitMap, sites: Sequence[SizeSite], groups: Iterable[int]
+) -> list[tuple[UnitMap, bool]]:
+    sited = candidate.with_sites(sites, groups)
+    return [(candidate, False), (sited, True)] if sited.sites else [(candidate, False)]
+
+
 def proven(
     model: nn.Module,
-    units: UnitMap,
-    sites: Sequence[SizeSite],
+    certain: Solution,
+    daring: Solution | None,
     runs: Sequence[Any],
     seed: int,
     deadline: Deadline,
 ) -> UnitMap:
     """The map with every group frozen that fails on any of the inputs.
 
-    Tried until all groups pass together: the map as it is; with sizes substituted that modules' code passes on; and
-    for the groups that fail then, the same two without attributes that were recognised by their value, which may be a
-    coincidence. If none of these passes whole, the one with which the fewest groups fail.
+    `daring`, which cuts more than the trace vouches for, is taken if all of its groups pass together, and else not at
+    all. Of the certain map, tried until all groups pass together: the map as it is; with sizes substituted that
+    modules' code passes on; and for the groups that fail then, the same two without attributes that were recognised by
+    their value, which may be a coincidence. If none of these passes whole, the one with which the fewest groups fail.
     """
-
-    def failing(candidate: UnitMap, learn: bool, together: bool) -> tuple[UnitMap, dict[int, str]]:
-        """What fails, and the map without the sites whose numbers turn out right by themselves."""
-        failed: dict[int, str] = {}
-        needless: set[tuple[str, int, int]] | None = set() if learn else None
-        for inputs in runs:
-            failed |= compact.prove(
-                model,
-                candidate.freeze(failed),
-                inputs,
-                make_plan=allocate.build,
-                seed=seed,
-                needless_sites=needless,
-                together=together,
-                deadline=deadline,
-            )
-            if needless is not None:
-                candidate, needless = candidate.without_sites(needless), None
-        return candidate, failed
-
-    def with_and_without(candidate: UnitMap, groups: Iterable[int]) -> list[tuple[UnitMap, bool]]:
-        sited = candidate.with_sites(sites, groups)
-        return [(candidate, False), (sited, True)] if sited.sites else [(candidate, False)]
-
-    for candidate, learn in with_and_without(units, units.prunable):
-        candidate, failed = failing(candidate, learn, together=True)
-        if not failed:
-            return candidate
-    _, failed = failing(units, learn=False, together=False)
+    proof = _Proof(model, runs, seed, deadline)
+    units, sites = certain.units, certain.sites
+    tried = [(units, sites)]
+    if daring is not None:
+        unobserved = daring.units.without_observed(daring.units.prunable)
+        dared = [daring.units, unobserved] if unobserved.attributes != daring.units.attributes else [daring.units]
+        tried = [*((candidate, daring.sites) for candidate in dared), *tried]
+    for candidate, known in tried:
+        found = proof.whole(candidate, known)
+        if found is not None:
+            return found
+    _, failed = proof.failing(units, learn=False, together=False)
     best = units.freeze(failed)
-    others = with_and_without(units.without_observed(failed), failed)
+    others = _with_and_without(units.without_observed(failed), sites, failed)
     if len(others[0][0].attributes) == len(units.attributes):
         del others[0]
     for together in (True, False):
         for candidate, learn in others:
-            candidate, again = failing(candidate, learn, together)
+            candidate, again = proof.failing(candidate, learn, together)
             if not again:
                 return candidate
             if not together and len(again) < len(failed):

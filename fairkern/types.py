@@ -173,7 +173,8 @@ class SizeSite:
     """A size that a module's own code passes to a call, as a number, and the extent that it follows.
 
     `call` counts the size-taking calls that the module makes itself within one forward pass, from 0; `function` is
-    the name of the function and `place` counts the numbers that it is given (`fairkern.size_calls`).
+    the name of the function and `place` counts the numbers that it is given (`fairkern.size_calls`). `like`: the
+    module that makes the same calls, where the example inputs did not reach this one.
     """
 
     module: str
@@ -181,6 +182,7 @@ class SizeSite:
     function: str
     place: int
     extent: int  # index into `UnitMap.extents`
+    like: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -242,9 +244,9 @@ class UnitMap:
         return replace(self, sites=(*self.sites, *more))
 
     def without_sites(self, sites: Iterable[tuple[str, int, int]]) -> UnitMap:
-        """The same map without the size sites at these (module, call, place)."""
+        """The same map without the size sites at these (module, call, place), and in modules traced like those."""
         gone = set(sites)
-        return replace(self, sites=tuple(s for s in self.sites if (s.module, s.call, s.place) not in gone))
+        return replace(self, sites=tuple(s for s in self.sites if (s.like or s.module, s.call, s.place) not in gone))
 
     def follows(self, extent: int) -> set[int]:
         """Indices of the groups that an extent shrinks with."""

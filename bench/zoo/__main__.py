@@ -33,8 +33,9 @@ numbers substituted in the calls of the module's own code (site), a class of equ
 `reloads`: the model cut by 0.3 was saved, loaded in a new process into a fresh model, and gave the same outputs, bit
 for bit (–: not tried, in rows from a commit before that column, or nothing to cut).
 
-`trace` is the time of tracing in float32 without the proof. Models above 200 million parameters are proven and cut in
-float32, where their copies fit into memory: their `error` is that of float32, and marked so.
+`trace` is the processor time of tracing in float32 without the proof, the forward pass included. Models above 200
+million parameters are proven and cut in float32, where their copies fit into memory: their `error` is that of float32,
+and marked so.
 
 """
 

@@ -143,7 +143,14 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "distilbert": (
         "DistilBertModel",
         "DistilBertConfig",
-        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48, "vocab_size": 67},
+        {
+            "dim": 32,
+            "n_layers": 2,
+            "n_heads": 4,
+            "hidden_dim": 48,
+            "vocab_size": 67,
+            "max_position_embeddings": 64,
+        },
         "ids",
     ),
     "t5": (

@@ -10,22 +10,23 @@ from torch import nn
 from fairkern.axes.accepts import check_inputs, check_model
 from fairkern.axes.config import config_fields
 from fairkern.axes.trace import trace as _trace
-from fairkern.axes.units import solve
+from fairkern.axes.units import Solution, solve
 from fairkern.deadline import NO_LIMIT, Deadline
-from fairkern.types import SizeSite, UnitMap
+from fairkern.types import UnitMap
 
-__all__ = ["config_fields", "map_and_sites", "unit_map"]
+__all__ = ["Solution", "config_fields", "solutions", "unit_map"]
 
 
 def unit_map(model: nn.Module, runs: Sequence[Any], deadline: Deadline = NO_LIMIT) -> UnitMap:
     """Trace `model` on each of `runs` (example inputs) and solve. Nothing is proven yet."""
-    return map_and_sites(model, runs, deadline)[0]
+    return solutions(model, runs, deadline)[0].units
 
 
-def map_and_sites(
-    model: nn.Module, runs: Sequence[Any], deadline: Deadline = NO_LIMIT
-) -> tuple[UnitMap, tuple[SizeSite, ...]]:
-    """The unit map, and every size site that could be substituted where the proof finds that a group needs it."""
+def solutions(
+    model: nn.Module, runs: Sequence[Any], deadline: Deadline = NO_LIMIT, dare: bool = False
+) -> tuple[Solution, Solution | None]:
+    """The unit map, with every size site that could be substituted where the proof finds that a group needs it; and,
+    to `dare`, a map that cuts more, if there is one, which holds only if the proof shows that it does."""
     check_model(model)
     check_inputs(model, runs)
-    return solve(model, _trace(model, runs, deadline))
+    return solve(model, _trace(model, runs, deadline), dare)

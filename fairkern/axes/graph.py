@@ -89,6 +89,11 @@ class Contraction:
     training: bool = False  # seen in train mode only: nothing to tap
     inner: bool = False  # a recurrent layer reads its own unit, which is scored where it leaves
     side: str = "input"  # of the tap
+    still: bool = False  # no input changes the activation: no sample tells its units apart, so nothing to tap
+
+    @property
+    def untapped(self) -> bool:
+        return self.training or self.still or (self.inner and self.side != "hidden")
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +115,8 @@ class Graph:
     freezes: list[tuple[np.ndarray, str]] = field(default_factory=list)
     # those of the freezes that do not hold for experts: where a router's logit is −inf, the expert is as good as gone
     unless_routed: set[int] = field(default_factory=set)
+    # those of the freezes that fall where a proof shows that the code follows the cut by itself, or by its size sites
+    unless_proven: set[int] = field(default_factory=set)
     # nodes among which the k largest are looked for -> k
     ranked: list[tuple[np.ndarray, int]] = field(default_factory=list)
     factors: list[Factors] = field(default_factory=list)
@@ -151,6 +158,12 @@ class Graph:
         self.unless_routed.add(len(self.freezes))
         self.freeze(dim, reason)
         self.unless_routed.discard(len(self.freezes))  # nothing was frozen
+
+    def freeze_unless_proven(self, dim: Dim, reason: str) -> None:
+        """These positions stay, unless a proof shows that they can go."""
+        self.unless_proven.add(len(self.freezes))
+        self.freeze(dim, reason)
+        self.unless_proven.discard(len(self.freezes))  # nothing was frozen
 
     def frozen(self, n: int, reason: str) -> np.ndarray:
         """`n` fresh nodes that stay."""

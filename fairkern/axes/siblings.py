@@ -139,6 +139,7 @@ class _Place:
         for i, (nodes, reason) in enumerate(graph.freezes[: self._freezes]):
             here = nodes[own[nodes]]
             freeze = graph.freeze_unless_routed if i in graph.unless_routed else graph.freeze
+            freeze = graph.freeze_unless_proven if i in graph.unless_proven else freeze
             freeze(to[here], reason)
         for f in list(graph.factors):
             if own[f.flat].any() or any(own[ids].any() for ids in f.factors):
@@ -185,6 +186,10 @@ class _Place:
             if path(module) != module:
                 graph.features[path(module)] = to[channels]
         graph.sites += [(path(module), to[nodes]) for module, nodes in graph.sites if path(module) != module]
+        for module, calls in list(self._tracing.size_calls):
+            if path(module) != module:
+                self._tracing.size_calls.append((path(module), [call.of(to) for call in calls]))
+                self._tracing.alike[path(module)] = module
 
 
 def _components(graph: Graph) -> np.ndarray:

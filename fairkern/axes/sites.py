@@ -28,6 +28,11 @@ class SizeCall:
     function: str
     numbers: tuple[tuple[int, Dim], ...]  # a number that is not whole, or is −1, has the dimension CONSTANT
 
+    def of(self, nodes: np.ndarray) -> SizeCall:
+        """The same call of a module alike, whose nodes are `nodes[n]` for every `n` here."""
+        moved = ((n, nodes[dim] if isinstance(dim, np.ndarray) else dim) for n, dim in self.numbers)
+        return SizeCall(self.function, tuple(moved))
+
 
 class SizeCalls(TorchFunctionMode):
     """Writes down every size-taking call of a run, under the module call that made it."""

@@ -17,8 +17,9 @@ FREE = -1
 class Solver:
     """Components and their freeze reasons, as factors get decided one after the other."""
 
-    def __init__(self, graph: Graph, routed: np.ndarray | None = None) -> None:
-        """`routed`: per node, whether it belongs to an expert that a router can leave out."""
+    def __init__(self, graph: Graph, routed: np.ndarray | None = None, daring: bool = False) -> None:
+        """`routed`: per node, whether it belongs to an expert that a router can leave out. `daring`: leave to the
+        proof what it can show."""
         self.n = self.count = graph.nodes
         self.edges = list(graph.edges)
         self.reasons: list[str] = []
@@ -28,6 +29,8 @@ class Solver:
         self.labels = np.arange(self.n, dtype=np.int32)
         self.component_reason = np.full(self.n, FREE, dtype=np.int32)
         for i, (nodes, reason) in enumerate(graph.freezes):
+            if daring and i in graph.unless_proven:
+                continue
             held = nodes if routed is None or i not in graph.unless_routed else nodes[~routed[nodes]]
             self.freeze(held, reason)
         self.relabel()
@@ -61,6 +64,11 @@ class Solver:
             reason[parts] = np.minimum(reason[parts], code)
         self._news = []
         self.component_reason = np.where(reason == len(self.reasons), FREE, reason)
+
+    @property
+    def nodes(self) -> np.ndarray:
+        """All of them."""
+        return np.arange(self.n)
 
     def free(self, nodes: np.ndarray) -> np.ndarray:
         """Which of these nodes lie in components that nothing freezes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,7 @@ class Tracing:
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
     size_calls: list[tuple[str, list[SizeCall]]] = field(default_factory=list)  # per module call of eval mode
+    alike: dict[str, str] = field(default_factory=dict)  # module that was not reached -> the one that it is traced like
     experts: dict[str, FusedExperts] = field(default_factory=dict)  # by module path
 
 
@@ -150,6 +151,7 @@ def _run(
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
+    tracks.keep_still(names.values())
     modules = _ModuleStack(model, tracks.of, tracing.experts.keys())
     functions = _Functions(tracing.graph, tracks)
     mode = _Mode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=first)
@@ -231,12 +233,19 @@ class _Mode(TorchDispatchMode):
         if func._schema.name.split("::")[1] not in RULES and func._can_decompose():
             with self:  # inference mode shows composite operators whole
                 return func.decompose(*args, **(kwargs or {}))
+        still = self._tracks.still(tensors)
+        known = len(self._tracing.graph.contractions)
         result = func(*args, **(kwargs or {}))
         for t in tensors:
             name = self._by_id.get(id(t))
             if name is not None:
                 self._reached.add(name)
-        self._follow(func, arguments, tensors, before, strides, written, list(tensors_in(result)))
+        made = list(tensors_in(result))
+        self._follow(func, arguments, tensors, before, strides, written, made)
+        self._tracks.keep_still(made, still)
+        if still:
+            found = self._tracing.graph.contractions
+            found[known:] = [replace(c, still=True) for c in found[known:]]
         return result
 
     def _follow(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Tracks:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._by_tensor: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._still: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._by_memory: dict[int, tuple[StorageWeakRef, Track]] = {}  # the weak reference keeps the key unique
 
     def __contains__(self, tensor: Tensor) -> bool:
@@ -47,6 +48,18 @@ class Tracks:
             track = Track.constant(tensor.shape)
             self.put(tensor, track)
         return track
+
+    def keep_still(self, tensors: Iterable[Tensor], still: bool = True) -> None:
+        """Note of tensors whether they are computed from parameters and constants alone: no input changes them."""
+        for tensor in tensors:
+            if still:
+                self._still[tensor] = True
+            else:
+                self._still.pop(tensor, None)
+
+    def still(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether no input changes any of these."""
+        return all(tensor in self._still for tensor in tensors)
 
     def aliases(self, tensor: Tensor) -> list[tuple[Tensor, Track]]:
         """Other live tensors on the same memory."""

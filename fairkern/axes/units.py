@@ -72,15 +72,40 @@ def _signatures(places: _Places, count: int) -> np.ndarray:
     return out
 
 
-def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, ...]]:
-    """Groups, taps, costs and size attributes of a traced model, and its size sites, none of them in use.
+@dataclass(frozen=True)
+class Solution:
+    """A map and its size sites, none of them in use."""
+
+    units: UnitMap
+    sites: tuple[SizeSite, ...]
+
+    @property
+    def positions(self) -> int:
+        """How many axis positions can be cut."""
+        return sum(axis.positions.size for g in self.units.prunable for axis in self.units.groups[g].axes)
+
+
+def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solution, Solution | None]:
+    """Groups, taps, costs and size attributes of a traced model; and, to `dare`, the same with what only a proof can
+    allow (code that may slice at fixed numbers), None where that is nothing.
 
     Linear in axis positions, up to sorting.
     """
-    graph = tracing.graph
     _freeze_unreached(model, tracing)
+    _note_train_only(model, tracing)
     routing = Routing(model, tracing)
-    solver = Solver(graph, routing.nodes)
+    solver, daring = Solver(tracing.graph, routing.nodes), None
+    if dare and tracing.graph.unless_proven:
+        daring = Solver(tracing.graph, routing.nodes, daring=True)
+        if np.array_equal(daring.free(daring.nodes), solver.free(solver.nodes)):
+            daring = None  # something else freezes the same
+    certain = _solve(model, tracing, routing, solver)
+    more = None if daring is None else _solve(model, tracing, routing, daring)
+    return certain, more if more is not None and more.positions > certain.positions else None
+
+
+def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver) -> Solution:
+    graph = tracing.graph
     decide_factors(solver, graph.factors, tracing.deadline)
     _freeze_unconsumed(solver, graph)
     labels = solver.labels
@@ -127,7 +152,8 @@ def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, 
     observed = observed_attributes(model, tracing, sizes.of, lambda e: bool(sizes.extents[e].parts))
     named = {(a.module, a.attribute) for a in attributes}
     attributes += [SizeAttribute(m, a, e, observed=True) for m, a, e in observed if (m, a) not in named]
-    sites = tuple(size_sites(tracing.size_calls, sizes.of, sizes.extents))
+    found_sites = size_sites(tracing.size_calls, sizes.of, sizes.extents)
+    sites = tuple(replace(s, like=tracing.alike.get(s.module, "")) for s in found_sites)
     reasons = dict(sizes.uneven)
     notes = list(tracing.notes)
     if tracing.unknown:
@@ -144,7 +170,7 @@ def solve(model: nn.Module, tracing: Tracing) -> tuple[UnitMap, tuple[SizeSite, 
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
     )
-    return units.freeze(reasons), sites
+    return Solution(units.freeze(reasons), sites)
 
 
 def _counted(groups: np.ndarray) -> list[tuple[int, int]]:
@@ -182,6 +208,18 @@ def _freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
     tracing.notes.append(f"{len(missed)} parameters are not reached by the example inputs, first {missed[0]}")
 
 
+def _note_train_only(model: nn.Module, tracing: Tracing) -> None:
+    """Auxiliary heads: nothing is heard of them in eval mode, so that nothing says which of their units matter."""
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    heads = [name for name in sizes if name in tracing.reached_training - tracing.reached]
+    if heads:
+        count, total = sum(sizes[name] for name in heads), sum(sizes.values())
+        tracing.notes.append(
+            f"{count} of {total} parameters are reached in train mode only, first {heads[0]}: units of theirs are not "
+            "cut; a model that is not trained further can do without these modules"
+        )
+
+
 def _may_read(module: nn.Module | None, shape: tuple[int, ...], n: int) -> bool:
     """Whether a tensor of this shape may meet a dimension of `n` positions, going by sizes alone."""
     if isinstance(module, nn.modules.conv._ConvNd):
@@ -192,15 +230,17 @@ def _may_read(module: nn.Module | None, shape: tuple[int, ...], n: int) -> bool:
 
 
 def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
-    consumed, tapped = np.zeros(solver.count, dtype=bool), np.zeros(solver.count, dtype=bool)
+    consumed, tapped, still = (np.zeros(solver.count, dtype=bool) for _ in range(3))
     for c in graph.contractions:
         consumed[solver.labels[c.nodes]] = True
-        if c.training or c.inner:
+        still[solver.labels[c.nodes]] |= c.still
+        if c.untapped or c.inner:
             continue
         tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
             solver.freeze(c.nodes, f"its consumer {c.op} reads nothing that could be tapped")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
+    solver.freeze(np.flatnonzero((still & ~tapped)[solver.labels]), "no input changes it, so that no sample scores it")
     solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")
     solver.relabel()
 
@@ -279,7 +319,7 @@ def _group(
         hidden = c.side == "hidden"
         key = (c.site, reading(c.weight.tensor.rpartition(".")[2])) if hidden else (c.activation, c.dim)
         known = taps.get(key)
-        if c.training or (c.inner and not hidden) or (known is None and (c.side, c.site) in heard):
+        if c.untapped or (known is None and (c.side, c.site) in heard):
             continue
         if not hidden:
             heard.add((c.side, c.site))

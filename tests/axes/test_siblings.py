@@ -151,3 +151,28 @@ def test_heads_on_the_stages_of_a_network_are_no_siblings() -> None:
     assert not any("traced like" in note for note in units.notes)
     assert all("stages" not in g.name for g in units.groups), "the unreached head may read any of them"
     assert any("may be read by heads.2.weight" in f.reason for f in units.frozen)
+
+
+class Folded(nn.Module):
+    """Passes a size on that no attribute holds, and another that is right by itself once the module is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
+        self.widths = [8]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.up(x)).reshape(-1, 1, self.widths[0])
+        return self.down(x.reshape(x.shape[0], x.shape[2]))
+
+
+def test_a_sibling_is_given_the_size_sites_of_the_others() -> None:
+    model, x = some(Folded, 2), torch.randn(5, 4, dtype=torch.float64)
+    units = fk.trace(model, x)
+    group = next(g for g in units.groups if g.name == "parts.2.up")
+    assert group.frozen is None
+    assert {(s.module, s.call) for s in units.sites} == {("parts.0", 0), ("parts.1", 0), ("parts.2", 0)}
+    plan = plan_of(units, random_removal(units, 0.5, seed=1))
+    small = fk.apply(model, plan)
+    with fk.Plan(**vars(plan)).masked(model):
+        assert compact.difference(model, small, (x, 3)) < 1e-9

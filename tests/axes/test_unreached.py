@@ -50,6 +50,8 @@ def test_an_auxiliary_head_follows_the_cut() -> None:
     model = net(auxiliary, aux=nn.Conv2d(8, 3, 1))
     units = fk.trace(model, X)
     assert groups(units) == {"a": None, "b": None}
+    total = sum(p.numel() for p in model.parameters())
+    assert any(n.startswith(f"27 of {total} parameters are reached in train mode only, first aux") for n in units.notes)
     assert_cut(model, units, X)
     assert_cut(model, units, X, training=True)
 

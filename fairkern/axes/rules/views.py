@@ -119,9 +119,15 @@ def slice_(call: Call) -> list[Track]:
         return call.out(dims, track.source)
     ids = dims[dim]
     if isinstance(ids, np.ndarray):
+        part = end - start
         if step > 1 and start < step and n % step == 0 and end == n:  # one of `step` interleaved parts
             for k in range(1, step):
                 call.graph.join(ids[::step], ids[k::step])
+        elif step == 1 and 1 < part < n and n % part == start % part == 0:  # one of several equal parts, as of a split
+            for other in np.split(ids, n // part)[1:]:
+                call.graph.join(ids[:part], other)
+            call.graph.freeze_unless_proven(ids, f"is sliced by {call.where}")  # the places may be fixed numbers
+            call.note_sizes([ids[:part]])
         else:
             call.graph.freeze(ids, f"is sliced by {call.where}")
         dims[dim] = ids[start:end:step]
@@ -129,7 +135,8 @@ def slice_(call: Call) -> list[Track]:
 
 
 def split(call: Call) -> list[Track]:
-    """Equal parts are coupled position by position, so that they stay equal; unequal parts freeze."""
+    """Equal parts are coupled position by position, so that they stay equal. Parts of sizes that are listed each go
+    their own way, if the proof shows that the list follows; the rest that a single size leaves freezes."""
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
     lengths = [int(o.shape[dim]) for o in call.outputs]
@@ -145,7 +152,10 @@ def split(call: Call) -> list[Track]:
                 call.graph.join(cuts[0], other)
             call.note_sizes(cuts[:1])
         else:
-            call.graph.freeze(ids, f"is split into unequal parts by {call.where}")
+            reason = f"is split into unequal parts by {call.where}"
+            listed = call.name == "split_with_sizes"
+            (call.graph.freeze_unless_proven if listed else call.graph.freeze)(ids, reason)
+            call.note_sizes(cuts if listed else ())
     return [
         Track(tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)))
         for o, part in zip(call.outputs, parts, strict=True)

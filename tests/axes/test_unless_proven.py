@@ -1,0 +1,96 @@
+"""Slices and splits by listed sizes: the trace alone keeps them, the proof lets those go that follow the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fairkern as fk
+from fairkern.allocate import random_removal
+from fairkern.axes import unit_map
+from tests.axes.harness import Net, assert_exact
+
+X = torch.randn(4, 5, dtype=torch.float64)
+
+
+def listed(m: Net, x: Tensor) -> Tensor:
+    first, second = m.a(x).split([12, 4], dim=-1)
+    return m.b(first.relu()) + m.c(second.sigmoid())
+
+
+def held(m: Net, x: Tensor) -> Tensor:
+    first, second = m.a(x).split(m.sizes, dim=-1)
+    return m.b(first.relu()) + m.c(second.sigmoid())
+
+
+def three(m: Net, x: Tensor) -> Tensor:
+    first, second, third = torch.split(m.a(x), (8, 4, 4), -1)
+    return m.b(first * torch.cat([second, third.relu()], -1)) + m.c(third)
+
+
+def zeroed_third(m: Net, x: Tensor) -> Tensor:
+    bias = m.a.bias.clone()
+    length = len(bias) // 4
+    bias[length : 2 * length].zero_()
+    return m.b(F.linear(x, m.a.weight, bias)) + m.c(x[:, :4])
+
+
+def net(run: Callable[[Net, Tensor], Tensor], b: int, c: int) -> Net:
+    torch.manual_seed(0)
+    made = Net(run, a=nn.Linear(5, 16), b=nn.Linear(b, 3), c=nn.Linear(c, 3)).double().eval()
+    made.sizes = [12, 4]
+    return made
+
+
+ALLOWED = {
+    "split by a listed literal": (lambda: net(listed, 12, 4), {"a": 12, "a[1]": 4}),
+    "split by a list that the module holds": (lambda: net(held, 12, 4), {"a": 12, "a[1]": 4}),
+    "split into three, two of which meet": (lambda: net(three, 8, 4), {"a": 4, "a[1]": 4}),
+    "part of a bias zeroed": (lambda: net(zeroed_third, 16, 4), {"a": 4}),
+}
+
+
+@pytest.mark.parametrize("name", ALLOWED)
+def test_what_follows_the_cut_goes(name: str) -> None:
+    build, expected = ALLOWED[name]
+    assert unit_map(build(), [X]).prunable == (), "the trace alone cannot know"
+    model = build()
+    units = fk.trace(model, X)
+    assert {units.groups[g].name: units.groups[g].units for g in units.prunable} == expected
+    for fraction in (0.0, 0.3, 0.7):
+        assert_exact(model, units, random_removal(units, fraction, seed=3), [X])
+
+
+def fixed_slices(m: Net, x: Tensor) -> Tensor:
+    x = m.a(x)
+    return m.b(x[:, :8] * x[:, 8:16].sigmoid()) + m.c(x[:, :4])
+
+
+def fixed_bias(m: Net, x: Tensor) -> Tensor:
+    bias = m.a.bias.clone()
+    bias[4:8].zero_()
+    return m.b(F.linear(x, m.a.weight, bias)) + m.c(x[:, :4])
+
+
+REFUSED = {"slices at fixed numbers": (fixed_slices, 8), "a bias zeroed at fixed numbers": (fixed_bias, 16)}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_stays_with_its_reason(name: str) -> None:
+    run, b = REFUSED[name]
+    model = net(run, b, 4)
+    model.last = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    model.run = lambda m, x: run(m, x) + m.last(x)
+    units = fk.trace(model, X)
+    assert [units.groups[g].name for g in units.prunable] == ["last.0"]
+    assert any("is sliced by slice" in f.reason for f in units.frozen if f.axis.tensor == "a.weight")
+
+
+def test_without_the_proof_nothing_is_dared() -> None:
+    model = net(listed, 12, 4)
+    with pytest.raises(fk.InputError, match="unequal parts"):
+        fk.trace(model, X, verify=False)
