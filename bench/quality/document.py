@@ -15,8 +15,8 @@ from bench.quality.rows import Row
 from bench.quality.summary import Recipe, Summary
 
 PICTURE = Path("pictures") / "quality.png"
-SOLVED = "least_squares"
-TOLD = {"none": "bare", SOLVED: "least squares", "sequential": "sequential"}
+ONCE, SOLVED = "least_squares", "sequential"  # what `prune` takes where it can is SOLVED
+TOLD = {"none": "bare", ONCE: "least squares", SOLVED: "sequential"}
 _HEAD = """# Quality
 
 What is left of a net's quality after one cut without any training. Every row below is one way to choose units
@@ -61,7 +61,7 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 def _main(summary: Summary) -> list[str]:
     halves = _halves(summary)
     counts = f"{len(halves[0])} models that choose | {len(halves[1])} that confirm"
-    names = "nothing | means | **least squares** | sequential | over seeds"
+    names = "nothing | means | least squares | **sequential** | over seeds"
     lines = [
         f"| area over {len(summary.models)} models | {names} | {counts} |",
         "|---|---|---|---|---|---|---|---|",
@@ -74,7 +74,7 @@ def _main(summary: Summary) -> list[str]:
         solved = summary.average((method.name, SOLVED), summary.models)
         spread = "one seed" if solved.spread is None else f"± {solved.spread:.3f}"
         name = f"**{method.name}** (default)" if method == DEFAULT else method.name
-        cells = [areas["none"], areas["mean"], f"**{areas[SOLVED]}**", areas["sequential"], spread]
+        cells = [areas["none"], areas["mean"], areas[ONCE], f"**{areas[SOLVED]}**", spread]
         cells += [_cell(summary, (method.name, SOLVED), half) for half in halves]
         table.append((solved.mean, f"| {name} | " + " | ".join(cells) + " |"))
     return lines + [line for _, line in sorted(table, reverse=True)]
@@ -95,7 +95,7 @@ def _halves(summary: Summary) -> tuple[list[str], list[str]]:
 def _verdict(summary: Summary) -> list[str]:
     """Which method wins on each half, and where FAIR's own stand: a paragraph a compensation."""
     lines = []
-    for compensation, told in ((SOLVED, "least squares"), ("sequential", "sequential compensation")):
+    for compensation, told in ((SOLVED, "sequential compensation"), (ONCE, "least squares")):
         names = [m.name for m in METHODS if set(summary.models) <= set(summary.has((m.name, compensation)))]
         if len(names) > 1:
             lines += ["", _ranking(summary, names, compensation, told)]
@@ -128,7 +128,7 @@ def _ranking(summary: Summary, names: Sequence[str], compensation: str, told: st
 def _elsewhere(summary: Summary) -> list[str]:
     """Models on which another method with the same compensation is ahead of the default, by more than `AHEAD`."""
     lines = []
-    for compensation in (SOLVED, "sequential"):
+    for compensation in (SOLVED, ONCE):
         for model in summary.has((DEFAULT.name, compensation)):
             areas = {m.name: summary.of(model, (m.name, compensation)) for m in METHODS
                      if (model, (m.name, compensation)) in summary.areas}  # fmt: skip
@@ -159,7 +159,7 @@ def _rivals(summary: Summary) -> list[str]:
             lines.append(f"| {rival.name} | 0" + " | –" * 7 + " |")
             continue
         cells = [f"{len(models)}", f"{summary.average((rival.name, 'none'), models).mean:.3f}"]
-        for compensation in ("none", SOLVED, "sequential"):
+        for compensation in ("none", ONCE, SOLVED):
             ours = (DEFAULT.name, compensation)
             good, count, behind = targets.ahead(summary, ours, (rival.name, "none"), models)
             cells += [_cell(summary, ours, models), f"{good} of {count}" if count else "–"]
@@ -181,10 +181,10 @@ def _recalibration(summary: Summary) -> list[str]:
     lines = [
         f"{what} Areas on the {len(models)} models with BatchNorm, {', '.join(models)}:",
         "",
-        "| | as cut | statistics anew | least squares | least squares, then statistics anew |",
-        "|---|---|---|---|---|",
+        "| | as cut | then anew | least squares | then anew | sequential | then anew |",
+        "|---|---|---|---|---|---|---|",
     ]
-    endings = ("none", "none" + RECALIBRATED, SOLVED, SOLVED + RECALIBRATED)
+    endings = [c + ending for c in ("none", ONCE, SOLVED) for ending in ("", RECALIBRATED)]
     for name in (*CLOSELY, *(rival.name for rival in RIVALS)):
         cells = [_cell(summary, (name, ending), models) for ending in endings]
         if set(cells) != {"–"}:
@@ -206,7 +206,7 @@ def _models(summary: Summary) -> list[str]:
             "| quality left at | area | " + " | ".join(f"{keep:.0%}" for keep in keeps) + " |",
             "|---" * (2 + len(keeps)) + "|",
         ]
-        shown = [(name, "sequential") for name in CLOSELY] + [(m.name, SOLVED) for m in METHODS]
+        shown = [(m.name, SOLVED) for m in METHODS] + [(name, ONCE) for name in CLOSELY]
         shown += [(DEFAULT.name, "none"), ("FAIR ToD, paper recipe", "none"), *((r.name, "none") for r in RIVALS)]
         for recipe in (r for r in shown if (model, r) in summary.areas):
             cells = [f"{summary.at(model, recipe, keep):.3f}" for keep in keeps]

@@ -129,7 +129,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
         assert model in ENTRIES
         for method in methods.METHODS:
             quality = 0.5 if method == methods.DEFAULT else 0.25
-            for compensation in ("none", "mean", "least_squares"):
+            for compensation in ("none", "mean", "least_squares", "sequential"):
                 found += [
                     row(keep, quality, model=model, method=method.name, compensation=compensation)
                     for keep in (0.5, 0.05)
@@ -143,7 +143,8 @@ def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
     assert (tmp_path / document.PICTURE).stat().st_size > 1000
     assert f"the models that choose prefer *{methods.DEFAULT.name}*; the others confirm it" in text
     assert (
-        f"| **{methods.DEFAULT.name}** (default) | 1.000 | 1.000 | **1.000** | – | one seed | 1.000 | 1.000 |" in text
+        f"| **{methods.DEFAULT.name}** (default) | 1.000 | 1.000 | 1.000 | **1.000** | one seed | 1.000 | 1.000 |"
+        in text
     )
     assert f"| {RIVALS[0].name} | 1 | " in text
     assert "| network-pruner | 0 | – |" in text

@@ -12,7 +12,7 @@ from bench.quality.tasks.task import Batch, Task
 from bench.quality.tasks.text import docstrings
 
 CLASSES = 10  # those that say most, of the modules with enough passages
-CALIBRATION = 40  # passages a class
+CALIBRATION = 32  # passages a class
 TEST = 96  # passages of other modules
 BATCH = 32
 LENGTH = 24  # tokens of every passage: none is padded
@@ -28,7 +28,7 @@ def sentences(embed: nn.Module, tokenise: Any) -> Task:
     """
 
     def tokens(texts: list[str]) -> Tensor:
-        made = tokenise(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+        made = tokenise(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
         whole: Tensor = made["attention_mask"].sum(1) == LENGTH
         return made["input_ids"][whole]
 
