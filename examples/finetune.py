@@ -91,9 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     train(teacher, optimizer, lambda logits, labels, _: nn.functional.cross_entropy(logits, labels), data,
           chosen.teacher_epochs)  # fmt: skip
 
-    scores = fk.score(teacher, data.train_batches(), nn.CrossEntropyLoss(), gram=True, progress=False)
+    seen = data.train_batches()
+    scores = fk.score(teacher, seen, nn.CrossEntropyLoss(), gram=True, progress=False)
     plan = scores.plan(keep_params=chosen.keep)
-    small = fk.apply(teacher, plan, compensate="least_squares", scores=scores)
+    small = fk.apply(teacher, plan, compensate="sequential", scores=scores, loader=seen)
     found = {"before": accuracy(teacher, data.test_batches()), "cut": accuracy(small, data.test_batches())}
 
     tuner = sgd(small, rate=0.01)

@@ -116,7 +116,7 @@ def _one(name: str, options: Options, data: Digits) -> Outcome:
     with clock.stage("plan"):
         plan = scores.plan(keep_params=options.keep_params)
     with clock.stage("cut"):
-        small = fk.apply(model, plan, compensate="least_squares", scores=scores)
+        small = fk.apply(model, plan, compensate="sequential", scores=scores, loader=batches)
 
     with clock.stage("check"):
         with plan.masked(model):
@@ -145,6 +145,7 @@ def _one(name: str, options: Options, data: Digits) -> Outcome:
             "latency_ms": latency[1],
         },
         stages=clock.seconds,
+        compensation="sequential",
     )
     scores.save(folder / "scores.safetensors")
     plan.save(folder / "plan.json")
