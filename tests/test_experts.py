@@ -487,7 +487,14 @@ def test_least_squares_repairs_inner_units_of_each_expert() -> None:
     with fk.Plan(**vars(plan_of(scores.units, whole))).masked(model):
         assert difference(model, small, x) < gap["none"] / 20
     pruned, report = fk.prune(model, [(x, y)], nn.CrossEntropyLoss(), keep_params=0.7, progress=False)
-    assert report.after["params"] <= 0.7 * report.before["params"]
+    assert report.plan is not None
+    assert report.plan.result["params_after"] <= 0.7 * report.before["params"]
+    added = report.choices["added_biases"]  # which no plan counts
+    assert (
+        report.after["params"]
+        == report.plan.result["params_after"] + added
+        == sum(map(torch.numel, pruned.parameters()))
+    )
     assert len(pruned.experts.down_proj) == pruned.experts.num_experts
     assert {row["kind"]: row["units"] for row in report.groups}["expert neuron"] == EXPERTS * INNER
 
