@@ -91,10 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     train(teacher, optimizer, lambda logits, labels, _: nn.functional.cross_entropy(logits, labels), data,
           chosen.teacher_epochs)  # fmt: skip
 
-    seen = data.train_batches()
-    scores = fk.score(teacher, seen, nn.CrossEntropyLoss(), gram=True, progress=False)
+    scores = fk.score(teacher, data.train_batches(), nn.CrossEntropyLoss(), gram=True, progress=False)
     plan = scores.plan(keep_params=chosen.keep)
-    small = fk.apply(teacher, plan, compensate="sequential", scores=scores, loader=seen)
+    small = fk.apply(teacher, plan, compensate="least_squares", scores=scores)
     found = {"before": accuracy(teacher, data.test_batches()), "cut": accuracy(small, data.test_batches())}
 
     tuner = sgd(small, rate=0.01)

@@ -371,7 +371,7 @@ def _refitted(
     inplace: bool,
     backend: str,
 ) -> nn.Module:
-    if loader is None or iter(loader) is loader:
+    if loader is None or isinstance(loader, Iterator):
         given = "none was given" if loader is None else "this one can be iterated once only"
         raise InputError(f"compensate='sequential' looks at the data again and needs a loader; {given}")
     if inplace:

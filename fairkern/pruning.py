@@ -70,7 +70,7 @@ def prune(
     if compensate is not None:
         choose(compact.Compensation, "compensate", compensate)
     scoring.setdefault("gram", compensate in fits)
-    again = iter(loader) is not loader and not inplace and scoring["gram"]
+    again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
     first, loader = first_batch(loader)
     run = _Run(
         model,
@@ -158,7 +158,7 @@ def _check_steps(
         raise InputError(f"{target}={keep!r} is not a share; expected a number above 0, at most 1")
     if latency is not None:
         raise InputError("several iterations measure a latency table for the model of every step: leave out latency=")
-    if iter(loader) is loader:
+    if isinstance(loader, Iterator):
         raise InputError(
             f"iterations={iterations} iterates the loader once a step, and this one can be iterated once only; "
             "give a re-iterable loader"
