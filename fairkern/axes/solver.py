@@ -130,7 +130,8 @@ def _break_ties(solver: Solver, chosen: np.ndarray, relations: list[Factors]) ->
 
 def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int | None) -> None:
     if winner is None:
-        reason = solver.reason(relation.flat) or "no factor of a view can be cut"
+        held = (solver.reason(ids) for ids in (relation.flat, *relation.factors))
+        reason = next((r for r in held if r is not None), "no factor of a view can be cut")
         for ids in (*relation.factors, relation.flat):
             solver.freeze(ids, reason)
         return
