@@ -1,4 +1,4 @@
-"""Refit consumers on what they read once the layers before them have been cut, so that errors do not add up."""
+"""Refit layers on what they read once those before them have been cut, so that errors do not add up."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def refit(
     has none. Cost: one walk, and per tap one Cholesky factorisation.
     """
     changed = copy_with(model, [])
-    readers = _readers(model, changed, plan, scores, found, others, set(names))
+    readers = _readers(model, plan, scores, found, others, set(names))
     for reader in readers:
         if reader.loses:
             _refit(model, changed, reader, _sum([_unchanged(scores.moments[n]) for n in reader.taps]), ridge)
@@ -108,7 +108,6 @@ class _Reader:
 
 def _readers(
     model: nn.Module,
-    changed: nn.Module,
     plan: Plan,
     scores: Scores,
     found: Sequence[Correction],
