@@ -31,13 +31,13 @@ methods; they do not predict figures for large models.
 """
 _TRIED = """By single runs on a few of these nets, without a row of their own:
 
-- The whole second moment of the gradient at a tap in place of one steepness for it (`W Wᵀ` scaled): no better on average,
-  and as dear as the moments of the activations.
+- The whole second moment of the gradient at a tap in place of one steepness for it (`W Wᵀ` scaled): no better on
+  average, and as dear as the moments of the activations.
 - Fits that weigh every sample or place by its gradient's square: no gain on any net, a loss on the ViT.
 - Writers of a residual stream that make up for the error the stream already carries: next to nothing.
 - Two to ten times the calibration data, cuts in two or four steps with new scores, biases for layers that had none:
-  nothing beyond noise. What MobileNet loses at half of its parameters is not for want of data or of fitting; its layers are
-  narrow and hold little that others could tell.
+  nothing beyond noise. What MobileNet loses at half of its parameters is not for want of data or of fitting; its layers
+  are narrow and hold little that others could tell.
 - The square root of a unit's parameters as its price, between none and all of them: between the two.
 """
 
