@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from bench.quality.tasks.task import Batch, Task
 from bench.quality.tasks.text import docstrings
 
-CLASSES = 10  # those that say most, of the modules with enough passages
-CALIBRATION = 32  # passages a class
+CLASSES = 25  # those that say most, of the modules with enough passages
+CALIBRATION = 96  # passages a class
 TEST = 96  # passages of other modules
 BATCH = 32
 LENGTH = 24  # tokens of every passage: none is padded
@@ -27,14 +27,14 @@ def sentences(embed: nn.Module, tokenise: Any) -> Task:
     zero nowhere, and its mean square is the curvature of the squared distance to the embedding before the cut.
     """
 
-    def tokens(texts: list[str]) -> Tensor:
-        made = tokenise(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
-        whole: Tensor = made["attention_mask"].sum(1) == LENGTH
-        return made["input_ids"][whole]
+    first, last = (int(i) for i in tokenise("")["input_ids"])  # what every passage begins and ends with
 
-    passages = [
-        tokens([" ".join(text.split()) for text in dict.fromkeys(texts)]) for texts in docstrings().values() if texts
-    ]
+    def tokens(texts: list[str]) -> Tensor:
+        ids = torch.tensor(tokenise("\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"])
+        words = ids[: len(ids) // (LENGTH - 2) * (LENGTH - 2)].long().view(-1, LENGTH - 2)
+        return nn.functional.pad(nn.functional.pad(words, (1, 0), value=first), (0, 1), value=last)
+
+    passages = [tokens(list(dict.fromkeys(texts))) for texts in docstrings().values()]
     enough = [i for i, found in enumerate(passages) if len(found) >= CALIBRATION][:CLASSES]
     if len(enough) < CLASSES:
         raise RuntimeError(f"{len(enough)} modules have {CALIBRATION} passages of {LENGTH} tokens; expected {CLASSES}")
