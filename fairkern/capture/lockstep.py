@@ -58,7 +58,7 @@ class Walk:
 
     def advance(self) -> tuple[Point, Tensor] | None:
         """Go on to the next point; what is read there, or None at the end of the pass. Raises what the model raises."""
-        self._at = None
+        self._at = None  # and what was heard there goes with it
         self._listener.active = True
         self._go.release()
         self._come.acquire()
@@ -71,6 +71,7 @@ class Walk:
         self._at = (point, act)
         self._come.release()
         self._go.acquire()
+        self._listener.forget(point)
         if self._left:
             raise _Abandoned
 

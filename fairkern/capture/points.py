@@ -157,6 +157,11 @@ class Listener:
         """The first point that the forward pass did not reach."""
         return next((p for p in self.points if p not in self.heard), None)
 
+    def forget(self, point: Point) -> None:
+        """Let go of what was heard at a point; the pass knows that it has come by."""
+        self.heard.pop(point, None)
+        self.carriers.pop(point, None)
+
     def overwritten(self) -> set[Point]:
         """Points whose activation was written to after it was heard."""
         return {p for p, act in self.heard.items() if act._version != self.versions[p]}
@@ -280,6 +285,8 @@ class Listener:
         known = self._aliases.get(point)
         if known is not None:  # another consumer of the same activation
             return known
+        if point in self.versions and not (self._gradients and torch.is_grad_enabled()):
+            return x
         if x.shape[point.dim] != point.length:
             raise InputError(
                 f"{point.name} has {x.shape[point.dim]} positions in dimension {point.dim}, the unit map expects "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import threading
 from collections.abc import Callable
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern import capture, compact
+from fairkern.capture.lockstep import Walk
 from tests.axes.harness import Net
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -121,3 +124,24 @@ def test_a_layer_that_runs_twice_is_not_among_those_beside_the_taps() -> None:
     others = [tap for tap in compact.other_taps(model, units) if tap.sites[0].module == "b"]
     points = capture.reading_points(model, data(3), units, others)
     assert sum(p.blocks == () for p in points) == 0
+
+
+def test_what_several_layers_read_is_met_once_and_let_go_of() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = torch.relu(m.a(x))
+        return m.d(m.b(h) + m.c(h))
+
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 4), "c": nn.Linear(8, 4), "d": nn.Linear(4, 3)}
+    model, loader = Net(run, **layers).double().eval(), data(6, 3)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.a.weight += 0.1
+    names, steps = started(model, changed, loader)
+    met = []
+    for name, _ in steps:
+        met.append(name)
+        held = [len(w._listener.heard) for w in gc.get_objects() if type(w) is Walk and w._thread.is_alive()]
+        assert held == [1] * 4
+    assert met == names
+    assert len(met) == len(set(met)) == 3  # b and c read one tap
