@@ -23,7 +23,7 @@ import torch
 from bench.conftest import ROOT, provenance
 from bench.quality import document, rows, train
 from bench.quality.catalogue import ENTRIES
-from bench.quality.grid import Grid, run
+from bench.quality.grid import KEEPS, Grid, run
 from bench.quality.methods import METHODS
 
 RESULTS = ROOT / "bench" / "results" / "quality.csv"
@@ -35,16 +35,22 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=list(ENTRIES), default=list(ENTRIES), metavar="MODEL")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--methods", nargs="+", choices=[m.name for m in METHODS], metavar="METHOD", help="fewer of them"
+    )
+    parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS), help="other budgets")
     parser.add_argument("--quick", action="store_true", help="two methods, few budgets, printed and not written")
     parser.add_argument("--document", action="store_true", help="write the document from the results there are")
     chosen = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
+    some = [m for m in METHODS if m.name in (chosen.methods or [m.name])]
+    grid = Grid(keeps=chosen.keeps, methods=some, rivals=chosen.methods is None)
     if not chosen.document:
         for name in chosen.models:
             for seed in chosen.seeds:
                 started = time.perf_counter()
-                outcome = run(ENTRIES[name], seed, QUICK if chosen.quick else Grid())
+                outcome = run(ENTRIES[name], seed, QUICK if chosen.quick else grid)
                 print(
                     f"{name}, seed {seed}: {len(outcome.rows)} cuts, {time.perf_counter() - started:.0f} s", flush=True
                 )

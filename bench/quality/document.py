@@ -71,25 +71,31 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 
 
 def _main(summary: Summary) -> list[str]:
-    halves = _halves(summary)
+    models, halves = _tabled(summary), _halves(summary)
     counts = f"{len(halves[0])} models that choose | {len(halves[1])} that confirm"
     names = "nothing | means | least squares | **sequential** | over seeds"
     lines = [
-        f"| area over {len(summary.models)} models | {names} | {counts} |",
+        f"| area over {len(models)} models | {names} | {counts} |",
         "|---|---|---|---|---|---|---|---|",
     ]
     table = []
     for method in METHODS:
-        if not set(summary.models) <= set(summary.has((method.name, SOLVED))):
+        if not summary.has((method.name, SOLVED)):
             continue
-        areas = {c: _cell(summary, (method.name, c), summary.models) for c in COMPENSATIONS}
-        solved = summary.average((method.name, SOLVED), summary.models)
+        areas = {c: _cell(summary, (method.name, c), models) for c in COMPENSATIONS}
+        solved = summary.average((method.name, SOLVED), models)
         spread = "one seed" if solved.spread is None else f"± {solved.spread:.3f}"
         name = f"**{method.name}** (default)" if method == DEFAULT else method.name
         cells = [areas["none"], areas["mean"], areas[ONCE], f"**{areas[SOLVED]}**", spread]
         cells += [_cell(summary, (method.name, SOLVED), half) for half in halves]
         table.append((solved.mean, f"| {name} | " + " | ".join(cells) + " |"))
     return lines + [line for _, line in sorted(table, reverse=True)]
+
+
+def _tabled(summary: Summary) -> list[str]:
+    """Models that all methods have cut: what methods can be compared on."""
+    found = [set(models) for m in METHODS if (models := summary.has((m.name, SOLVED)))]
+    return [model for model in summary.models if all(model in models for models in found)]
 
 
 def _cell(summary: Summary, recipe: Recipe, models: Sequence[str]) -> str:
@@ -100,15 +106,15 @@ def _cell(summary: Summary, recipe: Recipe, models: Sequence[str]) -> str:
 
 
 def _halves(summary: Summary) -> tuple[list[str], list[str]]:
-    chooses = [m for m in summary.models if ENTRIES[m].chooses]
-    return chooses, [m for m in summary.models if not ENTRIES[m].chooses]
+    chooses = [m for m in _tabled(summary) if ENTRIES[m].chooses]
+    return chooses, [m for m in _tabled(summary) if not ENTRIES[m].chooses]
 
 
 def _verdict(summary: Summary) -> list[str]:
     """Which method wins on each half, and where FAIR's own stand: a paragraph a compensation."""
     lines = []
     for compensation, told in ((SOLVED, "sequential compensation"), (ONCE, "least squares")):
-        names = [m.name for m in METHODS if set(summary.models) <= set(summary.has((m.name, compensation)))]
+        names = [m.name for m in METHODS if set(_tabled(summary)) <= set(summary.has((m.name, compensation)))]
         if len(names) > 1:
             lines += ["", _ranking(summary, names, compensation, told)]
     return lines[1:]
@@ -123,7 +129,7 @@ def _ranking(summary: Summary, names: Sequence[str], compensation: str, told: st
     if len(best) == 2:
         said[0] += "; the others confirm it" if best[0] == best[1] else f"; the others prefer *{best[1]}*"
     said[0] += "."
-    overall = {name: mean(name, summary.models) for name in names}
+    overall = {name: mean(name, _tabled(summary)) for name in names}
     first = max(overall, key=lambda name: overall[name])
     if first != DEFAULT.name:
         said.append(f"The default, *{DEFAULT.name}*, is {overall[first] - overall[DEFAULT.name]:.3f} behind *{first}*.")
