@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +68,7 @@ def capture(
         compared = time.perf_counter() - passed
         waiting, passes, peak = first.samples.dropped, 1, first.samples.peak
         while waiting:
-            if iter(loader) is loader:
+            if isinstance(loader, Iterator):
                 raise InputError(
                     f"memory_budget of {settings.memory_budget} bytes needs another pass over the data, and the "
                     "loader can be iterated once only; give a re-iterable loader or a larger budget"
