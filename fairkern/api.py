@@ -358,7 +358,7 @@ def cut(
         assert scores is not None
         return _refitted(model, plan, scores, found, loader, inplace, backend), found
     small = compact.apply(model, plan, inplace=inplace, backend=backend)
-    compact.fold(small, found)
+    compact.fold(small, plan, found)
     return small, found
 
 

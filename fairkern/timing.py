@@ -61,7 +61,7 @@ def latency_table(
     measured: list[tuple[list[types.IndexArray], report.Layers]] = []
     removals = [
         [np.zeros(0, dtype=np.int64)] * len(units.groups),
-        *allocate.widths(units, [share for share in shares if share != 1], round_to, seed),
+        *allocate.widths(_in_place(units), [share for share in shares if share != 1], round_to, seed),
     ]
     for removed in removals:
         small = compact.apply(model, allocate.build(units, removed))
@@ -130,6 +130,13 @@ def plan_latency(
         latency = allocate.corrected(scores.units, latency, removed, left / whole)
     _, best = min(found, key=lambda item: item[0])
     return replace(best, result={**best.result, "latency_looks": seen})
+
+
+def _in_place(units: types.UnitMap) -> types.UnitMap:
+    """The map without experts of a list: the layers of a cut model are told by name, and the rest would move up."""
+    paths = units.lists.keys()
+    listed = (g for g, group in enumerate(units.groups) if any(a.axis.tensor in paths for a in group.axes))
+    return units.freeze(dict.fromkeys(listed, "is not timed"))
 
 
 def _cut(removed: Sequence[types.IndexArray], timed: report.Layers, by: float) -> types.LatencyCut:

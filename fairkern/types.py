@@ -22,7 +22,7 @@ FloatArray = np.ndarray  # float64 unless said otherwise
 
 @dataclass(frozen=True, order=True)
 class Axis:
-    """One dimension of one parameter or buffer, e.g. `conv1.weight` dim 0."""
+    """One dimension of one parameter or buffer, e.g. `conv1.weight` dim 0; or a list of modules, dim 0."""
 
     tensor: str
     dim: int
@@ -75,7 +75,8 @@ class Tap:
     weights that contract over it (for an output, the axis that produces it).
 
     Within a module that holds all its experts: `side="inner"` is what the experts' down projections read,
-    [tokens, E, I], and `side="expert"` what each expert adds to its tokens, weighted by its gate, [tokens, E, H].
+    [tokens, E, I], and `side="expert"` what each expert adds to its tokens, weighted by its gate, [tokens, E, H]. The
+    latter also of experts that are modules of a list, whose path is the site's module then.
 
     Within a recurrent module `side="hidden"`: states of its own layers that some of its weights read, [vectors, n]. Its
     units are compensated there, and scored where they leave the module.
@@ -137,11 +138,26 @@ class FrozenAxis:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """Modules of a list (`nn.ModuleList`, `nn.ModuleDict`) that are units: experts to which a router sends tokens.
+
+    `names`: theirs in the list, in order. `width`: how many values each of them gives for a token.
+    """
+
+    names: tuple[str, ...]
+    width: int
+
+
+@dataclass(frozen=True)
 class Extent:
-    """A size that shrinks with the groups: `length − Σ per_unit · removed[group]`."""
+    """A size that shrinks with the groups: `length − Σ per_unit · removed[group]`.
+
+    With a `unit` it is 1 as long as that unit of its only group stays, and then 0: what belongs to one expert.
+    """
 
     length: int
     parts: tuple[tuple[int, int], ...]  # (group index, positions per unit)
+    unit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -225,6 +241,7 @@ class UnitMap:
     sites: tuple[SizeSite, ...] = ()  # those that a proof found to need it
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigField, ...] = ()  # shown to describe the pruned model by building from it
+    lists: Mapping[str, Entries] = field(default_factory=dict)  # path of a list whose modules are units: `Axis(path, 0)`
 
     @property
     def prunable(self) -> tuple[int, ...]:
@@ -430,6 +447,14 @@ class Plan:
     sites: tuple[SizeChange, ...] = ()
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigChange, ...] = ()
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modules of a list that loses some, by its path
+
+    def length(self, axis: Axis) -> int | None:
+        """Positions of an axis of a tensor or of a list before the cut; None where there is no such axis."""
+        if axis.tensor in self.lists:
+            return len(self.lists[axis.tensor]) if axis.dim == 0 else None
+        shape = self.shapes.get(axis.tensor, ())
+        return shape[axis.dim] if 0 <= axis.dim < len(shape) else None
 
 
 @dataclass(frozen=True)

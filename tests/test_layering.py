@@ -22,6 +22,7 @@ FLOORS = (
         "untouched",
         "deadline",
         "experts",
+        "entries",
         "recurrent",
         "weight_calls",
         "size_calls",

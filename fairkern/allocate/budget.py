@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fairkern.allocate.cost import Cost
+from fairkern.allocate.cost import Cost, Order, told_apart
 from fairkern.allocate.latency import latency_cost
 from fairkern.allocate.options import (
     Allocation,
@@ -124,7 +124,8 @@ def allocate(
         taken = int(np.searchsorted(steps.need, value, side="right"))
         counts = steps.counts(taken)
     else:
-        budget = _Budget(units, target, value, latency)
+        order = {g: removal_order(first_signal[g]) for g in told_apart(units) if g in first_signal}
+        budget = _Budget(units, target, value, latency, order)
         taken = _fewest(steps, limit, budget, request)
         counts = _give_back(steps, taken, limit, budget)
     removed = _removed(limit, counts)
@@ -166,12 +167,15 @@ class _Steps:
 class _Budget:
     """Whether a removal meets the target."""
 
-    def __init__(self, units: UnitMap, target: Target, keep: float, latency: LatencyTable | None) -> None:
+    def __init__(
+        self, units: UnitMap, target: Target, keep: float, latency: LatencyTable | None, order: Order
+    ) -> None:
         if target is Target.LATENCY:
             assert latency is not None
             self.cost = latency_cost(units, latency)
         else:
-            self.cost = Cost(units, units.params if target is Target.PARAMS else units.flops)
+            terms = units.params if target is Target.PARAMS else units.flops
+            self.cost = Cost(units, terms, order)
         nothing = np.zeros(len(units.groups), dtype=np.int64)
         self.total = latency.whole if target is Target.LATENCY and latency else self.cost(nothing)
         self.keep = keep

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fairkern.allocate.plan import build
+from fairkern.entries import Renaming
 from fairkern.errors import PlanMismatchError
 from fairkern.types import AxisGroup, IndexArray, Plan, UnitMap
 
@@ -26,7 +27,7 @@ def compose(
     Args:
         units: the map of the whole model, which the first plan was made for.
         plans: each for the model that the one before left; groups are told by name, units count in order. Sets of a
-            group are those of the experts that the plans before have left.
+            group are those of the experts that the plans before have left, and experts of a list have moved up.
         request, result: as for `build`.
 
     Raises PlanMismatchError: a plan that cuts a group of another size than the plans before it have left.
@@ -56,10 +57,8 @@ def matching(units: UnitMap, plans: Sequence[Plan], current: UnitMap) -> UnitMap
     prunable = {units.groups[g].name for g in units.prunable}
 
     def fits(group: AxisGroup) -> bool:
-        return (
-            group.name in prunable
-            and [len(row) for row in _rows(left, within, group.name)] == [group.units] * group.sets
-        )
+        name = _first_name(group.name, plans)
+        return name in prunable and [len(row) for row in _rows(left, within, name)] == [group.units] * group.sets
 
     return current.freeze(
         {g: "it is no group of the whole model" for g, group in enumerate(current.groups) if not fits(group)}
@@ -70,12 +69,13 @@ def _left(units: UnitMap, plans: Sequence[Plan]) -> Left:
     """Units of every set of the first map that stay, ascending; sets of experts that have gone lose as many."""
     left = {group.name: [np.arange(group.units)] * group.sets for group in units.groups}
     within = _within(units)
-    for plan in plans:
+    for k, plan in enumerate(plans):
         after = {name: list(rows) for name, rows in left.items()}
         for group in plan.groups:
             if not group.removed.size:
                 continue
-            rows = _rows(left, within, group.name)
+            name = _first_name(group.name, plans[:k])
+            rows = _rows(left, within, name)
             removed = np.atleast_2d(group.removed)
             if len(rows) != len(removed) or any(len(row) != group.units for row in rows):
                 found = f"{len(rows)} × {len(rows[0])} units" if rows else "no such group"
@@ -84,11 +84,18 @@ def _left(units: UnitMap, plans: Sequence[Plan]) -> Left:
                     f"the plans before it left {found}"
                 )
             first = removed.shape[1]
-            after[group.name] = [row[first:] for row in left[group.name]]
-            for k, row, gone in zip(_sets(left, within, group.name), rows, removed, strict=True):
-                after[group.name][k] = np.delete(row, gone)
+            after[name] = [row[first:] for row in left[name]]
+            for part, row, gone in zip(_sets(left, within, name), rows, removed, strict=True):
+                after[name][part] = np.delete(row, gone)
         left = after
     return left
+
+
+def _first_name(name: str, plans: Sequence[Plan]) -> str:
+    """The name, in the whole model, of a group of the model that these plans have left."""
+    for plan in reversed(plans):
+        name = Renaming(plan).before(name)
+    return name
 
 
 def _within(units: UnitMap) -> dict[str, str]:

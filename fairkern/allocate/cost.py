@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from fairkern.types import CostTerm, Extent, FloatArray, IndexArray, UnitMap
+
+
+Order = Mapping[int, IndexArray]  # group → its units in the order in which they go
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,7 @@ class _Pairs:
 class _Products:
     """Terms of one arity: `coefficient[t] · Π_k extent[index[k, t]]`."""
 
-    def __init__(self, terms: dict[tuple[int, ...], float], parts: Sequence[dict[int, int]]) -> None:
+    def __init__(self, terms: dict[tuple[int, ...], float], parts: Sequence[dict[int, float]]) -> None:
         self.index = np.array(list(terms), dtype=np.int64).T  # [arity, terms]
         self.coefficient = np.array(list(terms.values()), dtype=np.float64)
         self._parts = parts
@@ -53,41 +57,45 @@ class Cost:
     Args:
         units: the map whose extents the terms index.
         terms: `units.params` or `units.flops`.
+        order: per group the units in the order in which they go, so that it is known what a count leaves of those
+            that differ (experts of a list); units that are not there stay. Of a group that is not there every unit
+            counts as much as the others: 1/n of it goes with each.
     """
 
-    def __init__(self, units: UnitMap, terms: Sequence[CostTerm]) -> None:
+    def __init__(self, units: UnitMap, terms: Sequence[CostTerm], order: Order | None = None) -> None:
         self.groups = len(units.groups)
         factors = [_canonical(extent) for extent in units.extents]
-        number: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
+        number: dict[_Key, int] = {}
         merged: dict[tuple[int, ...], float] = {}
         for term in terms:
             coefficient = float(term.coefficient)
             key = []
             for e in term.extents:
-                length, parts = factors[e]
-                if parts:
-                    key.append(number.setdefault((length, parts), len(number)))
+                if factors[e].parts:
+                    key.append(number.setdefault(factors[e], len(number)))
                 else:
-                    coefficient *= length
+                    coefficient *= factors[e].length
             product = tuple(sorted(key))
             merged[product] = merged.get(product, 0.0) + coefficient
         self.constant = merged.pop((), 0.0)
-        self._length = np.array([length for length, _ in number], dtype=np.float64)
-        part_lists = [parts for _, parts in number]
-        self._part_group = np.array([g for parts in part_lists for g, _ in parts], dtype=np.int64)
-        self._part_weight = np.array([w for parts in part_lists for _, w in parts], dtype=np.float64)
-        sizes = [len(parts) for parts in part_lists]
-        self._part_start = np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)
+        self._length = np.array([key.length for key in number], dtype=np.float64)
+        moving = [_weights(key, units, order or {}) for key in number]
+        self._part_group = np.array([g for parts in moving for g in parts], dtype=np.int64)
+        self._part_weight = np.array([w for parts in moving for w in parts.values()], dtype=np.float64)
+        self._part_start = np.concatenate(([0], np.cumsum([len(parts) for parts in moving])[:-1])).astype(np.int64)
+        self._alone = _Alone.of(list(number), order or {})
         by_arity: dict[int, dict[tuple[int, ...], float]] = {}
         for product, coefficient in merged.items():
             by_arity.setdefault(len(product), {})[product] = coefficient
-        moving = [dict(parts) for parts in part_lists]
         self._products = [_Products(by_arity[arity], moving) for arity in sorted(by_arity)]
 
     def _extents(self, removed: IndexArray) -> FloatArray:
         if not self._products:
             return self._length
-        return self._length - np.add.reduceat(self._part_weight * removed[self._part_group], self._part_start)
+        extents = self._length - np.add.reduceat(self._part_weight * removed[self._part_group], self._part_start)
+        alone = self._alone
+        extents[alone.index] = removed[alone.group] <= alone.turn
+        return extents
 
     def __call__(self, removed: IndexArray) -> float:
         """The cost when group `g` loses `removed[g]` units; `removed` is an integer array `[groups]`."""
@@ -109,25 +117,72 @@ class Cost:
             pairs = block.pairs
             before = extents[pairs.index]
             after = before + pairs.weight * returned[pairs.group]
+            if len(self._alone.index):
+                # a unit's own extent moves only with its group, and then all at once
+                then = extents.copy()
+                then[self._alone.index] = (removed - returned)[self._alone.group] <= self._alone.turn
+                own = np.isin(pairs.index, self._alone.index) & (pairs.weight != 0)
+                after = np.where(own, then[pairs.index], after)
             difference = pairs.coefficient * (after.prod(axis=0) - before.prod(axis=0))
             growth += np.bincount(pairs.group, weights=difference, minlength=self.groups)
         return growth
 
 
-def _canonical(extent: Extent) -> tuple[int, tuple[tuple[int, int], ...]]:
+class _Key(NamedTuple):
+    """An extent, its parts merged by group."""
+
+    length: int
+    parts: tuple[tuple[int, int], ...]
+    unit: int | None
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """Extents that are 1 as long as one unit stays: `removed[group] <= turn`."""
+
+    index: IndexArray
+    group: IndexArray
+    turn: IndexArray
+
+    @classmethod
+    def of(cls, keys: Sequence[_Key], order: Order) -> _Alone:
+        found = []
+        for i, key in enumerate(keys):
+            group = key.parts[0][0]
+            if key.unit is not None and group in order:
+                place = np.flatnonzero(order[group] == key.unit)
+                found.append((i, group, int(place[0]) if len(place) else np.iinfo(np.int64).max))
+        columns = np.array(found, dtype=np.int64).reshape(-1, 3).T
+        return cls(*columns)
+
+
+def _weights(key: _Key, units: UnitMap, order: Order) -> dict[int, float]:
+    """How far an extent moves with each unit of a group."""
+    if key.unit is None:
+        return {g: float(w) for g, w in key.parts}
+    group = key.parts[0][0]
+    return {group: 1.0 if group in order else 1.0 / units.groups[group].units}
+
+
+def _canonical(extent: Extent) -> _Key:
     weights: dict[int, int] = {}
     for group, per_unit in extent.parts:
         weights[group] = weights.get(group, 0) + per_unit
-    return extent.length, tuple(sorted((g, w) for g, w in weights.items() if w))
+    return _Key(extent.length, tuple(sorted((g, w) for g, w in weights.items() if w)), extent.unit)
+
+
+def told_apart(units: UnitMap) -> set[int]:
+    """Groups of whose units it matters to the costs which of them go."""
+    return {group for extent in units.extents if extent.unit is not None for group, _ in extent.parts}
 
 
 def extents_after(units: UnitMap, removed: IndexArray) -> list[int]:
-    """Every extent of the map when group `g` loses `removed[g]` units."""
+    """Every extent of the map that is not one unit's when group `g` loses `removed[g]` units."""
     return [e.length - sum(int(removed[g]) * per_unit for g, per_unit in e.parts) for e in units.extents]
 
 
 def per_unit(units: UnitMap) -> tuple[FloatArray, FloatArray]:
-    """Parameters and FLOPs that removing one unit of each group saves, the other groups whole.
+    """Parameters and FLOPs that removing one unit of each group saves (on average), the other groups whole.
 
     Returns:
         Two float64 arrays `[groups]`: parameters, FLOPs of one forward pass over the example inputs.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fairkern.allocate.cost import Cost, extents_after
+from fairkern.allocate.cost import Cost, extents_after, told_apart
 from fairkern.errors import InputError
 from fairkern.types import (
     AttributeChange,
@@ -63,10 +63,13 @@ def build(
     chosen = _checked(units, removed)
     counts = np.array([units_.shape[-1] for units_ in chosen], dtype=np.int64)
     nothing = np.zeros_like(counts)
-    params, flops = Cost(units, units.params), Cost(units, units.flops)
+    order = {g: chosen[g] for g in told_apart(units)}
+    params, flops = Cost(units, units.params, order), Cost(units, units.flops, order)
     prunable = units.prunable
     sizes = extents_after(units, counts)
     axes = _axes(units, chosen)
+    gone = _gone(units, axes)
+    axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
     config, left = _config(units, chosen)
     return Plan(
         model=units.model,
@@ -75,7 +78,7 @@ def build(
             for g, group in ((g, units.groups[g]) for g in prunable)
         ),
         axes=axes,
-        attributes=_attributes(units, sizes),
+        attributes=tuple(a for a in _attributes(units, sizes) if not f"{a.module}.".startswith(gone)),
         shapes={name: tuple(shape) for name, shape in units.shapes.items()},
         request=dict(request or {}),
         result={
@@ -93,7 +96,7 @@ def build(
         sites=tuple(
             SizeChange(s.module, s.call, s.function, s.place, units.extents[s.extent].length, sizes[s.extent])
             for s in units.sites
-            if sizes[s.extent] != units.extents[s.extent].length
+            if sizes[s.extent] != units.extents[s.extent].length and not f"{s.module}.".startswith(gone)
         ),
         replacements=tuple(
             r
@@ -101,6 +104,17 @@ def build(
             if any(a.axis.tensor.startswith(f"{r.module}." if r.module else "") for a in axes)
         ),
         config=config,
+        lists={path: entries.names for path, entries in units.lists.items() if Axis(path, 0) in {a.axis for a in axes}},
+    )
+
+
+def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
+    """What the names of modules and tensors begin with that go whole: experts of a list."""
+    return tuple(
+        f"{a.axis.tensor}.{units.lists[a.axis.tensor].names[k]}."
+        for a in axes
+        if a.axis.tensor in units.lists
+        for k in a.removed.tolist()
     )
 
 

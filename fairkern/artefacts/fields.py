@@ -87,6 +87,13 @@ class Fields:
     def wholes(self) -> tuple[int, ...]:
         return tuple(item.whole() for item in self.items())
 
+    def names(self) -> tuple[str, ...]:
+        """Texts, no two of them equal."""
+        found = tuple(item.text() for item in self.items())
+        if len(set(found)) < len(found):
+            self.fail("a name comes twice")
+        return found
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor names and their sizes."""
         return {name: entry.wholes() for name, entry in self.entries().items()}

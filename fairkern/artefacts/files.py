@@ -18,11 +18,11 @@ import numpy as np
 
 from fairkern.errors import ArtefactError, InputError
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the file layout. Readers take no newer one, and older ones down to `_OLDEST`, else 1.
 
 2: groups with several sets, experts (`sets`, `least`, `multiple`, `routes`), size sites, replacements, configuration; 1
-has none of them.
+has none of them. 3: lists of modules that are experts (`lists`, extents of one unit).
 """
 
 _OLDEST = {"scores": 2}

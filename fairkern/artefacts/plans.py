@@ -82,6 +82,7 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
         ],
         "config": [{"name": c.name, "before": c.before, "after": c.after} for c in plan.config],
         "replacements": [{"module": r.module, "name": r.name} for r in plan.replacements],
+        "lists": {path: list(names) for path, names in plan.lists.items()},
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
     }
 
@@ -90,6 +91,8 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
     """The plan of `plan_payload`, checked; `path` is for the messages of the ArtefactError."""
     content = Fields(dict(payload), path)
     shapes = content["shapes"].shapes()
+    lists = {path: entry.names() for path, entry in content.get("lists", {}).entries().items()}
+    lengths = {**shapes, **{path: (len(names),) for path, names in lists.items()}}
     groups = []
     for entry in content["groups"].items():
         count, sets = entry["units"].whole(1), entry.get("sets", 1).whole(1)
@@ -98,12 +101,12 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
     axes: dict[Axis, PlanAxis] = {}
     for entry in content["axes"].items():
         axis, length = Axis(entry["tensor"].text(), entry["dim"].whole()), entry["length"].whole(1)
-        entry.axis_length(shapes, axis.tensor, axis.dim, length)
+        entry.axis_length(lengths, axis.tensor, axis.dim, length)
         if axis in axes:
             entry.fail(f"the axis {axis} comes twice")
         sets = entry.get("sets", 1).whole(1)
-        if sets > 1 and (axis.dim == 0 or shapes[axis.tensor][0] != sets):
-            entry.fail(f"{sets} sets on {axis}, whose tensor has the shape {shapes[axis.tensor]}")
+        if sets > 1 and (axis.dim == 0 or lengths[axis.tensor][0] != sets):
+            entry.fail(f"{sets} sets on {axis}, whose tensor has the shape {lengths[axis.tensor]}")
         removed = _sets(entry["removed"], sets, length)
         axes[axis] = PlanAxis(axis, length, removed, entry["consumer"].flag(), entry.get("routes", False).flag())
     attributes = tuple(
@@ -141,6 +144,7 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         sites,
         replacements,
         config,
+        lists,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from fairkern.types import (
     AxisGroup,
     ConfigField,
     CostTerm,
+    Entries,
     Extent,
     FrozenAxis,
     GroupAxis,
@@ -85,12 +87,13 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "proven": units.proven,
         "notes": list(units.notes),
         "shapes": {name: list(shape) for name, shape in units.shapes.items()},
-        "extents": [[e.length, [list(part) for part in e.parts]] for e in units.extents],
+        "extents": [[e.length, [list(part) for part in e.parts], e.unit] for e in units.extents],
         "params": [[t.coefficient, list(t.extents)] for t in units.params],
         "flops": [[t.coefficient, list(t.extents)] for t in units.flops],
         "attributes": [[a.module, a.attribute, a.extent, a.observed] for a in units.attributes],
         "sites": [[s.module, s.call, s.function, s.place, s.extent] for s in units.sites],
         "replacements": [[r.module, r.name] for r in units.replacements],
+        "lists": {path: [e.width, list(e.names)] for path, e in units.lists.items()},
         "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
@@ -126,8 +129,10 @@ def _tap_content(tap: Tap, pool: IndexPool) -> dict[str, Any]:
 def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     """The map of `units_content`; ArtefactError where numbers point nowhere or lengths contradict each other."""
     shapes = content["shapes"].shapes()
-    groups = tuple(_group(entry, stored, shapes) for entry in content["groups"].items())
-    extents = tuple(_extent(entry, len(groups)) for entry in content["extents"].items())
+    lists = {path: _entries(entry) for path, entry in content.get("lists", {}).entries().items()}
+    lengths = {**shapes, **{path: (len(entries.names),) for path, entries in lists.items()}}
+    groups = tuple(_group(entry, stored, lengths) for entry in content["groups"].items())
+    extents = tuple(_extent(entry, groups) for entry in content["extents"].items())
     attributes = []
     for entry in content["attributes"].items():
         module, attribute, extent, observed = entry.items(4)
@@ -151,7 +156,7 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     for entry in content["frozen"].items():
         tensor, dim, positions, length, reason = entry.items(5)
         axis = Axis(tensor.text(), dim.whole())
-        entry.axis_length(shapes, axis.tensor, axis.dim, length.whole())
+        entry.axis_length(lengths, axis.tensor, axis.dim, length.whole())
         frozen.append(FrozenAxis(axis, positions.whole(), length.whole(), reason.text()))
     return UnitMap(
         model=content["model"].text(),
@@ -167,7 +172,13 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         sites=tuple(sites),
         replacements=tuple(replacements),
         config=tuple(config),
+        lists=lists,
     )
+
+
+def _entries(entry: Fields) -> Entries:
+    width, names = entry.items(2)
+    return Entries(names.names(), width.whole())
 
 
 def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ...]]) -> AxisGroup:
@@ -216,13 +227,17 @@ def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
     return Tap(tuple(sites), side, entry["dim"].whole(None), length, positions, tuple(weights))
 
 
-def _extent(entry: Fields, groups: int) -> Extent:
-    length, parts = entry.items(2)
+def _extent(entry: Fields, groups: Sequence[AxisGroup]) -> Extent:
+    items = entry.items()
+    length, parts, *one = items if len(items) == 3 else entry.items(2)  # two below schema 3
     pairs = []
     for part in parts.items():
         group, per_unit = part.items(2)
-        pairs.append((group.whole(below=groups), per_unit.whole()))
-    return Extent(length.whole(), tuple(pairs))
+        pairs.append((group.whole(below=len(groups)), per_unit.whole()))
+    unit = one[0].optional_whole() if one else None
+    if unit is not None and (len(pairs) != 1 or unit >= groups[pairs[0][0]].units):
+        entry.fail(f"a size that follows unit {unit} of {len(pairs)} groups")
+    return Extent(length.whole(), tuple(pairs), unit)
 
 
 def _term(entry: Fields, extents: int) -> CostTerm:

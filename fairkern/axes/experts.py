@@ -1,8 +1,8 @@
-"""Fused experts: which of them a router can leave out, and inner positions that every expert cuts for itself."""
+"""Experts: which of them a router can leave out, and inner positions that every fused expert cuts for itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +11,11 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from fairkern.axes.graph import Contraction
+from fairkern.axes.graph import Contraction, Track
+from fairkern.axes.listed import RoutedList, counts, routed_lists
 from fairkern.axes.trace import Tracing
 from fairkern.experts import multiple
-from fairkern.types import Axis, AxisGroup
+from fairkern.types import Axis, AxisGroup, Site
 
 # names under which modules and configurations keep the number of experts and the inner size of one
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -22,60 +23,71 @@ _INNER = ("intermediate_dim", "moe_intermediate_size", "expert_dim", "intermedia
 
 
 class Routing:
-    """What the trace says of the fused experts of a model.
+    """What the trace says of the experts of a model.
 
     An expert can go where masking it is removing it: its positions lie on the experts' own tensors, on a router
     (a matrix that makes a logit for each expert) and on vectors, and are joined with nothing else. A softmax over
     the logits and a choice of the k largest then hold no expert back: with a logit of −inf it is as good as gone.
+
+    Fused experts are traced to their router. Modules of a list are matched with one (`listed.py`), where a proof is
+    going to follow: then nothing but the model's output holds them back here.
     """
 
-    def __init__(self, model: nn.Module, tracing: Tracing) -> None:
+    def __init__(self, model: nn.Module, tracing: Tracing, listed: bool) -> None:
         self._tracing = tracing
-        self.nodes: np.ndarray | None = None  # per node: whether it belongs to an expert that can be left out
+        self.routed: np.ndarray | None = None  # per node: whether it belongs to an expert that can be left out
+        self.listed: np.ndarray | None = None  # to one that is a module of a list
+        self.lists: dict[str, RoutedList] = {}
         self._own: dict[str, str] = {}  # tensor with a row per expert -> module
         self._multiple: dict[str, int] = {}
-        self._routers: dict[str, set[Axis]] = {}  # module -> axes of routers
+        self._routers: dict[str, frozenset[Axis]] = {}  # module -> axes of routers
         for path, layout in tracing.experts.items():
             module = model.get_submodule(path)
             self._multiple[path] = multiple(module)
             self._own |= {f"{path}.{name}".lstrip("."): path for name in layout.held(module)}
-        if tracing.experts:
-            self._find(model)
+        if tracing.experts or (listed and tracing.graph.ranked and any(map(_is_list, model.modules()))):
+            routers = _Routers(tracing)
+            if tracing.experts:
+                self._find_fused(routers)
+            if listed:
+                self._find_listed(model, routers)
 
     def _down(self, path: str) -> str:
         return f"{path}.{self._tracing.experts[path].down}".lstrip(".")
 
-    def _find(self, model: nn.Module) -> None:
+    def _find_fused(self, known: _Routers) -> None:
         graph, tensors = self._tracing.graph, self._tracing.tensors
-        ones = np.ones(sum(len(a) for a, _ in graph.edges), dtype=np.int8)
-        ends = [np.concatenate([edge[i] for edge in graph.edges]) for i in (0, 1)]
-        _, labels = connected_components(coo_array((ones, tuple(ends)), shape=(graph.nodes,) * 2), directed=False)
-        self.nodes = np.zeros(graph.nodes, dtype=bool)
-        contracted = {(c.weight.tensor, c.weight.dim) for c in graph.contractions}
-        axes_of = _AxesOf(tensors, labels)
+        self.routed = np.zeros(graph.nodes, dtype=bool)
         for path in self._tracing.experts:
             experts = tensors[self._down(path)][0]
             if experts is None:
                 continue
-            components = np.unique(labels[experts])
-            touched = axes_of(components)
-            others = [a for a in touched if self._own.get(a.tensor) != path or a.dim != 0]
-            ranks = {a: len(tensors[a.tensor]) for a in others}
-            routers = {a for a in others if ranks[a] == 2 and (a.tensor, 1 - a.dim) in contracted}
-            whole = all(np.array_equal(np.unique(labels[tensors[a.tensor][a.dim]]), components) for a in touched)
-            plain = all(a in routers or ranks[a] == 1 for a in others)
-            if routers and plain and whole and len(components) == len(experts):
+            routers = known.of(experts, {name for name, owner in self._own.items() if owner == path})
+            if routers:
                 self._routers[path] = routers
-                self.nodes |= np.isin(labels, components)
-                self._consume(path, experts)
+                self.routed |= known.joined(experts)
+                # the down projection contracts what an expert made of its tokens: that is where it is heard whole
+                down = Axis(self._down(path), 0)
+                inner = [c for c in graph.contractions if c.weight.tensor == down.tensor and c.side == "inner"]
+                graph.contractions += [replace(c, weight=down, nodes=experts, dim=1, side="expert") for c in inner]
 
-    def _consume(self, path: str, experts: np.ndarray) -> None:
-        """The down projection contracts what an expert made of its tokens: that is where a whole expert is heard."""
-        graph, down = self._tracing.graph, self._down(path)
-        inner = [c for c in graph.contractions if c.weight.tensor == down and c.side == "inner"]
-        graph.contractions += [
-            Contraction(Axis(down, 0), experts, c.activation, 1, c.site, c.op, c.training, side="expert") for c in inner
-        ]
+    def _find_listed(self, model: nn.Module, known: _Routers) -> None:
+        graph = self._tracing.graph
+        logits = {known.key(nodes): nodes for nodes, _ in graph.ranked}
+        found = [(routers, nodes) for nodes in logits.values() if (routers := known.of(nodes))]
+        self.listed = np.zeros(graph.nodes, dtype=bool)
+        for made in routed_lists(model, self._tracing, found):
+            entries = graph.new(len(made.logits))
+            graph.join(entries, made.logits)
+            self._tracing.tensors[made.path] = (entries,)
+            self._own[made.path], self._routers[made.path], self.lists[made.path] = made.path, made.routers, made
+            self.listed = np.concatenate([self.listed | known.joined(made.logits), np.ones(len(entries), dtype=bool)])
+            known.more(len(entries))
+            held = Track((len(entries),), (entries,))
+            axis, site = Axis(made.path, 0), Site(made.path)
+            graph.contractions.append(Contraction(axis, entries, held, 0, site, "the experts of a list", side="expert"))
+        if self.routed is not None:
+            self.routed = np.concatenate([self.routed, np.zeros(graph.nodes - len(self.routed), dtype=bool)])
 
     def describe(self, group: AxisGroup, ranked: Sequence[int]) -> AxisGroup:
         """The group as experts or as inner positions of experts, if it is either.
@@ -88,7 +100,10 @@ class Routing:
             return group
         if any(tap.side == "expert" for tap in group.taps):
             routers = self._routers[path]
-            axes = tuple(replace(a, routes=a.axis in routers) for a in group.axes)
+            axes = tuple(
+                replace(a, routes=a.axis in routers, consumer=a.consumer and a.axis.tensor not in self.lists)
+                for a in group.axes
+            )
             least = max([1, *ranked])
             frozen = group.frozen or (None if least < group.units else f"all of them are needed: {least} a token")
             return replace(group, name=path, kind="expert", axes=axes, least=least, frozen=frozen)
@@ -102,6 +117,11 @@ class Routing:
 
     def attributes(self, model: nn.Module) -> Iterator[tuple[str, str, np.ndarray]]:
         """(module path, attribute, nodes whose count it holds) for the numbers of experts and their inner sizes."""
+        for made in self.lists.values():
+            yield from ((place, name, made.logits) for place, name in counts(model, made))
+            found = _configuration(model, made.path, _COUNTS, len(made.logits))
+            if found is not None:
+                yield (*found, made.logits)
         for path, layout in self._tracing.experts.items():
             down = self._tracing.tensors[self._down(path)]
             parent = path.rpartition(".")[0]
@@ -120,22 +140,63 @@ class Routing:
                     yield (*found, nodes)
 
 
-class _AxesOf:
-    """The axes that any of some components touch; positions are sorted by component once."""
+class _Routers:
+    """Which axes the positions of experts touch, and which of them are routers'."""
 
-    def __init__(self, tensors: Mapping[str, tuple[np.ndarray | None, ...]], labels: np.ndarray) -> None:
-        held = [(Axis(name, i), d) for name, dims in tensors.items() for i, d in enumerate(dims) if d is not None]
-        self._axes = [axis for axis, _ in held]
-        component = labels[np.concatenate([nodes for _, nodes in held])]
+    def __init__(self, tracing: Tracing) -> None:
+        graph = tracing.graph
+        self._tensors = tracing.tensors
+        ones = np.ones(sum(len(a) for a, _ in graph.edges), dtype=np.int8)
+        ends = [np.concatenate([edge[i] for edge in graph.edges]) for i in (0, 1)]
+        _, self._labels = connected_components(coo_array((ones, tuple(ends)), shape=(graph.nodes,) * 2), directed=False)
+        self._contracted = {(c.weight.tensor, c.weight.dim) for c in graph.contractions}
+        held = [(Axis(name, i), d) for name, dims in self._tensors.items() for i, d in enumerate(dims) if d is not None]
+        self._axes = [axis for axis, _ in held]  # positions are sorted by component once
+        component = self._labels[np.concatenate([nodes for _, nodes in held])]
         order = np.argsort(component, kind="stable")
         self._component = component[order]
         self._axis = np.repeat(np.arange(len(held)), [len(nodes) for _, nodes in held])[order]
 
-    def __call__(self, components: np.ndarray) -> list[Axis]:
+    def key(self, nodes: np.ndarray) -> bytes:
+        """Equal where position by position is cut together."""
+        return self._labels[nodes].tobytes()
+
+    def joined(self, nodes: np.ndarray) -> np.ndarray:
+        """Per node, whether it is cut together with any of these."""
+        return np.isin(self._labels, self._labels[nodes])
+
+    def more(self, count: int) -> None:
+        """So many nodes have been made since; they are looked up nowhere."""
+        self._labels = np.concatenate([self._labels, np.full(count, -1, dtype=self._labels.dtype)])
+
+    def of(self, experts: np.ndarray, own: Collection[str] = ()) -> frozenset[Axis]:
+        """The routers' axes that experts at these nodes touch; none where they touch anything but those, dimension 0
+        of their `own` tensors, and vectors, or only a part of it, or where one touches another."""
+        components = np.unique(self._labels[experts])
+        if len(components) != len(experts):
+            return frozenset()
+        touched = self._touched(components)
+        others = [a for a in touched if a.tensor not in own or a.dim != 0]
+        ranks = {a: len(self._tensors[a.tensor]) for a in others}
+        routers = frozenset(a for a in others if ranks[a] == 2 and (a.tensor, 1 - a.dim) in self._contracted)
+        whole = all(np.array_equal(np.unique(self._labels[self._nodes(a)]), components) for a in touched)
+        plain = all(a in routers or ranks[a] == 1 for a in others)
+        return routers if plain and whole else frozenset()
+
+    def _nodes(self, axis: Axis) -> np.ndarray:
+        nodes = self._tensors[axis.tensor][axis.dim]
+        assert nodes is not None
+        return nodes
+
+    def _touched(self, components: np.ndarray) -> list[Axis]:
         first = np.searchsorted(self._component, components, "left")
         last = np.searchsorted(self._component, components, "right")
         found = [self._axis[a:b] for a, b in zip(first, last, strict=True)]
         return [self._axes[i] for i in np.unique(np.concatenate(found))]
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
 def _holds(value: Any, n: int) -> bool:

@@ -117,6 +117,8 @@ class Graph:
     unless_routed: set[int] = field(default_factory=set)
     # those of the freezes that fall where a proof shows that the code follows the cut by itself, or by its size sites
     unless_proven: set[int] = field(default_factory=set)
+    # those of the freezes that hold in any case: whoever called the model sees these positions
+    outputs: set[int] = field(default_factory=set)
     # nodes among which the k largest are looked for -> k
     ranked: list[tuple[np.ndarray, int]] = field(default_factory=list)
     factors: list[Factors] = field(default_factory=list)
@@ -164,6 +166,12 @@ class Graph:
         self.unless_proven.add(len(self.freezes))
         self.freeze(dim, reason)
         self.unless_proven.discard(len(self.freezes))  # nothing was frozen
+
+    def freeze_output(self, dim: Dim) -> None:
+        """These positions stay, whatever a proof may show."""
+        self.outputs.add(len(self.freezes))
+        self.freeze(dim, "is a dimension of the model's output")
+        self.outputs.discard(len(self.freezes))  # nothing was frozen
 
     def frozen(self, n: int, reason: str) -> np.ndarray:
         """`n` fresh nodes that stay."""

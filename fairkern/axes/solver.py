@@ -17,9 +17,15 @@ FREE = -1
 class Solver:
     """Components and their freeze reasons, as factors get decided one after the other."""
 
-    def __init__(self, graph: Graph, routed: np.ndarray | None = None, daring: bool = False) -> None:
-        """`routed`: per node, whether it belongs to an expert that a router can leave out. `daring`: leave to the
-        proof what it can show."""
+    def __init__(
+        self,
+        graph: Graph,
+        routed: np.ndarray | None = None,
+        listed: np.ndarray | None = None,
+        daring: bool = False,
+    ) -> None:
+        """`routed`: per node, whether it belongs to an expert that a router can leave out. `listed`: to one that is a
+        module of a list, of which only the proof can tell. `daring`: leave to the proof what it can show."""
         self.n = self.count = graph.nodes
         self.edges = list(graph.edges)
         self.reasons: list[str] = []
@@ -32,7 +38,7 @@ class Solver:
             if daring and i in graph.unless_proven:
                 continue
             held = nodes if routed is None or i not in graph.unless_routed else nodes[~routed[nodes]]
-            self.freeze(held, reason)
+            self.freeze(held if listed is None or i in graph.outputs else held[~listed[held]], reason)
         self.relabel()
 
     def freeze(self, nodes: np.ndarray, reason: str) -> None:

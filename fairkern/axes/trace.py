@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,6 +60,8 @@ class Tracing:
     size_calls: list[tuple[str, list[SizeCall]]] = field(default_factory=list)  # per module call of eval mode
     alike: dict[str, str] = field(default_factory=dict)  # module that was not reached -> the one that it is traced like
     experts: dict[str, FusedExperts] = field(default_factory=dict)  # by module path
+    calls: Counter[str] = field(default_factory=Counter)  # by module path: the most in one run of eval mode
+    widths: dict[str, int] = field(default_factory=dict)  # last dimension of what a module returned
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -172,10 +175,12 @@ def _run(
         output = call_model(model, inputs)
     if not training:
         tracing.size_calls.extend(sizes.by_module(modules.calls))
+        tracing.calls |= modules.calls
+        tracing.widths.update(modules.widths)
     for tensor in _tensors_of(output):
         tracing.graph.read(tracks.of(tensor))
         for dim in tracks.of(tensor).dims:
-            tracing.graph.freeze(dim, "is a dimension of the model's output")
+            tracing.graph.freeze_output(dim)
 
 
 def _tensors_of(output: Any) -> Iterator[Tensor]:
@@ -370,7 +375,8 @@ class _ModuleStack:
     def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track], experts: Collection[str]) -> None:
         self._model, self._lookup, self._experts = model, lookup, experts
         self._stack: list[ModuleCall] = [ModuleCall(Site(""), None, None)]
-        self.calls: dict[str, int] = {}  # by module path
+        self.calls: Counter[str] = Counter()  # by module path
+        self.widths: dict[str, int] = {}
         self._handles = contextlib.ExitStack()
 
     def current(self) -> ModuleCall:
@@ -387,11 +393,13 @@ class _ModuleStack:
             fused = path in self._experts
             seen = self._lookup(given[0]) if given and (fused or _seen(module)) else None
             slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
-            self._stack.append(ModuleCall(Site(path, self.calls.get(path, 0)), module, seen, slots))
-            self.calls[path] = self.calls.get(path, 0) + 1
+            self._stack.append(ModuleCall(Site(path, self.calls[path]), module, seen, slots))
+            self.calls[path] += 1
 
-        def leave(*_: Any) -> None:
+        def leave(_: nn.Module, args: Any, output: Any) -> None:
             self._stack.pop()
+            if isinstance(output, Tensor) and output.ndim:
+                self.widths[path] = output.shape[-1]
 
         before = module.register_forward_pre_hook(enter, with_kwargs=True)
         self._handles.callback(before.remove)

@@ -93,10 +93,10 @@ def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solut
     """
     _freeze_unreached(model, tracing)
     _note_train_only(model, tracing)
-    routing = Routing(model, tracing)
-    solver, daring = Solver(tracing.graph, routing.nodes), None
+    routing = Routing(model, tracing, listed=dare)
+    solver, daring = Solver(tracing.graph, routing.routed, routing.listed), None
     if dare and tracing.graph.unless_proven:
-        daring = Solver(tracing.graph, routing.nodes, daring=True)
+        daring = Solver(tracing.graph, routing.routed, routing.listed, daring=True)
         if np.array_equal(daring.free(daring.nodes), solver.free(solver.nodes)):
             daring = None  # something else freezes the same
     certain = _solve(model, tracing, routing, solver)
@@ -145,7 +145,8 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     groups = [replace(g, name=n) for g, n in zip(groups, names, strict=True)]
 
     sizes = _Extents(labels, group_of, [g.units for g in groups])
-    params = tuple(_params(tracing, model, sizes))
+    lives = _Lives(routing, labels, group_of, rank)
+    params = tuple(_params(tracing, model, sizes, lives))
     flops = tuple(CostTerm(factor, tuple(sizes.of(d) for d in dims)) for factor, dims in graph.flops)
     known = (*size_attributes(model, tracing), *routing.attributes(model))
     attributes = [SizeAttribute(m, a, sizes.of(n)) for m, a, n in known]
@@ -169,6 +170,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         shapes={n: tuple(t.shape) for n, t in named_tensors(model).items()},
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
+        lists={path: made.entries for path, made in routing.lists.items()},
     )
     return Solution(units.freeze(reasons), sites)
 
@@ -399,9 +401,37 @@ class _Extents:
         return index
 
 
-def _params(tracing: Tracing, model: nn.Module, sizes: _Extents) -> Iterable[CostTerm]:
+    def alive(self, group: int, unit: int) -> int:
+        """1 while this unit stays."""
+        extent = Extent(1, ((group, 1),), unit)
+        index = self._index.setdefault(extent, len(self.extents))
+        if index == len(self.extents):
+            self.extents.append(extent)
+        return index
+
+
+class _Lives:
+    """Which unit a tensor goes with as a whole: that of the expert of a list that it lies in."""
+
+    def __init__(self, routing: Routing, labels: np.ndarray, group_of: np.ndarray, rank: np.ndarray) -> None:
+        self._units: dict[str, tuple[int, int]] = {}  # path of an entry -> group and unit
+        self._lists = tuple(f"{path}." for path in routing.lists)
+        for path, made in routing.lists.items():
+            for name, node in zip(made.entries.names, made.logits, strict=True):
+                component = labels[node]
+                if group_of[component] >= 0:
+                    self._units[f"{path}.{name}"] = (int(group_of[component]), int(rank[component]))
+
+    def of(self, tensor: str) -> list[tuple[int, int]]:
+        """Groups and units; several where lists lie in each other."""
+        inside = [prefix for prefix in self._lists if tensor.startswith(prefix)]
+        entries = [prefix + tensor.removeprefix(prefix).partition(".")[0] for prefix in inside]
+        return [self._units[entry] for entry in entries if entry in self._units]
+
+
+def _params(tracing: Tracing, model: nn.Module, sizes: _Extents, lives: _Lives) -> Iterable[CostTerm]:
     for name, parameter in model.named_parameters():
-        coefficient, extents = 1.0, []
+        coefficient, extents = 1.0, [sizes.alive(*life) for life in lives.of(name)]
         for n, nodes in zip(parameter.shape, tracing.tensors[name], strict=True):
             index = None if nodes is None else sizes.of(nodes)
             if index is None or not sizes.extents[index].parts:

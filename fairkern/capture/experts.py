@@ -1,9 +1,10 @@
-"""Where units of fused experts are heard: an expert sees the tokens routed to it, and is silent for all others."""
+"""Where experts and their units are heard: an expert sees the tokens routed to it, and is silent for all others."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,23 +12,28 @@ from torch import Tensor, nn
 from fairkern.capture.points import Block, Listener, Point, block_of
 from fairkern.errors import InputError
 from fairkern.experts import Forward, by_expert, fused_experts
-from fairkern.types import AxisGroup, Tap
+from fairkern.types import AxisGroup, Entries, Site, Tap, UnitMap
 
 Hears = Callable[[Point, Tensor, Tensor, Tensor], Tensor]
 
 
-def expert_points(model: nn.Module, groups: Iterable[tuple[int, AxisGroup]]) -> list[Point]:
+def expert_points(model: nn.Module, units: UnitMap) -> list[Point]:
     """A point for every expert and tap within it; units of a group with several sets are those of their expert.
 
+    An expert of a list is a site of its own: the module that gives what it adds.
     Raises InputError where the module of a tap holds no fused experts.
     """
     layouts = fused_experts(model)
     points = []
-    for g, group in groups:
+    for g in units.prunable:
+        group = units.groups[g]
         for tap in group.taps:
             if tap.side not in ("inner", "expert"):
                 continue
             path = tap.sites[0].module
+            if path in units.lists:
+                points += _listed(g, tap, units.lists[path])
+                continue
             if path not in layouts:
                 raise InputError(f"{path} holds no fused experts here, the unit map has some; trace this model again")
             down = getattr(model.get_submodule(path), layouts[path].down)
@@ -51,6 +57,13 @@ def _whole(g: int, tap: Tap, wide: int) -> list[Point]:
     return [
         Point(f"{tap.name}[{e}]", tap.sites, tap.side, 1, wide, (Block(1, wide, None, alone, part=unit),), int(e))
         for unit, e in enumerate(tap.positions[:, 0])
+    ]
+
+
+def _listed(g: int, tap: Tap, entries: Entries) -> list[Point]:
+    return [
+        replace(p, sites=(Site(f"{tap.sites[0].module}.{entries.names[p.expert or 0]}"),), dim=-1, expert=None)
+        for p in _whole(g, tap, entries.width)
     ]
 
 

@@ -29,7 +29,7 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
     """
     beside = [Point(tap.name, tap.sites, tap.side, tap.dim, tap.length, ()) for tap in others]
     listener = Listener(model, [*points_of(units, "input"), *hidden_points(units), *beside], gradients=False)
-    listed = ListedExperts(model, listener.points)
+    listed = ListedExperts(model, listener.points, listener.hear)
     listed.following = True
     with untouched(model), in_place(model), torch.no_grad(), listener.attached():
         model.eval()

@@ -124,7 +124,7 @@ class Listener:
     def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
         self._model, self.points, self._gradients = model, points, gradients
         self.active = True
-        whole = [p for p in points if p.expert is None and p.side != "hidden"]
+        whole = [p for p in points if p.expert is None and p.side in ("input", "output")]
         self._hidden = {p.name: p for p in points if p.side == "hidden"}
         self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
         self._by_weight: dict[tuple[str, int], list[tuple[Site, Point]]] = {}
@@ -219,6 +219,10 @@ class Listener:
         alias = self._alias(point, x)
         self._rows[point], self.carriers[point] = tokens, carrier
         return alias
+
+    def hear(self, point: Point, x: Tensor) -> Tensor:
+        """What somebody else found at a point; returns what to go on with."""
+        return self._alias(point, x)
 
     def place_rows(self, point: Point, tokens: Tensor, carrier: Tensor) -> None:
         """What was heard at a point are these rows of `carrier`; nothing, where nothing was heard."""

@@ -1,4 +1,5 @@
-"""Experts that are modules of a list: which tokens each was given, followed from where they were picked."""
+"""Experts that are modules of a list: the tokens that each was given, followed from where they were picked, and what it
+adds to them."""
 
 from __future__ import annotations
 
@@ -14,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.capture.points import Point
-from fairkern.nested import tensors_in
+from fairkern.nested import map_tensors, tensors_in
 
 _RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
-_KEEPS_ROWS = _RESHAPES | {"to", "type", "float", "double", "half", "bfloat16"}
+_KEEPS_ROWS = _RESHAPES | {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
+_MULTIPLIES = frozenset(["mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"])
 
 
 @dataclass(frozen=True)
@@ -28,24 +30,56 @@ class Rows:
     tokens: Tensor
 
 
-class _Picked(TorchFunctionMode):
-    """Remembers of `x[tokens]`, and of what is only reshaped or cast of it, which rows they are."""
+class _Followed(TorchFunctionMode):
+    """Remembers of `x[tokens]`, and of what is only reshaped or cast of it, which rows they are.
 
-    def __init__(self) -> None:
+    And listens to what an expert adds: what its module gave, times a weight per token where the next function that reads
+    it is such a product, else as it is.
+    """
+
+    def __init__(self, hear: Callable[[Point, Tensor], Tensor]) -> None:
         super().__init__()
         self.of: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.given: WeakIdKeyDictionary = WeakIdKeyDictionary()  # what an expert gave -> its point
+        self._hear = hear
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and args and isinstance(args[0], Tensor):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        point = self._expert(args, kwargs) if len(self.given) else None
+        factor = self._factor(name, args) if point is not None else None
+        if point is not None and name not in _KEEPS_ROWS and factor is None:
+            args, kwargs = (map_tensors(value, self._heard) for value in (args, kwargs))
+            point = None
+        result = func(*args, **kwargs)
+        if not isinstance(result, Tensor):
+            return result
+        if isinstance(factor, Tensor) and factor.ndim and point is not None:
+            result = self._hear(point, result)
+        elif point is not None:
+            self.given[result] = point
+        if args and isinstance(args[0], Tensor):
             x = args[0]
             if func is Tensor.__getitem__:
                 self._pick(result, x, args[1])
             elif func in (torch.index_select, Tensor.index_select) and len(args) == 3 and args[1] == 0:
                 self._pick(result, x, args[2])
-            elif x in self.of and getattr(func, "__name__", "") in _KEEPS_ROWS and result.shape[-1:] == x.shape[-1:]:
+            elif x in self.of and name in _KEEPS_ROWS and result.shape[-1:] == x.shape[-1:]:
                 self.of[result] = self.of[x]
         return result
+
+    def _expert(self, args: Any, kwargs: Any) -> Point | None:
+        return next((self.given[t] for t in tensors_in([args, kwargs]) if t in self.given), None)
+
+    def _factor(self, name: str, args: Any) -> Any:
+        """The number, or the tensor with one number per token, that this multiplies what an expert gave by."""
+        if name not in _MULTIPLIES or len(args) != 2:
+            return None
+        other = args[1] if isinstance(args[0], Tensor) and args[0] in self.given else args[0]
+        return other if not isinstance(other, Tensor) or other.ndim == 0 or other.shape[-1] == 1 else None
+
+    def _heard(self, x: Tensor) -> Tensor:
+        return self._hear(self.given[x], x) if x in self.given else x
 
     def _pick(self, result: Tensor, x: Tensor, index: Any) -> None:
         first, *rest = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None] or [None]
@@ -53,22 +87,29 @@ class _Picked(TorchFunctionMode):
         if whole and isinstance(first, Tensor) and first.ndim == 1:
             tokens = first.nonzero()[:, 0] if first.dtype == torch.bool else first
             self.of[result] = Rows(x.detach(), tokens)
+        elif whole and isinstance(first, slice) and x in self.of:  # tokens sorted by their experts
+            self.of[result] = Rows(self.of[x].carrier, self.of[x].tokens[first])
 
 
 class ListedExperts:
-    """The points inside modules of a list, and what these were given in the forward pass under way."""
+    """The points at and inside modules of a list, and what these were given in the forward pass under way.
 
-    def __init__(self, model: nn.Module, points: Iterable[Point]) -> None:
-        self._model = model
+    `hear` is called for what experts add to their tokens, if any of the points is for that.
+    """
+
+    def __init__(self, model: nn.Module, points: Iterable[Point], hear: Callable[[Point, Tensor], Tensor]) -> None:
+        self._model, self._hear = model, hear
+        points = list(points)
         lists = sorted((p for p, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))), key=len)
         self._entry = {p: e for p in points if p.expert is None and (e := _entry(p, lists)) is not None}
+        self._whole = {p.sites[0].module: p for p in points if p.side == "expert" and p.expert is None}
         self._given: dict[str, Rows] = {}
         self._alike: dict[tuple[str, str], list[Point]] = defaultdict(list)
         for point, (path, name) in self._entry.items():
             if point.side == "hidden":  # a vector for every step, not a row for every token
                 continue
             self._alike[path, "+".join(_within(s.module, f"{path}.{name}") for s in point.sites)].append(point)
-        self.following = False
+        self.following = bool(self._whole)
 
     def uneven(self, heard: dict[Point, Tensor]) -> bool:
         """Whether modules of a list that are alike were given different numbers of rows, or some of them none."""
@@ -97,7 +138,14 @@ class ListedExperts:
         if not self.following:
             yield
             return
-        picked = _Picked()
+        picked = _Followed(self._hear)
+
+        def after(point: Point) -> Callable[..., None]:
+            def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+                if isinstance(output, Tensor):
+                    picked.given[output] = point
+
+            return hook
 
         def before(entry: str) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -111,6 +159,8 @@ class ListedExperts:
             for entry in {".".join(place) for place in self._entry.values()}:
                 module = self._model.get_submodule(entry)
                 handles.callback(module.register_forward_pre_hook(before(entry), with_kwargs=True).remove)
+            for entry, point in self._whole.items():
+                handles.callback(self._model.get_submodule(entry).register_forward_hook(after(point)).remove)
             with picked:
                 yield
 

@@ -48,7 +48,7 @@ def capture(
         raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
     if settings.recipe is not Recipe.PAPER:
-        points += expert_points(model, ((g, units.groups[g]) for g in units.prunable))
+        points += expert_points(model, units)
     hidden = hidden_points(units) if settings.gram or settings.recipe is not Recipe.PAPER else []
     moments = MomentStore([*_read(points, units), *hidden], units) if settings.gram else None
     states = StateMeans(hidden)
@@ -152,7 +152,7 @@ class _Pass:
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
         listened = list(dict.fromkeys([*points, *own]))
         self._listener = Listener(model, listened, gradients=taylor is not None)
-        self._listed = ListedExperts(model, listened)
+        self._listed = ListedExperts(model, listened, self._listener.hear)
         self._layouts: dict[Point, Layout] = {}
         self._layouts_known = False
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fairkern.compact.config import set_config
 from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match, read_attribute
 from fairkern.compact.sites import install
+from fairkern.entries import cut_lists
 from fairkern.errors import InputError
 from fairkern.ops.gather import gather_many
 from fairkern.replacements import replace_modules
@@ -41,20 +42,28 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
             raise InputError(f"{held.names[0]} is {held.tensor.layout} {held.tensor.dtype}: only dense tensors are cut")
     with torch.no_grad():
         if inplace:
+            small = model
+            set_sizes(small, plan)
             for held, index in cuts:
                 _replace(held.tensor, index, backend)
             forget(model)
-            small = model
         else:
             gathered = gather_dense([(held.tensor, index) for held, index in cuts], backend)
-            small = copy_with(model, [(held, tensor) for (held, _), tensor in zip(cuts, gathered, strict=True)])
+            cut = [(held, tensor) for (held, _), tensor in zip(cuts, gathered, strict=True)]
+            small = copy_with(model, cut, gone(model, plan))
+            set_sizes(small, plan)
             check_pruned(small, plan)
-    set_sizes(small, plan)
     return small
 
 
+def gone(model: nn.Module, plan: Plan) -> list[nn.Module]:
+    """The modules of lists that the plan removes."""
+    return [model.get_submodule(f"{cut.path}.{name}") for cut in cut_lists(plan) for name in cut.goes]
+
+
 def set_sizes(model: nn.Module, plan: Plan) -> None:
-    """Give attributes that hold sizes, calls that are given sizes and the configuration what the plan leaves."""
+    """Give attributes that hold sizes, calls that are given sizes and the configuration what the plan leaves, and lists
+    the modules that stay."""
     for change in plan.attributes:
         holder, _, name = change.attribute.rpartition(".")
         module = model.get_submodule(change.module)
@@ -63,17 +72,25 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
     install(model, plan.sites)
     if plan.config:
         set_config(model.config, plan)
+    for cut in reversed(cut_lists(plan)):  # the names of outer lists are still those of before
+        held = model.get_submodule(cut.path)._modules
+        stays = [held[name] for name in cut.stays]
+        held.clear()
+        held.update(zip(cut.names, stays, strict=False))
 
 
-def copy_with(model: nn.Module, replacements: Sequence[tuple[Held, Tensor]]) -> nn.Module:
+def copy_with(
+    model: nn.Module, replacements: Sequence[tuple[Held, Tensor]], left_out: Iterable[nn.Module] = ()
+) -> nn.Module:
     """`copy.deepcopy(model)` with some tensors replaced by others, which are taken over and not copied.
 
-    Works through deepcopy's memo, so that whatever refers to a replaced tensor refers to its replacement. Caches
+    Modules that are `left_out` are empty ones in the copy. Works through deepcopy's memo, so that whatever refers to a replaced tensor refers to its replacement. Caches
     of tensors are empty in the copy.
     Raises InputError when the model cannot be copied.
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}
     memo |= {id(cache): {} for cache in caches(model)}
+    memo |= {id(module): nn.Module() for module in left_out}
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:

@@ -52,9 +52,10 @@ def give_bias(module: nn.Module) -> None:
     module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
 
 
-def may_be_added(model: nn.Module, name: str, plan: Plan) -> bool:
-    """Whether `name` is the bias of a module that the plan's model had without one."""
-    path, _, last = name.rpartition(".")
-    if last != "bias" or name in plan.shapes or (f"{path}.weight" if path else "weight") not in plan.shapes:
+def may_be_added(model: nn.Module, name: str, plan: Plan, before: str | None = None) -> bool:
+    """Whether `name` is the bias of a module that the plan's model had without one, under the name `before`."""
+    before = name if before is None else before
+    path, _, last = before.rpartition(".")
+    if last != "bias" or before in plan.shapes or (f"{path}.weight" if path else "weight") not in plan.shapes:
         return False
-    return adds_bias(model.get_submodule(path))
+    return adds_bias(model.get_submodule(name.rpartition(".")[0]))

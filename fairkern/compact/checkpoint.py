@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from fairkern.artefacts import SCHEMA, load_plan, replacing, save_plan
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import check_header, compact, package_version, parse, sync_folder
-from fairkern.compact.apply import copy_with, empty_dense, gather_dense, set_sizes
+from fairkern.compact.apply import copy_with, empty_dense, gather_dense, gone, set_sizes
 from fairkern.compact.biases import give_bias, may_be_added
-from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, shapes_after, tensors_of
+from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, shapes_left, tensors_of
+from fairkern.entries import Renaming
 from fairkern.errors import ArtefactError, InputError
 from fairkern.types import Plan
 
@@ -79,14 +80,15 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     tensors, shared = _read(place / WEIGHTS, plan)
     check(fresh_model, plan)
     state = {**tensors, **{alias: tensors[name] for alias, name in shared.items() if name in tensors}}
-    expected = fresh_model.state_dict().keys()
-    extra = {name for name in state.keys() - expected if _has_module(fresh_model, name, plan)}
+    stored, renaming = fresh_model.state_dict().keys(), Renaming(plan)
+    expected = {later for name in stored if (later := renaming.after(name)) is not None}
+    extra = {name for name in state.keys() - expected if _has_module(fresh_model, renaming.before(name), plan)}
     absent, foreign = sorted(expected - state.keys()), sorted(state.keys() - expected - extra)
     if absent or foreign:
         what = f"lacks {absent[0]!r}" if absent else f"holds {foreign[0]!r}, which the model does not have"
         raise ArtefactError(f"{place / WEIGHTS} {what}: it was written for another version of this model")
     with torch.no_grad():
-        small = copy_with(fresh_model, _emptied(fresh_model, plan, expected))
+        small = copy_with(fresh_model, _emptied(fresh_model, plan, stored), gone(fresh_model, plan))
     set_sizes(small, plan)
     for name in extra:  # biases that compensation added
         give_bias(small.get_submodule(name.rpartition(".")[0]))
@@ -113,11 +115,13 @@ def _versioned(model: nn.Module, state: dict[str, Tensor]) -> OrderedDict[str, T
 
 def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tensor]]:
     """Room for what the file holds, and cuts of what it does not hold."""
-    shapes = shapes_after(plan)
+    shapes, renaming = shapes_left(plan), Renaming(plan)
     cuts = {id(held.tensor): index for held, index in match(model, kept(plan))}
     made = []
     for held in tensors_of(model):
         tensor = held.tensor
+        if all(renaming.after(name) is None for name in held.names):
+            continue
         if any(name in stored for name in held.names):
             shape = next(shapes[name] for name in held.names if name in shapes)
             device = torch.device("cpu") if tensor.is_meta else tensor.device

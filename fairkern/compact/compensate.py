@@ -13,6 +13,7 @@ from fairkern.compact.biases import bias_of, give_bias, output_dim
 from fairkern.compact.borders import grids_of, kernel_shares, within
 from fairkern.compact.descriptors import Index, check, kept, tensors_of
 from fairkern.compact.mixing import Compensation, Mixing, by_least_squares, by_means
+from fairkern.entries import Renaming
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.ops.gather import gather
@@ -100,16 +101,19 @@ def groups_of(module: nn.Module) -> int:
     return module.groups if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed else 1
 
 
-def fold(small: nn.Module, found: Sequence[Correction]) -> None:
+def fold(small: nn.Module, plan: Plan, found: Sequence[Correction]) -> None:
     """Add corrections to the model that was cut. A missing bias is registered as a parameter like the weight."""
+    renaming = Renaming(plan)
     with torch.no_grad():
         for correction in found:
             if correction.weight is None:
                 continue
-            weight = dict(small.named_parameters())[correction.axis.tensor]
+            name = renaming.after(correction.axis.tensor)
+            assert name is not None  # nothing is corrected that goes whole
+            weight = dict(small.named_parameters())[name]
             weight.add_(correction.weight.to(weight))
             if correction.bias is not None:
-                place = bias_of(small, correction.axis)
+                place = bias_of(small, Axis(name, correction.axis.dim))
                 assert place is not None
                 module, name = place
                 if module._parameters[name] is None:

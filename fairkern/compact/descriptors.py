@@ -13,9 +13,10 @@ from torch.nn.parameter import is_lazy
 
 from fairkern.compact.biases import may_be_added
 from fairkern.compact.config import config_value
+from fairkern.entries import Renaming, cut_lists
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.replacements import REPLACEMENTS
-from fairkern.types import Plan, PlanAxis
+from fairkern.types import Axis, Plan, PlanAxis
 
 Index = dict[int, Tensor]  # dim → int64 [positions], or a row of them per position of dimension 0; ascending
 
@@ -52,6 +53,8 @@ def kept(plan: Plan) -> dict[str, Index]:
     """
     indices: dict[str, Index] = {}
     for (name, dim), removed in _removed(plan, plan.axes).items():
+        if name in plan.lists:
+            continue
         stays = np.ones((*removed.shape[:-1], plan.shapes[name][dim]), dtype=bool)
         np.put_along_axis(stays, removed, False, axis=-1)
         if not stays.any():
@@ -81,7 +84,14 @@ def _positions(plan: Plan, axes: Iterable[PlanAxis]) -> dict[str, Index]:
 
 
 def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor once the plan has been applied."""
+    """The shape of every tensor once the plan has been applied, by the name that it has then."""
+    renaming = Renaming(plan)
+    left = ((renaming.after(name), shape) for name, shape in shapes_left(plan).items())
+    return {name: shape for name, shape in left if name is not None}
+
+
+def shapes_left(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """The same by the name that a tensor had, with those that go whole as they were."""
     shapes = {name: list(shape) for name, shape in plan.shapes.items()}
     for name, index in kept(plan).items():
         for dim, positions in index.items():
@@ -134,6 +144,7 @@ def check(model: nn.Module, plan: Plan) -> None:
         for name in names:
             _check_shape(name, tuple(item.tensor.shape), model, plan)
     kept(plan)
+    _check_lists(model, plan)
     for change in plan.attributes:
         try:
             module = model.get_submodule(change.module)
@@ -164,6 +175,18 @@ def check(model: nn.Module, plan: Plan) -> None:
             )
 
 
+def _check_lists(model: nn.Module, plan: Plan) -> None:
+    modules = dict(model.named_modules())
+    for path, names in plan.lists.items():
+        found = tuple(modules[path]._modules) if path in modules else None
+        if found != names:
+            here = "no such module" if found is None else f"{len(found)} modules"
+            raise PlanMismatchError(f"the plan removes experts from {path}, a list of {len(names)}; there is {here} here")
+    for cut in cut_lists(plan):
+        if not cut.stays:
+            raise PlanMismatchError(f"the plan removes all {len(cut.names)} modules of {cut.path}: one has to stay")
+
+
 def read_attribute(module: nn.Module, attribute: str) -> Any:
     """The value of an attribute, which may be dotted (`config.num_experts`); None where there is none."""
     value: Any = module
@@ -177,7 +200,7 @@ def check_pruned(small: nn.Module, plan: Plan) -> None:
 
     Raises PlanMismatchError naming the first that differs.
     """
-    expected = shapes_after(plan)
+    expected, renaming = shapes_after(plan), Renaming(plan)
     held = tensors_of(small)
     known = {name for item in held for name in item.names}
     for name in expected:
@@ -185,7 +208,7 @@ def check_pruned(small: nn.Module, plan: Plan) -> None:
             raise PlanMismatchError(f"the plan leaves a tensor {name}, this {type(small).__name__} has none")
     for item in held:
         names = [name for name in item.names if name in expected]
-        if not names and not may_be_added(small, item.names[0], plan):
+        if not names and not may_be_added(small, item.names[0], plan, renaming.before(item.names[0])):
             raise PlanMismatchError(f"the plan does not know the tensor {item.names[0]}")
         for name in names:
             if tuple(item.tensor.shape) != expected[name]:
@@ -218,8 +241,8 @@ def _removed(plan: Plan, axes: Iterable[PlanAxis]) -> dict[tuple[str, int], np.n
     merged: dict[tuple[str, int], np.ndarray] = {}
     for item in axes:
         name, dim = item.axis.tensor, item.axis.dim
-        shape = plan.shapes.get(name)
-        if shape is None or not 0 <= dim < len(shape) or shape[dim] != item.length:
+        if plan.length(item.axis) != item.length:
+            shape = plan.shapes.get(name)
             raise PlanMismatchError(f"the plan cuts {name} dim {dim} of length {item.length}, but lists shape {shape}")
         removed = np.asarray(item.removed, dtype=np.int64)
         if removed.size == 0:
@@ -229,7 +252,7 @@ def _removed(plan: Plan, axes: Iterable[PlanAxis]) -> dict[tuple[str, int], np.n
                 f"the plan's positions on {name} dim {dim} are not ascending within 0 … {item.length - 1}"
             )
         key = (name, dim)
-        if removed.ndim == 2 and (dim == 0 or len(removed) != shape[0] or key in merged):
+        if removed.ndim == 2 and (dim == 0 or len(removed) != plan.length(Axis(name, 0)) or key in merged):
             raise PlanMismatchError(
                 f"the plan cuts {name} dim {dim} in {len(removed)} ways; only one way per position of dim 0 can be"
             )

@@ -172,7 +172,7 @@ class _Trial:
         self.needless_sites = needless_sites
         self.units, self.removed, self.make_plan, self.seed = units, removed, make_plan, seed
         sites = {s for g in units.groups for tap in g.taps if tap.side in ("inner", "expert") for s in tap.sites}
-        self._experts = {site.module: one_by_one for site in sites}
+        self._experts = {site.module: one_by_one for site in sites if site.module not in units.lists}
         own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
         coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
         self.copy, self.inputs = self._prepare(model, inputs)

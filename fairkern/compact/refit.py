@@ -18,6 +18,7 @@ from fairkern.compact.compensate import Correction, cannot_take, fold, groups_of
 from fairkern.compact.descriptors import kept, tensors_of
 from fairkern.compact.masked import masked, without_experts
 from fairkern.compact.mixing import solve
+from fairkern.entries import Renaming
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, JointMoments, Moments, Plan, Scores, Site, Tap, UnitMap
 
@@ -90,7 +91,7 @@ def refit(
                     left.subtract(reader.taps if reader.taps <= joint.keys() else ())
                 joint = {n: m for n, m in joint.items() if left[n] > 0}
     small = _cut(changed, plan, kept(plan), backend)
-    fold(small, [c for c in found if c.weight is not None and c.axis not in {r.axis for r in readers}])
+    fold(small, plan, [c for c in found if c.weight is not None and c.axis not in {r.axis for r in readers}])
     return small
 
 
@@ -118,13 +119,13 @@ def _readers(
     for tap in (*(t for g in scores.units.prunable for t in scores.units.groups[g].taps), *others):
         for axis in tap.weights:
             taps.setdefault(axis, []).append(tap)
-    corrected = {c.axis: c for c in found}
+    corrected, renaming = {c.axis: c for c in found}, Renaming(plan)
     single = {held.names[0] for held in tensors_of(model) if len(held.names) == 1}
     indices = kept(plan)
     made = []
     for axis, read in taps.items():
         heard = frozenset(tap.name for tap in read)
-        if not heard <= names:
+        if not heard <= names or renaming.after(axis.tensor) is None:
             continue
         shares = _shares(model, axis, read, scores)
         correction = corrected.get(axis)
@@ -145,9 +146,13 @@ def _cut(changed: nn.Module, plan: Plan, indices: Mapping[str, Mapping[int, Tens
     for name in added:
         changed.get_submodule(name.rpartition(".")[0])._parameters["bias"] = None
     small = apply(changed, plan, inplace=True, backend=backend)
+    renaming = Renaming(plan)
     for name, bias in added.items():
         path = name.rpartition(".")[0]
-        module = small.get_submodule(path)
+        later = renaming.after(path)
+        if later is None:
+            continue
+        module = small.get_submodule(later)
         outputs = indices.get(f"{path}.weight" if path else "weight", {}).get(made_dim(module))
         value = bias.detach() if outputs is None else bias.detach()[outputs.to(bias.device)]
         module.bias = nn.Parameter(value, requires_grad=bias.requires_grad)

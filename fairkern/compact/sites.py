@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from fairkern.entries import Renaming
 from fairkern.errors import InputError
 from fairkern.size_calls import SizeFunction, size_function
 from fairkern.types import Plan, SizeChange
@@ -160,9 +161,9 @@ def needless(model: nn.Module, plan: Plan) -> set[tuple[str, int, int]]:
 
     Such a number comes from the shape of a tensor that has been cut; to scale it again would be wrong.
     """
-    found = set()
+    found, renaming = set(), Renaming(plan)
     for change in plan.sites:
-        module = model.get_submodule(change.module)
+        module = model.get_submodule(renaming.after(change.module) or "")
         assert isinstance(module, SizedForward)
         given = (module._fairkern_sites.given or {}).get((change.call, change.place))
         if given == {change.after}:

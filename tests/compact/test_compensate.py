@@ -61,7 +61,7 @@ def cut(
     plan = build(scores.units, removed)
     found = compact.corrections(model, plan, scores, Compensation(method), ridge)
     small = compact.apply(model, plan)
-    compact.fold(small, found)
+    compact.fold(small, plan, found)
     return small, found
 
 

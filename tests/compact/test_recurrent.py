@@ -39,7 +39,7 @@ def cut(model: nn.Module, scores: fk.Scores, method: str, units: Sequence[int] =
     found = compact.corrections(model, plan, scores, Compensation(method), ridge=1e-13)
     assert all(c.weight is not None for c in found)
     small = compact.apply(model, plan)
-    compact.fold(small, found)
+    compact.fold(small, plan, found)
     return small
 
 
@@ -125,7 +125,7 @@ def test_a_layer_that_runs_twice_is_fitted_to_both_calls() -> None:
         plan = build(scores.units, [np.array(GONE) if g is group else np.zeros(0, int) for g in scores.units.groups])
         found = compact.corrections(model, plan, scores, Compensation.LEAST_SQUARES, ridge=1e-13)
         small = compact.apply(model, plan)
-        compact.fold(small, found)
+        compact.fold(small, plan, found)
         first, between = loop(model.rnn, list(model.enter(x)))
         second, _ = loop(model.rnn, between)
     states = np.concatenate([first["weight_hh_l0"], second["weight_hh_l0"]])

@@ -34,6 +34,15 @@ def reduction(call: Call) -> list[Track]:
     return [replace(call.out(left)[0], mixed=mixed) for _ in call.outputs]
 
 
+def best(call: Call) -> list[Track]:
+    """The largest along a dimension: an expert at −inf is not it."""
+    x = call.track(call.tensors[0])
+    over = _dims(call, len(x.dims))
+    if len(over) == 1 and isinstance(ranked := x.dims[over[0]], np.ndarray):
+        call.graph.ranked.append((ranked, 1))
+    return reduction(call)
+
+
 def along(call: Call) -> list[Track]:
     """Softmax, cumulative sums, sorts, the k largest: the positions along `dim` depend on each other."""
     x = call.track(call.tensors[0])
@@ -131,7 +140,8 @@ RULES: dict[str, Rule] = {
         ),
         reduction,
     ),
-    **dict.fromkeys(("max", "min", "any", "all", "argmax", "argmin"), reduction),
+    **dict.fromkeys(("min", "any", "all", "argmin"), reduction),
+    **dict.fromkeys(("max", "argmax"), best),
     **dict.fromkeys(("max.other", "min.other"), pointwise),
     **dict.fromkeys(("_softmax", "_safe_softmax", "softmax"), softmax),
     "topk": largest,
