@@ -241,7 +241,7 @@ class UnitMap:
     sites: tuple[SizeSite, ...] = ()  # those that a proof found to need it
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigField, ...] = ()  # shown to describe the pruned model by building from it
-    lists: Mapping[str, Entries] = field(default_factory=dict)  # path of a list whose modules are units: `Axis(path, 0)`
+    lists: Mapping[str, Entries] = field(default_factory=dict)  # by path; modules that are units, on `Axis(path, 0)`
 
     @property
     def prunable(self) -> tuple[int, ...]:

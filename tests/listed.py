@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,8 +51,8 @@ class OneHot(Mixture):
 class Compared(Mixture):
     """Tokens are picked by comparing the choice with the expert's number; nothing holds how many there are."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         del self.num_experts
 
     def forward(self, x: Tensor) -> Tensor:
@@ -153,12 +155,12 @@ MIXTURES = {m.__name__: m for m in (OneHot, Compared, Dense, Sorted, Likeliest)}
 class Net(nn.Module):
     """Two layers of such a mixture on sequences, and a head."""
 
-    def __init__(self, mixture: type[nn.Module], width: int = 8, layers: int = 2, classes: int = 3, **options: object) -> None:
+    def __init__(self, mixture: type[nn.Module], width: int = 8, layers: int = 2, **options: Any) -> None:
         super().__init__()
         self.embed = nn.Linear(5, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         self.layers = nn.ModuleList(mixture(width, **options) for _ in range(layers))
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)

@@ -105,7 +105,7 @@ def test_ways_of_writing_it_give_the_same_scores() -> None:
         data = [(x.double(), y) for x, y in batches()]
         units = fk.trace(model, X.double())
         scores = fk.score(model, data, F.cross_entropy, units=units, gram=True, progress=False)
-        found.append([scores.signals[s][g] for s in ("wasserstein", "taylor", "residual") for g in experts_of(units)])
+        found.append([scores.signals[s][g] for s in ("wasserstein", "taylor") for g in experts_of(units)])
         power = [scores.moments[f"layers.0.experts:expert[{e}]"].gram.sum() for e in range(5)]
         assert all(p > 0 for p in power)
     for other in found[1:]:
@@ -164,9 +164,7 @@ def test_every_step_given_back_would_exceed_the_budget() -> None:
 
 
 @pytest.mark.parametrize("compensate", ["mean", "least_squares", "sequential"])
-def test_compensation_and_files(
-    mixture: type[nn.Module], compensate: str, tmp_path: Any
-) -> None:
+def test_compensation_and_files(mixture: type[nn.Module], compensate: str, tmp_path: Any) -> None:
     model = net(mixture, sizes=UNEVEN)
     units = fk.trace(model, X)
     scores = fk.score(model, batches(), F.cross_entropy, units=units, gram=True, progress=False)
@@ -182,7 +180,8 @@ def test_compensation_and_files(
     torch.testing.assert_close(again(X), small(X), rtol=0, atol=0)
     scores.save(tmp_path / "scores")
     loaded = fk.Scores.load(tmp_path / "scores")
-    assert loaded.units == scores.units
+    assert loaded.units.lists == units.lists
+    assert loaded.units.extents == units.extents
     assert loaded.plan(keep_params=0.5).result == scores.plan(keep_params=0.5).result
     plan.save(tmp_path / "plan.json")
     assert fk.Plan.load(tmp_path / "plan.json").lists == plan.lists
@@ -251,7 +250,7 @@ def test_experts_within_experts_are_named_from_outside_in() -> None:
     names = [units.groups[g].name for g in experts_of(units)]
     assert names == ["layers.0.experts", *(f"layers.0.experts.{e}.experts" for e in range(3))]
     removed = [
-        np.array([0]) if group.name == "layers.0.experts" else np.array([1]) if group.kind == "expert" else np.zeros(0, int)
+        np.array([] if group.kind != "expert" else [0] if group.name == "layers.0.experts" else [1], dtype=np.int64)
         for group in units.groups
     ]
     plan = fk.Plan(**vars(allocate.build(units, removed)))
@@ -347,7 +346,7 @@ def test_a_plan_for_other_lists_is_refused() -> None:
     with pytest.raises(fk.PlanMismatchError, match="layers"):
         fk.apply(other, plan)
     small = fk.apply(model, plan)
-    with pytest.raises(fk.PlanMismatchError, match="pruned with it already|none"):
+    with pytest.raises(fk.PlanMismatchError, match=r"pruned with it already|none"):
         fk.apply(small, plan)
 
 
@@ -368,4 +367,4 @@ def test_latency_tables_leave_lists_alone() -> None:
     units = fk.trace(model, X)
     table = fk.latency_table(model, units, X, shares=(1.0, 0.5))
     scores = fk.score(model, batches(), F.cross_entropy, units=units, progress=False)
-    assert scores.plan(keep_latency=0.9, latency=table).result["latency_after_ms"] > 0
+    assert scores.plan(tod=0.5, latency=table).result["latency_after_ms"] > 0

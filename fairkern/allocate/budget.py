@@ -167,9 +167,7 @@ class _Steps:
 class _Budget:
     """Whether a removal meets the target."""
 
-    def __init__(
-        self, units: UnitMap, target: Target, keep: float, latency: LatencyTable | None, order: Order
-    ) -> None:
+    def __init__(self, units: UnitMap, target: Target, keep: float, latency: LatencyTable | None, order: Order) -> None:
         if target is Target.LATENCY:
             assert latency is not None
             self.cost = latency_cost(units, latency)

@@ -11,7 +11,6 @@ import numpy as np
 
 from fairkern.types import CostTerm, Extent, FloatArray, IndexArray, UnitMap
 
-
 Order = Mapping[int, IndexArray]  # group → its units in the order in which they go
 
 

@@ -149,7 +149,8 @@ class _Routers:
         ones = np.ones(sum(len(a) for a, _ in graph.edges), dtype=np.int8)
         ends = [np.concatenate([edge[i] for edge in graph.edges]) for i in (0, 1)]
         _, self._labels = connected_components(coo_array((ones, tuple(ends)), shape=(graph.nodes,) * 2), directed=False)
-        self._contracted = {(c.weight.tensor, c.weight.dim) for c in graph.contractions}
+        self._makes = {(c.weight.tensor, 1 - c.weight.dim) for c in graph.contractions}
+        self._makes |= {(p.weight.tensor, p.weight.dim) for p in graph.productions}  # from an input that nothing cuts
         held = [(Axis(name, i), d) for name, dims in self._tensors.items() for i, d in enumerate(dims) if d is not None]
         self._axes = [axis for axis, _ in held]  # positions are sorted by component once
         component = self._labels[np.concatenate([nodes for _, nodes in held])]
@@ -178,7 +179,7 @@ class _Routers:
         touched = self._touched(components)
         others = [a for a in touched if a.tensor not in own or a.dim != 0]
         ranks = {a: len(self._tensors[a.tensor]) for a in others}
-        routers = frozenset(a for a in others if ranks[a] == 2 and (a.tensor, 1 - a.dim) in self._contracted)
+        routers = frozenset(a for a in others if ranks[a] == 2 and (a.tensor, a.dim) in self._makes)
         whole = all(np.array_equal(np.unique(self._labels[self._nodes(a)]), components) for a in touched)
         plain = all(a in routers or ranks[a] == 1 for a in others)
         return routers if plain and whole else frozenset()

@@ -1,4 +1,4 @@
-"""Experts that are modules of a list: which router's logits they belong to. A guess by structure, for the proof to hold."""
+"""Experts that are modules of a list, and the router that they belong to: a guess by structure, which a proof tests."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ def routed_lists(
     """The list that belongs to each of `routers` (axes of its matrices, nodes of its logits), where that is clear.
 
     It is the list of as many modules that shares the innermost surrounding module with the router, which is not in
-    one of them. Every module of it is there once, shares no tensor with what is outside, and what holds the list runs once.
+    one of them. Every module of it is there once and shares no tensor with what is outside; what holds the list runs
+    once.
     """
-    candidates = {path: entries for path, entries in _lists(model, tracing)}
+    candidates = dict(_lists(model, tracing))
     found: list[RoutedList] = []
     for axes, logits in routers:
         near: dict[str, int] = {}
@@ -79,8 +80,8 @@ def _lists(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, Entries]]:
             for t in (*entry.parameters(), *entry.buffers())
         )
         widths = {tracing.widths[prefix + n] for n in names if prefix + n in tracing.widths}
-        several = any(tracing.calls[prefix + n] > 1 for n in names)
-        if once and own and not several and len(widths) == 1 and all(any(True for _ in e.parameters()) for e in entries):
+        single = all(tracing.calls[prefix + n] <= 1 for n in names)
+        if once and own and single and len(widths) == 1 and all(any(True for _ in e.parameters()) for e in entries):
             yield path, Entries(names, widths.pop())
 
 
@@ -104,6 +105,6 @@ def counts(model: nn.Module, made: RoutedList) -> Iterator[tuple[str, str]]:
         around += [".".join(parts[:n]) for n in range(len(parts), depth - 1, -1)]
     for path in dict.fromkeys(around):
         for name, value in vars(model.get_submodule(path)).items():
-            if _COUNT.search(name) and not _OTHER_COUNT.search(name):
-                if type(value) is int and value == len(made.logits):
-                    yield path, name
+            said = _COUNT.search(name) and not _OTHER_COUNT.search(name)
+            if said and type(value) is int and value == len(made.logits):
+                yield path, name

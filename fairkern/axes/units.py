@@ -400,7 +400,6 @@ class _Extents:
         self._by_array[id(nodes)] = (nodes, index)
         return index
 
-
     def alive(self, group: int, unit: int) -> int:
         """1 while this unit stays."""
         extent = Extent(1, ((group, 1),), unit)

@@ -33,8 +33,8 @@ class Rows:
 class _Followed(TorchFunctionMode):
     """Remembers of `x[tokens]`, and of what is only reshaped or cast of it, which rows they are.
 
-    And listens to what an expert adds: what its module gave, times a weight per token where the next function that reads
-    it is such a product, else as it is.
+    And listens to what an expert adds: what its module gave, times a weight per token where the next function that
+    reads it is such a product, else as it is.
     """
 
     def __init__(self, hear: Callable[[Point, Tensor], Tensor]) -> None:

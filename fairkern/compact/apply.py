@@ -84,8 +84,8 @@ def copy_with(
 ) -> nn.Module:
     """`copy.deepcopy(model)` with some tensors replaced by others, which are taken over and not copied.
 
-    Modules that are `left_out` are empty ones in the copy. Works through deepcopy's memo, so that whatever refers to a replaced tensor refers to its replacement. Caches
-    of tensors are empty in the copy.
+    Modules that are `left_out` are empty ones in the copy. Works through deepcopy's memo, so that whatever refers to a
+    replaced tensor refers to its replacement. Caches of tensors are empty in the copy.
     Raises InputError when the model cannot be copied.
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}

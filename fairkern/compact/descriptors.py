@@ -180,8 +180,8 @@ def _check_lists(model: nn.Module, plan: Plan) -> None:
     for path, names in plan.lists.items():
         found = tuple(modules[path]._modules) if path in modules else None
         if found != names:
-            here = "no such module" if found is None else f"{len(found)} modules"
-            raise PlanMismatchError(f"the plan removes experts from {path}, a list of {len(names)}; there is {here} here")
+            here = "not there" if found is None else f"one of {len(found)}"
+            raise PlanMismatchError(f"the plan removes experts from {path}, a list of {len(names)}; it is {here}")
     for cut in cut_lists(plan):
         if not cut.stays:
             raise PlanMismatchError(f"the plan removes all {len(cut.names)} modules of {cut.path}: one has to stay")
