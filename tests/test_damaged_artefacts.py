@@ -58,7 +58,10 @@ def test_a_truncated_file(share: float, tmp_path: Path) -> None:
         (b'{"format": "fairkern.plan", "schema": "1"}', "schema '1'"),
         (b'{"format": "fairkern.plan", "schema": true}', "schema True"),
         (b'{"format": "fairkern.plan", "schema": 0}', "schema 0"),
-        (b'{"format": "fairkern.plan", "schema": 3, "fairkern": "9.1"}', "schema 3, written by fairkern 9.1.*upgrade"),
+        (
+            b'{"format": "fairkern.plan", "schema": 99, "fairkern": "9.1"}',
+            "schema 99, written by fairkern 9.1.*upgrade",
+        ),
         (b'{"format": "fairkern.plan", "schema": 1}', "'shapes' is missing"),
         (b'{"format": "fairkern.plan", "schema": NaN}', "NaN is not a JSON number"),
         (b"[" * 100_000, "truncated or not JSON"),
@@ -223,7 +226,7 @@ def test_scores_with_other_tensors(tensors: Callable[[dict], None], message: str
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ({"schema": "3", "fairkern": "9.1"}, "schema 3, written by fairkern 9.1.*upgrade"),
+        ({"schema": "99", "fairkern": "9.1"}, "schema 99, written by fairkern 9.1.*upgrade"),
         (
             {"schema": "1", "fairkern": "0.0"},
             "schema 1, written by fairkern 0.0; this fairkern reads scores of schema 2",

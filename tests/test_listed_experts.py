@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
+from bench.zoo.mixtures import MIXTURES, Compared, Dense, Likeliest, Mixture, Net, OneHot
 from fairkern import allocate, compact
 from fairkern.entries import Renaming
-from tests.listed import MIXTURES, Compared, Dense, Likeliest, Mixture, Net, OneHot
 
 X = torch.randn(6, 7, 5, generator=torch.Generator().manual_seed(0))
 UNEVEN = (6, 4, 8, 5, 7)
@@ -130,6 +130,20 @@ def test_taylor_is_what_the_loss_loses_with_an_experts_output() -> None:
     for hook in hooks:
         hook.remove()
     np.testing.assert_allclose(scores.signals["taylor"][experts_of(units)[1]], gradient.abs().mean(0), rtol=1e-9)
+
+
+def test_the_papers_recipe_hears_whole_experts() -> None:
+    model = net(OneHot)
+    units = fk.trace(model, X)
+    default, paper = (
+        fk.score(
+            model, batches(), F.cross_entropy, units=units, gram=True, recipe=r, reduction="signed", progress=False
+        )
+        for r in ("default", "paper")
+    )
+    for g in experts_of(units):
+        for name in ("wasserstein", "taylor", "residual"):
+            np.testing.assert_array_equal(default.signals[name][g], paper.signals[name][g])
 
 
 def test_budgets_count_the_experts_that_go(mixture: type[nn.Module]) -> None:

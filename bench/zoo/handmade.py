@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.zoo.mixtures import Dense, Net, OneHot, Sorted
+
 
 def _block(
     channels: int, out: int, kind: type[nn.Module] = nn.Conv2d, norm: type[nn.Module] = nn.BatchNorm2d
@@ -253,6 +255,11 @@ class Spectral(nn.Module):
         return self.out(x + self.mlp(x)).mean((2, 3))
 
 
+def mixture(kind: type[nn.Module]) -> nn.Module:
+    """Two layers of six experts of unequal size, two for a token."""
+    return Net(kind, width=16, sizes=(24, 20, 28, 24, 32, 16))
+
+
 def _image(size: int, channels: int = 3) -> Callable[[], Tensor]:
     return lambda: torch.randn(2, channels, size, size)
 
@@ -279,4 +286,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "tied weights": (Tied, lambda: (torch.randn(2, 40), _ids())),
     "MLP-Mixer": (Mixer, _image(32)),
     "spectral filter": (Spectral, _image(32)),
+    "experts in a list, looked up in a mask": (lambda: mixture(OneHot), lambda: torch.randn(8, 7, 5)),
+    "experts in a list, sorted tokens": (lambda: mixture(Sorted), lambda: torch.randn(8, 7, 5)),
+    "experts in a list, every one for every token": (lambda: mixture(Dense), lambda: torch.randn(8, 7, 5)),
 }

@@ -16,6 +16,7 @@ from bench.zoo.catalogue import Entry, prepared
 from bench.zoo.reload import Reloader
 from fairkern.allocate import build, random_removal
 from fairkern.compact import difference
+from fairkern.compact.double import in_double
 from fairkern.types import IndexArray, Plan
 
 LIMIT = 1e-9
@@ -63,7 +64,8 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
             seconds = time.process_time() - start
             model, inputs = prepared(model, inputs, double=not large)
             if units is None or not large:
-                units = fk.trace(model, inputs, seed=seed, time_limit=None)
+                with in_double(model):  # a router that is cast to float32 would be one of other weights
+                    units = fk.trace(model, inputs, seed=seed, time_limit=None)
         except fk.InputError as error:
             return Row(entry.library, entry.name, trace_s=time.process_time() - start, frozen=str(error)[:200])
         removals = [random_removal(units, fraction, seed=1) for fraction in (0.0, 0.3, 0.7)]  # 0: a unit of each

@@ -73,7 +73,7 @@ def _lists(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, Entries]]:
         prefix = f"{path}."
         names = tuple(module._modules)
         entries = [module.get_submodule(name) for name in names]
-        once = all(places[id(m)] == 1 for entry in entries for m in entry.modules())
+        once = all(places[id(entry)] == 1 for entry in entries)
         own = all(
             all(place.startswith(f"{prefix}{name}.") for place in holders[id(t)])
             for name, entry in zip(names, entries, strict=True)

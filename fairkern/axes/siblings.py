@@ -117,7 +117,8 @@ class _Place:
         graph, tensors = self._tracing.graph, self._tracing.tensors
         names = {name: entry + name.removeprefix(self._entry) for name in self._held}
         to = np.arange(graph.nodes, dtype=np.int32)
-        to[self._own] = graph.new(int(self._own.sum()))
+        own = np.concatenate([self._own, np.zeros(graph.nodes - len(self._own), dtype=bool)])  # of those before as well
+        to[own] = graph.new(int(own.sum()))
         for name, other in names.items():
             for dim, (mine, theirs) in enumerate(zip(tensors[name], tensors[other], strict=True)):
                 if mine is not None and theirs is not None:
@@ -125,7 +126,6 @@ class _Place:
                         graph.join(mine, theirs)
                     else:
                         to[mine] = theirs
-        own = np.concatenate([self._own, np.zeros(graph.nodes - len(self._own), dtype=bool)])
         self._copy(graph, to, own)
         self._copy_uses(graph, to, names, entry)
         self._tracing.reached.update(names.values())

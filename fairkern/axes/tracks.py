@@ -84,8 +84,9 @@ class Escapes(TorchFunctionMode):
         self._tracks = tracks
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        unmoved = func == _DATA.__set__ and elements(args[0]) == elements(args[1])  # a module is cast to what it is
         result = func(*args, **(kwargs or {}))
-        if isinstance(func, torch._ops.OpOverload):  # scripted code: on its way to the dispatcher
+        if unmoved or isinstance(func, torch._ops.OpOverload):  # scripted code: on its way to the dispatcher
             return result
         if func == Tensor.__deepcopy__:
             self._tracks.put(result, self._tracks.of(args[0]))

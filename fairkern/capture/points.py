@@ -55,7 +55,7 @@ class Point:
 
 
 def points_of(units: UnitMap, side: str) -> list[Point]:
-    """Every point at which a prunable group can be heard, in the order of the groups.
+    """Every point at which a prunable group can be heard, in the order of the groups; experts have points of their own.
 
     `side`: "input" for the consumers' inputs, "output" for what the producing layers return.
     Raises InputError for a group without such a tap.
@@ -63,7 +63,7 @@ def points_of(units: UnitMap, side: str) -> list[Point]:
     merged: dict[tuple[object, ...], list[tuple[int, Tap]]] = {}
     for g in units.prunable:
         group = units.groups[g]
-        taps = group.taps if side == "input" else group.outputs
+        taps = group.taps if side == "input" or group.kind == "expert" else group.outputs
         if not taps:
             raise InputError(f"group {group.name} has no {side} tap; use recipe='default'")
         for tap in taps:

@@ -47,10 +47,10 @@ def capture(
     if not units.prunable:
         raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
     points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
-    if settings.recipe is not Recipe.PAPER:
-        points += expert_points(model, units)
+    experts = expert_points(model, units)  # what one adds to its tokens is its output
+    points += experts
     hidden = hidden_points(units) if settings.gram or settings.recipe is not Recipe.PAPER else []
-    moments = MomentStore([*_read(points, units), *hidden], units) if settings.gram else None
+    moments = MomentStore([*_read(points, experts, units), *hidden], units) if settings.gram else None
     states = StateMeans(hidden)
     started = time.perf_counter()
     with untouched(model), in_place(model):
@@ -323,9 +323,9 @@ class _Pass:
         raise NonFiniteError(f"the loss of batch {batch.index} is {value}, and every activation scored is finite")
 
 
-def _read(points: list[Point], units: UnitMap) -> list[Point]:
+def _read(points: list[Point], experts: list[Point], units: UnitMap) -> list[Point]:
     """The points at which consumers read, those among `points` themselves where they are."""
-    return points if all(p.side != "output" for p in points) else points_of(units, "input")
+    return points if all(p.side != "output" for p in points) else [*points_of(units, "input"), *experts]
 
 
 def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:

@@ -55,13 +55,36 @@ def test_an_expert_without_a_token_is_cut_like_its_siblings(shared: bool, fracti
     assert reached(model, everywhere) == {0, 1, 2, 3}
     assert reached(model, x) == {0, 2, 3}
     units = fk.trace(model, x)
-    found, whole = lines(units), unit_map(build(Listed, norm=False, shared=shared), [x])
+    found, whole = lines(units), fk.trace(build(Listed, norm=False, shared=shared), x)
     assert {k: v.partition(" @ ")[0] for k, v in found.items()} == {
         k: v.partition(" @ ")[0] for k, v in lines(whole).items()
     }
     assert "experts.1 is not reached by the example inputs; traced like experts.0" in units.notes
     plan = plan_of(units, random_removal(units, fraction, seed=2))
     small = fk.apply(model, plan)
+    with fk.Plan(**vars(plan)).masked(model):
+        assert compact.difference(model, small, everywhere) < 1e-9
+
+
+def test_several_experts_without_a_token_take_the_same_place() -> None:
+    model, x = build(Listed, norm=False), samples()[0]
+    with torch.no_grad():
+        model.router.weight[1:3] = 0
+        model.router.weight[::3] *= 0.1
+        model.router.weight[::3, 0] = 5
+        model.embed.bias[0] = 10
+    assert reached(model, x) == {0, 3}
+    units = fk.trace(model, x)
+    assert [units.notes[k].partition(" ")[0] for k in range(2)] == ["experts.1", "experts.2"]
+    inner = [g.units for g in units.groups if g.kind == "neuron" and g.name.startswith("experts.")]
+    assert len(inner) == 4
+    plan = plan_of(units, random_removal(units, 0.5, seed=2))
+    small = fk.apply(model, plan)
+    generator = torch.Generator().manual_seed(5)
+    everywhere = 30 * torch.randn(40, *x.shape[1:], generator=generator, dtype=x.dtype)
+    with torch.no_grad():
+        model.embed.bias[0] = small.embed.bias[0] = 0
+    assert reached(model, everywhere) == {0, 1, 2, 3}
     with fk.Plan(**vars(plan)).masked(model):
         assert compact.difference(model, small, everywhere) < 1e-9
 

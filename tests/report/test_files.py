@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from fairkern.artefacts import SCHEMA
 from fairkern.errors import ArtefactError, InputError
 from fairkern.report import latency_ms, load_report, progress, save_report, versions
 from fairkern.types import Report
@@ -53,7 +54,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(report, tmp_path):
         lambda p: p.write_text(p.read_text()[:-10]),
         lambda p: p.write_text("{}"),
         lambda p: p.write_text(p.read_text().replace("fairkern.report", "fairkern.plan")),
-        lambda p: p.write_text(p.read_text().replace('"schema": 2', '"schema": 3')),
+        lambda p: p.write_text(p.read_text().replace(f'"schema": {SCHEMA}', f'"schema": {SCHEMA + 1}')),
         lambda p: p.write_text(p.read_text().replace('"stages"', '"stage"')),
         lambda p: p.write_text(p.read_text().replace('"params": 10', '"params": "ten"')),
     ],
