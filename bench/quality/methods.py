@@ -109,7 +109,7 @@ def random(units: fk.UnitMap, seed: int) -> tuple[np.ndarray, ...]:
 
 
 def cuttable(units: fk.UnitMap) -> float:
-    """Share of the parameters that would go if every group kept one unit."""
-    one = [np.arange(1, g.units) if g.frozen is None else np.zeros(0, np.int64) for g in units.groups]
+    """Share of the parameters that would go if every group kept one unit, or as few as it may."""
+    one = [np.arange(g.least, g.units) if g.frozen is None else np.zeros(0, np.int64) for g in units.groups]
     result = build(units, one).result
     return 1.0 - result["params_after"] / result["params_before"]
