@@ -29,7 +29,8 @@ def residual(
     states, where no gradient comes by, are one consumer with as much at stake as those outside, the mean of theirs. So
     the scores order the units of a group as they are best removed, and later ones are never cheaper.
 
-    Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is that of all it adds.
+    Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is that of all it adds, and
+    of what another one adds in its place, taken to be as large and to have nothing to do with it.
 
     Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
     """
@@ -82,7 +83,7 @@ def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str
     found = np.zeros(group.units)
     for tap in group.taps:
         names = [f"{tap.name}[{e}]" for e in tap.positions[:, 0]]
-        found += [float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in names]
+        found += [2 * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in names]
     return found
 
 

@@ -205,7 +205,7 @@ def test_the_papers_recipe_says_that_experts_have_no_output_of_their_own() -> No
         score(model, loader(x, y, 5), recipe="paper")
 
 
-def test_residual_of_inner_units_is_the_fit_of_one_expert_and_of_experts_all_that_they_add() -> None:
+def test_residual_of_inner_units_is_the_fit_of_one_expert_and_of_experts_twice_what_they_add() -> None:
     """Against a ridge regression by numpy: the first unit of an expert to go, and what the loss is expected to rise by.
 
     Squared errors times squared gradients, both means over the tokens that the expert is given.
@@ -225,7 +225,7 @@ def test_residual_of_inner_units_is_the_fit_of_one_expert_and_of_experts_all_tha
         np.testing.assert_allclose(found[e].min(), min(lost), rtol=1e-6)
         made, gradient = (t[:, :, e] for t in output)
         whole = float(made.square().sum() * gradient[made.ne(0).any(-1)].square().sum()) / given / made.shape[-1]
-        np.testing.assert_allclose(of_kind(scores, "residual", "expert")[e], whole / len(x), rtol=1e-9)
+        np.testing.assert_allclose(of_kind(scores, "residual", "expert")[e], 2 * whole / len(x), rtol=1e-9)
     small = fk.apply(model, scores.plan(keep_params=0.7, removal="residual"), compensate="least_squares", scores=scores)
     assert torch.isfinite(small(x)).all()
 
