@@ -31,10 +31,11 @@ class Prediction:
         per_sample = layer = 0
         for point, act, dim in heard:
             projected = settings.projections * (8 if act.dtype == torch.float64 else 4)
+            by_token = point.side == "expert" and act.shape[-1] > 1  # `SampleStore` keeps projections
             for block in point.blocks:
                 positions = act[0].numel() // act.shape[dim] * block.per_unit
                 whole = positions * act.element_size()
-                per_sample += block.units * (projected if positions > settings.projections else whole)
+                per_sample += block.units * (projected if positions > settings.projections or by_token else whole)
             layer = max(layer, 2 * act.nbytes)
         return cls(per_sample * settings.samples_per_class, layer, moments)
 

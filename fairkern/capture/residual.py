@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.ops.eliminate import View, eliminate
+from fairkern.errors import NonFiniteError
+from fairkern.ops.eliminate import Elimination, View, eliminate
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, AxisGroup, Moments, Tap, UnitMap
 
@@ -29,8 +30,8 @@ def residual(
     states, where no gradient comes by, are one consumer with as much at stake as those outside, the mean of theirs. So
     the scores order the units of a group as they are best removed, and later ones are never cheaper.
 
-    Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is that of all it adds, and
-    of what another one adds in its place, taken to be as large and to have nothing to do with it.
+    Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is that of all it adds,
+    and of what another one adds in its place, taken to be as large and to have nothing to do with it.
 
     Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
     """
@@ -56,10 +57,21 @@ def residual(
                 if tap.side == "hidden":
                     share = len(tap.weights) / own[tap.weights[0].module]
                     steep[name] = share * stake / r.power if r.power > 0 else 0.0
-            views = [View(r.covariance, steep[name] * r.output, r.rows) for _, name, r in readings]
-            found = eliminate(views)
+            found = _eliminated([(r, steep[name]) for _, name, r in readings])
             values[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
     return scores
+
+
+def _eliminated(readings: Sequence[tuple[_Reading, float]]) -> Elimination:
+    """With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of the sums."""
+    by = RIDGE
+    while True:
+        try:
+            return eliminate([View(r.ridged(by), steep * r.output, r.rows) for r, steep in readings])
+        except NonFiniteError:
+            if by > 1 or not all(bool(torch.isfinite(r.covariance).all()) for r, _ in readings):
+                raise
+        by *= 10
 
 
 def _rising(errors: np.ndarray) -> np.ndarray:
@@ -90,11 +102,17 @@ def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str
 class _Reading(NamedTuple):
     """What is read at one tap, and what its consumers make of it, in squares of their output."""
 
-    covariance: Tensor  # with a ridge
+    covariance: Tensor
     output: Tensor  # W Wᵀ
     rows: Tensor
     power: float  # of the consumers' outputs
     size: float  # tr W Wᵀ
+
+    def ridged(self, by: float) -> Tensor:
+        """The covariance and so many mean variances; something in their place where there are none."""
+        scale = float(self.covariance.diagonal().mean())
+        ridge = torch.full((len(self.covariance),), by * scale if scale > 0 else 1.0, dtype=torch.float64)
+        return self.covariance + torch.diag(ridge).to(self.covariance)
 
 
 def _reading(
@@ -116,9 +134,6 @@ def _reading(
     power, size = float((output * covariance).sum()), float(output.diagonal().sum())
     for axis in tap.weights:
         covariance = _within_groups(covariance, _groups(model, axis))
-    scale = float(covariance.diagonal().mean())
-    ridge = RIDGE * scale if scale > 0 else 1.0
-    covariance = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64, device=device)
     rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
     return _Reading(covariance, output, rows.to(device), power, size)
 

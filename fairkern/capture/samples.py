@@ -79,6 +79,8 @@ class _Rows:
 class SampleStore:
     """Class samples per block: the activations themselves `[samples, units, D]`, or their P projections if D > P.
 
+    Of whole experts always the projections (see `_by_token`).
+
     With a budget, the block that takes most is dropped when the sum would exceed it and is named in `dropped`:
     another pass collects it.
     """
@@ -90,8 +92,9 @@ class SampleStore:
         self._pairs = pairs.value
         self._rows: dict[Block, _Rows] = {block: _Rows() for p in points for block in p.blocks}
         self._positions: dict[Block, int] = {}
+        self._projected: set[Block] = set()
         self._labels: list[Tensor] = []
-        self._directions: dict[tuple[int, torch.device], Tensor] = {}
+        self._directions: dict[tuple[int, torch.device, bool], Tensor] = {}
         self.dropped: list[Block] = []
         self.peak = self._total = 0  # bytes
 
@@ -118,26 +121,47 @@ class SampleStore:
             if self._positions.setdefault(block, positions) != positions:
                 raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
             before = self._rows[block].bytes
-            self._keep(block, x, chosen, positions, expect)
+            self._keep(block, x, chosen, positions, expect, by_token=point.side == "expert" and x.shape[-1] > 1)
             self._total += self._rows[block].bytes - before
         self._shrink(point)
 
-    def _keep(self, block: Block, x: Tensor, chosen: Tensor | None, positions: int, expect: int) -> None:
+    def _keep(
+        self, block: Block, x: Tensor, chosen: Tensor | None, positions: int, expect: int, by_token: bool
+    ) -> None:
         """`x`: [samples, units, positions …], of which the `chosen` are kept, or all."""
         kept, count = self._rows[block], len(x) if chosen is None else len(chosen)
-        if positions <= self._projections:
+        if positions <= self._projections and not by_token:
             taken = x if chosen is None else x.index_select(0, chosen)
             room = kept.extend(count, (block.units, positions), x.dtype, x.device, expect)
             room.view(taken.shape).copy_(taken)
             return
+        self._projected.add(block)
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         room = kept.extend(count, (block.units, self._projections), wide, x.device, expect)
-        project(x, self._drawn(positions, x.device), rows=chosen, out=room)
+        if by_token:
+            room.copy_(self._by_token(x if chosen is None else x.index_select(0, chosen)))
+        else:
+            project(x, self._drawn(positions, x.device), rows=chosen, out=room)
 
-    def _drawn(self, positions: int, device: torch.device) -> Tensor:
-        key = (positions, device)
+    def _by_token(self, x: Tensor) -> Tensor:
+        """Projections [samples, 1, P] of what a whole expert adds, [samples, 1, tokens …, width].
+
+        A direction is the product of one across the width and a sign per token: it is as long as other directions
+        and as random, but tokens that the expert was not given cost nothing, and there is no matrix of tokens · width.
+        """
+        x = x.reshape(len(x), -1, x.shape[-1])
+        samples, tokens, width = x.shape
+        across = self._drawn(width, x.device)
+        signs = self._drawn(tokens, x.device, of_tokens=True).sign()
+        given = x.ne(0).any(-1).reshape(-1).nonzero()[:, 0]
+        projected = project(x.reshape(-1, 1, width), across, rows=given)[:, 0]
+        placed = projected.new_zeros((samples * tokens, self._projections)).index_copy_(0, given, projected)
+        return (placed.view(samples, tokens, -1) * signs).sum(1, keepdim=True) / tokens**0.5
+
+    def _drawn(self, positions: int, device: torch.device, of_tokens: bool = False) -> Tensor:
+        key = (positions, device, of_tokens)
         if key not in self._directions:
-            self._directions[key] = directions(positions, self._projections, self._seed).to(device)
+            self._directions[key] = directions(positions, self._projections, self._seed + of_tokens).to(device)
         return self._directions[key]
 
     def _shrink(self, point: Point) -> None:
@@ -161,7 +185,7 @@ class SampleStore:
             values = self._rows.pop(block).values
             labels = labels.to(values.device)
             positions = self._positions[block]
-            if positions == 1 or positions > self._projections:
+            if positions == 1 or block in self._projected:
                 distances = class_wasserstein(values, labels, self._pairs, backend=self._backend)
             else:
                 drawn = self._drawn(positions, values.device)

@@ -87,7 +87,14 @@ def test_u_compares_classes_with_zeros_where_a_token_is_not_routed(kind: str) ->
     model, (x, y) = build(), samples()
     act, _ = heard(model, x, y)[kind]
     values = act.permute(0, 2, 1, 3) if kind == "expert" else act.permute(0, 2, 3, 1).flatten(1, 2)
-    projected = values.flatten(2) @ directions(values.flatten(2).shape[-1], P, 0).double()
+    if kind == "expert":  # a sign per token times a direction across the width
+        tokens, width = values.shape[2:]
+        signs = directions(tokens, P, 1).sign().double() / tokens**0.5
+        drawn = torch.einsum("tp,hp->thp", signs, directions(width, P, 0).double()).flatten(0, 1)
+        np.testing.assert_allclose(drawn.norm(dim=0), 1.0, rtol=1e-6)
+    else:
+        drawn = directions(values.flatten(2).shape[-1], P, 0).double()
+    projected = values.flatten(2) @ drawn
     expected = [
         max(
             np.mean([wasserstein_distance(unit[y == a, p], unit[y == b, p]) for p in range(P)])
