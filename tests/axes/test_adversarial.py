@@ -125,6 +125,11 @@ def data_replaced(m: Net, x: Tensor) -> Tensor:
     return x + y
 
 
+def cast_to_what_it_is(m: Net, x: Tensor) -> Tensor:
+    m.b = m.b.to(x.dtype)
+    return x.relu()
+
+
 def data_sliced(m: Net, x: Tensor) -> Tensor:
     return x * x.data[:, :1]
 
@@ -242,6 +247,7 @@ CASES = {
     "slice added to": frozen("is sliced", later_slice),
     "data of an activation": between(data_of_activation),
     "data written": frozen("meets a fixed size", data_written),
+    "a module cast to what it is": between(cast_to_what_it_is),
     "data replaced": frozen("in place of a tensor's data", data_replaced),
     "data sliced": frozen("is sliced", data_sliced),
     "through numpy": frozen("taken out of torch by numpy", through_numpy),

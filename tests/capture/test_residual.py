@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
+from fairkern.capture import residual
 from tests.axes.harness import Net
 
 Y = torch.arange(60) % 3
@@ -180,3 +183,30 @@ def test_without_moments_there_is_no_such_signal() -> None:
     assert sorted(scores.signals) == ["taylor", "wasserstein"]
     with pytest.raises(fk.InputError, match="'residual' is not among"):
         scores.plan(keep_params=0.5, removal="residual")
+
+
+def test_the_ridge_grows_where_rounding_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one direction outweighs all others, sums in float32 round by more than the ridge."""
+    seen: list[list[Tensor]] = []
+    plain = residual.eliminate
+
+    def refused_twice(views: Any) -> Any:
+        seen.append([view.covariance for view in views])
+        if len(seen) < 3:
+            raise fk.NonFiniteError("not definite")
+        return plain(views)
+
+    monkeypatch.setattr(residual, "eliminate", refused_twice)
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    data = [(torch.randn(32, 4), torch.arange(32) % 2)]
+    scores = fk.score(net, data, nn.functional.cross_entropy, gram=True, progress=False)
+    added = [(b[0] - a[0]).diagonal().mean() for a, b in itertools.pairwise(seen)]
+    assert float(added[1] / added[0]) == pytest.approx(10)
+    assert np.isfinite(scores.signals["residual"][0]).all()
+
+
+def test_a_covariance_that_is_not_finite_is_no_matter_of_the_ridge() -> None:
+    nan = torch.full((2, 2), torch.nan, dtype=torch.float64)
+    reading = residual._Reading(nan, torch.eye(2, dtype=torch.float64), torch.arange(2)[:, None], 1.0, 1.0)
+    with pytest.raises(fk.NonFiniteError):
+        residual._eliminated([(reading, 1.0)])
