@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -219,7 +219,7 @@ def score(
     samples_per_class: int = 32,
     projections: int = 128,
     seed: int = 0,
-    class_of: Callable[[Any], Tensor] | None = None,
+    class_of: Callable[[Any], Tensor] | Literal[False] | None = None,
     recipe: str = "default",
     reduction: str | None = None,
     pairs: str = "max",
@@ -243,7 +243,11 @@ def score(
         samples_per_class: how many samples of each class enter the U-score: the first ones. R uses all samples.
         projections: directions for the sliced distance; units with one value per sample need none.
         seed: of the directions.
-        class_of: `class_of(batch)` → integer labels [samples]; default: the targets.
+        class_of: `class_of(batch)` → integer labels [samples], or [samples, places …] where every token or pixel has a
+            class (negative: none); default: the targets, one per sample. Places are compared then, and
+            `samples_per_class` counts them; an activation on a coarser grid has the nearest labels, and classes of one
+            place are left out. False: there are no classes; the U-score is left out, and plans go by what is left (R,
+            the residual, weights).
         recipe: "default" taps what the consumers read; "paper" what the layer itself returns, with signed sums.
         reduction: "signed" (R = |Σ_s t|), "per_sample" (R = Σ_s |t|) or "per_class" (|Σ| within each class, added up);
             None takes the recipe's: per_sample for "default", signed for "paper".

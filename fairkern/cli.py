@@ -221,7 +221,8 @@ def _loss(arguments: argparse.Namespace) -> Any:
 
 def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("samples_per_class", "projections", "seed", "recipe", "backend", "memory_budget", "gram")
-    return {name: getattr(arguments, name) for name in names} | {"progress": not arguments.quiet}
+    classes = {} if arguments.classes else {"class_of": False}
+    return {name: getattr(arguments, name) for name in names} | classes | {"progress": not arguments.quiet}
 
 
 def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -338,6 +339,7 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples-per-class", type=_positive, default=32, metavar="N")
     parser.add_argument("--projections", type=_positive, default=128, metavar="N")
+    parser.add_argument("--no-classes", dest="classes", action="store_false", help="targets are none: leave out U")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", choices=("default", "paper"), default="default")
     parser.add_argument("--backend", default="auto")

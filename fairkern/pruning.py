@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fairkern import allocate, compact, report, types
+from fairkern import allocate, capture, compact, report, types
 from fairkern.api import Plan, Report, Scores, check_model, cut, first_batch, head, score, summarise, trace
-from fairkern.capture import choose
 from fairkern.errors import BudgetError, InputError
 from fairkern.timing import plan_latency
 
@@ -45,7 +44,9 @@ def prune(
     """Trace, score, plan and cut: the smaller model and what was done.
 
     Budget, allocation and signals as in `Scores.plan`; `compensate` and `inplace` as in `apply`; every other
-    keyword goes to `score`. The report holds the plan (`Report.plan`), as `save_pruned` needs it.
+    keyword goes to `score`. Where the targets are no class labels (a language model's), nothing is asked for that
+    compares classes, and no `class_of` is given, the U-score is left out (`class_of=False`). The report holds the plan
+    (`Report.plan`), as `save_pruned` needs it.
 
     Args:
         keep_latency: the share of the model's time, on a few samples of the loader's first batch, that may be left.
@@ -68,10 +69,14 @@ def prune(
     _check_steps(iterations, target, keep, latency, loader)
     fits = (None, compact.Compensation.LEAST_SQUARES.value, compact.Compensation.SEQUENTIAL.value)
     if compensate is not None:
-        choose(compact.Compensation, "compensate", compensate)
+        capture.choose(compact.Compensation, "compensate", compensate)
     scoring.setdefault("gram", compensate in fits)
+    tolerant = target == "tod" or allocation == "tod" or not scoring["gram"]
+    compares = "wasserstein" in (removal, protect) or (removal is None and tolerant)
     again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
     first, loader = first_batch(loader)
+    if "class_of" not in scoring and not compares and not capture.labelled(first):
+        scoring["class_of"] = False
     run = _Run(
         model,
         head(first, model),

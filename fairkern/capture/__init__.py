@@ -1,5 +1,6 @@
 """A model and data → class samples, Taylor sums and means, in one pass."""
 
+from fairkern.capture.batches import labelled
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.capture.recalibrate import recalibrate
 from fairkern.capture.run import capture
@@ -14,6 +15,7 @@ __all__ = [
     "capture",
     "choose",
     "joint_moments",
+    "labelled",
     "reading_points",
     "recalibrate",
 ]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fairkern.capture.settings import ClassOf
 from fairkern.errors import InputError
 from fairkern.nested import call_model, map_tensors, tensors_in
 
 LossFunction = Callable[[Any, Any], Tensor]
-ClassOf = Callable[[Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the model's device. `labels` is int64 `[samples]` on the CPU."""
+    """One batch on the model's device. `labels`: int64 on the CPU, `[samples]` or, per place, `[samples, places …]`."""
 
     index: int
     inputs: Any
@@ -30,11 +30,12 @@ class Batch:
         return len(self.labels)
 
 
-def batches(loader: Iterable[Any], device: torch.device, class_of: ClassOf | None) -> Iterator[Batch]:
-    """The loader's batches, moved to `device` and detached.
+def batches(loader: Iterable[Any], device: torch.device, class_of: ClassOf | Literal[False] | None) -> Iterator[Batch]:
+    """The loader's batches, moved to `device` and detached. Without classes (False) all samples are of class 0.
 
     Raises InputError for batches that are neither `(inputs, targets)` nor a mapping, that hold no tensor, and
-    for labels that are not integers, are negative, or do not count the batch's samples.
+    for labels that are not integers, are negative, or do not count the batch's samples. A `class_of` may give one per
+    place of every sample instead, negative for none.
     """
     for index, given in enumerate(loader):
         inputs: Any
@@ -51,8 +52,20 @@ def batches(loader: Iterable[Any], device: torch.device, class_of: ClassOf | Non
         first = next(tensors_in(inputs), None)
         if first is None or first.ndim == 0:
             raise InputError(f"batch {index} holds no tensor of samples in its inputs ({_describe(given)})")
-        labels = _labels(index, targets if class_of is None else class_of(raw), len(first), class_of is not None)
+        if class_of is False:
+            labels = torch.zeros(len(first), dtype=torch.int64)
+        else:
+            labels = _labels(index, targets if class_of is None else class_of(raw), len(first), class_of is not None)
         yield Batch(index, inputs, targets, labels)
+
+
+def labelled(given: Any) -> bool:
+    """Whether a batch's targets are class labels."""
+    try:
+        next(batches([given], torch.device("cpu"), None))
+    except InputError:
+        return False
+    return True
 
 
 def last_sample(batch: Batch) -> Batch:
@@ -87,18 +100,19 @@ def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFunction | None) -> Ten
 
 def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
     source = "class_of(batch)" if own else "the targets"
-    hint = "" if own else "; pass class_of= to say which class a sample belongs to"
+    hint = "" if own else "; pass class_of= to say which class a sample belongs to, or class_of=False to do without U"
     if not isinstance(labels, Tensor):
         raise InputError(f"{source} of batch {index} are {_describe(labels)}; expected integer labels [samples]{hint}")
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise InputError(f"{source} of batch {index} are {labels.dtype}; expected integer class labels{hint}")
-    if labels.ndim != 1 or len(labels) != samples:
+    if labels.ndim < 1 or len(labels) != samples or (labels.ndim > 1 and not own):
+        more = f", or ({samples}, …) with one for every place" if own else ""
         raise InputError(
             f"{source} of batch {index} have shape {tuple(labels.shape)}; expected ({samples},), one class label "
-            f"per sample{hint}"
+            f"per sample{more}{hint}"
         )
     labels = labels.to("cpu", torch.int64)
-    if len(labels) and int(labels.min()) < 0:
+    if labels.ndim == 1 and len(labels) and int(labels.min()) < 0:
         raise InputError(f"{source} of batch {index} hold the negative label {int(labels.min())}{hint}")
     return labels
 

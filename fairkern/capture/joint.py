@@ -15,7 +15,7 @@ from fairkern.capture.moments import offsets
 from fairkern.capture.points import Listener, Point, hidden_points, points_of
 from fairkern.capture.rows import ListedExperts
 from fairkern.errors import InputError
-from fairkern.nested import call_model, tensors_in
+from fairkern.nested import call_model
 from fairkern.replacements import in_place
 from fairkern.types import JointMoments, Tap, UnitMap
 from fairkern.untouched import untouched
@@ -108,4 +108,4 @@ def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:
 def inputs_of(loader: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
     """The loader's batches; classes play no part."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return batches(loader, device, lambda raw: torch.zeros(len(next(tensors_in(raw))), dtype=torch.int64))
+    return batches(loader, device, False)

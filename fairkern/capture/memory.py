@@ -27,12 +27,12 @@ class Prediction:
 
     @classmethod
     def of(cls, heard: Iterable[tuple[Point, Tensor, int]], settings: Settings, moments: int) -> Prediction:
-        """`heard`: a point, its activation with samples first, and where the units' dimension is then."""
+        """`heard`: a point, its activation with what has a class first, and where the units' dimension is then."""
         per_sample = layer = 0
         for point, act, dim in heard:
             projected = settings.projections * (8 if act.dtype == torch.float64 else 4)
             by_token = point.side == "expert" and act.shape[-1] > 1  # `SampleStore` keeps projections
-            for block in point.blocks:
+            for block in point.blocks if settings.class_of is not False else ():
                 positions = act[0].numel() // act.shape[dim] * block.per_unit
                 whole = positions * act.element_size()
                 per_sample += block.units * (projected if positions > settings.projections or by_token else whole)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, loss_of
+from fairkern.capture.classes import Choice
 from fairkern.capture.experts import expert_points, listening
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.memory import Prediction
@@ -22,7 +23,7 @@ from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Block, Listener, Point, hidden_points, points_of
 from fairkern.capture.residual import residual
 from fairkern.capture.rows import ListedExperts
-from fairkern.capture.samples import SampleStore, Selection, by_group
+from fairkern.capture.samples import SampleStore, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
@@ -62,7 +63,8 @@ def capture(
         first = _Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments, states=states)
         first.run(loader)
         passed = time.perf_counter()
-        first.selection.check()
+        if settings.class_of is not False:
+            first.choice.check()
         assert first.prediction is not None
         scored: dict[Block, np.ndarray] = first.samples.utilization()
         compared = time.perf_counter() - passed
@@ -79,7 +81,9 @@ def capture(
             waiting, passes, peak = again.samples.dropped, passes + 1, max(peak, again.samples.peak)
     utilization = by_group(scored.items(), largest=True)
     reconstruction = taylor.reconstruction(settings.reduction, first.seen)
-    signals = {"wasserstein": utilization, "taylor": reconstruction}
+    signals = {"taylor": reconstruction}
+    if settings.class_of is not False:
+        signals = {"wasserstein": utilization, **signals}
     kept: dict[str, Moments] = {}
     fitted = time.perf_counter()
     if moments is not None:
@@ -101,7 +105,9 @@ def capture(
             "samples": first.seen,
             "batches": first.batches,
             "loss": first.loss_sum / first.seen,
-            "classes": {str(label): count for label, count in sorted(first.selection.counts.items())},
+            "classes": {}
+            if settings.class_of is False
+            else {str(label): count for label, count in sorted(first.choice.counts.items())},
             "samples_per_class": settings.samples_per_class,
             "projections": settings.projections,
             "seed": settings.seed,
@@ -112,7 +118,7 @@ def capture(
             "backend": settings.backend,
             "passes": passes,
             "sample_bytes": peak,
-            "predicted_bytes": first.prediction.of_classes(len(first.selection.counts)),
+            "predicted_bytes": first.prediction.of_classes(len(first.choice.counts)),
             "device": str(_device(model)),
             "torch": torch.__version__,
             "seconds": {
@@ -144,10 +150,8 @@ class _Pass:
     ) -> None:
         self._model, self._settings, self._loss_fn = model, settings, loss_fn
         self.taylor, self.moments, self._states = taylor, moments, states
-        self.samples = SampleStore(
-            points, settings.projections, settings.seed, settings.memory_budget, settings.backend, settings.pairs
-        )
-        self.selection = Selection(settings.samples_per_class)
+        self.choice = Choice(settings.samples_per_class)
+        self.samples = SampleStore([] if settings.class_of is False else points, self.choice, settings)
         self._points = frozenset(points)
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
         listened = list(dict.fromkeys([*points, *own]))
@@ -177,8 +181,9 @@ class _Pass:
         self.batches += 1
         if batch.samples == 0:
             return
-        rows, labels = self.selection.take(batch.labels)
-        self.samples.labels(labels)
+        if batch.labels.ndim > 1 and self._settings.reduction is Reduction.PER_CLASS:
+            raise InputError("reduction='per_class' needs one class label per sample, not one for every place")
+        self.choice.begin(batch.labels)
         listener = self._listener
         if self.taylor is None:
             with torch.no_grad():
@@ -198,18 +203,19 @@ class _Pass:
             if grid and point.side == "input":
                 self.grids[point][grid] += math.prod(act.shape[: point.dim])
             by_sample, dim = self._layouts[point].by_sample(listener.whole(point, act), point.dim)
-            self.samples.add(point, by_sample, dim, rows, self.selection.expected)
+            self.samples.add(point, by_sample, dim, self._layouts[point])
             if self.moments is not None:
                 self.moments.add(point, by_sample, dim, act.numel())
         self.seen += batch.samples
         listener.reset(_device(self._model))
 
     def _predicted(self) -> Prediction:
-        heard = (
-            (point, *self._layouts[point].by_sample(self._listener.whole(point, act), point.dim))
-            for point, act in self._listener.heard.items()
-            if point in self._points
-        )
+        heard = []
+        for point, act in self._listener.heard.items():
+            if point in self._points:
+                layout = self._layouts[point]
+                by_sample, dim = layout.by_sample(self._listener.whole(point, act), point.dim)
+                heard.append((point, *self.choice.seen(point, by_sample, dim, layout)[:2]))
         return Prediction.of(heard, self._settings, self.moments.full_bytes if self.moments else 0)
 
     def _forward(self, batch: Batch) -> Tensor:

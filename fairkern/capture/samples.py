@@ -1,52 +1,20 @@
-"""Class samples for the U-score: which samples to keep, their projections, and how much memory they may take."""
+"""Class samples for the U-score: their activations or projections, and how much memory they may take."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fairkern.capture.classes import Choice, Grid
+from fairkern.capture.layout import Layout
 from fairkern.capture.points import Block, Point
-from fairkern.capture.settings import Pairs
+from fairkern.capture.settings import Settings
 from fairkern.errors import InputError
 from fairkern.ops import class_wasserstein, directions, project, sliced_wasserstein
-
-
-class Selection:
-    """The first `per_class` samples of every class, in the loader's order: the same for any batch size."""
-
-    def __init__(self, per_class: int) -> None:
-        self.per_class = per_class
-        self.counts: Counter[int] = Counter()
-
-    def take(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of this batch to keep and their labels, both int64 on the CPU; counts them as taken."""
-        rows = []
-        for row, label in enumerate(labels.tolist()):
-            if self.counts[label] < self.per_class:
-                self.counts[label] += 1
-                rows.append(row)
-        index = torch.tensor(rows, dtype=torch.int64)
-        return index, labels[index]
-
-    @property
-    def expected(self) -> int:
-        """Samples that the classes seen so far will fill."""
-        return self.per_class * len(self.counts)
-
-    def check(self) -> None:
-        """Raises InputError unless there are two classes with two samples each."""
-        if len(self.counts) < 2:
-            raise InputError(
-                f"the loader yields {len(self.counts)} class{'es' if len(self.counts) != 1 else ''}; the U-score "
-                "compares classes and needs two or more (pass class_of= to say which class a sample belongs to)"
-            )
-        label, count = min(self.counts.items(), key=lambda item: (item[1], item[0]))
-        if count < 2:
-            raise InputError(f"class {label} has one sample; the U-score needs two or more of every class")
 
 
 class _Rows:
@@ -85,30 +53,29 @@ class SampleStore:
     another pass collects it.
     """
 
-    def __init__(
-        self, points: Iterable[Point], projections: int, seed: int, budget: int | None, backend: str, pairs: Pairs
-    ) -> None:
-        self._projections, self._seed, self._budget, self._backend = projections, seed, budget, backend
-        self._pairs = pairs.value
+    def __init__(self, points: Iterable[Point], choice: Choice, settings: Settings) -> None:
+        self._choice = choice
+        self._projections, self._seed, self._budget = settings.projections, settings.seed, settings.memory_budget
+        self._backend, self._pairs = settings.backend, settings.pairs.value
         self._rows: dict[Block, _Rows] = {block: _Rows() for p in points for block in p.blocks}
         self._positions: dict[Block, int] = {}
         self._projected: set[Block] = set()
-        self._labels: list[Tensor] = []
+        self._grid: dict[Block, Grid] = {}
         self._directions: dict[tuple[int, torch.device, bool], Tensor] = {}
         self.dropped: list[Block] = []
         self.peak = self._total = 0  # bytes
 
-    def labels(self, labels: Tensor) -> None:
-        """Class labels of the rows about to be added."""
-        self._labels.append(labels)
-
-    def add(self, point: Point, act: Tensor, dim: int, rows: Tensor, expect: int) -> None:
-        """The chosen samples of an activation (samples first, units along `dim`), for every block of this point.
-
-        `expect`: how many are likely to come in all.
-        """
+    def add(self, point: Point, act: Tensor, dim: int, layout: Layout) -> None:
+        """The chosen samples of an activation (samples first, units along `dim`), for every block of this point."""
         blocks = [block for block in point.blocks if block in self._rows]
-        if not len(rows) or not blocks:
+        if not blocks:
+            return
+        act, dim, grid = self._choice.seen(point, act, dim, layout)
+        rows, expect = self._choice.rows(grid), self._choice.of(grid).expected
+        for block in blocks:
+            if self._grid.setdefault(block, grid) != grid:
+                raise InputError(f"the activation at {point.name} has its places on another grid in another batch")
+        if not len(rows):
             return
         some = None if len(rows) == len(act) else rows.to(act.device)
         for block in blocks:
@@ -179,11 +146,13 @@ class SampleStore:
 
     def utilization(self) -> dict[Block, np.ndarray]:
         """U per unit, float64 `[units]`, of every block that was kept; frees the samples as it goes."""
-        labels = torch.cat(self._labels) if self._labels else torch.empty(0, dtype=torch.int64)
         scores = {}
         for block in list(self._rows):
             values = self._rows.pop(block).values
-            labels = labels.to(values.device)
+            labels = self._choice.of(self._grid[block]).labels.to(values.device)
+            if self._grid[block]:  # a class of a single place is compared with none
+                several = self._choice.of(self._grid[block]).several(labels)
+                values, labels = values[several], labels[several]
             positions = self._positions[block]
             if positions == 1 or block in self._projected:
                 distances = class_wasserstein(values, labels, self._pairs, backend=self._backend)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor
 
 from fairkern.errors import InputError
+
+ClassOf = Callable[[Any], Tensor]
 
 
 class Recipe(enum.Enum):
@@ -69,7 +73,7 @@ class Settings:
     backend: str = "auto"
     memory_budget: int | None = None
     gram: bool = False
-    class_of: Callable[[Any], Any] | None = None
+    class_of: ClassOf | Literal[False] | None = None  # False: no classes, and no U
     on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
 
     def __post_init__(self) -> None:
@@ -82,5 +86,9 @@ class Settings:
         budget = self.memory_budget
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
             raise InputError(f"memory_budget is {budget!r}; expected a positive number of bytes or None")
-        if self.class_of is not None and not callable(self.class_of):
-            raise InputError(f"class_of is {self.class_of!r}; expected a function of a batch")
+        if self.class_of is not None and self.class_of is not False and not callable(self.class_of):
+            raise InputError(f"class_of is {self.class_of!r}; expected a function of a batch, or False for no classes")
+        if self.class_of is False and self.reduction is Reduction.PER_CLASS:
+            raise InputError(
+                "reduction='per_class' adds up within classes, and class_of=False says that there are none"
+            )

@@ -1,0 +1,142 @@
+"""Which samples of every class enter the U-score; or which places, where every token or pixel has a class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fairkern.capture.layout import Layout
+from fairkern.capture.points import Point
+from fairkern.errors import InputError
+
+Grid = tuple[int, ...]  # places of a sample; (): the samples themselves have classes
+
+
+class Selection:
+    """The first `per_class` rows of every class, in the loader's order: the same for any batch size.
+
+    A negative label is of no class.
+    """
+
+    def __init__(self, per_class: int) -> None:
+        self.per_class = per_class
+        self.counts: Counter[int] = Counter()
+        self._labels: list[Tensor] = []
+
+    def take(self, labels: Tensor) -> Tensor:
+        """Rows of this batch to keep, int64 on the CPU; counts them as taken."""
+        rows = []
+        for row, label in enumerate(labels.tolist()):
+            if label >= 0 and self.counts[label] < self.per_class:
+                self.counts[label] += 1
+                rows.append(row)
+        index = torch.tensor(rows, dtype=torch.int64)
+        self._labels.append(labels[index])
+        return index
+
+    @property
+    def labels(self) -> Tensor:
+        """Of all rows that were taken, int64 on the CPU."""
+        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._labels])
+
+    @property
+    def expected(self) -> int:
+        """Rows that the classes seen so far will fill."""
+        return self.per_class * len(self.counts)
+
+    def several(self, labels: Tensor) -> Tensor:
+        """Which of these are labels of classes with two rows or more."""
+        alone = torch.tensor([label for label, count in self.counts.items() if count < 2], dtype=torch.int64)
+        return ~torch.isin(labels, alone.to(labels.device))
+
+    def check(self, where: str = "") -> None:
+        """Raises InputError unless there are two classes with two rows each, and of samples none with a single one.
+
+        `where`: the rows are places there.
+        """
+        found = sum(count > 1 for count in self.counts.values()) if where else len(self.counts)
+        if found < 2:
+            raise InputError(
+                f"the loader yields {found} class{'es' if found != 1 else ''}{where}; the U-score compares classes and "
+                "needs two or more (pass class_of= to say which class a sample belongs to, or class_of=False)"
+            )
+        if where:
+            return
+        label, count = min(self.counts.items(), key=lambda item: (item[1], item[0]))
+        if count < 2:
+            raise InputError(f"class {label} has one sample; the U-score needs two or more of every class")
+
+
+class Choice:
+    """What a pass keeps of its batches: samples, or places on every grid that an activation has them on."""
+
+    def __init__(self, per_class: int) -> None:
+        self._per_class = per_class
+        self._grids: dict[Grid, Selection] = {}
+        self._batch = torch.zeros(0, dtype=torch.int64)
+        self._rows: dict[Grid, Tensor] = {}
+
+    def begin(self, labels: Tensor) -> None:
+        """The labels of the next batch, [samples] or [samples, places …]."""
+        self._batch = labels
+        self._rows = {}
+        self.rows(tuple(labels.shape[1:]))
+
+    def seen(self, point: Point, act: Tensor, dim: int, layout: Layout) -> tuple[Tensor, int, Grid]:
+        """An activation, samples first, as rows that have a class, where its units lie then, and its grid."""
+        if self._batch.ndim == 1:
+            return act, dim, ()
+        places, grid = _as_places(point, act, dim, layout, tuple(self._batch.shape[1:]))
+        return places, 1, grid
+
+    def rows(self, grid: Grid) -> Tensor:
+        """Which rows of this batch to keep."""
+        if grid not in self._rows:
+            selection = self._grids.setdefault(grid, Selection(self._per_class))
+            self._rows[grid] = selection.take(_on_grid(self._batch, grid))
+        return self._rows[grid]
+
+    def of(self, grid: Grid) -> Selection:
+        """What was kept on this grid so far."""
+        return self._grids[grid]
+
+    @property
+    def counts(self) -> Counter[int]:
+        """Rows per class, as they were labelled."""
+        return next(iter(self._grids.values())).counts if self._grids else Counter()
+
+    def check(self) -> None:
+        """Raises InputError unless there are two classes with two samples (places, on every grid) each."""
+        for grid, selection in (self._grids or {(): Selection(self._per_class)}).items():
+            selection.check(f" of two places or more on a grid of {list(grid)}" if grid else "")
+
+
+def _as_places(point: Point, act: Tensor, dim: int, layout: Layout, wanted: Grid) -> tuple[Tensor, Grid]:
+    """An activation with units along `dim` as [samples · places, units], and its grid of places.
+
+    As many places as are labelled are taken to be those, in the same order.
+    Raises InputError where they are not those of the labels: folded into windows, pooled away.
+    """
+    sizes = [n for d, n in enumerate(act.shape) if d not in (0, dim)]
+    grid = tuple(n for n in sizes if n != 1)
+    windows = layout.fold > 1 and len(grid) > 1
+    if windows or not (len(grid) == len(wanted) or prod(grid) == prod(wanted)):
+        how = "are folded into windows" if windows else f"have the shape {sizes}"
+        raise InputError(
+            f"class labels are given for places {list(wanted)} of every sample; those of the activation at "
+            f"{point.name} {how}: give one label per sample"
+        )
+    return act.movedim(dim, -1).reshape(-1, act.shape[dim]), wanted if prod(grid) == prod(wanted) else grid
+
+
+def _on_grid(labels: Tensor, grid: Grid) -> Tensor:
+    """Labels [samples, places …] at the places of another grid, the nearest ones, as [samples · places]."""
+    for d, n in enumerate(grid, start=1):
+        length = labels.shape[d]
+        if length != n:
+            nearest = ((torch.arange(n) + 0.5) * length / n).long()
+            labels = labels.index_select(d, nearest)
+    return labels.reshape(-1)
