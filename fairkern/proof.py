@@ -69,10 +69,11 @@ def proven(
 ) -> UnitMap:
     """The map with every group frozen that fails on any of the inputs.
 
-    `daring`, which cuts more than the trace vouches for, is taken if all of its groups pass together, and else not at
-    all. Of the certain map, tried until all groups pass together: the map as it is; with sizes substituted that
-    modules' code passes on; and for the groups that fail then, the same two without attributes that were recognised by
-    their value, which may be a coincidence. If none of these passes whole, the one with which the fewest groups fail.
+    `daring`, which cuts more than the trace vouches for, is taken if all of its groups pass together, or all but
+    those that fail in the certain map too; else not at all. Of the certain map, tried until all groups pass
+    together: the map as it is; with sizes substituted that modules' code passes on; and for the groups that fail
+    then, the same two without attributes that were recognised by their value, which may be a coincidence. If none
+    of these passes whole, the one with which the fewest groups fail.
     """
     proof = _Proof(model, runs, seed, deadline)
     units, sites = certain.units, certain.sites
@@ -97,6 +98,12 @@ def proven(
                 return candidate
             if not together and len(again) < len(failed):
                 best, failed = candidate.freeze(again), again
+    reasons = {units.groups[g].name: reason for g, reason in failed.items()}
+    for candidate, known in tried[:-1]:
+        same = {g: reasons[group.name] for g, group in enumerate(candidate.groups) if group.name in reasons}
+        found = proof.whole(candidate.freeze(same), known) if same else None
+        if found is not None:
+            return found
     return best
 
 

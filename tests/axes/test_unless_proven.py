@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
+from bench.zoo.mixtures import Mixture
 from fairkern.allocate import random_removal
 from fairkern.axes import unit_map
 from tests.axes.harness import Net, assert_exact
@@ -94,3 +95,24 @@ def test_without_the_proof_nothing_is_dared() -> None:
     model = net(listed, 12, 4)
     with pytest.raises(fk.InputError, match="unequal parts"):
         fk.trace(model, X, verify=False)
+
+
+class Fixed(Mixture):
+    """There are four experts, whatever there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, index = self.chosen(x)
+        onto = torch.zeros((*x.shape[:-1], 4)).to(x).scatter(-1, index, weights.to(x))
+        return sum(self.experts[e](x) * onto[..., e : e + 1] for e in range(4))  # type: ignore[return-value]
+
+
+def test_what_fails_in_any_case_does_not_hold_it_back() -> None:
+    model = net(listed, 12, 4)
+    model.last = nn.Sequential(nn.Linear(5, 8), Fixed(8), nn.Linear(8, 3)).double()
+    model.run = lambda m, x: listed(m, x) + m.last(x)
+    units = fk.trace(model, X)
+    assert {"a", "a[1]"} <= {units.groups[g].name for g in units.prunable}
+    frozen = {g.name: g.frozen for g in units.groups if g.kind == "expert"}
+    assert list(frozen) == ["last.1.experts"]
+    assert frozen["last.1.experts"]
+    assert_exact(model, units, random_removal(units, 0.5, seed=3), [X])
