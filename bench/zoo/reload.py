@@ -45,14 +45,14 @@ class Reloader:
             try:
                 expected = list(tensors_in(call_model(small, inputs)))
             finally:
-                torch.set_num_threads(1)
+                torch.set_num_threads(threads)
         return len(found) == len(expected) and all(map(torch.equal, found, expected))
 
 
 def _outputs(library: str, name: str, seed: int, folder: str) -> None:
     """In the other process: a fresh model of that name, cut and filled from the files, on the inputs."""
     warnings.simplefilter("ignore")
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     entry = next(e for e in entries(library) if e.name == name)
     torch.manual_seed(seed)
     fresh, _ = prepared(*entry.load())
