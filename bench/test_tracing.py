@@ -1,5 +1,5 @@
-"""Tracing of torchvision models (the slowest two among them), without and with the proving run, against one forward pass; and of a
-decoder of 70 billion parameters on the meta device, against half of its layers."""
+"""Tracing of torchvision models (the slowest two among them), without and with the proving run, against one forward
+pass; and of a decoder of 70 billion parameters on the meta device, against half of its layers."""
 
 from __future__ import annotations
 
