@@ -45,7 +45,7 @@ def main(layers: int) -> None:
 
 
 def _peak() -> int:
-    """The most memory that this program has held; `getrusage` would count what the process held before it became one."""
+    """The most memory that this program has held; `getrusage` counts what the process held before it as well."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
