@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fairkern as fk
 from bench.zoo.mixtures import MIXTURES, Compared, Dense, Likeliest, Mixture, Net, OneHot
 from fairkern import allocate, compact
+from fairkern.allocate.latency import latency_cost
 from fairkern.entries import Renaming
 
 X = torch.randn(6, 7, 5, generator=torch.Generator().manual_seed(0))
@@ -382,3 +383,11 @@ def test_latency_tables_leave_lists_alone() -> None:
     table = fk.latency_table(model, units, X, shares=(1.0, 0.5))
     scores = fk.score(model, batches(), F.cross_entropy, units=units, progress=False)
     assert scores.plan(tod=0.5, latency=table).result["latency_after_ms"] > 0
+    group = experts_of(units)[0]
+    none = [np.zeros(0, dtype=np.int64)] * len(units.groups)
+    removed = np.array([2 if g == group else 0 for g in range(len(units.groups))])
+    cost = latency_cost(units, table)
+    router = table.layers["layers.0.router"]
+    shrinks = sum(ms for what, ms in router.items() if what != "fixed")
+    assert 0 <= cost(np.zeros_like(removed)) - cost(removed) <= shrinks + sum(table.rest.values())
+    assert allocate.build(units, none).result["params_after"] == size(model)

@@ -78,7 +78,12 @@ def corrected(units: UnitMap, table: LatencyTable, removed: IndexArray, share: f
 def _own(units: UnitMap, parameters: Sequence[str], path: str) -> dict[str, CostTerm]:
     """Parameters that a module holds itself, by their short name."""
     terms = zip(parameters, units.params, strict=True)
-    return {name.rpartition(".")[2]: term for name, term in terms if name.rpartition(".")[0] == path}
+    return {name.rpartition(".")[2]: _timed(units, term) for name, term in terms if name.rpartition(".")[0] == path}
+
+
+def _timed(units: UnitMap, term: CostTerm) -> CostTerm:
+    """A parameter, whether or not the expert of a list that it belongs to stays: its tokens would go to another."""
+    return CostTerm(term.coefficient, tuple(e for e in term.extents if units.extents[e].unit is None))
 
 
 def _layer(units: UnitMap, parameters: Sequence[str], path: str) -> Features:
@@ -94,7 +99,7 @@ def _layer(units: UnitMap, parameters: Sequence[str], path: str) -> Features:
 
 
 def _rest(units: UnitMap, parameters: Sequence[str], outputs: Mapping[str, float]) -> Features:
-    own = dict(zip(parameters, units.params, strict=True))
+    own = {name: _timed(units, term) for name, term in zip(parameters, units.params, strict=True)}
     made = []
     for name, elements in outputs.items():
         parameter, _, k = name.rpartition(":")
