@@ -21,6 +21,7 @@ from bench.models import images, resnet18, seeded
 from bench.quality.nets.transformers import LanguageModel
 from bench.quality.tasks.text import ALPHABET, text
 from bench.test_latency import vit
+from bench.zoo.mixtures import Net, OneHot
 from fairkern.demo.data import Batches, calibration
 from fairkern.demo.models import BUILDERS
 
@@ -78,6 +79,69 @@ def test_scoring_against_forward_backward(name: str, benchmark: Any, record: Cal
         rival="forward + backward, weight gradients included",
         threads=setting.threads,
         **({} if setting.target is None else timed.bound("relative_cost", setting.target, at_least=False)),
+    )
+
+
+SEQUENCES, TOKENS, EXPERTS, CHOSEN = 32, 64, 64, 8
+
+
+def listed() -> tuple[nn.Module, Sequence[Any]]:
+    """Four layers of experts as modules of a list."""
+    net = seeded(lambda: Net(OneHot, width=256, layers=4, sizes=(128,) * EXPERTS, k=CHOSEN))
+    x = torch.randn(SEQUENCES, TOKENS, 5, generator=torch.Generator().manual_seed(0))
+    return net, list(zip(x.split(8), (torch.arange(SEQUENCES) % 3).split(8), strict=True))
+
+
+def fused() -> tuple[nn.Module, Sequence[Any]]:
+    """OLMoE with four layers, its experts in three-dimensional parameters; a class for each sequence."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.OlmoeConfig(
+        hidden_size=256,
+        intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        num_experts=EXPERTS,
+        num_experts_per_tok=CHOSEN,
+        vocab_size=1000,
+        eos_token_id=1,
+        use_cache=False,
+    )
+    ids = torch.randint(2, 1000, (SEQUENCES, TOKENS), generator=torch.Generator().manual_seed(0))
+    return seeded(lambda: transformers.OlmoeForCausalLM(config)), [{"input_ids": x, "labels": x} for x in ids.split(8)]
+
+
+@pytest.mark.parametrize("experts", [fused, listed], ids=lambda experts: experts.__name__)
+def test_many_experts_against_forward_backward(
+    experts: Callable[[], tuple[nn.Module, Sequence[Any]]], benchmark: Any, record: Callable[..., None]
+) -> None:
+    (model, batches), (twin, _) = experts(), experts()
+    model.eval()
+    head = batches[0] if isinstance(batches[0], dict) else batches[0][0]
+    units = fk.trace(model, {"input_ids": head["input_ids"]} if isinstance(head, dict) else head)
+    whole = sum(group.units for group in units.groups if group.kind == "expert" and group.frozen is None)
+    loss = None if isinstance(head, dict) else nn.CrossEntropyLoss()
+    classes = (lambda batch: batch["input_ids"][:, 0] % 3) if isinstance(head, dict) else None
+
+    def ours() -> fk.Scores:
+        return fk.score(model, batches, loss, units=units, class_of=classes, progress=False)
+
+    def trained() -> None:
+        for batch in batches:
+            (twin(**batch).loss if loss is None else loss(twin(batch[0]), batch[1])).backward()
+        twin.zero_grad()
+
+    with threads(1):
+        timed = compare(ours, trained, 5, warmup=1)
+    benchmark.pedantic(ours, rounds=1)
+    assert whole == 4 * EXPERTS
+    record(
+        benchmark,
+        timed,
+        op="score",
+        shape=f"4 layers of {EXPERTS} {experts.__name__} experts, {SEQUENCES} sequences of {TOKENS} tokens",
+        rival="forward + backward, weight gradients included",
+        threads=1,
     )
 
 
