@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -160,18 +160,18 @@ class Statistics:
     batches: Callable[[], Sequence[Any]]
     rounds: int
     loss: Callable[[Any, Any], torch.Tensor] = nn.functional.cross_entropy
-    class_of: Callable[[Any], torch.Tensor] | None = None
+    class_of: Callable[[Any], torch.Tensor] | Literal[False] | None = None
 
 
-def language() -> Statistics:
+def language(classes: bool = True) -> Statistics:
     task = text()
     return Statistics(
-        "language model",
+        "language model" if classes else "language model without classes",
         lambda: seeded(lambda: LanguageModel(len(ALPHABET))),
         lambda: task.calibration,
         5,
         task.loss,
-        task.class_of,
+        task.class_of if classes else False,
     )
 
 
@@ -181,6 +181,7 @@ WITH_MOMENTS: dict[str, Callable[[], Statistics]] = {
     "resnet18": lambda: Statistics("ResNet-18", lambda: resnet18(10), large, 3),
     "vit": lambda: Statistics("ViT, 6 blocks", vit, small, 3),
     "lm": language,
+    "lm_without_classes": lambda: language(False),  # as `prune` scores it
 }
 
 
