@@ -339,7 +339,9 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples-per-class", type=_positive, default=32, metavar="N")
     parser.add_argument("--projections", type=_positive, default=128, metavar="N")
-    parser.add_argument("--no-classes", dest="classes", action="store_false", help="targets are none: leave out U")
+    parser.add_argument(
+        "--no-classes", dest="classes", action="store_false", help="the targets are no classes: leave out U"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipe", choices=("default", "paper"), default="default")
     parser.add_argument("--backend", default="auto")

@@ -37,6 +37,9 @@ def loader():
     y = torch.arange(3).repeat(10)
     return [(torch.randn(30, 6, generator=torch.Generator().manual_seed(2)) + y[:, None], y)]
 
+def loader_of_soft_targets():
+    return [(x, nn.functional.one_hot(y, 3).float()) for x, y in loader()]
+
 def broken_loader():
     yield from loader()
     raise OSError("the disk is gone")
@@ -82,6 +85,16 @@ def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
     assert "proven" in capsys.readouterr().out
     assert main(["trace", "parts:model", "parts:inputs", "--no-verify"]) == 0
     assert "not proven" in capsys.readouterr().out
+
+
+def test_targets_that_are_no_classes(capsys: pytest.CaptureFixture[str]) -> None:
+    score = ["score", "parts:model", "parts:loader_of_soft_targets", LOSS, "--gram", "--out", "scores.safetensors"]
+    assert main(score) == 2
+    assert "--no-classes" in capsys.readouterr().err
+    assert main([*score, "--no-classes"]) == 0
+    assert main(["plan", "scores.safetensors", "--keep-params", "0.5", "--out", "plan.json"]) == 0
+    assert main(["plan", "scores.safetensors", "--tod", "0.1", "--out", "plan.json"]) == 2
+    assert "wasserstein" in capsys.readouterr().err
 
 
 def test_score_plan_apply_report(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -100,7 +100,11 @@ def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFunction | None) -> Ten
 
 def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
     source = "class_of(batch)" if own else "the targets"
-    hint = "" if own else "; pass class_of= to say which class a sample belongs to, or class_of=False to do without U"
+    hint = (
+        ""
+        if own
+        else "; pass class_of= to say which class a sample belongs to, or class_of=False (--no-classes) to do without U"
+    )
     if not isinstance(labels, Tensor):
         raise InputError(f"{source} of batch {index} are {_describe(labels)}; expected integer labels [samples]{hint}")
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
