@@ -131,7 +131,7 @@ def quantity(value: float) -> str:
     for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if size >= (scale if scale > 1e3 else 1e4):
             return f"{value / scale:.{2 if size < 10 * scale else 1}f} {unit}"
-    return _whole(value) if value == int(value) else f"{value:.1f}"
+    return f"{value:.1f}" if size < 100 and value != int(value) else _whole(round(value))
 
 
 _LABELS = {
