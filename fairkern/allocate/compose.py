@@ -54,10 +54,10 @@ def compose(
 def matching(units: UnitMap, plans: Sequence[Plan], current: UnitMap) -> UnitMap:
     """The map of what the plans left; groups that are not what is left of a group of the whole model are frozen."""
     left, within = _left(units, plans), _within(units)
-    prunable = {units.groups[g].name for g in units.prunable}
+    prunable, renamings = {units.groups[g].name for g in units.prunable}, [Renaming(plan) for plan in plans]
 
     def fits(group: AxisGroup) -> bool:
-        name = _first_name(group.name, plans)
+        name = _first_name(group.name, renamings)
         return name in prunable and [len(row) for row in _rows(left, within, name)] == [group.units] * group.sets
 
     return current.freeze(
@@ -68,13 +68,13 @@ def matching(units: UnitMap, plans: Sequence[Plan], current: UnitMap) -> UnitMap
 def _left(units: UnitMap, plans: Sequence[Plan]) -> Left:
     """Units of every set of the first map that stay, ascending; sets of experts that have gone lose as many."""
     left = {group.name: [np.arange(group.units)] * group.sets for group in units.groups}
-    within = _within(units)
+    within, renamings = _within(units), [Renaming(plan) for plan in plans]
     for k, plan in enumerate(plans):
         after = {name: list(rows) for name, rows in left.items()}
         for group in plan.groups:
             if not group.removed.size:
                 continue
-            name = _first_name(group.name, plans[:k])
+            name = _first_name(group.name, renamings[:k])
             rows = _rows(left, within, name)
             removed = np.atleast_2d(group.removed)
             if len(rows) != len(removed) or any(len(row) != group.units for row in rows):
@@ -91,10 +91,10 @@ def _left(units: UnitMap, plans: Sequence[Plan]) -> Left:
     return left
 
 
-def _first_name(name: str, plans: Sequence[Plan]) -> str:
-    """The name, in the whole model, of a group of the model that these plans have left."""
-    for plan in reversed(plans):
-        name = Renaming(plan).before(name)
+def _first_name(name: str, renamings: Sequence[Renaming]) -> str:
+    """The name, in the whole model, of a group of the model that the plans of these have left."""
+    for renaming in reversed(renamings):
+        name = renaming.before(name)
     return name
 
 

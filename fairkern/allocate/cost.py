@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
@@ -64,7 +63,7 @@ class Cost:
     def __init__(self, units: UnitMap, terms: Sequence[CostTerm], order: Order | None = None) -> None:
         self.groups = len(units.groups)
         factors = [_canonical(extent) for extent in units.extents]
-        number: dict[_Key, int] = {}
+        number: dict[Extent, int] = {}
         merged: dict[tuple[int, ...], float] = {}
         for term in terms:
             coefficient = float(term.coefficient)
@@ -127,14 +126,6 @@ class Cost:
         return growth
 
 
-class _Key(NamedTuple):
-    """An extent, its parts merged by group."""
-
-    length: int
-    parts: tuple[tuple[int, int], ...]
-    unit: int | None
-
-
 @dataclass(frozen=True)
 class _Alone:
     """Extents that are 1 as long as one unit stays: `removed[group] <= turn`."""
@@ -144,7 +135,7 @@ class _Alone:
     turn: IndexArray
 
     @classmethod
-    def of(cls, keys: Sequence[_Key], order: Order) -> _Alone:
+    def of(cls, keys: Sequence[Extent], order: Order) -> _Alone:
         found = []
         for i, key in enumerate(keys):
             group = key.parts[0][0]
@@ -155,7 +146,7 @@ class _Alone:
         return cls(*columns)
 
 
-def _weights(key: _Key, units: UnitMap, order: Order) -> dict[int, float]:
+def _weights(key: Extent, units: UnitMap, order: Order) -> dict[int, float]:
     """How far an extent moves with each unit of a group."""
     if key.unit is None:
         return {g: float(w) for g, w in key.parts}
@@ -163,11 +154,12 @@ def _weights(key: _Key, units: UnitMap, order: Order) -> dict[int, float]:
     return {group: 1.0 if group in order else 1.0 / units.groups[group].units}
 
 
-def _canonical(extent: Extent) -> _Key:
+def _canonical(extent: Extent) -> Extent:
+    """The same, its parts merged by group."""
     weights: dict[int, int] = {}
     for group, per_unit in extent.parts:
         weights[group] = weights.get(group, 0) + per_unit
-    return _Key(extent.length, tuple(sorted((g, w) for g, w in weights.items() if w)), extent.unit)
+    return replace(extent, parts=tuple(sorted((g, w) for g, w in weights.items() if w)))
 
 
 def told_apart(units: UnitMap) -> set[int]:

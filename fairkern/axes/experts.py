@@ -14,6 +14,7 @@ from torch import nn
 from fairkern.axes.graph import Contraction, Track
 from fairkern.axes.listed import RoutedList, counts, routed_lists
 from fairkern.axes.trace import Tracing
+from fairkern.entries import LISTS
 from fairkern.experts import multiple
 from fairkern.types import Axis, AxisGroup, Site
 
@@ -45,7 +46,7 @@ class Routing:
             module = model.get_submodule(path)
             self._multiple[path] = multiple(module)
             self._own |= {f"{path}.{name}".lstrip("."): path for name in layout.held(module)}
-        if tracing.experts or (listed and tracing.graph.ranked and any(map(_is_list, model.modules()))):
+        if tracing.experts or (listed and tracing.graph.ranked and any(isinstance(m, LISTS) for m in model.modules())):
             routers = _Routers(tracing)
             if tracing.experts:
                 self._find_fused(routers)
@@ -194,10 +195,6 @@ class _Routers:
         last = np.searchsorted(self._component, components, "right")
         found = [self._axis[a:b] for a, b in zip(first, last, strict=True)]
         return [self._axes[i] for i in np.unique(np.concatenate(found))]
-
-
-def _is_list(module: nn.Module) -> bool:
-    return isinstance(module, (nn.ModuleList, nn.ModuleDict))
 
 
 def _holds(value: Any, n: int) -> bool:

@@ -157,21 +157,20 @@ class Graph:
 
     def freeze_unless_routed(self, dim: Dim, reason: str) -> None:
         """These positions stay, unless they are experts that a router can leave out."""
-        self.unless_routed.add(len(self.freezes))
-        self.freeze(dim, reason)
-        self.unless_routed.discard(len(self.freezes))  # nothing was frozen
+        self._freeze_marked(self.unless_routed, dim, reason)
 
     def freeze_unless_proven(self, dim: Dim, reason: str) -> None:
         """These positions stay, unless a proof shows that they can go."""
-        self.unless_proven.add(len(self.freezes))
-        self.freeze(dim, reason)
-        self.unless_proven.discard(len(self.freezes))  # nothing was frozen
+        self._freeze_marked(self.unless_proven, dim, reason)
 
     def freeze_output(self, dim: Dim) -> None:
         """These positions stay, whatever a proof may show."""
-        self.outputs.add(len(self.freezes))
-        self.freeze(dim, "is a dimension of the model's output")
-        self.outputs.discard(len(self.freezes))  # nothing was frozen
+        self._freeze_marked(self.outputs, dim, "is a dimension of the model's output")
+
+    def _freeze_marked(self, marks: set[int], dim: Dim, reason: str) -> None:
+        marks.add(len(self.freezes))
+        self.freeze(dim, reason)
+        marks.discard(len(self.freezes))  # nothing was frozen
 
     def frozen(self, n: int, reason: str) -> np.ndarray:
         """`n` fresh nodes that stay."""

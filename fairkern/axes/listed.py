@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from fairkern.axes.trace import Tracing
+from fairkern.entries import LISTS
 from fairkern.types import Axis, Entries
 
 _COUNT = re.compile(r"expert", re.IGNORECASE)
@@ -67,7 +68,7 @@ def _lists(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, Entries]]:
     ):
         holders.setdefault(id(tensor), []).append(name)
     for path, module in model.named_modules():
-        listed = isinstance(module, (nn.ModuleList, nn.ModuleDict)) and len(module) > 1
+        listed = isinstance(module, LISTS) and len(module) > 1
         if not path or not listed or tracing.calls[_runs(model, path)] != 1:
             continue
         prefix = f"{path}."
@@ -87,7 +88,7 @@ def _lists(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, Entries]]:
 
 def _runs(model: nn.Module, path: str) -> str:
     """The innermost module around a list, or the list itself, that has a forward of its own."""
-    while path and type(model.get_submodule(path)) in (nn.ModuleList, nn.ModuleDict):
+    while path and type(model.get_submodule(path)) in LISTS:
         path = path.rpartition(".")[0]
     return path
 

@@ -12,6 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from fairkern.axes.graph import Factors, Graph, Track
+from fairkern.entries import LISTS
 from fairkern.types import Axis, Site
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def follow_siblings(model: nn.Module, tracing: Tracing) -> None:
     if tracing.reached.issuperset(tracing.parameters):
         return
     for path, module in model.named_modules():
-        if isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        if isinstance(module, LISTS):
             entries = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
             for waiting, alike in _candidates(model, tracing, entries):
                 place = _Place.of(tracing, alike)

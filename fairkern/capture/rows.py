@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.capture.points import Point
+from fairkern.entries import LISTS
 from fairkern.nested import map_tensors, tensors_in
 
 _RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
@@ -100,7 +101,7 @@ class ListedExperts:
     def __init__(self, model: nn.Module, points: Iterable[Point], hear: Callable[[Point, Tensor], Tensor]) -> None:
         self._model, self._hear = model, hear
         points = list(points)
-        lists = sorted((p for p, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))), key=len)
+        lists = sorted((p for p, m in model.named_modules() if isinstance(m, LISTS)), key=len)
         self._entry = {p: e for p in points if p.expert is None and (e := _entry(p, lists)) is not None}
         self._whole = {p.sites[0].module: p for p in points if p.side == "expert" and p.expert is None}
         self._given: dict[str, Rows] = {}

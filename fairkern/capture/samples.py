@@ -147,11 +147,12 @@ class SampleStore:
     def utilization(self) -> dict[Block, np.ndarray]:
         """U per unit, float64 `[units]`, of every block that was kept; frees the samples as it goes."""
         scores = {}
+        by_grid = {grid: self._choice.of(grid).labels for grid in set(self._grid.values())}
         for block in list(self._rows):
-            values = self._rows.pop(block).values
-            labels = self._choice.of(self._grid[block]).labels.to(values.device)
-            if self._grid[block]:  # a class of a single place is compared with none
-                several = self._choice.of(self._grid[block]).several(labels)
+            values, grid = self._rows.pop(block).values, self._grid[block]
+            labels = by_grid[grid] = by_grid[grid].to(values.device)
+            if grid:  # a class of a single place is compared with none
+                several = self._choice.of(grid).several(labels)
                 values, labels = values[several], labels[several]
             positions = self._positions[block]
             if positions == 1 or block in self._projected:
