@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from bench._compare import compare
-from fairkern.allocate import Cost, allocate
+from fairkern.allocate import allocate
 from fairkern.artefacts import load_scores, save_scores
+from fairkern.plans.cost import Cost
 from fairkern.types import Scores
 from tests.allocate.oracles import tod_by_sets
 from tests.synthetic import random_scores, resnet50

@@ -6,21 +6,8 @@
 from __future__ import annotations
 
 from fairkern import ops
-from fairkern.api import (
-    Plan,
-    Report,
-    Scores,
-    UnitMap,
-    apply,
-    info,
-    load_pruned,
-    picture,
-    recalibrate,
-    save_pruned,
-    score,
-    summarise,
-    trace,
-)
+from fairkern.api import apply, info, load_pruned, picture, recalibrate, save_pruned, score, summarise, trace
+from fairkern.artefacts.files import package_version as _package_version
 from fairkern.errors import (
     ArtefactError,
     BackendError,
@@ -32,6 +19,7 @@ from fairkern.errors import (
     TimeLimitError,
 )
 from fairkern.pruning import prune
+from fairkern.results import Plan, Report, Scores, UnitMap
 from fairkern.timing import latency, latency_table, plan_latency
 
 __all__ = [
@@ -62,3 +50,10 @@ __all__ = [
     "summarise",
     "trace",
 ]
+
+__version__ = _package_version()
+
+
+def __dir__() -> list[str]:
+    """The API: rooms that importing it has loaded are nobody's business but the package's."""
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__", "__version__"]

@@ -2,155 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from fairkern import allocate, artefacts, axes, capture, compact, report, types
-from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings, choose
+from fairkern import axes, capture, compact, report, types
+from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
+from fairkern.capture.batches import first_batch, head
+from fairkern.compensate import Compensation, Correction, unexplained
+from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
-from fairkern.nested import map_tensors, tensors_in
 from fairkern.ops import describe
-from fairkern.proof import described, proven
-
-PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class UnitMap(types.UnitMap):
-    """What can be cut from a model (see `fairkern.types.UnitMap` for the fields)."""
-
-    def explain(self) -> str:
-        """A table: group, kind, units, axes, consumers, parameters and FLOPs per unit, or why it is frozen."""
-        params, flops = allocate.per_unit(self)
-        return report.render(report.explain_table(self, params.tolist(), flops.tolist()))
-
-    def plan(
-        self,
-        *,
-        keep_params: float | None = None,
-        keep_flops: float | None = None,
-        seed: int = 0,
-        round_to: int = 1,
-        max_remove: float = 0.99,
-        min_keep: int = 1,
-        ignore: Iterable[str] = (),
-    ) -> Plan:
-        """A plan without scores, so without data: an equal share of every group, units drawn at random.
-
-        For sizes and costs under a budget (of a model on the meta device too), and as the baseline that scores have
-        to beat. Options and errors as in `Scores.plan`.
-        """
-        plan = allocate.allocate(
-            types.Scores(self, {}, {}, {"seed": seed}),
-            keep_params=keep_params,
-            keep_flops=keep_flops,
-            allocation="uniform",
-            removal="random",
-            round_to=round_to,
-            max_remove=max_remove,
-            min_keep=min_keep,
-            ignore=ignore,
-        )
-        return _public(Plan, plan)
-
-
-@dataclass(frozen=True)
-class Scores(types.Scores):
-    """Scores of every unit (see `fairkern.types.Scores`); any number of plans come from them."""
-
-    def plan(
-        self,
-        *,
-        tod: float | None = None,
-        keep_params: float | None = None,
-        keep_flops: float | None = None,
-        keep_latency: float | None = None,
-        latency: types.LatencyTable | None = None,
-        allocation: str | None = None,
-        removal: allocate.Signal | None = None,
-        protect: allocate.Signal = "taylor",
-        round_to: int = 1,
-        max_remove: float = 0.99,
-        min_keep: int = 1,
-        ignore: Iterable[str] = (),
-    ) -> Plan:
-        """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
-
-        Exactly one of `tod` (the tolerance α), `keep_params`, `keep_flops` and `keep_latency` (at most this share of
-        the whole model stays; `latency` from `latency_table`) is given. Scores with the residual signal
-        (`score(…, gram=True)`) take one threshold on it for all groups, others the Tolerance of Difference, unless
-        `allocation` and `removal` say otherwise. Options, errors and method: `fairkern.allocate.allocate`.
-        """
-        plan = allocate.allocate(
-            self,
-            tod=tod,
-            keep_params=keep_params,
-            keep_flops=keep_flops,
-            keep_latency=keep_latency,
-            latency=latency,
-            allocation=allocation,
-            removal=removal,
-            protect=protect,
-            round_to=round_to,
-            max_remove=max_remove,
-            min_keep=min_keep,
-            ignore=ignore,
-        )
-        return _public(Plan, plan)
-
-    def save(self, path: PathLike) -> None:
-        """One safetensors file, written atomically."""
-        artefacts.save_scores(self, path)
-
-    @classmethod
-    def load(cls, path: PathLike) -> Scores:
-        """Raises ArtefactError for a truncated, foreign or newer file."""
-        scores = artefacts.load_scores(path)
-        return _public(cls, replace(scores, units=_public(UnitMap, scores.units)))
-
-
-@dataclass(frozen=True)
-class Plan(types.Plan):
-    """Which positions of which axes go (see `fairkern.types.Plan`)."""
-
-    def masked(self, model: nn.Module) -> compact.masked:
-        """Context manager: inside, every removed unit contributes zero to every consumer; put back on exit."""
-        return compact.masked(model, self)
-
-    def save(self, path: PathLike) -> None:
-        """JSON, written atomically."""
-        artefacts.save_plan(self, path)
-
-    @classmethod
-    def load(cls, path: PathLike) -> Plan:
-        """Raises ArtefactError for a truncated, foreign or newer file."""
-        return _public(cls, artefacts.load_plan(path))
-
-
-@dataclass(frozen=True)
-class Report(types.Report):
-    """What a run did (see `fairkern.types.Report`). `plan`, by which it was cut, is not part of its file."""
-
-    plan: Plan | None = field(default=None, repr=False, compare=False)
-
-    def table(self) -> str:
-        """Measures before and after, a row per group, seconds per stage."""
-        return report.render(report.report_table(self))
-
-    def save(self, path: PathLike) -> None:
-        """JSON, written atomically."""
-        report.save_report(self, path)
+from fairkern.options import choose
+from fairkern.plans.build import build
+from fairkern.plans.removals import nothing
+from fairkern.prove import check_values, described, proven
+from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
 
 
 def trace(
@@ -197,7 +70,7 @@ def trace(
     check_model(model)
     deadline = Deadline(time_limit)
     if verify:
-        compact.check_values(model)
+        check_values(model)
     certain, daring = axes.solutions(model, [example_inputs, *more], deadline, dare=verify)
     units = certain.units
     if verify and (units.prunable or daring is not None):
@@ -207,7 +80,7 @@ def trace(
     if not units.prunable:
         said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
-    return _public(UnitMap, units)
+    return UnitMap.of(units)
 
 
 def score(
@@ -299,12 +172,12 @@ def score(
         units = trace(model, head(first, model))
         traced = time.perf_counter() - started
     else:
-        compact.check(model, allocate.build(units, [np.zeros(0, dtype=np.int64)] * len(units.groups)))
+        compact.check(model, build(units, nothing(units)))
     with report.progress(progress) as on_batch:
         scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
     seconds = {"trace": traced, **scores.provenance["seconds"]}
-    scores = replace(scores, units=_public(UnitMap, units), provenance={**scores.provenance, "seconds": seconds})
-    return _public(Scores, scores)
+    scores = replace(scores, units=UnitMap.of(units), provenance={**scores.provenance, "seconds": seconds})
+    return Scores.of(scores)
 
 
 def apply(
@@ -337,56 +210,8 @@ def apply(
         InputError: a model that cannot be copied, compensation without the scores that it needs.
     """
     check_model(model)
-    return cut(model, plan, compensate, scores, loader, inplace=inplace, backend=backend)[0]
-
-
-def cut(
-    model: nn.Module,
-    plan: types.Plan,
-    compensate: str,
-    scores: types.Scores | None,
-    loader: Iterable[Any] | None,
-    *,
-    inplace: bool,
-    backend: str = "auto",
-) -> tuple[nn.Module, list[compact.Correction]]:
-    """What `apply` does, and the corrections that it made."""
-    method = choose(compact.Compensation, "compensate", compensate)
-    sequential = method is compact.Compensation.SEQUENTIAL
-    found: list[compact.Correction] = []
-    if method is not compact.Compensation.NONE:
-        if scores is None:
-            raise InputError(f"compensate={compensate!r} needs the scores that the plan was made from: pass scores=")
-        found = compact.corrections(model, plan, scores, compact.Compensation.LEAST_SQUARES if sequential else method)
-    if sequential:
-        assert scores is not None
-        return _refitted(model, plan, scores, found, loader, inplace, backend), found
-    small = compact.apply(model, plan, inplace=inplace, backend=backend)
-    compact.fold(small, plan, found)
-    return small, found
-
-
-def _refitted(
-    model: nn.Module,
-    plan: types.Plan,
-    scores: types.Scores,
-    found: list[compact.Correction],
-    loader: Iterable[Any] | None,
-    inplace: bool,
-    backend: str,
-) -> nn.Module:
-    if loader is None or isinstance(loader, Iterator):
-        given = "none was given" if loader is None else "this one can be iterated once only"
-        raise InputError(f"compensate='sequential' looks at the data again and needs a loader; {given}")
-    if inplace:
-        raise InputError("compensate='sequential' compares with the uncut model: it cannot be done with inplace=True")
-    others = compact.other_taps(model, scores.units)
-    points = capture.reading_points(model, loader, scores.units, others)
-
-    def walk(changed: nn.Module, around: Callable[[], Any]) -> Iterator[tuple[str, types.JointMoments | None]]:
-        return capture.joint_moments(model, changed, loader, scores.units, points, around)
-
-    return compact.refit(model, plan, scores, found, others, [p.name for p in points], walk, backend=backend)
+    method = choose(Compensation, "compensate", compensate)
+    return cut(model, plan, method, scores, loader, inplace=inplace, backend=backend)[0]
 
 
 def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
@@ -407,7 +232,7 @@ def summarise(
     before: Mapping[str, float] | None = None,
     after: Mapping[str, float] | None = None,
     stages: Mapping[str, float] | None = None,
-    corrected: Sequence[compact.Correction] = (),
+    corrected: Sequence[Correction] = (),
     compensation: str | None = None,
     small: nn.Module | None = None,
 ) -> Report:
@@ -418,7 +243,7 @@ def summarise(
     `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
     its removed activations that the units that stay do not predict.
     """
-    unexplained = compact.unexplained(scores.units, corrected) if scores is not None else {}
+    missed = unexplained(scores.units, corrected) if scores is not None else {}
     result = plan.result
     kept = result["params_after"] if small is None else sum(p.numel() for p in small.parameters())
     predicted = {"latency_before_ms", "latency_after_ms"} <= result.keys()
@@ -428,7 +253,7 @@ def summarise(
         title=title or f"{plan.model}, pruned",
         before={"params": result["params_before"], "flops": result["flops_before"], **first, **(before or {})},
         after={"params": kept, "flops": result["flops_after"], **last, **(after or {})},
-        groups=tuple(report.group_rows(plan, unexplained)),
+        groups=tuple(report.group_rows(plan, missed)),
         stages=dict(stages or {}),
         choices={
             "request": dict(plan.request),
@@ -446,7 +271,7 @@ def summarise(
             "scoring": {} if scores is None else dict(scores.provenance),
         },
         versions=report.versions(),
-        plan=_public(Plan, plan),
+        plan=Plan.of(plan),
     )
 
 
@@ -470,11 +295,6 @@ def info() -> dict[str, Any]:
     return describe()
 
 
-def _public(cls: Any, data: Any) -> Any:
-    """The same data as the public class that adds methods to it."""
-    return data if isinstance(data, cls) else cls(**vars(data))
-
-
 def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
@@ -488,27 +308,3 @@ def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
     for frozen in units.frozen:
         held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
     return [reason for reason, _ in held.most_common(most)]
-
-
-def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The first batch, and a loader that still yields it (a one-shot iterator gets it back in front).
-
-    A loader that shuffles draws from the global random state, which is put back.
-    """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        iterator: Iterator[Any] = iter(loader)
-        try:
-            first = next(iterator)
-        except StopIteration:
-            raise InputError("the loader yields no batch") from None
-    return first, itertools.chain([first], iterator) if iterator is loader else loader
-
-
-def head(batch: Any, model: nn.Module, samples: int = 2) -> Any:
-    """The inputs of a batch on the model's device, cut to a few samples where all share their first dimension."""
-    inputs = batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    sizes = {t.shape[:1] for t in tensors_in(inputs)}
-    short = len(sizes) == 1 and all(len(s) == 1 for s in sizes)
-    return map_tensors(inputs, lambda t: (t[:samples] if short else t).detach().to(device))

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from torch import Tensor, nn
 
-from fairkern import allocate, capture, compact, report, types
-from fairkern.api import Plan, Report, Scores, check_model, cut, first_batch, head, score, summarise, trace
+from fairkern import capture, report, types
+from fairkern.allocate import Planning, PlanningOptions
+from fairkern.api import check_model, score, summarise, trace
+from fairkern.capture.batches import first_batch, head
+from fairkern.compensate import Compensation, Correction
+from fairkern.compensate.cut import cut
 from fairkern.errors import BudgetError, InputError
+from fairkern.options import choose
+from fairkern.plans.build import build
+from fairkern.plans.compose import compose, matching
+from fairkern.plans.removals import nothing
+from fairkern.results import Plan, Report, Scores
 from fairkern.timing import plan_latency
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
+_FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
+
+
+class PruningOptions(PlanningOptions, total=False):
+    """Keywords that `prune` hands on: to `Scores.plan` those of `PlanningOptions`, to `score` these."""
+
+    units: types.UnitMap | None
+    samples_per_class: int
+    projections: int
+    seed: int
+    class_of: Callable[[Any], Tensor] | Literal[False] | None
+    recipe: str
+    reduction: str | None
+    pairs: str
+    loss_reduction: str
+    backend: str
+    memory_budget: int | None
+    gram: bool
+    progress: bool
 
 
 def prune(
@@ -30,23 +60,16 @@ def prune(
     keep_latency: float | None = None,
     latency: types.LatencyTable | None = None,
     iterations: int = 1,
-    allocation: str | None = None,
-    removal: allocate.Signal | None = None,
-    protect: allocate.Signal = "taylor",
-    round_to: int = 1,
-    max_remove: float = 0.99,
-    min_keep: int = 1,
-    ignore: Iterable[str] = (),
     compensate: str | None = None,
     inplace: bool = False,
-    **scoring: Any,
+    **options: Unpack[PruningOptions],
 ) -> tuple[nn.Module, Report]:
     """Trace, score, plan and cut: the smaller model and what was done.
 
-    Budget, allocation and signals as in `Scores.plan`; `compensate` and `inplace` as in `apply`; every other
-    keyword goes to `score`. Where the targets are no class labels (a language model's), nothing is asked for that
-    compares classes, and no `class_of` is given, the U-score is left out (`class_of=False`). The report holds the plan
-    (`Report.plan`), as `save_pruned` needs it.
+    Budget as in `Scores.plan`, `inplace` as in `apply`; every other keyword is an option of `Scores.plan` or of
+    `score`. Where the targets are no class labels (a language model's), nothing is asked for that compares classes, and
+    no `class_of` is given, the U-score is left out (`class_of=False`). The report holds the plan (`Report.plan`), as
+    `save_pruned` needs it.
 
     Args:
         keep_latency: the share of the model's time, on a few samples of the loader's first batch, that may be left.
@@ -67,73 +90,29 @@ def prune(
     check_model(model)
     target, keep = _target(tod, keep_params, keep_flops, keep_latency)
     _check_steps(iterations, target, keep, latency, loader)
-    fits = (None, compact.Compensation.LEAST_SQUARES.value, compact.Compensation.SEQUENTIAL.value)
-    if compensate is not None:
-        capture.choose(compact.Compensation, "compensate", compensate)
-    scoring.setdefault("gram", compensate in fits)
-    tolerant = target == "tod" or allocation == "tod" or not scoring["gram"]
-    compares = "wasserstein" in (removal, protect) or (removal is None and tolerant)
+    method = None if compensate is None else choose(Compensation, "compensate", compensate)
+    planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
+    if isinstance(planning.get("ignore"), Iterator):
+        planning["ignore"] = list(planning["ignore"])  # read by every plan
+    scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
+    scoring.setdefault("gram", method in _FITS)
     again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
     first, loader = first_batch(loader)
-    if "class_of" not in scoring and not compares and not capture.labelled(first):
+    if "class_of" not in scoring and not _compares(planning, target, scoring["gram"]) and not capture.labelled(first):
         scoring["class_of"] = False
-    run = _Run(
-        model,
-        head(first, model),
-        target,
-        keep,
-        latency,
-        iterations,
-        {
-            "allocation": allocation,
-            "removal": removal,
-            "protect": protect,
-            "round_to": round_to,
-            "min_keep": min_keep,
-            "ignore": ignore,
-        },
-        max_remove,
-    )
-    stages = {"trace and score": 0.0, "plan": 0.0, "cut": 0.0}
-    current, units = model, scoring.pop("units", None)
-    for step in range(1, iterations + 1):
-        started = time.perf_counter()
-        units = units if units is not None else run.traced(current)
-        scores = score(current, loader, loss_fn, units=units, **scoring)
-        scored = time.perf_counter()
-        plan = run.plan(current, scores, step)
-        planned = time.perf_counter()
-        if step == 1:
-            run.measure()
-        cutting = time.perf_counter()
-        how = compensate or _compensation(scores, again)
-        own = step > 1 and how != compact.Compensation.SEQUENTIAL.value  # a copy of ours
-        current, corrected = cut(current, plan, how, scores, loader, inplace=inplace or own)
-        units = None
-        run.done.append((scores.units, plan))
-        passed = (scored - started, planned - scored, time.perf_counter() - cutting)
-        stages = {name: total + seconds for (name, total), seconds in zip(stages.items(), passed, strict=True)}
-    before, after = run.latencies(current, inplace)
-    return current, summarise(
-        run.whole_plan(),
-        scores=scores,
-        title=f"{type(model).__name__}, pruned",
-        before={"latency_ms": before},
-        after={"latency_ms": after},
-        stages=stages,
-        corrected=corrected,
-        small=current,
-        compensation=how,
-    )
+    given = scoring.pop("units", None)
+    asked = _Asked(target, keep, latency, iterations, planning, scoring, method, again, inplace)
+    run = _Run(model, head(first, model), loader, loss_fn, asked)
+    for number in range(1, iterations + 1):
+        run.step(number, given if number == 1 else None)
+    return run.current, run.report()
 
 
-def _compensation(scores: Scores, again: bool) -> str:
-    """What is folded in where nobody said: layer after layer, if `again` and if there is room for it."""
-    if not scores.moments:
-        return compact.Compensation.NONE.value
-    held = 2 * scores.provenance["predicted_bytes"]["layer"] * scores.provenance["batches"]
-    sequential = again and held <= AT_ONCE
-    return (compact.Compensation.SEQUENTIAL if sequential else compact.Compensation.LEAST_SQUARES).value
+def _compares(planning: dict[str, Any], target: str, gram: bool) -> bool:
+    """Whether a signal that compares classes is asked for, or taken where none is named."""
+    tolerant = target == "tod" or planning.get("allocation") == "tod" or not gram
+    removal, protect = planning.get("removal"), planning.get("protect")
+    return "wasserstein" in (removal, protect) or (removal is None and tolerant)
 
 
 def _target(
@@ -170,77 +149,140 @@ def _check_steps(
         )
 
 
-@dataclass
-class _Run:
-    """What the steps of one call share."""
+@dataclass(frozen=True)
+class _Asked:
+    """What one call of `prune` was asked for, checked."""
 
-    model: nn.Module
-    example: Any
     target: str
     keep: float
     latency: types.LatencyTable | None
     iterations: int
-    options: dict[str, Any]
-    max_remove: float
+    planning: dict[str, Any]
+    scoring: dict[str, Any]
+    method: Compensation | None  # None: the best that can be had
+    again: bool  # whether the data may be looked at again, beside the model as it was
+    inplace: bool
+
+
+@dataclass
+class _Run:
+    """The steps of one call, and what they share."""
+
+    model: nn.Module
+    example: Any
+    loader: Iterable[Any]
+    loss_fn: Callable[[Any, Any], Tensor] | None
+    asked: _Asked
+    current: nn.Module = field(init=False)
+    scores: Scores = field(init=False)  # of the last step
+    method: Compensation = field(init=False)
+    corrected: list[Correction] = field(init=False)
+    done: list[tuple[types.UnitMap, Plan]] = field(init=False, default_factory=list)
+    stages: dict[str, float] = field(init=False)
+    before: float = field(init=False, default=0.0)  # milliseconds of the whole model
+    spent: float = field(init=False, default=1.0)  # share of the whole model that the last step started from
 
     def __post_init__(self) -> None:
-        self.done: list[tuple[types.UnitMap, Plan]] = []
-        self.before = 0.0
-        self.spent = 1.0  # share of the whole model that the last step started from
-        ignore = self.options["ignore"]
-        if isinstance(ignore, Iterator):  # read by every plan
-            self.options["ignore"] = list(ignore)
+        self.current = self.model
+        self.stages = {"trace and score": 0.0, "plan": 0.0, "cut": 0.0}
 
-    def traced(self, current: nn.Module) -> types.UnitMap:
+    def step(self, number: int, units: types.UnitMap | None) -> None:
+        """Score what the step before has left (traced here, unless its map is known), plan and cut."""
+        times = [time.perf_counter()]
+        units = self._traced() if units is None else units
+        self.scores = score(self.current, self.loader, self.loss_fn, units=units, **self.asked.scoring)
+        times.append(time.perf_counter())
+        plan = self._plan(number)
+        times.append(time.perf_counter())
+        if number == 1:  # before the model may be cut in place
+            self.before = report.latency_ms(self.model, self.example)
+        cutting = time.perf_counter()
+        self._cut(plan, number)
+        self.done.append((self.scores.units, plan))
+        passed = (times[1] - times[0], times[2] - times[1], time.perf_counter() - cutting)
+        for name, seconds in zip(self.stages, passed, strict=True):
+            self.stages[name] += seconds
+
+    def report(self) -> Report:
+        """What was done, with one plan for the whole model, and its latency beside that of what is left."""
+        before, after = self._latencies()
+        return summarise(
+            self._whole_plan(),
+            scores=self.scores,
+            title=f"{type(self.model).__name__}, pruned",
+            before={"latency_ms": before},
+            after={"latency_ms": after},
+            stages=self.stages,
+            corrected=self.corrected,
+            small=self.current,
+            compensation=self.method.value,
+        )
+
+    def _traced(self) -> types.UnitMap:
         """The map of a step's model; what a later one has that the first has not is left alone."""
-        units = trace(current, self.example)
-        return allocate.matching(self.done[0][0], self._plans(), units) if self.done else units
+        units = trace(self.current, self.example)
+        return matching(self.done[0][0], self._plans(), units) if self.done else units
 
     def _plans(self) -> list[Plan]:
         return [plan for _, plan in self.done]
 
-    def plan(self, current: nn.Module, scores: Scores, step: int) -> Plan:
+    def _plan(self, number: int) -> Plan:
         """The plan of a step: for its share of the whole model."""
-        keep = self.keep
-        if step > 1:
-            self.spent = self._spent(current, scores.units)
-            keep = min(1.0, self.keep ** (step / self.iterations) / self.spent)
-        elif self.iterations > 1:
-            keep = self.keep ** (1 / self.iterations)
-        limit = self.max_remove if self.iterations == 1 else 1 - (1 - self.max_remove) ** (1 / self.iterations)
-        options: dict[str, Any] = {**self.options, "max_remove": limit}
+        keep, options, steps = self.asked.keep, dict(self.asked.planning), self.asked.iterations
+        if number > 1:
+            self.spent = self._spent()
+            keep = min(1.0, keep ** (number / steps) / self.spent)
+        elif steps > 1:
+            keep = keep ** (1 / steps)
+        if steps > 1:
+            options["max_remove"] = 1 - (1 - self._max_remove) ** (1 / steps)
         try:
-            return self._solved(current, scores, keep, options)
+            return self._solved(keep, options)
         except BudgetError as error:
-            if self.iterations == 1:
+            if steps == 1:
                 raise
-            raise BudgetError(f"in step {step} of {self.iterations}, of what it starts from: {error}") from error
+            raise BudgetError(f"in step {number} of {steps}, of what it starts from: {error}") from error
 
-    def _solved(self, current: nn.Module, scores: Scores, keep: float, options: dict[str, Any]) -> Plan:
-        if self.target != "keep_latency":
-            return scores.plan(**{self.target: keep, **options})
-        return plan_latency(scores, current, self.example, keep, latency=self.latency, **options)
+    @property
+    def _max_remove(self) -> float:
+        return Planning(**self.asked.planning).max_remove
 
-    def _spent(self, current: nn.Module, units: types.UnitMap) -> float:
+    def _solved(self, keep: float, options: dict[str, Any]) -> Plan:
+        if self.asked.target != "keep_latency":
+            return self.scores.plan(**{self.asked.target: keep, **options})
+        return plan_latency(self.scores, self.current, self.example, keep, latency=self.asked.latency, **options)
+
+    def _spent(self) -> float:
         """The share of the whole model's costs that a step starts from."""
-        if self.target == "keep_latency":
-            before, now = report.latencies_ms([self.model, current], self.example)
+        if self.asked.target == "keep_latency":
+            before, now = report.latencies_ms([self.model, self.current], self.example)
             return now / before
-        name = f"{self.target.removeprefix('keep_')}_before"
-        return _uncut(units)[name] / self.done[0][1].result[name]
+        name = f"{self.asked.target.removeprefix('keep_')}_before"
+        uncut = build(self.scores.units, nothing(self.scores.units))
+        return uncut.result[name] / self.done[0][1].result[name]
 
-    def measure(self) -> None:
-        """The whole model's latency, before it may be cut in place."""
-        self.before = report.latency_ms(self.model, self.example)
+    def _cut(self, plan: Plan, number: int) -> None:
+        self.method = self.asked.method or self._best_method()
+        own = number > 1 and self.method is not Compensation.SEQUENTIAL  # a copy of ours
+        inplace = self.asked.inplace or own
+        self.current, self.corrected = cut(self.current, plan, self.method, self.scores, self.loader, inplace=inplace)
 
-    def latencies(self, small: nn.Module, inplace: bool) -> tuple[float, float]:
+    def _best_method(self) -> Compensation:
+        """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
+        if not self.scores.moments:
+            return Compensation.NONE
+        held = 2 * self.scores.provenance["predicted_bytes"]["layer"] * self.scores.provenance["batches"]
+        sequential = self.asked.again and held <= AT_ONCE
+        return Compensation.SEQUENTIAL if sequential else Compensation.LEAST_SQUARES
+
+    def _latencies(self) -> tuple[float, float]:
         """Before and after, in turn where both models are there."""
-        if inplace:
-            return self.before, report.latency_ms(small, self.example)
-        before, after = report.latencies_ms([self.model, small], self.example)
+        if self.asked.inplace:
+            return self.before, report.latency_ms(self.current, self.example)
+        before, after = report.latencies_ms([self.model, self.current], self.example)
         return before, after
 
-    def whole_plan(self) -> types.Plan:
+    def _whole_plan(self) -> types.Plan:
         """One plan for the whole model, which says what every step left."""
         plans = self._plans()
         if len(plans) == 1:
@@ -248,25 +290,21 @@ class _Run:
         units, last = self.done[0][0], plans[-1]
         steps = [_left(units, plans[: k + 1], plans[k]) for k in range(len(plans))]
         request = {
-            self.target: self.keep,
-            **{key: value for key, value in last.request.items() if key != self.target},
-            "max_remove": self.max_remove,
-            "iterations": self.iterations,
+            self.asked.target: self.asked.keep,
+            **{key: value for key, value in last.request.items() if key != self.asked.target},
+            "max_remove": self._max_remove,
+            "iterations": self.asked.iterations,
         }
         result: dict[str, Any] = {"tolerance": last.result["tolerance"], "steps": steps}
-        if self.target == "keep_latency":
+        if self.asked.target == "keep_latency":
             whole = plans[0].result["latency_before_ms"]
             share = self.spent * last.result["latency_after_ms"] / last.result["latency_before_ms"]
             result |= {"latency_before_ms": whole, "latency_after_ms": share * whole}
-        return allocate.compose(units, plans, request, result)
+        return compose(units, plans, request, result)
 
 
 def _left(units: types.UnitMap, plans: Sequence[Plan], plan: Plan) -> dict[str, Any]:
     """What a step left, by the costs of the whole model."""
-    result = allocate.compose(units, plans).result
+    result = compose(units, plans).result
     names = ("params_after", "flops_after", "units_removed")
     return {**{name: result[name] for name in names}, "tolerance": plan.result["tolerance"]}
-
-
-def _uncut(units: types.UnitMap) -> dict[str, Any]:
-    return dict(allocate.build(units, [np.zeros(0, dtype=np.int64)] * len(units.groups)).result)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from fairkern import allocate, artefacts, compact, report, types
-from fairkern.api import Plan, Scores
 from fairkern.errors import InputError
-from fairkern.nested import tensors_in
+from fairkern.model.nested import tensors_in
+from fairkern.plans.build import build
+from fairkern.plans.removals import nothing
+from fairkern.results import PathLike, Plan, Scores
 
-PathLike = str | os.PathLike[str]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fairkern.allocate import PlanningOptions
 
 
 def latency(model: nn.Module, example_inputs: Any) -> float:
@@ -60,11 +65,11 @@ def latency_table(
             return known
     measured: list[tuple[list[types.IndexArray], report.Layers]] = []
     removals = [
-        [np.zeros(0, dtype=np.int64)] * len(units.groups),
+        nothing(units),
         *allocate.widths(_in_place(units), [share for share in shares if share != 1], round_to, seed),
     ]
     for removed in removals:
-        small = compact.apply(model, allocate.build(units, removed))
+        small = compact.apply(model, build(units, removed))
         layers = measured[0][1].layers if measured else None
         timed = report.layers_ms(small, model, example_inputs, layers)
         measured.append((removed, timed))
@@ -89,7 +94,7 @@ def plan_latency(
     latency: types.LatencyTable | None = None,
     looks: int = 4,
     within: float = 0.03,
-    **options: Any,
+    **options: Unpack[PlanningOptions],
 ) -> Plan:
     """A plan for a share of the model's time, solved with a table and checked by timing the model that it leaves.
 

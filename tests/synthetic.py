@@ -15,6 +15,8 @@ from fairkern.types import (
     Extent,
     GroupAxis,
     Scores,
+    Side,
+    Silence,
     Site,
     SizeAttribute,
     Tap,
@@ -90,7 +92,9 @@ class Sketch:
 
     def _hold(self, tensor: str, dim: int, segments: Segments, consumer: bool, flat: int = 1) -> None:
         for group, positions in self._positions(segments, flat).items():
-            axis = GroupAxis(Axis(tensor, dim), self.width(segments) * flat, positions, consumer)
+            axis = GroupAxis(
+                Axis(tensor, dim), self.width(segments) * flat, positions, Silence.ZERO if consumer else Silence.NONE
+            )
             self.groups[group].axes.append(axis)
 
     def _weight(self, name: str, source: Segments, out: Segments, tail: tuple[int, ...], flat: int, area: int) -> None:
@@ -106,9 +110,11 @@ class Sketch:
             lambda removed: 2 * math.prod(tail) * area * self.width(out, removed) * self.width(source, removed) * flat
         )
         for group, positions in self._positions(source, flat).items():
-            self.groups[group].taps.append(Tap((Site(name),), "input", 1, width_in, positions, (Axis(weight, 1),)))
+            self.groups[group].taps.append(Tap((Site(name),), Side.INPUT, 1, width_in, positions, (Axis(weight, 1),)))
         for group, positions in self._positions(out).items():
-            self.groups[group].outputs.append(Tap((Site(name),), "output", 1, width_out, positions, (Axis(weight, 0),)))
+            self.groups[group].outputs.append(
+                Tap((Site(name),), Side.OUTPUT, 1, width_out, positions, (Axis(weight, 0),))
+            )
         ends = ("in_features", "out_features") if not tail else ("in_channels", "out_channels")
         self.attributes += [SizeAttribute(name, ends[0], columns), SizeAttribute(name, ends[1], rows)]
 

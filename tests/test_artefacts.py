@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from fairkern.types import Silence
+
 pytest.importorskip("hypothesis")
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fairkern.allocate import allocate, build, random_removal
+from fairkern.allocate import allocate
 from fairkern.artefacts import (
     SCHEMA,
     load_plan,
@@ -32,6 +34,8 @@ from fairkern.artefacts import (
     write_json,
 )
 from fairkern.errors import ArtefactError, InputError
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
 from fairkern.types import (
     AttributeChange,
     Axis,
@@ -93,7 +97,7 @@ def plans(draw: st.DrawFn) -> Plan:
         return np.array(sorted(draw(st.sets(st.integers(0, length - 1)))), dtype=np.int64)
 
     axes = tuple(
-        PlanAxis(Axis(tensor, dim), shapes[tensor][dim], removed(shapes[tensor][dim]), draw(st.booleans()))
+        PlanAxis(Axis(tensor, dim), shapes[tensor][dim], removed(shapes[tensor][dim]), draw(st.sampled_from(Silence)))
         for tensor, dim in places
         if draw(st.booleans())
     )
@@ -142,7 +146,7 @@ def test_an_allocated_plan_comes_back_and_reads_well(tmp_path: Path) -> None:
 
 
 def test_runs_are_half_open_and_compact(tmp_path: Path) -> None:
-    wide = PlanAxis(Axis("head.weight", 1), 10**6, np.arange(49, 500_000), True)
+    wide = PlanAxis(Axis("head.weight", 1), 10**6, np.arange(49, 500_000), Silence.ZERO)
     plan = replace(some_plan(), axes=(wide,), shapes={"head.weight": (2, 10**6)})
     save_plan(plan, tmp_path / "plan.json")
     assert read_json(tmp_path / "plan.json", "plan")["axes"][0]["removed"] == [[49, 500_000]]
@@ -309,8 +313,8 @@ def test_the_file_has_the_callers_permissions(tmp_path: Path) -> None:
 
 def with_sets() -> Plan:
     """Two experts that lose different positions of one axis, and one of three experts in another tensor."""
-    inner = PlanAxis(Axis("experts.down", 2), 5, np.array([[0, 3], [1, 4]]), True)
-    router = PlanAxis(Axis("router.weight", 0), 3, np.array([1]), False, routes=True)
+    inner = PlanAxis(Axis("experts.down", 2), 5, np.array([[0, 3], [1, 4]]), Silence.ZERO)
+    router = PlanAxis(Axis("router.weight", 0), 3, np.array([1]), Silence.MINUS_INFINITY)
     groups = (PlanGroup("up", "expert neuron", 5, np.array([[0, 3], [1, 4]]), sets=2),)
     shapes = {"experts.down": (2, 4, 5), "router.weight": (3, 4)}
     return replace(some_plan(), groups=groups, axes=(inner, router), shapes=shapes)

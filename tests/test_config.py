@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build
-from fairkern.compact import difference
+from fairkern.plans.build import build
+from fairkern.prove import difference
 
 
 class Config:

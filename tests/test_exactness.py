@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build, random_removal
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
 
 zoo = pytest.importorskip("torchvision").models
 LIMIT = 1e-9

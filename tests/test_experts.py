@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build as plan_of
-from fairkern.allocate import random_removal
-from fairkern.compact import difference
-from fairkern.types import IndexArray, Plan, UnitMap
+from fairkern.plans.build import build as plan_of
+from fairkern.plans.removals import random_removal
+from fairkern.prove import difference
+from fairkern.types import IndexArray, Plan, Silence, UnitMap
 from tests.axes.harness import measured_flops
 from tests.experts import CHOSEN, EXPERTS, INNER, Chosen, Fused, Listed, Mixture, Sigmoid, Softmax, build, samples
 
@@ -93,7 +93,10 @@ def test_experts_and_their_inner_units_are_found(name: str) -> None:
     whole, inner = units.groups[the(units, "expert")], units.groups[the(units, "expert neuron")]
     assert (whole.units, whole.sets, whole.least, whole.frozen) == (EXPERTS, 1, CHOSEN, None)
     assert (inner.units, inner.sets, inner.least, inner.frozen) == (INNER, EXPERTS, 1, None)
-    assert {str(a.axis) for a in whole.axes if a.routes} <= {"router.weight:0", "router.gate.weight:0"}
+    assert {str(a.axis) for a in whole.axes if a.silence is Silence.MINUS_INFINITY} <= {
+        "router.weight:0",
+        "router.gate.weight:0",
+    }
     assert whole.name == "experts"
     assert inner.total == EXPERTS * INNER
     assert f"{EXPERTS} × {INNER}" in units.explain()
@@ -305,7 +308,7 @@ def test_plans_scores_and_models_come_back_from_files(tmp_path: Path) -> None:
     scores.save(tmp_path / "scores")
     again = fk.Scores.load(tmp_path / "scores")
     for a, b in zip(scores.units.groups, again.units.groups, strict=True):
-        assert (a.sets, a.least, [x.routes for x in a.axes]) == (b.sets, b.least, [x.routes for x in b.axes])
+        assert (a.sets, a.least, [x.silence for x in a.axes]) == (b.sets, b.least, [x.silence for x in b.axes])
     plan = scores.plan(keep_params=0.5)
     plan.save(tmp_path / "plan")
     assert same_plan(plan, again.plan(keep_params=0.5))

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build as build_plan
-from fairkern.allocate import compose
+from fairkern.plans.build import build as build_plan
+from fairkern.plans.compose import compose
 from tests import experts
 from tests.capture.networks import Branches, Plain, build, loader, loss, samples
 

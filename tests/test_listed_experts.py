@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from bench.zoo.mixtures import MIXTURES, Compared, Dense, Likeliest, Mixture, Net, OneHot
-from fairkern import allocate, compact
+from fairkern import prove
 from fairkern.allocate.latency import latency_cost
-from fairkern.entries import Renaming
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.plans.renaming import Renaming
+from fairkern.types import Silence
 
 X = torch.randn(6, 7, 5, generator=torch.Generator().manual_seed(0))
 UNEVEN = (6, 4, 8, 5, 7)
@@ -41,7 +44,7 @@ def removals(units: fk.UnitMap, seed: int) -> Iterator[list[np.ndarray]]:
     """Shares of every group, and one unit of each alone."""
     nothing = [np.zeros(0, dtype=np.int64)] * len(units.groups)
     for share in (0.3, 0.7):
-        yield allocate.random_removal(units, share, seed)
+        yield random_removal(units, share, seed)
     for g in units.prunable:
         yield [np.array([units.groups[g].units - 1]) if i == g else none for i, none in enumerate(nothing)]
 
@@ -60,7 +63,7 @@ def test_experts_are_found(mixture: type[nn.Module]) -> None:
     found = [units.groups[g] for g in experts_of(units)]
     assert [group.name for group in found] == ["layers.0.experts", "layers.1.experts"]
     assert all(group.units == 4 and group.least == (1 if mixture is Likeliest else 2) for group in found)
-    assert all(sum(a.routes for a in group.axes) == 1 for group in found)
+    assert all(sum(a.silence is Silence.MINUS_INFINITY for a in group.axes) == 1 for group in found)
     assert "expert" in units.explain()
 
 
@@ -71,11 +74,11 @@ def test_cut_is_masked(mixture: type[nn.Module], sizes: tuple[int, ...]) -> None
     assert len(experts_of(units)) == 2
     x = torch.randn(20, 7, 5, dtype=torch.float64)
     for removed in removals(units, seed=3):
-        plan = fk.Plan(**vars(allocate.build(units, removed)))
+        plan = fk.Plan(**vars(build(units, removed)))
         small = fk.apply(model, plan)
         with plan.masked(model):
             masked = model(x)
-        assert compact.difference(small, small, x) == 0
+        assert prove.difference(small, small, x) == 0
         assert (masked - small(x)).abs().max().item() < 1e-9 * masked.abs().max().item()
         assert size(small) == plan.result["params_after"], "experts of unequal size count as what they are"
         for layer, kept in zip(small.layers, model.layers, strict=True):
@@ -87,7 +90,7 @@ def test_cut_is_masked(mixture: type[nn.Module], sizes: tuple[int, ...]) -> None
 def test_cut_in_place_frees_experts_and_keeps_parameters(mixture: type[nn.Module]) -> None:
     model = net(mixture, sizes=UNEVEN)
     units = fk.trace(model, X)
-    plan = fk.Plan(**vars(allocate.build(units, allocate.random_removal(units, 0.5, 0))))
+    plan = fk.Plan(**vars(build(units, random_removal(units, 0.5, 0))))
     expected = fk.apply(model, plan)
     before = {id(p) for p in model.parameters()}
     assert fk.apply(model, plan, inplace=True) is model
@@ -174,7 +177,7 @@ def test_every_step_given_back_would_exceed_the_budget() -> None:
             continue
         order = np.argsort(scores.signals["wasserstein"][g], kind="stable")[: len(removed[name])]
         fewer = [order[:-1] if i == g else removed.get(group.name, ()) for i, group in enumerate(units.groups)]
-        more = allocate.build(units, [np.asarray(r, dtype=np.int64) for r in fewer])
+        more = build(units, [np.asarray(r, dtype=np.int64) for r in fewer])
         assert more.result["params_after"] > 0.55 * size(model) or more.result == plan.result
 
 
@@ -183,7 +186,7 @@ def test_compensation_and_files(mixture: type[nn.Module], compensate: str, tmp_p
     model = net(mixture, sizes=UNEVEN)
     units = fk.trace(model, X)
     scores = fk.score(model, batches(), F.cross_entropy, units=units, gram=True, progress=False)
-    plan = fk.Plan(**vars(allocate.build(units, allocate.random_removal(units, 0.5, 0))))
+    plan = fk.Plan(**vars(build(units, random_removal(units, 0.5, 0))))
     small = fk.apply(model, plan, compensate=compensate, scores=scores, loader=batches())
     fk.save_pruned(small, plan, tmp_path / "small")
     with torch.device("meta"):
@@ -212,12 +215,12 @@ def test_compensation_comes_closer(mixture: type[nn.Module]) -> None:
         np.array([0]) if group.kind == "expert" else np.arange(4) if ".experts." in group.name else np.zeros(0, int)
         for group in units.groups
     ]
-    plan = fk.Plan(**vars(allocate.build(units, removed)))
+    plan = fk.Plan(**vars(build(units, removed)))
     with plan.masked(model):
         bare = model(x)
     # against the model without the experts, so that only what the inner units carried is made up for
     only = [r if g.kind == "expert" else np.zeros(0, int) for g, r in zip(units.groups, removed, strict=True)]
-    whole = fk.apply(model, fk.Plan(**vars(allocate.build(units, only))))(x)
+    whole = fk.apply(model, fk.Plan(**vars(build(units, only))))(x)
     small = fk.apply(model, plan, compensate="least_squares", scores=scores)
     assert (small(x) - whole).norm() < 0.8 * (bare - whole).norm()
 
@@ -240,7 +243,7 @@ def test_names_move_up_and_back() -> None:
     units = fk.trace(model, X)
     first = experts_of(units)[0]
     removed = [np.array([0, 3]) if g == first else np.zeros(0, int) for g in range(len(units.groups))]
-    renaming = Renaming(allocate.build(units, removed))
+    renaming = Renaming(build(units, removed))
     assert renaming.after("layers.0.experts.1.up.weight") == "layers.0.experts.0.up.weight"
     assert renaming.after("layers.0.experts.4") == "layers.0.experts.2"
     assert renaming.after("layers.0.experts.3.up.weight") is None
@@ -268,7 +271,7 @@ def test_experts_within_experts_are_named_from_outside_in() -> None:
         np.array([] if group.kind != "expert" else [0] if group.name == "layers.0.experts" else [1], dtype=np.int64)
         for group in units.groups
     ]
-    plan = fk.Plan(**vars(allocate.build(units, removed)))
+    plan = fk.Plan(**vars(build(units, removed)))
     small = fk.apply(model, plan)
     assert [len(e.experts) for e in small.layers[0].experts] == [3, 3]
     assert size(small) == plan.result["params_after"]
@@ -357,7 +360,7 @@ def test_without_a_proof_they_stay() -> None:
 def test_a_plan_for_other_lists_is_refused() -> None:
     model, other = net(OneHot), net(OneHot, sizes=(6, 6, 6, 6, 6))
     units = fk.trace(model, X)
-    plan = allocate.build(units, allocate.random_removal(units, 0.5, 0))
+    plan = build(units, random_removal(units, 0.5, 0))
     with pytest.raises(fk.PlanMismatchError, match="layers"):
         fk.apply(other, plan)
     small = fk.apply(model, plan)
@@ -390,4 +393,4 @@ def test_latency_tables_leave_lists_alone() -> None:
     router = table.layers["layers.0.router"]
     shrinks = sum(ms for what, ms in router.items() if what != "fixed")
     assert 0 <= cost(np.zeros_like(removed)) - cost(removed) <= shrinks + sum(table.rest.values())
-    assert allocate.build(units, none).result["params_after"] == size(model)
+    assert build(units, none).result["params_after"] == size(model)

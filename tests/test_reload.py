@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build, random_removal
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -87,7 +88,7 @@ MEANS = {"torch": "replacements", "code": "sites", "timm": "sites", "gpt2": "att
 LOAD = """
 import sys, torch
 import fairkern as fk
-from fairkern.nested import call_model, tensors_in
+from fairkern.model.nested import call_model, tensors_in
 from builder import make
 fresh = make()
 for p in fresh.parameters():

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build, random_removal
 from fairkern.axes import unit_map
-from fairkern.compact import difference
-from fairkern.nested import map_tensors
-from fairkern.replacements import MultiheadAttention, in_place, replace_modules
+from fairkern.model.nested import map_tensors
+from fairkern.model.replacements import MultiheadAttention, in_place, replace_modules
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.prove import difference
 from fairkern.types import Axis, Plan
 
 WIDTH, HEADS, N, L, S = 24, 4, 3, 5, 7

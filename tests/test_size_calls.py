@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fairkern.size_calls import size_function
+from fairkern.model.size_calls import size_function
 
 X = torch.arange(24.0).reshape(2, 12)
 IMAGE = torch.ones(2, 6, 4, 4)

@@ -10,7 +10,8 @@ from torch import nn
 
 import fairkern as fk
 from bench.quality.tasks.task import Task
-from fairkern.allocate import build, per_unit
+from fairkern.plans.build import build
+from fairkern.plans.cost import per_unit
 from fairkern.types import AxisGroup
 
 SAMPLES_PER_CLASS = 32

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from bench.zoo.handmade import MODELS
-from fairkern.nested import map_tensors
+from fairkern.model.nested import map_tensors
 
 TIMM = [
     "convnext_atto",

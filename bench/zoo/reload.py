@@ -15,7 +15,7 @@ from torch import nn
 
 import fairkern as fk
 from bench.zoo.catalogue import Entry, entries, prepared
-from fairkern.nested import call_model, tensors_in
+from fairkern.model.nested import call_model, tensors_in
 from fairkern.types import Plan
 
 

@@ -14,9 +14,10 @@ from torch import nn
 import fairkern as fk
 from bench.zoo.catalogue import Entry, prepared
 from bench.zoo.reload import Reloader
-from fairkern.allocate import build, random_removal
-from fairkern.compact import difference
-from fairkern.compact.double import in_double
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.prove import difference
+from fairkern.prove.double import in_double
 from fairkern.types import IndexArray, Plan
 
 LIMIT = 1e-9

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fairkern.allocate.cost import Cost, Order, told_apart
 from fairkern.allocate.latency import latency_cost
 from fairkern.allocate.options import (
     Allocation,
     Limits,
+    Planning,
+    PlanningOptions,
+    Signal,
     Target,
     ignored_groups,
     limits,
     parse_target,
 )
-from fairkern.allocate.plan import build
-from fairkern.allocate.signals import Signal, choose, name_of, read_signal
+from fairkern.allocate.signals import defaults, name_of, read_signal
 from fairkern.allocate.tod import fraction_need, normalized_need, pooled_need, removal_order, tolerance_needs
 from fairkern.errors import BudgetError, InputError
+from fairkern.plans.build import build
+from fairkern.plans.cost import Cost, Order, told_apart
+from fairkern.plans.removals import NONE
 from fairkern.types import FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
 
-_NONE = np.zeros(0, dtype=np.int64)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def allocate(
@@ -36,13 +41,7 @@ def allocate(
     keep_flops: float | None = None,
     keep_latency: float | None = None,
     latency: LatencyTable | None = None,
-    allocation: str | None = None,
-    removal: Signal | None = None,
-    protect: Signal = "taylor",
-    round_to: int = 1,
-    max_remove: float = 0.99,
-    min_keep: int = 1,
-    ignore: Iterable[str] = (),
+    **options: Unpack[PlanningOptions],
 ) -> Plan:
     """Which units go for a tolerance or a budget. Milliseconds; neither model nor data is needed.
 
@@ -95,29 +94,30 @@ def allocate(
         >>> plan.groups[0].removed.tolist(), plan.result["tolerance"], plan.result["params_after"]
         ([0, 3], 0.5, 20)
     """
-    kind, removal = choose(scores, allocation, removal, tod is not None)
+    asked = Planning(**options)
+    kind, removal = defaults(scores, asked.allocation, asked.removal, tod is not None)
     target, value = parse_target(kind, tod, keep_params, keep_flops, keep_latency)
     if target is Target.LATENCY and latency is None:
         raise InputError("keep_latency= needs the table that was measured on this device: pass latency=")
     units = scores.units
     if not units.prunable:
         raise InputError(f"no group of {units.model} can be cut; print(units.explain()) names the reasons")
-    ignored, patterns = ignored_groups(units, ignore)
+    ignored, patterns = ignored_groups(units, asked.ignore)
     if ignored.issuperset(units.prunable):
         raise InputError(f"ignore={patterns!r} leaves no group to cut; name fewer")
-    limit = limits(units, ignored, max_remove, min_keep, round_to)
+    limit = limits(units, ignored, asked)
     first_signal = read_signal(scores, "removal", removal)
-    needs = _needs(scores, kind, first_signal, protect, limit)
+    needs = _needs(scores, kind, first_signal, asked.protect, limit)
     steps = _order(needs, limit)
 
     request = {
         target.value: value,
         "allocation": kind.value,
         "removal": name_of(removal),
-        "protect": name_of(protect),
-        "round_to": int(round_to),
-        "max_remove": float(max_remove),
-        "min_keep": int(min_keep),
+        "protect": name_of(asked.protect),
+        "round_to": int(asked.round_to),
+        "max_remove": float(asked.max_remove),
+        "min_keep": int(asked.min_keep),
         "ignore": patterns,
     }
     if target is Target.TOD:
@@ -132,7 +132,7 @@ def allocate(
     predicted = {} if latency is None else _predicted(units, latency, removed)
     return build(
         units,
-        [removal_order(first_signal[g])[..., : removed[g]] if removed[g] else _NONE for g in range(len(units.groups))],
+        [removal_order(first_signal[g])[..., : removed[g]] if removed[g] else NONE for g in range(len(units.groups))],
         request,
         {
             "tolerance": float(steps.need[taken - 1]) if taken else None,

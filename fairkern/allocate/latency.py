@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import nnls
 
-from fairkern.allocate.cost import Cost
 from fairkern.errors import InputError
+from fairkern.plans.cost import Cost
 from fairkern.types import CostTerm, FloatArray, IndexArray, LatencyCut, LatencyTable, UnitMap
 
 _FIXED = (CostTerm(1.0, ()),)
@@ -46,6 +45,8 @@ def fit(
 
     No term is negative, so a smaller model is never predicted to be slower.
     """
+    from scipy.optimize import nnls  # takes longer to import than all else: only tables of latency need it
+
     whole, fitted = cuts[0], cuts[1:] or cuts
     outputs = _outputs(units, parameters, whole)
     weights = np.array([1 / cut.ms for cut in fitted])

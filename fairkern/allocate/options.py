@@ -7,14 +7,17 @@ import enum
 import fnmatch
 import math
 import numbers
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from fairkern.errors import InputError
 from fairkern.types import AxisGroup, IndexArray, UnitMap
+
+Signal = str | Callable[[AxisGroup], Any]
+"""A name in `scores.signals`, "random", or a function of a group that returns a score per unit, set after set."""
 
 
 class Allocation(enum.Enum):
@@ -33,6 +36,36 @@ class Target(enum.Enum):
     PARAMS = "keep_params"
     FLOPS = "keep_flops"
     LATENCY = "keep_latency"
+
+
+class LimitOptions(TypedDict, total=False):
+    """Keywords that say how far any group may be cut; see `Planning`."""
+
+    round_to: int
+    max_remove: float
+    min_keep: int
+    ignore: Iterable[str]
+
+
+class PlanningOptions(LimitOptions, total=False):
+    """Keywords of everything that plans; see `Planning`."""
+
+    allocation: str | None
+    removal: Signal | None
+    protect: Signal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning:
+    """How a target is met, with the one place where defaults stand. `allocate.allocate` says what each means."""
+
+    allocation: str | None = None
+    removal: Signal | None = None
+    protect: Signal = "taylor"
+    round_to: int = 1
+    max_remove: float = 0.99
+    min_keep: int = 1
+    ignore: Iterable[str] = ()
 
 
 @dataclass(frozen=True)
@@ -83,12 +116,14 @@ def parse_target(
     return target, number
 
 
-def limits(units: UnitMap, ignored: frozenset[int], max_remove: Any, min_keep: Any, round_to: Any) -> Limits:
+def limits(units: UnitMap, ignored: frozenset[int], asked: Planning) -> Limits:
     """Checks `max_remove`, `min_keep` and `round_to`, and turns them into counts per group."""
-    share = _real("max_remove", max_remove)
+    share = _real("max_remove", asked.max_remove)
     if not 0.0 < share < 1.0:
-        raise InputError(f"max_remove={max_remove!r} is not a share of a group; expected a number between 0 and 1")
-    keep, multiple = _positive("min_keep", min_keep), _positive("round_to", round_to)
+        raise InputError(
+            f"max_remove={asked.max_remove!r} is not a share of a group; expected a number between 0 and 1"
+        )
+    keep, multiple = _positive("min_keep", asked.min_keep), _positive("round_to", asked.round_to)
     count = len(units.groups)
     most, first, step = np.zeros(count, np.int64), np.ones(count, np.int64), np.ones(count, np.int64)
     for g in units.prunable:

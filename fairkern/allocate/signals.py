@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,10 @@ from fairkern.allocate.options import Allocation, parse_allocation
 from fairkern.errors import InputError
 from fairkern.types import AxisGroup, FloatArray, Scores
 
-Signal = str | Callable[[AxisGroup], Any]
-"""A name in `scores.signals`, "random", or a function of a group that returns a score per unit, set after set."""
-
 RANDOM, RESIDUAL, WASSERSTEIN = "random", "residual", "wasserstein"
 
 
-def choose(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> tuple[Allocation, Any]:
+def defaults(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> tuple[Allocation, Any]:
     """The allocation and the removal signal, where they are not given the best that these scores can do.
 
     With the residual signal (scored with `gram=True`) that is one threshold on it for all groups; a tolerance, or

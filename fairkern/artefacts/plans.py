@@ -10,6 +10,7 @@ import numpy as np
 
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import plain, read_json, write_json
+from fairkern.artefacts.units import silence
 from fairkern.types import (
     AttributeChange,
     Axis,
@@ -19,6 +20,7 @@ from fairkern.types import (
     PlanAxis,
     PlanGroup,
     Replacement,
+    Silence,
     SizeChange,
 )
 
@@ -59,7 +61,7 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
                 "dim": a.axis.dim,
                 "length": a.length,
                 "consumer": a.consumer,
-                "routes": a.routes,
+                "routes": a.silence is Silence.MINUS_INFINITY,
                 "sets": len(a.removed) if a.removed.ndim == 2 else 1,
                 "removed": _content(a.removed),
             }
@@ -108,7 +110,7 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         if sets > 1 and (axis.dim == 0 or lengths[axis.tensor][0] != sets):
             entry.fail(f"{sets} sets on {axis}, whose tensor has the shape {lengths[axis.tensor]}")
         removed = _sets(entry["removed"], sets, length)
-        axes[axis] = PlanAxis(axis, length, removed, entry["consumer"].flag(), entry.get("routes", False).flag())
+        axes[axis] = PlanAxis(axis, length, removed, silence(entry["consumer"], entry.get("routes", False).flag()))
     attributes = tuple(
         AttributeChange(a["module"].text(), a["attribute"].text(), a["before"].whole(), a["after"].whole())
         for a in content["attributes"].items()

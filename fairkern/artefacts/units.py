@@ -19,6 +19,8 @@ from fairkern.types import (
     GroupAxis,
     IndexArray,
     Replacement,
+    Side,
+    Silence,
     Site,
     SizeAttribute,
     SizeSite,
@@ -106,7 +108,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
                 "least": group.least,
                 "multiple": group.multiple,
                 "axes": [[a.axis.tensor, a.axis.dim, a.length, pool.add(a.positions), a.consumer] for a in group.axes],
-                "routes": [i for i, a in enumerate(group.axes) if a.routes],
+                "routes": [i for i, a in enumerate(group.axes) if a.silence is Silence.MINUS_INFINITY],
                 "taps": [_tap_content(tap, pool) for tap in group.taps],
                 "outputs": [_tap_content(tap, pool) for tap in group.outputs],
             }
@@ -118,7 +120,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
 def _tap_content(tap: Tap, pool: IndexPool) -> dict[str, Any]:
     return {
         "sites": [[site.module, site.call, site.weight, site.argument] for site in tap.sites],
-        "side": tap.side,
+        "side": tap.side.value,
         "dim": tap.dim,
         "length": tap.length,
         "positions": pool.add(tap.positions),
@@ -190,7 +192,7 @@ def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ..
         axis = Axis(tensor.text(), dim.whole())
         item.axis_length(shapes, axis.tensor, axis.dim, length.whole())
         places = stored.positions(positions, units, length.value)
-        axes.append(GroupAxis(axis, length.value, places, consumer.flag(), i in routes))
+        axes.append(GroupAxis(axis, length.value, places, silence(consumer, i in routes)))
     sets = entry.get("sets", 1).whole(1)
     if sets > 1 and any(a.axis.dim == 0 or shapes[a.axis.tensor][0] != sets for a in axes):
         entry.fail(f"{sets} sets of units on a tensor whose first dimension has another length")
@@ -208,6 +210,13 @@ def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ..
     )
 
 
+def silence(consumer: Fields, routes: bool) -> Silence:
+    """How an axis is silenced, of the two marks that files have for it."""
+    if routes and consumer.flag():
+        consumer.fail("an axis that is both a consumer's and a router's")
+    return Silence.MINUS_INFINITY if routes else Silence.ZERO if consumer.flag() else Silence.NONE
+
+
 def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
     sites = []
     for item in entry["sites"].items():
@@ -219,12 +228,17 @@ def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
     for item in entry["weights"].items():
         tensor, dim = item.items(2)
         weights.append(Axis(tensor.text(), dim.whole()))
-    side = entry["side"].text()
-    if side not in ("input", "output", "inner", "expert", "hidden"):
-        entry.fail(f"the side {side!r}, expected 'input', 'output', 'inner', 'expert' or 'hidden'")
+    side = _side(entry["side"])
     length = entry["length"].whole()
     positions = stored.positions(entry["positions"], units, length)
     return Tap(tuple(sites), side, entry["dim"].whole(None), length, positions, tuple(weights))
+
+
+def _side(entry: Fields) -> Side:
+    try:
+        return Side(entry.text())
+    except ValueError:
+        entry.fail(f"the side {entry.text()!r}, expected one of {', '.join(repr(side.value) for side in Side)}")
 
 
 def _extent(entry: Fields, groups: Sequence[AxisGroup]) -> Extent:

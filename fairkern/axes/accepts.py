@@ -15,7 +15,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fairkern.errors import InputError
-from fairkern.nested import tensors_in
+from fairkern.model.nested import tensors_in
+from fairkern.model.tensors import named_tensors
 
 # by name: importing the class of compiled modules takes seconds
 _WRAPPERS = {
@@ -54,7 +55,7 @@ def check_model(model: nn.Module) -> None:
                         f"{name} computes a parameter in a hook ({type(hook).__name__}), so it can be neither followed "
                         f"nor copied: call {call.format(name)} first, which keeps what it computes"
                     )
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    for name, tensor in named_tensors(model).items():
         if is_lazy(tensor):
             raise InputError(f"{name} has no shape yet: run the lazy module once before tracing the model")
         if is_traceable_wrapper_subclass(tensor):

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from fairkern.errors import InputError
-from fairkern.nested import map_tensors
+from fairkern.model.nested import map_tensors
 
 
 @contextlib.contextmanager

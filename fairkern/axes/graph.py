@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fairkern.types import Axis, Site
+from fairkern.types import Axis, Side, Site
 
 
 class Fixed(enum.Enum):
@@ -88,12 +88,12 @@ class Contraction:
     op: str
     training: bool = False  # seen in train mode only: nothing to tap
     inner: bool = False  # a recurrent layer reads its own unit, which is scored where it leaves
-    side: str = "input"  # of the tap
+    side: Side = Side.INPUT  # of the tap
     still: bool = False  # no input changes the activation: no sample tells its units apart, so nothing to tap
 
     @property
     def untapped(self) -> bool:
-        return self.training or self.still or (self.inner and self.side != "hidden")
+        return self.training or self.still or (self.inner and self.side is not Side.HIDDEN)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from fairkern.axes.trace import Tracing
-from fairkern.entries import LISTS
+from fairkern.axes.tracing import Tracing
+from fairkern.model.tensors import LISTS
 from fairkern.types import Axis, Entries
 
 _COUNT = re.compile(r"expert", re.IGNORECASE)

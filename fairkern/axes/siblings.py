@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -12,11 +11,9 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from fairkern.axes.graph import Factors, Graph, Track
-from fairkern.entries import LISTS
+from fairkern.axes.tracing import Tracing
+from fairkern.model.tensors import LISTS
 from fairkern.types import Axis, Site
-
-if TYPE_CHECKING:
-    from fairkern.axes.trace import Tracing
 
 _NONE, _SHARED = -1, -2  # owners of a component: no tensor, tensors of several modules
 

@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 from fairkern.axes.graph import CONSTANT, Dim
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
-from fairkern.nested import tensors_in
-from fairkern.size_calls import SizeFunction, size_function
+from fairkern.model.nested import tensors_in
+from fairkern.model.size_calls import SizeFunction, size_function
 from fairkern.types import Extent, Site, SizeSite
 
 

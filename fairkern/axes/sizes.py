@@ -8,7 +8,9 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from fairkern.axes.trace import Tracing, transposed_linear
+from fairkern.axes.tracing import Tracing
+from fairkern.model.linear import transposed_linear
+from fairkern.model.tensors import named_tensors
 
 # class -> attribute -> (tensor of the module, dimension)
 _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]], ...] = (
@@ -30,7 +32,7 @@ _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]],
 
 def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, str, np.ndarray]]:
     """(module path, attribute, nodes whose count it holds), for every module of a known class."""
-    first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
+    first = {id(t): name for name, t in named_tensors(model).items()}
 
     def nodes(module: nn.Module, tensor_names: str, dim: int) -> tuple[list[str], np.ndarray | None] | None:
         for tensor_name in tensor_names.split("|"):

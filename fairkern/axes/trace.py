@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,19 @@ from fairkern.axes.rules import RULES, Call
 from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.siblings import follow_siblings
-from fairkern.axes.sites import SizeCall, SizeCalls
+from fairkern.axes.sites import SizeCalls
+from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
-from fairkern.experts import FusedExperts, dense, plain, running_as
-from fairkern.nested import call_model, elements, tensors_in
-from fairkern.replacements import in_place
+from fairkern.model.fused import dense, plain, running_as
+from fairkern.model.linear import transposed_linear
+from fairkern.model.nested import call_model, elements, tensors_in
+from fairkern.model.replacements import in_place
+from fairkern.model.tensors import named_tensors
+from fairkern.model.untouched import Originals, forget, untouched
+from fairkern.model.weight_calls import WeightCall, WeightCalls
 from fairkern.types import Site
-from fairkern.untouched import Originals, forget, untouched
-from fairkern.weight_calls import WeightCall, WeightCalls
 
 # modules whose input is looked at on entry
 SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
@@ -38,37 +41,6 @@ SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._No
 def _seen(module: nn.Module) -> bool:
     """Whether the module does nothing with its input but contract or normalise it."""
     return isinstance(module, SEEN) or transposed_linear(module)
-
-
-def transposed_linear(module: nn.Module | None) -> bool:
-    """Whether this is the `Conv1D` of transformers, a linear layer with its weight transposed: known by name."""
-    return type(module).__name__ == "Conv1D"
-
-
-@dataclass
-class Tracing:
-    """A finished trace: the graph, the nodes of every parameter and buffer, and what was not reached."""
-
-    graph: Graph
-    tensors: dict[str, tuple[np.ndarray | None, ...]]  # name -> nodes per dimension (None: size 0 or 1)
-    parameters: frozenset[str]
-    deadline: Deadline
-    reached: set[str] = field(default_factory=set)
-    reached_training: set[str] = field(default_factory=set)
-    unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
-    notes: list[str] = field(default_factory=list)
-    size_calls: list[tuple[str, list[SizeCall]]] = field(default_factory=list)  # per module call of eval mode
-    alike: dict[str, str] = field(default_factory=dict)  # module that was not reached -> the one that it is traced like
-    experts: dict[str, FusedExperts] = field(default_factory=dict)  # by module path
-    calls: Counter[str] = field(default_factory=Counter)  # by module path: the most in one run of eval mode
-    widths: dict[str, int] = field(default_factory=dict)  # last dimension of what a module returned
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, by its first name."""
-    found: dict[str, Tensor] = dict(model.named_parameters())
-    found.update(model.named_buffers())
-    return found
 
 
 def trace(model: nn.Module, runs: Sequence[Any], deadline: Deadline) -> Tracing:

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.axes.graph import Graph, Track
-from fairkern.nested import elements, tensors_in
+from fairkern.model.nested import elements, tensors_in
 
 _DATA: Any = Tensor.data
 _TAKEN = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)

@@ -12,14 +12,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from fairkern.axes.experts import Routing
 from fairkern.axes.graph import Graph
+from fairkern.axes.routing import Routing
 from fairkern.axes.sites import size_sites
 from fairkern.axes.sizes import observed_attributes, size_attributes
 from fairkern.axes.solver import FREE, Solver, decide_factors
-from fairkern.axes.trace import Tracing, named_tensors, transposed_linear
-from fairkern.recurrent import reading
-from fairkern.replacements import replaceable
+from fairkern.axes.tracing import Tracing
+from fairkern.model.linear import transposed_linear
+from fairkern.model.recurrent import reading
+from fairkern.model.replacements import replaceable
+from fairkern.model.tensors import named_tensors
 from fairkern.types import (
     Axis,
     AxisGroup,
@@ -28,6 +30,8 @@ from fairkern.types import (
     FrozenAxis,
     GroupAxis,
     Replacement,
+    Side,
+    Silence,
     Site,
     SizeAttribute,
     SizeSite,
@@ -303,7 +307,9 @@ def _group(
         positions = _positions(rank[places.component[here]], places.position[here])
         assert positions is not None  # equal signatures
         axis = places.axes[a]
-        axes.append(GroupAxis(axis, len(places.nodes[a]), positions, axis in consuming))
+        axes.append(
+            GroupAxis(axis, len(places.nodes[a]), positions, Silence.ZERO if axis in consuming else Silence.NONE)
+        )
     units = axes[0].positions.shape[0]
     frozen = "all its positions are one unit" if units == 1 else None
 
@@ -312,13 +318,13 @@ def _group(
         return _positions(rank[labels[nodes[mine]]], mine)
 
     taps: dict[object, Tap] = {}
-    heard: set[tuple[str, Site]] = set()  # further runs reach the same sites again
+    heard: set[tuple[Side, Site]] = set()  # further runs reach the same sites again
     for c in contractions:
         positions = on(c.nodes)
         if positions is None or len(positions) != units:
             frozen = frozen or f"its units are of unequal size in {c.op}"
             continue
-        hidden = c.side == "hidden"
+        hidden = c.side is Side.HIDDEN
         key = (c.site, reading(c.weight.tensor.rpartition(".")[2])) if hidden else (c.activation, c.dim)
         known = taps.get(key)
         if c.untapped or (known is None and (c.side, c.site) in heard):
@@ -332,9 +338,9 @@ def _group(
     outputs = []
     for p in productions:
         positions = on(p.nodes)
-        if positions is not None and len(positions) == units and ("output", p.site) not in heard:
-            heard.add(("output", p.site))
-            outputs.append(Tap((p.site,), "output", p.dim, len(p.nodes), positions, (p.weight,)))
+        if positions is not None and len(positions) == units and (Side.OUTPUT, p.site) not in heard:
+            heard.add((Side.OUTPUT, p.site))
+            outputs.append(Tap((p.site,), Side.OUTPUT, p.dim, len(p.nodes), positions, (p.weight,)))
     holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
     makers = [p.weight for p in productions] or holders
     first = makers[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from fairkern.capture.settings import ClassOf
 from fairkern.errors import InputError
-from fairkern.nested import call_model, map_tensors, tensors_in
+from fairkern.model.nested import call_model, map_tensors, tensors_in
+from fairkern.model.tensors import device_of
 
 LossFunction = Callable[[Any, Any], Tensor]
 
@@ -66,6 +68,35 @@ def labelled(given: Any) -> bool:
     except InputError:
         return False
     return True
+
+
+def inputs_of(loader: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
+    """The loader's batches on the model's device; classes play no part."""
+    return batches(loader, device_of(model), False)
+
+
+def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The first batch, and a loader that still yields it (a one-shot iterator gets it back in front).
+
+    A loader that shuffles draws from the global random state, which is put back.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        iterator: Iterator[Any] = iter(loader)
+        try:
+            first = next(iterator)
+        except StopIteration:
+            raise InputError("the loader yields no batch") from None
+    return first, itertools.chain([first], iterator) if iterator is loader else loader
+
+
+def head(batch: Any, model: nn.Module, samples: int = 2) -> Any:
+    """The inputs of a batch on the model's device, cut to a few samples where all share their first dimension."""
+    inputs = batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    device = device_of(model)
+    sizes = {t.shape[:1] for t in tensors_in(inputs)}
+    short = len(sizes) == 1 and all(len(s) == 1 for s in sizes)
+    return map_tensors(inputs, lambda t: (t[:samples] if short else t).detach().to(device))
 
 
 def last_sample(batch: Batch) -> Batch:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairkern.capture.batches import Batch, batches
+from fairkern.capture.batches import inputs_of
+from fairkern.capture.listed import ListedExperts
 from fairkern.capture.lockstep import Around, Walk, in_step
 from fairkern.capture.moments import offsets
 from fairkern.capture.points import Listener, Point, hidden_points, points_of
-from fairkern.capture.rows import ListedExperts
 from fairkern.errors import InputError
-from fairkern.nested import call_model
-from fairkern.replacements import in_place
-from fairkern.types import JointMoments, Tap, UnitMap
-from fairkern.untouched import untouched
+from fairkern.model.nested import call_model
+from fairkern.model.replacements import in_place
+from fairkern.model.untouched import untouched
+from fairkern.types import JointMoments, Side, Tap, UnitMap
 
 
 def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, others: Sequence[Tap]) -> list[Point]:
@@ -28,7 +28,7 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
     than once or not at all. Cost: one forward pass over the first batch.
     """
     beside = [Point(tap.name, tap.sites, tap.side, tap.dim, tap.length, ()) for tap in others]
-    listener = Listener(model, [*points_of(units, "input"), *hidden_points(units), *beside], gradients=False)
+    listener = Listener(model, [*points_of(units, Side.INPUT), *hidden_points(units), *beside], gradients=False)
     listed = ListedExperts(model, listener.points, listener.hear)
     listed.following = True
     with untouched(model), in_place(model), torch.no_grad(), listener.attached():
@@ -103,9 +103,3 @@ def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:
         act = act.unflatten(0, (len(act) // per_unit, per_unit))
     flat = act.reshape(len(act), -1)
     return flat if flat.dtype == torch.float64 else flat.float()
-
-
-def inputs_of(loader: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
-    """The loader's batches; classes play no part."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return batches(loader, device, False)

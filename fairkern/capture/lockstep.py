@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch
 from fairkern.capture.points import Listener, Point
-from fairkern.nested import call_model
+from fairkern.model.nested import call_model
 
 Around = Callable[[], contextlib.AbstractContextManager[object]]
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.errors import InputError
-from fairkern.recurrent import hidden_states
-from fairkern.types import Site, Tap, UnitMap
-from fairkern.weight_calls import WeightCall, WeightCalls
+from fairkern.model.recurrent import hidden_states
+from fairkern.model.tensors import named_tensors
+from fairkern.model.weight_calls import WeightCall, WeightCalls
+from fairkern.types import Side, Site, Tap, UnitMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,34 +48,34 @@ class Point:
 
     name: str
     sites: tuple[Site, ...]
-    side: str
+    side: Side
     dim: int
     length: int
     blocks: tuple[Block, ...]
     expert: int | None = None
 
 
-def points_of(units: UnitMap, side: str) -> list[Point]:
+def points_of(units: UnitMap, side: Side) -> list[Point]:
     """Every point at which a prunable group can be heard, in the order of the groups; experts have points of their own.
 
-    `side`: "input" for the consumers' inputs, "output" for what the producing layers return.
+    `side`: INPUT for the consumers' inputs, OUTPUT for what the producing layers return.
     Raises InputError for a group without such a tap.
     """
     merged: dict[tuple[object, ...], list[tuple[int, Tap]]] = {}
     for g in units.prunable:
         group = units.groups[g]
-        taps = group.taps if side == "input" or group.kind == "expert" else group.outputs
+        taps = group.taps if side is Side.INPUT or group.kind == "expert" else group.outputs
         if not taps:
-            raise InputError(f"group {group.name} has no {side} tap; use recipe='default'")
+            raise InputError(f"group {group.name} has no {side.value} tap; use recipe='default'")
         for tap in taps:
-            if tap.side in ("input", "output"):
+            if tap.side.of_call:
                 merged.setdefault((tap.sites, tap.side, tap.dim), []).append((g, tap))
     return [_point(parts) for parts in merged.values()]
 
 
 def hidden_points(units: UnitMap) -> list[Point]:
     """States of recurrent layers that their own weights read, once each; their units are scored elsewhere."""
-    taps = {tap.name: tap for g in units.prunable for tap in units.groups[g].taps if tap.side == "hidden"}
+    taps = {tap.name: tap for g in units.prunable for tap in units.groups[g].taps if tap.side is Side.HIDDEN}
     return [Point(name, tap.sites, tap.side, tap.dim, tap.length, ()) for name, tap in taps.items()]
 
 
@@ -124,15 +125,15 @@ class Listener:
     def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
         self._model, self.points, self._gradients = model, points, gradients
         self.active = True
-        whole = [p for p in points if p.expert is None and p.side in ("input", "output")]
-        self._hidden = {p.name: p for p in points if p.side == "hidden"}
+        whole = [p for p in points if p.expert is None and p.side.of_call]
+        self._hidden = {p.name: p for p in points if p.side is Side.HIDDEN}
         self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
         self._by_weight: dict[tuple[str, int], list[tuple[Site, Point]]] = {}
         for p in whole:
             for site in p.sites:
                 if site.weight:
                     self._by_weight.setdefault((site.weight, site.call), []).append((site, p))
-        self._calls: dict[tuple[str, str], int] = {}
+        self._calls: dict[tuple[str, Side], int] = {}
         self._aliases: dict[Point, Tensor] = {}
         self.root = torch.zeros((), requires_grad=True)
         self.heard: dict[Point, Tensor] = {}
@@ -173,7 +174,7 @@ class Listener:
         with contextlib.ExitStack() as handles:
             for path, side in wanted:
                 module = self._model.get_submodule(path)
-                if side == "input":
+                if side is Side.INPUT:
                     handle = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
                 else:
                     handle = module.register_forward_hook(self._after(path))
@@ -190,28 +191,28 @@ class Listener:
         """Around one forward pass: the function calls that are given a weight of some point directly."""
         if not self._by_weight:
             return contextlib.nullcontext()
-        return WeightCalls(dict(self._model.named_parameters()) | dict(self._model.named_buffers()), self._around)
+        return WeightCalls(named_tensors(self._model), self._around)
 
     def _around(self, call: WeightCall, run: Callable[[Mapping[int, Tensor]], Any]) -> Any:
         heard = [item for key in call.numbers.items() for item in self._by_weight.get(key, ())]
-        inputs = {s.argument: self._alias(p, call.given[s.argument]) for s, p in heard if p.side == "input"}
+        inputs = {s.argument: self._alias(p, call.given[s.argument]) for s, p in heard if p.side is Side.INPUT}
         result = run(inputs)
         for _, point in heard:
-            if point.side == "output":
+            if point.side is Side.OUTPUT:
                 result = self._alias(point, result).clone()
         return result
 
-    def next_site(self, path: str, what: str = "") -> Site:
-        """The call of this module that is next, counted for each purpose on its own."""
-        call = self._calls.get((path, what), 0)
-        self._calls[path, what] = call + 1
+    def next_site(self, path: str, side: Side) -> Site:
+        """The call of this module that is next, counted on its own for each side on which it is heard."""
+        call = self._calls.get((path, side), 0)
+        self._calls[path, side] = call + 1
         return Site(path, call)
 
-    def calls(self, path: str, what: str) -> int:
-        """How many calls of this module there were so far, counted for this purpose."""
-        return self._calls.get((path, what), 0)
+    def calls(self, path: str, side: Side) -> int:
+        """How many calls of this module there were so far, counted for this side."""
+        return self._calls.get((path, side), 0)
 
-    def _next(self, path: str, side: str) -> Point | None:
+    def _next(self, path: str, side: Side) -> Point | None:
         return None if not self.active else self._by_site.get((self.next_site(path, side), side))
 
     def hear_rows(self, point: Point, x: Tensor, tokens: Tensor, carrier: Tensor) -> Tensor:
@@ -240,7 +241,7 @@ class Listener:
 
     def _before(self, path: str):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
-            point = self._next(path, "input")
+            point = self._next(path, Side.INPUT)
             if point is None:
                 return None
             key = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
@@ -252,7 +253,7 @@ class Listener:
 
     def _after(self, path: str):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple, output: Any):  # type: ignore[no-untyped-def]
-            point = self._next(path, "output")
+            point = self._next(path, Side.OUTPUT)
             if point is not None and not isinstance(output, Tensor):
                 raise InputError(
                     f"{path} returns a {type(output).__name__}, not the units of {point.name} alone; "
@@ -268,7 +269,7 @@ class Listener:
             assert isinstance(module, nn.RNNBase)
             if not self.active:
                 return None
-            site = self.next_site(path, "hidden")
+            site = self.next_site(path, Side.HIDDEN)
             states = hidden_states(module, args, kwargs, output)
             for name in states:
                 point = self._hidden.get(f"{site}:{name}")

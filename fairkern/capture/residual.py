@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.errors import NonFiniteError
+from fairkern.model.linear import groups_of
+from fairkern.model.tensors import named_tensors
 from fairkern.ops.eliminate import Elimination, View, eliminate
 from fairkern.ops.eliminate.config import RIDGE
-from fairkern.types import Axis, AxisGroup, Moments, Tap, UnitMap
+from fairkern.types import AxisGroup, Moments, Side, Tap, UnitMap
 
 
 def residual(
@@ -35,7 +37,7 @@ def residual(
 
     Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
     """
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    tensors = named_tensors(model)
     scores = {}
     for g in units.prunable:
         group = units.groups[g]
@@ -43,7 +45,7 @@ def residual(
             scores[g] = _whole(group, moments, powers)
             continue
         taps = {tap.name: tap for tap in group.taps}.values()
-        own = Counter(axis.module for tap in taps if tap.side == "hidden" for axis in tap.weights)
+        own = Counter(axis.module for tap in taps if tap.side is Side.HIDDEN for axis in tap.weights)
         scores[g] = np.empty(group.total)
         for part, values in enumerate(np.split(scores[g], group.sets)):
             readings = [
@@ -52,9 +54,9 @@ def residual(
                 for name, expert in _readings(tap, units, part if group.sets > 1 else None)
             ]
             steep = {name: powers[name] / r.size if r.size > 0 else 0.0 for _, name, r in readings}
-            stake = sum(steep[name] * r.power for tap, name, r in readings if tap.side != "hidden")
+            stake = sum(steep[name] * r.power for tap, name, r in readings if tap.side is not Side.HIDDEN)
             for tap, name, r in readings:
-                if tap.side == "hidden":
+                if tap.side is Side.HIDDEN:
                     share = len(tap.weights) / own[tap.weights[0].module]
                     steep[name] = share * stake / r.power if r.power > 0 else 0.0
             found = _eliminated([(r, steep[name]) for _, name, r in readings])
@@ -85,16 +87,16 @@ def _rising(errors: np.ndarray) -> np.ndarray:
 
 def _readings(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int | None]]:
     """Names of the moments kept at a tap, and the expert that each belongs to; `part`: of this one only."""
-    if tap.side != "inner":
+    if tap.side is not Side.INNER:
         return [(tap.name, None)]
     experts = range(units.shapes[tap.weights[0].tensor][0]) if part is None else [part]
-    return [(f"{tap.name}[{e}]", e) for e in experts]
+    return [(tap.of_expert(e), e) for e in experts]
 
 
 def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str, float]) -> np.ndarray:
     found = np.zeros(group.units)
     for tap in group.taps:
-        names = [f"{tap.name}[{e}]" for e in tap.positions[:, 0]]
+        names = [tap.of_expert(int(e)) for e in tap.positions[:, 0]]
         found += [2 * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in names]
     return found
 
@@ -130,10 +132,10 @@ def _reading(
         covariance = covariance - torch.outer(mean, mean)
     output = torch.zeros_like(covariance)
     for axis, weight in zip(tap.weights, weights, strict=True):
-        output += _squared(weight, _groups(model, axis), moments.per_unit)
+        output += _squared(weight, groups_of(model.get_submodule(axis.module)), moments.per_unit)
     power, size = float((output * covariance).sum()), float(output.diagonal().sum())
     for axis in tap.weights:
-        covariance = _within_groups(covariance, _groups(model, axis))
+        covariance = _within_groups(covariance, groups_of(model.get_submodule(axis.module)))
     rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
     return _Reading(covariance, output, rows.to(device), power, size)
 
@@ -155,11 +157,6 @@ def _squared(weight: Tensor, groups: int, per_unit: int) -> Tensor:
         return flat @ flat.T
     made = [part.reshape(len(weight), -1) for part in weight.chunk(groups, 1)]  # each group reads rows of its own
     return torch.block_diag(*(part @ part.T for part in made))
-
-
-def _groups(model: nn.Module, axis: Axis) -> int:
-    module = model.get_submodule(axis.module)
-    return module.groups if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed else 1
 
 
 def _within_groups(covariance: Tensor, groups: int) -> Tensor:

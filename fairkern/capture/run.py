@@ -15,23 +15,24 @@ from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch, LossFunction, batches, last_sample, loss_of
 from fairkern.capture.classes import Choice
-from fairkern.capture.experts import expert_points, listening
+from fairkern.capture.fused import expert_points, listening
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
+from fairkern.capture.listed import ListedExperts
 from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Block, Listener, Point, hidden_points, points_of
 from fairkern.capture.residual import residual
-from fairkern.capture.rows import ListedExperts
 from fairkern.capture.samples import SampleStore, by_group
 from fairkern.capture.settings import LossReduction, Recipe, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
-from fairkern.experts import running_as
-from fairkern.nested import call_model
-from fairkern.replacements import in_place
-from fairkern.types import Moments, Scores, UnitMap
-from fairkern.untouched import untouched
+from fairkern.model.fused import running_as
+from fairkern.model.nested import call_model
+from fairkern.model.replacements import in_place
+from fairkern.model.tensors import device_of
+from fairkern.model.untouched import untouched
+from fairkern.types import Moments, Scores, Side, UnitMap
 
 
 def capture(
@@ -47,7 +48,7 @@ def capture(
     """
     if not units.prunable:
         raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
-    points = points_of(units, "output" if settings.recipe is Recipe.PAPER else "input")
+    points = points_of(units, Side.OUTPUT if settings.recipe is Recipe.PAPER else Side.INPUT)
     experts = expert_points(model, units)  # what one adds to its tokens is its output
     points += experts
     hidden = hidden_points(units) if settings.gram or settings.recipe is not Recipe.PAPER else []
@@ -59,7 +60,7 @@ def capture(
         for parameter in model.parameters():  # no weight gradient is computed; ours start at the taps
             parameter.requires_grad_(False)
         by_class = settings.reduction is Reduction.PER_CLASS
-        taylor = TaylorStore(points, settings.backend, _device(model), by_class=by_class)
+        taylor = TaylorStore(points, settings.backend, device_of(model), by_class=by_class)
         first = _Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments, states=states)
         first.run(loader)
         passed = time.perf_counter()
@@ -119,7 +120,7 @@ def capture(
             "passes": passes,
             "sample_bytes": peak,
             "predicted_bytes": first.prediction.of_classes(len(first.choice.counts)),
-            "device": str(_device(model)),
+            "device": str(device_of(model)),
             "torch": torch.__version__,
             "seconds": {
                 "pass": passed - started,
@@ -169,7 +170,7 @@ class _Pass:
         stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
         experts = running_as(self._model, listening(self._listener.points, self._listener))
         with affine_norms(self._model), experts, self._listener.attached(), torch.enable_grad():
-            for batch in batches(loader, _device(self._model), self._settings.class_of):
+            for batch in batches(loader, device_of(self._model), self._settings.class_of):
                 self._step(batch)
                 self._settings.on_batch(self.batches, total, stage)
         if self.batches == 0:
@@ -194,20 +195,20 @@ class _Pass:
         if self.prediction is None:
             self.prediction = self._predicted()
         for point, act in listener.heard.items():
-            if self._states is not None and point.side == "hidden":
+            if self._states is not None and point.side is Side.HIDDEN:
                 self._states.add(point, act)
                 if self.moments is not None and len(act):
                     self.moments.add(point, act, 1, act.numel())
                 continue
             grid = tuple(act.shape[point.dim :][1:])
-            if grid and point.side == "input":
+            if grid and point.side is Side.INPUT:
                 self.grids[point][grid] += math.prod(act.shape[: point.dim])
             by_sample, dim = self._layouts[point].by_sample(listener.whole(point, act), point.dim)
             self.samples.add(point, by_sample, dim, self._layouts[point])
             if self.moments is not None:
                 self.moments.add(point, by_sample, dim, act.numel())
         self.seen += batch.samples
-        listener.reset(_device(self._model))
+        listener.reset(device_of(self._model))
 
     def _predicted(self) -> Prediction:
         heard = []
@@ -222,7 +223,7 @@ class _Pass:
         """The loss, everything heard; run again with copies of what the model overwrote after it was heard."""
         listener = self._listener
         while True:
-            listener.reset(_device(self._model))
+            listener.reset(device_of(self._model))
             with listener.hearing(), self._listed.followed():
                 loss = loss_of(self._model, batch, self._loss_fn)
             if not self._listed.following and self._listed.uneven(listener.heard):
@@ -264,7 +265,7 @@ class _Pass:
                 self._layouts = dict.fromkeys(listener.points, PLAIN)
             else:
                 heard = dict(listener.carriers)
-                listener.reset(_device(self._model))
+                listener.reset(device_of(self._model))
                 with torch.no_grad(), listener.hearing(), self._listed.followed():
                     call_model(self._model, last_sample(batch).inputs)
                 self._place_rows()
@@ -331,7 +332,7 @@ class _Pass:
 
 def _read(points: list[Point], experts: list[Point], units: UnitMap) -> list[Point]:
     """The points at which consumers read, those among `points` themselves where they are."""
-    return points if all(p.side != "output" for p in points) else [*points_of(units, "input"), *experts]
+    return points if all(p.side is not Side.OUTPUT for p in points) else [*points_of(units, Side.INPUT), *experts]
 
 
 def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:
@@ -345,8 +346,3 @@ def _length(loader: Iterable[Any]) -> int | None:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # a DataLoader over an iterable data set has no length
         return None
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next(iter(model.parameters()), None)
-    return torch.device("cpu") if tensor is None else tensor.device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -41,18 +41,6 @@ class LossReduction(enum.Enum):
 
     MEAN = "mean"
     SUM = "sum"
-
-
-Choice = TypeVar("Choice", bound=enum.Enum)
-
-
-def choose(kind: type[Choice], name: str, value: Any) -> Choice:
-    """The member of `kind` that `value` names. Raises InputError naming the choices."""
-    try:
-        return kind(value)
-    except ValueError:
-        known = ", ".join(repr(member.value) for member in kind)
-        raise InputError(f"{name} is {value!r}; expected one of {known}") from None
 
 
 def _silent(done: int, total: int | None, stage: str) -> None:

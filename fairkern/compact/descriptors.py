@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fairkern.compact.biases import may_be_added
 from fairkern.compact.config import config_value
-from fairkern.entries import Renaming, cut_lists
 from fairkern.errors import InputError, PlanMismatchError
-from fairkern.replacements import REPLACEMENTS
-from fairkern.types import Axis, Plan, PlanAxis
+from fairkern.model.linear import may_be_added
+from fairkern.model.replacements import REPLACEMENTS
+from fairkern.plans.renaming import Renaming, cut_lists
+from fairkern.types import Axis, Plan, PlanAxis, Silence
 
 Index = dict[int, Tensor]  # dim → int64 [positions], or a row of them per position of dimension 0; ascending
 
@@ -68,12 +68,12 @@ def kept(plan: Plan) -> dict[str, Index]:
 
 def zeroed(plan: Plan) -> dict[str, Index]:
     """The positions that `masked` sets to zero, those of the consumer axes: `{name: {dim: int64 [removed]}}`."""
-    return _positions(plan, (axis for axis in plan.axes if axis.consumer))
+    return _positions(plan, (axis for axis in plan.axes if axis.silence is Silence.ZERO))
 
 
 def silenced(plan: Plan) -> dict[str, Index]:
     """The experts that `masked` leaves out, on the axes of routers: `{name: {dim: int64 [removed]}}`."""
-    return _positions(plan, (axis for axis in plan.axes if axis.routes))
+    return _positions(plan, (axis for axis in plan.axes if axis.silence is Silence.MINUS_INFINITY))
 
 
 def _positions(plan: Plan, axes: Iterable[PlanAxis]) -> dict[str, Index]:

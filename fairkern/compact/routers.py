@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fairkern.nested import tensors_in
+from fairkern.model.nested import tensors_in
 
 _TOPK = (torch.topk, Tensor.topk)
 

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
-from fairkern.entries import Renaming
 from fairkern.errors import InputError
-from fairkern.size_calls import SizeFunction, size_function
+from fairkern.model.size_calls import SizeFunction, size_function
+from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan, SizeChange
 
 _Table = Mapping[int, tuple[SizeChange, ...]]  # by the number of the call

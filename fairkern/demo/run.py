@@ -17,12 +17,11 @@ from torch import Tensor, nn
 import fairkern as fk
 from fairkern.demo.data import Digits, digits, missing
 from fairkern.demo.models import BUILDERS
-from fairkern.demo.table import table
+from fairkern.demo.table import Outcome, table
 from fairkern.demo.train import EPOCHS, accuracy, train
 
 TITLES = {"vgg": "VGG-style network", "resnet": "ResNet-style network"}
 TUNING_EPOCHS = 3
-TOLERANCE = 1e-5  # float32
 
 
 @dataclass(frozen=True)
@@ -35,21 +34,6 @@ class Options:
     seed: int = 0
     quiet: bool = False
     epochs: int | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One model's report and the checks on what was cut."""
-
-    report: fk.Report
-    masked_accuracy: float  # of the model with the removed units silenced: what the cut alone is worth
-    difference: float  # largest |logit| difference, bare cut against masked, relative to the largest logit
-    reload_equal: bool
-
-    @property
-    def exact(self) -> bool:
-        """Cut and masked agree to rounding, and the cut model came back from disk as it was."""
-        return self.difference < TOLERANCE and self.reload_equal
 
 
 @dataclass

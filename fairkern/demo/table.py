@@ -1,9 +1,9 @@
-"""The demo's one table: measures, layers and stages of every model, before and after."""
+"""The demo's outcome, and its one table: measures, layers and stages of every model, before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
@@ -11,8 +11,22 @@ from rich.text import Text
 
 import fairkern as fk
 
-if TYPE_CHECKING:
-    from fairkern.demo.run import Outcome
+TOLERANCE = 1e-5  # float32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One model's report and the checks on what was cut."""
+
+    report: fk.Report
+    masked_accuracy: float  # of the model with the removed units silenced: what the cut alone is worth
+    difference: float  # largest |logit| difference, bare cut against masked, relative to the largest logit
+    reload_equal: bool
+
+    @property
+    def exact(self) -> bool:
+        """Cut and masked agree to rounding, and the cut model came back from disk as it was."""
+        return self.difference < TOLERANCE and self.reload_equal
 
 
 def table(outcomes: Mapping[str, Outcome]) -> Table:

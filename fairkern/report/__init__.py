@@ -4,7 +4,7 @@ from fairkern.report.files import load_report, save_report
 from fairkern.report.latency import device, latencies_ms, latency_ms
 from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
-from fairkern.report.progress import progress
+from fairkern.report.progress_bar import progress
 from fairkern.report.rows import group_rows, versions
 from fairkern.report.tables import explain_table, render, report_table
 

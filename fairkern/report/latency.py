@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from fairkern.nested import call_model
+from fairkern.model.nested import call_model
+from fairkern.model.tensors import device_of
 from fairkern.report.modules import clock_for, evaluated
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 10, 200, 0.5
@@ -19,7 +20,7 @@ _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 10, 200, 0.5
 
 def device(model: nn.Module) -> dict[str, str]:
     """The device that a model is on, in words."""
-    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    place = device_of(model)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else platform.processor() or platform.machine()
     return {"device": place.type, "name": name}
 

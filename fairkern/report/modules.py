@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fairkern.nested import call_model, tensors_in
+from fairkern.model.nested import call_model, tensors_in
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 2, 6, 60, 0.6
 UNDISTURBED = 10  # percentile: what other processes take is in the upper ones

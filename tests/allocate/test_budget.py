@@ -14,7 +14,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairkern.allocate import Cost, allocate
+from fairkern.allocate import allocate
+from fairkern.plans.cost import Cost
 from fairkern.types import AxisGroup, Plan, Scores, UnitMap
 from tests.allocate.oracles import tod_by_sets
 from tests.synthetic import Sketch, chain, concat, random_scores, residual

@@ -12,7 +12,9 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairkern.allocate import Cost, build, per_unit, random_removal
+from fairkern.plans.build import build
+from fairkern.plans.cost import Cost, per_unit
+from fairkern.plans.removals import random_removal
 from fairkern.types import CostTerm, Extent, UnitMap
 from tests.synthetic import Sketch, chain, concat, residual, resnet50
 

@@ -7,8 +7,10 @@ from types import ModuleType
 
 import pytest
 
-from fairkern.allocate import budget, cost, plan, tod
+from fairkern.allocate import budget, tod
 from fairkern.artefacts import files
+from fairkern.plans import build as plan
+from fairkern.plans import cost
 
 
 @pytest.mark.parametrize("module", [budget, cost, plan, tod, files], ids=lambda module: module.__name__)

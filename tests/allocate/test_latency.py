@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 import fairkern as fk
-from fairkern.allocate import build, corrected, fit, widths
+from fairkern.allocate import corrected, fit, widths
 from fairkern.allocate.latency import latency_cost
 from fairkern.artefacts import load_latency, save_latency
+from fairkern.plans.build import build
 from fairkern.report import layers_ms
 from fairkern.types import LatencyCut, LatencyTable
 

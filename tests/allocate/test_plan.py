@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fairkern.allocate import build, random_removal
 from fairkern.errors import InputError
-from fairkern.types import AttributeChange, Axis, AxisGroup, GroupAxis, Plan, UnitMap
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.types import AttributeChange, Axis, AxisGroup, GroupAxis, Plan, Silence, UnitMap
 from tests.synthetic import chain, concat, residual, resnet50
 
 
@@ -77,7 +78,13 @@ def shared_axis(*held: tuple[list[list[int]], bool]) -> UnitMap:
     """Groups that hold these positions of one axis of ten, each as consumer or not."""
     axis, empty = Axis("w", 0), chain((3,)).build()
     groups = tuple(
-        AxisGroup(f"g{i}", "channel", len(places), (GroupAxis(axis, 10, np.array(places), consumer),), ())
+        AxisGroup(
+            f"g{i}",
+            "channel",
+            len(places),
+            (GroupAxis(axis, 10, np.array(places), Silence.ZERO if consumer else Silence.NONE),),
+            (),
+        )
         for i, (places, consumer) in enumerate(held)
     )
     return replace(empty, groups=groups, extents=(), params=(), flops=(), attributes=(), shapes={"w": (10,)})

@@ -17,10 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from fairkern import compact
-from fairkern.allocate import build, random_removal
 from fairkern.axes import unit_map
-from fairkern.nested import call_model, map_tensors, tensors_in
-from fairkern.types import IndexArray, Plan, Site, UnitMap
+from fairkern.model.nested import call_model, map_tensors, tensors_in
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.types import IndexArray, Plan, Side, Site, UnitMap
 
 LIMIT = 1e-9
 
@@ -159,7 +160,7 @@ def silenced(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray]) ->
     masks: dict[Site, tuple[int, Tensor]] = {}
     for group, gone in zip(units.groups, removed, strict=True):
         for tap in group.taps if len(gone) else ():
-            for site in tap.sites if tap.side == "input" else ():
+            for site in tap.sites if tap.side is Side.INPUT else ():
                 masks.setdefault(site, (tap.dim, torch.ones(tap.length)))[1][np.unique(tap.positions[gone])] = 0.0
 
     def silence(x: Tensor, site: Site) -> Tensor:

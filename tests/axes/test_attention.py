@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build, random_removal
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
 from tests.axes.harness import assert_exact
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from fairkern.allocate import build, random_removal
 from fairkern.axes import unit_map
 from fairkern.compact import apply
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
 from tests.axes.harness import assert_sizes, measured_flops
 
 zoo = pytest.importorskip("torchvision").models

@@ -15,8 +15,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fairkern.allocate import random_removal
 from fairkern.axes import unit_map
+from fairkern.plans.removals import random_removal
 from tests.axes.harness import assert_exact, randomised
 
 

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build, random_removal
-from fairkern.compact import difference, masked
+from fairkern.compact import masked
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.prove import difference
+from fairkern.types import Side
 from tests.axes.harness import randomised
 
 
@@ -67,7 +70,7 @@ def taps(units: fk.UnitMap) -> list[tuple[str, str, int, tuple[str, ...]]]:
         (t.name, t.side, t.length, tuple(str(w) for w in t.weights))
         for g in units.groups
         for t in g.taps
-        if t.side == "hidden"
+        if t.side is Side.HIDDEN
     ]
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern import compact
-from fairkern.allocate import build as plan_of
-from fairkern.allocate import random_removal
+from fairkern import compact, prove
 from fairkern.axes import unit_map
+from fairkern.plans.build import build as plan_of
+from fairkern.plans.removals import random_removal
 from tests.axes.harness import Net, lines
 from tests.experts import Listed, Mixture, build, samples
 
@@ -63,7 +63,7 @@ def test_an_expert_without_a_token_is_cut_like_its_siblings(shared: bool, fracti
     plan = plan_of(units, random_removal(units, fraction, seed=2))
     small = fk.apply(model, plan)
     with fk.Plan(**vars(plan)).masked(model):
-        assert compact.difference(model, small, everywhere) < 1e-9
+        assert prove.difference(model, small, everywhere) < 1e-9
 
 
 def test_several_experts_without_a_token_take_the_same_place() -> None:
@@ -86,7 +86,7 @@ def test_several_experts_without_a_token_take_the_same_place() -> None:
         model.embed.bias[0] = small.embed.bias[0] = 0
     assert reached(model, everywhere) == {0, 1, 2, 3}
     with fk.Plan(**vars(plan)).masked(model):
-        assert compact.difference(model, small, everywhere) < 1e-9
+        assert prove.difference(model, small, everywhere) < 1e-9
 
 
 class Viewed(nn.Module):
@@ -130,7 +130,7 @@ def test_views_inside_a_sibling_are_followed() -> None:
     plan = plan_of(units, random_removal(units, 0.5, seed=1))
     small = compact.apply(model, plan)
     with compact.masked(model, plan):
-        assert compact.difference(model, small, (x, 3)) < 1e-9
+        assert prove.difference(model, small, (x, 3)) < 1e-9
 
 
 REFUSED = {
@@ -198,4 +198,4 @@ def test_a_sibling_is_given_the_size_sites_of_the_others() -> None:
     plan = plan_of(units, random_removal(units, 0.5, seed=1))
     small = fk.apply(model, plan)
     with fk.Plan(**vars(plan)).masked(model):
-        assert compact.difference(model, small, (x, 3)) < 1e-9
+        assert prove.difference(model, small, (x, 3)) < 1e-9

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.compact import difference
+from fairkern.prove import difference
 from tests.axes.harness import Net, randomised
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern import capture, compact
+from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.capture.lockstep import Walk
+from fairkern.compensate.refit import other_taps
 from tests.axes.harness import Net
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -34,8 +35,8 @@ def data(*sizes: int) -> Batches:
 
 def started(model: nn.Module, changed: nn.Module, loader: Batches) -> tuple[list[str], object]:
     units = fk.trace(model, loader[0][0])
-    points = capture.reading_points(model, loader, units, compact.other_taps(model, units))
-    return [p.name for p in points], capture.joint_moments(model, changed, loader, units, points)
+    points = reading_points(model, loader, units, other_taps(model, units))
+    return [p.name for p in points], joint_moments(model, changed, loader, units, points)
 
 
 def test_every_layer_is_met_in_order_and_moments_are_those_of_all_batches() -> None:
@@ -113,16 +114,16 @@ def test_batches_that_go_different_ways_are_refused() -> None:
     with pytest.raises(fk.InputError, match="one after the other"):
         list(started(model, changed, data(9, 4))[1])
     units = fk.trace(model, data(9)[0][0])
-    points = capture.reading_points(model, data(9), units, [])
+    points = reading_points(model, data(9), units, [])
     with pytest.raises(fk.InputError, match="do not reach b:input"):
-        list(capture.joint_moments(model, changed, data(4, 3), units, points))
+        list(joint_moments(model, changed, data(4, 3), units, points))
 
 
 def test_a_layer_that_runs_twice_is_not_among_those_beside_the_taps() -> None:
     model = chain(lambda m, x: m.c(torch.relu(m.b(m.b(torch.relu(m.a(x)))))))
     units = fk.trace(model, data(3)[0][0])
-    others = [tap for tap in compact.other_taps(model, units) if tap.sites[0].module == "b"]
-    points = capture.reading_points(model, data(3), units, others)
+    others = [tap for tap in other_taps(model, units) if tap.sites[0].module == "b"]
+    points = reading_points(model, data(3), units, others)
     assert sum(p.blocks == () for p in points) == 0
 
 

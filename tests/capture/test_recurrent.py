@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fairkern as fk
-from fairkern.recurrent import hidden_states, reading, reads_hidden
+from fairkern.model.recurrent import hidden_states, reading, reads_hidden
 from tests.loops import loop
 
 Y = torch.arange(24) % 3

@@ -12,7 +12,7 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.recurrent import reading
+from fairkern.model.recurrent import reading
 from tests.capture.test_recurrent import KINDS, Rows, sequences
 from tests.capture.test_residual import lost, price
 from tests.loops import loop

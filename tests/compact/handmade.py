@@ -18,6 +18,7 @@ from fairkern.types import (
     Plan,
     PlanAxis,
     PlanGroup,
+    Silence,
     SizeAttribute,
     UnitMap,
 )
@@ -35,7 +36,7 @@ def plan_of(units: UnitMap, removed: Sequence[np.ndarray]) -> Plan:
             places.setdefault(item.axis, []).append(item.positions[gone].ravel())
             held[item.axis] = item
     axes = [
-        PlanAxis(axis, held[axis].length, np.sort(np.concatenate(parts)), held[axis].consumer)
+        PlanAxis(axis, held[axis].length, np.sort(np.concatenate(parts)), held[axis].silence)
         for axis, parts in places.items()
     ]
     changes = []
@@ -60,7 +61,14 @@ def units_of(model: nn.Module, groups: Mapping[str, tuple[int, str]], attributes
             tensor, _, dim = word.rpartition(":")
             width = int(per or 1)
             positions = int(offset or 0) + np.arange(count * width, dtype=np.int64).reshape(count, width)
-            axes.append(GroupAxis(Axis(tensor, int(dim)), shapes[tensor][int(dim)], positions, consumer))
+            axes.append(
+                GroupAxis(
+                    Axis(tensor, int(dim)),
+                    shapes[tensor][int(dim)],
+                    positions,
+                    Silence.ZERO if consumer else Silence.NONE,
+                )
+            )
         built.append(AxisGroup(name, "channel", count, tuple(axes), ()))
     extents, sizes, order = [], [], list(groups)
     for path, text in attributes.items():

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from fairkern.compact import apply, check, difference, masked
+from fairkern.compact import apply, check, masked
 from fairkern.compact.descriptors import kept, match, shapes_after, zeroed
 from fairkern.errors import InputError, PlanMismatchError
-from fairkern.types import AttributeChange, Axis, Plan, PlanAxis
+from fairkern.prove import difference
+from fairkern.types import AttributeChange, Axis, Plan, PlanAxis, Silence
 from tests.compact.untouched import assert_untouched, snapshot
 
 
@@ -100,20 +101,20 @@ def test_tied_tensors_stay_tied(tied_case):
 def test_tied_tensor_under_its_other_name(tied_case):
     plan = tied_case.plan()
     for names in (("head.weight",), ("embedding.weight", "head.weight")):
-        axes = tuple(PlanAxis(Axis(name, 1), a.length, a.removed, True) for name in names for a in plan.axes)
+        axes = tuple(PlanAxis(Axis(name, 1), a.length, a.removed, Silence.ZERO) for name in names for a in plan.axes)
         shapes = {"head.bias": (11,), **dict.fromkeys(names, (11, 8))}
         renamed = Plan(plan.model, plan.groups, axes, plan.attributes, shapes)
         with masked(tied_case.model, renamed):
             expected = tied_case.model(tied_case.inputs)
         assert torch.allclose(apply(tied_case.model, renamed)(tied_case.inputs), expected, rtol=0, atol=1e-12)
-    other = (axes[0], PlanAxis(axes[1].axis, 8, axes[1].removed[1:], True))
+    other = (axes[0], PlanAxis(axes[1].axis, 8, axes[1].removed[1:], Silence.ZERO))
     with pytest.raises(PlanMismatchError, match="one tensor here"):
         match(tied_case.model, kept(Plan(plan.model, (), other, (), shapes)))
 
 
 def test_one_tensor_is_read_once(plain_case, monkeypatch):
 
-    module = sys.modules["fairkern.compact.apply"]
+    module = sys.modules["fairkern.compact.cutting"]
     seen = []
     gather_many = module.gather_many
     monkeypatch.setattr(module, "gather_many", lambda items, **kw: seen.append(items) or gather_many(items, **kw))
@@ -237,14 +238,14 @@ def test_check_other_differences(plain_case):
 @pytest.mark.parametrize(
     "axis",
     [
-        PlanAxis(Axis("nowhere", 0), 8, np.array([1]), False),
-        PlanAxis(Axis("bn.weight", 1), 8, np.array([1]), False),
-        PlanAxis(Axis("bn.weight", 0), 9, np.array([1]), False),
-        PlanAxis(Axis("bn.weight", 0), 8, np.array([8]), False),
-        PlanAxis(Axis("bn.weight", 0), 8, np.array([-1]), False),
-        PlanAxis(Axis("bn.weight", 0), 8, np.array([2, 1]), False),
-        PlanAxis(Axis("bn.weight", 0), 8, np.array([1, 1]), False),
-        PlanAxis(Axis("bn.weight", 0), 8, np.arange(8), False),
+        PlanAxis(Axis("nowhere", 0), 8, np.array([1]), Silence.NONE),
+        PlanAxis(Axis("bn.weight", 1), 8, np.array([1]), Silence.NONE),
+        PlanAxis(Axis("bn.weight", 0), 9, np.array([1]), Silence.NONE),
+        PlanAxis(Axis("bn.weight", 0), 8, np.array([8]), Silence.NONE),
+        PlanAxis(Axis("bn.weight", 0), 8, np.array([-1]), Silence.NONE),
+        PlanAxis(Axis("bn.weight", 0), 8, np.array([2, 1]), Silence.NONE),
+        PlanAxis(Axis("bn.weight", 0), 8, np.array([1, 1]), Silence.NONE),
+        PlanAxis(Axis("bn.weight", 0), 8, np.arange(8), Silence.NONE),
     ],
 )
 def test_plan_that_contradicts_itself(plain_case, axis):

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern import compact
-from fairkern.allocate import build
-from fairkern.compact.borders import kernel_shares
+from fairkern.compensate.borders import kernel_shares
+from fairkern.plans.build import build
 from tests.axes.harness import Net
 from tests.compact.test_compensate import cut, double, images, scored
 from tests.compact.test_refit import sequential

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build, random_removal
-from fairkern.compact import difference
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.prove import difference
 
 
 class Biased(nn.Module):

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 
 import fairkern.compact.checkpoint as checkpoint
-from fairkern.allocate import build, random_removal
 from fairkern.axes import unit_map
 from fairkern.compact import apply, load_pruned, save_pruned
 from fairkern.errors import ArtefactError, InputError, PlanMismatchError
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
 from tests.compact import handmade
 from tests.compact.untouched import assert_untouched, snapshot
 

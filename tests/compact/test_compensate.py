@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import fairkern as fk
-from fairkern import compact
-from fairkern.allocate import build
-from fairkern.compact import Compensation
+from fairkern import compact, compensate
+from fairkern.compensate import Compensation
+from fairkern.plans.build import build
 from tests.axes.harness import Net
 
 Y = torch.arange(48) % 3
@@ -56,12 +56,12 @@ def cut(
     units: Sequence[int],
     method: str = "least_squares",
     ridge: float = 1e-13,
-) -> tuple[nn.Module, list[compact.Correction]]:
+) -> tuple[nn.Module, list[compensate.Correction]]:
     removed = [np.array(units if g.name == group else [], dtype=np.int64) for g in scores.units.groups]
     plan = build(scores.units, removed)
-    found = compact.corrections(model, plan, scores, Compensation(method), ridge)
+    found = compensate.corrections(model, plan, scores, Compensation(method), ridge)
     small = compact.apply(model, plan)
-    compact.fold(small, plan, found)
+    compensate.fold(small, plan, found)
     return small, found
 
 

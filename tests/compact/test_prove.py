@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact import difference, prove, vary
-from fairkern.compact.inputs import distance
-from fairkern.compact.prove import search
-from fairkern.compact.stir import calibrate, stir
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.prove import difference, prove, vary
+from fairkern.prove.inputs import distance
+from fairkern.prove.stir import calibrate, stir
+from fairkern.prove.trial import search
 from fairkern.types import UnitMap
-from tests.compact.handmade import plan_of, units_of
+from tests.compact.handmade import units_of
 from tests.compact.untouched import assert_untouched, snapshot
 
 
@@ -80,7 +80,7 @@ def test_an_honest_model_passes_untouched():
     model.train()
     model(torch.randn(4, 6)).sum().backward()
     before, state = snapshot(model), torch.get_rng_state()
-    assert prove(model, units, torch.randn(4, 6), make_plan=plan_of, seed=0) == {}
+    assert prove(model, units, torch.randn(4, 6), seed=0) == {}
     torch.set_rng_state(state)
     assert_untouched(model, before)
     assert model.training
@@ -96,10 +96,10 @@ def test_an_honest_model_passes_untouched():
 )
 def test_only_the_guilty_groups_fail(kind, guilty, reason):
     model, units = chain(16, 6, kind)
-    failed = prove(model, units, torch.randn(4, 6), make_plan=plan_of, seed=0)
+    failed = prove(model, units, torch.randn(4, 6), seed=0)
     assert failed.keys() == guilty
     assert all(said.startswith(reason) for said in failed.values()), failed
-    assert prove(model, units.freeze(failed), torch.randn(4, 6), make_plan=plan_of, seed=1) == {}
+    assert prove(model, units.freeze(failed), torch.randn(4, 6), seed=1) == {}
 
 
 def test_a_captured_constant():
@@ -120,14 +120,14 @@ def test_a_captured_constant():
             return torch.relu(x * self.layers[3].in_features ** -0.5)
 
     model, units = chain(16, 4, Captured)
-    assert prove(model, units, torch.randn(4, 6), make_plan=plan_of, seed=0) == {}
+    assert prove(model, units, torch.randn(4, 6), seed=0) == {}
     model, units = chain(16, 4, Followed)
-    assert prove(model, units, torch.randn(4, 6), make_plan=plan_of, seed=0).keys() == {2}
+    assert prove(model, units, torch.randn(4, 6), seed=0).keys() == {2}
 
 
 def test_a_joint_failure_loses_one_member():
     model, units = chain(16, 6, Jointly)
-    failed = prove(model, units, torch.randn(4, 6), make_plan=plan_of, seed=0)
+    failed = prove(model, units, torch.randn(4, 6), seed=0)
     assert failed.keys() == {3}
 
 
@@ -142,7 +142,7 @@ def test_a_wrong_map_is_caught():
         for axis in group.axes
     )
     wrong = replace(units, groups=(units.groups[0], replace(group, axes=axes), *units.groups[2:]))
-    failed = prove(model, wrong, torch.randn(4, 6), make_plan=plan_of, seed=0)
+    failed = prove(model, wrong, torch.randn(4, 6), seed=0)
     assert failed.keys() == {1}
 
 
@@ -156,15 +156,15 @@ def test_a_wrong_cut_of_fresh_normalisation_is_caught(plain_case, vector):
         for axis in units.groups[0].axes
     )
     wrong = replace(units, groups=(replace(units.groups[0], axes=axes), units.groups[1]))
-    assert prove(plain_case.model, units, plain_case.inputs, make_plan=plan_of) == {}
-    assert prove(plain_case.model, wrong, plain_case.inputs, make_plan=plan_of).keys() == {0}
+    assert prove(plain_case.model, units, plain_case.inputs) == {}
+    assert prove(plain_case.model, wrong, plain_case.inputs).keys() == {0}
 
 
 def test_every_handmade_case_is_proven(case):
     model = case.model.float()
     inputs = case.inputs.float() if case.inputs.is_floating_point() else case.inputs
     before = snapshot(model)
-    assert prove(model, case.units, inputs, make_plan=plan_of, seed=3) == {}
+    assert prove(model, case.units, inputs, seed=3) == {}
     assert_untouched(model, before)
 
 
@@ -179,7 +179,7 @@ def test_own_dtype_where_float64_does_not_run():
 
     for kind, guilty in ((Single, set()), (Scaled, {1})):
         model, units = chain(16, 4, kind)
-        assert prove(model, units, torch.randn(4, 6), make_plan=plan_of).keys() == guilty
+        assert prove(model, units, torch.randn(4, 6)).keys() == guilty
 
 
 def test_inputs_that_cannot_be_varied():
@@ -195,10 +195,10 @@ def test_inputs_that_cannot_be_varied():
 
     for kind in (Picky, Logarithmic):
         model, units = chain(16, 4, kind)
-        assert prove(model, units, torch.rand(4, 6) + 0.5, make_plan=plan_of) == {}
+        assert prove(model, units, torch.rand(4, 6) + 0.5) == {}
         model, units = chain(16, 4, kind)
     with pytest.raises(ValueError, match="expected images"):
-        prove(chain(16, 4, Picky)[0], units, -torch.ones(4, 6), make_plan=plan_of)
+        prove(chain(16, 4, Picky)[0], units, -torch.ones(4, 6))
 
 
 def test_a_model_that_is_not_deterministic_fails_as_a_whole():
@@ -214,22 +214,22 @@ def test_a_model_that_is_not_deterministic_fails_as_a_whole():
             return super().forward(x) + torch.randn(3)
 
     model, units = chain(16, 4, Counting)
-    failed = prove(model, units, torch.randn(4, 6), make_plan=plan_of)
+    failed = prove(model, units, torch.randn(4, 6))
     assert failed.keys() == {0, 1, 2, 3}
     assert failed[0].startswith("with nothing removed: pruned differs")
     model, units = chain(16, 4, Noisy)
     state = torch.get_rng_state()
-    assert prove(model, units, torch.ones(4, 6), make_plan=plan_of) == {}
+    assert prove(model, units, torch.ones(4, 6)) == {}
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_what_cannot_be_proven(plain_case, tied_case):
     with pytest.raises(InputError, match="meta"):
-        prove(plain_case.model.to("meta"), plain_case.units, plain_case.inputs, make_plan=plan_of)
+        prove(plain_case.model.to("meta"), plain_case.units, plain_case.inputs)
     with pytest.raises(PlanMismatchError):
-        prove(tied_case.model, plain_case.units, plain_case.inputs, make_plan=plan_of)
+        prove(tied_case.model, plain_case.units, plain_case.inputs)
     frozen = tied_case.units.freeze({0: "asked"})
-    assert prove(tied_case.model, frozen, None, make_plan=plan_of) == {}
+    assert prove(tied_case.model, frozen, None) == {}
 
 
 @pytest.mark.parametrize("bad", [set(), {0}, {30}, {63}, {3, 4, 5}, set(range(64)), {1, 17, 33, 50}])

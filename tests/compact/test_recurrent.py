@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern import compact
-from fairkern.allocate import build
-from fairkern.compact import Compensation
+from fairkern import compact, compensate
+from fairkern.compensate import Compensation
+from fairkern.plans.build import build
 from tests.capture.test_recurrent import KINDS, Rows, Y, scored, sequences
 from tests.compact.test_refit import sequential
 from tests.loops import loop
@@ -36,10 +36,10 @@ def planned(scores: fk.Scores, units: Sequence[int] = GONE) -> fk.Plan:
 
 def cut(model: nn.Module, scores: fk.Scores, method: str, units: Sequence[int] = GONE) -> nn.Module:
     plan = planned(scores, units)
-    found = compact.corrections(model, plan, scores, Compensation(method), ridge=1e-13)
+    found = compensate.corrections(model, plan, scores, Compensation(method), ridge=1e-13)
     assert all(c.weight is not None for c in found)
     small = compact.apply(model, plan)
-    compact.fold(small, plan, found)
+    compensate.fold(small, plan, found)
     return small
 
 
@@ -109,7 +109,7 @@ def test_means_go_into_the_biases_of_what_reads_them() -> None:
 def test_without_biases_means_cannot_go_anywhere() -> None:
     model, x = model_of("LSTM", bias=False), sequences(24, 6)
     scores = scored(model, x)
-    found = compact.corrections(model, planned(scores), scores, Compensation.MEAN)
+    found = compensate.corrections(model, planned(scores), scores, Compensation.MEAN)
     told = {c.axis.tensor: c.note for c in found if c.weight is None}
     assert set(told) == {"rnn.weight_hh_l0", "rnn.weight_ih_l1", "rnn.weight_hh_l1"}
     assert all("no bias" in note for note in told.values())
@@ -123,9 +123,9 @@ def test_a_layer_that_runs_twice_is_fitted_to_both_calls() -> None:
         scores = scored(model, x, gram=True)
         (group,) = [g for g in scores.units.groups if g.frozen is None]
         plan = build(scores.units, [np.array(GONE) if g is group else np.zeros(0, int) for g in scores.units.groups])
-        found = compact.corrections(model, plan, scores, Compensation.LEAST_SQUARES, ridge=1e-13)
+        found = compensate.corrections(model, plan, scores, Compensation.LEAST_SQUARES, ridge=1e-13)
         small = compact.apply(model, plan)
-        compact.fold(small, plan, found)
+        compensate.fold(small, plan, found)
         first, between = loop(model.rnn, list(model.enter(x)))
         second, _ = loop(model.rnn, between)
     states = np.concatenate([first["weight_hh_l0"], second["weight_hh_l0"]])

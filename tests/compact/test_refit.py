@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -11,23 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern import capture, compact
-from fairkern.allocate import build
-from fairkern.compact import Compensation
-from fairkern.types import JointMoments
+from fairkern import compensate
+from fairkern.compensate import Compensation
+from fairkern.compensate.refit import refit
+from fairkern.plans.build import build
 from tests.axes.harness import Net
 from tests.compact.test_compensate import CONSUMERS, Y, double, images, scored
 
 
 def sequential(model: nn.Module, scores: fk.Scores, plan: fk.Plan, loader: list, ridge: float = 1e-13) -> nn.Module:
-    found = compact.corrections(model, plan, scores, Compensation.LEAST_SQUARES, ridge)
-    others = compact.other_taps(model, scores.units)
-    points = capture.reading_points(model, loader, scores.units, others)
-
-    def walk(changed: nn.Module, around: Callable) -> Iterator[tuple[str, JointMoments | None]]:
-        return capture.joint_moments(model, changed, loader, scores.units, points, around)
-
-    return compact.refit(model, plan, scores, found, others, [p.name for p in points], walk, ridge)
+    found = compensate.corrections(model, plan, scores, Compensation.LEAST_SQUARES, ridge)
+    return refit(model, plan, scores, found, loader, ridge)
 
 
 def chain() -> tuple[nn.Module, Tensor]:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.allocate import build, random_removal
-from fairkern.compact import difference
 from fairkern.compact.sites import SizedForward, install
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.prove import difference
 from fairkern.types import SizeChange
 
 LIMIT = 1e-9

@@ -15,6 +15,7 @@ from fairkern.types import (
     PlanGroup,
     Replacement,
     Report,
+    Silence,
     SizeSite,
     UnitMap,
 )
@@ -24,8 +25,8 @@ BACKEND = {"gather": "native", "per_class": {"a": 1}, "many": list(range(9)), "n
 
 def group(name: str, units: int, consumers: list[str], frozen: str | None = None, kind: str = "channel") -> AxisGroup:
     positions = np.arange(units)[:, None]
-    axes = [GroupAxis(Axis(f"{name}.weight", 0), units, positions, False)]
-    axes += [GroupAxis(Axis(f"{consumer}.weight", 1), units, positions, True) for consumer in consumers]
+    axes = [GroupAxis(Axis(f"{name}.weight", 0), units, positions)]
+    axes += [GroupAxis(Axis(f"{consumer}.weight", 1), units, positions, Silence.ZERO) for consumer in consumers]
     return AxisGroup(name, kind, units, tuple(axes), (), (), frozen)
 
 

@@ -8,8 +8,8 @@ import torch
 from fairkern.axes.graph import CONSTANT, ZERO, Contraction, Dim, Fixed, Production, Track
 from fairkern.axes.rules._call import Call, Rule
 from fairkern.axes.rules.elementwise import broadcast
-from fairkern.recurrent import reads_hidden
-from fairkern.types import Axis, Site
+from fairkern.model.recurrent import reads_hidden
+from fairkern.types import Axis, Side, Site
 
 
 def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray | None = None) -> None:
@@ -28,12 +28,12 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         if positions is None:
             call.graph.join(x, w)
         if reads_hidden(call.inside.module, source.name.rpartition(".")[2]):
-            activation, dim, site, side = None, -1, call.inside.site, "hidden"
+            activation, dim, site, side = None, -1, call.inside.site, Side.HIDDEN
         else:
             activation, dim, site = _tap(call, source.name, x)
-            side = "input"
+            side = Side.INPUT
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
-            activation, dim, site, side = call.inside.input, 2, call.inside.site, "inner"
+            activation, dim, site, side = call.inside.input, 2, call.inside.site, Side.INNER
         inner = dim < 0 and isinstance(call.inside.module, torch.nn.RNNBase)
         axis = Axis(source.name, place)
         call.graph.contractions.append(

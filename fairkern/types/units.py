@@ -1,4 +1,4 @@
-"""What passes between the stages: plain data, no mathematics, no models.
+"""What can be cut from a model: axes, units, groups, taps, sizes and costs. Plain data, no mathematics, no models.
 
 Index arrays are NumPy int64. A group's units touch each of its axes equally often, so every index array
 is rectangular: `positions[u]` are the places that unit `u` holds on one axis, ascending.
@@ -9,15 +9,45 @@ many units but not the same ones. What is per unit is then `[sets, units]` or, w
 
 from __future__ import annotations
 
-import math
+import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-import numpy as np
+from fairkern.types.arrays import IndexArray
 
-IndexArray = np.ndarray  # int64
-FloatArray = np.ndarray  # float64 unless said otherwise
+
+class Side(enum.Enum):
+    """Where units are heard: what a tap's activation is to the calls beside it. The values are those of files.
+
+    INPUT: what a module, or a function that is given a weight, reads. OUTPUT: what it returns. Within a module that
+    holds all its experts, INNER is what the experts' down projections read, [tokens, E, I], and EXPERT what each expert
+    adds to its tokens, weighted by its gate, [tokens, E, H]; the latter also of experts that are modules of a list.
+    HIDDEN: states of a recurrent module's own layers that some of its weights read, [vectors, n].
+    """
+
+    INPUT = "input"
+    OUTPUT = "output"
+    INNER = "inner"
+    EXPERT = "expert"
+    HIDDEN = "hidden"
+
+    @property
+    def of_call(self) -> bool:
+        """A call of a module or function shows it, as an argument or as what it returns."""
+        return self in (Side.INPUT, Side.OUTPUT)
+
+    @property
+    def of_experts(self) -> bool:
+        """It lies within experts, which see the tokens that are routed to them."""
+        return self in (Side.INNER, Side.EXPERT)
+
+
+class Silence(enum.Enum):
+    """How positions of an axis are silenced, so that the model computes as if their units were gone."""
+
+    NONE = "none"  # they are cut, and need not be silenced: something that reads them is
+    ZERO = "zero"  # at a consumer: a weight that contracts over them is set to zero there
+    MINUS_INFINITY = "minus infinity"  # at a router: the logit that it gives for them is −inf
 
 
 @dataclass(frozen=True, order=True)
@@ -43,8 +73,12 @@ class GroupAxis:
     axis: Axis
     length: int
     positions: IndexArray  # [units, per unit]
-    consumer: bool  # a weight that contracts over the units along this axis
-    routes: bool = False  # a router's weight: masked, what it gives for a unit is −inf
+    silence: Silence = Silence.NONE
+
+    @property
+    def consumer(self) -> bool:
+        """Whether it is the axis of a weight that contracts over the units."""
+        return self.silence is Silence.ZERO
 
 
 @dataclass(frozen=True, order=True)
@@ -70,20 +104,16 @@ class Site:
 class Tap:
     """One activation in which the group's units are still alone.
 
-    `sites` are the calls that read it (`side="input"`; a module reads it as its first input, and one tensor may
-    feed several consumers) or the one that returns it (`side="output"`). `weights` are the axes of the consumers'
-    weights that contract over it (for an output, the axis that produces it).
+    `sites` are the calls that read it (a module reads it as its first input, and one tensor may feed several
+    consumers) or, of an output, the one that returns it. `weights` are the axes of the consumers' weights that contract
+    over it (for an output, the axis that produces it).
 
-    Within a module that holds all its experts: `side="inner"` is what the experts' down projections read,
-    [tokens, E, I], and `side="expert"` what each expert adds to its tokens, weighted by its gate, [tokens, E, H]. The
-    latter also of experts that are modules of a list, whose path is the site's module then.
-
-    Within a recurrent module `side="hidden"`: states of its own layers that some of its weights read, [vectors, n]. Its
-    units are compensated there, and scored where they leave the module.
+    Of experts the site's module is the one that holds them all, or the list whose modules they are. Units of a
+    recurrent module are compensated at its hidden states, and scored where they leave the module.
     """
 
     sites: tuple[Site, ...]
-    side: str  # "input" | "output" | "inner" | "expert" | "hidden"
+    side: Side
     dim: int
     length: int
     positions: IndexArray  # [units, per unit] along `dim`
@@ -91,8 +121,12 @@ class Tap:
 
     @property
     def name(self) -> str:
-        what = self.weights[0].tensor.rpartition(".")[2] if self.side == "hidden" else self.side
+        what = self.weights[0].tensor.rpartition(".")[2] if self.side is Side.HIDDEN else self.side.value
         return f"{self.sites[0]}:{what}"
+
+    def of_expert(self, expert: int) -> str:
+        """The name under which what one expert of the tap gives is kept."""
+        return f"{self.name}[{expert}]"
 
 
 @dataclass(frozen=True)
@@ -275,200 +309,3 @@ class UnitMap:
             replace(g, frozen=reasons[i]) if i in reasons and g.frozen is None else g for i, g in enumerate(self.groups)
         )
         return replace(self, groups=groups)
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Sums over `count` vectors `a` of what a consumer reads, samples and places alike.
-
-    Float64. `per_unit` positions of the tap in a row share one entry of `a`: the tap has `n · per_unit` positions.
-    """
-
-    gram: FloatArray  # [n, n], Σ a aᵀ
-    total: FloatArray  # [n], Σ a
-    count: int
-    per_unit: int = 1
-
-
-@dataclass(frozen=True, eq=False)
-class JointMoments:
-    """Sums over `count` pairs of vectors: `a` that a consumer read, `b` that it reads in a changed model. Float64."""
-
-    cross: FloatArray  # [n, n], Σ a bᵀ
-    gram: FloatArray  # [n, n], Σ b bᵀ
-    total: FloatArray  # [n], Σ a
-    changed: FloatArray  # [n], Σ b
-    count: int
-    per_unit: int = 1
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Per group and unit: removal and protection signals, and what a later stage needs of the same pass.
-
-    `signals["wasserstein"][g]` is the U-score and `signals["taylor"][g]` the R-score of group `g`:
-    float64 `[sets · units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
-    float64 `[length]`. `moments[tap name]` is there, for every tap that consumers read, if scoring was asked to keep
-    them. `grids[tap name]`, where units have places behind their dimension: how many samples had a grid of which size.
-    `provenance` says how they came about: settings, sample counts, backends, seconds.
-    """
-
-    units: UnitMap
-    signals: Mapping[str, tuple[FloatArray, ...]]
-    means: Mapping[str, FloatArray]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    moments: Mapping[str, Moments] = field(default_factory=dict)
-    grids: Mapping[str, Mapping[tuple[int, ...], int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class LatencyCut:
-    """How long a model took with some units gone: all of it, and each layer of it that holds parameters.
-
-    `outputs`: elements and shape of what each layer returned.
-    """
-
-    removed: IndexArray  # [groups]
-    ms: float
-    layers: Mapping[str, float]  # module path → ms
-    outputs: Mapping[str, tuple[int, tuple[int, ...]]]
-
-
-@dataclass(frozen=True, eq=False)
-class LatencyTable:
-    """How long a model takes on one device, as a sum of terms that shrink with what is cut.
-
-    `layers` maps a module path to milliseconds by what they follow: "fixed" nothing, "elements" the elements of the
-    module's parameters, `weight:0` the length of that parameter's first dimension that can shrink. `rest` is what no
-    layer accounts for: "fixed", "flops" (all FLOPs) and "outputs" (what the layers return). `outputs` says how many
-    elements of those follow a dimension (`conv1.weight:0`). `whole`: milliseconds of the uncut model; the terms are not
-    asked for it, since its widths are often those that kernels like best. `error`: the largest relative difference
-    between a cut as it was measured and as it comes out here. `key` says where and on what it was measured.
-    """
-
-    layers: Mapping[str, Mapping[str, float]]
-    rest: Mapping[str, float]
-    outputs: Mapping[str, float]
-    parameters: tuple[str, ...]  # in the model's order
-    shapes: Mapping[str, tuple[int, ...]]
-    whole: float
-    error: float = 0.0
-    key: Mapping[str, Any] = field(default_factory=dict)
-
-    def scaled(self, by: float) -> LatencyTable:
-        """The same table, in which every cut takes so many times as long."""
-        layers = {path: {what: ms * by for what, ms in terms.items()} for path, terms in self.layers.items()}
-        return replace(self, layers=layers, rest={what: ms * by for what, ms in self.rest.items()})
-
-
-@dataclass(frozen=True)
-class PlanGroup:
-    """One group's part of a plan: which of its units go."""
-
-    name: str
-    kind: str
-    units: int  # of one set
-    removed: IndexArray  # [removed] or, with several sets, [sets, removed]; ascending
-    sets: int = 1
-
-    @property
-    def total(self) -> int:
-        """Units over all sets."""
-        return self.units * self.sets
-
-    @property
-    def rate(self) -> float:
-        return self.removed.size / self.total
-
-
-@dataclass(frozen=True)
-class PlanAxis:
-    """Positions that go from one axis.
-
-    `consumer` marks those that `masked` sets to zero, `routes` a router's weight: masked, what it gives there is −inf.
-    """
-
-    axis: Axis
-    length: int
-    removed: IndexArray  # [positions] or, for a set per position of the tensor's dimension 0, [sets, positions]
-    consumer: bool
-    routes: bool = False
-
-
-@dataclass(frozen=True)
-class AttributeChange:
-    module: str
-    attribute: str
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class SizeChange:
-    """What a size site is given after the cut, in place of what it was given before (see `SizeSite`)."""
-
-    module: str
-    call: int
-    function: str
-    place: int
-    before: int
-    after: int
-
-    @property
-    def common(self) -> int:
-        """The largest number that divides both sizes."""
-        return math.gcd(self.before, self.after)
-
-
-@dataclass(frozen=True)
-class ConfigChange:
-    """A field of the model's configuration, before and after the cut (see `ConfigField`)."""
-
-    name: str
-    before: int | None
-    after: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which positions of which axes go. Data, not code; applies without tracing again.
-
-    `request` is what was asked (`{"keep_params": 0.5, …}`), `result` what the plan gives: parameters and
-    FLOPs before and after, the solved tolerance.
-    """
-
-    model: str
-    groups: tuple[PlanGroup, ...]
-    axes: tuple[PlanAxis, ...]
-    attributes: tuple[AttributeChange, ...]
-    shapes: Mapping[str, tuple[int, ...]]
-    request: Mapping[str, Any] = field(default_factory=dict)
-    result: Mapping[str, Any] = field(default_factory=dict)
-    sites: tuple[SizeChange, ...] = ()
-    replacements: tuple[Replacement, ...] = ()
-    config: tuple[ConfigChange, ...] = ()
-    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modules of a list that loses some, by its path
-
-    def length(self, axis: Axis) -> int | None:
-        """Positions of an axis of a tensor or of a list before the cut; None where there is no such axis."""
-        if axis.tensor in self.lists:
-            return len(self.lists[axis.tensor]) if axis.dim == 0 else None
-        shape = self.shapes.get(axis.tensor, ())
-        return shape[axis.dim] if 0 <= axis.dim < len(shape) else None
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a run did, ready for a table, JSON or a picture.
-
-    `before` and `after` map measures (`params`, `flops`, `latency_ms`, `accuracy`) to numbers; `groups` has a
-    row per group; `stages` maps a stage to its seconds; `choices` records what was chosen automatically.
-    """
-
-    title: str
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    groups: tuple[Mapping[str, Any], ...]
-    stages: Mapping[str, float]
-    choices: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)

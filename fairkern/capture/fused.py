@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fairkern.capture.points import Block, Listener, Point, block_of
 from fairkern.errors import InputError
-from fairkern.experts import Forward, by_expert, fused_experts
-from fairkern.types import AxisGroup, Entries, Site, Tap, UnitMap
+from fairkern.model.fused import Forward, by_expert, fused_experts
+from fairkern.types import AxisGroup, Entries, Side, Site, Tap, UnitMap
 
 Hears = Callable[[Point, Tensor, Tensor, Tensor], Tensor]
 
@@ -28,7 +28,7 @@ def expert_points(model: nn.Module, units: UnitMap) -> list[Point]:
     for g in units.prunable:
         group = units.groups[g]
         for tap in group.taps:
-            if tap.side not in ("inner", "expert"):
+            if not tap.side.of_experts:
                 continue
             path = tap.sites[0].module
             if path in units.lists:
@@ -38,14 +38,14 @@ def expert_points(model: nn.Module, units: UnitMap) -> list[Point]:
                 raise InputError(f"{path} holds no fused experts here, the unit map has some; trace this model again")
             down = getattr(model.get_submodule(path), layouts[path].down)
             wide = down.shape[3 - layouts[path].inner_dim]
-            points += _inner(g, group, tap, len(down)) if tap.side == "inner" else _whole(g, tap, wide)
+            points += _inner(g, group, tap, len(down)) if tap.side is Side.INNER else _whole(g, tap, wide)
     return points
 
 
 def _inner(g: int, group: AxisGroup, tap: Tap, experts: int) -> list[Point]:
     return [
         Point(
-            f"{tap.name}[{e}]", tap.sites, tap.side, 1, tap.length,
+            tap.of_expert(e), tap.sites, tap.side, 1, tap.length,
             (block_of(g, tap.positions, tap.length, part=e if group.sets > 1 else 0),), e,
         )
         for e in range(experts)
@@ -55,7 +55,7 @@ def _inner(g: int, group: AxisGroup, tap: Tap, experts: int) -> list[Point]:
 def _whole(g: int, tap: Tap, wide: int) -> list[Point]:
     alone = ((g, np.zeros(1, dtype=np.int64)),)
     return [
-        Point(f"{tap.name}[{e}]", tap.sites, tap.side, 1, wide, (Block(1, wide, None, alone, part=unit),), int(e))
+        Point(tap.of_expert(e), tap.sites, tap.side, 1, wide, (Block(1, wide, None, alone, part=unit),), int(e))
         for unit, e in enumerate(tap.positions[:, 0])
     ]
 
@@ -77,9 +77,9 @@ def listening(points: Iterable[Point], listener: Listener) -> Mapping[str, Forwa
 
     def run(path: str) -> Forward:
         def forward(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-            site, carrier = listener.next_site(path, "experts"), hidden.detach()
+            site, carrier = listener.next_site(path, Side.EXPERT), hidden.detach()
 
-            def hear(side: str) -> Callable[[int, Tensor, Tensor], Tensor]:
+            def hear(side: Side) -> Callable[[int, Tensor, Tensor], Tensor]:
                 def heard(expert: int, x: Tensor, tokens: Tensor) -> Tensor:
                     for p in by_site.get((site, side, expert), ()):
                         x = listener.hear_rows(p, x, tokens, carrier)
@@ -87,7 +87,7 @@ def listening(points: Iterable[Point], listener: Listener) -> Mapping[str, Forwa
 
                 return heard
 
-            return by_expert(module, hidden, index, weights, inner=hear("inner"), output=hear("expert"))
+            return by_expert(module, hidden, index, weights, inner=hear(Side.INNER), output=hear(Side.EXPERT))
 
         return forward
 

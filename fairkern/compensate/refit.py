@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.apply import apply, copy_with
-from fairkern.compact.biases import adds_bias, bias_of, give_bias, made_dim, may_be_added
-from fairkern.compact.borders import grids_of, kernel_shares, within
-from fairkern.compact.compensate import Correction, cannot_take, fold, groups_of
+from fairkern.capture.joint import joint_moments, reading_points
+from fairkern.compact.cutting import apply, copy_with
 from fairkern.compact.descriptors import kept, tensors_of
-from fairkern.compact.masked import masked, without_experts
-from fairkern.compact.mixing import solve
-from fairkern.entries import Renaming
+from fairkern.compact.mask import masked, without_experts
+from fairkern.compensate.borders import grids_of, kernel_shares, within
+from fairkern.compensate.one_shot import Correction, cannot_take, fold
+from fairkern.model.linear import adds_bias, bias_of, give_bias, groups_of, made_dim, may_be_added
+from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
-from fairkern.types import Axis, JointMoments, Moments, Plan, Scores, Site, Tap, UnitMap
-
-Around = Callable[[], AbstractContextManager[object]]
-Walk = Callable[[nn.Module, Around], Iterator[tuple[str, "JointMoments | None"]]]
-"""Joint moments of the given model and a changed one, tap by tap as both run; None where nothing differs."""
+from fairkern.ops.ridge import solve
+from fairkern.plans.renaming import Renaming
+from fairkern.types import Axis, JointMoments, Moments, Plan, Scores, Side, Site, Tap, UnitMap
 
 
 def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
@@ -40,7 +40,7 @@ def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
         length = weight.shape[dim] * groups_of(module)
         place = -1 - len(module.kernel_size) if conv else -1
         nothing = np.zeros((0, 1), dtype=np.int64)
-        found.append(Tap((Site(path),), "input", place, length, nothing, (axis,)))
+        found.append(Tap((Site(path),), Side.INPUT, place, length, nothing, (axis,)))
     return found
 
 
@@ -49,9 +49,7 @@ def refit(
     plan: Plan,
     scores: Scores,
     found: Sequence[Correction],
-    others: Sequence[Tap],
-    names: Collection[str],
-    walk: Walk,
+    loader: Iterable[Any],
     ridge: float = RIDGE,
     backend: str = "auto",
 ) -> nn.Module:
@@ -60,16 +58,19 @@ def refit(
     It works on a copy in full size whose consumers ignore what goes. That starts from the one-shot fit. Then, tap by
     tap in the order of the forward pass, every layer gets the weights that best give back, from what now arrives
     there, what it computed in `model`: with `a` read before and `b` now, `W ← W C_ab C_bb⁻¹` over the positions that
-    stay. Layers that lose no input themselves (`others` among them) are refitted as well, since what they read has
-    changed. In the end the copy is cut.
+    stay. Layers that lose no input themselves are refitted as well, since what they read has changed. In the end the
+    copy is cut.
 
-    `found`: the one-shot corrections; what they leave alone is left alone here. `names`: the taps that `walk` comes
-    to; what reads elsewhere (experts, whose tokens are others once something has been cut) keeps its one-shot fit. A
-    weight that is read at several taps is refitted at the last of them. A layer that loses no input gets no bias if it
-    has none. Cost: one walk, and per tap one Cholesky factorisation.
+    `found`: the one-shot corrections; what they leave alone is left alone here. What reads where the walk does not come
+    (experts, whose tokens are others once something has been cut) keeps its one-shot fit. A weight that is read at
+    several taps is refitted at the last of them. A layer that loses no input gets no bias if it has none. `loader` is
+    iterated once for an order of the taps and once for the walk. Cost: one walk, and per tap one Cholesky
+    factorisation.
     """
+    others = other_taps(model, scores.units)
+    points = reading_points(model, loader, scores.units, others)
     changed = copy_with(model, [])
-    readers = _readers(model, plan, scores, found, others, set(names))
+    readers = _readers(model, plan, scores, found, others, {p.name for p in points})
     for reader in readers:
         if reader.loses:
             _refit(model, changed, reader, _sum([_unchanged(scores.moments[n]) for n in reader.taps]), ridge)
@@ -80,7 +81,8 @@ def refit(
     joint: dict[str, JointMoments | None] = {}
     left = Counter(name for reader in readers for name in reader.taps)
     with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
-        steps = walk(changed, lambda: without_experts(changed, plan) or nullcontext())
+        around = partial(_without_experts, changed, plan)
+        steps = joint_moments(model, changed, loader, scores.units, points, around)
         with closing(steps):  # type: ignore[type-var]
             for name, moments in steps:
                 joint[name] = moments
@@ -93,6 +95,10 @@ def refit(
     small = _cut(changed, plan, kept(plan), backend)
     fold(small, plan, [c for c in found if c.weight is not None and c.axis not in {r.axis for r in readers}])
     return small
+
+
+def _without_experts(changed: nn.Module, plan: Plan) -> AbstractContextManager[object]:
+    return without_experts(changed, plan) or nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +141,7 @@ def _readers(
         elif correction is None and axis.tensor in single and not cannot_take(model, axis):
             place = bias_of(model, axis)
             intercept = place is not None and place[0]._parameters[place[1]] is not None
-            stays = torch.arange(_weight(model, axis).shape[axis.dim])
+            stays = torch.arange(tensor_of(model, axis.tensor).shape[axis.dim])
             made.append(_Reader(axis, heard, stays, intercept, False, shares))
     return made
 
@@ -173,7 +179,7 @@ def _shares(model: nn.Module, axis: Axis, taps: Sequence[Tap], scores: Scores) -
 
 def _refit(model: nn.Module, changed: nn.Module, reader: _Reader, joint: JointMoments, ridge: float) -> None:
     axis, stays, intercept = reader.axis, reader.stays, reader.intercept
-    before, weight = _weight(model, axis).detach(), _weight(changed, axis)
+    before, weight = tensor_of(model, axis.tensor).detach(), tensor_of(changed, axis.tensor)
     groups = groups_of(changed.get_submodule(axis.module))
     rows = (stays[:: joint.per_unit] // joint.per_unit).numpy()
     n = weight.shape[axis.dim] // joint.per_unit
@@ -220,13 +226,6 @@ def _set_bias(model: nn.Module, changed: nn.Module, axis: Axis, carried: Tensor)
     given = original[0]._parameters[name]
     shift = carried.reshape(len(bias), -1).sum(1)  # outputs come first once the contracted dimension is gone
     bias.copy_((shift + (0 if given is None else given.detach().double())).to(bias))
-
-
-def _weight(model: nn.Module, axis: Axis) -> Tensor:
-    module, name = model.get_submodule(axis.module), axis.tensor.rpartition(".")[2]
-    held = module._parameters.get(name, module._buffers.get(name))
-    assert held is not None
-    return held
 
 
 def _part(joint: JointMoments, first: int, length: int) -> JointMoments:

@@ -1,18 +1,17 @@
-"""Prove, then allow: which groups of a traced map hold, by which means, and whether the configuration follows."""
+"""Which groups of a traced map hold, and by which means: what is tried, and in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from fairkern import allocate, axes, compact
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
-from fairkern.types import AxisGroup, IndexArray, SizeSite, UnitMap
+from fairkern.prove.trial import prove
+from fairkern.types import SizeSite, UnitMap
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,10 @@ class _Proof:
         failed: dict[int, str] = {}
         needless: set[tuple[str, int, int]] | None = set() if learn else None
         for inputs in self.runs:
-            failed |= compact.prove(
+            failed |= prove(
                 self.model,
                 candidate.freeze(failed),
                 inputs,
-                make_plan=allocate.build,
                 seed=self.seed,
                 needless_sites=needless,
                 together=together,
@@ -105,36 +103,3 @@ def proven(
         if found is not None:
             return found
     return best
-
-
-def _half(group: AxisGroup) -> IndexArray:
-    """The first half of a group's units, or as many as it can spare; the same of each of its sets."""
-    stays = max(group.units - group.units // 2, group.least)
-    gone = np.arange(group.units - min(group.units, -(-stays // group.multiple) * group.multiple))
-    return gone if group.sets == 1 or not len(gone) else np.tile(gone, (group.sets, 1))
-
-
-def described(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> UnitMap:
-    """The map with the fields of the model's configuration that follow a cut.
-
-    Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that
-    are left, and the cut model still computes what the masked one does. Heads are left out if it fails with them.
-    """
-    fields = axes.config_fields(model, units.groups)
-    inner = [f for f in fields if all(units.groups[g].kind != "head" for g in f.groups)]
-    notes: list[str] = []
-    for tried in (fields, inner) if len(inner) < len(fields) else (fields,):
-        cut = {g for f in tried for g in f.groups if units.groups[g].units > 1}
-        if not cut:
-            continue
-        removed = [_half(group) if g in cut else np.arange(0) for g, group in enumerate(units.groups)]
-        candidate = replace(units, config=tuple(tried))
-        plan = allocate.build(candidate, removed)
-        reason = compact.undescribed(model, plan, compact.shapes_after(plan)) or compact.failure(
-            model, candidate, removed, inputs, make_plan=allocate.build, seed=seed
-        )
-        if reason is None:
-            return replace(candidate, notes=(*units.notes, *notes))
-        names = ", ".join(f.name for f in tried)
-        notes.append(f"the configuration ({names}) does not describe a pruned model: {reason}")
-    return replace(units, notes=(*units.notes, *notes))

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from fairkern.compact.config import set_config
 from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match, read_attribute
 from fairkern.compact.sites import install
-from fairkern.entries import cut_lists
 from fairkern.errors import InputError
+from fairkern.model.replacements import replace_modules
+from fairkern.model.untouched import caches, forget
 from fairkern.ops.gather import gather_many
-from fairkern.replacements import replace_modules
+from fairkern.plans.renaming import cut_lists
 from fairkern.types import Plan
-from fairkern.untouched import caches, forget
 
 
 def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str = "auto") -> nn.Module:

@@ -13,10 +13,10 @@ from torch import nn
 
 from fairkern.axes.graph import Contraction, Track
 from fairkern.axes.listed import RoutedList, counts, routed_lists
-from fairkern.axes.trace import Tracing
-from fairkern.entries import LISTS
-from fairkern.experts import multiple
-from fairkern.types import Axis, AxisGroup, Site
+from fairkern.axes.tracing import Tracing
+from fairkern.model.fused import multiple
+from fairkern.model.tensors import LISTS
+from fairkern.types import Axis, AxisGroup, GroupAxis, Side, Silence, Site
 
 # names under which modules and configurations keep the number of experts and the inner size of one
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -69,8 +69,8 @@ class Routing:
                 self.routed |= known.joined(experts)
                 # the down projection contracts what an expert made of its tokens: that is where it is heard whole
                 down = Axis(self._down(path), 0)
-                inner = [c for c in graph.contractions if c.weight.tensor == down.tensor and c.side == "inner"]
-                graph.contractions += [replace(c, weight=down, nodes=experts, dim=1, side="expert") for c in inner]
+                inner = [c for c in graph.contractions if c.weight.tensor == down.tensor and c.side is Side.INNER]
+                graph.contractions += [replace(c, weight=down, nodes=experts, dim=1, side=Side.EXPERT) for c in inner]
 
     def _find_listed(self, model: nn.Module, known: _Routers) -> None:
         graph = self._tracing.graph
@@ -86,7 +86,9 @@ class Routing:
             known.more(len(entries))
             held = Track((len(entries),), (entries,))
             axis, site = Axis(made.path, 0), Site(made.path)
-            graph.contractions.append(Contraction(axis, entries, held, 0, site, "the experts of a list", side="expert"))
+            graph.contractions.append(
+                Contraction(axis, entries, held, 0, site, "the experts of a list", side=Side.EXPERT)
+            )
         if self.routed is not None:
             self.routed = np.concatenate([self.routed, np.zeros(graph.nodes - len(self.routed), dtype=bool)])
 
@@ -99,22 +101,25 @@ class Routing:
         path = next((p for p in owners if p is not None), None)
         if path is None:
             return group
-        if any(tap.side == "expert" for tap in group.taps):
+        if any(tap.side is Side.EXPERT for tap in group.taps):
             routers = self._routers[path]
-            axes = tuple(
-                replace(a, routes=a.axis in routers, consumer=a.consumer and a.axis.tensor not in self.lists)
-                for a in group.axes
-            )
+            axes = tuple(replace(a, silence=self._silence(a, routers)) for a in group.axes)
             least = max([1, *ranked])
             frozen = group.frozen or (None if least < group.units else f"all of them are needed: {least} a token")
             return replace(group, name=path, kind="expert", axes=axes, least=least, frozen=frozen)
         own = len(owners) == 1 and all(a.axis.dim > 0 for a in group.axes)
-        if own and group.taps and all(tap.side == "inner" for tap in group.taps):
+        if own and group.taps and all(tap.side is Side.INNER for tap in group.taps):
             name = f"{path}.{self._tracing.experts[path].up}".lstrip(".")
             experts = self._tracing.tensors[self._down(path)][0]
             sets = 1 if experts is None else len(experts)
             return replace(group, name=name, kind="expert neuron", sets=sets, multiple=self._multiple[path])
         return group
+
+    def _silence(self, held: GroupAxis, routers: Collection[Axis]) -> Silence:
+        """Of an expert's axis: at its router; the modules of a list have no weight that could be set to zero."""
+        if held.axis in routers:
+            return Silence.MINUS_INFINITY
+        return Silence.NONE if held.axis.tensor in self.lists else held.silence
 
     def attributes(self, model: nn.Module) -> Iterator[tuple[str, str, np.ndarray]]:
         """(module path, attribute, nodes whose count it holds) for the numbers of experts and their inner sizes."""

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fairkern.allocate.plan import build
-from fairkern.entries import Renaming
 from fairkern.errors import PlanMismatchError
+from fairkern.plans.build import build
+from fairkern.plans.removals import NONE
+from fairkern.plans.renaming import Renaming
 from fairkern.types import AxisGroup, IndexArray, Plan, UnitMap
 
 Left = dict[str, list[IndexArray]]  # per group the units of each of its sets
-_NONE = np.zeros(0, dtype=np.int64)
 
 
 def compose(
@@ -35,7 +35,7 @@ def compose(
     Example:
         >>> from fairkern.types import Axis, AxisGroup, GroupAxis
         >>> def layer(n):
-        ...     held = GroupAxis(Axis("fc1.weight", 0), n, np.arange(n)[:, None], consumer=False)
+        ...     held = GroupAxis(Axis("fc1.weight", 0), n, np.arange(n)[:, None])
         ...     group = AxisGroup("fc1", "neuron", n, (held,), ())
         ...     return UnitMap("Net", (group,), (), (), (), (), (), {"fc1.weight": (n, 3)})
         >>> first = build(layer(5), [np.array([0, 2])])  # 1, 3, 4 stay
@@ -47,7 +47,7 @@ def compose(
     removed = []
     for group in units.groups:
         gone = [np.setdiff1d(np.arange(group.units), row) for row in left[group.name]]
-        removed.append(_NONE if not gone[0].size else gone[0] if group.sets == 1 else np.stack(gone))
+        removed.append(NONE if not gone[0].size else gone[0] if group.sets == 1 else np.stack(gone))
     return build(units, removed, request, result)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from fairkern.allocate.options import limits
-from fairkern.allocate.plan import drawn
+from fairkern.allocate.options import Planning, limits
 from fairkern.errors import InputError
+from fairkern.plans.removals import drawn
 from fairkern.types import IndexArray, UnitMap
 
 _SPREAD = 0.08  # of a share: plans have odd widths, on which kernels are slower than on round ones
@@ -29,7 +29,7 @@ def widths(units: UnitMap, shares: Sequence[float], round_to: int, seed: int) ->
     """
     if not all(0 < share < 1 for share in shares):
         raise InputError(f"shares={list(shares)!r} are not shares of a group that stay; expected numbers from 0 to 1")
-    limit = limits(units, frozenset(), 1 - 1e-9, 1, round_to)
+    limit = limits(units, frozenset(), Planning(max_remove=1 - 1e-9, round_to=round_to))
     generator = np.random.default_rng(seed)
     mixed = [*shares, 1.0]
     orders = np.array([generator.permutation(len(mixed)) for _ in units.groups])

@@ -9,15 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.biases import bias_of, give_bias, output_dim
-from fairkern.compact.borders import grids_of, kernel_shares, within
 from fairkern.compact.descriptors import Index, check, kept, tensors_of
-from fairkern.compact.mixing import Compensation, Mixing, by_least_squares, by_means
-from fairkern.entries import Renaming
+from fairkern.compensate.borders import grids_of, kernel_shares, within
+from fairkern.compensate.mixing import Compensation, Mixing, by_least_squares, by_means
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.model.linear import bias_of, give_bias, groups_of, output_dim
+from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.ops.gather import gather
-from fairkern.types import Axis, IndexArray, Moments, Plan, PlanAxis, Scores, Tap, UnitMap
+from fairkern.plans.renaming import Renaming
+from fairkern.types import Axis, IndexArray, Moments, Plan, PlanAxis, Scores, Side, Tap, UnitMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ def corrections(
                 found.append(Correction(item.axis, None, None, 1.0, note))
             elif item.axis not in taps:
                 found.append(Correction(item.axis, None, None, 1.0, "no tap reads what it contracts"))
-            elif taps[item.axis][0].side in ("inner", "expert"):
+            elif taps[item.axis][0].side.of_experts:
                 found.append(_experts(consumer, item, taps[item.axis], scores, method, ridge))
             else:
                 statistics = _Statistics(taps[item.axis], scores, method, ridge)
@@ -94,11 +95,6 @@ def cannot_take(model: nn.Module, axis: Axis) -> str:
     if isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups > 1:
         return "a transposed convolution in groups cannot mix its inputs across them"
     return ""
-
-
-def groups_of(module: nn.Module) -> int:
-    """In how many parts a module's inputs are read apart from each other: the groups of a convolution, else 1."""
-    return module.groups if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed else 1
 
 
 def fold(small: nn.Module, plan: Plan, found: Sequence[Correction]) -> None:
@@ -125,9 +121,9 @@ class _Statistics:
     """Sums over every tap at which a weight contracts the same positions; of one `expert` where they lie in several."""
 
     def __init__(
-        self, taps: Sequence[Tap], scores: Scores, method: Compensation, ridge: float, expert: str = ""
+        self, taps: Sequence[Tap], scores: Scores, method: Compensation, ridge: float, expert: int | None = None
     ) -> None:
-        self.key = tuple(tap.name + expert for tap in taps)
+        self.key = tuple(tap.name if expert is None else tap.of_expert(expert) for tap in taps)
         self.length = taps[0].length
         self.method, self.ridge = method, ridge
         self.grids = grids_of(taps, scores)
@@ -174,10 +170,7 @@ class _Consumer:
     def __init__(self, model: nn.Module, axis: Axis, index: Index) -> None:
         self.axis, self.index = axis, index
         module = self.module = model.get_submodule(axis.module)
-        name = axis.tensor.rpartition(".")[2]
-        held = module._parameters.get(name, module._buffers.get(name))
-        assert held is not None
-        self.weight: Tensor = held
+        self.weight = tensor_of(model, axis.tensor)
         self.groups = groups_of(module)
         place = bias_of(model, axis)
         self.bias = None if place is None else place[0]._parameters[place[1]]
@@ -232,7 +225,7 @@ def _experts(
 
     An expert adds its output, and so an intercept, only to the tokens that are sent to it, times a weight of theirs.
     """
-    if taps[0].side == "expert":
+    if taps[0].side is Side.EXPERT:
         return Correction(item.axis, None, None, 1.0, "whole experts are left to the router")
     if method is Compensation.MEAN:
         return Correction(item.axis, None, None, 1.0, "what experts read differs from token to token by their gates")
@@ -240,7 +233,7 @@ def _experts(
     rest = {d - 1: positions for d, positions in consumer.index.items() if d not in (0, item.axis.dim)}
     weights, shares = [], []
     for expert in stays:
-        statistics = _Statistics(taps, scores, method, ridge, f"[{expert}]")
+        statistics = _Statistics(taps, scores, method, ridge, expert)
         removed = item.removed[expert] if item.removed.ndim == 2 else item.removed
         mixing = statistics.mixing(0, statistics.length, removed, intercept=False)
         part = consumer.weight.detach()[expert]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fairkern.capture.joint import inputs_of
+from fairkern.capture.batches import inputs_of
 from fairkern.errors import InputError
-from fairkern.nested import call_model
+from fairkern.model.nested import call_model
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 

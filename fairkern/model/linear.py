@@ -1,4 +1,4 @@
-"""Which bias is added to what a weight contracts, and biases that a pruned model has and the unpruned one has not."""
+"""Linear layers and convolutions: how their weights lie, in how many groups they read, and which bias they add."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from torch import nn
 from fairkern.types import Axis, Plan
 
 
+def transposed_linear(module: nn.Module | None) -> bool:
+    """Whether this is the `Conv1D` of transformers, a linear layer with its weight transposed: known by name."""
+    return type(module).__name__ == "Conv1D"
+
+
+def groups_of(module: nn.Module) -> int:
+    """In how many parts a module's inputs are read apart from each other: the groups of a convolution, else 1."""
+    return module.groups if isinstance(module, nn.modules.conv._ConvNd) and not module.transposed else 1
+
+
 def adds_bias(module: nn.Module) -> bool:
     """A module that adds its `bias` to what it computes, also one that it is given later."""
-    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or _transposed_linear(module)
-
-
-def _transposed_linear(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # of transformers
+    return isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) or transposed_linear(module)
 
 
 def output_dim(module: nn.Module, axis: Axis) -> int | None:
@@ -29,7 +35,7 @@ def output_dim(module: nn.Module, axis: Axis) -> int | None:
 
 def made_dim(module: nn.Module) -> int:
     """The dimension of the weight of a linear layer or convolution that becomes its output."""
-    flipped = _transposed_linear(module) or (isinstance(module, nn.modules.conv._ConvNd) and module.transposed)
+    flipped = transposed_linear(module) or (isinstance(module, nn.modules.conv._ConvNd) and module.transposed)
     return 1 if flipped else 0
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairkern.errors import NonFiniteError
 from fairkern.ops.eliminate.config import RIDGE
+from fairkern.ops.ridge import solve
 from fairkern.types import IndexArray, Moments
 
 
@@ -62,24 +62,6 @@ def by_least_squares(moments: Moments, removed: IndexArray, *, intercept: bool =
     error = float((own.diagonal() - 2 * (weights * cross).sum(1) + ((weights @ inner) * weights).sum(1)).sum())
     total = float(own.diagonal().sum())
     return Mixing(removed, kept, weights, shift, max(error, 0.0) / total if total > 0 else 0.0)
-
-
-def solve(inner: Tensor, cross: Tensor, ridge: float) -> Tensor:
-    """`cross @ (inner + ridge)⁻¹` by Cholesky, `ridge` in means of the diagonal; zero where that is zero.
-
-    Raises NonFiniteError where either holds NaN or Inf.
-    """
-    if not bool(torch.isfinite(inner).all() and torch.isfinite(cross).all()):
-        raise NonFiniteError("the moments hold NaN or Inf: score again, on data that the model can take")
-    scale = float(inner.diagonal().mean()) if len(inner) else 0.0
-    if scale <= 0:
-        return torch.zeros_like(cross)
-    added = max(ridge, torch.finfo(torch.float64).eps) * scale
-    while True:
-        factor, failed = torch.linalg.cholesky_ex(inner + added * torch.eye(len(inner), dtype=torch.float64))
-        if not bool(failed):
-            return torch.cholesky_solve(cross.T, factor).T
-        added *= 10
 
 
 def _others(n: int, removed: IndexArray) -> IndexArray:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fairkern.nested import elements
+from fairkern.model.nested import elements
 
 
 class Originals:

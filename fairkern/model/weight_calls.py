@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fairkern.nested import map_tensors, tensors_in
+from fairkern.model.nested import map_tensors, tensors_in
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import nn
 
 from fairkern.types import Plan
-
-LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)

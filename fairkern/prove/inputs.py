@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fairkern.errors import InputError
-from fairkern.nested import map_tensors, tensors_in
+from fairkern.model.nested import map_tensors, tensors_in
 
 
 def vary(inputs: Any, seed: int) -> Any:

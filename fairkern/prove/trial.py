@@ -1,4 +1,4 @@
-"""Prove, then allow: run pruned against masked, and find the groups that no trace can vouch for."""
+"""Run pruned against masked, and find the groups that no trace can vouch for."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.apply import apply, copy_with
+from fairkern.compact.cutting import apply, copy_with
 from fairkern.compact.descriptors import check, tensors_of
-from fairkern.compact.double import in_double
-from fairkern.compact.inputs import distance, vary
-from fairkern.compact.masked import masked
+from fairkern.compact.mask import masked
 from fairkern.compact.sites import learn, needless
-from fairkern.compact.stir import calibrate, stir
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
-from fairkern.experts import one_by_one, running_as
-from fairkern.nested import call_model, map_tensors, tensors_in
-from fairkern.types import IndexArray, Plan, UnitMap
-from fairkern.untouched import valueless
-
-MakePlan = Callable[[UnitMap, Sequence[IndexArray]], Plan]
+from fairkern.model.fused import one_by_one, running_as
+from fairkern.model.nested import call_model, map_tensors, tensors_in
+from fairkern.model.untouched import valueless
+from fairkern.plans.build import build
+from fairkern.plans.removals import NONE, about_half, nothing
+from fairkern.prove.double import in_double
+from fairkern.prove.inputs import distance, vary
+from fairkern.prove.stir import calibrate, stir
+from fairkern.types import IndexArray, UnitMap
 
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
@@ -51,7 +50,6 @@ def prove(
     units: UnitMap,
     inputs: Any,
     *,
-    make_plan: MakePlan,
     seed: int = 0,
     tolerance: float | None = None,
     needless_sites: set[tuple[str, int, int]] | None = None,
@@ -71,7 +69,6 @@ def prove(
     by those of its own activations, perturbed: the zeros and ones of a fresh model would hide wrong cuts.
     `model` and the global random generators stay as they are.
 
-    `make_plan(units, removed)` gives the plan that removes these units, an int64 array per group of the map.
     `needless_sites`: a set that receives (module, call, place) of the map's size sites whose number is right
     without a substitution; without it every site is substituted.
     `together`: do not search; if all groups together fail, each has that reason.
@@ -82,14 +79,14 @@ def prove(
     be copied, no tensor in the output), TimeLimitError (`deadline`, checked between runs); what the model itself
     raises on `inputs` passes through.
     """
-    check(model, make_plan(units, [np.zeros(0, dtype=np.int64)] * len(units.groups)))
+    check(model, build(units, nothing(units)))
     check_values(model)
-    removed = _about_half(units, seed)
+    removed = about_half(units, seed)
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
     with _own_random_state(model, seed), torch.no_grad():
-        trial = _Trial(model, units, removed, make_plan, inputs, seed, tolerance, needless_sites)
+        trial = _Trial(model, units, removed, inputs, seed, tolerance, needless_sites)
 
         def attempt(groups: Sequence[int]) -> str | None:
             deadline.check("proving groups")
@@ -111,14 +108,14 @@ def check_values(model: nn.Module) -> None:
 
 
 def failure(
-    model: nn.Module, units: UnitMap, removed: Sequence[IndexArray], inputs: Any, *, make_plan: MakePlan, seed: int = 0
+    model: nn.Module, units: UnitMap, removed: Sequence[IndexArray], inputs: Any, *, seed: int = 0
 ) -> str | None:
     """Why the model without these units is not the masked model, on inputs as `prove` makes them; None when it is.
 
     Cost and errors as of `prove` when nothing fails.
     """
     with _own_random_state(model, seed), torch.no_grad():
-        trial = _Trial(model, units, removed, make_plan, inputs, seed, None, None)
+        trial = _Trial(model, units, removed, inputs, seed, None, None)
         return trial.failure(range(len(units.groups)))
 
 
@@ -163,15 +160,14 @@ class _Trial:
         model: nn.Module,
         units: UnitMap,
         removed: Sequence[IndexArray],
-        make_plan: MakePlan,
         inputs: Any,
         seed: int,
         tolerance: float | None,
         needless_sites: set[tuple[str, int, int]] | None,
     ) -> None:
         self.needless_sites = needless_sites
-        self.units, self.removed, self.make_plan, self.seed = units, removed, make_plan, seed
-        sites = {s for g in units.groups for tap in g.taps if tap.side in ("inner", "expert") for s in tap.sites}
+        self.units, self.removed, self.seed = units, removed, seed
+        sites = {s for g in units.groups for tap in g.taps if tap.side.of_experts for s in tap.sites}
         self._experts = {site.module: one_by_one for site in sites if site.module not in units.lists}
         own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
         coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
@@ -209,8 +205,7 @@ class _Trial:
     def failure(self, groups: Sequence[int]) -> str | None:
         """Why the pruned copy is not the masked copy when these groups are cut; None when it is."""
         chosen = set(groups)
-        nothing = np.zeros(0, dtype=np.int64)
-        plan = self.make_plan(self.units, [r if i in chosen else nothing for i, r in enumerate(self.removed)])
+        plan = build(self.units, [r if i in chosen else NONE for i, r in enumerate(self.removed)])
         try:
             small = apply(self.copy, plan)
             if self.needless_sites is not None:
@@ -243,21 +238,6 @@ def _copy(model: nn.Module, double: bool) -> nn.Module:
 
 def _double(tensor: Tensor, copy: bool = False) -> Tensor:
     return tensor.to(torch.float64, copy=copy) if tensor.is_floating_point() else tensor
-
-
-def _about_half(units: UnitMap, seed: int) -> list[IndexArray]:
-    """Between three and five eighths of every prunable group, so that sizes seldom coincide by chance."""
-    generator = np.random.default_rng(seed)
-    removed = []
-    for group in units.groups:
-        if group.frozen is not None or group.units <= group.least:
-            removed.append(np.zeros(0, dtype=np.int64))
-            continue
-        slack = group.units // 8
-        count = min(group.units // 2 + int(generator.integers(-slack, slack + 1)), group.units - group.least)
-        rows = [np.sort(generator.permutation(group.units)[:count]).astype(np.int64) for _ in range(group.sets)]
-        removed.append(rows[0] if group.sets == 1 else np.stack(rows))
-    return removed
 
 
 @contextmanager

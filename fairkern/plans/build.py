@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from fairkern.allocate.cost import Cost, extents_after, told_apart
 from fairkern.errors import InputError
+from fairkern.plans.cost import Cost, extents_after, told_apart
+from fairkern.plans.removals import NONE
 from fairkern.types import (
     AttributeChange,
     Axis,
-    AxisGroup,
     ConfigChange,
     GroupAxis,
     IndexArray,
     Plan,
     PlanAxis,
     PlanGroup,
+    Silence,
     SizeChange,
     UnitMap,
 )
@@ -54,7 +55,7 @@ def build(
 
     Example:
         >>> from fairkern.types import AxisGroup
-        >>> held = GroupAxis(Axis("fc1.weight", 0), 4, np.arange(4)[:, None], consumer=False)
+        >>> held = GroupAxis(Axis("fc1.weight", 0), 4, np.arange(4)[:, None])
         >>> layer = AxisGroup("fc1", "neuron", 4, axes=(held,), taps=())
         >>> units = UnitMap("Net", (layer,), (), (), (), (), (), {"fc1.weight": (4, 3)})
         >>> [(str(a.axis), a.removed.tolist()) for a in build(units, [np.array([3, 1])]).axes]
@@ -141,7 +142,7 @@ def _checked(units: UnitMap, removed: Sequence[IndexArray]) -> list[IndexArray]:
     for group, given in zip(units.groups, removed, strict=True):
         array = np.asarray(given)
         if array.size == 0:
-            chosen.append(np.zeros(0, dtype=np.int64))
+            chosen.append(NONE)
             continue
         lead = () if group.sets == 1 else (group.sets,)
         if array.shape[:-1] != lead or array.dtype.kind not in "iu":
@@ -193,8 +194,7 @@ def _axes(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[PlanAxis, ...]:
             axis,
             parts[0][0].length,
             _joined([places for _, places in parts]),
-            any(held.consumer for held, _ in parts),
-            any(held.routes for held, _ in parts),
+            next((held.silence for held, _ in parts if held.silence is not Silence.NONE), Silence.NONE),
         )
         for axis, parts in sorted(holders.items(), key=lambda item: (item[0].tensor, item[0].dim))
     )
@@ -212,45 +212,3 @@ def _joined(parts: Sequence[IndexArray]) -> IndexArray:
 
 def _whole(cost: float) -> int | float:
     return int(cost) if cost == int(cost) else cost
-
-
-def random_removal(units: UnitMap, fraction: float, seed: int) -> list[IndexArray]:
-    """Units drawn at random from every prunable group, for proofs and tests; the global generators stay untouched.
-
-    Args:
-        units: the map.
-        fraction: share of each group, between 0 and 1: `floor(fraction · n)` units, but at least 1 and at most
-            what the group can spare (n − 1, or less where experts are needed); so none from a group of one unit. What
-            stays is a multiple where the group asks for one.
-        seed: of an own NumPy generator; the same seed gives the same units.
-
-    Returns:
-        Per group of the map an ascending int64 array, `[sets, count]` where a group has several sets, empty for
-        frozen groups; what `build` takes.
-
-    Raises:
-        InputError: a fraction out of range.
-    """
-    if not 0.0 <= fraction <= 1.0:
-        raise InputError(f"fraction={fraction!r} is not a share of a group; expected a number from 0 to 1")
-    generator = np.random.default_rng(seed)
-    removed = []
-    for group in units.groups:
-        count = _sparable(group, int(fraction * group.units)) if group.frozen is None else 0
-        removed.append(drawn(group, count, generator))
-    return removed
-
-
-def _sparable(group: AxisGroup, wanted: int) -> int:
-    """About as many units as wanted, at least one step, so that what stays is enough and the multiple it has to be."""
-    count = min(max(wanted, 1), group.units - group.least)
-    count -= (count - group.units) % group.multiple
-    least = group.units % group.multiple or group.multiple
-    count = max(count, least)
-    return count if group.units - count >= group.least else 0
-
-
-def drawn(group: AxisGroup, count: int, generator: np.random.Generator) -> IndexArray:
-    """`count` units of a group (of each of its sets) at random, ascending: int64 `[count]` or `[sets, count]`."""
-    rows = [np.sort(generator.permutation(group.units)[:count]).astype(np.int64) for _ in range(group.sets)]
-    return rows[0] if group.sets == 1 or not count else np.stack(rows)

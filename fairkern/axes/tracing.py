@@ -1,0 +1,32 @@
+"""A finished trace: what was seen of a model, for whoever solves it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fairkern.axes.graph import Graph
+from fairkern.axes.sites import SizeCall
+from fairkern.deadline import Deadline
+from fairkern.model.fused import FusedExperts
+
+
+@dataclass
+class Tracing:
+    """A finished trace: the graph, the nodes of every parameter and buffer, and what was not reached."""
+
+    graph: Graph
+    tensors: dict[str, tuple[np.ndarray | None, ...]]  # name -> nodes per dimension (None: size 0 or 1)
+    parameters: frozenset[str]
+    deadline: Deadline
+    reached: set[str] = field(default_factory=set)
+    reached_training: set[str] = field(default_factory=set)
+    unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
+    notes: list[str] = field(default_factory=list)
+    size_calls: list[tuple[str, list[SizeCall]]] = field(default_factory=list)  # per module call of eval mode
+    alike: dict[str, str] = field(default_factory=dict)  # module that was not reached -> the one that it is traced like
+    experts: dict[str, FusedExperts] = field(default_factory=dict)  # by module path
+    calls: Counter[str] = field(default_factory=Counter)  # by module path: the most in one run of eval mode
+    widths: dict[str, int] = field(default_factory=dict)  # last dimension of what a module returned

@@ -1,0 +1,1 @@
+"""What is known of somebody else's model: its tensors, its layers, its calls, and how to leave it as it was."""

@@ -1,0 +1,29 @@
+"""A model's tensors by name, where they lie, and the lists that hold its modules."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+LISTS = (nn.ModuleList, nn.ModuleDict)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer once, by its first name."""
+    found: dict[str, Tensor] = dict(model.named_parameters())
+    found.update(model.named_buffers())
+    return found
+
+
+def tensor_of(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of this name."""
+    path, _, last = name.rpartition(".")
+    module = model.get_submodule(path)
+    held = module._parameters.get(last, module._buffers.get(last))
+    assert held is not None
+    return held
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lies; the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,74 @@
+"""Units to remove, per group of a map, as `build` takes them: none, a share at random, about half at random."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fairkern.errors import InputError
+from fairkern.types import AxisGroup, IndexArray, UnitMap
+
+NONE: IndexArray = np.zeros(0, dtype=np.int64)
+
+
+def nothing(units: UnitMap) -> list[IndexArray]:
+    """No unit of any group."""
+    return [NONE] * len(units.groups)
+
+
+def random_removal(units: UnitMap, fraction: float, seed: int) -> list[IndexArray]:
+    """Units drawn at random from every prunable group, for proofs and tests; the global generators stay untouched.
+
+    Args:
+        units: the map.
+        fraction: share of each group, between 0 and 1: `floor(fraction · n)` units, but at least 1 and at most
+            what the group can spare (n − 1, or less where experts are needed); so none from a group of one unit. What
+            stays is a multiple where the group asks for one.
+        seed: of an own NumPy generator; the same seed gives the same units.
+
+    Returns:
+        Per group of the map an ascending int64 array, `[sets, count]` where a group has several sets, empty for
+        frozen groups; what `build` takes.
+
+    Raises:
+        InputError: a fraction out of range.
+    """
+    if not 0.0 <= fraction <= 1.0:
+        raise InputError(f"fraction={fraction!r} is not a share of a group; expected a number from 0 to 1")
+    generator = np.random.default_rng(seed)
+    removed = []
+    for group in units.groups:
+        count = _sparable(group, int(fraction * group.units)) if group.frozen is None else 0
+        removed.append(drawn(group, count, generator))
+    return removed
+
+
+def _sparable(group: AxisGroup, wanted: int) -> int:
+    """About as many units as wanted, at least one step, so that what stays is enough and the multiple it has to be."""
+    count = min(max(wanted, 1), group.units - group.least)
+    count -= (count - group.units) % group.multiple
+    least = group.units % group.multiple or group.multiple
+    count = max(count, least)
+    return count if group.units - count >= group.least else 0
+
+
+def drawn(group: AxisGroup, count: int, generator: np.random.Generator) -> IndexArray:
+    """`count` units of a group (of each of its sets) at random, ascending: int64 `[count]` or `[sets, count]`."""
+    rows = [np.sort(generator.permutation(group.units)[:count]).astype(np.int64) for _ in range(group.sets)]
+    return rows[0] if group.sets == 1 or not count else np.stack(rows)
+
+
+def about_half(units: UnitMap, seed: int) -> list[IndexArray]:
+    """Between three and five eighths of every prunable group, so that sizes seldom coincide by chance.
+
+    What no kernel runs on need not be a multiple. Draws from a generator of its own, as `random_removal` does.
+    """
+    generator = np.random.default_rng(seed)
+    removed = []
+    for group in units.groups:
+        if group.frozen is not None or group.units <= group.least:
+            removed.append(NONE)
+            continue
+        slack = group.units // 8
+        count = min(group.units // 2 + int(generator.integers(-slack, slack + 1)), group.units - group.least)
+        removed.append(drawn(group, count, generator))
+    return removed

@@ -1,0 +1,143 @@
+"""What users hold: maps, scores, plans and reports, with the methods that lead from one to the next."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fairkern import allocate, artefacts, compact, report, types
+from fairkern.plans.cost import per_unit
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from fairkern.allocate import LimitOptions, PlanningOptions
+
+PathLike = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class UnitMap(types.UnitMap):
+    """What can be cut from a model (see `fairkern.types.UnitMap` for the fields)."""
+
+    @classmethod
+    def of(cls, data: types.UnitMap) -> UnitMap:
+        """The same map, with the methods of this class."""
+        return data if isinstance(data, UnitMap) else cls(**vars(data))
+
+    def explain(self) -> str:
+        """A table: group, kind, units, axes, consumers, parameters and FLOPs per unit, or why it is frozen."""
+        params, flops = per_unit(self)
+        return report.render(report.explain_table(self, params.tolist(), flops.tolist()))
+
+    def plan(
+        self,
+        *,
+        keep_params: float | None = None,
+        keep_flops: float | None = None,
+        seed: int = 0,
+        **limits: Unpack[LimitOptions],
+    ) -> Plan:
+        """A plan without scores, so without data: an equal share of every group, units drawn at random.
+
+        For sizes and costs under a budget (of a model on the meta device too), and as the baseline that scores have
+        to beat. Limits (`round_to`, `max_remove`, `min_keep`, `ignore`) and errors as in `Scores.plan`.
+        """
+        drawn = types.Scores(self, {}, {}, {"seed": seed})
+        plan = allocate.allocate(
+            drawn, keep_params=keep_params, keep_flops=keep_flops, allocation="uniform", removal="random", **limits
+        )
+        return Plan.of(plan)
+
+
+@dataclass(frozen=True)
+class Scores(types.Scores):
+    """Scores of every unit (see `fairkern.types.Scores`); any number of plans come from them."""
+
+    units: UnitMap
+
+    @classmethod
+    def of(cls, data: types.Scores) -> Scores:
+        """The same scores, with the methods of this class, and so their map."""
+        return data if isinstance(data, Scores) else cls(**{**vars(data), "units": UnitMap.of(data.units)})
+
+    def plan(
+        self,
+        *,
+        tod: float | None = None,
+        keep_params: float | None = None,
+        keep_flops: float | None = None,
+        keep_latency: float | None = None,
+        latency: types.LatencyTable | None = None,
+        **options: Unpack[PlanningOptions],
+    ) -> Plan:
+        """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
+
+        Exactly one of `tod` (the tolerance α), `keep_params`, `keep_flops` and `keep_latency` (at most this share of
+        the whole model stays; `latency` from `latency_table`) is given. Scores with the residual signal
+        (`score(…, gram=True)`) take one threshold on it for all groups, others the Tolerance of Difference, unless
+        `allocation` and `removal` say otherwise.
+
+        Options (`fairkern.allocate.Planning` has their defaults): `allocation`, `removal`, `protect`, `round_to`,
+        `max_remove`, `min_keep`, `ignore`. What they mean, errors and method: `fairkern.allocate.allocate`.
+        """
+        plan = allocate.allocate(
+            self,
+            tod=tod,
+            keep_params=keep_params,
+            keep_flops=keep_flops,
+            keep_latency=keep_latency,
+            latency=latency,
+            **options,
+        )
+        return Plan.of(plan)
+
+    def save(self, path: PathLike) -> None:
+        """One safetensors file, written atomically."""
+        artefacts.save_scores(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Scores:
+        """Raises ArtefactError for a truncated, foreign or newer file."""
+        return cls.of(artefacts.load_scores(path))
+
+
+@dataclass(frozen=True)
+class Plan(types.Plan):
+    """Which positions of which axes go (see `fairkern.types.Plan`)."""
+
+    @classmethod
+    def of(cls, data: types.Plan) -> Plan:
+        """The same plan, with the methods of this class."""
+        return data if isinstance(data, Plan) else cls(**vars(data))
+
+    def masked(self, model: nn.Module) -> compact.masked:
+        """Context manager: inside, every removed unit contributes zero to every consumer; put back on exit."""
+        return compact.masked(model, self)
+
+    def save(self, path: PathLike) -> None:
+        """JSON, written atomically."""
+        artefacts.save_plan(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Plan:
+        """Raises ArtefactError for a truncated, foreign or newer file."""
+        return cls.of(artefacts.load_plan(path))
+
+
+@dataclass(frozen=True)
+class Report(types.Report):
+    """What a run did (see `fairkern.types.Report`). `plan`, by which it was cut, is not part of its file."""
+
+    plan: Plan | None = field(default=None, repr=False, compare=False)
+
+    def table(self) -> str:
+        """Measures before and after, a row per group, seconds per stage."""
+        return report.render(report.report_table(self))
+
+    def save(self, path: PathLike) -> None:
+        """JSON, written atomically."""
+        report.save_report(self, path)

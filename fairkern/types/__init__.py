@@ -1,0 +1,60 @@
+"""What passes between the stages: plain data, no mathematics, no models."""
+
+from __future__ import annotations
+
+from fairkern.types.arrays import FloatArray, IndexArray
+from fairkern.types.latency import LatencyCut, LatencyTable
+from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, SizeChange
+from fairkern.types.report import Report
+from fairkern.types.scores import JointMoments, Moments, Scores
+from fairkern.types.units import (
+    Axis,
+    AxisGroup,
+    ConfigField,
+    CostTerm,
+    Entries,
+    Extent,
+    FrozenAxis,
+    GroupAxis,
+    Replacement,
+    Side,
+    Silence,
+    Site,
+    SizeAttribute,
+    SizeSite,
+    Tap,
+    UnitMap,
+)
+
+__all__ = [
+    "AttributeChange",
+    "Axis",
+    "AxisGroup",
+    "ConfigChange",
+    "ConfigField",
+    "CostTerm",
+    "Entries",
+    "Extent",
+    "FloatArray",
+    "FrozenAxis",
+    "GroupAxis",
+    "IndexArray",
+    "JointMoments",
+    "LatencyCut",
+    "LatencyTable",
+    "Moments",
+    "Plan",
+    "PlanAxis",
+    "PlanGroup",
+    "Replacement",
+    "Report",
+    "Scores",
+    "Side",
+    "Silence",
+    "Site",
+    "SizeAttribute",
+    "SizeChange",
+    "SizeSite",
+    "Tap",
+    "UnitMap",
+]

@@ -1,0 +1,108 @@
+"""Plans: which positions of which axes go, and which sizes change with them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairkern.types.arrays import IndexArray
+from fairkern.types.units import Axis, Replacement, Silence
+
+
+@dataclass(frozen=True)
+class PlanGroup:
+    """One group's part of a plan: which of its units go."""
+
+    name: str
+    kind: str
+    units: int  # of one set
+    removed: IndexArray  # [removed] or, with several sets, [sets, removed]; ascending
+    sets: int = 1
+
+    @property
+    def total(self) -> int:
+        """Units over all sets."""
+        return self.units * self.sets
+
+    @property
+    def rate(self) -> float:
+        return self.removed.size / self.total
+
+
+@dataclass(frozen=True)
+class PlanAxis:
+    """Positions that go from one axis, and how `masked` silences them."""
+
+    axis: Axis
+    length: int
+    removed: IndexArray  # [positions] or, for a set per position of the tensor's dimension 0, [sets, positions]
+    silence: Silence
+
+    @property
+    def consumer(self) -> bool:
+        """Whether it is the axis of a weight that contracts over the units."""
+        return self.silence is Silence.ZERO
+
+
+@dataclass(frozen=True)
+class AttributeChange:
+    module: str
+    attribute: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class SizeChange:
+    """What a size site is given after the cut, in place of what it was given before (see `SizeSite`)."""
+
+    module: str
+    call: int
+    function: str
+    place: int
+    before: int
+    after: int
+
+    @property
+    def common(self) -> int:
+        """The largest number that divides both sizes."""
+        return math.gcd(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """A field of the model's configuration, before and after the cut (see `ConfigField`)."""
+
+    name: str
+    before: int | None
+    after: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which positions of which axes go. Data, not code; applies without tracing again.
+
+    `request` is what was asked (`{"keep_params": 0.5, …}`), `result` what the plan gives: parameters and
+    FLOPs before and after, the solved tolerance.
+    """
+
+    model: str
+    groups: tuple[PlanGroup, ...]
+    axes: tuple[PlanAxis, ...]
+    attributes: tuple[AttributeChange, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    request: Mapping[str, Any] = field(default_factory=dict)
+    result: Mapping[str, Any] = field(default_factory=dict)
+    sites: tuple[SizeChange, ...] = ()
+    replacements: tuple[Replacement, ...] = ()
+    config: tuple[ConfigChange, ...] = ()
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modules of a list that loses some, by its path
+
+    def length(self, axis: Axis) -> int | None:
+        """Positions of an axis of a tensor or of a list before the cut; None where there is no such axis."""
+        if axis.tensor in self.lists:
+            return len(self.lists[axis.tensor]) if axis.dim == 0 else None
+        shape = self.shapes.get(axis.tensor, ())
+        return shape[axis.dim] if 0 <= axis.dim < len(shape) else None

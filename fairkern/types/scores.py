@@ -1,0 +1,54 @@
+"""Scores of units, and what a later stage needs of the same pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairkern.types.arrays import FloatArray
+from fairkern.types.units import UnitMap
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Sums over `count` vectors `a` of what a consumer reads, samples and places alike.
+
+    Float64. `per_unit` positions of the tap in a row share one entry of `a`: the tap has `n · per_unit` positions.
+    """
+
+    gram: FloatArray  # [n, n], Σ a aᵀ
+    total: FloatArray  # [n], Σ a
+    count: int
+    per_unit: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class JointMoments:
+    """Sums over `count` pairs of vectors: `a` that a consumer read, `b` that it reads in a changed model. Float64."""
+
+    cross: FloatArray  # [n, n], Σ a bᵀ
+    gram: FloatArray  # [n, n], Σ b bᵀ
+    total: FloatArray  # [n], Σ a
+    changed: FloatArray  # [n], Σ b
+    count: int
+    per_unit: int = 1
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per group and unit: removal and protection signals, and what a later stage needs of the same pass.
+
+    `signals["wasserstein"][g]` is the U-score and `signals["taylor"][g]` the R-score of group `g`:
+    float64 `[sets · units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
+    float64 `[length]`. `moments[tap name]` is there, for every tap that consumers read, if scoring was asked to keep
+    them. `grids[tap name]`, where units have places behind their dimension: how many samples had a grid of which size.
+    `provenance` says how they came about: settings, sample counts, backends, seconds.
+    """
+
+    units: UnitMap
+    signals: Mapping[str, tuple[FloatArray, ...]]
+    means: Mapping[str, FloatArray]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    moments: Mapping[str, Moments] = field(default_factory=dict)
+    grids: Mapping[str, Mapping[tuple[int, ...], int]] = field(default_factory=dict)
