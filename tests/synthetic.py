@@ -11,13 +11,13 @@ import numpy as np
 from fairkern.types import (
     Axis,
     AxisGroup,
+    CallSite,
     CostTerm,
     Extent,
     GroupAxis,
     Scores,
     Side,
     Silence,
-    Site,
     SizeAttribute,
     Tap,
     UnitMap,
@@ -110,10 +110,12 @@ class Sketch:
             lambda removed: 2 * math.prod(tail) * area * self.width(out, removed) * self.width(source, removed) * flat
         )
         for group, positions in self._positions(source, flat).items():
-            self.groups[group].taps.append(Tap((Site(name),), Side.INPUT, 1, width_in, positions, (Axis(weight, 1),)))
+            self.groups[group].taps.append(
+                Tap((CallSite(name),), Side.INPUT, 1, width_in, positions, (Axis(weight, 1),))
+            )
         for group, positions in self._positions(out).items():
             self.groups[group].outputs.append(
-                Tap((Site(name),), Side.OUTPUT, 1, width_out, positions, (Axis(weight, 0),))
+                Tap((CallSite(name),), Side.OUTPUT, 1, width_out, positions, (Axis(weight, 0),))
             )
         ends = ("in_features", "out_features") if not tail else ("in_channels", "out_channels")
         self.attributes += [SizeAttribute(name, ends[0], columns), SizeAttribute(name, ends[1], rows)]

@@ -11,6 +11,7 @@ from fairkern.artefacts.fields import Fields
 from fairkern.types import (
     Axis,
     AxisGroup,
+    CallSite,
     ConfigField,
     CostTerm,
     Entries,
@@ -21,7 +22,6 @@ from fairkern.types import (
     Replacement,
     Side,
     Silence,
-    Site,
     SizeAttribute,
     SizeSite,
     Tap,
@@ -221,7 +221,7 @@ def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
     sites = []
     for item in entry["sites"].items():
         module, call, weight, argument = item.items(4)
-        sites.append(Site(module.text(), call.whole(), weight.text(), argument.whole()))
+        sites.append(CallSite(module.text(), call.whole(), weight.text(), argument.whole()))
     if not sites:
         entry.fail("a tap without a site")
     weights = []

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fairkern.types import Axis, Side, Site
+from fairkern.types import Axis, CallSite, Side
 
 
 class Fixed(enum.Enum):
@@ -84,7 +84,7 @@ class Contraction:
     nodes: np.ndarray  # along the activation's dimension
     activation: Track | None  # the calling module's first input, where the consumer can be tapped
     dim: int
-    site: Site
+    site: CallSite
     op: str
     training: bool = False  # seen in train mode only: nothing to tap
     inner: bool = False  # a recurrent layer reads its own unit, which is scored where it leaves
@@ -103,7 +103,7 @@ class Production:
     weight: Axis
     nodes: np.ndarray
     dim: int
-    site: Site
+    site: CallSite
 
 
 @dataclass

@@ -16,7 +16,7 @@ from fairkern.axes.listed import RoutedList, counts, routed_lists
 from fairkern.axes.tracing import Tracing
 from fairkern.model.fused import multiple
 from fairkern.model.tensors import LISTS
-from fairkern.types import Axis, AxisGroup, GroupAxis, Side, Silence, Site
+from fairkern.types import Axis, AxisGroup, CallSite, GroupAxis, Side, Silence
 
 # names under which modules and configurations keep the number of experts and the inner size of one
 _COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
@@ -85,7 +85,7 @@ class Routing:
             self.listed = np.concatenate([self.listed | known.joined(made.logits), np.ones(len(entries), dtype=bool)])
             known.more(len(entries))
             held = Track((len(entries),), (entries,))
-            axis, site = Axis(made.path, 0), Site(made.path)
+            axis, site = Axis(made.path, 0), CallSite(made.path)
             graph.contractions.append(
                 Contraction(axis, entries, held, 0, site, "the experts of a list", side=Side.EXPERT)
             )

@@ -13,7 +13,7 @@ from torch import nn
 from fairkern.axes.graph import Factors, Graph, Track
 from fairkern.axes.tracing import Tracing
 from fairkern.model.tensors import LISTS
-from fairkern.types import Axis, Site
+from fairkern.types import Axis, CallSite
 
 _NONE, _SHARED = -1, -2  # owners of a component: no tensor, tensors of several modules
 
@@ -158,7 +158,7 @@ class _Place:
             inside = module == self._entry or module.startswith(f"{self._entry}.")
             return entry + module.removeprefix(self._entry) if inside else module
 
-        def site(s: Site) -> Site:
+        def site(s: CallSite) -> CallSite:
             return replace(s, module=path(s.module), weight=names.get(s.weight, s.weight))
 
         def weight(axis: Axis) -> Axis:

@@ -18,7 +18,7 @@ from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
 from fairkern.model.size_calls import SizeFunction, size_function
-from fairkern.types import Extent, Site, SizeSite
+from fairkern.types import CallSite, Extent, SizeSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class SizeCalls(TorchFunctionMode):
     def __init__(self, current: Callable[[], ModuleCall], tracks: Tracks) -> None:
         super().__init__()
         self._current, self._tracks = current, tracks
-        self._calls: dict[Site, list[SizeCall]] = defaultdict(list)
+        self._calls: dict[CallSite, list[SizeCall]] = defaultdict(list)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -84,7 +84,7 @@ class SizeCalls(TorchFunctionMode):
         """(module path, its size-taking calls) for each of the `calls[path]` calls of every module."""
         for path, count in calls.items():
             for number in range(count):
-                yield path, self._calls.get(Site(path, number), [])
+                yield path, self._calls.get(CallSite(path, number), [])
 
 
 def size_sites(

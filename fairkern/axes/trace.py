@@ -32,7 +32,7 @@ from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
 from fairkern.model.untouched import Originals, forget, untouched
 from fairkern.model.weight_calls import WeightCall, WeightCalls
-from fairkern.types import Site
+from fairkern.types import CallSite
 
 # modules whose input is looked at on entry
 SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
@@ -346,7 +346,7 @@ class _ModuleStack:
 
     def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track], experts: Collection[str]) -> None:
         self._model, self._lookup, self._experts = model, lookup, experts
-        self._stack: list[ModuleCall] = [ModuleCall(Site(""), None, None)]
+        self._stack: list[ModuleCall] = [ModuleCall(CallSite(""), None, None)]
         self.calls: Counter[str] = Counter()  # by module path
         self.widths: dict[str, int] = {}
         self._handles = contextlib.ExitStack()
@@ -365,7 +365,7 @@ class _ModuleStack:
             fused = path in self._experts
             seen = self._lookup(given[0]) if given and (fused or _seen(module)) else None
             slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
-            self._stack.append(ModuleCall(Site(path, self.calls[path]), module, seen, slots))
+            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, slots))
             self.calls[path] += 1
 
         def leave(_: nn.Module, args: Any, output: Any) -> None:

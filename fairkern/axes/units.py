@@ -25,6 +25,7 @@ from fairkern.model.tensors import named_tensors
 from fairkern.types import (
     Axis,
     AxisGroup,
+    CallSite,
     CostTerm,
     Extent,
     FrozenAxis,
@@ -32,7 +33,6 @@ from fairkern.types import (
     Replacement,
     Side,
     Silence,
-    Site,
     SizeAttribute,
     SizeSite,
     Tap,
@@ -318,7 +318,7 @@ def _group(
         return _positions(rank[labels[nodes[mine]]], mine)
 
     taps: dict[object, Tap] = {}
-    heard: set[tuple[Side, Site]] = set()  # further runs reach the same sites again
+    heard: set[tuple[Side, CallSite]] = set()  # further runs reach the same sites again
     for c in contractions:
         positions = on(c.nodes)
         if positions is None or len(positions) != units:

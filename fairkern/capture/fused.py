@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairkern.capture.points import Block, Listener, Point, block_of
 from fairkern.errors import InputError
 from fairkern.model.fused import Forward, by_expert, fused_experts
-from fairkern.types import AxisGroup, Entries, Side, Site, Tap, UnitMap
+from fairkern.types import AxisGroup, CallSite, Entries, Side, Tap, UnitMap
 
 Hears = Callable[[Point, Tensor, Tensor, Tensor], Tensor]
 
@@ -62,7 +62,7 @@ def _whole(g: int, tap: Tap, wide: int) -> list[Point]:
 
 def _listed(g: int, tap: Tap, entries: Entries) -> list[Point]:
     return [
-        replace(p, sites=(Site(f"{tap.sites[0].module}.{entries.names[p.expert or 0]}"),), dim=-1, expert=None)
+        replace(p, sites=(CallSite(f"{tap.sites[0].module}.{entries.names[p.expert or 0]}"),), dim=-1, expert=None)
         for p in _whole(g, tap, entries.width)
     ]
 

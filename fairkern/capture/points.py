@@ -15,7 +15,7 @@ from fairkern.errors import InputError
 from fairkern.model.recurrent import hidden_states
 from fairkern.model.tensors import named_tensors
 from fairkern.model.weight_calls import WeightCall, WeightCalls
-from fairkern.types import Side, Site, Tap, UnitMap
+from fairkern.types import CallSite, Side, Tap, UnitMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Point:
     """
 
     name: str
-    sites: tuple[Site, ...]
+    sites: tuple[CallSite, ...]
     side: Side
     dim: int
     length: int
@@ -128,7 +128,7 @@ class Listener:
         whole = [p for p in points if p.expert is None and p.side.of_call]
         self._hidden = {p.name: p for p in points if p.side is Side.HIDDEN}
         self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
-        self._by_weight: dict[tuple[str, int], list[tuple[Site, Point]]] = {}
+        self._by_weight: dict[tuple[str, int], list[tuple[CallSite, Point]]] = {}
         for p in whole:
             for site in p.sites:
                 if site.weight:
@@ -202,11 +202,11 @@ class Listener:
                 result = self._alias(point, result).clone()
         return result
 
-    def next_site(self, path: str, side: Side) -> Site:
+    def next_site(self, path: str, side: Side) -> CallSite:
         """The call of this module that is next, counted on its own for each side on which it is heard."""
         call = self._calls.get((path, side), 0)
         self._calls[path, side] = call + 1
-        return Site(path, call)
+        return CallSite(path, call)
 
     def calls(self, path: str, side: Side) -> int:
         """How many calls of this module there were so far, counted for this side."""

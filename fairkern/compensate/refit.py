@@ -24,7 +24,7 @@ from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.ops.ridge import solve
 from fairkern.plans.renaming import Renaming
-from fairkern.types import Axis, JointMoments, Moments, Plan, Scores, Side, Site, Tap, UnitMap
+from fairkern.types import Axis, CallSite, JointMoments, Moments, Plan, Scores, Side, Tap, UnitMap
 
 
 def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
@@ -40,7 +40,7 @@ def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
         length = weight.shape[dim] * groups_of(module)
         place = -1 - len(module.kernel_size) if conv else -1
         nothing = np.zeros((0, 1), dtype=np.int64)
-        found.append(Tap((Site(path),), Side.INPUT, place, length, nothing, (axis,)))
+        found.append(Tap((CallSite(path),), Side.INPUT, place, length, nothing, (axis,)))
     return found
 
 

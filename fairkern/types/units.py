@@ -82,7 +82,7 @@ class GroupAxis:
 
 
 @dataclass(frozen=True, order=True)
-class Site:
+class CallSite:
     """One call within a forward pass: of a module, or of a torch function that is given `weight` directly.
 
     `call` counts from 0 the calls of that module, or the function calls that are given that weight and an
@@ -112,7 +112,7 @@ class Tap:
     recurrent module are compensated at its hidden states, and scored where they leave the module.
     """
 
-    sites: tuple[Site, ...]
+    sites: tuple[CallSite, ...]
     side: Side
     dim: int
     length: int

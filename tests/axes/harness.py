@@ -21,7 +21,7 @@ from fairkern.axes import unit_map
 from fairkern.model.nested import call_model, map_tensors, tensors_in
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
-from fairkern.types import IndexArray, Plan, Side, Site, UnitMap
+from fairkern.types import CallSite, IndexArray, Plan, Side, UnitMap
 
 LIMIT = 1e-9
 
@@ -157,13 +157,13 @@ def error(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
 @contextmanager
 def silenced(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray]) -> Iterator[None]:
     """The removed units multiplied by zero in every activation that is tapped. Changes no weight."""
-    masks: dict[Site, tuple[int, Tensor]] = {}
+    masks: dict[CallSite, tuple[int, Tensor]] = {}
     for group, gone in zip(units.groups, removed, strict=True):
         for tap in group.taps if len(gone) else ():
             for site in tap.sites if tap.side is Side.INPUT else ():
                 masks.setdefault(site, (tap.dim, torch.ones(tap.length)))[1][np.unique(tap.positions[gone])] = 0.0
 
-    def silence(x: Tensor, site: Site) -> Tensor:
+    def silence(x: Tensor, site: CallSite) -> Tensor:
         dim, mask = masks[site]
         return x * mask.to(x).reshape([-1 if d == dim else 1 for d in range(x.dim())])
 
@@ -171,7 +171,7 @@ def silenced(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray]) ->
         calls = iter(range(1_000_000))
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            site = Site(path, next(calls))
+            site = CallSite(path, next(calls))
             if site not in masks:
                 return None
             x = silence(args[0] if args else kwargs["input"], site)
@@ -191,7 +191,9 @@ def silenced(model: nn.Module, units: UnitMap, removed: Sequence[IndexArray]) ->
 class _Functions(TorchFunctionMode):
     """Silences the activation that a function is given next to a weight; knows weights by where their memory starts."""
 
-    def __init__(self, model: nn.Module, sites: Sequence[Site], silence: Callable[[Tensor, Site], Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, sites: Sequence[CallSite], silence: Callable[[Tensor, CallSite], Tensor]
+    ) -> None:
         super().__init__()
         self.starts = {
             t.untyped_storage().data_ptr(): n for n, t in [*model.named_buffers(), *model.named_parameters()]

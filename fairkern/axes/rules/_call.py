@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from fairkern.axes.graph import CONSTANT, Graph, Source, Track
-from fairkern.types import Site
+from fairkern.types import CallSite
 
 
 @dataclass(frozen=True)
 class ModuleCall:
     """The innermost module that is running."""
 
-    site: Site
+    site: CallSite
     module: torch.nn.Module | None
     input: Track | None  # its first tensor argument as it was on entry
     slots: int | None = None  # fused experts: how many of them a token is sent to

@@ -9,7 +9,7 @@ from fairkern.axes.graph import CONSTANT, ZERO, Contraction, Dim, Fixed, Product
 from fairkern.axes.rules._call import Call, Rule
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.model.recurrent import reads_hidden
-from fairkern.types import Axis, Side, Site
+from fairkern.types import Axis, CallSite, Side
 
 
 def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray | None = None) -> None:
@@ -46,7 +46,7 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
     call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")
 
 
-def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int, Site]:
+def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int, CallSite]:
     """Where these nodes can be heard on their way into `weight`: an activation, its dimension, and who reads it.
 
     The input of the module, if it does nothing else with it; else the argument of the function that the weight is
@@ -60,7 +60,7 @@ def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int,
         heard = [(i, t, dim) for i, t, dim in heard if dim >= 0]
         if len(heard) == 1:
             argument, track, dim = heard[0]
-            return track, dim, Site(inside.site.module, function.numbers[weight], weight, argument)
+            return track, dim, CallSite(inside.site.module, function.numbers[weight], weight, argument)
     return None, -1, inside.site
 
 
@@ -86,7 +86,7 @@ def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
     if call.inside.input is None:
         if call.function is None or source.name not in call.function.numbers:
             return
-        site = Site(site.module, call.function.numbers[source.name], source.name)
+        site = CallSite(site.module, call.function.numbers[source.name], source.name)
     call.graph.productions.append(Production(Axis(source.name, place), nodes, dim, site))
 
 
