@@ -243,36 +243,22 @@ def summarise(
     `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
     its removed activations that the units that stay do not predict.
     """
-    missed = unexplained(scores.units, corrected) if scores is not None else {}
-    result = plan.result
-    kept = result["params_after"] if small is None else sum(p.numel() for p in small.parameters())
-    predicted = {"latency_before_ms", "latency_after_ms"} <= result.keys()
-    first = {"latency_predicted_ms": result["latency_before_ms"]} if predicted else {}
-    last = {"latency_predicted_ms": result["latency_after_ms"]} if predicted else {}
-    return Report(
+    done = {
+        "compensation": compensation,
+        "compensated": sum(c.weight is not None for c in corrected),
+        "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
+    }
+    made = report.summary(
+        plan,
+        scores,
         title=title or f"{plan.model}, pruned",
-        before={"params": result["params_before"], "flops": result["flops_before"], **first, **(before or {})},
-        after={"params": kept, "flops": result["flops_after"], **last, **(after or {})},
-        groups=tuple(report.group_rows(plan, missed)),
-        stages=dict(stages or {}),
-        choices={
-            "request": dict(plan.request),
-            "tolerance": result.get("tolerance"),
-            "compensation": compensation,
-            "compensated": sum(c.weight is not None for c in corrected),
-            "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
-            **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
-            **({"latency_looks": result["latency_looks"]} if "latency_looks" in result else {}),
-            **({"steps": result["steps"]} if "steps" in result else {}),
-            "config": {c.name: [c.before, c.after] for c in plan.config},
-            "config_left": result.get("config_left", []),
-            "proven": None if scores is None else scores.units.proven,
-            "notes": [] if scores is None else list(scores.units.notes),
-            "scoring": {} if scores is None else dict(scores.provenance),
-        },
-        versions=report.versions(),
-        plan=Plan.of(plan),
+        measures=(before or {}, after or {}),
+        stages=stages or {},
+        params=None if small is None else sum(p.numel() for p in small.parameters()),
+        unexplained=unexplained(scores.units, corrected) if scores is not None else {},
+        compensation=done,
     )
+    return Report(**vars(made), plan=Plan.of(plan))
 
 
 def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:

@@ -346,7 +346,9 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", choices=("default", "paper"), default="default")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--memory-budget", type=_positive, metavar="BYTES")
-    parser.add_argument("--gram", action="store_true", help="keep what the residual signal and least squares take")
+    parser.add_argument(
+        "--gram", action="store_true", help="keep what the residual (a second-order saliency) and least squares take"
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing")
 
 

@@ -77,12 +77,12 @@ class Scores(types.Scores):
         """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
 
         Exactly one of `tod` (the tolerance α), `keep_params`, `keep_flops` and `keep_latency` (at most this share of
-        the whole model stays; `latency` from `latency_table`) is given. Scores with the residual signal
-        (`score(…, gram=True)`) take one threshold on it for all groups, others the Tolerance of Difference, unless
-        `allocation` and `removal` say otherwise.
+        the whole model stays; `latency` from `latency_table`) is given. Scores with the residual, a second-order
+        saliency (`score(…, gram=True)`), take one threshold on it for all groups, others the Tolerance of Difference,
+        unless `allocation` and `removal` say otherwise.
 
-        Options (`fairkern.allocate.Planning` has their defaults): `allocation`, `removal`, `protect`, `round_to`,
-        `max_remove`, `min_keep`, `ignore`. What they mean, errors and method: `fairkern.allocate.allocate`.
+        Options: `allocation=None`, `removal=None`, `protect="taylor"`, `round_to=1`, `max_remove=0.99`, `min_keep=1`,
+        `ignore=()`. What they mean, errors and method: `fairkern.allocate.allocate`.
         """
         plan = allocate.allocate(
             self,
@@ -141,3 +141,8 @@ class Report(types.Report):
     def save(self, path: PathLike) -> None:
         """JSON, written atomically."""
         report.save_report(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike) -> Report:
+        """Raises ArtefactError for a truncated, foreign or newer file."""
+        return cls(**vars(report.load_report(path)))

@@ -64,7 +64,7 @@ def allocate(
         keep_latency: the same for the milliseconds that `latency` predicts.
         latency: the measured table that `keep_latency` is solved with.
         allocation: "tod", "uniform", "global" or "normalized"; None takes "global" where the scores hold the residual
-            signal, else and for a tolerance "tod".
+            (the second-order saliency), else and for a tolerance "tod".
         removal: signal that decides the order; low goes first. A name in `scores.signals`, "random", or a function
             `AxisGroup → scores [units]`. None: "residual" where there is one ("wasserstein" with "tod").
         protect: signal that ToD holds against it; high stays. Only read for `allocation="tod"`.

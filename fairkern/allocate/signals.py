@@ -16,8 +16,8 @@ RANDOM, RESIDUAL, WASSERSTEIN = "random", "residual", "wasserstein"
 def defaults(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> tuple[Allocation, Any]:
     """The allocation and the removal signal, where they are not given the best that these scores can do.
 
-    With the residual signal (scored with `gram=True`) that is one threshold on it for all groups; a tolerance, or
-    scores without it, take the Tolerance of Difference with the Wasserstein signal.
+    With the residual, a second-order saliency (scored with `gram=True`), that is one threshold on it for all groups; a
+    tolerance, or scores without it, take the Tolerance of Difference with the Wasserstein signal.
     """
     fitted = RESIDUAL in scores.signals and not tolerance
     if allocation is None:

@@ -5,7 +5,7 @@ from fairkern.report.latency import device, latencies_ms, latency_ms
 from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
 from fairkern.report.progress_bar import progress
-from fairkern.report.rows import group_rows, versions
+from fairkern.report.rows import group_rows, summary, versions
 from fairkern.report.tables import explain_table, render, report_table
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "report_table",
     "save_picture",
     "save_report",
+    "summary",
     "versions",
 ]

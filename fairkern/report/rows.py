@@ -1,4 +1,4 @@
-"""What a report is filled with: a row per group, and the versions that made it."""
+"""What a report is filled with: costs and measures, a row per group, what was chosen, and the versions that made it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,52 @@ import numpy as np
 import torch
 
 from fairkern.artefacts.files import package_version
-from fairkern.types import Plan
+from fairkern.types import Plan, Report, Scores
+
+
+def summary(
+    plan: Plan,
+    scores: Scores | None,
+    *,
+    title: str,
+    measures: tuple[Mapping[str, float], Mapping[str, float]],
+    stages: Mapping[str, float],
+    params: int | None,
+    unexplained: Mapping[str, float],
+    compensation: Mapping[str, Any],
+) -> Report:
+    """The report of a plan: its costs beside what was measured before and after, and what was chosen.
+
+    `params`: of the cut model, None for what the plan says; compensation may have added biases, which no plan counts.
+    `compensation`: entries of `choices` that say what it did.
+    """
+    result = plan.result
+    kept = result["params_after"] if params is None else params
+    ends = []
+    for when, taken in zip(("before", "after"), measures, strict=True):
+        own = {"params": kept if when == "after" else result["params_before"], "flops": result[f"flops_{when}"]}
+        predicted = result.get(f"latency_{when}_ms")
+        ends.append({**own, **({} if predicted is None else {"latency_predicted_ms": predicted}), **taken})
+    return Report(
+        title=title,
+        before=ends[0],
+        after=ends[1],
+        groups=tuple(group_rows(plan, unexplained)),
+        stages=dict(stages),
+        choices={
+            "request": dict(plan.request),
+            "tolerance": result.get("tolerance"),
+            **compensation,
+            **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
+            **{name: result[name] for name in ("latency_looks", "steps") if name in result},
+            "config": {c.name: [c.before, c.after] for c in plan.config},
+            "config_left": result.get("config_left", []),
+            "proven": None if scores is None else scores.units.proven,
+            "notes": [] if scores is None else list(scores.units.notes),
+            "scoring": {} if scores is None else dict(scores.provenance),
+        },
+        versions=versions(),
+    )
 
 
 def group_rows(plan: Plan, unexplained: Mapping[str, float] | None = None) -> list[dict[str, Any]]:

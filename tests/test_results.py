@@ -1,0 +1,91 @@
+"""What users hold is made of plain records by type, and options are the same wherever something is planned."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fairkern as fk
+from fairkern import allocate, types
+from fairkern.pruning import PruningOptions
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]], fk.Scores]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    loader = [(torch.randn(12, 6), torch.arange(12) % 3) for _ in range(2)]
+    return model, loader, fk.score(model, loader, nn.CrossEntropyLoss(), gram=True, progress=False)
+
+
+def test_planning_options_and_their_defaults_are_one_list() -> None:
+    fields = {field.name for field in dataclasses.fields(allocate.Planning)}
+    assert allocate.PlanningOptions.__annotations__.keys() == fields
+
+
+def test_what_prune_hands_on_is_what_score_takes() -> None:
+    keywords = {n for n, p in inspect.signature(fk.score).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    handed = PruningOptions.__annotations__.keys() - allocate.PlanningOptions.__annotations__.keys()
+    assert handed == keywords
+
+
+@pytest.mark.parametrize("option", ["keep_parameters", "round", "max_removed"])
+def test_an_option_that_nobody_knows_is_refused(made: tuple, option: str) -> None:
+    model, loader, scores = made
+    with pytest.raises(TypeError, match=option):
+        scores.plan(keep_params=0.5, **{option: 1})
+    with pytest.raises(TypeError, match=option):
+        scores.units.plan(keep_params=0.5, **{option: 1})
+    with pytest.raises(TypeError, match=option):
+        fk.prune(model, loader, nn.CrossEntropyLoss(), keep_params=0.5, progress=False, **{option: 1})
+
+
+def test_a_plan_without_scores_has_limits_and_no_signals(made: tuple) -> None:
+    units = made[2].units
+    assert all((g.units - g.removed.size) % 4 == 0 for g in units.plan(keep_params=0.5, round_to=4).groups)
+    with pytest.raises(TypeError):
+        units.plan(keep_params=0.5, removal="taylor")
+
+
+def test_records_become_what_users_hold_and_stay_it(made: tuple) -> None:
+    scores = made[2]
+    plain = types.Scores(**{**vars(scores), "units": types.UnitMap(**vars(scores.units))})
+    public = fk.Scores.of(plain)
+    assert (type(public), type(public.units)) == (fk.Scores, fk.UnitMap)
+    assert vars(public.units) == vars(scores.units)
+    assert fk.Scores.of(public) is public
+    assert fk.UnitMap.of(public.units) is public.units
+    plan = scores.plan(keep_params=0.5)
+    assert fk.Plan.of(plan) is plan
+    assert type(fk.Plan.of(types.Plan(**vars(plan)))) is fk.Plan
+
+
+def test_a_report_comes_back(made: tuple, tmp_path: Path) -> None:
+    model, loader, _ = made
+    _, report = fk.prune(model, loader, nn.CrossEntropyLoss(), keep_params=0.5, progress=False)
+    report.save(tmp_path / "report.json")
+    back = fk.Report.load(tmp_path / "report.json")
+    assert type(back) is fk.Report
+    assert back.plan is None  # not part of the file
+    assert (back.title, back.groups, back.after) == (report.title, report.groups, report.after)
+    back.save(tmp_path / "again.json")
+    first, second = (json.loads((tmp_path / name).read_text()) for name in ("report.json", "again.json"))
+    assert first == second
+    assert isinstance(back.table(), str)
+
+
+def test_silence_of_a_plan_is_that_of_its_map(made: tuple) -> None:
+    scores = made[2]
+    plan = scores.plan(keep_params=0.5)
+    said = {(a.axis, a.silence) for a in plan.axes}
+    known = {(a.axis, a.silence) for g in scores.units.groups for a in g.axes}
+    assert said <= known
+    assert {a.axis for a in plan.axes if a.silence is types.Silence.ZERO} == {a.axis for a in plan.axes if a.consumer}
+    assert np.all([a.silence is not types.Silence.MINUS_INFINITY for a in plan.axes])
