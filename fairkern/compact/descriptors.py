@@ -66,19 +66,10 @@ def kept(plan: Plan) -> dict[str, Index]:
     return indices
 
 
-def zeroed(plan: Plan) -> dict[str, Index]:
-    """The positions that `masked` sets to zero, those of the consumer axes: `{name: {dim: int64 [removed]}}`."""
-    return _positions(plan, (axis for axis in plan.axes if axis.silence is Silence.ZERO))
-
-
-def silenced(plan: Plan) -> dict[str, Index]:
-    """The experts that `masked` leaves out, on the axes of routers: `{name: {dim: int64 [removed]}}`."""
-    return _positions(plan, (axis for axis in plan.axes if axis.silence is Silence.MINUS_INFINITY))
-
-
-def _positions(plan: Plan, axes: Iterable[PlanAxis]) -> dict[str, Index]:
+def silenced(plan: Plan, how: Silence) -> dict[str, Index]:
+    """The positions that `masked` silences in this way: `{name: {dim: int64 [removed]}}`, on the CPU."""
     indices: dict[str, Index] = {}
-    for (name, dim), removed in _removed(plan, axes).items():
+    for (name, dim), removed in _removed(plan, (axis for axis in plan.axes if axis.silence is how)).items():
         indices.setdefault(name, {})[dim] = torch.from_numpy(removed)
     return indices
 

@@ -7,9 +7,9 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.descriptors import Index, check, match, silenced, zeroed
+from fairkern.compact.descriptors import Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
-from fairkern.types import Plan
+from fairkern.types import Plan, Silence
 
 
 class masked:
@@ -36,7 +36,7 @@ class masked:
     def __enter__(self) -> nn.Module:
         if self._strict:
             check(self._model, self._plan)
-        targets = match(self._model, zeroed(self._plan))
+        targets = match(self._model, silenced(self._plan, Silence.ZERO))
         saved: list[_Saved] = []
         try:
             for held, index in targets:
@@ -65,7 +65,7 @@ def without_experts(model: nn.Module, plan: Plan) -> silent_experts | None:
     """The part of `masked` that holds in one thread only: the routers, if the plan removes whole experts."""
     routers = [
         (held.tensor, dim, gone)
-        for held, index in match(model, silenced(plan))
+        for held, index in match(model, silenced(plan, Silence.MINUS_INFINITY))
         for dim, gone in index.items()
     ]  # fmt: skip
     return silent_experts(routers) if routers else None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fairkern.compact import apply, check, masked
-from fairkern.compact.descriptors import kept, match, shapes_after, zeroed
+from fairkern.compact.descriptors import kept, match, shapes_after, silenced
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.prove import difference
 from fairkern.types import AttributeChange, Axis, Plan, PlanAxis, Silence
@@ -262,15 +262,15 @@ def test_descriptors(plain_case):
     assert kept(plan).keys() == {"conv2.weight", "fc.weight"}
     assert kept(plan)["conv2.weight"][0].tolist() == stays.tolist()
     assert kept(plan)["fc.weight"][1].tolist() == [16 * u + i for u in stays for i in range(16)]
-    assert zeroed(plan).keys() == {"fc.weight"}
-    assert zeroed(plan)["fc.weight"][1].dtype == torch.int64
+    assert silenced(plan, Silence.ZERO).keys() == {"fc.weight"}
+    assert silenced(plan, Silence.ZERO)["fc.weight"][1].dtype == torch.int64
 
 
 def test_an_axis_in_two_entries(plain_case):
     plan = plain_case.plan()
     halves = tuple(replace(a, removed=part) for a in plan.axes for part in (a.removed[::2], a.removed[1::2]))
     split = replace(plan, axes=halves)
-    for of in (kept, zeroed):
+    for of in (kept, lambda plan: silenced(plan, Silence.ZERO)):
         one, two = of(plan), of(split)
         assert one.keys() == two.keys()
         assert all(torch.equal(one[n][d], two[n][d]) for n in one for d in one[n])

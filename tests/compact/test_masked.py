@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fairkern.compact import masked
-from fairkern.compact.descriptors import zeroed
+from fairkern.compact.descriptors import silenced
 from fairkern.errors import PlanMismatchError
+from fairkern.types import Silence
 from tests.compact.untouched import assert_untouched, snapshot
 
 
@@ -17,7 +18,7 @@ def test_everything_comes_back(case, error):
     before = snapshot(case.model)
     with pytest.raises(error) if error else nullcontext(), masked(case.model, plan) as model:
         assert model is case.model
-        for name, index in zeroed(plan).items():
+        for name, index in silenced(plan, Silence.ZERO).items():
             for dim, positions in index.items():
                 assert not model.get_parameter(name).index_select(dim, positions).any()
         if error:
@@ -50,7 +51,7 @@ def test_nested_and_entered_again(bilinear_case):
 
 def test_changes_to_what_stays_are_kept(plain_case):
     model, plan = plain_case.model, plain_case.plan(only=0)
-    dim, gone = next(iter(zeroed(plan)["conv2.weight"].items()))
+    dim, gone = next(iter(silenced(plan, Silence.ZERO)["conv2.weight"].items()))
     was = model.conv2.weight.detach().clone()
     with masked(model, plan), torch.no_grad():
         model.conv2.weight.add_(1)
@@ -80,7 +81,7 @@ def test_backward_works_inside(plain_case):
     plan = plain_case.plan()
     with masked(plain_case.model, plan):
         plain_case.model(plain_case.inputs).sum().backward()
-    dim, gone = next(iter(zeroed(plan)["fc.weight"].items()))
+    dim, gone = next(iter(silenced(plan, Silence.ZERO)["fc.weight"].items()))
     assert plain_case.model.fc.weight.grad.index_select(dim, gone).any()
 
 
