@@ -1,1 +1,1 @@
-"""Benchmarks: each runs the operation and its rival in turn, in one process."""
+"""Benchmarks: each runs the operation and its rival in turn, in one process. `python -m bench` lists them."""

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import subprocess
 from collections.abc import Callable
-from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bench._compare import Comparison
+from bench.provenance import ROOT, write_results
 
-ROOT = Path(__file__).resolve().parent.parent
 _rows: pytest.StashKey[dict[str, list[dict[str, Any]]]] = pytest.StashKey()
 _gpu_rows: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 
@@ -51,15 +44,9 @@ def record_gpu(request: pytest.FixtureRequest) -> Callable[[dict[str, Any]], Non
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not session.config.getoption("--write-results"):
-        return
-    folder = ROOT / "bench" / "results"
-    folder.mkdir(exist_ok=True)
-    for module, rows in session.config.stash[_rows].items():
-        document = {"schema": 1, **provenance(), "rows": rows}
-        partial = folder / f"{module}.json.partial"
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(partial, folder / f"{module}.json")
+    if session.config.getoption("--write-results"):
+        for module, rows in session.config.stash[_rows].items():
+            write_results(ROOT / "bench" / "results" / f"{module}.json", rows=rows)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -80,37 +67,3 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(
             f"{row['case']:<22} {row['value']:9.3f} {bound:<8} {'met' if row['met'] else 'MISSED':<7}{beside}"
         )
-
-
-def provenance(commit: str | None = None) -> dict[str, Any]:
-    """Commit, date, versions and device of this run; `commit` is what to say where there is no git checkout."""
-    found = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--", "fairkern", "csrc", "bench/*.py")
-    return {
-        "commit": found or commit,
-        "uncommitted_changes": bool(changes) if found else None,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "load_average_at_the_end": [round(load, 2) for load in os.getloadavg()],
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _git(*arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout.strip()
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.machine()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from pathlib import Path
 
-from bench.conftest import ROOT, provenance
+from bench.provenance import ROOT, write_results
 from fairkern.demo.run import TUNING_EPOCHS, Options, run
 
 
@@ -27,11 +25,7 @@ def main() -> None:
         }
         for name, outcome in outcomes.items()
     ]
-    path = ROOT / "bench" / "results" / "demo.json"
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps({"schema": 1, **provenance(), "rows": rows}, indent=1) + "\n")
-    os.replace(partial, path)
+    write_results(ROOT / "bench" / "results" / "demo.json", rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`python -m bench.documents`: fill the figures of README.md and docs/performance.md from bench/results/*.json.
+"""`python -m bench.documents`: fill the figures of the documents, and CONTRIBUTING.md's table of benchmarks.
 
-A document says `<!-- figures: NAME -->` … `<!-- end of figures -->`; what stands between is generated here.
-`tests/test_readme.py` fails where it is not what the results files say.
+A document says `<!-- figures: NAME -->` … `<!-- end of figures -->`; what stands between is generated here, from
+bench/results/*.json and the registry. `tests/test_readme.py` fails where it is not what they say.
 """
 
 from __future__ import annotations
@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from bench.gpu import operators
-from bench.gpu import scoring as scoring_on_gpu
+from bench.gpu.table import CASES
+from bench.provenance import ROOT
+from bench.registry import ENTRIES
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/performance.md")
+DOCUMENTS = ENTRIES["documents"].writes
 BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
@@ -56,7 +55,7 @@ def demo() -> str:
     row("scoring", lambda r: _seconds(r["stages_s"]["score"]))
     row("planning", lambda r: _seconds(r["stages_s"]["plan"]))
     row("cutting", lambda r: _seconds(r["stages_s"]["cut"]))
-    return "\n".join(["", *lines, "", _source(results, "python -m bench.demo")])
+    return "\n".join(["", *lines, "", _source(results, "demo")])
 
 
 def scoring() -> str:
@@ -88,7 +87,7 @@ def latency() -> str:
     """Shares of the whole model's time, and how far the one that was measured is from the one that was predicted."""
     results = _read("latency")
     if results is None:
-        return "\n(not measured; `pytest bench/test_latency.py --write-results` fills this table)"
+        return _unmeasured("latency")
     lines = ["", "| | asked | predicted | measured | apart | bound | the table alone, looks |", "|---" * 7 + "|"]
     for r in results["rows"]:
         predicted, seen = r["looks"][0]
@@ -98,7 +97,7 @@ def latency() -> str:
             f"| {r['shape']}, {whole} → {small} | {r['keep']:.2f} | {r['predicted']:.3f} | {r['measured']:.3f} | "
             f"{r['difference']:.1%} | ≤ {r['target']:.0%}, {'met' if r['met'] else 'missed'} | {apart} |"
         )
-    return "\n".join([*lines, "", _source(results, "pytest bench/test_latency.py --write-results")])
+    return "\n".join([*lines, "", _source(results, "latency")])
 
 
 def allocation() -> str:
@@ -115,7 +114,7 @@ def gpu() -> str:
     results = _read("gpu") or {"rows": []}
     rows = {row["case"]: row for row in results["rows"]}
     lines = ["", "| | measured as | bound | reached | | time of a call |", "|---|---|---|---|---|---|"]
-    for case in (*operators.CASES, *scoring_on_gpu.CASES):
+    for case in CASES:
         row, found = rows.get(case.name), ["not measured", "", ""]
         if row is not None:
             alone = row.get("value_of_kernels")
@@ -126,13 +125,15 @@ def gpu() -> str:
             found = [f"{row['value']:.2f}{beside}", "met" if row["met"] else "missed", time]
         lines.append(f"| {case.what} | {case.measure} | {_bound(case.target, case.at_least)} | {' | '.join(found)} |")
     if not rows:
-        return "\n".join([*lines, "", "(`pytest -m gpu` on a GPU fills this table; none has been measured)"])
+        return "\n".join(
+            [*lines, "", f"(`{ENTRIES['gpu'].command}` on a GPU fills this table; none has been measured)"]
+        )
     machine, copy, before = results["machine"], results["copy"], results["tests_before"]
     smi = machine.get("nvidia_smi")
     driver = f", driver {smi['driver_version']}" if isinstance(smi, Mapping) else ""
     speed = copy["bytes_per_s"] / 1e12
     source = (
-        f"(`pytest -m gpu`, {results['date'][:10]}, {machine['name']}{driver}, copy {speed:.2f} TB/s, "
+        f"(`{ENTRIES['gpu'].command}`, {results['date'][:10]}, {machine['name']}{driver}, copy {speed:.2f} TB/s, "
         f"Python {results['python']}, torch {results['torch']}, Triton {results['triton']}, commit "
         f"{(results['commit'] or 'unknown')[:7]}; {before.get('passed', 0)} tests passed before and "
         f"{before.get('failed', 0)} failed)"
@@ -147,7 +148,17 @@ def thresholds() -> str:
         if (r["device"], r["dtype"]) == ("cpu", "float32"):
             took = {name: _seconds(timing["p50"]) for name, timing in r["seconds"].items()}
             lines.append(f"| {r['n']:,} | {took.get('network', '')} | {took['column']} | {took['torch.sort']} |")
-    return "\n".join([*lines, "", _source(results, "python -m bench.thresholds")])
+    return "\n".join([*lines, "", _source(results, "thresholds")])
+
+
+def benchmarks() -> str:
+    """What `python -m bench` lists, with commands and files."""
+    lines = ["", "| name | command | what | takes | needs | writes |", "|---|---|---|---|---|---|"]
+    for entry in ENTRIES.values():
+        files = ", ".join(entry.writes)
+        what = f"{entry.what} | {entry.takes} | {entry.needs}"
+        lines.append(f"| {entry.name} | `{entry.command}` | {what} | {files} |")
+    return "\n".join(lines)
 
 
 def _case(row: Mapping[str, Any]) -> str:
@@ -158,12 +169,12 @@ def _case(row: Mapping[str, Any]) -> str:
 def _compared(module: str, label: Callable[[Mapping[str, Any]], str]) -> str:
     results = _read(module)
     if results is None:
-        return f"\n(not measured; `pytest bench/test_{module}.py --write-results` fills this table)"
+        return _unmeasured(module)
     lines = ["", "| | fairkern | beside it | median | ratio | bound |", "|---|---|---|---|---|---|"]
     for r in results["rows"]:
         ours, rival = _seconds(r["ours_s"]["p50"]), _seconds(r["rival_s"]["p50"])
         lines.append(f"| {label(r)} | {ours} | {r['rival']} | {rival} | {r['relative_cost']:.2g} | {_kept(r)} |")
-    return "\n".join([*lines, "", _source(results, f"pytest bench/test_{module}.py --write-results")])
+    return "\n".join([*lines, "", _source(results, module)])
 
 
 def _passes(row: Mapping[str, Any]) -> str:
@@ -184,12 +195,16 @@ def _bound(target: float, at_least: bool) -> str:
     return f"{'≥' if at_least else '≤'} {target:.3g}"
 
 
-def _source(results: Mapping[str, Any], command: str) -> str:
+def _unmeasured(name: str) -> str:
+    return f"\n(not measured; `{ENTRIES[name].command}` fills this table)"
+
+
+def _source(results: Mapping[str, Any], name: str) -> str:
     dirty = " with uncommitted changes" if results["uncommitted_changes"] else ""
     commit = "unknown" if results["commit"] is None else results["commit"][:7]  # not a git checkout
     return (
-        f"(`{command}`, {results['date'][:10]}, {results['device']}, {results['threads']} threads, Python "
-        f"{results['python']}, torch {results['torch']}, commit {commit}{dirty})"
+        f"(`{ENTRIES[name].command}`, {results['date'][:10]}, {results['device']}, {results['threads']} threads, "
+        f"Python {results['python']}, torch {results['torch']}, commit {commit}{dirty})"
     )
 
 
@@ -215,6 +230,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "operators": operator_figures,
     "gpu": gpu,
     "thresholds": thresholds,
+    "benchmarks": benchmarks,
 }
 
 

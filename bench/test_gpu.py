@@ -15,15 +15,14 @@ import torch
 
 pytest.importorskip("triton")
 
-from bench.conftest import ROOT
-from bench.gpu import operators, scoring
 from bench.gpu.cases import Bench, Case
 from bench.gpu.machine import Cuda
 from bench.gpu.results import Results
+from bench.gpu.table import CASES
 from bench.gpu.workloads import FULL
+from bench.provenance import ROOT
 
 pytestmark = pytest.mark.gpu
-CASES = (*operators.CASES, *scoring.CASES)
 
 
 @pytest.fixture(scope="module")

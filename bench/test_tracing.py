@@ -14,7 +14,7 @@ import torch
 
 import fairkern as fk
 from bench._compare import Comparison, Timing, compare
-from bench.conftest import ROOT
+from bench.provenance import ROOT
 
 torchvision = pytest.importorskip("torchvision")
 MOST_S = {
@@ -51,7 +51,7 @@ def test_llama_70b_without_values(benchmark: Any, record: Callable[..., None]) -
     pytest.importorskip("transformers")
 
     def trace(layers: int) -> dict[str, Any]:
-        command = [sys.executable, "-m", "bench.large", str(layers)]
+        command = [sys.executable, "-m", "bench._large", str(layers)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 

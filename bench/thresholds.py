@@ -8,21 +8,18 @@ the networks on a GPU). The threshold is the largest n up to which the network i
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench._compare import host_clock, in_turn
-from bench.conftest import provenance
+from bench.provenance import ROOT, write_results
 from fairkern.ops.wasserstein import config, group_by_class, native, reference
 
-RESULTS = Path(__file__).parent / "results" / "thresholds.json"
+RESULTS = ROOT / "bench" / "results" / "thresholds.json"
 COUNTS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 262144, 1_000_000)
 NETWORK_MOST = 65536  # samples: beyond, a network's list of comparators alone is larger than the data
 ELEMENTS = 1 << 21  # of an example, about: columns follow from it
@@ -109,10 +106,7 @@ def main() -> None:
             new = measured(device, dtype)
             thresholds[device][str(dtype).removeprefix("torch.")] = threshold(new)
             rows += new
-    document = {"schema": 1, **provenance(), "thresholds": thresholds, "rows": rows}
-    partial = RESULTS.with_suffix(".json.partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    os.replace(partial, RESULTS)
+    write_results(RESULTS, thresholds=thresholds, rows=rows)
     print(thresholds, file=sys.stderr)
 
 

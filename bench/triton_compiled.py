@@ -6,7 +6,6 @@ for on representative input: the launchers run on CPU tensors, and their launche
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -19,9 +18,10 @@ from typing import Any
 
 import torch
 
+from bench.provenance import ROOT, provenance, write_results
 from fairkern.ops import _triton
 
-RESULTS = Path(__file__).parent / "results" / "triton_compiled.json"
+RESULTS = ROOT / "bench" / "results" / "triton_compiled.json"
 TARGETS = {
     "sm_80": ("cuda", 80, 32),
     "sm_90": ("cuda", 90, 32),
@@ -266,18 +266,15 @@ def launches() -> list[Launch]:
 def main() -> None:
     import triton
 
-    from bench.conftest import provenance
-
     rows = []
     for launch in launches():
         for target in TARGETS:
             row = {"case": launch.case, "kernel": launch.kernel.__name__, "target": target, **launch.configuration}
             rows.append({**row, **asdict(compile_for(launch, target))})
             print(launch.name, target, rows[-1]["registers"], rows[-1]["spill_bytes"], file=sys.stderr)
-    what = provenance()
-    kept = ("commit", "uncommitted_changes", "date", "python", "torch")
-    document = {"schema": 1, **{key: what[key] for key in kept}, "triton": triton.__version__, "rows": rows}
-    RESULTS.write_text(json.dumps(document, indent=1) + "\n")
+    found = provenance()
+    source = {key: found[key] for key in ("commit", "uncommitted_changes", "date", "python", "torch")}  # on any device
+    write_results(RESULTS, source=source, triton=triton.__version__, rows=rows)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,8 @@ from typing import Any
 import numpy as np
 import triton
 
-from bench.conftest import provenance
 from bench.gpu.cases import Bench
+from bench.provenance import provenance, write_results
 from fairkern.ops import backends, describe
 
 
@@ -29,19 +27,15 @@ class Results:
         """`tests`: how many have passed and failed before."""
         self._rows.append(row)
         self._tests = self._tests or dict(tests)
-        document = {
-            "schema": 1,
-            **provenance(self._commit),
-            "numpy": np.__version__,
-            "triton": triton.__version__,
-            "cuda_extension": describe()["cuda_extension"],
-            "machine": bench.machine.facts(),
-            "backends": backends(bench.machine.device),
-            "copy": bench.copy,
-            "tests_before": self._tests,
-            "rows": self._rows,
-        }
-        self.path.parent.mkdir(exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(partial, self.path)
+        write_results(
+            self.path,
+            source=provenance(self._commit),
+            numpy=np.__version__,
+            triton=triton.__version__,
+            cuda_extension=describe()["cuda_extension"],
+            machine=bench.machine.facts(),
+            backends=backends(bench.machine.device),
+            copy=bench.copy,
+            tests_before=self._tests,
+            rows=self._rows,
+        )

@@ -14,19 +14,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.conftest import ROOT, provenance
+from bench.provenance import ROOT, provenance, versions, write_results
 from bench.quality import document, rows, train
 from bench.quality.catalogue import ENTRIES
 from bench.quality.grid import KEEPS, Grid, run
 from bench.quality.methods import METHODS
 
-RESULTS = ROOT / "bench" / "results" / "quality.csv"
+ROWS = ROOT / "bench" / "results" / "quality.csv"
+NOTE = ROOT / "bench" / "results" / "quality.json"
 QUICK = Grid(keeps=(0.5, 0.2), methods=METHODS[:2], compensations=("least_squares", "sequential"), rivals=False)
 PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "transformers", "torch-pruning", "network-pruner")
 
@@ -60,10 +59,10 @@ def main(arguments: Sequence[str]) -> int:
                         print(f"  {what} {row.after:8.4f} of {row.before:.4f}")
                     continue
                 with _alone():
-                    rows.write(RESULTS, rows.merged(rows.read(RESULTS), outcome.rows))
+                    rows.write(ROWS, rows.merged(rows.read(ROWS), outcome.rows))
                     _note(name, seed, outcome.left_out)
     if not chosen.quick:
-        document.write(rows.read(RESULTS), json.loads(RESULTS.with_suffix(".json").read_text()), ROOT / "docs")
+        document.write(rows.read(ROWS), json.loads(NOTE.read_text()), ROOT / "docs")
     return 0
 
 
@@ -78,28 +77,10 @@ def _alone() -> Iterator[None]:
 
 def _note(model: str, seed: int, left_out: list[dict[str, Any]]) -> None:
     """When, with which versions, and what was left out: beside the rows."""
-    path = RESULTS.with_suffix(".json")
-    known = json.loads(path.read_text()) if path.exists() else {"runs": {}, "left_out": []}
+    known = json.loads(NOTE.read_text()) if NOTE.exists() else {"runs": {}, "left_out": []}
     kept = [item for item in known["left_out"] if (item["model"], item["seed"]) != (model, seed)]
     runs = {**known["runs"], f"{model}, seed {seed}": {k: provenance()[k] for k in ("commit", "date")}}
-    note = {"schema": 1, **provenance(), "packages": _versions(), "runs": runs, "left_out": [*kept, *left_out]}
-    _write(path, json.dumps(note, indent=1) + "\n")
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    write_results(NOTE, packages=versions(PACKAGES), runs=runs, left_out=[*kept, *left_out])
 
 
 if __name__ == "__main__":

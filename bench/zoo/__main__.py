@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bench.conftest import ROOT, provenance
+from bench.provenance import ROOT, provenance, versions, write_results, write_whole
 from bench.zoo.catalogue import entries
 from bench.zoo.reload import Reloader
 from bench.zoo.row import Row, examine
 
+LIBRARIES = ("torch", "torchvision", "timm", "transformers")
 _HEAD = """# The zoo
 
 Every model below was built with random weights, traced, proven, and cut three ways: 0.3 and 0.7 of the units of every
@@ -55,9 +54,9 @@ def main(names: Sequence[str]) -> int:
             print(f"{entry}: {row.problem or found}", flush=True)
             gc.collect()
             ordered = [rows[e.library, e.name] for e in entries() if (e.library, e.name) in rows]
-            document = {"schema": 2, **provenance(), "libraries": _versions(), "rows": [asdict(r) for r in ordered]}
-            _write(results, json.dumps(document, indent=1) + "\n")
-            _write(ROOT / "docs" / "zoo.md", page(ordered, document))
+            libraries = {name: version for name, version in versions(LIBRARIES).items() if version}
+            document = write_results(results, schema=2, libraries=libraries, rows=[asdict(r) for r in ordered])
+            write_whole(ROOT / "docs" / "zoo.md", page(ordered, document))
     return 0 if all(row.exact and row.reloads is not False for row in rows.values()) else 1
 
 
@@ -105,22 +104,6 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "torchvision", "timm", "transformers"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 from bench import documents
 from bench._compare import Comparison, Timing, bound
-from bench.conftest import provenance
+from bench.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "bench" / "results").glob("*.json"))

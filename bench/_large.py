@@ -1,4 +1,4 @@
-"""`python -m bench.large LAYERS`: trace a decoder of Llama 3 70B's shape on the meta device; seconds and peak memory.
+"""`python -m bench._large LAYERS`: trace a decoder of Llama 3 70B's shape on the meta device; seconds and peak memory.
 
 A process of its own, so that the peak is that of this model alone.
 """

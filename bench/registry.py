@@ -1,0 +1,98 @@
+"""Every benchmark: by which command it is made anew, what it measures and which files it leaves.
+
+`python -m bench` lists them and runs one by its name; CONTRIBUTING.md's table is written from them. The rows of a GPU
+(`bench/gpu/table.py`) are one entry: they share a command, a device and a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One benchmark. `command` writes every file of `writes`, paths from the repository's root."""
+
+    name: str
+    command: str  # `python …` or `pytest …`, without quotes
+    what: str
+    takes: str  # roughly, on two quiet cores
+    writes: tuple[str, ...]
+    extra: str = ""  # optional dependencies, of pyproject.toml
+    gpu: bool = False  # it is skipped where torch sees no CUDA device
+
+    @property
+    def needs(self) -> str:
+        return "a GPU" if self.gpu else f"[{self.extra}]" if self.extra else ""
+
+
+def _tests(name: str, what: str, takes: str) -> Entry:
+    """A module of pytest, whose rows `conftest.py` writes."""
+    command = f"pytest bench/test_{name}.py --write-results"
+    return Entry(name, command, what, takes, (f"bench/results/{name}.json",), "bench")
+
+
+ENTRIES = {
+    entry.name: entry
+    for entry in (
+        _tests("scoring", "scoring against forward + backward over the same batches", "minutes"),
+        _tests("network_pruner", "scoring against the package of the method's paper", "minutes"),
+        _tests("tracing", "tracing and proving against a forward pass; 70 billion parameters on meta", "minutes"),
+        _tests("allocation", "a new budget from stored scores", "seconds"),
+        _tests("latency", "predicted against measured latency of cut models", "minutes"),
+        _tests("operators", "operators against what one would write without them", "minutes"),
+        Entry(
+            "gpu",
+            "pytest -m gpu",
+            "a GPU's tests, then operators and scoring against what the device could do",
+            "not yet known",
+            ("bench/results/gpu.json",),
+            gpu=True,
+        ),
+        Entry(
+            "triton_compiled",
+            "python -m bench.triton_compiled",
+            "registers and spills of every Triton kernel on every architecture; no GPU is needed",
+            "minutes",
+            ("bench/results/triton_compiled.json",),
+        ),
+        Entry(
+            "thresholds",
+            "python -m bench.thresholds",
+            "how to sort how many samples; `ops/wasserstein/config.py` must say the same",
+            "minutes",
+            ("bench/results/thresholds.json",),
+        ),
+        Entry(
+            "demo",
+            "python -m bench.demo",
+            "the demo: accuracy, size, latency and times of its stages",
+            "a minute",
+            ("bench/results/demo.json",),
+            "demo",
+        ),
+        Entry(
+            "zoo",
+            "python -m bench.zoo",
+            "whole model families: traced, cut three ways, loaded again",
+            "an hour",
+            ("bench/results/zoo.json", "docs/zoo.md"),
+            "zoo",
+        ),
+        Entry(
+            "quality",
+            "python -m bench.quality",
+            "what small nets keep after every way of cutting, at every budget",
+            "an hour or two",
+            ("bench/results/quality.csv", "bench/results/quality.json", "docs/quality.md", "docs/pictures/quality.png"),
+            "quality",
+        ),
+        Entry(
+            "documents",
+            "python -m bench.documents",
+            "measures nothing: fills the documents from the results files and from this registry",
+            "seconds",
+            ("README.md", "CONTRIBUTING.md", "docs/performance.md"),
+        ),
+    )
+}
