@@ -21,9 +21,9 @@ from fairkern.artefacts import SCHEMA, load_plan, replacing, save_plan
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import check_header, compact, package_version, parse, sync_folder
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
-from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, shapes_left, tensors_of
+from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, may_be_added, shapes_left, tensors_of
 from fairkern.errors import ArtefactError, InputError
-from fairkern.model.linear import give_bias, may_be_added
+from fairkern.model.linear import give_bias
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan
 

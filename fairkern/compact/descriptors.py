@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from fairkern.compact.config import config_value
 from fairkern.errors import InputError, PlanMismatchError
-from fairkern.model.linear import may_be_added
+from fairkern.model.linear import adds_bias
 from fairkern.model.replacements import REPLACEMENTS
 from fairkern.plans.renaming import Renaming, cut_lists
 from fairkern.types import Axis, Plan, PlanAxis, Silence
@@ -184,6 +184,15 @@ def read_attribute(module: nn.Module, attribute: str) -> Any:
     for part in attribute.split("."):
         value = getattr(value, part, None)
     return value
+
+
+def may_be_added(model: nn.Module, name: str, plan: Plan, before: str | None = None) -> bool:
+    """Whether `name` is the bias of a module that the plan's model had without one, under the name `before`."""
+    before = name if before is None else before
+    path, _, last = before.rpartition(".")
+    if last != "bias" or before in plan.shapes or (f"{path}.weight" if path else "weight") not in plan.shapes:
+        return False
+    return adds_bias(model.get_submodule(name.rpartition(".")[0]))
 
 
 def check_pruned(small: nn.Module, plan: Plan) -> None:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.compact.cutting import apply, copy_with
-from fairkern.compact.descriptors import kept, tensors_of
+from fairkern.compact.descriptors import kept, may_be_added, tensors_of
 from fairkern.compact.mask import masked, without_experts
 from fairkern.compensate.borders import grids_of, kernel_shares, within
 from fairkern.compensate.one_shot import Correction, cannot_take, fold
-from fairkern.model.linear import adds_bias, bias_of, give_bias, groups_of, made_dim, may_be_added
+from fairkern.model.linear import adds_bias, bias_of, give_bias, groups_of, made_dim
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.ops.ridge import solve

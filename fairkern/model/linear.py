@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from fairkern.types import Axis, Plan
+from fairkern.types import Axis
 
 
 def transposed_linear(module: nn.Module | None) -> bool:
@@ -56,12 +56,3 @@ def give_bias(module: nn.Module) -> None:
     weight = module.get_parameter("weight")
     zeros = weight.new_zeros(weight.shape[made_dim(module)]).detach()
     module.bias = nn.Parameter(zeros, requires_grad=weight.requires_grad)
-
-
-def may_be_added(model: nn.Module, name: str, plan: Plan, before: str | None = None) -> bool:
-    """Whether `name` is the bias of a module that the plan's model had without one, under the name `before`."""
-    before = name if before is None else before
-    path, _, last = before.rpartition(".")
-    if last != "bias" or before in plan.shapes or (f"{path}.weight" if path else "weight") not in plan.shapes:
-        return False
-    return adds_bias(model.get_submodule(name.rpartition(".")[0]))
