@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from fairkern.axes.graph import Contraction, Track
+from fairkern.axes.dims import Track
+from fairkern.axes.facts import Contraction
 from fairkern.axes.listed import RoutedList, counts, routed_lists
+from fairkern.axes.routers import Routers
 from fairkern.axes.tracing import Tracing
 from fairkern.model.fused import multiple
 from fairkern.model.tensors import LISTS
@@ -42,24 +42,24 @@ class Routing:
         self._own: dict[str, str] = {}  # tensor with a row per expert -> module
         self._multiple: dict[str, int] = {}
         self._routers: dict[str, frozenset[Axis]] = {}  # module -> axes of routers
-        for path, layout in tracing.experts.items():
+        for path, layout in tracing.fused.items():
             module = model.get_submodule(path)
             self._multiple[path] = multiple(module)
             self._own |= {f"{path}.{name}".lstrip("."): path for name in layout.held(module)}
-        if tracing.experts or (listed and tracing.graph.ranked and any(isinstance(m, LISTS) for m in model.modules())):
-            routers = _Routers(tracing)
-            if tracing.experts:
+        if tracing.fused or (listed and tracing.graph.rankings and any(isinstance(m, LISTS) for m in model.modules())):
+            routers = Routers(tracing)
+            if tracing.fused:
                 self._find_fused(routers)
             if listed:
                 self._find_listed(model, routers)
 
     def _down(self, path: str) -> str:
-        return f"{path}.{self._tracing.experts[path].down}".lstrip(".")
+        return f"{path}.{self._tracing.fused[path].down}".lstrip(".")
 
-    def _find_fused(self, known: _Routers) -> None:
+    def _find_fused(self, known: Routers) -> None:
         graph, tensors = self._tracing.graph, self._tracing.tensors
         self.routed = np.zeros(graph.nodes, dtype=bool)
-        for path in self._tracing.experts:
+        for path in self._tracing.fused:
             experts = tensors[self._down(path)][0]
             if experts is None:
                 continue
@@ -72,9 +72,9 @@ class Routing:
                 inner = [c for c in graph.contractions if c.weight.tensor == down.tensor and c.side is Side.INNER]
                 graph.contractions += [replace(c, weight=down, nodes=experts, dim=1, side=Side.EXPERT) for c in inner]
 
-    def _find_listed(self, model: nn.Module, known: _Routers) -> None:
+    def _find_listed(self, model: nn.Module, known: Routers) -> None:
         graph = self._tracing.graph
-        logits = {known.key(nodes): nodes for nodes, _ in graph.ranked}
+        logits = {known.key(ranking.nodes): ranking.nodes for ranking in graph.rankings}
         found = [(routers, nodes) for nodes in logits.values() if (routers := known.of(nodes))]
         self.listed = np.zeros(graph.nodes, dtype=bool)
         for made in routed_lists(model, self._tracing, found):
@@ -109,7 +109,7 @@ class Routing:
             return replace(group, name=path, kind="expert", axes=axes, least=least, frozen=frozen)
         own = len(owners) == 1 and all(a.axis.dim > 0 for a in group.axes)
         if own and group.taps and all(tap.side is Side.INNER for tap in group.taps):
-            name = f"{path}.{self._tracing.experts[path].up}".lstrip(".")
+            name = f"{path}.{self._tracing.fused[path].up}".lstrip(".")
             experts = self._tracing.tensors[self._down(path)][0]
             sets = 1 if experts is None else len(experts)
             return replace(group, name=name, kind="expert neuron", sets=sets, multiple=self._multiple[path])
@@ -128,7 +128,7 @@ class Routing:
             found = _configuration(model, made.path, _COUNTS, len(made.logits))
             if found is not None:
                 yield (*found, made.logits)
-        for path, layout in self._tracing.experts.items():
+        for path, layout in self._tracing.fused.items():
             down = self._tracing.tensors[self._down(path)]
             parent = path.rpartition(".")[0]
             routers = sorted({a.module for a in self._routers.get(path, ())})
@@ -144,62 +144,6 @@ class Routing:
                 found = _configuration(model, path, names, len(nodes))
                 if found is not None:
                     yield (*found, nodes)
-
-
-class _Routers:
-    """Which axes the positions of experts touch, and which of them are routers'."""
-
-    def __init__(self, tracing: Tracing) -> None:
-        graph = tracing.graph
-        self._tensors = tracing.tensors
-        ones = np.ones(sum(len(a) for a, _ in graph.edges), dtype=np.int8)
-        ends = [np.concatenate([edge[i] for edge in graph.edges]) for i in (0, 1)]
-        _, self._labels = connected_components(coo_array((ones, tuple(ends)), shape=(graph.nodes,) * 2), directed=False)
-        self._makes = {(c.weight.tensor, 1 - c.weight.dim) for c in graph.contractions}
-        self._makes |= {(p.weight.tensor, p.weight.dim) for p in graph.productions}  # from an input that nothing cuts
-        held = [(Axis(name, i), d) for name, dims in self._tensors.items() for i, d in enumerate(dims) if d is not None]
-        self._axes = [axis for axis, _ in held]  # positions are sorted by component once
-        component = self._labels[np.concatenate([nodes for _, nodes in held])]
-        order = np.argsort(component, kind="stable")
-        self._component = component[order]
-        self._axis = np.repeat(np.arange(len(held)), [len(nodes) for _, nodes in held])[order]
-
-    def key(self, nodes: np.ndarray) -> bytes:
-        """Equal where position by position is cut together."""
-        return self._labels[nodes].tobytes()
-
-    def joined(self, nodes: np.ndarray) -> np.ndarray:
-        """Per node, whether it is cut together with any of these."""
-        return np.isin(self._labels, self._labels[nodes])
-
-    def more(self, count: int) -> None:
-        """So many nodes have been made since; they are looked up nowhere."""
-        self._labels = np.concatenate([self._labels, np.full(count, -1, dtype=self._labels.dtype)])
-
-    def of(self, experts: np.ndarray, own: Collection[str] = ()) -> frozenset[Axis]:
-        """The routers' axes that experts at these nodes touch; none where they touch anything but those, dimension 0
-        of their `own` tensors, and vectors, or only a part of it, or where one touches another."""
-        components = np.unique(self._labels[experts])
-        if len(components) != len(experts):
-            return frozenset()
-        touched = self._touched(components)
-        others = [a for a in touched if a.tensor not in own or a.dim != 0]
-        ranks = {a: len(self._tensors[a.tensor]) for a in others}
-        routers = frozenset(a for a in others if ranks[a] == 2 and (a.tensor, a.dim) in self._makes)
-        whole = all(np.array_equal(np.unique(self._labels[self._nodes(a)]), components) for a in touched)
-        plain = all(a in routers or ranks[a] == 1 for a in others)
-        return routers if plain and whole else frozenset()
-
-    def _nodes(self, axis: Axis) -> np.ndarray:
-        nodes = self._tensors[axis.tensor][axis.dim]
-        assert nodes is not None
-        return nodes
-
-    def _touched(self, components: np.ndarray) -> list[Axis]:
-        first = np.searchsorted(self._component, components, "left")
-        last = np.searchsorted(self._component, components, "right")
-        found = [self._axis[a:b] for a, b in zip(first, last, strict=True)]
-        return [self._axes[i] for i in np.unique(np.concatenate(found))]
 
 
 def _holds(value: Any, n: int) -> bool:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from fairkern.axes.graph import Factors, Graph, Track
+from fairkern.axes.graph import Graph
+from fairkern.axes.relocation import Relocation
+from fairkern.axes.solver import components
 from fairkern.axes.tracing import Tracing
 from fairkern.model.tensors import LISTS
-from fairkern.types import Axis, CallSite
 
 _NONE, _SHARED = -1, -2  # owners of a component: no tensor, tensors of several modules
 
@@ -59,7 +57,7 @@ def _candidates(model: nn.Module, tracing: Tracing, entries: Iterable[str]) -> I
         module = model.get_submodule(entry)
         shapes = tuple((n.removeprefix(entry), tuple(map(_length, tracing.tensors[n]))) for n in names)
         waiting, alike = kinds.setdefault((type(module), repr(module), shapes), ([], []))
-        if any(path == entry or path.startswith(f"{entry}.") for path in tracing.experts):
+        if any(path == entry or path.startswith(f"{entry}.") for path in tracing.fused):
             continue
         if parameters and not tracing.reached.intersection(names):
             waiting.append(entry)
@@ -80,13 +78,13 @@ class _Place:
     ) -> None:
         self._tracing, self._entry, self._held, self._outer = tracing, entry, held, outer
         self._own = own  # per node: whether it belongs to this module alone
-        self._freezes, self._edges = len(tracing.graph.freezes), len(tracing.graph.edges)
+        self._known = [len(facts) for facts in tracing.graph.facts()]
 
     @classmethod
     def of(cls, tracing: Tracing, alike: list[str]) -> _Place | None:
         """None where the modules do not take the same place."""
         graph, tensors = tracing.graph, tracing.tensors
-        labels = _components(graph)
+        labels = components(graph.edges, graph.nodes)
         held = _by_entry(tracing, alike)
         owner = _owners(tracing, list(held.values()), labels)
         outer: set[tuple[str, int]] = set()
@@ -111,91 +109,23 @@ class _Place:
         return cls(tracing, alike[0], held[alike[0]], outer, inside[labels]) if whole else None
 
     def take(self, entry: str) -> None:
-        """`entry` takes this place."""
+        """`entry` takes this place: every fact about the module alone is said of it as well."""
         graph, tensors = self._tracing.graph, self._tracing.tensors
         names = {name: entry + name.removeprefix(self._entry) for name in self._held}
-        to = np.arange(graph.nodes, dtype=np.int32)
+        nodes = np.arange(graph.nodes, dtype=np.int32)
         own = np.concatenate([self._own, np.zeros(graph.nodes - len(self._own), dtype=bool)])  # of those before as well
-        to[own] = graph.new(int(own.sum()))
+        nodes[own] = graph.new(int(own.sum()))
         for name, other in names.items():
             for dim, (mine, theirs) in enumerate(zip(tensors[name], tensors[other], strict=True)):
                 if mine is not None and theirs is not None:
                     if (name, dim) in self._outer:
                         graph.join(mine, theirs)
                     else:
-                        to[mine] = theirs
-        self._copy(graph, to, own)
-        self._copy_uses(graph, to, names, entry)
+                        nodes[mine] = theirs
+        to = Relocation(self._entry, entry, names, own, nodes)
+        for facts, known in zip(graph.facts(), self._known, strict=True):
+            facts += [moved for fact in facts[:known] if (moved := fact.moved(to)) is not None]
         self._tracing.reached.update(names.values())
-
-    def _copy(self, graph: Graph, to: np.ndarray, own: np.ndarray) -> None:
-        """What is said of positions."""
-        for a, b in graph.edges[: self._edges]:
-            here = own[a]
-            if here.any():
-                graph.join(to[a[here]], to[b[here]])
-        for i, (nodes, reason) in enumerate(graph.freezes[: self._freezes]):
-            here = nodes[own[nodes]]
-            freeze = graph.freeze_unless_routed if i in graph.unless_routed else graph.freeze
-            freeze = graph.freeze_unless_proven if i in graph.unless_proven else freeze
-            freeze(to[here], reason)
-        for f in list(graph.factors):
-            if own[f.flat].any() or any(own[ids].any() for ids in f.factors):
-                graph.factors.append(Factors(to[f.flat], tuple(to[ids] for ids in f.factors)))
-        graph.ranked += [(to[nodes], k) for nodes, k in graph.ranked if own[nodes].any()]
-
-    def _copy_uses(self, graph: Graph, to: np.ndarray, names: dict[str, str], entry: str) -> None:
-        """What is said of the module's weights and of its calls."""
-        tracks: dict[Track, Track] = {}
-
-        def moved(track: Track | None) -> Track | None:
-            if track is not None and track not in tracks:
-                dims = tuple(to[d] if isinstance(d, np.ndarray) else d for d in track.dims)
-                tracks[track] = replace(track, dims=dims)
-            return None if track is None else tracks[track]
-
-        def path(module: str) -> str:
-            inside = module == self._entry or module.startswith(f"{self._entry}.")
-            return entry + module.removeprefix(self._entry) if inside else module
-
-        def site(s: CallSite) -> CallSite:
-            return replace(s, module=path(s.module), weight=names.get(s.weight, s.weight))
-
-        def weight(axis: Axis) -> Axis:
-            return Axis(names[axis.tensor], axis.dim)
-
-        graph.contractions += [
-            replace(c, weight=weight(c.weight), nodes=to[c.nodes], activation=moved(c.activation), site=site(c.site))
-            for c in graph.contractions
-            if c.weight.tensor in names
-        ]
-        graph.productions += [
-            replace(p, weight=weight(p.weight), nodes=to[p.nodes], site=site(p.site))
-            for p in graph.productions
-            if p.weight.tensor in names
-        ]
-        for name, (channels, groups, made) in list(graph.grouped.items()):
-            if name in names:
-                graph.grouped[names[name]] = (to[channels], None if groups is None else to[groups], to[made])
-        for module, (channels, groups) in list(graph.normed.items()):
-            if path(module) != module:
-                graph.normed[path(module)] = (to[channels], to[groups])
-        for module, channels in list(graph.features.items()):
-            if path(module) != module:
-                graph.features[path(module)] = to[channels]
-        graph.sites += [(path(module), to[nodes]) for module, nodes in graph.sites if path(module) != module]
-        for module, calls in list(self._tracing.size_calls):
-            if path(module) != module:
-                self._tracing.size_calls.append((path(module), [call.of(to) for call in calls]))
-                self._tracing.alike[path(module)] = module
-
-
-def _components(graph: Graph) -> np.ndarray:
-    if not graph.edges:
-        return np.arange(graph.nodes)
-    a, b = (np.concatenate([edge[i] for edge in graph.edges]) for i in (0, 1))
-    matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(graph.nodes,) * 2)
-    return connected_components(matrix, directed=False)[1]
 
 
 def _owners(tracing: Tracing, held: list[list[str]], labels: np.ndarray) -> np.ndarray:

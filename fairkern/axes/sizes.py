@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from fairkern.axes.facts import GroupedConvolution
 from fairkern.axes.tracing import Tracing
 from fairkern.model.linear import transposed_linear
 from fairkern.model.tensors import named_tensors
@@ -33,6 +34,10 @@ _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]],
 def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, str, np.ndarray]]:
     """(module path, attribute, nodes whose count it holds), for every module of a known class."""
     first = {id(t): name for name, t in named_tensors(model).items()}
+    graph = tracing.graph
+    batch_norms = {n.module: n.channels for n in graph.batch_norms}
+    group_norms = {n.module: n for n in graph.group_norms}
+    grouped = {c.weight: c for c in graph.grouped_convolutions}
 
     def nodes(module: nn.Module, tensor_names: str, dim: int) -> tuple[list[str], np.ndarray | None] | None:
         for tensor_name in tensor_names.split("|"):
@@ -49,20 +54,20 @@ def size_attributes(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, s
 
     for path, module in model.named_modules():
         if isinstance(module, nn.modules.conv._ConvNd):
-            yield from _convolution(path, module, tracing, nodes(module, "weight", 0), nodes(module, "weight", 1))
+            yield from _convolution(path, module, grouped, nodes(module, "weight", 0), nodes(module, "weight", 1))
             continue
-        if isinstance(module, nn.modules.batchnorm._NormBase) and path in tracing.graph.features:
-            yield path, "num_features", tracing.graph.features[path]
+        if isinstance(module, nn.modules.batchnorm._NormBase) and path in batch_norms:
+            yield path, "num_features", batch_norms[path]
             continue
         if isinstance(module, nn.MultiheadAttention):
-            heads = (n for where, n in tracing.graph.sites if where == path and len(n) == module.num_heads)
+            given = (size.nodes for size in graph.given_sizes if size.module == path)
+            heads = (n for n in given if len(n) == module.num_heads)
             first_heads = next(heads, None)  # of the query, which is split before anything else
             if first_heads is not None:
                 yield path, "num_heads", first_heads
-        if isinstance(module, nn.GroupNorm) and path in tracing.graph.normed:
-            channels, groups = tracing.graph.normed[path]
-            yield path, "num_channels", channels
-            yield path, "num_groups", groups
+        if isinstance(module, nn.GroupNorm) and path in group_norms:
+            yield path, "num_channels", group_norms[path].channels
+            yield path, "num_groups", group_norms[path].groups
             continue
         if transposed_linear(module):
             for attribute, dim in (("nx", 0), ("nf", 1)):
@@ -90,10 +95,10 @@ def observed_attributes(
     module were given: those that equal the length of exactly one extent that can shrink. The proof has the last word.
     """
     by_module: dict[str, dict[int, set[int]]] = {}
-    for path, nodes in tracing.graph.sites:
-        extent = extent_of(nodes)
+    for given in tracing.graph.given_sizes:
+        extent = extent_of(given.nodes)
         if cut(extent):
-            by_module.setdefault(path, {}).setdefault(len(nodes), set()).add(extent)
+            by_module.setdefault(given.module, {}).setdefault(len(given.nodes), set()).add(extent)
     known: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, *(c for classes, _ in _BY_CLASS for c in classes))
     for path, lengths in by_module.items():
         module = model.get_submodule(path)
@@ -109,7 +114,7 @@ def observed_attributes(
 def _convolution(
     path: str,
     module: nn.modules.conv._ConvNd,
-    tracing: Tracing,
+    grouped: Mapping[str, GroupedConvolution],
     dim0: tuple[list[str], np.ndarray | None] | None,
     dim1: tuple[list[str], np.ndarray | None] | None,
 ) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -117,10 +122,10 @@ def _convolution(
         return
     made, read = (dim1[1], dim0[1]) if module.transposed else (dim0[1], dim1[1])
     if module.groups > 1:
-        grouped = tracing.graph.grouped
-        read, groups, made = next((grouped[name] for name in dim0[0] if name in grouped), (None, None, None))
-        if groups is not None:
-            yield path, "groups", groups
+        seen = next((grouped[name] for name in dim0[0] if name in grouped), None)
+        read, made = (None, None) if seen is None else (seen.channels, seen.made)
+        if seen is not None and seen.groups is not None:
+            yield path, "groups", seen.groups
     if made is not None:
         yield path, "out_channels", made
     if read is not None:

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from fairkern.axes.graph import Factors, Graph
+from fairkern.axes.facts import Edge, Factors, Freeze, Unless
+from fairkern.axes.graph import Graph
 from fairkern.deadline import Deadline
 
 FREE = -1
+
+
+def components(edges: Sequence[Edge], nodes: int) -> np.ndarray:
+    """Per node, the number of the component that these edges connect it to."""
+    return _connected(*_ends(edges), nodes)[1]
+
+
+def _ends(edges: Sequence[Edge]) -> tuple[np.ndarray, np.ndarray]:
+    none = [np.empty(0, dtype=np.int32)]
+    return np.concatenate([e.a for e in edges] or none), np.concatenate([e.b for e in edges] or none)
+
+
+def _connected(a: np.ndarray, b: np.ndarray, count: int) -> tuple[int, np.ndarray]:
+    """How many components `count` nodes have, and which one each is in, where `a[i]` and `b[i]` are connected."""
+    matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
+    found: tuple[int, np.ndarray] = connected_components(matrix, directed=False)
+    return found
 
 
 class Solver:
@@ -34,11 +52,9 @@ class Solver:
         self._news: list[tuple[np.ndarray, int]] = []  # nodes frozen since the last relabelling, and why
         self.labels = np.arange(self.n, dtype=np.int32)
         self.component_reason = np.full(self.n, FREE, dtype=np.int32)
-        for i, (nodes, reason) in enumerate(graph.freezes):
-            if daring and i in graph.unless_proven:
-                continue
-            held = nodes if routed is None or i not in graph.unless_routed else nodes[~routed[nodes]]
-            self.freeze(held if listed is None or i in graph.outputs else held[~listed[held]], reason)
+        for freeze in graph.freezes:
+            if not (daring and freeze.unless is Unless.PROVEN):
+                self.freeze(_held(freeze, routed, listed), freeze.reason)
         self.relabel()
 
     def freeze(self, nodes: np.ndarray, reason: str) -> None:
@@ -53,12 +69,9 @@ class Solver:
     def relabel(self) -> None:
         """Merge the components that new edges connect. Linear in the nodes and in what is new."""
         if self.edges:
-            a = self.labels[np.concatenate([e[0] for e in self.edges])]
-            b = self.labels[np.concatenate([e[1] for e in self.edges])]
+            a, b = (self.labels[end] for end in _ends(self.edges))
             apart = a != b
-            a, b = a[apart], b[apart]
-            matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(self.count, self.count))
-            self.count, merged = connected_components(matrix, directed=False)
+            self.count, merged = _connected(a[apart], b[apart], self.count)
             frozen = np.flatnonzero(self.component_reason != FREE)
             reason = np.full(self.count, len(self.reasons), dtype=np.int32)
             np.minimum.at(reason, merged[frozen], self.component_reason[frozen])
@@ -84,6 +97,16 @@ class Solver:
         """Why all of these nodes stay; None if any of them may go."""
         codes = self.component_reason[self.labels[nodes.reshape(-1)]]
         return None if (codes == FREE).any() else self.reasons[codes.min()]
+
+
+def _held(freeze: Freeze, routed: np.ndarray | None, listed: np.ndarray | None) -> np.ndarray:
+    """The nodes that a freeze holds back, where it has not lapsed for experts."""
+    nodes = freeze.nodes
+    if routed is not None and freeze.unless is Unless.ROUTED:
+        nodes = nodes[~routed[nodes]]
+    if listed is not None and freeze.unless is not Unless.NEVER:
+        nodes = nodes[~listed[nodes]]
+    return nodes
 
 
 def decide_factors(solver: Solver, factors: Iterable[Factors], deadline: Deadline) -> None:
@@ -148,5 +171,5 @@ def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int |
     shape = [1] * relation.flat.ndim
     shape[winner] = -1
     spread = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), relation.flat.shape))
-    solver.edges.append((relation.flat.reshape(-1), spread.reshape(-1)))
+    solver.edges.append(Edge(relation.flat.reshape(-1), spread.reshape(-1)))
     chosen[ids] = True

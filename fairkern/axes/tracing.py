@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fairkern.axes.graph import Graph
-from fairkern.axes.sites import SizeCall
 from fairkern.deadline import Deadline
 from fairkern.model.fused import FusedExperts
 
@@ -25,8 +24,6 @@ class Tracing:
     reached_training: set[str] = field(default_factory=set)
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
-    size_calls: list[tuple[str, list[SizeCall]]] = field(default_factory=list)  # per module call of eval mode
-    alike: dict[str, str] = field(default_factory=dict)  # module that was not reached -> the one that it is traced like
-    experts: dict[str, FusedExperts] = field(default_factory=dict)  # by module path
+    fused: dict[str, FusedExperts] = field(default_factory=dict)  # experts, by path of the module that holds them
     calls: Counter[str] = field(default_factory=Counter)  # by module path: the most in one run of eval mode
     widths: dict[str, int] = field(default_factory=dict)  # last dimension of what a module returned

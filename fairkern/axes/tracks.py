@@ -11,7 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fairkern.axes.graph import Graph, Track
+from fairkern.axes.dims import Track
+from fairkern.axes.graph import Graph
 from fairkern.model.nested import elements, tensors_in
 
 _DATA: Any = Tensor.data

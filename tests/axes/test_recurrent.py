@@ -79,11 +79,11 @@ def test_what_its_own_weights_read(kind: type[nn.RNNBase]) -> None:
     """Once each, however many steps and runs read it; a second run does not double it."""
     model = Sequence(kind, layers=2, both=True).eval()
     expected = [
-        ("rnn:weight_hh_l0", "hidden", 8, ("rnn.weight_hh_l0:1",)),
-        ("rnn:weight_hh_l0_reverse", "hidden", 8, ("rnn.weight_hh_l0_reverse:1",)),
-        ("rnn:weight_ih_l1", "hidden", 16, ("rnn.weight_ih_l1:1", "rnn.weight_ih_l1_reverse:1")),
-        ("rnn:weight_hh_l1", "hidden", 8, ("rnn.weight_hh_l1:1",)),
-        ("rnn:weight_hh_l1_reverse", "hidden", 8, ("rnn.weight_hh_l1_reverse:1",)),
+        ("rnn:weight_hh_l0", Side.HIDDEN, 8, ("rnn.weight_hh_l0:1",)),
+        ("rnn:weight_hh_l0_reverse", Side.HIDDEN, 8, ("rnn.weight_hh_l0_reverse:1",)),
+        ("rnn:weight_ih_l1", Side.HIDDEN, 16, ("rnn.weight_ih_l1:1", "rnn.weight_ih_l1_reverse:1")),
+        ("rnn:weight_hh_l1", Side.HIDDEN, 8, ("rnn.weight_hh_l1:1",)),
+        ("rnn:weight_hh_l1_reverse", Side.HIDDEN, 8, ("rnn.weight_hh_l1_reverse:1",)),
     ]
     for more in ([], [torch.randn(2, 7, 6)]):
         assert sorted(taps(fk.trace(model, torch.randn(3, 5, 6), more=more))) == sorted(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -12,6 +13,11 @@ from torch import Tensor, nn
 import fairkern as fk
 from fairkern import compact, prove
 from fairkern.axes import unit_map
+from fairkern.axes.facts import Fact
+from fairkern.axes.graph import Graph
+from fairkern.axes.relocation import Relocation
+from fairkern.axes.trace import trace
+from fairkern.deadline import NO_LIMIT
 from fairkern.plans.build import build as plan_of
 from fairkern.plans.removals import random_removal
 from tests.axes.harness import Net, lines
@@ -131,6 +137,28 @@ def test_views_inside_a_sibling_are_followed() -> None:
     small = compact.apply(model, plan)
     with compact.masked(model, plan):
         assert prove.difference(model, small, (x, 3)) < 1e-9
+
+
+@dataclass(frozen=True)
+class Visit(Fact):
+    """A kind of fact that only this test knows."""
+
+    module: str
+
+    def moved(self, to: Relocation) -> Visit | None:
+        return Visit(to.path(self.module)) if to.holds(self.module) else None
+
+
+@dataclass
+class WiderGraph(Graph):
+    visits: list[Visit] = field(default_factory=lambda: [Visit("parts.0.up"), Visit("head")])
+
+
+def test_a_further_kind_of_fact_moves_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairkern.axes.trace.Graph", WiderGraph)
+    graph = trace(some(Viewed, 2), [torch.randn(5, 4, dtype=torch.float64)], NO_LIMIT).graph
+    assert isinstance(graph, WiderGraph)
+    assert graph.visits == [Visit("parts.0.up"), Visit("head"), Visit("parts.2.up")]
 
 
 REFUSED = {

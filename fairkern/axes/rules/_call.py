@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairkern.axes.graph import CONSTANT, Graph, Source, Track
+from fairkern.axes.dims import CONSTANT, Source, Track
+from fairkern.axes.facts import GivenSize
+from fairkern.axes.graph import Graph
 from fairkern.types import CallSite
 
 
@@ -73,15 +75,12 @@ class Call:
         """The call was given these sizes, perhaps by an attribute of its module that must follow a cut."""
         for dim in dims:
             if isinstance(dim, np.ndarray):
-                self.graph.sites.append((self.inside.site.module, dim))
+                self.graph.given_sizes.append(GivenSize(self.inside.site.module, dim))
 
     def freeze_all(self, reason: str) -> None:
         for tensor in self.tensors:
             for dim in self.track(tensor).dims:
                 self.graph.freeze(dim, reason)
-
-
-Rule = Callable[[Call], "list[Track]"]
 
 
 def wrap(dim: int, ndim: int) -> int:

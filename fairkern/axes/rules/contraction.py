@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fairkern.axes.graph import CONSTANT, ZERO, Contraction, Dim, Fixed, Production, Track
-from fairkern.axes.rules._call import Call, Rule
+from fairkern.axes.dims import CONSTANT, ZERO, Dim, Fixed, Track
+from fairkern.axes.facts import Contraction, Flops, GroupedConvolution, Production
+from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
+from fairkern.axes.rules.registry import rule
 from fairkern.model.recurrent import reads_hidden
 from fairkern.types import Axis, CallSite, Side
 
@@ -101,13 +103,14 @@ def flops(call: Call, constant: float, *dims: Dim | int) -> None:
         else:
             assert isinstance(d, int)
             factor *= d
-    call.graph.flops.append((factor, tuple(tracked)))
+    call.graph.flops.append(Flops(factor, tuple(tracked)))
 
 
 def _sized(dim: Dim, n: int) -> Dim | int:
     return dim if isinstance(dim, np.ndarray) else n
 
 
+@rule("convolution")
 def convolution(call: Call) -> list[Track]:
     x, w = call.track("input"), call.track("weight")
     graph = call.graph
@@ -156,14 +159,14 @@ def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
         graph.join(np.repeat(whole, per_in), channels)
         graph.join(np.repeat(whole, per_out), made)
         graph.freeze(w.dims[1], f"whole groups of {call.where} are cut, not their inputs")
-        graph.grouped[name] = (channels, whole, made)
+        graph.grouped_convolutions.append(GroupedConvolution(name, channels, whole, made))
     else:
         inner = w.dims[1]
         assert isinstance(inner, np.ndarray)
         graph.join(np.tile(inner, groups), channels)
         graph.join(np.tile(made[:per_out], groups), made)
         consume(call, channels, w, 1, positions=channels)
-        graph.grouped[name] = (channels, None, made)
+        graph.grouped_convolutions.append(GroupedConvolution(name, channels, None, made))
     return made
 
 
@@ -184,7 +187,7 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
         graph.join(channels, given)
         graph.freeze(shared, f"whole groups of {call.where} are cut, not their outputs")
         made = np.repeat(whole, per_out)
-        graph.grouped[name] = (channels, whole, made)
+        graph.grouped_convolutions.append(GroupedConvolution(name, channels, whole, made))
     else:
         graph.join(np.tile(channels[:per_in], groups), channels)
         consume(call, channels, w, 0)
@@ -192,10 +195,11 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
             made = np.tile(shared, groups)
         else:
             made = graph.frozen(call.sizes[1], f"every group of {call.where} makes one channel")
-        graph.grouped[name] = (channels, None, made)
+        graph.grouped_convolutions.append(GroupedConvolution(name, channels, None, made))
     return made
 
 
+@rule("mm", "addmm", "bmm", "baddbmm")
 def matrix_product(call: Call) -> list[Track]:
     """`mm`, `addmm`, `bmm`, `baddbmm`: [.., n, k] × [.., k, m] → [.., n, m]."""
     if call.name in ("addmm", "baddbmm"):
@@ -228,6 +232,12 @@ def matrix_product(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
 def attention(call: Call) -> list[Track]:
     """Fused attention on [.., H, N, D]: heads and batch go along, D of q and k is contracted, D of v comes out."""
     q, k, v = call.track("query"), call.track("key"), call.track("value")
@@ -274,18 +284,3 @@ def _shared(call: Call, query: Dim, n: int, key: Dim, m: int) -> Dim:
     for d in (query, key):
         call.graph.freeze(d, f"{n} query heads share {m} in {call.where}")
     return query
-
-
-RULES: dict[str, Rule] = {
-    "convolution": convolution,
-    **dict.fromkeys(("mm", "addmm", "bmm", "baddbmm"), matrix_product),
-    **dict.fromkeys(
-        (
-            "_scaled_dot_product_flash_attention_for_cpu",
-            "_scaled_dot_product_flash_attention",
-            "_scaled_dot_product_efficient_attention",
-            "_scaled_dot_product_cudnn_attention",
-        ),
-        attention,
-    ),
-}

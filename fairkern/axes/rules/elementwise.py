@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairkern.axes.graph import CONSTANT, UNIFORM, ZERO, Dim, Track
-from fairkern.axes.rules._call import Call, Rule, wrap
+from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim, Track
+from fairkern.axes.rules._call import Call, wrap
+from fairkern.axes.rules.registry import rule
 
 
 def broadcast(call: Call, tracks: list[Track], ndim: int) -> list[Dim]:
@@ -26,41 +27,68 @@ def broadcast(call: Call, tracks: list[Track], ndim: int) -> list[Dim]:
     return dims
 
 
+@rule(
+    "hardswish_",
+    "native_dropout",
+    "rrelu_with_noise",
+    "where",
+    "masked_fill",
+    "masked_fill_",
+    "clamp",
+    "complex",
+    "polar",
+    "_prelu_kernel",
+    "gelu",
+    "silu",
+    "mish",
+    "hardswish",
+    "log_sigmoid_forward",
+    "copy_",
+    "max.other",
+    "min.other",
+)
 def pointwise(call: Call) -> list[Track]:
     dims = broadcast(call, [call.track(t) for t in call.tensors], len(call.sizes))
     return [call.out(dims)[0] for _ in call.outputs]
 
 
+@rule("clone", "_to_copy", "detach", "alias", "contiguous", "lift_fresh", "lift", "positive")
 def same(call: Call) -> list[Track]:
     """The result is the first argument, cast, copied or aliased: still the same parameter, if it was one."""
     track = call.track(call.tensors[0])
     return [Track(track.sizes, track.dims, track.source, indexes=track.indexes)]
 
 
+@rule("fill", "fill_", "zero_")
 def fill(call: Call) -> list[Track]:
     track = call.track("self")
     return [track if track.tracked else Track.uniform(track.sizes)]
 
 
+@rule("ones", "full", "new_ones", "new_full", "empty", "new_empty", "empty_strided", "new_empty_strided")
 def created_uniform(call: Call) -> list[Track]:
     return [Track.uniform(o.shape) for o in call.outputs]
 
 
+@rule("zeros", "new_zeros")
 def created_zero(call: Call) -> list[Track]:
     return [Track(tuple(o.shape), (ZERO,) * o.ndim) for o in call.outputs]
 
 
+@rule("zeros_like", "ones_like", "full_like", "empty_like")
 def created_like(call: Call) -> list[Track]:
     """`zeros_like` and its kin: as long as the tensor that they are modelled on."""
     return call.out(call.track("self").dims)
 
 
+@rule("bernoulli", "bernoulli_", "rand_like", "randn_like", "normal_", "uniform_")
 def drawn(call: Call) -> list[Track]:
     """Random numbers for every position of a tensor: no two are alike. In train mode that is dropout's noise."""
     other = UNIFORM if call.training else CONSTANT
     return call.out([d if isinstance(d, np.ndarray) else other for d in call.track("self").dims])
 
 
+@rule("glu")
 def glu(call: Call) -> list[Track]:
     """`a · σ(b)` for the two halves of a dimension: they are cut alike."""
     x = call.track("self")
@@ -74,6 +102,7 @@ def glu(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("prelu")
 def prelu(call: Call) -> list[Track]:
     """`weight` is `[1]` or `[C]`, and C is dimension 1 of the input."""
     x, weight = call.track("self"), call.track("weight")
@@ -84,28 +113,3 @@ def prelu(call: Call) -> list[Track]:
     elif isinstance(w, np.ndarray):
         return pointwise(call)
     return call.out(dims)
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        ("clone", "_to_copy", "detach", "alias", "contiguous", "lift_fresh", "lift", "view_of", "positive"), same
-    ),
-    **dict.fromkeys(
-        ("hardswish_", "native_dropout", "rrelu_with_noise", "where", "masked_fill", "masked_fill_", "clamp"), pointwise
-    ),
-    **dict.fromkeys(
-        ("complex", "polar", "_prelu_kernel", "gelu", "silu", "mish", "hardswish", "log_sigmoid_forward", "copy_"),
-        pointwise,
-    ),
-    **dict.fromkeys(("fill", "fill_", "zero_"), fill),
-    **dict.fromkeys(
-        ("ones", "full", "new_ones", "new_full", "empty", "new_empty", "empty_strided"),
-        created_uniform,
-    ),
-    **dict.fromkeys(("zeros", "new_zeros"), created_zero),
-    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "empty_like"), created_like),
-    **dict.fromkeys(("bernoulli", "bernoulli_", "rand_like", "randn_like", "normal_", "uniform_"), drawn),
-    "new_empty_strided": created_uniform,
-    "glu": glu,
-    "prelu": prelu,
-}

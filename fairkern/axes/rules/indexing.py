@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 import torch
 
-from fairkern.axes.graph import CONSTANT, Dim, Fixed, Track
-from fairkern.axes.rules._call import Call, Rule, wrap
+from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track
+from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.elementwise import broadcast
+from fairkern.axes.rules.registry import rule
 
 
 def _stay(call: Call, dims: Iterable[Dim], how: str) -> None:
@@ -30,6 +31,7 @@ def _met(call: Call, track: Track, other: Track, places: Iterable[int]) -> list[
     return out
 
 
+@rule("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_reduce")
 def into_places(call: Call) -> list[Track]:
     """`index_add`, `index_copy`, `index_fill`: slices at the places of a flat index."""
     track = call.track("self")
@@ -41,6 +43,7 @@ def into_places(call: Call) -> list[Track]:
     return call.out(_met(call, track, other, [call.args["dim"]]))
 
 
+@rule("slice_scatter", "select_scatter")
 def into_slice(call: Call) -> list[Track]:
     """`slice_scatter`, `select_scatter`: a copy with one part replaced."""
     track, source = call.track("self"), call.track("src")
@@ -53,6 +56,7 @@ def into_slice(call: Call) -> list[Track]:
     return call.out(_met(call, track, source, [dim]))
 
 
+@rule("index_put", "index_put_", "_unsafe_index_put", "_index_put_impl_")
 def index_put(call: Call) -> list[Track]:
     """`x[i, :, mask] = v`: what the indices and masks cover stays, the other dimensions meet those of the values."""
     track, values = call.track("self"), call.track("values")
@@ -92,6 +96,7 @@ def index_put(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("diagonal", "diagonal_copy")
 def diagonal(call: Call) -> list[Track]:
     track = call.track("self")
     n = len(track.sizes)
@@ -100,6 +105,7 @@ def diagonal(call: Call) -> list[Track]:
     return call.out([*(d for i, d in enumerate(track.dims) if i not in pair), CONSTANT])
 
 
+@rule("diag_embed")
 def diag_embed(call: Call) -> list[Track]:
     track, n = call.track("self"), len(call.sizes)
     pair = {wrap(call.args["dim1"], n), wrap(call.args["dim2"], n)}
@@ -108,12 +114,14 @@ def diag_embed(call: Call) -> list[Track]:
     return call.out([CONSTANT if i in pair else next(rest) for i in range(n)])
 
 
+@rule("tril", "tril_", "triu", "triu_")
 def triangle(call: Call) -> list[Track]:
     track = call.track("self")
     _stay(call, track.dims[-2:], "is cut to a triangle")
     return call.out([*track.dims[:-2], *(d if not isinstance(d, Fixed) else CONSTANT for d in track.dims[-2:])])
 
 
+@rule("rot90")
 def rot90(call: Call) -> list[Track]:
     track = call.track("self")
     pair = {wrap(d, len(track.sizes)) for d in call.args["dims"]}
@@ -121,6 +129,7 @@ def rot90(call: Call) -> list[Track]:
     return call.out([CONSTANT if i in pair else d for i, d in enumerate(track.dims)])
 
 
+@rule("bucketize", "searchsorted")
 def bucketize(call: Call) -> list[Track]:
     """Which interval each value lies in; the bounds are read whole."""
     values = "input" if "input" in call.args else "self"
@@ -132,18 +141,3 @@ def bucketize(call: Call) -> list[Track]:
     if bounds.ndim > 1:
         _stay(call, track.dims, "is looked up in rows")
     return call.out(track.dims)
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        ("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_reduce"),
-        into_places,
-    ),
-    **dict.fromkeys(("slice_scatter", "select_scatter"), into_slice),
-    **dict.fromkeys(("index_put", "index_put_", "_unsafe_index_put", "_index_put_impl_"), index_put),
-    **dict.fromkeys(("diagonal", "diagonal_copy"), diagonal),
-    "diag_embed": diag_embed,
-    **dict.fromkeys(("tril", "tril_", "triu", "triu_"), triangle),
-    "rot90": rot90,
-    **dict.fromkeys(("bucketize", "searchsorted"), bucketize),
-}

@@ -5,10 +5,21 @@ from __future__ import annotations
 import numpy as np
 from torch.nn.modules.batchnorm import _NormBase
 
-from fairkern.axes.graph import CONSTANT, Dim, Source, Track
-from fairkern.axes.rules._call import Call, Rule, wrap
+from fairkern.axes.dims import CONSTANT, Dim, Source, Track
+from fairkern.axes.facts import BatchNormalisation, GroupNormalisation
+from fairkern.axes.rules._call import Call, wrap
+from fairkern.axes.rules.registry import rule
 
 
+@rule(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_no_update",
+    "_batch_norm_with_update",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+)
 def batch_norm(call: Call) -> list[Track]:
     x = call.track("input")
     dims = list(x.dims)
@@ -23,7 +34,7 @@ def batch_norm(call: Call) -> list[Track]:
     if inside.input is not None and isinstance(inside.module, _NormBase) and len(inside.input.dims) > 1:
         channels = inside.input.dims[1]
         if isinstance(channels, np.ndarray) and len(channels) == inside.module.num_features:
-            call.graph.features[inside.site.module] = channels
+            call.graph.batch_norms.append(BatchNormalisation(inside.site.module, channels))
     return [call.out(dims)[0]] + [_statistic(o.shape, dims[1], x.sizes[1]) for o in call.outputs[1:]]
 
 
@@ -31,6 +42,7 @@ def _statistic(shape: tuple[int, ...], channel: Dim, n: int) -> Track:
     return Track((n,), (channel,)) if tuple(shape) == (n,) and n > 1 else Track.constant(shape)
 
 
+@rule("native_layer_norm", "_fused_rms_norm")
 def layer_norm(call: Call) -> list[Track]:
     x = call.track("input")
     inner = len(call.args["normalized_shape"])
@@ -44,6 +56,7 @@ def layer_norm(call: Call) -> list[Track]:
     return [call.out(x.dims)[0]] + [Track.constant(o.shape) for o in call.outputs[1:]]
 
 
+@rule("native_group_norm")
 def group_norm(call: Call) -> list[Track]:
     """Each group of channels is normalised alone, so that whole groups can go."""
     x, graph = call.track("input"), call.graph
@@ -59,13 +72,14 @@ def group_norm(call: Call) -> list[Track]:
         else:
             whole = graph.new(groups)
             graph.join(np.repeat(whole, len(channels) // groups), channels)
-            graph.normed[call.inside.site.module] = (channels, whole)
+            graph.group_norms.append(GroupNormalisation(call.inside.site.module, channels, whole))
             call.note_sizes([whole])
     return [call.out([x.dims[0], channels, *[CONSTANT] * (len(x.dims) - 2)])[0]] + [
         Track.constant(o.shape) for o in call.outputs[1:]
     ]
 
 
+@rule("_weight_norm_interface")
 def weight_norm(call: Call) -> list[Track]:
     """`g · v / ‖v‖`, each slice along `dim` normalised alone: slices can go, what the norm runs over stays.
 
@@ -81,22 +95,3 @@ def weight_norm(call: Call) -> list[Track]:
     source = g.source and Source(g.source.name, tuple(d if i == dim else None for i, d in enumerate(g.source.dims)))
     norms = Track(g.sizes, tuple(dims[dim] if i == dim else CONSTANT for i in range(len(g.sizes))))
     return [*call.out(dims, source), norms]
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        (
-            "native_batch_norm",
-            "_native_batch_norm_legit",
-            "_native_batch_norm_legit_no_training",
-            "_batch_norm_no_update",
-            "_batch_norm_with_update",
-            "cudnn_batch_norm",
-            "miopen_batch_norm",
-        ),
-        batch_norm,
-    ),
-    "_weight_norm_interface": weight_norm,
-    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm"), layer_norm),
-    "native_group_norm": group_norm,
-}

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairkern.axes.graph import CONSTANT, Track
-from fairkern.axes.rules._call import Call, Rule, wrap
-from fairkern.axes.rules.elementwise import pointwise
+from fairkern.axes.dims import CONSTANT, Track
+from fairkern.axes.facts import Ranking, Unless
+from fairkern.axes.rules._call import Call, wrap
+from fairkern.axes.rules.registry import rule
 
 
 def _dims(call: Call, ndim: int) -> list[int]:
@@ -19,6 +20,31 @@ def _dims(call: Call, ndim: int) -> list[int]:
     return [wrap(d, ndim) for d in (dim if isinstance(dim, Sequence) else [dim])]
 
 
+@rule(
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "prod",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "linalg_vector_norm",
+    "norm",
+    "logsumexp",
+    "median",
+    "nanmedian",
+    "mode",
+    "kthvalue",
+    "aminmax",
+    "nansum",
+    "count_nonzero",
+    "min",
+    "any",
+    "all",
+    "argmin",
+)
 def reduction(call: Call) -> list[Track]:
     """What is reduced stays as it is, unless nobody reads the result (attention weights averaged over heads)."""
     x = call.track(call.tensors[0])
@@ -27,22 +53,24 @@ def reduction(call: Call) -> list[Track]:
     mixed = tuple(reasons) if call.inside.slots is None else ()
     if call.inside.slots is not None:
         for dim, reason in reasons:
-            call.graph.freeze_unless_routed(dim, reason)
+            call.graph.freeze(dim, reason, Unless.ROUTED)
     left = [CONSTANT if i in over else d for i, d in enumerate(x.dims)]
     if len(call.sizes) != len(x.dims):
         left = [d for i, d in enumerate(x.dims) if i not in over]
     return [replace(call.out(left)[0], mixed=mixed) for _ in call.outputs]
 
 
+@rule("max", "argmax")
 def best(call: Call) -> list[Track]:
     """The largest along a dimension: an expert at −inf is not it."""
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
     if len(over) == 1 and isinstance(ranked := x.dims[over[0]], np.ndarray):
-        call.graph.ranked.append((ranked, 1))
+        call.graph.rankings.append(Ranking(ranked, 1))
     return reduction(call)
 
 
+@rule("_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort")
 def along(call: Call) -> list[Track]:
     """Softmax, cumulative sums, sorts, the k largest: the positions along `dim` depend on each other."""
     x = call.track(call.tensors[0])
@@ -54,36 +82,27 @@ def along(call: Call) -> list[Track]:
     return [call.out(x.dims)[0] for _ in call.outputs]
 
 
+@rule("_softmax", "_safe_softmax", "softmax")
 def softmax(call: Call) -> list[Track]:
     """Every position changes with every other; one at −inf is as good as gone."""
     x = call.track(call.tensors[0])
     for i in _dims(call, len(x.dims)):
-        call.graph.freeze_unless_routed(x.dims[i], f"{call.where} runs over it")
+        call.graph.freeze(x.dims[i], f"{call.where} runs over it", Unless.ROUTED)
     return call.out(x.dims)
 
 
+@rule("topk")
 def largest(call: Call) -> list[Track]:
     """The k largest along a dimension, and an index that points into it; one at −inf is not among them."""
     x = call.track("self")
     at = wrap(call.args["dim"], len(x.dims)) if x.dims else 0
     ranked = x.dims[at] if x.dims else CONSTANT
-    call.graph.freeze_unless_routed(ranked, f"{call.where} runs over it")
+    call.graph.freeze(ranked, f"{call.where} runs over it", Unless.ROUTED)
     dims = [CONSTANT if i == at else d for i, d in enumerate(x.dims)]
     if not isinstance(ranked, np.ndarray):
         return [call.out(dims)[0] for _ in call.outputs]
-    call.graph.ranked.append((ranked, int(call.args["k"])))
+    call.graph.rankings.append(Ranking(ranked, int(call.args["k"])))
     return [call.out(dims)[0], replace(call.out(dims)[0], indexes=ranked)]
-
-
-def spatial(call: Call) -> list[Track]:
-    """Pooling and resampling: everything after batch and channel is slid over; channels pass."""
-    x = call.track(call.tensors[0])
-    n = _SPATIAL[call.name]
-    lead = len(x.dims) - n
-    for d in x.dims[lead:]:
-        call.graph.freeze(d, f"is slid over by {call.where}")
-    dims = [*x.dims[:lead], *[CONSTANT] * n]
-    return [call.out(dims)[0] for _ in call.outputs]
 
 
 _SPATIAL: dict[str, int] = {
@@ -115,36 +134,14 @@ _SPATIAL: dict[str, int] = {
     "_upsample_bicubic2d_aa": 2,
 }
 
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        (
-            "mean",
-            "sum",
-            "amax",
-            "amin",
-            "prod",
-            "var",
-            "std",
-            "var_mean",
-            "std_mean",
-            "linalg_vector_norm",
-            "norm",
-            "logsumexp",
-            "median",
-            "nanmedian",
-            "mode",
-            "kthvalue",
-            "aminmax",
-            "nansum",
-            "count_nonzero",
-        ),
-        reduction,
-    ),
-    **dict.fromkeys(("min", "any", "all", "argmin"), reduction),
-    **dict.fromkeys(("max", "argmax"), best),
-    **dict.fromkeys(("max.other", "min.other"), pointwise),
-    **dict.fromkeys(("_softmax", "_safe_softmax", "softmax"), softmax),
-    "topk": largest,
-    **dict.fromkeys(("_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort"), along),
-    **dict.fromkeys(_SPATIAL, spatial),
-}
+
+@rule(*_SPATIAL)
+def spatial(call: Call) -> list[Track]:
+    """Pooling and resampling: everything after batch and channel is slid over; channels pass."""
+    x = call.track(call.tensors[0])
+    n = _SPATIAL[call.name]
+    lead = len(x.dims) - n
+    for d in x.dims[lead:]:
+        call.graph.freeze(d, f"is slid over by {call.where}")
+    dims = [*x.dims[:lead], *[CONSTANT] * n]
+    return [call.out(dims)[0] for _ in call.outputs]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fairkern.axes.graph import CONSTANT, Dim, Fixed, Track
-from fairkern.axes.rules._call import Call, Rule, wrap
+from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track
+from fairkern.axes.facts import Unless
+from fairkern.axes.rules._call import Call, wrap
+from fairkern.axes.rules.registry import rule
 
 
+@rule("gather")
 def gather(call: Call) -> list[Track]:
     """`out[i, j] = x[i, index[i, j]]`: the chosen of a dimension that is known to be chosen from, such as experts."""
     track, places = call.track("self"), call.track("index")
@@ -24,6 +27,7 @@ def gather(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("scatter", "scatter_")
 def scatter(call: Call) -> list[Track]:
     """`out[i, index[i, j]] = source[i, j]`: what the index points into lies along the dimension."""
     track, places = call.track("self"), call.track("index")
@@ -58,12 +62,6 @@ def _chosen(call: Call, dim: Dim, places: Track) -> None:
         return
     if places.indexes is not None and len(places.indexes) == len(dim):
         call.graph.join(dim, places.indexes)
-        call.graph.freeze_unless_routed(dim, f"is indexed by {call.where}")
+        call.graph.freeze(dim, f"is indexed by {call.where}", Unless.ROUTED)
     else:
         call.graph.freeze(dim, f"is indexed by {call.where}")
-
-
-RULES: dict[str, Rule] = {
-    "gather": gather,
-    **dict.fromkeys(("scatter", "scatter_"), scatter),
-}

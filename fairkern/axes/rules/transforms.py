@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairkern.axes.graph import CONSTANT, Dim, Track
-from fairkern.axes.rules._call import Call, Rule, wrap
+from fairkern.axes.dims import CONSTANT, Dim, Track
+from fairkern.axes.rules._call import Call, wrap
+from fairkern.axes.rules.registry import rule
 
 
 def _stay(call: Call, dims: tuple[Dim, ...], how: str) -> None:
@@ -13,6 +14,7 @@ def _stay(call: Call, dims: tuple[Dim, ...], how: str) -> None:
         call.graph.freeze(dim, f"{how} by {call.where}")
 
 
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
 def fourier(call: Call) -> list[Track]:
     track = call.track("self")
     over = {wrap(d, len(track.sizes)) for d in call.args["dim"]}
@@ -20,6 +22,7 @@ def fourier(call: Call) -> list[Track]:
     return call.out([CONSTANT if i in over else d for i, d in enumerate(track.dims)])
 
 
+@rule("im2col")
 def patches(call: Call) -> list[Track]:
     """`im2col`: [.., C, H, W] → [.., C·k, L]; a channel goes with all places of its kernel."""
     track = call.track("self")
@@ -31,6 +34,7 @@ def patches(call: Call) -> list[Track]:
     return call.out([*lead, channels, CONSTANT])
 
 
+@rule("col2im")
 def from_patches(call: Call) -> list[Track]:
     """`col2im`: [.., C·k, L] → [.., C, H, W]; the k rows that are summed into a channel go together."""
     track = call.track("self")
@@ -44,6 +48,7 @@ def from_patches(call: Call) -> list[Track]:
     return call.out([*lead, rows, CONSTANT, CONSTANT])
 
 
+@rule("unfold")
 def windows(call: Call) -> list[Track]:
     """`Tensor.unfold`: overlapping windows of one dimension become a new last one."""
     track = call.track("self")
@@ -52,6 +57,7 @@ def windows(call: Call) -> list[Track]:
     return call.out([*(CONSTANT if i == dim else d for i, d in enumerate(track.dims)), CONSTANT])
 
 
+@rule("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback")
 def sampled(call: Call) -> list[Track]:
     """`grid_sampler`: channels pass, space is read where the grid says."""
     track, grid = call.track("input"), call.track("grid")
@@ -60,6 +66,7 @@ def sampled(call: Call) -> list[Track]:
     return call.out([batch, track.dims[1], *[CONSTANT] * (len(call.sizes) - 2)])
 
 
+@rule("max_unpool2d", "max_unpool3d")
 def unpooled(call: Call) -> list[Track]:
     track, indices = call.track("self"), call.track("indices")
     n = 3 if call.name.endswith("3d") else 2
@@ -72,28 +79,18 @@ def unpooled(call: Call) -> list[Track]:
     return call.out([*met, *[CONSTANT] * n])
 
 
+@rule("view_as_complex", "view_as_complex_copy")
 def as_complex(call: Call) -> list[Track]:
     track = call.track("self")
     _stay(call, track.dims[-1:], "is read as real and imaginary part")
     return call.out(track.dims[:-1])
 
 
+@rule("view_as_real", "view_as_real_copy")
 def as_real(call: Call) -> list[Track]:
     return call.out([*call.track("self").dims, CONSTANT])
 
 
+@rule("_conj", "_neg_view", "_conj_physical")
 def conjugate(call: Call) -> list[Track]:
     return call.out(call.track("self").dims)
-
-
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), fourier),
-    "im2col": patches,
-    "col2im": from_patches,
-    "unfold": windows,
-    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback"), sampled),
-    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), unpooled),
-    **dict.fromkeys(("view_as_complex", "view_as_complex_copy"), as_complex),
-    **dict.fromkeys(("view_as_real", "view_as_real_copy"), as_real),
-    **dict.fromkeys(("_conj", "_neg_view", "_conj_physical"), conjugate),
-}

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fairkern.axes.graph import CONSTANT, UNIFORM, Dim, Source, Track
-from fairkern.axes.rules._call import Call, Rule, wrap
+from fairkern.axes.dims import CONSTANT, UNIFORM, Dim, Source, Track
+from fairkern.axes.facts import Unless
+from fairkern.axes.rules._call import Call, wrap
+from fairkern.axes.rules.registry import rule
 
 
 def permuted(call: Call, order: list[int]) -> list[Track]:
@@ -17,11 +19,13 @@ def permuted(call: Call, order: list[int]) -> list[Track]:
     return call.out([track.dims[i] for i in order], source)
 
 
+@rule("permute")
 def permute(call: Call) -> list[Track]:
     n = len(call.sizes)
     return permuted(call, [wrap(d, n) for d in call.args["dims"]])
 
 
+@rule("transpose", "t", "transpose_", "t_")
 def transpose(call: Call) -> list[Track]:
     n = len(call.sizes)
     order = list(range(n))
@@ -31,6 +35,7 @@ def transpose(call: Call) -> list[Track]:
     return permuted(call, order)
 
 
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "view_copy")
 def reshape(call: Call) -> list[Track]:
     """Blocks of input and output dimensions with equal products correspond; size 1 belongs to none."""
     track = call.track("self")
@@ -67,6 +72,7 @@ def reshape(call: Call) -> list[Track]:
     return [replace(track_, indexes=track.indexes) for track_ in out]
 
 
+@rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_")
 def squeeze(call: Call) -> list[Track]:
     """Only sizes of 1 come or go: the other dimensions follow in order."""
     track = call.track("self")
@@ -84,6 +90,7 @@ def _source_dims(track: Track) -> tuple[int | None, ...]:
     return track.source.dims if track.source else (None,) * len(track.sizes)
 
 
+@rule("expand")
 def expand(call: Call) -> list[Track]:
     track = call.track("self")
     extra = len(call.sizes) - len(track.sizes)
@@ -94,6 +101,7 @@ def expand(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("select")
 def select(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
@@ -101,6 +109,7 @@ def select(call: Call) -> list[Track]:
     return call.out([d for i, d in enumerate(track.dims) if i != dim])
 
 
+@rule("unbind")
 def unbind(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args.get("dim", 0), len(track.sizes))
@@ -109,6 +118,7 @@ def unbind(call: Call) -> list[Track]:
     return [Track(tuple(o.shape), tuple(rest)) for o in call.outputs]
 
 
+@rule("slice")
 def slice_(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
@@ -126,7 +136,7 @@ def slice_(call: Call) -> list[Track]:
         elif step == 1 and 1 < part < n and n % part == start % part == 0:  # one of several equal parts, as of a split
             for other in np.split(ids, n // part)[1:]:
                 call.graph.join(ids[:part], other)
-            call.graph.freeze_unless_proven(ids, f"is sliced by {call.where}")  # the places may be fixed numbers
+            call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)  # the places may be fixed numbers
             call.note_sizes([ids[:part]])
         else:
             call.graph.freeze(ids, f"is sliced by {call.where}")
@@ -134,6 +144,7 @@ def slice_(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
 def split(call: Call) -> list[Track]:
     """Equal parts are coupled position by position, so that they stay equal. Parts of sizes that are listed each go
     their own way, if the proof shows that the list follows; the rest that a single size leaves freezes."""
@@ -154,7 +165,7 @@ def split(call: Call) -> list[Track]:
         else:
             reason = f"is split into unequal parts by {call.where}"
             listed = call.name == "split_with_sizes"
-            (call.graph.freeze_unless_proven if listed else call.graph.freeze)(ids, reason)
+            call.graph.freeze(ids, reason, Unless.PROVEN if listed else Unless.LISTED)
             call.note_sizes(cuts if listed else ())
     return [
         Track(tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)))
@@ -162,6 +173,7 @@ def split(call: Call) -> list[Track]:
     ]
 
 
+@rule("cat")
 def concatenate(call: Call) -> list[Track]:
     ndim = len(call.sizes)
     dim = wrap(call.args["dim"], ndim)
@@ -184,6 +196,7 @@ def concatenate(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("stack")
 def stack(call: Call) -> list[Track]:
     dim = wrap(call.args["dim"], len(call.sizes))
     tracks = [call.track(t) for t in call.tensors]
@@ -196,6 +209,7 @@ def stack(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("index")
 def index(call: Call) -> list[Track]:
     """`x[i, :, j]`: indexed dimensions are read at fixed places; the result's index dimensions are constant."""
     track = call.track("self")
@@ -221,6 +235,7 @@ def index(call: Call) -> list[Track]:
     return call.out([*rest[:at], *[CONSTANT] * made, *rest[at:]])
 
 
+@rule("index_select")
 def index_select(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
@@ -229,12 +244,22 @@ def index_select(call: Call) -> list[Track]:
     return call.out([CONSTANT if i == dim else d for i, d in enumerate(track.dims)])
 
 
+@rule("embedding")
 def embedding(call: Call) -> list[Track]:
     table = call.track("weight")
     call.graph.freeze(table.dims[0], f"rows are looked up by {call.where}")
     return call.out([*call.track("indices").dims, table.dims[1]])
 
 
+@rule(
+    "constant_pad_nd",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+)
 def pad(call: Call) -> list[Track]:
     """Padding along units (a ResNet's option A shortcut) adds positions that stay."""
     track = call.track("self")
@@ -258,6 +283,7 @@ def pad(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("roll", "flip")
 def roll(call: Call) -> list[Track]:
     """Cyclic shifts and flips of constant dimensions; along units they depend on the length."""
     track = call.track("self")
@@ -266,6 +292,7 @@ def roll(call: Call) -> list[Track]:
     return call.out(track.dims)
 
 
+@rule("repeat")
 def repeat(call: Call) -> list[Track]:
     """Copies one after the other: every copy of a unit goes with it."""
     track = call.track("self")
@@ -277,6 +304,7 @@ def repeat(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("pixel_shuffle")
 def pixel_shuffle(call: Call) -> list[Track]:
     """[.., C·r², H, W] → [.., C, H·r, W·r]: the r² channels that make one go together."""
     track = call.track("self")
@@ -292,6 +320,7 @@ def pixel_shuffle(call: Call) -> list[Track]:
     return call.out([*lead, channels, CONSTANT, CONSTANT])
 
 
+@rule("pixel_unshuffle")
 def pixel_unshuffle(call: Call) -> list[Track]:
     """[.., C, H·r, W·r] → [.., C·r², H, W]: what one channel becomes goes with it."""
     track = call.track("self")
@@ -307,6 +336,7 @@ def _slide(call: Call, *dims: Dim) -> None:
         call.graph.freeze(d, f"is mixed with channels by {call.where}")
 
 
+@rule("native_channel_shuffle", "channel_shuffle")
 def channel_shuffle(call: Call) -> list[Track]:
     """[B, g·n, ..] → [B, n·g, ..]: groups of equal size, so one position goes from each."""
     track = call.track("self")
@@ -320,6 +350,7 @@ def channel_shuffle(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("as_strided", "as_strided_")
 def as_strided(call: Call) -> list[Track]:
     """Only what pooling to one pixel does in channels-last memory: other strides for dimensions of size 1."""
     track = call.track("self")
@@ -330,44 +361,8 @@ def as_strided(call: Call) -> list[Track]:
     return [Track.constant(call.sizes)]
 
 
+@rule("view.dtype")
 def bits(call: Call) -> list[Track]:
     """`view(dtype)`: the same memory read as another type."""
     call.freeze_all(f"is read as another type by {call.where}")
     return [Track.constant(call.sizes)]
-
-
-RULES: dict[str, Rule] = {
-    "permute": permute,
-    **dict.fromkeys(("transpose", "t", "transpose_", "t_"), transpose),
-    **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias", "unflatten", "view_copy"), reshape),
-    **dict.fromkeys(("squeeze", "unsqueeze", "squeeze_", "unsqueeze_"), squeeze),
-    "expand": expand,
-    "select": select,
-    "unbind": unbind,
-    "slice": slice_,
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk"), split),
-    "cat": concatenate,
-    "stack": stack,
-    "index": index,
-    "index_select": index_select,
-    "embedding": embedding,
-    **dict.fromkeys(
-        (
-            "constant_pad_nd",
-            "reflection_pad1d",
-            "reflection_pad2d",
-            "reflection_pad3d",
-            "replication_pad1d",
-            "replication_pad2d",
-            "replication_pad3d",
-        ),
-        pad,
-    ),
-    **dict.fromkeys(("roll", "flip"), roll),
-    "view.dtype": bits,
-    **dict.fromkeys(("as_strided", "as_strided_"), as_strided),
-    "repeat": repeat,
-    "pixel_shuffle": pixel_shuffle,
-    "pixel_unshuffle": pixel_unshuffle,
-    **dict.fromkeys(("native_channel_shuffle", "channel_shuffle"), channel_shuffle),
-}

@@ -7,31 +7,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch.overrides import TorchFunctionMode
 
-from fairkern.axes.graph import CONSTANT, Dim
+from fairkern.axes.dims import CONSTANT, Dim
+from fairkern.axes.facts import SizeCall, SizeCallsOfModule
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
 from fairkern.model.size_calls import SizeFunction, size_function
 from fairkern.types import CallSite, Extent, SizeSite
-
-
-@dataclass(frozen=True, eq=False)
-class SizeCall:
-    """One call and, per number that it was given, the value and the dimension whose length the value became."""
-
-    function: str
-    numbers: tuple[tuple[int, Dim], ...]  # a number that is not whole, or is −1, has the dimension CONSTANT
-
-    def of(self, nodes: np.ndarray) -> SizeCall:
-        """The same call of a module alike, whose nodes are `nodes[n]` for every `n` here."""
-        moved = ((n, nodes[dim] if isinstance(dim, np.ndarray) else dim) for n, dim in self.numbers)
-        return SizeCall(self.function, tuple(moved))
 
 
 class SizeCalls(TorchFunctionMode):
@@ -80,25 +67,26 @@ class SizeCalls(TorchFunctionMode):
             start = dim if dim >= 0 else dim + result.ndim - len(numbers) + 1
         return list(dims[start : start + len(numbers)]) if start + len(numbers) <= len(dims) else nothing
 
-    def by_module(self, calls: Mapping[str, int]) -> Iterator[tuple[str, list[SizeCall]]]:
-        """(module path, its size-taking calls) for each of the `calls[path]` calls of every module."""
+    def by_module(self, calls: Mapping[str, int]) -> Iterator[SizeCallsOfModule]:
+        """What was written down, for each of the `calls[path]` calls of every module."""
         for path, count in calls.items():
             for number in range(count):
-                yield path, self._calls.get(CallSite(path, number), [])
+                yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
 
 
 def size_sites(
-    calls: Sequence[tuple[str, list[SizeCall]]], extent_of: Callable[[np.ndarray], int], extents: Sequence[Extent]
+    calls: Sequence[SizeCallsOfModule], extent_of: Callable[[np.ndarray], int], extents: Sequence[Extent]
 ) -> Iterator[SizeSite]:
     """The numbers that follow units, of modules that make the same calls whenever they run.
 
     A number that fills a dimension (`expand`, `zeros`) says nothing of units: it follows the only extent of that
     length that the module's other numbers follow, if there is just one. The proof has the last word.
     """
-    by_path: dict[str, list[list[SizeCall]]] = defaultdict(list)
-    for path, made in calls:
-        by_path[path].append(made)
-    for path, runs in by_path.items():
+    by_path: dict[str, list[SizeCallsOfModule]] = defaultdict(list)
+    for made in calls:
+        by_path[made.module].append(made)
+    for path, seen in by_path.items():
+        runs = [made.calls for made in seen]
         first = runs[0]
         form = [(call.function, len(call.numbers)) for call in first]
         if any([(call.function, len(call.numbers)) for call in other] != form for other in runs[1:]):
@@ -117,7 +105,7 @@ def size_sites(
                 found = {_follows(call.numbers[place], lengths, extent_of, extents) for call in same}
                 follows = found.pop() if len(found) == 1 else None
                 if follows is not None:
-                    yield SizeSite(path, k, first[k].function, place, follows)
+                    yield SizeSite(path, k, first[k].function, place, follows, seen[0].like)
 
 
 def _follows(

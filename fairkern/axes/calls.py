@@ -1,0 +1,98 @@
+"""Which calls are under way while a model runs: of its modules, and of functions that are given weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fairkern.axes.dims import Track
+from fairkern.axes.facts import Production
+from fairkern.axes.graph import Graph
+from fairkern.axes.rules._call import FunctionCall, ModuleCall
+from fairkern.axes.tracks import Tracks
+from fairkern.model.linear import transposed_linear
+from fairkern.model.nested import tensors_in
+from fairkern.model.weight_calls import WeightCall
+from fairkern.types import CallSite
+
+# modules whose input is looked at on entry
+SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+
+
+def _seen(module: nn.Module) -> bool:
+    """Whether the module does nothing with its input but contract or normalise it."""
+    return isinstance(module, SEEN) or transposed_linear(module)
+
+
+class ModuleCalls:
+    """Which module call is innermost, and what it was given. Hooks live only inside the context."""
+
+    def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track], fused: Collection[str]) -> None:
+        self._model, self._lookup, self._fused = model, lookup, fused
+        self._stack: list[ModuleCall] = [ModuleCall(CallSite(""), None, None)]
+        self.calls: Counter[str] = Counter()  # by module path
+        self.widths: dict[str, int] = {}
+        self._handles = contextlib.ExitStack()
+
+    def current(self) -> ModuleCall:
+        return self._stack[-1]
+
+    def __enter__(self) -> ModuleCalls:
+        for path, module in self._model.named_modules():
+            self._add(path, module)
+        return self
+
+    def _add(self, path: str, module: nn.Module) -> None:
+        def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
+            given = list(tensors_in([*args, *kwargs.values()]))
+            fused = path in self._fused
+            seen = self._lookup(given[0]) if given and (fused or _seen(module)) else None
+            slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
+            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, slots))
+            self.calls[path] += 1
+
+        def leave(_: nn.Module, args: Any, output: Any) -> None:
+            self._stack.pop()
+            if isinstance(output, Tensor) and output.ndim:
+                self.widths[path] = output.shape[-1]
+
+        before = module.register_forward_pre_hook(enter, with_kwargs=True)
+        self._handles.callback(before.remove)
+        after = module.register_forward_hook(leave, always_call=True)
+        self._handles.callback(after.remove)
+
+    def __exit__(self, *_: object) -> None:
+        self._handles.close()
+
+
+class FunctionCalls:
+    """Which function call is under way that is given a weight and an activation."""
+
+    def __init__(self, graph: Graph, tracks: Tracks) -> None:
+        self._graph, self._tracks = graph, tracks
+        self.current: FunctionCall | None = None
+
+    def around(self, call: WeightCall, run: Callable[[Mapping[int, Tensor]], Any]) -> Any:
+        self.current = FunctionCall(call.numbers, tuple(self._tracks.of(t) for t in call.given))
+        known = len(self._graph.productions)
+        try:
+            result = run({})
+        finally:
+            self.current = None
+        self._graph.productions[known:] = [
+            p for p in self._graph.productions[known:] if not p.site.weight or self._returns(result, p)
+        ]
+        return result
+
+    def _returns(self, result: Any, made: Production) -> bool:
+        """Whether the function returns what was made in it, in the dimension that was said."""
+        if not isinstance(result, Tensor):
+            return False
+        dims = self._tracks.of(result).dims
+        dim = dims[made.dim] if -len(dims) <= made.dim < len(dims) else None
+        return isinstance(dim, np.ndarray) and np.array_equal(dim, made.nodes)

@@ -1,0 +1,162 @@
+"""The dispatch mode of a trace: every ATen operator of a run goes to its rule, which says what its results are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fairkern.axes.calls import FunctionCalls, ModuleCalls
+from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Fixed, Track
+from fairkern.axes.rules._call import Call
+from fairkern.axes.rules.elementwise import pointwise
+from fairkern.axes.rules.registry import RULES
+from fairkern.axes.tracing import Tracing
+from fairkern.axes.tracks import Tracks
+from fairkern.model.nested import tensors_in
+from fairkern.model.untouched import Originals
+
+
+class OperatorMode(TorchDispatchMode):
+    """`training`: the run in train mode, which only looks for what eval mode did not reach."""
+
+    def __init__(
+        self,
+        tracing: Tracing,
+        tracks: Tracks,
+        by_id: dict[int, str],
+        modules: ModuleCalls,
+        functions: FunctionCalls,
+        originals: Originals,
+        *,
+        training: bool,
+        count_flops: bool,
+    ) -> None:
+        super().__init__()
+        self._tracing, self._tracks, self._by_id = tracing, tracks, by_id
+        self._modules, self._functions, self._originals = modules, functions, originals
+        self._reached = tracing.reached_training if training else tracing.reached
+        self._training, self._count_flops = training, count_flops
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "prim":  # the device or layout of a fake tensor
+            return func(*args, **(kwargs or {}))
+        self._tracing.deadline.check(f"{func._schema.name} in {self._modules.current().site.module or 'the model'}")
+        arguments = _bind(func, args, kwargs or {})
+        tensors = [t for value in arguments.values() for t in tensors_in(value)]
+        written = _written(func, arguments)
+        for t in written:
+            self._originals.about_to_write(t)
+        strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
+        before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
+        for track in before.values():
+            self._tracing.graph.read(track)
+        if func._schema.name.split("::")[1] not in RULES and func._can_decompose():
+            with self:  # inference mode shows composite operators whole
+                return func.decompose(*args, **(kwargs or {}))
+        still = self._tracks.still(tensors)
+        known = len(self._tracing.graph.contractions)
+        result = func(*args, **(kwargs or {}))
+        for t in tensors:
+            name = self._by_id.get(id(t))
+            if name is not None:
+                self._reached.add(name)
+        made = list(tensors_in(result))
+        self._follow(func, arguments, tensors, before, strides, written, made)
+        self._tracks.keep_still(made, still)
+        if still:
+            found = self._tracing.graph.contractions
+            found[known:] = [replace(c, still=True) for c in found[known:]]
+        return result
+
+    def _follow(
+        self,
+        func: Any,
+        arguments: dict[str, Any],
+        tensors: list[Tensor],
+        before: dict[int, Track],
+        strides: tuple[int, ...],
+        written: list[Tensor],
+        outputs: list[Tensor],
+    ) -> None:
+        space, name = func._schema.name.split("::")
+        call = Call(
+            name=name,
+            args=arguments,
+            tensors=tensors,
+            outputs=outputs,
+            graph=self._tracing.graph,
+            inside=self._modules.current(),
+            function=self._functions.current,
+            lookup=lambda t: before[id(t)],
+            count_flops=self._count_flops,
+            strides=strides,
+            training=self._training,
+        )
+        if not outputs:  # a decision by value, or writes into lists of tensors
+            call.freeze_all(f"is read or written whole by {call.where}")
+            return
+        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
+        if rule is None and torch.Tag.pointwise in func.tags:
+            rule = pointwise
+        if rule is None:
+            if any(call.track(t).tracked for t in tensors):
+                call.freeze_all(f"no rule for {func} in {call.inside.site.module or 'the model'}")
+                self._tracing.unknown.add(str(func))
+            made = [Track.constant(o.shape) for o in outputs]
+        else:
+            made = rule(call)
+        moved = torch.Tag.inplace_view in func.tags  # unsqueeze_, transpose_: nothing is written
+        targets = {id(t) for t in written}
+        for tensor, track in zip(outputs, made, strict=True):
+            if id(tensor) in targets and not moved:
+                track = self._write(call, tensor, track)
+            self._tracks.put(tensor, track)
+
+    def _write(self, call: Call, tensor: Tensor, made: Track) -> Track:
+        """An in-place result. Other views of the same memory must not be left behind with an older meaning."""
+        graph, before = call.graph, call.track(tensor)
+        if before.source is not None:
+            for dim in (*before.dims, *made.dims):
+                graph.freeze(dim, f"{before.source.name} is written to by {call.where}")
+            return before
+        known = before.dims if before.sizes == made.sizes else (CONSTANT,) * len(made.dims)
+        gained = [
+            m
+            for m, b in zip(made.dims, known, strict=True)
+            if isinstance(m, np.ndarray) and not isinstance(b, np.ndarray)
+        ]
+        if gained or not before.tracked:
+            for other, track in self._tracks.aliases(tensor):
+                for dim in gained:
+                    graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
+                if any(d is UNIFORM or d is ZERO for d in track.dims):
+                    dims = tuple(CONSTANT if isinstance(d, Fixed) else d for d in track.dims)
+                    self._tracks.put(other, Track(track.sizes, dims, track.source))
+        return made
+
+
+def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    bound: dict[str, Any] = {}
+    for i, argument in enumerate(func._schema.arguments):
+        if i < len(args):
+            bound[argument.name] = args[i]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        else:
+            bound[argument.name] = argument.default_value
+    return bound
+
+
+def _written(func: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
+    return [
+        t
+        for a in func._schema.arguments
+        if a.alias_info is not None and a.alias_info.is_write
+        for t in tensors_in(arguments[a.name])
+    ]
