@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from fairkern.axes.facts import Edge, Factors, Freeze, Unless
 from fairkern.axes.graph import Graph
@@ -27,6 +25,9 @@ def _ends(edges: Sequence[Edge]) -> tuple[np.ndarray, np.ndarray]:
 
 def _connected(a: np.ndarray, b: np.ndarray, count: int) -> tuple[int, np.ndarray]:
     """How many components `count` nodes have, and which one each is in, where `a[i]` and `b[i]` are connected."""
+    from scipy.sparse import coo_array  # imported by who traces: it takes as long as all of fairkern
+    from scipy.sparse.csgraph import connected_components
+
     matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
     found: tuple[int, np.ndarray] = connected_components(matrix, directed=False)
     return found
