@@ -15,6 +15,7 @@ from pathlib import Path
 
 from setuptools import setup
 
+CPU, CUDA = "fairkern.ops._extension_cpu", "fairkern.ops._extension_cuda"
 CHOICES = ("auto", "cpu", "cuda", "none")
 ARCHITECTURES = (80, 90, 100, 120)  # those that nvcc knows are built, the last one as PTX too
 BANNER = """
@@ -86,12 +87,12 @@ def extension_arguments(build: str) -> dict:
 
         def build_extension(self, ext):
             try:
-                if ext.name == "fairkern._cuda":
+                if ext.name == CUDA:
                     compile_cuda(ext, Path(self.build_temp))
                 super().build_extension(ext)
             except Exception as error:
                 if ext.optional:
-                    asked = "cuda" if ext.name == "fairkern._cuda" else "cpu"
+                    asked = "cuda" if ext.name == CUDA else "cpu"
                     print(BANNER.format(name=ext.name, error=error, build=asked), file=sys.stderr, flush=True)
                 raise
 
@@ -104,7 +105,7 @@ def extension_arguments(build: str) -> dict:
     }
     extensions = [
         Pybind11Extension(
-            "fairkern._native",
+            CPU,
             ["csrc/bindings.cpp", *sorted(path.as_posix() for path in Path("csrc/cpu").glob("*.cpp"))],
             # No contraction: a result may not depend on the instruction set that was dispatched to.
             extra_compile_args=["-O3", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wno-psabi", *openmp],
@@ -113,7 +114,7 @@ def extension_arguments(build: str) -> dict:
         )
     ]
     if build == "cuda" or (build == "auto" and sys.platform == "linux" and nvcc()):
-        cuda = Pybind11Extension("fairkern._cuda", ["csrc/cuda/bindings.cpp"], extra_compile_args=["-O2"], **shared)
+        cuda = Pybind11Extension(CUDA, ["csrc/cuda/bindings.cpp"], extra_compile_args=["-O2"], **shared)
         cuda.libraries = ["cudart_static", "rt", "pthread", "dl"]
         extensions.append(cuda)
     ParallelCompile(default=2).install()
