@@ -15,8 +15,11 @@ from pathlib import Path
 
 from setuptools import setup
 
+CPU, CUDA = "fairkern.ops._extension_cpu", "fairkern.ops._extension_cuda"
 CHOICES = ("auto", "cpu", "cuda", "none")
-ARCHITECTURES = (80, 90, 100, 120)  # those that nvcc knows are built, the last one as PTX too
+# Those that nvcc knows are built, each row from one PTX: assembled from PTX of its own each comes out the same to the
+# bit, since the device code does not tell them apart. The last row's PTX is kept too.
+ARCHITECTURES = ((80, 90), (100, 120))
 BANNER = """
 **********************************************************************
 fairkern: {name} could not be built:
@@ -61,19 +64,20 @@ def compile_cuda(ext, folder: Path) -> None:
 
     compiler = nvcc()
     known = {int(number) for number in re.findall(r"sm_(\d+)", output_of(compiler, "--list-gpu-code"))}
-    wanted = [number for number in ARCHITECTURES if number in known]
+    wanted = [kept for row in ARCHITECTURES if (kept := [number for number in row if number in known])]
     if not wanted:
         raise CompileError(f"{compiler} knows none of the architectures {ARCHITECTURES}")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "gather.o"
-    code = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in wanted]
-    code.append(f"-gencode=arch=compute_{wanted[-1]},code=compute_{wanted[-1]}")
+    code = [f"-gencode=arch=compute_{row[0]},code=sm_{number}" for row in wanted for number in row]
+    code.append(f"-gencode=arch=compute_{wanted[-1][0]},code=compute_{wanted[-1][0]}")
     flags = ["-std=c++17", "-O3", "-Icsrc", "-Xcompiler", "-fPIC", "--threads", "0", *code]
     output_of(compiler, *flags, "-c", "csrc/cuda/gather.cu", "-o", str(target))
     dry = output_of(compiler, "--dryrun", "-c", "csrc/cuda/gather.cu", "-o", str(target))
     ext.library_dirs = re.findall(r'"?-L([^"\s]+)"?', dry)  # where its own libraries are, wherever nvcc itself is
     ext.extra_objects = [str(target)]
-    ext.define_macros = [("FAIRKERN_ARCHITECTURES", '"' + " ".join(f"sm_{number}" for number in wanted) + '"')]
+    built = " ".join(f"sm_{number}" for row in wanted for number in row)
+    ext.define_macros = [("FAIRKERN_ARCHITECTURES", f'"{built}"')]
 
 
 def extension_arguments(build: str) -> dict:
@@ -86,12 +90,12 @@ def extension_arguments(build: str) -> dict:
 
         def build_extension(self, ext):
             try:
-                if ext.name == "fairkern._cuda":
+                if ext.name == CUDA:
                     compile_cuda(ext, Path(self.build_temp))
                 super().build_extension(ext)
             except Exception as error:
                 if ext.optional:
-                    asked = "cuda" if ext.name == "fairkern._cuda" else "cpu"
+                    asked = "cuda" if ext.name == CUDA else "cpu"
                     print(BANNER.format(name=ext.name, error=error, build=asked), file=sys.stderr, flush=True)
                 raise
 
@@ -104,7 +108,7 @@ def extension_arguments(build: str) -> dict:
     }
     extensions = [
         Pybind11Extension(
-            "fairkern._native",
+            CPU,
             ["csrc/bindings.cpp", *sorted(path.as_posix() for path in Path("csrc/cpu").glob("*.cpp"))],
             # No contraction: a result may not depend on the instruction set that was dispatched to.
             extra_compile_args=["-O3", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wno-psabi", *openmp],
@@ -113,7 +117,7 @@ def extension_arguments(build: str) -> dict:
         )
     ]
     if build == "cuda" or (build == "auto" and sys.platform == "linux" and nvcc()):
-        cuda = Pybind11Extension("fairkern._cuda", ["csrc/cuda/bindings.cpp"], extra_compile_args=["-O2"], **shared)
+        cuda = Pybind11Extension(CUDA, ["csrc/cuda/bindings.cpp"], extra_compile_args=["-O1"], **shared)
         cuda.libraries = ["cudart_static", "rt", "pthread", "dl"]
         extensions.append(cuda)
     ParallelCompile(default=2).install()

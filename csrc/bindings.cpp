@@ -195,7 +195,7 @@ py::dict py_build() {
 }  // namespace
 }  // namespace fairkern
 
-PYBIND11_MODULE(_native, module) {
+PYBIND11_MODULE(_extension_cpu, module) {
   using namespace fairkern;
   module.doc() = "CPU kernels of fairkern. Called through fairkern.ops, which checks and allocates.";
   module.attr("INTERFACE") = kInterface;

@@ -25,6 +25,13 @@ FLOORS = (
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = set(FLOOR)
+EXTENSIONS = {
+    "fairkern.ops._extension_cpu": "fairkern.ops._native",
+    "fairkern.ops._extension_cuda": "fairkern.ops._cuda",
+    # names that they had once, and that nobody else may take
+    "fairkern._native": "fairkern.ops._native",
+    "fairkern._cuda": "fairkern.ops._cuda",
+}
 USES_OPS = {"ops", "capture", "compact", "compensate", "api", ""}
 NO_MODELS = {"allocate", "plans"}
 USES_TOD_CURVE = {"allocate", "report"}  # arrays in, an array out
@@ -105,10 +112,10 @@ def _inside(module: str, mine: str, target: str, name: str | None) -> Iterator[s
     if theirs not in FLOOR:
         yield f"imports {full}, which has no floor"
         return
-    for extension in ("_native", "_cuda"):
-        if theirs == extension or full == f"fairkern.{extension}":
-            if module != f"fairkern.ops.{extension}":
-                yield f"the compiled extension is imported outside ops/{extension}.py"
+    for extension, importer in EXTENSIONS.items():
+        if full == extension or full.startswith(f"{extension}."):
+            if module != importer:
+                yield f"the compiled extension is imported outside {importer}"
             return
     if mine in {"demo", "cli"}:
         if theirs not in {"", "demo"} or ((name or "").startswith("_") and theirs == ""):
@@ -221,6 +228,12 @@ BAD = [
     ("from fairkern import _native", "fairkern.cli", "compiled extension"),
     ("import fairkern as fk\nfk._secret()", "fairkern.demo.run", "not public"),
     ("import fairkern._native", "fairkern.ops.gather.native", "compiled extension"),
+    ("from fairkern.ops import _extension_cpu", "fairkern.cli", "compiled extension"),
+    ("from fairkern.ops import _extension_cpu", "fairkern.ops._cuda", "compiled extension"),
+    ("from fairkern.ops import _extension_cuda", "fairkern.ops._native", "compiled extension"),
+    ("import fairkern.ops._extension_cpu", "fairkern.ops.gather.native", "compiled extension"),
+    ("from fairkern.ops._extension_cuda import gather", "fairkern.ops.gather.cuda", "compiled extension"),
+    ("from . import _extension_cpu", "fairkern.ops._registry", "compiled extension"),
     ("import triton.language as tl", "fairkern.ops.gather", "triton"),
     ("import triton", "fairkern.capture.triton_kernel", "triton"),
     ("import os\nos.environ['A']", "fairkern.api", "outside env.py"),
@@ -256,6 +269,8 @@ GOOD = [
     ("import fairkern as fk\nfrom fairkern.demo.data import digits\nfk.score", "fairkern.demo.run"),
     ("import triton", "fairkern.ops.gather.triton_kernel"),
     ("from fairkern import _native", "fairkern.ops._native"),
+    ("from fairkern.ops import _extension_cpu", "fairkern.ops._native"),
+    ("from fairkern.ops import _extension_cuda", "fairkern.ops._cuda"),
     ("import os\nos.environ", "fairkern.env"),
     ("from fairkern.ops import gather\nfrom fairkern.capture.joint import joint_moments", "fairkern.compensate.refit"),
     ("from fairkern.plans.build import build\nfrom fairkern.compact import apply", "fairkern.prove.trial"),

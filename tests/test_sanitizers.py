@@ -44,7 +44,7 @@ def test_operators_under_sanitizers(tmp_path):
     for process, source in compiling:
         assert process.wait() == 0, source
     objects = [str(tmp_path / f"{i}.o") for i in range(len(sources))]
-    target = package / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    target = package / "ops" / f"_extension_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
     subprocess.run(["g++", "-shared", "-fopenmp", *SANITIZE, *objects, "-o", str(target)], check=True)
 
     environment = {
@@ -54,7 +54,7 @@ def test_operators_under_sanitizers(tmp_path):
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    where = "import fairkern._native as n; print(n.__file__)"
+    where = "import fairkern.ops._extension_cpu as n; print(n.__file__)"
     command = [sys.executable, "-c", where]
     seen = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert seen.stdout.strip() == str(target), seen.stderr

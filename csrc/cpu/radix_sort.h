@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/isa.h"
+#include "cpu/floats.h"
 
 namespace fairkern {
 

@@ -20,7 +20,7 @@ void py_gather(std::int64_t tasks, std::int64_t jobs, std::int64_t blocks, int d
 }  // namespace
 }  // namespace fairkern
 
-PYBIND11_MODULE(_cuda, module) {
+PYBIND11_MODULE(_extension_cuda, module) {
   using namespace fairkern;
   module.doc() = "CUDA kernels of fairkern. Called through fairkern.ops, which checks and allocates.";
   module.attr("INTERFACE") = kCudaInterface;

@@ -15,15 +15,15 @@ INTERFACE = 1  # the extension's entry points that this version calls
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str]:
     try:
-        from fairkern import _cuda
+        from fairkern.ops import _extension_cuda as module
     except ImportError as error:
         return None, f"the CUDA extension is not built ({error}); reinstall with FAIRKERN_BUILD=cuda to see why"
-    if _cuda.INTERFACE != INTERFACE:
+    if module.INTERFACE != INTERFACE:
         return None, (
-            f"the CUDA extension is of another version (interface {_cuda.INTERFACE}, expected {INTERFACE}); "
+            f"the CUDA extension is of another version (interface {module.INTERFACE}, expected {INTERFACE}); "
             "reinstall fairkern"
         )
-    return _cuda, ""
+    return module, ""
 
 
 @lru_cache(maxsize=64)

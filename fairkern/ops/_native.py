@@ -16,15 +16,15 @@ ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str]:
     try:
-        from fairkern import _native
+        from fairkern.ops import _extension_cpu as module
     except ImportError as error:
         return None, f"the compiled extension is not built ({error}); reinstall with FAIRKERN_BUILD=cpu to see why"
-    if _native.INTERFACE != INTERFACE:
+    if module.INTERFACE != INTERFACE:
         return None, (
-            f"the compiled extension is of another version (interface {_native.INTERFACE}, expected {INTERFACE}); "
+            f"the compiled extension is of another version (interface {module.INTERFACE}, expected {INTERFACE}); "
             "reinstall fairkern"
         )
-    return _native, ""
+    return module, ""
 
 
 def unavailable() -> str | None:

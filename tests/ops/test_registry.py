@@ -14,8 +14,8 @@ from fairkern.ops.gather import native
 @pytest.fixture
 def without_extension(monkeypatch):
     """As if the extension had not been built."""
-    monkeypatch.setitem(sys.modules, "fairkern._native", None)
-    monkeypatch.delattr("fairkern._native", raising=False)
+    monkeypatch.setitem(sys.modules, "fairkern.ops._extension_cpu", None)
+    monkeypatch.delattr("fairkern.ops._extension_cpu", raising=False)
     _native._load.cache_clear()
     yield
     _native._load.cache_clear()

@@ -24,7 +24,35 @@ from fairkern.ops.taylor.config import SUM_TILE, WARPS, Split, Tile, split, tile
 
 _ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
-_FIELDS: tl.constexpr = tl.constexpr(27)  # of a row of the table; its first two are the first programs of a layer
+_FIELDS: tl.constexpr = tl.constexpr(26)  # of a row of the table
+(
+    _AT_PROGRAM,  # the first program of the layer, in the first stage
+    _AT_SUM_PROGRAM,  # and in the second
+    _AT_ACT,  # addresses
+    _AT_GRAD,
+    _AT_SIGNED,
+    _AT_PER_SAMPLE,
+    _AT_ACTIVATION,
+    _AT_PARTIAL,  # where its partial sums begin, in elements
+    _AT_SAMPLES,  # sizes
+    _AT_OUTER,
+    _AT_CHANNELS,
+    _AT_POSITIONS,
+    _AT_SPREAD,  # whether a sample is spread over several programs
+    _AT_CHUNK,  # samples of a program
+    _AT_BLOCKS,  # blocks of positions of a program
+    _AT_SPLITS,  # programs that share a sample
+    _AT_GROUPS,  # of rows of partial sums, and the rows of a group
+    _AT_ROWS,
+    _AT_ACT_SAMPLE,  # strides
+    _AT_ACT_OUTER,
+    _AT_ACT_CHANNEL,
+    _AT_ACT_POSITION,
+    _AT_GRAD_SAMPLE,
+    _AT_GRAD_OUTER,
+    _AT_GRAD_CHANNEL,
+    _AT_GRAD_POSITION,
+) = map(tl.constexpr, range(_FIELDS.value))
 
 
 @triton.jit
@@ -55,31 +83,31 @@ def _taylor_partial_kernel(
 ):
     """[chunk, split, 3, channel] sums. `SINGLE`: one position per sample, and "positions" are the samples."""
     i_program = tl.program_id(0).to(tl.int64)
-    p_row = table + _layer(table, 0, i_program, layers, LAYERS) * _FIELDS
-    i_local = i_program - tl.load(p_row)
+    p_row = table + _layer(table, _AT_PROGRAM, i_program, layers, LAYERS) * _FIELDS
+    i_local = i_program - tl.load(p_row + _AT_PROGRAM)
     ALIGNED: tl.constexpr = 16 if VECTOR > 1 else 1
-    act = tl.multiple_of(tl.load(p_row + 2).to(tl.pointer_type(ELEMENT)), ALIGNED)
-    grad = tl.multiple_of(tl.load(p_row + 3).to(tl.pointer_type(ELEMENT)), ALIGNED)
-    partial_offset = tl.load(p_row + 4)
-    samples = tl.load(p_row + 6)
-    chunk = tl.load(p_row + 11)
-    blocks = tl.load(p_row + 13)
-    splits = tl.load(p_row + 14)
-    act_n = _field(p_row, 17, VECTOR)
-    act_outer = _field(p_row, 18, VECTOR)
-    grad_n = _field(p_row, 21, VECTOR)
-    grad_outer = _field(p_row, 22, VECTOR)
-    outer = tl.load(p_row + 7)
+    act = tl.multiple_of(tl.load(p_row + _AT_ACT).to(tl.pointer_type(ELEMENT)), ALIGNED)
+    grad = tl.multiple_of(tl.load(p_row + _AT_GRAD).to(tl.pointer_type(ELEMENT)), ALIGNED)
+    partial_offset = tl.load(p_row + _AT_PARTIAL)
+    samples = tl.load(p_row + _AT_SAMPLES)
+    chunk = tl.load(p_row + _AT_CHUNK)
+    blocks = tl.load(p_row + _AT_BLOCKS)
+    splits = tl.load(p_row + _AT_SPLITS)
+    act_n = _field(p_row, _AT_ACT_SAMPLE, VECTOR)
+    act_outer = _field(p_row, _AT_ACT_OUTER, VECTOR)
+    grad_n = _field(p_row, _AT_GRAD_SAMPLE, VECTOR)
+    grad_outer = _field(p_row, _AT_GRAD_OUTER, VECTOR)
+    outer = tl.load(p_row + _AT_OUTER)
     if CHANNELS_INNERMOST:
-        channels = _field(p_row, 8, VECTOR)
-        positions = tl.load(p_row + 9)
-        act_p = _field(p_row, 20, VECTOR)
-        grad_p = _field(p_row, 24, VECTOR)
+        channels = _field(p_row, _AT_CHANNELS, VECTOR)
+        positions = tl.load(p_row + _AT_POSITIONS)
+        act_p = _field(p_row, _AT_ACT_POSITION, VECTOR)
+        grad_p = _field(p_row, _AT_GRAD_POSITION, VECTOR)
     else:
-        channels = tl.load(p_row + 8)
-        positions = _field(p_row, 9, VECTOR)
-        act_c = _field(p_row, 19, VECTOR)
-        grad_c = _field(p_row, 23, VECTOR)
+        channels = tl.load(p_row + _AT_CHANNELS)
+        positions = _field(p_row, _AT_POSITIONS, VECTOR)
+        act_c = _field(p_row, _AT_ACT_CHANNEL, VECTOR)
+        grad_c = _field(p_row, _AT_GRAD_CHANNEL, VECTOR)
     channel_blocks = tl.cdiv(channels, CHANNELS)
     i_row = i_local // channel_blocks
     i_chunk = i_row // splits
@@ -153,13 +181,13 @@ def _taylor_total_kernel(
 ):
     """Sums of a layer over its groups of rows; with several groups, each is one sample."""
     i_program = tl.program_id(0).to(tl.int64)
-    p_row = table + _layer(table, 1, i_program, layers, LAYERS) * _FIELDS
-    i_local = i_program - tl.load(p_row + 1)
-    p_partial = partials + tl.load(p_row + 4)
-    channels = tl.load(p_row + 8)
-    per_sample = tl.load(p_row + 10) != 0
-    groups = tl.load(p_row + 15)
-    rows = tl.load(p_row + 16)
+    p_row = table + _layer(table, _AT_SUM_PROGRAM, i_program, layers, LAYERS) * _FIELDS
+    i_local = i_program - tl.load(p_row + _AT_SUM_PROGRAM)
+    p_partial = partials + tl.load(p_row + _AT_PARTIAL)
+    channels = tl.load(p_row + _AT_CHANNELS)
+    spread = tl.load(p_row + _AT_SPREAD) != 0
+    groups = tl.load(p_row + _AT_GROUPS)
+    rows = tl.load(p_row + _AT_ROWS)
     o_channel = i_local * CHANNELS + tl.arange(0, CHANNELS)
     m_channel = o_channel < channels
     b_signed = tl.zeros([CHANNELS], tl.float32)
@@ -172,13 +200,13 @@ def _taylor_total_kernel(
             mask = (o_row < rows)[:, None] & m_channel[None, :]
             p_tile = p_partial + ((i_group * rows + o_row) * 3 * channels)[:, None] + o_channel[None, :]
             b_group += tl.sum(tl.load(p_tile, mask=mask, other=0.0), axis=0)
-            b_absolute += tl.where(per_sample, 0.0, tl.sum(tl.load(p_tile + channels, mask=mask, other=0.0), axis=0))
+            b_absolute += tl.where(spread, 0.0, tl.sum(tl.load(p_tile + channels, mask=mask, other=0.0), axis=0))
             b_activation += tl.sum(tl.load(p_tile + 2 * channels, mask=mask, other=0.0), axis=0)
         b_signed += b_group
-        b_absolute += tl.where(per_sample, tl.abs(b_group), 0.0)
-    _give(tl.load(p_row + 5), b_signed * scale, o_channel, m_channel, SUM, ACCUMULATE)
-    _give(tl.load(p_row + 25), b_absolute * scale, o_channel, m_channel, SUM, ACCUMULATE)
-    _give(tl.load(p_row + 26), b_activation, o_channel, m_channel, SUM, ACCUMULATE)
+        b_absolute += tl.where(spread, tl.abs(b_group), 0.0)
+    _give(tl.load(p_row + _AT_SIGNED), b_signed * scale, o_channel, m_channel, SUM, ACCUMULATE)
+    _give(tl.load(p_row + _AT_PER_SAMPLE), b_absolute * scale, o_channel, m_channel, SUM, ACCUMULATE)
+    _give(tl.load(p_row + _AT_ACTIVATION), b_activation, o_channel, m_channel, SUM, ACCUMULATE)
 
 
 @dataclass(frozen=True)
@@ -255,13 +283,34 @@ class _Layer:
         return self.act.device, self.act.dtype, self.channels_innermost, self.single, self.vector, self.tile
 
     @property
-    def fields(self) -> list[int]:
-        """A row of the table, from the sizes on."""
+    def columns(self) -> dict[int, int]:
+        """What a row of the table says of the layer alone."""
         dealt = self.split
-        per_sample = dealt.splits > 1 and not self.single
-        groups = (dealt.chunks, dealt.splits) if per_sample else (1, self.rows)
-        sizes = [self.samples, self.outer, self.channels, self.positions, int(per_sample)]
-        return [*sizes, dealt.chunk, dealt.chunks, dealt.blocks, dealt.splits, *groups, *self.strides]
+        spread = dealt.splits > 1 and not self.single
+        groups, rows = (dealt.chunks, dealt.splits) if spread else (1, self.rows)
+        act, grad = self.strides[:4], self.strides[4:]
+        return {
+            _AT_ACT.value: self.act.data_ptr(),
+            _AT_GRAD.value: self.grad.data_ptr(),
+            _AT_SAMPLES.value: self.samples,
+            _AT_OUTER.value: self.outer,
+            _AT_CHANNELS.value: self.channels,
+            _AT_POSITIONS.value: self.positions,
+            _AT_SPREAD.value: int(spread),
+            _AT_CHUNK.value: dealt.chunk,
+            _AT_BLOCKS.value: dealt.blocks,
+            _AT_SPLITS.value: dealt.splits,
+            _AT_GROUPS.value: groups,
+            _AT_ROWS.value: rows,
+            _AT_ACT_SAMPLE.value: act[0],
+            _AT_ACT_OUTER.value: act[1],
+            _AT_ACT_CHANNEL.value: act[2],
+            _AT_ACT_POSITION.value: act[3],
+            _AT_GRAD_SAMPLE.value: grad[0],
+            _AT_GRAD_OUTER.value: grad[1],
+            _AT_GRAD_CHANNEL.value: grad[2],
+            _AT_GRAD_POSITION.value: grad[3],
+        }
 
 
 Sums = tuple[Tensor, Tensor, Tensor]  # signed, per sample, activation
@@ -294,10 +343,17 @@ def _launch(layers: Sequence[_Layer], outs: Sequence[Sums | None], scale: float)
     table: list[list[int]] = []
     programs = sum_programs = partial_size = 0
     for layer, total in zip(layers, totals, strict=True):
-        addresses = [layer.act.data_ptr(), layer.grad.data_ptr()]
         signed, per_sample, activation = (part.data_ptr() for part in total)
-        row = [programs, sum_programs, *addresses, partial_size, signed, *layer.fields, per_sample, activation]
-        table.append(row)
+        columns = {
+            **layer.columns,
+            _AT_PROGRAM.value: programs,
+            _AT_SUM_PROGRAM.value: sum_programs,
+            _AT_SIGNED.value: signed,
+            _AT_PER_SAMPLE.value: per_sample,
+            _AT_ACTIVATION.value: activation,
+            _AT_PARTIAL.value: partial_size,
+        }
+        table.append([columns[column] for column in range(_FIELDS.value)])
         programs += layer.rows * -(-layer.channels // layer.tile.channels)
         sum_programs += -(-layer.channels // SUM_TILE.channels)
         partial_size += layer.rows * 3 * layer.channels

@@ -2,38 +2,38 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 
-#include "cpu/lines.h"
+#include "cpu/inner.h"
+#include "cpu/inner/vectors.h"
 
-namespace fairkern {
+namespace fairkern::FAIRKERN_ISA {
+namespace {
 
-constexpr int kTile = 4;             // classes per tile side
-constexpr std::int64_t kFlush = 256;  // terms summed in T before they are added to a double
-
-// Classes whose number of samples is the same, at most kTile of them: they walk their quantiles in step.
-struct Run {
-  std::int64_t first, size, count;
-};
-
-template <class V>
-FAIRKERN_INLINE void add_widened(double* sums, V value) {
-  constexpr int W = static_cast<int>(sizeof(V) / sizeof(value[0]));
-  using Wide = typename VectorOf<double, W * static_cast<int>(sizeof(double))>::type;
-  store(sums, Wide(load<Wide>(sums) + __builtin_convertvector(value, Wide)));
+// In parts, because a vector of doubles that is wider than a register is taken apart into scalars.
+template <class T>
+FAIRKERN_KERNEL_INLINE void add_widened(double* sums, VectorOf<T> value) {
+  using V = VectorOf<double>;
+  using Part = typename VectorType<T>::part;
+  constexpr int W = width_of<double>();
+  T lanes[width_of<T>()];
+  store(lanes, opaque(value));  // what is taken apart here may not be a sum's register: it would be kept in memory
+  for (int lane = 0; lane < width_of<T>(); lane += W)
+    store(sums + lane, V(load<V>(sums + lane) + __builtin_convertvector(load<Part>(lanes + lane), V)));
 }
 
+constexpr std::int64_t kFlush = 256;  // terms summed in T before they are added to a double
+
 template <int Power, class V>
-FAIRKERN_INLINE V gap(V difference) {
+FAIRKERN_KERNEL_INLINE V gap(V difference) {
   if constexpr (Power == 2) return difference * difference;
   return absolute<V>(difference);
 }
 
 // sums[a][b][lane] = Σ over depth of |x_a - y_b|^Power: the register tile.
-template <class T, int Width, int A, int B, int Power = 1>
-FAIRKERN_INLINE void equal_tile(const T* const* x, const T* const* y, std::int64_t depth, double* sums) {
-  using V = typename VectorOf<T, Width>::type;
-  constexpr int L = lanes_of<T>(), W = Width / static_cast<int>(sizeof(T));
+template <class T, int A, int B, int Power = 1>
+FAIRKERN_KERNEL_INLINE void equal_tile(const T* const* x, const T* const* y, std::int64_t depth, double* sums) {
+  using V = VectorOf<T>;
+  constexpr int L = lanes_of<T>(), W = width_of<T>();
   for (std::int64_t begin = 0; begin < depth; begin += kFlush) {
     const std::int64_t end = std::min(begin + kFlush, depth);
     for (int lane = 0; lane < L; lane += W) {
@@ -47,18 +47,18 @@ FAIRKERN_INLINE void equal_tile(const T* const* x, const T* const* y, std::int64
         }
       }
       for (int a = 0; a < A; ++a)
-        for (int b = 0; b < B; ++b) add_widened(sums + (a * kTile + b) * L + lane, total[a][b]);
+        for (int b = 0; b < B; ++b) add_widened<T>(sums + (a * kTile + b) * L + lane, total[a][b]);
     }
   }
 }
 
 // Different numbers of samples n and m: ∫|F⁻¹ - G⁻¹|^Power is a sum over the common refinement of the grids i/n and j/m,
 // walked in units of 1/(n·m). Scaled by n so that the caller divides both kinds of tile by the first count.
-template <class T, int Width, int A, int B, int Power = 1>
-FAIRKERN_INLINE void unequal_tile(const T* const* x, const T* const* y, std::int64_t n, std::int64_t m,
-                                  std::int64_t vectors, double* sums) {
-  using V = typename VectorOf<T, Width>::type;
-  constexpr int L = lanes_of<T>(), W = Width / static_cast<int>(sizeof(T));
+template <class T, int A, int B, int Power = 1>
+FAIRKERN_KERNEL_INLINE void unequal_tile(const T* const* x, const T* const* y, std::int64_t n, std::int64_t m,
+                                         std::int64_t vectors, double* sums) {
+  using V = VectorOf<T>;
+  constexpr int L = lanes_of<T>(), W = width_of<T>();
   const T unit = static_cast<T>(1) / static_cast<T>(m);
   for (std::int64_t v = 0; v < vectors; ++v) {
     for (int lane = 0; lane < L; lane += W) {
@@ -80,18 +80,18 @@ FAIRKERN_INLINE void unequal_tile(const T* const* x, const T* const* y, std::int
           j += next == next_j;
         }
         for (int a = 0; a < A; ++a)
-          for (int b = 0; b < B; ++b) add_widened(sums + (a * kTile + b) * L + lane, total[a][b]);
+          for (int b = 0; b < B; ++b) add_widened<T>(sums + (a * kTile + b) * L + lane, total[a][b]);
       }
     }
   }
 }
 
-template <class T, int Width, int A>
-FAIRKERN_INLINE void tile_row(const T* const* x, const T* const* y, const Run& left, const Run& right,
-                              std::int64_t vectors, double* sums) {
-#define FAIRKERN_TILE(B)                                                                              \
-  left.count == right.count ? equal_tile<T, Width, A, B>(x, y, left.count* vectors, sums)             \
-                            : unequal_tile<T, Width, A, B>(x, y, left.count, right.count, vectors, sums)
+template <class T, int A>
+FAIRKERN_KERNEL_INLINE void tile_row(const T* const* x, const T* const* y, const Run& left, const Run& right,
+                                     std::int64_t vectors, double* sums) {
+#define FAIRKERN_TILE(B)                                                              \
+  left.count == right.count ? equal_tile<T, A, B>(x, y, left.count* vectors, sums)    \
+                            : unequal_tile<T, A, B>(x, y, left.count, right.count, vectors, sums)
   switch (right.size) {
     case 1: FAIRKERN_TILE(1); break;
     case 2: FAIRKERN_TILE(2); break;
@@ -102,20 +102,21 @@ FAIRKERN_INLINE void tile_row(const T* const* x, const T* const* y, const Run& l
 }
 
 // Registers hold 4 × 4 sums in AVX-512, 2 × 4 in the narrower sets; the tile is walked in parts of that size.
-template <class T, int Width>
-FAIRKERN_INLINE void tile(const T* const* x, const T* const* y, const Run& left, const Run& right,
-                          std::int64_t vectors, double* sums) {
+template <class T>
+FAIRKERN_KERNEL_SHARED void tile(const T* const* x, const T* const* y, const Run& left, const Run& right,
+                                 std::int64_t vectors, double* sums) {
   constexpr int L = lanes_of<T>();
-  constexpr int kRows = Width == kLineBytes ? kTile : 2;
+  constexpr int kRows = kWidth == kLineBytes ? kTile : 2;
   for (std::int64_t a = 0; a < left.size; a += kRows) {
     double* at = sums + a * kTile * L;
     switch (std::min<std::int64_t>(kRows, left.size - a)) {
-      case 1: tile_row<T, Width, 1>(x + a, y, left, right, vectors, at); break;
-      case 2: tile_row<T, Width, 2>(x + a, y, left, right, vectors, at); break;
-      case 3: tile_row<T, Width, kRows == 4 ? 3 : 2>(x + a, y, left, right, vectors, at); break;
-      default: tile_row<T, Width, kRows>(x + a, y, left, right, vectors, at); break;
+      case 1: tile_row<T, 1>(x + a, y, left, right, vectors, at); break;
+      case 2: tile_row<T, 2>(x + a, y, left, right, vectors, at); break;
+      case 3: tile_row<T, kRows == 4 ? 3 : 2>(x + a, y, left, right, vectors, at); break;
+      default: tile_row<T, kRows>(x + a, y, left, right, vectors, at); break;
     }
   }
 }
 
-}  // namespace fairkern
+}  // namespace
+}  // namespace fairkern::FAIRKERN_ISA

@@ -3,13 +3,12 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 
-#include "cpu/floats.h"
+#include "cpu/inner.h"
+#include "cpu/inner/vectors.h"
 
-namespace fairkern {
-
-constexpr int kProjectRows = 4;  // samples that share one read of the directions
+namespace fairkern::FAIRKERN_ISA {
+namespace {
 
 // Where sums go: row r of vector v at at + r·row + v·vector. `more`: they are added to what is there.
 template <class T>
@@ -22,11 +21,11 @@ struct Target {
 // target[v][r][lane] = Σ_d values[r][d·step] · directions[d][v][lane], summed in the order of d with one rounding for
 // each product and each sum, so that all instruction sets agree. `padded`: elements from a position's directions to
 // the next's.
-template <class T, int Width, int Rows, int Vectors>
-FAIRKERN_INLINE void project_block(const T* const* values, std::int64_t step, std::int64_t positions,
-                                   const T* directions, std::int64_t padded, const Target<T>& target) {
-  using V = typename VectorOf<T, Width>::type;
-  constexpr int L = kLineBytes / static_cast<int>(sizeof(T)), W = Width / static_cast<int>(sizeof(T));
+template <class T, int Rows, int Vectors>
+FAIRKERN_KERNEL_INLINE void project_block(const T* const* values, std::int64_t step, std::int64_t positions,
+                                          const T* directions, std::int64_t padded, const Target<T>& target) {
+  using V = VectorOf<T>;
+  constexpr int L = lanes_of<T>(), W = width_of<T>();
   for (int lane = 0; lane < L; lane += W) {
     T* to = target.at + lane;
     V total[Rows][Vectors] = {};
@@ -45,27 +44,27 @@ FAIRKERN_INLINE void project_block(const T* const* values, std::int64_t step, st
   }
 }
 
-template <class T, int Width, int Rows>
-FAIRKERN_INLINE void project_vectors(const T* const* values, std::int64_t step, std::int64_t positions,
-                                     const T* directions, std::int64_t padded, std::int64_t vectors,
-                                     const Target<T>& target) {
-  constexpr int L = kLineBytes / static_cast<int>(sizeof(T));
-  constexpr int kVectors = Width == kLineBytes ? 4 : 1;  // as many sums as the registers of the set hold
+template <class T, int Rows>
+FAIRKERN_KERNEL_INLINE void project_vectors(const T* const* values, std::int64_t step, std::int64_t positions,
+                                            const T* directions, std::int64_t padded, std::int64_t vectors,
+                                            const Target<T>& target) {
+  constexpr int L = lanes_of<T>();
+  constexpr int kVectors = kWidth == kLineBytes ? 4 : 1;  // as many sums as the registers of the set hold
   Target<T> part = target;
   std::int64_t v = 0;
   for (; v + kVectors <= vectors; v += kVectors, part.at += kVectors * target.vector)
-    project_block<T, Width, Rows, kVectors>(values, step, positions, directions + v * L, padded, part);
+    project_block<T, Rows, kVectors>(values, step, positions, directions + v * L, padded, part);
   for (; v < vectors; ++v, part.at += target.vector)
-    project_block<T, Width, Rows, 1>(values, step, positions, directions + v * L, padded, part);
+    project_block<T, Rows, 1>(values, step, positions, directions + v * L, padded, part);
 }
 
 // The samples `rows[0 … count)` of a unit whose position (row, d) is at unit[row·stride_n + d·stride_d]; `target` is
 // [vector][sample][lane], `directions` [positions][vector][lane], `values` room for kProjectRows · positions.
-template <class S, class T, int Width>
-FAIRKERN_INLINE void project_rows(const S* unit, const std::int64_t* rows, std::int64_t count, std::int64_t stride_n,
-                                  std::int64_t stride_d, std::int64_t positions, const T* directions,
-                                  std::int64_t vectors, T* values, T* target) {
-  constexpr int L = kLineBytes / static_cast<int>(sizeof(T));
+template <class S, class T = Wide<S>>
+FAIRKERN_KERNEL_INLINE void project_rows(const S* unit, const std::int64_t* rows, std::int64_t count,
+                                         std::int64_t stride_n, std::int64_t stride_d, std::int64_t positions,
+                                         const T* directions, std::int64_t vectors, T* values, T* target) {
+  constexpr int L = lanes_of<T>();
   const T* heads[kProjectRows];
   for (std::int64_t r = 0; r < kProjectRows; ++r) heads[r] = values + r * positions;
   for (std::int64_t i = 0; i < count; i += kProjectRows) {
@@ -76,13 +75,14 @@ FAIRKERN_INLINE void project_rows(const S* unit, const std::int64_t* rows, std::
     }
     const Target<T> whole{target + i * L, L, count * L, false};
     if (together == kProjectRows) {
-      project_vectors<T, Width, kProjectRows>(heads, 1, positions, directions, vectors * L, vectors, whole);
+      project_vectors<T, kProjectRows>(heads, 1, positions, directions, vectors * L, vectors, whole);
       continue;
     }
     for (std::int64_t r = 0; r < together; ++r)
-      project_vectors<T, Width, 1>(heads + r, 1, positions, directions, vectors * L, vectors,
-                                   {whole.at + r * L, L, count * L, false});
+      project_vectors<T, 1>(heads + r, 1, positions, directions, vectors * L, vectors,
+                            {whole.at + r * L, L, count * L, false});
   }
 }
 
-}  // namespace fairkern
+}  // namespace
+}  // namespace fairkern::FAIRKERN_ISA

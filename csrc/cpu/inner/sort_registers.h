@@ -4,32 +4,29 @@
 
 #include <utility>
 
-#include "cpu/isa.h"
+#include "cpu/inner/vectors.h"
 
-namespace fairkern {
-
-template <int Low, int High, class V, int N>
-FAIRKERN_INLINE void exchange(V (&rows)[N]) {
-  const V a = rows[Low], b = rows[High];
-  rows[Low] = a < b ? a : b;
-  rows[High] = a < b ? b : a;
-}
+namespace fairkern::FAIRKERN_ISA {
+namespace {
 
 // Compares row First + i with the one `Distance` below it, for all i whose bit `Distance` is clear: half a merge.
 template <int Distance, class V, int N, int... I>
-FAIRKERN_INLINE void exchange_all(V (&rows)[N], std::integer_sequence<int, I...>) {
-  (exchange<(I / Distance) * 2 * Distance + I % Distance, (I / Distance) * 2 * Distance + I % Distance + Distance>(rows),
+FAIRKERN_KERNEL_INLINE void exchange_all(V (&rows)[N], std::integer_sequence<int, I...>) {
+  (order(rows[(I / Distance) * 2 * Distance + I % Distance],
+         rows[(I / Distance) * 2 * Distance + I % Distance + Distance]),
    ...);
 }
 
 // Compares each run of `Size` rows, two sorted halves, from the outside in: both halves become bitonic.
 template <int Size, class V, int N, int... I>
-FAIRKERN_INLINE void fold_all(V (&rows)[N], std::integer_sequence<int, I...>) {
-  (exchange<(I / (Size / 2)) * Size + I % (Size / 2), (I / (Size / 2)) * Size + Size - 1 - I % (Size / 2)>(rows), ...);
+FAIRKERN_KERNEL_INLINE void fold_all(V (&rows)[N], std::integer_sequence<int, I...>) {
+  (order(rows[(I / (Size / 2)) * Size + I % (Size / 2)],
+         rows[(I / (Size / 2)) * Size + Size - 1 - I % (Size / 2)]),
+   ...);
 }
 
 template <int Distance, class V, int N>
-FAIRKERN_INLINE void bitonic(V (&rows)[N]) {
+FAIRKERN_KERNEL_INLINE void bitonic(V (&rows)[N]) {
   if constexpr (Distance > 0) {
     exchange_all<Distance>(rows, std::make_integer_sequence<int, N / 2>{});
     bitonic<Distance / 2>(rows);
@@ -37,7 +34,7 @@ FAIRKERN_INLINE void bitonic(V (&rows)[N]) {
 }
 
 template <int Size, class V, int N>
-FAIRKERN_INLINE void merge_sort(V (&rows)[N]) {
+FAIRKERN_KERNEL_INLINE void merge_sort(V (&rows)[N]) {
   if constexpr (Size <= N) {
     fold_all<Size>(rows, std::make_integer_sequence<int, N / 2>{});
     bitonic<Size / 4>(rows);
@@ -46,9 +43,9 @@ FAIRKERN_INLINE void merge_sort(V (&rows)[N]) {
 }
 
 // `rows`: 16 · Blocks rows, `Stride` elements apart; Blocks is 1 or 2.
-template <class T, int Width, int Stride, int Blocks>
-FAIRKERN_INLINE void sort_in_registers(T* rows) {
-  using V = typename VectorOf<T, Width>::type;
+template <class T, int Stride, int Blocks>
+FAIRKERN_KERNEL_INLINE void sort_in_registers(T* rows) {
+  using V = VectorOf<T>;
   constexpr int kBlock = 16;
   V held[kBlock];
   for (int block = 0; block < Blocks; ++block) {
@@ -59,9 +56,10 @@ FAIRKERN_INLINE void sort_in_registers(T* rows) {
   }
   if constexpr (Blocks == 2) {
     for (int i = 0; i < kBlock; ++i) {
-      const V a = load<V>(rows + i * Stride), b = load<V>(rows + (2 * kBlock - 1 - i) * Stride);
-      held[i] = a < b ? a : b;
-      store(rows + (2 * kBlock - 1 - i) * Stride, V(a < b ? b : a));
+      held[i] = load<V>(rows + i * Stride);
+      V other = load<V>(rows + (2 * kBlock - 1 - i) * Stride);
+      order(held[i], other);
+      store(rows + (2 * kBlock - 1 - i) * Stride, other);
     }
     bitonic<kBlock / 2>(held);
     for (int i = 0; i < kBlock; ++i) store(rows + i * Stride, held[i]);
@@ -71,4 +69,5 @@ FAIRKERN_INLINE void sort_in_registers(T* rows) {
   }
 }
 
-}  // namespace fairkern
+}  // namespace
+}  // namespace fairkern::FAIRKERN_ISA
