@@ -92,7 +92,7 @@ def _joint(point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_un
         a, b = _vectors(point, act, per_unit), _vectors(point, changed, per_unit)
         made = [(a @ b.T).double(), (b @ b.T).double(), a.sum(1).double(), b.sum(1).double(), a.shape[1]]
         sums = [x + y for x, y in zip(sums, made, strict=True)] if sums else made
-    cross, gram, total, other = (t.cpu().numpy() for t in sums[:4])
+    cross, gram, total, other = (t.cpu() for t in sums[:4])
     return JointMoments(cross, gram, total, other, sums[4], per_unit)
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern import compensate
+from fairkern import compact, compensate
 from fairkern.compensate import Compensation
 from fairkern.compensate.refit import refit
 from fairkern.plans.build import build
@@ -19,7 +19,9 @@ from tests.compact.test_compensate import CONSUMERS, Y, double, images, scored
 
 def sequential(model: nn.Module, scores: fk.Scores, plan: fk.Plan, loader: list, ridge: float = 1e-13) -> nn.Module:
     found = compensate.corrections(model, plan, scores, Compensation.LEAST_SQUARES, ridge)
-    return refit(model, plan, scores, found, loader, ridge)
+    small = compact.apply(model, plan)
+    compensate.fold(small, plan, refit(model, plan, scores, found, loader, ridge))
+    return small
 
 
 def chain() -> tuple[nn.Module, Tensor]:
