@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -43,9 +44,9 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
     tensors = {f"signal.{name}": _joined(f"signal {name!r}", groups) for name, groups in scores.signals.items()}
     tensors["means"] = _joined("means", scores.means.values())
     tensors["index"] = pool.joined()
-    tensors["totals"] = _joined("totals", (m.total for m in scores.moments.values()))
+    tensors["totals"] = _joined("totals", (m.total.numpy() for m in scores.moments.values()))
     for k, (name, moments) in enumerate(scores.moments.items()):
-        square = np.asarray(moments.gram)
+        square = moments.gram.numpy()
         if square.shape != (len(moments.total),) * 2 or square.dtype != np.float64:
             raise InputError(
                 f"the Gram matrix of {name!r} is {square.dtype} of shape {square.shape}; expected float64 "
@@ -169,5 +170,5 @@ def _moments(entry: Fields, units: UnitMap, tensors: Mapping[str, np.ndarray]) -
             entry.fail(f"the tensor 'gram.{k}' is {what}, expected float64 of shape {(n, n)}")
         if taps.get(name, n * per_unit) != n * per_unit:
             entry.fail(f"moments of {n} · {per_unit} positions for the tap {name!r} of length {taps[name]}")
-        found[name] = Moments(square, total, count, per_unit)
+        found[name] = Moments(torch.from_numpy(square), torch.from_numpy(total), count, per_unit)
     return found

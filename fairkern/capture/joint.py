@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fairkern.capture.batches import inputs_of
 from fairkern.capture.listed import ListedExperts
@@ -53,7 +54,8 @@ def joint_moments(
     """Name by name in the order of the forward pass: sums over `loader` of `a` in `model` and `b` in `changed`.
 
     `changed` has the same modules and positions; its weights may be changed between two points, for the rest of the
-    pass. None: nothing differs there. `around` is entered for every pass of `changed`, in its thread.
+    pass. None: nothing differs there. Where the next layer reads the very same tensors (queries, keys and values), the
+    object is the same. `around` is entered for every pass of `changed`, in its thread.
     Both models are left as they were otherwise.
 
     Raises InputError (a loader that yields nothing; batches that do not come to the same points).
@@ -70,18 +72,40 @@ def joint_moments(
         walks = [stack.enter_context(Walk(model, batch, points, contextlib.nullcontext)) for batch in inputs]
         walks += [stack.enter_context(Walk(changed, batch, points, around)) for batch in inputs]
         per_unit = {p: offsets(p, units) for p in points}
-        seen = set()
+        seen, last = set(), _Sums()
         try:
             for places in in_step(walks):
                 point = places[0][0]
                 seen.add(point)
                 acts = [act for _, act in places]
-                yield point.name, _joint(point, acts[: len(inputs)], acts[len(inputs) :], per_unit[point])
+                yield point.name, last.of(point, acts, per_unit[point])
         except LookupError as error:
             raise InputError(f"batches come to {error} one after the other; use batches like those scored") from None
         missing = next((p for p in points if p not in seen), None)
         if missing is not None:
             raise InputError(f"the batches do not reach {missing.name}; use batches like those that were scored")
+
+
+class _Sums:
+    """Joint moments of the point that was met last, and what they were taken from: without keeping that alive."""
+
+    def __init__(self) -> None:
+        self._read: list[tuple[Any, ...]] = []
+        self._joint: JointMoments | None = None
+
+    def of(self, point: Point, acts: Sequence[Tensor], per_unit: int) -> JointMoments | None:
+        """`acts`: those of all batches in the model as it was, then those in the changed one."""
+        read = [(point.dim, per_unit, *_identity(act)) for act in acts]
+        if read != self._read:
+            half = len(acts) // 2
+            self._read, self._joint = read, _joint(point, acts[:half], acts[half:], per_unit)
+        return self._joint
+
+
+def _identity(act: Tensor) -> tuple[Any, ...]:
+    """Equal for views of the same values in the same order; nothing that comes later is taken for them."""
+    place = (act.storage_offset(), act.dtype, act.shape, act.stride())
+    return StorageWeakRef(act.untyped_storage()), act._version, *place
 
 
 def _joint(point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_unit: int) -> JointMoments | None:
@@ -92,7 +116,7 @@ def _joint(point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_un
         a, b = _vectors(point, act, per_unit), _vectors(point, changed, per_unit)
         made = [(a @ b.T).double(), (b @ b.T).double(), a.sum(1).double(), b.sum(1).double(), a.shape[1]]
         sums = [x + y for x, y in zip(sums, made, strict=True)] if sums else made
-    cross, gram, total, other = (t.cpu().numpy() for t in sums[:4])
+    cross, gram, total, other = (t.cpu() for t in sums[:4])
     return JointMoments(cross, gram, total, other, sums[4], per_unit)
 
 

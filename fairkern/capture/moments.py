@@ -93,7 +93,7 @@ class MomentStore:
             mixed = torch.outer(shift, total)
             square = square + mixed + mixed.T + count * torch.outer(shift, shift)
             total = total + count * shift
-            found[point.name] = Moments(square.cpu().numpy(), total.cpu().numpy(), count, self._per_unit[point])
+            found[point.name] = Moments(square.cpu(), total.cpu(), count, self._per_unit[point])
         return found
 
 

@@ -126,9 +126,9 @@ def _reading(
     """
     weights = [_towards(tensors[axis.tensor].detach().double(), axis.dim, expert) for axis in tap.weights]
     device = weights[0].device
-    covariance = torch.from_numpy(moments.gram).to(device) / moments.count
+    covariance = moments.gram.to(device) / moments.count
     if expert is None and _has_intercept(model, tap):
-        mean = torch.from_numpy(moments.total).to(device) / moments.count
+        mean = moments.total.to(device) / moments.count
         covariance = covariance - torch.outer(mean, mean)
     output = torch.zeros_like(covariance)
     for axis, weight in zip(tap.weights, weights, strict=True):

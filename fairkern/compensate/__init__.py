@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fairkern.compensate.mixing import Compensation
-from fairkern.compensate.one_shot import Correction, corrections, fold, unexplained
+from fairkern.compensate.correction import Correction, fold, unexplained
+from fairkern.compensate.fit import Compensation
+from fairkern.compensate.one_shot import corrections
 
 __all__ = ["Compensation", "Correction", "corrections", "fold", "unexplained"]

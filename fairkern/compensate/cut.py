@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from fairkern.compact import apply
-from fairkern.compensate.mixing import Compensation
-from fairkern.compensate.one_shot import Correction, corrections, fold
+from fairkern.compensate.correction import Correction, fold
+from fairkern.compensate.fit import Compensation
+from fairkern.compensate.one_shot import corrections
 from fairkern.compensate.refit import refit
 from fairkern.errors import InputError
 from fairkern.types import Plan, Scores
@@ -25,7 +26,7 @@ def cut(
     inplace: bool,
     backend: str = "auto",
 ) -> tuple[nn.Module, list[Correction]]:
-    """The smaller model that `plan` leaves, and the corrections that were made to it.
+    """The smaller model that `plan` leaves, and the one-shot corrections, which say what could be made up for.
 
     Raises InputError where a method is not given what it needs: scores, for sequential compensation a loader that can
     be iterated again and a model that is not cut in place; and what `corrections` and `apply` raise.
@@ -36,10 +37,11 @@ def cut(
         raise InputError(f"compensate={method.value!r} needs the scores that the plan was made from: pass scores=")
     if method is Compensation.SEQUENTIAL:
         found = corrections(model, plan, scores, Compensation.LEAST_SQUARES)
-        return refit(model, plan, scores, found, _read_again(loader, inplace), backend=backend), found
-    found = corrections(model, plan, scores, method)
+        made = refit(model, plan, scores, found, _read_again(loader, inplace))
+    else:
+        made = found = corrections(model, plan, scores, method)
     small = apply(model, plan, inplace=inplace, backend=backend)
-    fold(small, plan, found)
+    fold(small, plan, made)
     return small, found
 
 

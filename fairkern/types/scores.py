@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from fairkern.types.arrays import FloatArray
 from fairkern.types.units import UnitMap
 
@@ -14,23 +16,26 @@ from fairkern.types.units import UnitMap
 class Moments:
     """Sums over `count` vectors `a` of what a consumer reads, samples and places alike.
 
-    Float64. `per_unit` positions of the tap in a row share one entry of `a`: the tap has `n · per_unit` positions.
+    Float64 on the CPU, wherever the model was. `per_unit` positions of the tap in a row share one entry of `a`: the tap
+    has `n · per_unit` positions.
     """
 
-    gram: FloatArray  # [n, n], Σ a aᵀ
-    total: FloatArray  # [n], Σ a
+    gram: Tensor  # [n, n], Σ a aᵀ
+    total: Tensor  # [n], Σ a
     count: int
     per_unit: int = 1
 
 
 @dataclass(frozen=True, eq=False)
 class JointMoments:
-    """Sums over `count` pairs of vectors: `a` that a consumer read, `b` that it reads in a changed model. Float64."""
+    """Sums over `count` pairs of vectors: `a` that a consumer read, `b` that it reads in a changed model.
 
-    cross: FloatArray  # [n, n], Σ a bᵀ
-    gram: FloatArray  # [n, n], Σ b bᵀ
-    total: FloatArray  # [n], Σ a
-    changed: FloatArray  # [n], Σ b
+    Float64 on the CPU."""
+
+    cross: Tensor  # [n, n], Σ a bᵀ
+    gram: Tensor  # [n, n], Σ b bᵀ
+    total: Tensor  # [n], Σ a
+    changed: Tensor  # [n], Σ b
     count: int
     per_unit: int = 1
 

@@ -119,6 +119,27 @@ def test_batches_that_go_different_ways_are_refused() -> None:
         list(joint_moments(model, changed, data(4, 3), units, points))
 
 
+@pytest.mark.parametrize("written", [False, True])
+def test_what_is_read_again_is_summed_once_unless_it_was_written_to(written: bool) -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        h = m.norm(m.b(torch.relu(m.a(x))))
+        first = m.q(h)
+        return m.c(first * m.k(h.mul_(2) if written else h))
+
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(5, 8), "b": nn.Linear(8, 8), "norm": nn.LayerNorm(8), "q": nn.Linear(8, 4)}
+    model = Net(run, **layers, k=nn.Linear(8, 4), c=nn.Linear(4, 3)).double().eval()
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.a.weight += 0.1
+    names, steps = started(model, changed, data(9, 4))
+    assert {"q:input", "k:input"} <= set(names)
+    found = dict(steps)
+    assert (found["q:input"] is found["k:input"]) is not written
+    if written:
+        torch.testing.assert_close(found["k:input"].gram, 4 * found["q:input"].gram)
+
+
 def test_a_layer_that_runs_twice_is_not_among_those_beside_the_taps() -> None:
     model = chain(lambda m, x: m.c(torch.relu(m.b(m.b(torch.relu(m.a(x)))))))
     units = fk.trace(model, data(3)[0][0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,17 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern import compensate
-from fairkern.compensate import Compensation
+from fairkern import compact, compensate
+from fairkern.compensate import Compensation, fit
 from fairkern.compensate.refit import refit
 from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
 from tests.axes.harness import Net
 from tests.compact.test_compensate import CONSUMERS, Y, double, images, scored
 
 
 def sequential(model: nn.Module, scores: fk.Scores, plan: fk.Plan, loader: list, ridge: float = 1e-13) -> nn.Module:
     found = compensate.corrections(model, plan, scores, Compensation.LEAST_SQUARES, ridge)
-    return refit(model, plan, scores, found, loader, ridge)
+    small = compact.apply(model, plan)
+    compensate.fold(small, plan, refit(model, plan, scores, found, loader, ridge))
+    return small
 
 
 def chain() -> tuple[nn.Module, Tensor]:
@@ -106,6 +111,65 @@ def test_tied_and_computed_weights_stay_as_they_are() -> None:
     small = sequential(model, scores, build(scores.units, [np.arange(11)]), [(x, Y)])
     assert torch.equal(small.head.weight, model.head.weight)
     assert small.tied.weight is small.head.weight
+
+
+class Attention(nn.Module):
+    """Queries, keys and values are layers of their own, behind a norm that holds the width of what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.a, self.b, self.norm = 2, nn.Linear(5, 16), nn.Linear(16, 6), nn.LayerNorm(6)
+        self.q, self.k, self.v = (nn.Linear(6, 8) for _ in range(3))
+        self.out, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.b(torch.relu(self.a(x))))
+        q, k, v = (m(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        return self.head(self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(1))
+
+
+def branches() -> nn.Module:
+    """Two layers read one tap, one of them in two groups; what they give is flattened, and one weight reads twice."""
+
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        x = torch.relu(m.a(x))
+        x = torch.relu(m.flat((m.b(x) + m.c(x)).flatten(1)))
+        return m.head(torch.relu(m.twice(torch.relu(m.twice(x)))))
+
+    layers = {"a": nn.Conv2d(2, 8, 3), "b": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(8, 4, 1, groups=2)}
+    return Net(run, **layers, flat=nn.Linear(4 * 16, 6), twice=nn.Linear(6, 6), head=nn.Linear(6, 3))
+
+
+# name -> model, input, systems of the one-shot fit, and of the walk
+SYSTEMS: dict[str, tuple[Callable[[], nn.Module], Tensor, int, int]] = {
+    "chain": (lambda: chain()[0], torch.randn(48, 5), 2, 1),  # nothing has changed where b reads
+    "attention": (Attention, torch.randn(48, 7, 5), 3, 3),  # b, out, head; then one for q, k and v, out, head
+    "branches": (branches, images(), 6, 3),  # b, both groups of c, flat, twice, head; then flat, twice, head
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_no_system_is_solved_twice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, x, once, walked = SYSTEMS[name]
+    torch.manual_seed(0)
+    model, x = make().double().eval(), x.double()
+    scores = scored(model, x, (20, 28))
+    plan = build(scores.units, random_removal(scores.units, 0.4, seed=1))
+    assert all(g.removed.size for g in plan.groups)
+    solved: list[bytes] = []
+    plain = fit.solve
+
+    def counted(inner: Tensor, cross: Tensor, ridge: float) -> tuple[Tensor, float]:
+        solved.append(inner.numpy().tobytes())
+        return plain(inner, cross, ridge)
+
+    monkeypatch.setattr(fit, "solve", counted)
+    fk.apply(model, plan, compensate="least_squares", scores=scores)
+    assert len(set(solved)) == len(solved) == once
+    solved.clear()
+    loader = [(x[:20], Y[:20]), (x[20:], Y[20:])]
+    fk.apply(model, plan, compensate="sequential", scores=scores, loader=loader)
+    assert len(set(solved)) == len(solved) == once + walked
 
 
 def test_models_and_biases_stay_consistent() -> None:

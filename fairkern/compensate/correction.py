@@ -1,0 +1,197 @@
+"""What is added to a consumer: made from a fit of what it reads, and folded into the model that was cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairkern.compact.descriptors import Index
+from fairkern.compensate.borders import grids_of, kernel_shares, within
+from fairkern.compensate.fit import Fit
+from fairkern.compensate.statistics import Statistics
+from fairkern.model.linear import bias_of, give_bias, groups_of, output_dim
+from fairkern.model.tensors import tensor_of
+from fairkern.ops.gather import gather
+from fairkern.plans.renaming import Renaming
+from fairkern.types import Axis, Plan, Scores, Tap, UnitMap
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What is added to one consumer of the cut model.
+
+    `weight`: shaped like the cut weight; None where nothing could be done, and `note` says why. `bias`: [outputs],
+    None where there is no intercept. `unexplained`: the share of the removed activations' power (of their variance,
+    with an intercept) that the units that stay do not predict.
+    """
+
+    axis: Axis
+    weight: Tensor | None
+    bias: Tensor | None
+    unexplained: float
+    note: str = ""
+
+
+class Consumer:
+    """One weight that contracts over an axis at some taps, and how a plan cuts it."""
+
+    def __init__(self, model: nn.Module, axis: Axis, index: Index, taps: Sequence[Tap], scores: Scores) -> None:
+        self.axis, self.index, self.taps = axis, index, taps
+        module = model.get_submodule(axis.module)
+        self.weight = tensor_of(model, axis.tensor).detach()
+        self.length = self.weight.shape[axis.dim]
+        self.groups = groups_of(module)
+        self._out = output_dim(module, axis)
+        place = bias_of(model, axis)
+        self.has_bias = place is not None and place[0]._parameters[place[1]] is not None
+        by_function = any(site.weight for tap in taps for site in tap.sites)
+        self.may_have_bias = self.has_bias or (place is not None and not by_function)
+        self._shares = kernel_shares(module, grids_of(taps, scores))
+
+    def reads(self, statistics: Statistics) -> bool:
+        """Whether these are the positions of its weight, in the groups of a convolution."""
+        return statistics.length == self.length * self.groups
+
+    def correction(self, statistics: Statistics, *, intercept: bool) -> Correction:
+        """What makes up for the positions that go, and for what differs at those that stay."""
+        every = np.arange(self.length, dtype=np.int64)
+        removed = np.setdiff1d(every, self.index.get(self.axis.dim, every))
+        weights, biases, shares = [], [], []
+        for group, (part, index) in enumerate(self._parts()):
+            fit = statistics.fit(group * self.length, self.length, removed, intercept)
+            weight, shift = carried(part, self.axis.dim, index, fit, statistics.per_unit)
+            weights.append(weight)
+            shares.append(fit.unexplained)
+            if intercept:
+                shift = within(shift, self._shares)
+                biases.append(shift.sum([d for d in range(shift.ndim) if d != self._out]))
+        return Correction(
+            self.axis,
+            torch.cat(weights, 0) if len(weights) > 1 else weights[0],
+            (torch.cat(biases) if len(biases) > 1 else biases[0]) if biases else None,
+            float(np.mean(shares)),
+        )
+
+    def _parts(self) -> Iterator[tuple[Tensor, Index]]:
+        """The weight of each group of a convolution and the rows of it that stay; else the whole weight."""
+        if self.groups == 1:
+            yield self.weight, self.index
+            return
+        rows = len(self.weight) // self.groups
+        stays = self.index.get(0, torch.arange(len(self.weight)))
+        for g in range(self.groups):
+            here = stays[(stays >= g * rows) & (stays < (g + 1) * rows)] - g * rows
+            yield self.weight[g * rows : (g + 1) * rows], {**self.index, 0: here}
+
+
+def carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> tuple[Tensor, Tensor]:
+    """`Σ_t weight[t] · M[t, kept]`, shaped like the cut weight, and `Σ_t weight[t] · b[t]` with size 1 along `dim`."""
+    rows = (fit.told[:, None] * per_unit + np.arange(per_unit)).reshape(-1)
+    part = gather(weight.index_select(dim, torch.from_numpy(rows).to(weight.device)), _on(weight, index, dim))
+    part = part.double().movedim(dim, 0)
+    rest = part.shape[1:]
+    flat = part.reshape(len(fit.told), -1)  # [told, per unit · rest]
+    made = fit.weights.T.to(flat) @ flat
+    shift = (fit.intercept.to(flat) @ flat).reshape(per_unit, *rest).sum(0)
+    return made.reshape(-1, *rest).movedim(0, dim), shift.unsqueeze(dim)
+
+
+def _on(weight: Tensor, index: Index, dim: int) -> Index:
+    """The positions along the other dimensions, where the weight lies."""
+    return {other: positions.to(weight.device) for other, positions in index.items() if other != dim}
+
+
+def by_axis(taps: Iterable[Tap]) -> dict[Axis, list[Tap]]:
+    """Where each weight reads the positions of an axis, every tap once."""
+    found: dict[Axis, dict[str, Tap]] = {}
+    for tap in taps:
+        for axis in tap.weights:
+            found.setdefault(axis, {}).setdefault(tap.name, tap)
+    return {axis: list(named.values()) for axis, named in found.items()}
+
+
+def cannot_take(model: nn.Module, axis: Axis) -> str:
+    """Why what is added to this tensor would not be added to what contracts its axis; empty if it would."""
+    if ".parametrizations." in f".{axis.tensor}":
+        return "a parametrization computes the weight from it"
+    module = model.get_submodule(axis.module)
+    if isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups > 1:
+        return "a transposed convolution in groups cannot mix its inputs across them"
+    return ""
+
+
+def fold(small: nn.Module, plan: Plan, found: Iterable[Correction]) -> None:
+    """Add corrections to the model that was cut. A missing bias is registered as a parameter like the weight."""
+    renaming = Renaming(plan)
+    with torch.no_grad():
+        for correction in found:
+            if correction.weight is None:
+                continue
+            name = renaming.after(correction.axis.tensor)
+            assert name is not None  # nothing is corrected that goes whole
+            weight = tensor_of(small, name)
+            weight.copy_(weight.double() + correction.weight)
+            if correction.bias is not None:
+                bias = _bias(small, Axis(name, correction.axis.dim))
+                bias.copy_(bias.double() + correction.bias)
+
+
+def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], correction: Correction) -> None:
+    """Give a copy in full size of `model` the values that `fold` will give what is left of it; its other values stay.
+
+    A correction of the same weight that it was given before is replaced.
+    """
+    assert correction.weight is not None
+    axis = correction.axis
+    index = cuts.get(axis.tensor, {})
+    weight, before = tensor_of(whole, axis.tensor), tensor_of(model, axis.tensor)
+    places = _places(index, before.shape)
+    with torch.no_grad():
+        weight[places] = (before[places].double() + correction.weight).to(weight)
+        if correction.bias is not None:
+            bias, held = _bias(whole, axis), bias_of(model, axis)
+            out = output_dim(model.get_submodule(axis.module), axis)
+            assert held is not None
+            assert out is not None
+            own = held[0]._parameters[held[1]]
+            given = torch.zeros_like(bias) if own is None else own.detach()
+            (stays,) = _places({0: index[out]} if out in index else {}, bias.shape)
+            bias[stays] = (given[stays].double() + correction.bias).to(bias)
+
+
+def _bias(model: nn.Module, axis: Axis) -> nn.Parameter:
+    """The bias that is added to what this axis is contracted to; one of zeros is registered where there is none."""
+    place = bias_of(model, axis)
+    assert place is not None
+    module, name = place
+    if module._parameters[name] is None:
+        give_bias(module)
+    return module.get_parameter(name)
+
+
+def _places(index: Index, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Where the values that stay lie in a tensor of this shape: positions per dimension, broadcast to their shape."""
+    rows = index.get(0, torch.arange(shape[0]))
+    found = []
+    for dim, length in enumerate(shape):
+        positions = index.get(dim, torch.arange(length))
+        lead = [1] * dim
+        if positions.ndim == 2:  # every position of dimension 0 keeps others
+            positions, lead = positions[rows], [len(rows), *lead[1:]]
+        found.append(positions.reshape(*lead, -1, *[1] * (len(shape) - dim - 1)))
+    return tuple(found)
+
+
+def unexplained(units: UnitMap, found: Sequence[Correction]) -> dict[str, float]:
+    """Group name → the mean over its consumers of what the units that stay do not predict."""
+    shares = {c.axis: c.unexplained for c in found}
+    means = {}
+    for group in units.groups:
+        own = [shares[a.axis] for a in group.axes if a.axis in shares]
+        if own:
+            means[group.name] = float(np.mean(own))
+    return means
