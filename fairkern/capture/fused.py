@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor, nn
 
-from fairkern.capture.points import Block, Listener, Point, block_of
+from fairkern.capture.listener import Listener
+from fairkern.capture.points import Block, Point, block_of
 from fairkern.errors import InputError
 from fairkern.model.fused import Forward, by_expert, fused_experts
 from fairkern.types import AxisGroup, CallSite, Entries, Side, Tap, UnitMap

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.capture.batches import Batch
-from fairkern.capture.points import Listener, Point
+from fairkern.capture.listener import Listener
+from fairkern.capture.points import Point
 from fairkern.model.nested import call_model
 
 Around = Callable[[], contextlib.AbstractContextManager[object]]

@@ -1,4 +1,4 @@
-"""Second moments of what consumers read, and how steep the loss is there: what compensation and residuals come from."""
+"""Second moments of what consumers read, and gradient powers: what compensation and second-order saliency come from."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class MomentStore:
     several positions, each of these offsets gives a vector of one position per unit: what mixes channels does not
     depend on the place. The positions of an attention head mean different things and stay apart.
 
-    Beside them, per point, the power of the loss's gradient: `Σ (∂L/∂a)²`.
+    Beside them, per point, the gradient power: `Σ (∂L/∂a)²`.
     """
 
     def __init__(self, points: Iterable[Point], units: UnitMap) -> None:
         self._per_unit = {p: offsets(p, units) for p in points}
         self._sums: dict[Point, tuple[Tensor, Tensor, int]] = {}
-        self._steep: dict[Point, Tensor | float] = dict.fromkeys(self._per_unit, 0.0)
+        self._powers: dict[Point, Tensor | float] = dict.fromkeys(self._per_unit, 0.0)
         self._elements: dict[Point, list[int]] = {p: [0, 0] for p in self._per_unit}  # heard, and with silent tokens
         self._shifts: dict[Point, Tensor] = {}
 
@@ -48,7 +48,7 @@ class MomentStore:
         if point in self._per_unit:
             dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
             norm = torch.linalg.vector_norm(grad, dtype=dtype).double()
-            self._steep[point] = self._steep[point] + (weight * norm).square()
+            self._powers[point] = self._powers[point] + (weight * norm).square()
 
     def add(self, point: Point, act: Tensor, dim: int, heard: int) -> None:
         """One batch at one point, units along `dim`; `heard` of the elements, the others are those of silent tokens."""
@@ -67,11 +67,11 @@ class MomentStore:
         self._sums[point] = (square, total, count)
 
     def powers(self, samples: int) -> dict[str, float]:
-        """By tap name: the gradient's power per sample, as if all tokens were given to every expert."""
+        """By tap name: the gradient power per sample, as if all tokens were given to every expert."""
         found = {}
-        for point, steep in self._steep.items():
+        for point, power in self._powers.items():
             heard, whole = self._elements[point]
-            found[point.name] = float(steep) / samples * (whole / heard if heard else 1.0)
+            found[point.name] = float(power) / samples * (whole / heard if heard else 1.0)
         return found
 
     def _shifted(self, point: Point, act: Tensor) -> Tensor:

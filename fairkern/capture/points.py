@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fairkern.errors import InputError
-from fairkern.model.recurrent import hidden_states
-from fairkern.model.tensors import named_tensors
-from fairkern.model.weight_calls import WeightCall, WeightCalls
 from fairkern.types import CallSite, Side, Tap, UnitMap
 
 
@@ -73,12 +68,6 @@ def points_of(units: UnitMap, side: Side) -> list[Point]:
     return [_point(parts) for parts in merged.values()]
 
 
-def hidden_points(units: UnitMap) -> list[Point]:
-    """States of recurrent layers that their own weights read, once each; their units are scored elsewhere."""
-    taps = {tap.name: tap for g in units.prunable for tap in units.groups[g].taps if tap.side is Side.HIDDEN}
-    return [Point(name, tap.sites, tap.side, tap.dim, tap.length, ()) for name, tap in taps.items()]
-
-
 def _point(parts: Sequence[tuple[int, Tap]]) -> Point:
     first = parts[0][1]
     blocks = []
@@ -100,216 +89,3 @@ def block_of(group: int, positions: np.ndarray, length: int, part: int = 0) -> B
 def _columns(columns: np.ndarray, length: int) -> Tensor | None:
     whole = len(columns) == length and np.array_equal(columns, np.arange(length))
     return None if whole else torch.from_numpy(np.ascontiguousarray(columns))
-
-
-class _Root(torch.autograd.Function):
-    """Hangs a tensor on a leaf of ours, so that the graph starts here although no weight asks for gradients."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor, root: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: object, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-class Listener:
-    """What one forward pass hears at its points, and what comes back to them in the backward pass.
-
-    Every point gets an alias of its activation, handed to its consumers alone: the gradient that returns there
-    came through them and not through a skip connection beside them. `on_heard` is called before a point's consumers
-    run. Where several passes of a model are under way, the listener of the one that goes on is `active`.
-    """
-
-    def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
-        self._model, self.points, self._gradients = model, points, gradients
-        self.active = True
-        whole = [p for p in points if p.expert is None and p.side.of_call]
-        self._hidden = {p.name: p for p in points if p.side is Side.HIDDEN}
-        self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
-        self._by_weight: dict[tuple[str, int], list[tuple[CallSite, Point]]] = {}
-        for p in whole:
-            for site in p.sites:
-                if site.weight:
-                    self._by_weight.setdefault((site.weight, site.call), []).append((site, p))
-        self._calls: dict[tuple[str, Side], int] = {}
-        self._aliases: dict[Point, Tensor] = {}
-        self.root = torch.zeros((), requires_grad=True)
-        self.heard: dict[Point, Tensor] = {}
-        self.carriers: dict[Point, Tensor] = {}  # where the samples lie: what was heard, or the tokens it was made of
-        self._rows: dict[Point, Tensor] = {}  # the tokens that the rows of an expert belong to
-        self.versions: dict[Point, int] = {}
-        self.copied: set[Point] = set()  # points whose activation is overwritten later in the pass
-        self.on_gradient: Callable[[Point, Tensor], None] = _ignore
-        self.on_heard: Callable[[Point, Tensor], None] = _ignore
-
-    def reset(self, device: torch.device) -> None:
-        """Forget the pass before."""
-        self._calls.clear()
-        self._aliases.clear()
-        self.heard.clear()
-        self.carriers.clear()
-        self._rows.clear()
-        self.versions.clear()
-        self.root = torch.zeros((), device=device, requires_grad=True)
-
-    def missing(self) -> Point | None:
-        """The first point that the forward pass did not reach."""
-        return next((p for p in self.points if p not in self.heard), None)
-
-    def forget(self, point: Point) -> None:
-        """Let go of what was heard at a point; the pass knows that it has come by."""
-        self.heard.pop(point, None)
-        self.carriers.pop(point, None)
-
-    def overwritten(self) -> set[Point]:
-        """Points whose activation was written to after it was heard."""
-        return {p for p, act in self.heard.items() if act._version != self.versions[p]}
-
-    @contextlib.contextmanager
-    def attached(self) -> Iterator[Listener]:
-        """Hooks on the modules of all points, removed on the way out."""
-        wanted = dict.fromkeys((site.module, side) for site, side in self._by_site)
-        with contextlib.ExitStack() as handles:
-            for path, side in wanted:
-                module = self._model.get_submodule(path)
-                if side is Side.INPUT:
-                    handle = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
-                else:
-                    handle = module.register_forward_hook(self._after(path))
-                handles.callback(handle.remove)
-            for path in dict.fromkeys(p.sites[0].module for p in self._hidden.values()):
-                module = self._model.get_submodule(path)
-                handles.callback(module.register_forward_hook(self._recurrent(path), with_kwargs=True).remove)
-            try:
-                yield self
-            finally:
-                self.reset(torch.device("cpu"))
-
-    def hearing(self) -> contextlib.AbstractContextManager[object]:
-        """Around one forward pass: the function calls that are given a weight of some point directly."""
-        if not self._by_weight:
-            return contextlib.nullcontext()
-        return WeightCalls(named_tensors(self._model), self._around)
-
-    def _around(self, call: WeightCall, run: Callable[[Mapping[int, Tensor]], Any]) -> Any:
-        heard = [item for key in call.numbers.items() for item in self._by_weight.get(key, ())]
-        inputs = {s.argument: self._alias(p, call.given[s.argument]) for s, p in heard if p.side is Side.INPUT}
-        result = run(inputs)
-        for _, point in heard:
-            if point.side is Side.OUTPUT:
-                result = self._alias(point, result).clone()
-        return result
-
-    def next_site(self, path: str, side: Side) -> CallSite:
-        """The call of this module that is next, counted on its own for each side on which it is heard."""
-        call = self._calls.get((path, side), 0)
-        self._calls[path, side] = call + 1
-        return CallSite(path, call)
-
-    def calls(self, path: str, side: Side) -> int:
-        """How many calls of this module there were so far, counted for this side."""
-        return self._calls.get((path, side), 0)
-
-    def _next(self, path: str, side: Side) -> Point | None:
-        return None if not self.active else self._by_site.get((self.next_site(path, side), side))
-
-    def hear_rows(self, point: Point, x: Tensor, tokens: Tensor, carrier: Tensor) -> Tensor:
-        """What an expert makes of some tokens of `carrier`, `[rows, n]`; returns what to go on with."""
-        alias = self._alias(point, x)
-        self._rows[point], self.carriers[point] = tokens, carrier
-        return alias
-
-    def hear(self, point: Point, x: Tensor) -> Tensor:
-        """What somebody else found at a point; returns what to go on with."""
-        return self._alias(point, x)
-
-    def place_rows(self, point: Point, tokens: Tensor, carrier: Tensor) -> None:
-        """What was heard at a point are these rows of `carrier`; nothing, where nothing was heard."""
-        self._rows[point], self.carriers[point] = tokens, carrier
-        if point not in self.heard:
-            self.heard[point] = carrier.new_zeros((0, *carrier.shape[1:-1], point.length))
-            self.versions[point] = self.heard[point]._version
-
-    def whole(self, point: Point, x: Tensor) -> Tensor:
-        """What was heard at a point, or its gradient, for all tokens: zero where an expert was given none."""
-        tokens = self._rows.get(point)
-        if tokens is None:
-            return x
-        return x.new_zeros((len(self.carriers[point]), *x.shape[1:])).index_copy_(0, tokens, x)
-
-    def _before(self, path: str):  # type: ignore[no-untyped-def]
-        def hook(_: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
-            point = self._next(path, Side.INPUT)
-            if point is None:
-                return None
-            key = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
-            x = args[0] if args else kwargs[key]
-            alias = self._alias(point, x)
-            return ((alias, *args[1:]), kwargs) if args else (args, {**kwargs, key: alias})
-
-        return hook
-
-    def _after(self, path: str):  # type: ignore[no-untyped-def]
-        def hook(_: nn.Module, args: tuple, output: Any):  # type: ignore[no-untyped-def]
-            point = self._next(path, Side.OUTPUT)
-            if point is not None and not isinstance(output, Tensor):
-                raise InputError(
-                    f"{path} returns a {type(output).__name__}, not the units of {point.name} alone; "
-                    "use recipe='default', which taps what consumers read"
-                )
-            # What follows may write into the output (relu_): it gets a copy, and what is heard stays as it was.
-            return None if point is None else self._alias(point, output).clone()
-
-        return hook
-
-    def _recurrent(self, path: str):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-            assert isinstance(module, nn.RNNBase)
-            if not self.active:
-                return None
-            site = self.next_site(path, Side.HIDDEN)
-            states = hidden_states(module, args, kwargs, output)
-            for name in states:
-                point = self._hidden.get(f"{site}:{name}")
-                if point is None:
-                    continue
-                self.heard[point] = states[name].detach()
-                self.versions[point] = states[name]._version
-                if self.on_heard is not _ignore:  # what reads the states may be another weight now
-                    self.on_heard(point, self.heard[point])
-                    with torch._C.DisableTorchFunction():
-                        output = module.forward(*args, **kwargs)
-                    states = hidden_states(module, args, kwargs, output)
-            return output
-
-        return hook
-
-    def _alias(self, point: Point, x: Tensor) -> Tensor:
-        known = self._aliases.get(point)
-        if known is not None:  # another consumer of the same activation
-            return known
-        if point in self.versions and not (self._gradients and torch.is_grad_enabled()):
-            return x
-        if x.shape[point.dim] != point.length:
-            raise InputError(
-                f"{point.name} has {x.shape[point.dim]} positions in dimension {point.dim}, the unit map expects "
-                f"{point.length}; trace this model again"
-            )
-        heard = x.detach()
-        if point in self.copied:
-            heard = heard.clone()
-        self.heard[point] = self.carriers[point] = heard
-        self.versions[point] = heard._version
-        self.on_heard(point, heard)
-        if not self._gradients or not torch.is_grad_enabled():
-            return x
-        alias: Tensor = _Root.apply(x, self.root)
-        alias.register_hook(lambda grad: self.on_gradient(point, grad))
-        self._aliases[point] = alias
-        return alias
-
-
-def _ignore(point: Point, value: Tensor) -> None:
-    return None

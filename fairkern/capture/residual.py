@@ -1,4 +1,4 @@
-"""The residual signal: what consumers would lose with a unit, once the units that stay make up for what they can."""
+"""Second-order (OBS) saliency, the signal "residual": what is lost with a unit, once those that stay make up for it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def residual(
 ) -> dict[int, np.ndarray]:
     """Per prunable group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
 
-    To second order, with the squared gradient for the curvature (Fisher's), taken to be the same in all directions of
-    what the consumers give: the squared error that is left there, times the mean squared gradient. That follows from
-    `powers`, Σ (∂L/∂a)² per sample at the tap, over `tr W Wᵀ`. (Twice the rise, to be exact.)
+    That is the second-order saliency of Optimal Brain Surgeon, with the squared gradient for the curvature (Fisher's),
+    taken to be the same in all directions of what the consumers give: the squared error that is left there, times the
+    mean squared gradient. That follows from the gradient power at the tap (`powers`, Σ (∂L/∂a)² per sample) over
+    `tr W Wᵀ`. (Twice the rise, to be exact.)
 
     Units go one after the other, the cheapest first, and all that stay are refitted by least squares each time; a
     unit's score is what its own step adds, summed over the consumers. Weights of a recurrent layer that read its own
@@ -45,31 +46,40 @@ def residual(
             scores[g] = _whole(group, moments, powers)
             continue
         taps = {tap.name: tap for tap in group.taps}.values()
-        own = Counter(axis.module for tap in taps if tap.side is Side.HIDDEN for axis in tap.weights)
         scores[g] = np.empty(group.total)
         for part, values in enumerate(np.split(scores[g], group.sets)):
-            readings = [
-                (tap, name, _reading(model, tensors, tap, moments[name], expert))
+            readings = {
+                name: (tap, _reading(model, tensors, tap, moments[name], expert))
                 for tap in taps
                 for name, expert in _readings(tap, units, part if group.sets > 1 else None)
-            ]
-            steep = {name: powers[name] / r.size if r.size > 0 else 0.0 for _, name, r in readings}
-            stake = sum(steep[name] * r.power for tap, name, r in readings if tap.side is not Side.HIDDEN)
-            for tap, name, r in readings:
-                if tap.side is Side.HIDDEN:
-                    share = len(tap.weights) / own[tap.weights[0].module]
-                    steep[name] = share * stake / r.power if r.power > 0 else 0.0
-            found = _eliminated([(r, steep[name]) for _, name, r in readings])
+            }
+            gradient_powers = _gradient_powers(readings, powers)
+            found = _eliminated([(r, gradient_powers[name]) for name, (_, r) in readings.items()])
             values[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
     return scores
 
 
+def _gradient_powers(readings: Mapping[str, tuple[Tap, _Reading]], powers: Mapping[str, float]) -> dict[str, float]:
+    """By name: the mean squared gradient of the loss at what the consumers give."""
+    found = {name: powers[name] / r.size if r.size > 0 else 0.0 for name, (_, r) in readings.items()}
+    stake = sum(found[name] * r.power for name, (tap, r) in readings.items() if tap.side is not Side.HIDDEN)
+    inside = {name: (tap, r) for name, (tap, r) in readings.items() if tap.side is Side.HIDDEN}
+    own = Counter(axis.module for tap, _ in inside.values() for axis in tap.weights)
+    for name, (tap, r) in inside.items():
+        share = len(tap.weights) / own[tap.weights[0].module]
+        found[name] = share * stake / r.power if r.power > 0 else 0.0
+    return found
+
+
 def _eliminated(readings: Sequence[tuple[_Reading, float]]) -> Elimination:
-    """With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of the sums."""
+    """Of readings, each with its gradient power.
+
+    With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of the sums.
+    """
     by = RIDGE
     while True:
         try:
-            return eliminate([View(r.ridged(by), steep * r.output, r.rows) for r, steep in readings])
+            return eliminate([View(r.ridged(by), power * r.output, r.rows) for r, power in readings])
         except NonFiniteError:
             if by > 1 or not all(bool(torch.isfinite(r.covariance).all()) for r, _ in readings):
                 raise

@@ -1,0 +1,171 @@
+"""One iteration over the loader: per batch a forward pass, and a backward one for gradients of activations alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence, Sized
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fairkern.capture.batches import Batch, LossFunction, batches
+from fairkern.capture.classes import Choice
+from fairkern.capture.fused import listening
+from fairkern.capture.listener import Listener
+from fairkern.capture.memory import Prediction
+from fairkern.capture.moments import MomentStore, StateMeans
+from fairkern.capture.norms import affine_norms
+from fairkern.capture.points import Point
+from fairkern.capture.rehearsal import Rehearsal
+from fairkern.capture.samples import SampleStore
+from fairkern.capture.settings import LossReduction, Reduction, Settings
+from fairkern.capture.sums import TaylorStore
+from fairkern.errors import InputError, NonFiniteError
+from fairkern.model.fused import running_as
+from fairkern.model.tensors import device_of
+from fairkern.types import Side
+
+
+class Pass:
+    """One iteration over the loader. Without `taylor` it collects class samples only, with no gradients.
+
+    `moments` and `states` may listen at points of their own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        points: Sequence[Point],
+        settings: Settings,
+        loss_fn: LossFunction | None,
+        *,
+        taylor: TaylorStore | None = None,
+        moments: MomentStore | None = None,
+        states: StateMeans | None = None,
+    ) -> None:
+        self._model, self._settings = model, settings
+        self._taylor, self._moments, self._states = taylor, moments, states
+        self.choice = Choice(settings.samples_per_class)
+        self.samples = SampleStore([] if settings.class_of is False else points, self.choice, settings)
+        self._points = frozenset(points)
+        own = [*(moments.points if moments else ()), *(states.points if states else ())]
+        self._listener = Listener(model, list(dict.fromkeys([*points, *own])), gradients=taylor is not None)
+        self._rehearsal = Rehearsal(model, self._listener, loss_fn)
+        self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
+        self.seen = self.batches = 0
+        self.loss_sum = 0.0
+        self.prediction: Prediction | None = None
+
+    def run(self, loader: Iterable[Any], number: int = 0) -> None:
+        total = _length(loader)
+        stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
+        experts = running_as(self._model, listening(self._listener.points, self._listener))
+        with affine_norms(self._model), experts, self._listener.attached(), torch.enable_grad():
+            for batch in batches(loader, device_of(self._model), self._settings.class_of):
+                self._step(batch)
+                self._settings.on_batch(self.batches, total, stage)
+        if self.batches == 0:
+            raise InputError("the loader yields no batch")
+        if self.seen == 0:
+            raise InputError("the loader yields no sample: every batch is empty")
+
+    def _step(self, batch: Batch) -> None:
+        self.batches += 1
+        if batch.samples == 0:
+            return
+        if batch.labels.ndim > 1 and self._settings.reduction is Reduction.PER_CLASS:
+            raise InputError("reduction='per_class' needs one class label per sample, not one for every place")
+        self.choice.begin(batch.labels)
+        if self._taylor is None:
+            with torch.no_grad():
+                self._rehearsal.forward(batch)
+        else:
+            weight = batch.samples if self._settings.loss_reduction is LossReduction.MEAN else 1
+            self.loss_sum += self._backward(batch, self._taylor, weight) * weight
+        if self.prediction is None:
+            self.prediction = self._predicted()
+        for point, act in self._listener.heard.items():
+            if self._states is not None and point.side is Side.HIDDEN:
+                self._states.add(point, act)
+                if self._moments is not None and len(act):
+                    self._moments.add(point, act, 1, act.numel())
+            else:
+                self._keep(point, act)
+        self.seen += batch.samples
+        self._listener.reset(device_of(self._model))
+
+    def _keep(self, point: Point, act: Tensor) -> None:
+        """The size of the map, the class samples and the moments of what was heard at a point."""
+        grid = tuple(act.shape[point.dim :][1:])
+        if grid and point.side is Side.INPUT:
+            self.grids[point][grid] += math.prod(act.shape[: point.dim])
+        by_sample, dim = self._rehearsal.by_sample(point, act)
+        self.samples.add(point, by_sample, dim, self._rehearsal.layouts[point])
+        if self._moments is not None:
+            self._moments.add(point, by_sample, dim, act.numel())
+
+    def _predicted(self) -> Prediction:
+        heard = []
+        for point, act in self._listener.heard.items():
+            if point in self._points:
+                by_sample, dim = self._rehearsal.by_sample(point, act)
+                layout = self._rehearsal.layouts[point]
+                heard.append((point, *self.choice.seen(point, by_sample, dim, layout)[:2]))
+        return Prediction.of(heard, self._settings, self._moments.full_bytes if self._moments else 0)
+
+    def _backward(self, batch: Batch, taylor: TaylorStore, weight: int) -> float:
+        """Forward, and backward to the points; the Taylor sums are added to those in `taylor`, `weight` times."""
+        listener = self._listener
+        listener.on_gradient = gradient = partial(self._add_gradient, taylor, weight)
+        loss = self._rehearsal.forward(batch)
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            self._blame_loss(batch, value)
+        room = 2 * max(act.nbytes for act in listener.heard.values())  # as `memory.Prediction` has it
+        taylor.begin(weight, room, batch.labels)
+        if loss.requires_grad:
+            torch.autograd.grad(loss, [listener.root], allow_unused=True)
+        for point, act in listener.heard.items():
+            if not act.numel() and not taylor.heard(point):  # an expert without a token: zeros count as well
+                gradient(point, act)
+        taylor.flush()
+        _check_sums(batch, taylor)
+        return value
+
+    def _add_gradient(self, taylor: TaylorStore, weight: int, point: Point, grad: Tensor) -> None:
+        if self._moments is not None:
+            self._moments.add_gradient(point, grad, weight)
+        if point not in self._points:
+            return
+        with torch.no_grad():
+            act, dim = self._rehearsal.by_sample(point, self._listener.heard[point])
+            taylor.add(point, act, self._rehearsal.by_sample(point, grad)[0], dim)
+
+    def _blame_loss(self, batch: Batch, value: float) -> None:
+        for point in self._listener.points:
+            if not bool(torch.isfinite(self._listener.heard[point]).all()):
+                raise NonFiniteError(f"activations at {point.name} are not finite in batch {batch.index}")
+        raise NonFiniteError(f"the loss of batch {batch.index} is {value}, and every activation scored is finite")
+
+
+def _check_sums(batch: Batch, taylor: TaylorStore) -> None:
+    if not taylor.reached():
+        raise InputError(
+            f"the loss of batch {batch.index} does not depend on any unit of the model; "
+            "compute it from the model's output, without detach() or no_grad()"
+        )
+    bad = taylor.not_finite()
+    if bad is not None:
+        point, what = bad
+        raise NonFiniteError(f"{what} at {point.name} are not finite in batch {batch.index}")
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over an iterable data set has no length
+        return None

@@ -1,0 +1,130 @@
+"""What has to be known of a model before its activations can be taken for what they are: learned on the first batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fairkern.capture.batches import Batch, LossFunction, last_sample, loss_of
+from fairkern.capture.layout import PLAIN, Layout, locate, plain
+from fairkern.capture.listed import ListedExperts
+from fairkern.capture.listener import Listener
+from fairkern.capture.points import Point
+from fairkern.errors import InputError
+from fairkern.model.nested import call_model
+from fairkern.model.tensors import device_of
+
+T = TypeVar("T")
+
+
+class Rehearsal:
+    """Forward passes that are heard as they have to be.
+
+    Three things about a model show only when it runs: which activations it overwrites after they were heard (these are
+    copied from then on), whether it gives modules of a list that are alike different numbers of rows (from then on
+    these are followed to where they were picked), and along which dimension of an activation the samples lie.
+
+    The first batch is rehearsed: it runs until nothing about it is new. All others run once and are checked, and one
+    that shows something new is rehearsed as the first one was; what was learned stays.
+    """
+
+    def __init__(self, model: nn.Module, listener: Listener, loss_fn: LossFunction | None) -> None:
+        self._model, self._listener, self._loss_fn = model, listener, loss_fn
+        self._listed = ListedExperts(model, listener.points, listener.hear)
+        self._several: Mapping[Point, Layout] | None = None  # where the samples of a batch of several lie
+        self.layouts: Mapping[Point, Layout] = {}  # of the batch that was heard last
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss, with everything heard and placed.
+
+        Raises InputError (a point that is not reached, samples that cannot be told apart).
+        Cost: one forward pass. For what has to be learned of the model another one, for layouts that shapes do not
+        tell another two, one of which is of a single sample.
+        """
+        loss = self._heard(batch)
+        if batch.samples == 1:
+            self.layouts = _alone(self._listener.carriers)
+        else:
+            if self._several is None and plain(self._listener.carriers, batch.samples):
+                self._several = dict.fromkeys(self._listener.points, PLAIN)
+            elif self._several is None:
+                self._several = self._located(batch)
+                loss = self._heard(batch)
+            self.layouts = self._several
+        self._check_layouts(batch)
+        return loss
+
+    def by_sample(self, point: Point, x: Tensor) -> tuple[Tensor, int]:
+        """What was heard at a point, or its gradient, with samples first; and where its units lie then."""
+        return self.layouts[point].by_sample(self._listener.whole(point, x), point.dim)
+
+    def _heard(self, batch: Batch) -> Tensor:
+        """The loss of a run of which all was heard as it was when it came by, and all points were reached."""
+        call = partial(loss_of, self._model, batch, self._loss_fn)
+        loss = self._run(call)
+        while self._learns():  # of the first batch; seldom of a later one, or again of a model that runs another way
+            loss = self._run(call)
+        missing = self._listener.missing()
+        if missing is not None:
+            raise InputError(
+                f"batch {batch.index} does not reach {missing.name}, which the traced example inputs did; "
+                "trace with inputs like those of the loader"
+            )
+        return loss
+
+    def _learns(self) -> bool:
+        """Whether the last run showed something new, for which the next one is listened to in another way."""
+        overwritten = self._listener.overwritten()
+        self._listener.copied |= overwritten
+        uneven = not self._listed.following and self._listed.uneven(self._listener.heard)
+        self._listed.following |= uneven
+        return bool(overwritten) or uneven
+
+    def _run(self, call: Callable[[], T]) -> T:
+        self._listener.reset(device_of(self._model))
+        with self._listener.hearing(), self._listed.followed():
+            result = call()
+        self._place_rows()
+        return result
+
+    def _place_rows(self) -> None:
+        """Says of what experts heard which tokens it belongs to, and of those without a token that they are silent."""
+        listener = self._listener
+        for point, act in list(listener.heard.items()):
+            rows = self._listed.rows(point, act)
+            if rows is not None:
+                listener.place_rows(point, rows.tokens, rows.carrier)
+        for point, carrier in self._listed.idle([p for p in listener.points if p not in listener.heard]):
+            listener.place_rows(point, torch.zeros(0, dtype=torch.int64, device=carrier.device), carrier)
+
+    def _located(self, batch: Batch) -> dict[Point, Layout]:
+        """Layouts, by what is heard of the batch's last sample alone; what was heard of the batch is gone then."""
+        heard = dict(self._listener.carriers)
+        with torch.no_grad():
+            self._run(partial(call_model, self._model, last_sample(batch).inputs))
+        found: dict[tuple[int, int], Layout] = {}  # experts share the tokens that they are given
+        layouts = dict.fromkeys(self._listener.points, PLAIN)
+        for p, act in heard.items():
+            key = (id(act), p.dim)
+            if key not in found:
+                alone = self._listener.carriers.get(p)
+                found[key] = PLAIN if alone is None else locate(p, act, alone, batch.samples)
+            layouts[p] = found[key]
+        return layouts
+
+    def _check_layouts(self, batch: Batch) -> None:
+        for point, act in self._listener.carriers.items():
+            if self.layouts[point].samples(act) != batch.samples:
+                raise InputError(
+                    f"the activation at {point.name} has shape {tuple(act.shape)} for {batch.samples} samples of batch "
+                    f"{batch.index}, unlike batch 0: its units cannot be told apart by class"
+                )
+
+
+def _alone(carriers: Mapping[Point, Tensor]) -> dict[Point, Layout]:
+    """All that was heard belongs to the one sample, however others would lie."""
+    return {p: Layout(0, len(act)) if p.dim % act.ndim else PLAIN for p, act in carriers.items()}
