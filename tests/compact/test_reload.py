@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fairkern as fk
 from fairkern.allocate import build, random_removal
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 BUILDERS = {
     "torch": """

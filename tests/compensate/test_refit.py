@@ -16,7 +16,7 @@ from fairkern.allocate import build
 from fairkern.compact import Compensation
 from fairkern.types import JointMoments
 from tests.axes.harness import Net
-from tests.compact.test_compensate import CONSUMERS, Y, double, images, scored
+from tests.compensate.test_corrections import CONSUMERS, Y, double, images, scored
 
 
 def sequential(model: nn.Module, scores: fk.Scores, plan: fk.Plan, loader: list, ridge: float = 1e-13) -> nn.Module:

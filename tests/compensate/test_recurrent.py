@@ -15,7 +15,7 @@ from fairkern import compact
 from fairkern.allocate import build
 from fairkern.compact import Compensation
 from tests.capture.test_recurrent import KINDS, Rows, Y, scored, sequences
-from tests.compact.test_refit import sequential
+from tests.compensate.test_refit import sequential
 from tests.loops import loop
 
 GONE = [1, 4]
