@@ -1,10 +1,9 @@
-"""Classes that take the place of torch's: equal in function, and cut exactly."""
+"""Heads of torch's own attention are cut exactly, in classes that take its place."""
 
 from __future__ import annotations
 
 import copy
 import io
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,141 +13,13 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern.allocate import build, random_removal
-from fairkern.axes import unit_map
 from fairkern.compact import difference
 from fairkern.nested import map_tensors
-from fairkern.replacements import MultiheadAttention, in_place, replace_modules
-from fairkern.types import Axis, Plan
+from fairkern.replacements import MultiheadAttention
+from fairkern.types import Plan
+from tests.heads import HEADS, WIDTH, Block
 
-WIDTH, HEADS, N, L, S = 24, 4, 3, 5, 7
 LIMIT = 1e-9
-
-
-def attention(seed: int = 0, **options: Any) -> nn.MultiheadAttention:
-    torch.manual_seed(seed)
-    module = nn.MultiheadAttention(WIDTH, HEADS, **options).double().eval()
-    for p in module.parameters():
-        nn.init.normal_(p, std=0.3)
-    return module
-
-
-def masks(kind: str | None, shape: tuple[int, ...]) -> Tensor | None:
-    if kind is None:
-        return None
-    if kind == "float":
-        return torch.randn(shape, dtype=torch.float64)
-    mask = torch.rand(shape) > 0.6
-    mask[..., 0] = False  # no row without a key
-    return mask
-
-
-@pytest.mark.parametrize("need_weights", [True, False])
-@pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("batched", [True, False])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"bias": False},
-        {"add_bias_kv": True},
-        {"add_zero_attn": True},
-        {"add_bias_kv": True, "add_zero_attn": True},
-        {"kdim": 10, "vdim": 14},
-        {"kdim": 10, "vdim": 14, "add_bias_kv": True, "bias": False},
-    ],
-    ids=str,
-)
-def test_equal_in_function(options: dict[str, Any], batched: bool, batch_first: bool, need_weights: bool) -> None:
-    """Self- and cross-attention, with every kind of mask: outputs and weights of torch's own class."""
-    original = attention(batch_first=batch_first, **options)
-    ours = copy.deepcopy(original)
-    replace_modules(ours, {"": "MultiheadAttention"})
-    assert type(ours) is MultiheadAttention
-    assert list(ours.state_dict()) == list(original.state_dict())
-
-    def data(length: int, width: int) -> Tensor:
-        shape = (length, width) if not batched else (N, length, width) if batch_first else (length, N, width)
-        return torch.randn(shape, dtype=torch.float64)
-
-    rows = N if batched else 1
-    for cross, per_head, kind, padding in itertools.product(
-        (True, False), (False, True), (None, "bool", "float"), (None, "same")
-    ):
-        if "kdim" in options and not cross:
-            continue
-        query = data(L, WIDTH)
-        key = data(S, options.get("kdim", WIDTH)) if cross else query
-        value = data(S, options.get("vdim", WIDTH)) if cross else query
-        last = S if cross else L
-        arguments: dict[str, Any] = {
-            "attn_mask": masks(kind, (rows * HEADS, L, last) if per_head else (L, last)),
-            "key_padding_mask": masks(padding and (kind or "bool"), (N, last) if batched else (last,)),
-            "need_weights": need_weights,
-        }
-        for average in (True, False):
-            expected = original(query, key, value, **arguments, average_attn_weights=average)
-            found = ours(query, key, value, **arguments, average_attn_weights=average)
-            for a, b in zip(expected, found, strict=True):
-                assert (a is None) == (b is None)
-                if a is not None:
-                    assert a.shape == b.shape
-                    assert torch.allclose(a, b, atol=1e-12)
-
-
-def test_causal_hint() -> None:
-    original = attention(batch_first=True)
-    ours = copy.deepcopy(original)
-    replace_modules(ours, {"": "MultiheadAttention"})
-    x = torch.randn(N, L, WIDTH, dtype=torch.float64)
-    mask = nn.Transformer.generate_square_subsequent_mask(L, dtype=torch.float64)
-    for need_weights in (True, False):
-        given = {"attn_mask": mask, "is_causal": True, "need_weights": need_weights}
-        assert torch.allclose(original(x, x, x, **given)[0], ours(x, x, x, **given)[0], atol=1e-12)
-    with pytest.raises(fk.InputError, match="attn_mask too"):
-        ours(x, x, x, is_causal=True)
-
-
-def test_dropout_is_drawn_in_train_mode_only() -> None:
-    module = attention(batch_first=True, dropout=0.5)
-    replace_modules(module, {"": "MultiheadAttention"})
-    x = torch.randn(N, L, WIDTH, dtype=torch.float64)
-    assert torch.equal(module(x, x, x)[0], module(x, x, x)[0])
-    for need_weights in (True, False):
-        module.train()
-        first, second = (module(x, x, x, need_weights=need_weights)[0] for _ in range(2))
-        assert not torch.allclose(first, second)
-
-
-def test_in_place_puts_classes_back_after_an_error() -> None:
-    class Own(nn.MultiheadAttention):
-        """A subclass keeps its own forward."""
-
-    model = nn.ModuleList([attention(), Own(WIDTH, HEADS)])
-
-    def fail() -> None:
-        assert [type(m) for m in model] == [MultiheadAttention, Own]
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), in_place(model):
-        fail()
-    assert [type(m) for m in model] == [nn.MultiheadAttention, Own]
-
-
-class Block(nn.Module):
-    """Attention between a LayerNorm and a residual stream; `call` says how it is used."""
-
-    def __init__(self, call: Callable[[nn.Module, Tensor], Tensor], **options: Any) -> None:
-        super().__init__()
-        self.norm, self.attn, self.head = nn.LayerNorm(WIDTH), attention(**options), nn.Linear(WIDTH, 3)
-        self.call = call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x + self.call(self.attn, self.norm(x)))
-
-
-def weighted(attn: nn.Module, x: Tensor) -> Tensor:
-    out, weights = attn(x, x, x)
-    return out * weights.mean()
 
 
 def masked_by_length(attn: nn.Module, x: Tensor) -> Tensor:
@@ -214,14 +85,6 @@ def test_heads_are_cut_exactly(name: str) -> None:
     assert not any(isinstance(m, MultiheadAttention) for m in model.modules())
 
 
-def test_weights_that_are_used_freeze_the_heads() -> None:
-    """The mean over heads is not the same with fewer of them."""
-    model = Block(weighted, batch_first=True).double()
-    units = unit_map(model, [torch.randn(2, 5, WIDTH, dtype=torch.float64)])
-    reasons = {f.reason for f in units.frozen if f.axis == Axis("attn.in_proj_weight", 0)}
-    assert reasons == {"mean in attn runs over it"}
-
-
 def test_encoder_with_padding() -> None:
     """Where nothing is padded, the outputs of torch's nested fast path."""
     torch.manual_seed(0)
@@ -282,37 +145,6 @@ def test_heads_that_stay_keep_their_class() -> None:
     assert not any(isinstance(m, MultiheadAttention) for m in small.modules())
     with plan.masked(model):
         assert difference(model, small, x) < LIMIT
-
-
-def test_scores_of_heads() -> None:
-    """U and R are heard at the input of the output projection, which torch's own class never calls."""
-    torch.manual_seed(0)
-    model = Block(lambda a, x: a(x, x, x)[0].mean(1, keepdim=True), batch_first=True).double()
-    model.head = nn.Sequential(nn.Flatten(), nn.Linear(5 * WIDTH, 3).double())
-    batch = (torch.randn(12, 5, WIDTH, dtype=torch.float64), torch.arange(12) % 3)
-    scores = fk.score(model, [batch], nn.CrossEntropyLoss(), projections=8, progress=False)
-    assert [(g.name, g.kind, g.units) for g in scores.units.groups] == [("attn", "head", HEADS)]
-    weight, x = model.attn.out_proj.weight, batch[0]
-    loss = nn.CrossEntropyLoss(reduction="none")(model(x), batch[1])
-    parts = torch.stack([torch.autograd.grad(one, weight, retain_graph=True)[0] * weight for one in loss])
-    per_head = parts.reshape(12, WIDTH, HEADS, -1).sum(dim=(1, 3)).abs().sum(0)
-    assert scores.signals["taylor"][0] == pytest.approx(per_head.detach().numpy() / 12, rel=1e-6)
-    assert scores.signals["wasserstein"][0].min() > 0
-    assert type(model.attn) is nn.MultiheadAttention
-
-
-def test_sequential_compensation() -> None:
-    """What is measured again after every step is heard at the output projections as well."""
-    torch.manual_seed(0)
-    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 40, batch_first=True), 2)
-    model = nn.Sequential(encoder, nn.Flatten(), nn.Linear(5 * WIDTH, 3)).double()
-    loader = [(torch.randn(12, 5, WIDTH, dtype=torch.float64), torch.arange(12) % 3) for _ in range(2)]
-    small, report = fk.prune(
-        model, loader, nn.CrossEntropyLoss(), keep_params=0.5, compensate="sequential", progress=False
-    )
-    assert report.choices["not_compensated"] == {}
-    assert small(loader[0][0]).isfinite().all()
-    assert any(isinstance(m, MultiheadAttention) for m in small.modules())
 
 
 def test_compile_export_copy_pickle() -> None:
