@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fairkern.types import IndexArray, UnitMap
 
 WIDTH, INNER, EXPERTS, CHOSEN, CLASSES = 6, 5, 4, 2, 3
 
@@ -156,3 +161,28 @@ def samples(n: int = 12, seed: int = 1) -> tuple[Tensor, Tensor]:
     y = torch.arange(n) % CLASSES
     x = torch.randn(n, 5, 4, generator=generator, dtype=torch.float64)
     return x + y[:, None, None] * 0.5, y
+
+
+LAYOUTS = {
+    "gated": Fused,
+    "transposed, with bias": partial(Fused, transposed=True, bias=True),
+    "not gated": partial(Fused, gated=False),
+    "with bias": partial(Fused, bias=True),
+}
+ROUTERS: dict[str, Callable[[], nn.Module]] = {"softmax": Softmax, "sigmoid": Sigmoid, "softmax of the chosen": Chosen}
+MIXTURES = {
+    f"{layout}, {router}": partial(build, LAYOUTS[layout], ROUTERS[router])
+    for layout, router in [("gated", r) for r in ROUTERS] + [(x, "softmax of the chosen") for x in LAYOUTS]
+} | {
+    "a residual stream that can be cut": partial(build, norm=False, shared=True),
+    "a shared expert": partial(build, shared=True),
+}
+
+
+def the(units: UnitMap, kind: str) -> int:
+    (g,) = [i for i, group in enumerate(units.groups) if group.kind == kind]
+    return g
+
+
+def nothing(units: UnitMap) -> list[IndexArray]:
+    return [np.zeros(0, dtype=np.int64) for _ in units.groups]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ NETWORKS: dict[str, Callable[[torch.dtype], tuple[nn.Module, Tensor, Tensor]]] =
     "resnet": lambda dtype: (demo.resnet().to(dtype), *converted(images(90, CLASSES, 1, 8), dtype)),
     "bottlenecks": lambda dtype: (bottlenecks().to(dtype), *converted(images(48, CLASSES, 3, 64), dtype)),
 }
+SLOW = {"resnet", "bottlenecks"}
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -56,7 +58,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             setattr(module, name, value)
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NETWORKS])
 def network(request: pytest.FixtureRequest) -> Callable[[torch.dtype], tuple[nn.Module, Tensor, Tensor]]:
     return NETWORKS[request.param]
 
@@ -65,6 +67,13 @@ def score(model: nn.Module, x: Tensor, y: Tensor, size: int = 16, **options: obj
     units = fk.trace(model, x[:2].to(next(model.parameters()).device), verify=False)
     options = {"projections": 16, "samples_per_class": 8, "progress": False, **options}
     return fk.score(model.eval(), loader(x, y, size), loss, units=units, **options)
+
+
+@cache
+def scored(network: Callable[[torch.dtype], tuple[nn.Module, Tensor, Tensor]], dtype: torch.dtype, gram: bool = False):
+    """Model, data and scores on the CPU, which every device is held against."""
+    model, x, y = network(dtype)
+    return model, x, y, score(model, x, y, gram=gram)
 
 
 def there(model: nn.Module, device: torch.device) -> nn.Module:
@@ -78,8 +87,8 @@ def assert_same_plans(a: fk.Plan, b: fk.Plan) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_scores_and_plan_are_those_of_the_cpu(network, dtype, device) -> None:
-    model, x, y = network(dtype)
-    here, away = score(model, x, y), score(there(model, device), x, y)
+    model, x, y, here = scored(network, dtype)
+    away = score(there(model, device), x, y)
     assert away.provenance["device"] == str(device)
     relative = 1e-3 if dtype == torch.float32 else 1e-6  # directions are float32
     for name in ("wasserstein", "taylor"):
@@ -158,8 +167,8 @@ def test_scoring_under_autocast(network, device) -> None:
 def test_cut_equals_masked_and_the_cut_of_the_cpu(network, backend, inplace, device) -> None:
     if backend == "triton" and device.type == "cpu":
         pytest.skip("Triton runs on a GPU")
-    model, x, y = network(torch.float64)
-    plan = score(model, x, y).plan(keep_params=0.5)
+    model, x, _, scores = scored(network, torch.float64)
+    plan = scores.plan(keep_params=0.5)
     away, inputs = there(model, device), x[:5].to(device)
     with torch.no_grad():
         with plan.masked(away):
@@ -176,8 +185,8 @@ def test_cut_equals_masked_and_the_cut_of_the_cpu(network, backend, inplace, dev
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_compensation_is_that_of_the_cpu(network, dtype, device) -> None:
-    model, x, y = network(dtype)
-    here, away = score(model, x, y, gram=True), score(there(model, device), x, y, gram=True)
+    model, x, y, here = scored(network, dtype, gram=True)
+    away = score(there(model, device), x, y, gram=True)
     relative = 1e-3 if dtype == torch.float32 else 1e-9
     for tap, moments in here.moments.items():
         found = away.moments[tap]

@@ -27,6 +27,14 @@ def test_the_two_commands() -> None:
     assert "python3 -m venv" in README
 
 
+def test_what_the_tests_leave_out_for_its_time_is_a_step_of_its_own() -> None:
+    (left_out,) = re.findall(r'"(not zoo[^"]*)"', (ROOT / "pyproject.toml").read_text())
+    (longer,) = re.findall(r"^longer='(.*)'", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert longer == "slow and " + left_out.removesuffix(" and not slow")
+    assert left_out.endswith(" and not slow")
+    assert f'`pytest -m "{longer}"`' in (ROOT / "CONTRIBUTING.md").read_text()
+
+
 def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (example,) = [text for language, text in BLOCKS if language == "python"]

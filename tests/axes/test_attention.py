@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
+from fairkern.axes import unit_map
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
+from fairkern.types import Axis
+from tests import heads
 from tests.axes.harness import assert_exact
 
 
@@ -137,3 +140,16 @@ def test_scores_of_heads() -> None:
     assert u.shape == r.shape == (3,)
     assert (u > 0).all()
     assert (r > 0).all()
+
+
+def weighted(attn: nn.Module, x: Tensor) -> Tensor:
+    out, weights = attn(x, x, x)
+    return out * weights.mean()
+
+
+def test_weights_that_are_used_freeze_the_heads() -> None:
+    """The mean over heads is not the same with fewer of them."""
+    model = heads.Block(weighted, batch_first=True).double()
+    units = unit_map(model, [torch.randn(2, 5, heads.WIDTH, dtype=torch.float64)])
+    reasons = {f.reason for f in units.frozen if f.axis == Axis("attn.in_proj_weight", 0)}
+    assert reasons == {"mean in attn runs over it"}

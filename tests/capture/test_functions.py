@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
+from tests.heads import HEADS, WIDTH, Block
 
 X = torch.randn(24, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 Y = torch.arange(24) % 3
@@ -95,3 +96,20 @@ def test_samples_that_meet_before_a_tap_are_refused() -> None:
     model = Twin(lambda m, x: m.b((m.a(x) + m.a(x).mean(0, keepdim=True))[:6].relu())[:1].expand(len(x), -1, -1))
     with pytest.raises(fk.InputError, match="folds samples together"):
         fk.score(model.double(), [(X, Y)], nn.CrossEntropyLoss(), progress=False)
+
+
+def test_scores_of_heads() -> None:
+    """U and R are heard at the input of the output projection, which torch's own class never calls."""
+    torch.manual_seed(0)
+    model = Block(lambda a, x: a(x, x, x)[0].mean(1, keepdim=True), batch_first=True).double()
+    model.head = nn.Sequential(nn.Flatten(), nn.Linear(5 * WIDTH, 3).double())
+    batch = (torch.randn(12, 5, WIDTH, dtype=torch.float64), torch.arange(12) % 3)
+    scores = fk.score(model, [batch], nn.CrossEntropyLoss(), projections=8, progress=False)
+    assert [(g.name, g.kind, g.units) for g in scores.units.groups] == [("attn", "head", HEADS)]
+    weight, x = model.attn.out_proj.weight, batch[0]
+    loss = nn.CrossEntropyLoss(reduction="none")(model(x), batch[1])
+    parts = torch.stack([torch.autograd.grad(one, weight, retain_graph=True)[0] * weight for one in loss])
+    per_head = parts.reshape(12, WIDTH, HEADS, -1).sum(dim=(1, 3)).abs().sum(0)
+    assert scores.signals["taylor"][0] == pytest.approx(per_head.detach().numpy() / 12, rel=1e-6)
+    assert scores.signals["wasserstein"][0].min() > 0
+    assert type(model.attn) is nn.MultiheadAttention

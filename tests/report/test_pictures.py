@@ -3,14 +3,18 @@ from __future__ import annotations
 import itertools
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
+import fairkern as fk
 from fairkern.errors import InputError
 from fairkern.report import draw, save_picture
 from fairkern.report.pictures import _shortened
 from fairkern.types import AxisGroup, Plan, PlanGroup, Scores, UnitMap
+from tests.experts import build, samples
 
 pytest.importorskip("matplotlib")
 
@@ -112,3 +116,11 @@ def test_names_lose_what_they_share():
     assert _shortened(["a", "a.b"]) == ["a", "a.b"]
     assert _shortened([]) == []
     assert len(_shortened(["x" * 80])[0]) == 34
+
+
+def test_pictures_show_sets(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    model, (x, y) = build(shared=True), samples()
+    scores = fk.score(model, [(x, y)], nn.CrossEntropyLoss(), progress=False)
+    fk.picture(scores, scores.plan(keep_params=0.6), tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").stat().st_size > 10_000

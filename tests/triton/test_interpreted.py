@@ -26,12 +26,19 @@ TOO_SLOW = (
 AT_LEAST = 250
 
 
-def test_every_kernel_equals_the_reference() -> None:
+@pytest.mark.parametrize(
+    ("marked", "at_least"),
+    [
+        pytest.param("not slow", AT_LEAST, id="tables"),
+        pytest.param("slow", 1, id="a hundred thousand samples", marks=pytest.mark.slow),
+    ],
+)
+def test_every_kernel_equals_the_reference(marked: str, at_least: int) -> None:
     chosen = "triton and not (" + ") and not (".join(TOO_SLOW) + ")"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
     command += [
         "-m",
-        "not zoo and not large",
+        f"{marked} and not zoo and not large",
         "-k",
         chosen,
         "--durations=15",
@@ -44,5 +51,5 @@ def test_every_kernel_equals_the_reference() -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None, done.stdout
-    assert int(passed[1]) >= AT_LEAST, done.stdout
+    assert int(passed[1]) >= at_least, done.stdout
     print(done.stdout)  # noqa: T201  (shown by -s: which are slow)

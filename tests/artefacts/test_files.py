@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
+from torch import nn
 
 from fairkern.types import Silence
 
@@ -22,6 +24,7 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import fairkern as fk
 from fairkern.allocate import allocate
 from fairkern.artefacts import (
     SCHEMA,
@@ -357,3 +360,21 @@ def test_plans_of_schema_1_have_no_sets_and_are_read(tmp_path: Path) -> None:
             entry.pop(name, None)
     path.write_text(json.dumps(content), "utf-8")
     assert same(load_plan(path), some_plan())
+
+
+def test_files_of_the_first_schema_are_read(tmp_path: Path) -> None:
+    """They have no size sites and no replacements."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    units = fk.trace(model, torch.randn(2, 4))
+    plan = fk.Plan(**vars(build(units, random_removal(units, 0.5, seed=1))))
+    path = tmp_path / "plan.json"
+    plan.save(path)
+    text = path.read_text()
+    assert f'"schema": {SCHEMA},' in text
+    lines = text.replace(f'"schema": {SCHEMA},', '"schema": 1,').splitlines(keepends=True)
+    kept = [line for line in lines if '"sites"' not in line and '"replacements"' not in line]
+    assert len(kept) == len(lines) - 2
+    path.write_text("".join(kept))
+    loaded = fk.Plan.load(path)
+    assert loaded.sites == loaded.replacements == ()
+    assert loaded.attributes == plan.attributes

@@ -15,7 +15,7 @@ from fairkern import compact, compensate
 from fairkern.compensate import Compensation
 from fairkern.plans.build import build
 from tests.capture.test_recurrent import KINDS, Rows, Y, scored, sequences
-from tests.compact.test_refit import sequential
+from tests.compensate.test_refit import sequential
 from tests.loops import loop
 
 GONE = [1, 4]

@@ -14,10 +14,12 @@ import fairkern as fk
 from fairkern import compact, compensate
 from fairkern.compensate import Compensation, fit
 from fairkern.compensate.refit import refit
+from fairkern.model.replacements import MultiheadAttention
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
 from tests.axes.harness import Net
-from tests.compact.test_compensate import CONSUMERS, Y, double, images, scored
+from tests.compensate.test_corrections import CONSUMERS, Y, double, images, scored
+from tests.heads import HEADS, WIDTH
 
 
 def sequential(model: nn.Module, scores: fk.Scores, plan: fk.Plan, loader: list, ridge: float = 1e-13) -> nn.Module:
@@ -211,3 +213,17 @@ def test_what_is_not_finite_ends_it() -> None:
         fk.apply(
             model, scores.plan(keep_params=0.6), compensate="sequential", scores=scores, loader=[(x * torch.nan, Y)]
         )
+
+
+def test_sequential_compensation() -> None:
+    """What is measured again after every step is heard at the output projections as well."""
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(WIDTH, HEADS, 40, batch_first=True), 2)
+    model = nn.Sequential(encoder, nn.Flatten(), nn.Linear(5 * WIDTH, 3)).double()
+    loader = [(torch.randn(12, 5, WIDTH, dtype=torch.float64), torch.arange(12) % 3) for _ in range(2)]
+    small, report = fk.prune(
+        model, loader, nn.CrossEntropyLoss(), keep_params=0.5, compensate="sequential", progress=False
+    )
+    assert report.choices["not_compensated"] == {}
+    assert small(loader[0][0]).isfinite().all()
+    assert any(isinstance(m, MultiheadAttention) for m in small.modules())

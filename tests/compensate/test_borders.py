@@ -17,8 +17,8 @@ from fairkern import compact
 from fairkern.compensate.borders import kernel_shares
 from fairkern.plans.build import build
 from tests.axes.harness import Net
-from tests.compact.test_compensate import cut, double, images, scored
-from tests.compact.test_refit import sequential
+from tests.compensate.test_corrections import cut, double, images, scored
+from tests.compensate.test_refit import sequential
 
 MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "padded": (lambda: nn.Conv2d(1, 1, 3, padding=1), (4, 5)),
