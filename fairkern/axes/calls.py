@@ -21,12 +21,12 @@ from fairkern.model.weight_calls import WeightCall
 from fairkern.types import CallSite
 
 # modules whose input is looked at on entry
-SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+_SEEN = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 def _seen(module: nn.Module) -> bool:
     """Whether the module does nothing with its input but contract or normalise it."""
-    return isinstance(module, SEEN) or transposed_linear(module)
+    return isinstance(module, _SEEN) or transposed_linear(module)
 
 
 class ModuleCalls:

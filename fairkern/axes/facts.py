@@ -38,15 +38,17 @@ class Edge(Fact):
 
 
 class Unless(enum.Enum):
-    """When a freeze lapses."""
+    """When a freeze lapses.
 
-    NEVER = "never"  # whoever called the model sees these positions
-    # the rule: for experts that are modules of a list; the trace sees no link between them and a router's choice, so
-    # that only a proof can tell
+    NEVER: whoever called the model sees these positions. All others lapse for experts that are modules of a list, since
+    the trace sees no link between them and a router's choice: only a proof can tell. LISTED: in no other case. ROUTED:
+    also for experts that a router can leave out, since one whose logit is −inf is as good as gone. PROVEN: also where
+    a proof shows that the code follows the cut by itself, or by its size sites.
+    """
+
+    NEVER = "never"
     LISTED = "listed"
-    # for experts that a router can leave out as well: where its logit is −inf, the expert is as good as gone
     ROUTED = "routed"
-    # for listed experts, and where a proof shows that the code follows the cut by itself, or by its size sites
     PROVEN = "proven"
 
 

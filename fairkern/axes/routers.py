@@ -42,14 +42,14 @@ class Routers:
     def of(self, experts: np.ndarray, own: Collection[str] = ()) -> frozenset[Axis]:
         """The routers' axes that experts at these nodes touch; none where they touch anything but those, dimension 0
         of their `own` tensors, and vectors, or only a part of it, or where one touches another."""
-        components = np.unique(self._labels[experts])
-        if len(components) != len(experts):
+        parts = np.unique(self._labels[experts])
+        if len(parts) != len(experts):
             return frozenset()
-        touched = self._touched(components)
+        touched = self._touched(parts)
         others = [a for a in touched if a.tensor not in own or a.dim != 0]
         ranks = {a: len(self._tensors[a.tensor]) for a in others}
         routers = frozenset(a for a in others if ranks[a] == 2 and (a.tensor, a.dim) in self._makes)
-        whole = all(np.array_equal(np.unique(self._labels[self._nodes(a)]), components) for a in touched)
+        whole = all(np.array_equal(np.unique(self._labels[self._nodes(a)]), parts) for a in touched)
         plain = all(a in routers or ranks[a] == 1 for a in others)
         return routers if plain and whole else frozenset()
 
@@ -58,8 +58,8 @@ class Routers:
         assert nodes is not None
         return nodes
 
-    def _touched(self, components: np.ndarray) -> list[Axis]:
-        first = np.searchsorted(self._component, components, "left")
-        last = np.searchsorted(self._component, components, "right")
+    def _touched(self, parts: np.ndarray) -> list[Axis]:
+        first = np.searchsorted(self._component, parts, "left")
+        last = np.searchsorted(self._component, parts, "right")
         found = [self._axis[a:b] for a, b in zip(first, last, strict=True)]
         return [self._axes[i] for i in np.unique(np.concatenate(found))]

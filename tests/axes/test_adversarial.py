@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
-from fairkern.axes import unit_map
 from fairkern.prove import prove
-from tests.axes.harness import Case, Net, check_exact, check_groups, make
+from tests.axes.harness import Case, Net, check_exact, check_groups, make, unit_map
 
 FREE = {"a": "8: a.bias:0 a.weight:0 b.weight:1* @ b"}
 

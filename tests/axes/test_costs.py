@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from fairkern.axes import unit_map
 from fairkern.compact import apply
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
-from tests.axes.harness import assert_sizes, measured_flops
+from tests.axes.harness import assert_sizes, measured_flops, unit_map
 
 zoo = pytest.importorskip("torchvision").models
 MODELS: dict[str, Callable[[], nn.Module]] = {

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fairkern as fk
-from fairkern.axes import unit_map
 from fairkern.errors import InputError, TimeLimitError
-from tests.axes.harness import Net
+from tests.axes.harness import Net, unit_map
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -15,9 +15,8 @@ pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fairkern.axes import unit_map
 from fairkern.plans.removals import random_removal
-from tests.axes.harness import assert_exact, randomised
+from tests.axes.harness import assert_exact, randomised, unit_map
 
 
 @dataclass(frozen=True)

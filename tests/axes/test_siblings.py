@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern import compact, prove
-from fairkern.axes import unit_map
 from fairkern.axes.facts import Fact
 from fairkern.axes.graph import Graph
 from fairkern.axes.relocation import Relocation
@@ -20,7 +19,7 @@ from fairkern.axes.trace import trace
 from fairkern.deadline import NO_LIMIT
 from fairkern.plans.build import build as plan_of
 from fairkern.plans.removals import random_removal
-from tests.axes.harness import Net, lines
+from tests.axes.harness import Net, lines, unit_map
 from tests.experts import Listed, Mixture, build, samples
 
 

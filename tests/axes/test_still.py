@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.axes import unit_map
-from tests.axes.harness import Net
+from tests.axes.harness import Net, unit_map
 
 X, Y = torch.randn(12, 5, 4), torch.arange(12) % 3
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from bench.zoo.mixtures import Mixture
-from fairkern.axes import unit_map
 from fairkern.plans.removals import random_removal
-from tests.axes.harness import Net, assert_exact
+from tests.axes.harness import Net, assert_exact, unit_map
 
 X = torch.randn(4, 5, dtype=torch.float64)
 

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairkern.axes import unit_map
 from fairkern.errors import InputError
-from tests.axes.harness import Net
+from tests.axes.harness import Net, unit_map
 
 
 def ordinary(m: Net, x: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fairkern.axes import unit_map
-from tests.axes.harness import Case, Net, check_exact, check_groups, make
+from tests.axes.harness import Case, Net, check_exact, check_groups, make, unit_map
 
 
 def between(function: object, reads: int = 8, groups: object = None, frozen: object = None) -> Case:

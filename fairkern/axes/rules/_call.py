@@ -27,7 +27,7 @@ class ModuleCall:
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """The function call under way that is given weights and activations; see `fairkern.weight_calls`."""
+    """The function call under way that is given weights and activations; see `fairkern.model.weight_calls`."""
 
     numbers: Mapping[str, int]
     given: tuple[Track, ...]  # its tensor arguments as they were on entry
