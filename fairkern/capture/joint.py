@@ -15,8 +15,7 @@ from fairkern.capture.listed import ListedExperts
 from fairkern.capture.listener import Listener
 from fairkern.capture.lockstep import Around, Walk, in_step
 from fairkern.capture.moments import offsets
-from fairkern.capture.points import Point, points_of
-from fairkern.capture.recurrent import hidden_points
+from fairkern.capture.points import Point, hidden_points, points_of
 from fairkern.errors import InputError
 from fairkern.model.nested import call_model
 from fairkern.model.replacements import in_place

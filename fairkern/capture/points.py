@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairkern.errors import InputError
-from fairkern.types import CallSite, Side, Tap, UnitMap
+from fairkern.model.fused import fused_experts
+from fairkern.types import AxisGroup, CallSite, Entries, Side, Tap, UnitMap
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,37 @@ def points_of(units: UnitMap, side: Side) -> list[Point]:
     return [_point(parts) for parts in merged.values()]
 
 
+def expert_points(model: nn.Module, units: UnitMap) -> list[Point]:
+    """A point for every expert and tap within it; units of a group with several sets are those of their expert.
+
+    An expert of a list is a site of its own: the module that gives what it adds.
+    Raises InputError where the module of a tap holds no fused experts.
+    """
+    layouts = fused_experts(model)
+    points = []
+    for g in units.prunable:
+        group = units.groups[g]
+        for tap in group.taps:
+            if not tap.side.of_experts:
+                continue
+            path = tap.sites[0].module
+            if path in units.lists:
+                points += _listed(g, tap, units.lists[path])
+                continue
+            if path not in layouts:
+                raise InputError(f"{path} holds no fused experts here, the unit map has some; trace this model again")
+            down = getattr(model.get_submodule(path), layouts[path].down)
+            wide = down.shape[3 - layouts[path].inner_dim]
+            points += _inner(g, group, tap, len(down)) if tap.side is Side.INNER else _whole(g, tap, wide)
+    return points
+
+
+def hidden_points(units: UnitMap) -> list[Point]:
+    """States of recurrent layers that their own weights read, once each; their units are scored elsewhere."""
+    taps = {tap.name: tap for g in units.prunable for tap in units.groups[g].taps if tap.side is Side.HIDDEN}
+    return [Point(name, tap.sites, tap.side, tap.dim, tap.length, ()) for name, tap in taps.items()]
+
+
 def _point(parts: Sequence[tuple[int, Tap]]) -> Point:
     first = parts[0][1]
     blocks = []
@@ -76,11 +108,11 @@ def _point(parts: Sequence[tuple[int, Tap]]) -> Point:
         columns = np.unique(np.concatenate([p for _, p in single]))
         members = tuple((g, np.searchsorted(columns, p)) for g, p in single)
         blocks.append(Block(len(columns), 1, _columns(columns, first.length), members))
-    blocks += [block_of(g, tap.positions, first.length) for g, tap in parts if tap.positions.shape[1] > 1]
+    blocks += [_block_of(g, tap.positions, first.length) for g, tap in parts if tap.positions.shape[1] > 1]
     return Point(first.name, first.sites, first.side, first.dim, first.length, tuple(blocks))
 
 
-def block_of(group: int, positions: np.ndarray, length: int, part: int = 0) -> Block:
+def _block_of(group: int, positions: np.ndarray, length: int, part: int = 0) -> Block:
     """The units of one group, which hold `positions` [units, per unit] of so many."""
     units, per_unit = positions.shape
     return Block(units, per_unit, _columns(positions.reshape(-1), length), ((group, np.arange(units)),), part)
@@ -89,3 +121,28 @@ def block_of(group: int, positions: np.ndarray, length: int, part: int = 0) -> B
 def _columns(columns: np.ndarray, length: int) -> Tensor | None:
     whole = len(columns) == length and np.array_equal(columns, np.arange(length))
     return None if whole else torch.from_numpy(np.ascontiguousarray(columns))
+
+
+def _inner(g: int, group: AxisGroup, tap: Tap, experts: int) -> list[Point]:
+    return [
+        Point(
+            tap.of_expert(e), tap.sites, tap.side, 1, tap.length,
+            (_block_of(g, tap.positions, tap.length, part=e if group.sets > 1 else 0),), e,
+        )
+        for e in range(experts)
+    ]  # fmt: skip
+
+
+def _whole(g: int, tap: Tap, wide: int) -> list[Point]:
+    alone = ((g, np.zeros(1, dtype=np.int64)),)
+    return [
+        Point(tap.of_expert(e), tap.sites, tap.side, 1, wide, (Block(1, wide, None, alone, part=unit),), int(e))
+        for unit, e in enumerate(tap.positions[:, 0])
+    ]
+
+
+def _listed(g: int, tap: Tap, entries: Entries) -> list[Point]:
+    return [
+        replace(p, sites=(CallSite(f"{tap.sites[0].module}.{entries.names[p.expert or 0]}"),), dim=-1, expert=None)
+        for p in _whole(g, tap, entries.width)
+    ]

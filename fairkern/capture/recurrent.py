@@ -1,4 +1,4 @@
-"""Where a recurrent layer's own weights read its states, which no call of a module shows."""
+"""How the states that a recurrent layer's own weights read are heard: no call of a module shows them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from torch import Tensor, nn
 
 from fairkern.capture.points import Point
 from fairkern.model.recurrent import hidden_states
-from fairkern.types import CallSite, Side, UnitMap
-
-
-def hidden_points(units: UnitMap) -> list[Point]:
-    """States of recurrent layers that their own weights read, once each; their units are scored elsewhere."""
-    taps = {tap.name: tap for g in units.prunable for tap in units.groups[g].taps if tap.side is Side.HIDDEN}
-    return [Point(name, tap.sites, tap.side, tap.dim, tap.length, ()) for name, tap in taps.items()]
+from fairkern.types import CallSite, Side
 
 
 class StateReader:

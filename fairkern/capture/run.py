@@ -10,12 +10,10 @@ import numpy as np
 from torch import nn
 
 from fairkern.capture.batches import LossFunction
-from fairkern.capture.fused import expert_points
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.one_pass import Pass
-from fairkern.capture.points import Block, Point, points_of
+from fairkern.capture.points import Block, Point, expert_points, hidden_points, points_of
 from fairkern.capture.provenance import Clock, provenance
-from fairkern.capture.recurrent import hidden_points
 from fairkern.capture.residual import residual
 from fairkern.capture.samples import SampleStore, by_group
 from fairkern.capture.settings import Recipe, Reduction, Settings

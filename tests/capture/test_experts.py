@@ -226,8 +226,8 @@ def test_residual_of_inner_units_is_the_fit_of_one_expert_and_of_experts_twice_w
         given = int((a != 0).any(1).sum())
         square = a.T @ a + RIDGE * np.trace(a.T @ a) / INNER * np.eye(INNER)
         left = 1 / np.diag(np.linalg.inv(square))  # of each unit, told from all others
-        steep = float(inner[1][:, :, e].square().sum()) / given / np.sum(w**2)
-        lost = left * (w**2).sum(0) * steep / len(x)
+        gradient_power = float(inner[1][:, :, e].square().sum()) / given / np.sum(w**2)
+        lost = left * (w**2).sum(0) * gradient_power / len(x)
         assert int(np.argmin(found[e])) == int(np.argmin(lost))
         np.testing.assert_allclose(found[e].min(), min(lost), rtol=1e-6)
         made, gradient = (t[:, :, e] for t in output)

@@ -1,4 +1,4 @@
-"""The residual signal against fits made from scratch, and what it must not depend on."""
+"""Second-order saliency (the residual signal) against fits made from scratch, and what it must not depend on."""
 
 from __future__ import annotations
 
