@@ -59,28 +59,27 @@ def by_least_squares(
 
     Raises NonFiniteError. Cost: kept³ / 3 + told · kept² multiply-adds.
     """
-    count, read = moments.count, moments.total / moments.count
+    joint, count = moments if isinstance(moments, JointMoments) else None, moments.count
+    read = moments.total / count
+    now = read if joint is None else joint.changed / count
     kept = _others(len(read), removed)
-    k, changed = torch.from_numpy(kept), isinstance(moments, JointMoments)
-    if isinstance(moments, JointMoments):
-        told, now, sums = np.arange(len(read), dtype=np.int64), moments.changed / count, moments.cross
-    else:
-        told, now, sums = removed, read, moments.gram[torch.from_numpy(removed)]
-    t = torch.from_numpy(told)
-    inner, cross = moments.gram[k][:, k] / count, sums[:, k] / count
+    told = removed if joint is None else np.arange(len(read), dtype=np.int64)
+    k, t = torch.from_numpy(kept), torch.from_numpy(told)
+    inner = moments.gram[k][:, k] / count
+    cross = (moments.gram[t] if joint is None else joint.cross)[:, k] / count
     if intercept:
         inner -= torch.outer(now[k], now[k])
         cross -= torch.outer(read[t], now[k])
-    if changed:
+    if joint is not None:
         cross[k] -= inner
     weights, added = solve(inner, cross, ridge)
     shift = torch.zeros(len(t), dtype=torch.float64)
     if intercept:
         shift = read[t] - weights @ now[k]
-        if changed:
+        if joint is not None:
             shift[k] -= now[k]
     unexplained = torch.nan
-    if not changed:
+    if joint is None:
         power = moments.gram.diagonal()[t] / count - (read[t].square() if intercept else 0.0)
         unexplained = _unexplained(float(power.sum()), weights, cross, added)
     return Fit(told, kept, weights, shift, unexplained)

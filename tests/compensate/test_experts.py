@@ -66,6 +66,16 @@ def test_sequential_compensation_leaves_experts_their_own_fit(experts: type[nn.M
     assert all(torch.equal(tensor, untouched[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("experts", [Fused, Listed])
+def test_what_follows_experts_is_refitted_to_what_they_give_with_their_own_fit(experts: type[nn.Module]) -> None:
+    model, (x, y) = build(experts, shared=True), samples()
+    scores = fk.score(model, [(x, y)], nn.CrossEntropyLoss(), gram=True, progress=False)
+    plan = plan_of(scores.units, random_removal(scores.units, 0.4, seed=0))
+    once = fk.apply(model, plan, compensate="least_squares", scores=scores)
+    small = fk.apply(model, plan, compensate="sequential", scores=scores, loader=[(x, y)])
+    assert difference(model, small, x) < difference(model, once, x)
+
+
 def test_a_residual_stream_that_experts_read_can_be_compensated() -> None:
     model, (x, y) = build(norm=False, shared=True), samples()
     with torch.no_grad():
