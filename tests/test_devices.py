@@ -33,7 +33,6 @@ NETWORKS: dict[str, Callable[[torch.dtype], tuple[nn.Module, Tensor, Tensor]]] =
     "resnet": lambda dtype: (demo.resnet().to(dtype), *converted(images(90, CLASSES, 1, 8), dtype)),
     "bottlenecks": lambda dtype: (bottlenecks().to(dtype), *converted(images(48, CLASSES, 3, 64), dtype)),
 }
-SLOW = {"resnet", "bottlenecks"}
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -58,7 +57,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
             setattr(module, name, value)
 
 
-@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in NETWORKS])
+@pytest.fixture(params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> Callable[[torch.dtype], tuple[nn.Module, Tensor, Tensor]]:
     return NETWORKS[request.param]
 

@@ -66,11 +66,7 @@ def relative_error(expected: Tensor, found: Tensor) -> float:
     return float((expected - found).abs().max() / expected.abs().max())
 
 
-# Those whose members are large, or have a sibling here that is traced by the same rules.
-SLOW = {"vgg", "regnet y", "efficientnet v2", "inception, with auxiliary head"}
-
-
-@pytest.fixture(params=[pytest.param(f, marks=pytest.mark.slow if f in SLOW else ()) for f in FAMILIES], scope="module")
+@pytest.fixture(params=FAMILIES, scope="module")
 def traced(request: pytest.FixtureRequest) -> tuple[nn.Module, fk.UnitMap, Tensor]:
     builder, size = FAMILIES[request.param]
     torch.manual_seed(0)
