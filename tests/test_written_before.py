@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern.artefacts import load_latency, save_latency
-from fairkern.report import load_report
 from fairkern.types import Silence
 from tests.fixtures.models import MODELS, PLANNING, batches, build
 
@@ -66,7 +65,7 @@ def test_plans_are_read_and_written_again(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PRUNED)
 def test_reports_are_read_and_written_again(name: str, tmp_path: Path) -> None:
-    report = fk.Report(**vars(load_report(FOLDER / name / "report.json")))
+    report = fk.Report.load(FOLDER / name / "report.json")
     assert str(report.after["params"]) in report.table().replace(",", "")
     report.save(tmp_path / "report.json")
     assert content(tmp_path / "report.json") == content(FOLDER / name / "report.json")
