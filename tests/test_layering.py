@@ -243,7 +243,7 @@ BAD = [
     ("from torch.nn import functional", "fairkern.allocate.cost", "torch.nn"),
     ("try:\n    pass\nexcept:\n    pass", "fairkern.api", "bare except"),
     ("", "fairkern.attic", "no floor"),
-    ("from fairkern.axes import unit_map", "fairkern.model.nested", "a floor above"),
+    ("from fairkern.axes import solutions", "fairkern.model.nested", "a floor above"),
     ("from fairkern.compact import apply", "fairkern.plans.build", "a floor above"),
     ("from fairkern.model.tensors import LISTS", "fairkern.plans.renaming", "sibling"),
     ("from fairkern.plans.build import build", "fairkern.model.linear", "sibling"),

@@ -12,14 +12,8 @@ from fairkern.axes.config import config_fields
 from fairkern.axes.trace import trace as _trace
 from fairkern.axes.units import Solution, solve
 from fairkern.deadline import NO_LIMIT, Deadline
-from fairkern.types import UnitMap
 
-__all__ = ["Solution", "config_fields", "solutions", "unit_map"]
-
-
-def unit_map(model: nn.Module, runs: Sequence[Any], deadline: Deadline = NO_LIMIT) -> UnitMap:
-    """Trace `model` on each of `runs` (example inputs) and solve. Nothing is proven yet."""
-    return solutions(model, runs, deadline)[0].units
+__all__ = ["Solution", "config_fields", "solutions"]
 
 
 def solutions(

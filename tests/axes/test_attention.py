@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.axes import unit_map
+from fairkern.axes import solutions
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
 from fairkern.types import Axis
@@ -150,6 +150,6 @@ def weighted(attn: nn.Module, x: Tensor) -> Tensor:
 def test_weights_that_are_used_freeze_the_heads() -> None:
     """The mean over heads is not the same with fewer of them."""
     model = heads.Block(weighted, batch_first=True).double()
-    units = unit_map(model, [torch.randn(2, 5, heads.WIDTH, dtype=torch.float64)])
+    units = solutions(model, [torch.randn(2, 5, heads.WIDTH, dtype=torch.float64)])[0].units
     reasons = {f.reason for f in units.frozen if f.axis == Axis("attn.in_proj_weight", 0)}
     assert reasons == {"mean in attn runs over it"}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import nn
 
 import fairkern.compact.checkpoint as checkpoint
-from fairkern.axes import unit_map
+from fairkern.axes import solutions
 from fairkern.compact import apply, load_pruned, save_pruned
 from fairkern.errors import ArtefactError, InputError, PlanMismatchError
 from fairkern.plans.build import build
@@ -267,7 +267,7 @@ def test_modules_that_ask_for_a_version(tmp_path):
             super()._load_from_state_dict(state, prefix, local_metadata, *rest)
 
     model = Versioned(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
-    units = unit_map(model, [torch.randn(2, 4)])
+    units = solutions(model, [torch.randn(2, 4)])[0].units
     plan = build(units, random_removal(units, 0.5, seed=0))
     small = apply(model, plan)
     save_pruned(small, plan, tmp_path / "small")

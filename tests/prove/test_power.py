@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairkern.axes import unit_map
+from fairkern.axes import solutions
 from fairkern.prove import prove
 
 models = pytest.importorskip("torchvision").models
@@ -18,7 +18,7 @@ def test_a_bias_cut_one_position_off_is_seen():
     torch.manual_seed(0)
     model = models.mobilenet_v3_small(weights=None)
     inputs = torch.randn(2, 3, 48, 48)
-    units = unit_map(model, [inputs])
+    units = solutions(model, [inputs])[0].units
     assert len(units.prunable) > 20
     assert prove(model, units, inputs) == {}
     for g in units.prunable[::6]:
