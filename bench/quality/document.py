@@ -31,7 +31,7 @@ methods; they do not predict figures for large models.
 """
 _TRIED = """By single runs on a few of these nets, without a row of their own:
 
-- The whole second moment of the gradient at a tap in place of one steepness for it (`W Wᵀ` scaled): no better on
+- The whole second moment of the gradient at a tap in place of one power for it (`W Wᵀ` scaled): no better on
   average, and as dear as the moments of the activations.
 - Fits that weigh every sample or place by its gradient's square: no gain on any net, a loss on the ViT.
 - Writers of a residual stream that make up for the error the stream already carries: next to nothing.
