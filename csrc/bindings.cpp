@@ -1,4 +1,7 @@
 // The Python module: plain integers in, nothing out, the GIL released. Arrays are allocated by the caller.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("O1")  // it unpacks arguments: there is nothing to gain, and pybind11 takes a quarter longer with more
+#endif
 #include <pybind11/pybind11.h>
 
 #include <vector>

@@ -62,6 +62,9 @@ struct GatherRow {
 FAIRKERN_BOTH GatherRow row_of(const GatherTask& task, std::int64_t at) {
   const bool small = task.small != 0;
   GatherRow row{0, task.own ? quotient(at, task.below_first, small) : 0, 0};
+#ifdef __CUDA_ARCH__
+#pragma unroll 2  // two index reads under way; more than that spills registers, and is most of what ptxas takes
+#endif
   for (std::int64_t d = task.dims - 1; d >= 0; --d) {
     const std::int64_t rest = quotient(at, task.shape[d], small), digit = at - rest * task.shape[d].value;
     if (d == task.dims - 1)
