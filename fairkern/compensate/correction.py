@@ -61,7 +61,7 @@ class Consumer:
         every = np.arange(self.length, dtype=np.int64)
         removed = np.setdiff1d(every, self.index.get(self.axis.dim, every))
         weights, biases, shares = [], [], []
-        for group, (part, index) in enumerate(self._parts()):
+        for group, part, index in self._parts():
             fit = statistics.fit(group * self.length, self.length, removed, intercept)
             weight, shift = carried(part, self.axis.dim, index, fit, statistics.per_unit)
             weights.append(weight)
@@ -76,16 +76,17 @@ class Consumer:
             float(np.mean(shares)),
         )
 
-    def _parts(self) -> Iterator[tuple[Tensor, Index]]:
-        """The weight of each group of a convolution and the rows of it that stay; else the whole weight."""
+    def _parts(self) -> Iterator[tuple[int, Tensor, Index]]:
+        """Each group of a convolution of which rows stay, its weight and those rows; else the whole weight."""
         if self.groups == 1:
-            yield self.weight, self.index
+            yield 0, self.weight, self.index
             return
         rows = len(self.weight) // self.groups
         stays = self.index.get(0, torch.arange(len(self.weight)))
         for g in range(self.groups):
             here = stays[(stays >= g * rows) & (stays < (g + 1) * rows)] - g * rows
-            yield self.weight[g * rows : (g + 1) * rows], {**self.index, 0: here}
+            if len(here):
+                yield g, self.weight[g * rows : (g + 1) * rows], {**self.index, 0: here}
 
 
 def carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +98,7 @@ def carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> 
     flat = part.reshape(len(fit.told), -1)  # [told, per unit · rest]
     made = fit.weights.T.to(flat) @ flat
     shift = (fit.intercept.to(flat) @ flat).reshape(per_unit, *rest).sum(0)
-    return made.reshape(-1, *rest).movedim(0, dim), shift.unsqueeze(dim)
+    return made.reshape(len(fit.kept) * per_unit, *rest).movedim(0, dim), shift.unsqueeze(dim)
 
 
 def _on(weight: Tensor, index: Index, dim: int) -> Index:
