@@ -101,7 +101,7 @@ class Routing:
         path = next((p for p in owners if p is not None), None)
         if path is None:
             return group
-        if any(tap.side is Side.EXPERT for tap in group.taps):
+        if any(tap.side.whole for tap in group.taps):
             routers = self._routers[path]
             axes = tuple(replace(a, silence=self._silence(a, routers)) for a in group.axes)
             least = max([1, *ranked])

@@ -17,7 +17,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fairkern.capture.points import Point
 from fairkern.model.nested import map_tensors, tensors_in
 from fairkern.model.tensors import LISTS
-from fairkern.types import Side
 
 _RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
 _KEEPS_ROWS = _RESHAPES | {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
@@ -104,11 +103,11 @@ class ListedExperts:
         points = list(points)
         lists = sorted((p for p, m in model.named_modules() if isinstance(m, LISTS)), key=len)
         self._entry = {p: e for p in points if p.expert is None and (e := _entry(p, lists)) is not None}
-        self._whole = {p.sites[0].module: p for p in points if p.side is Side.EXPERT and p.expert is None}
+        self._whole = {p.sites[0].module: p for p in points if p.side.whole and p.expert is None}
         self._given: dict[str, Rows] = {}
         self._alike: dict[tuple[str, str], list[Point]] = defaultdict(list)
         for point, (path, name) in self._entry.items():
-            if point.side is Side.HIDDEN:  # a vector for every step, not a row for every token
+            if not point.side.scored:  # a vector for every step, not a row for every token
                 continue
             self._alike[path, "+".join(_within(s.module, f"{path}.{name}") for s in point.sites)].append(point)
         self.following = bool(self._whole)
@@ -122,7 +121,7 @@ class ListedExperts:
         """The rows that `x` has at a point, where its module was given picked ones."""
         place = self._entry.get(point)
         given = None if place is None else self._given.get(".".join(place))
-        return given if given is not None and (point.side is Side.HIDDEN or len(given.tokens) == len(x)) else None
+        return given if given is not None and (not point.side.scored or len(given.tokens) == len(x)) else None
 
     def idle(self, missing: Iterable[Point]) -> Iterator[tuple[Point, Tensor]]:
         """Points in modules that were given no row at all, each with what the others' rows were picked from."""

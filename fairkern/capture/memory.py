@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fairkern.capture.points import Point
 from fairkern.capture.settings import Settings
-from fairkern.types import Side
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Prediction:
         per_sample = layer = 0
         for point, act, dim in heard:
             projected = settings.projections * (8 if act.dtype == torch.float64 else 4)
-            by_token = point.side is Side.EXPERT and act.shape[-1] > 1  # `SampleStore` keeps projections
+            by_token = point.side.whole and act.shape[-1] > 1  # `SampleStore` keeps projections
             for block in point.blocks if settings.class_of is not False else ():
                 positions = act[0].numel() // act.shape[dim] * block.per_unit
                 whole = positions * act.element_size()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairkern.capture.points import Point
 from fairkern.ops.gram import gram
-from fairkern.types import Moments, Side, UnitMap
+from fairkern.types import Moments, UnitMap
 
 
 class MomentStore:
@@ -128,7 +128,7 @@ def offsets(point: Point, units: UnitMap) -> int:
 
     What a whole expert gives is one unit as well: only its power counts.
     """
-    if point.side is Side.EXPERT:
+    if point.side.whole:
         return point.length
     if len(point.blocks) == 1 and point.blocks[0].columns is None:
         (block,) = point.blocks

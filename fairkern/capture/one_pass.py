@@ -89,7 +89,7 @@ class Pass:
         if self.prediction is None:
             self.prediction = self._predicted()
         for point, act in self._listener.heard.items():
-            if self._states is not None and point.side is Side.HIDDEN:
+            if self._states is not None and not point.side.scored:
                 self._states.add(point, act)
                 if self._moments is not None and len(act):
                     self._moments.add(point, act, 1, act.numel())

@@ -60,7 +60,7 @@ def points_of(units: UnitMap, side: Side) -> list[Point]:
     merged: dict[tuple[object, ...], list[tuple[int, Tap]]] = {}
     for g in units.prunable:
         group = units.groups[g]
-        taps = group.taps if side is Side.INPUT or group.kind == "expert" else group.outputs
+        taps = group.taps if side is Side.INPUT or any(tap.side.whole for tap in group.taps) else group.outputs
         if not taps:
             raise InputError(f"group {group.name} has no {side.value} tap; use recipe='default'")
         for tap in taps:

@@ -42,7 +42,7 @@ def residual(
     scores = {}
     for g in units.prunable:
         group = units.groups[g]
-        if group.kind == "expert":
+        if any(tap.side.whole for tap in group.taps):
             scores[g] = _whole(group, moments, powers)
             continue
         taps = {tap.name: tap for tap in group.taps}.values()
@@ -62,8 +62,8 @@ def residual(
 def _gradient_powers(readings: Mapping[str, tuple[Tap, _Reading]], powers: Mapping[str, float]) -> dict[str, float]:
     """By name: the mean squared gradient of the loss at what the consumers give."""
     found = {name: powers[name] / r.size if r.size > 0 else 0.0 for name, (_, r) in readings.items()}
-    stake = sum(found[name] * r.power for name, (tap, r) in readings.items() if tap.side is not Side.HIDDEN)
-    inside = {name: (tap, r) for name, (tap, r) in readings.items() if tap.side is Side.HIDDEN}
+    stake = sum(found[name] * r.power for name, (tap, r) in readings.items() if tap.side.scored)
+    inside = {name: (tap, r) for name, (tap, r) in readings.items() if not tap.side.scored}
     own = Counter(axis.module for tap, _ in inside.values() for axis in tap.weights)
     for name, (tap, r) in inside.items():
         share = len(tap.weights) / own[tap.weights[0].module]

@@ -15,7 +15,6 @@ from fairkern.capture.points import Block, Point
 from fairkern.capture.settings import Settings
 from fairkern.errors import InputError
 from fairkern.ops import class_wasserstein, directions, project, sliced_wasserstein
-from fairkern.types import Side
 
 
 class _Rows:
@@ -89,7 +88,7 @@ class SampleStore:
             if self._positions.setdefault(block, positions) != positions:
                 raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
             before = self._rows[block].bytes
-            self._keep(block, x, chosen, positions, expect, by_token=point.side is Side.EXPERT and x.shape[-1] > 1)
+            self._keep(block, x, chosen, positions, expect, by_token=point.side.whole and x.shape[-1] > 1)
             self._total += self._rows[block].bytes - before
         self._shrink(point)
 

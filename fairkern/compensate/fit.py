@@ -29,9 +29,9 @@ class Fit:
     """`a[told] ≈ weights @ b[kept] + intercept`, beside what position `i` of `b` tells of `a[i]` where it stays.
 
     `a` is what a weight read in the model as it was, `b` what it reads now. Where nothing has changed but that
-    positions go, those that stay tell all of themselves, and only those that go are `told`. `unexplained` is the squared
-    error over the squares of what goes, about the mean if there is an intercept; NaN where it is not known. Float64 on
-    the CPU.
+    positions go, those that stay tell all of themselves, and only those that go are `told`. `unexplained` is the
+    squared error over the squares of what goes, about the mean if there is an intercept; NaN where it is not known.
+    Float64 on the CPU.
     """
 
     told: IndexArray

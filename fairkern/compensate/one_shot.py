@@ -15,7 +15,7 @@ from fairkern.compensate.statistics import Statistics, of_taps
 from fairkern.errors import PlanMismatchError
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
-from fairkern.types import Axis, Plan, PlanAxis, Scores, Side, Tap
+from fairkern.types import Axis, Plan, PlanAxis, Scores, Tap
 
 
 def corrections(
@@ -65,7 +65,7 @@ def _cannot_be_fitted(names: Sequence[str], taps: Sequence[Tap], method: Compens
         return f"{' and '.join(names)} are one tensor"
     if not taps:
         return "no tap reads what it contracts"
-    if taps[0].side is Side.EXPERT:
+    if taps[0].side.whole:
         return "whole experts are left to the router"
     if taps[0].side.of_experts and method is Compensation.MEAN:
         return "what experts read differs from token to token by their gates"

@@ -41,6 +41,16 @@ class Side(enum.Enum):
         """It lies within experts, which see the tokens that are routed to them."""
         return self in (Side.INNER, Side.EXPERT)
 
+    @property
+    def whole(self) -> bool:
+        """It is all that one unit adds: no other unit is heard there, and none is fitted in its place."""
+        return self is Side.EXPERT
+
+    @property
+    def scored(self) -> bool:
+        """Units are scored where it is heard, and not only compensated."""
+        return self is not Side.HIDDEN
+
 
 class Silence(enum.Enum):
     """How positions of an axis are silenced, so that the model computes as if their units were gone."""
