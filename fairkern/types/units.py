@@ -233,7 +233,7 @@ class SizeSite:
     """A size that a module's own code passes to a call, as a number, and the extent that it follows.
 
     `call` counts the size-taking calls that the module makes itself within one forward pass, from 0; `function` is
-    the name of the function and `place` counts the numbers that it is given (`fairkern.size_calls`). `like`: the
+    the name of the function and `place` counts the numbers that it is given (`fairkern.model.size_calls`). `like`: the
     module that makes the same calls, where the example inputs did not reach this one.
     """
 
@@ -247,7 +247,7 @@ class SizeSite:
 
 @dataclass(frozen=True)
 class Replacement:
-    """A module that runs as another class of `fairkern.replacements`, equal in function, once it is cut."""
+    """A module that runs as another class of `fairkern.model.replacements`, equal in function, once it is cut."""
 
     module: str
     name: str
