@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from fairkern import capture, report, types
 from fairkern.allocate import Planning, PlanningOptions
@@ -22,9 +23,6 @@ from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.results import Plan, Report, Scores
 from fairkern.timing import plan_latency
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")

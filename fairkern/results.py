@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import nn
+from typing_extensions import Unpack
 
 from fairkern import allocate, artefacts, compact, report, types
+from fairkern.allocate import LimitOptions, PlanningOptions
 from fairkern.plans.cost import per_unit
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fairkern.allocate import LimitOptions, PlanningOptions
 
 PathLike = str | os.PathLike[str]
 

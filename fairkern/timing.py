@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from fairkern import allocate, artefacts, compact, report, types
+from fairkern.allocate import PlanningOptions
 from fairkern.errors import InputError
 from fairkern.model.nested import tensors_in
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.results import PathLike, Plan, Scores
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-    from fairkern.allocate import PlanningOptions
 
 
 def latency(model: nn.Module, example_inputs: Any) -> float:

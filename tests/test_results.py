@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import typing
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,11 @@ def test_what_prune_hands_on_is_what_score_takes() -> None:
     keywords = {n for n, p in inspect.signature(fk.score).parameters.items() if p.kind is p.KEYWORD_ONLY}
     handed = PruningOptions.__annotations__.keys() - allocate.PlanningOptions.__annotations__.keys()
     assert handed == keywords
+
+
+@pytest.mark.parametrize("function", [fk.Scores.plan, fk.UnitMap.plan, fk.plan_latency, fk.prune])
+def test_options_are_typed_at_run_time_too(function: Callable[..., object]) -> None:
+    assert typing.get_type_hints(function)["return"]
 
 
 @pytest.mark.parametrize("option", ["keep_parameters", "round", "max_removed"])

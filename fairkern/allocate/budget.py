@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from typing_extensions import Unpack
 
 from fairkern.allocate.latency import latency_cost
 from fairkern.allocate.options import (
@@ -28,9 +29,6 @@ from fairkern.plans.build import build
 from fairkern.plans.cost import Cost, Order, told_apart
 from fairkern.plans.removals import NONE
 from fairkern.types import FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 
 def allocate(
