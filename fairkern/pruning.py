@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fairkern import capture, report, types
-from fairkern.allocate import Planning, PlanningOptions
+from fairkern.allocate import Planning, PlanningOptions, refuse_unknown
 from fairkern.api import check_model, score, summarise, trace
 from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation, Correction
@@ -26,6 +26,7 @@ from fairkern.timing import plan_latency
 
 AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
+_KEYWORDS = ("tod", *_BUDGETS, "latency", "iterations", "compensate", "inplace")
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
 
 
@@ -64,10 +65,11 @@ def prune(
 ) -> tuple[nn.Module, Report]:
     """Trace, score, plan and cut: the smaller model and what was done.
 
-    Budget as in `Scores.plan`, `inplace` as in `apply`; every other keyword is an option of `Scores.plan` or of
-    `score`. Where the targets are no class labels (a language model's), nothing is asked for that compares classes, and
-    no `class_of` is given, the U-score is left out (`class_of=False`). The report holds the plan (`Report.plan`), as
-    `save_pruned` needs it.
+    Budget as in `Scores.plan`, `inplace` as in `apply`. Every other keyword is an option of `Scores.plan`
+    (`allocation`, `removal`, `protect`, `round_to`, `max_remove`, `min_keep`, `ignore`) or of `score`, with the
+    defaults that they have there. Where the targets are no class labels (a language model's), nothing is asked for that
+    compares classes, and no `class_of` is given, the U-score is left out (`class_of=False`). The report holds the plan
+    (`Report.plan`), as `save_pruned` needs it.
 
     Args:
         keep_latency: the share of the model's time, on a few samples of the loader's first batch, that may be left.
@@ -86,6 +88,7 @@ def prune(
     Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
     """
     check_model(model)
+    refuse_unknown("prune()", options, PruningOptions.__annotations__, _KEYWORDS)
     target, keep = _target(tod, keep_params, keep_flops, keep_latency)
     _check_steps(iterations, target, keep, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)

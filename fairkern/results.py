@@ -40,8 +40,12 @@ class UnitMap(types.UnitMap):
         """A plan without scores, so without data: an equal share of every group, units drawn at random.
 
         For sizes and costs under a budget (of a model on the meta device too), and as the baseline that scores have
-        to beat. Limits (`round_to`, `max_remove`, `min_keep`, `ignore`) and errors as in `Scores.plan`.
+        to beat. Of the options of `Scores.plan` it takes the limits (`round_to=1`, `max_remove=0.99`, `min_keep=1`,
+        `ignore=()`); errors as there.
         """
+        allocate.refuse_unknown(
+            "UnitMap.plan()", limits, LimitOptions.__annotations__, ("keep_params", "keep_flops", "seed")
+        )
         drawn = types.Scores(self, {}, {}, {"seed": seed})
         plan = allocate.allocate(
             drawn, keep_params=keep_params, keep_flops=keep_flops, allocation="uniform", removal="random", **limits
@@ -77,9 +81,20 @@ class Scores(types.Scores):
         saliency (`score(…, gram=True)`), take one threshold on it for all groups, others the Tolerance of Difference,
         unless `allocation` and `removal` say otherwise.
 
-        Options: `allocation=None`, `removal=None`, `protect="taylor"`, `round_to=1`, `max_remove=0.99`, `min_keep=1`,
-        `ignore=()`. What they mean, errors and method: `fairkern.allocate.allocate`.
+        Options, all of them keywords:
+            allocation=None: how removal is spread over groups: "tod", "uniform", "global" or "normalized".
+            removal=None: the signal that decides the order in a group, low goes first: a name in `signals`, "random",
+                or a function of a group that gives a score per unit.
+            protect="taylor": the signal that "tod" holds against it; high stays.
+            round_to=1: what stays of a group that is cut is a multiple of this many channels.
+            max_remove=0.99: at most this share of a group's units goes.
+            min_keep=1: at least so many units of each group stay.
+            ignore=(): `fnmatch` patterns of group names or producing modules that are not cut.
+
+        Errors and method: `fairkern.allocate.allocate`.
         """
+        targets = ("tod", "keep_params", "keep_flops", "keep_latency", "latency")
+        allocate.refuse_unknown("Scores.plan()", options, PlanningOptions.__annotations__, targets)
         plan = allocate.allocate(
             self,
             tod=tod,

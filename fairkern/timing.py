@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from fairkern import allocate, artefacts, compact, report, types
-from fairkern.allocate import PlanningOptions
+from fairkern.allocate import PlanningOptions, refuse_unknown
 from fairkern.errors import InputError
 from fairkern.model.nested import tensors_in
 from fairkern.plans.build import build
@@ -112,6 +112,7 @@ def plan_latency(
     Raises what `Scores.plan` raises, and InputError for less than one look.
     Cost: a table, and for every look a cut and a second, or 26 passes of a slow model.
     """
+    refuse_unknown("plan_latency()", options, PlanningOptions.__annotations__, ("latency", "looks", "within"))
     if looks < 1:
         raise InputError(f"looks is {looks}; expected at least 1")
     if latency is None:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,22 +43,48 @@ def test_options_are_typed_at_run_time_too(function: Callable[..., object]) -> N
     assert typing.get_type_hints(function)["return"]
 
 
-@pytest.mark.parametrize("option", ["keep_parameters", "round", "max_removed"])
-def test_an_option_that_nobody_knows_is_refused(made: tuple, option: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "hint"), [("keep_parms", "keep_params"), ("round_too", "round_to"), ("foo", "options")]
+)
+def test_an_option_that_nobody_knows_is_refused(made: tuple, option: str, hint: str) -> None:
     model, loader, scores = made
-    with pytest.raises(TypeError, match=option):
+    with pytest.raises(TypeError, match=rf"Scores.plan\(\) got .*{option}.*{hint}"):
         scores.plan(keep_params=0.5, **{option: 1})
-    with pytest.raises(TypeError, match=option):
+    with pytest.raises(TypeError, match=rf"UnitMap.plan\(\) got .*{option}.*{hint}"):
         scores.units.plan(keep_params=0.5, **{option: 1})
-    with pytest.raises(TypeError, match=option):
-        fk.prune(model, loader, nn.CrossEntropyLoss(), keep_params=0.5, progress=False, **{option: 1})
+    with pytest.raises(TypeError, match=rf"prune\(\) got .*{option}.*{hint}"):
+        fk.prune(model, untouchable(), nn.CrossEntropyLoss(), keep_params=0.5, progress=False, **{option: 1})
+    if option != "keep_parms":
+        with pytest.raises(TypeError, match=rf"plan_latency\(\) got .*{option}.*{hint}"):
+            fk.plan_latency(scores, model, loader[0][0], 0.5, **{option: 1})
 
 
-def test_a_plan_without_scores_has_limits_and_no_signals(made: tuple) -> None:
+def untouchable() -> Iterator[object]:
+    pytest.fail("the loader was read before the options were")
+    yield
+
+
+@pytest.mark.parametrize("option", [{"removal": "taylor"}, {"allocation": "tod"}, {"tod": 0.5}])
+def test_a_plan_without_scores_has_limits_and_no_signals(made: tuple, option: dict[str, object]) -> None:
     units = made[2].units
     assert all((g.units - g.removed.size) % 4 == 0 for g in units.plan(keep_params=0.5, round_to=4).groups)
-    with pytest.raises(TypeError):
-        units.plan(keep_params=0.5, removal="taylor")
+    with pytest.raises(TypeError, match=rf"UnitMap.plan\(\) got an unexpected keyword argument '{next(iter(option))}'"):
+        units.plan(**option)
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(allocate.Planning), ids=lambda field: field.name)
+def test_the_defaults_that_help_shows_are_those_that_hold(field: dataclasses.Field) -> None:
+    assert f"{field.name}={json.dumps(field.default) if field.default is not None else None}:" in shown(
+        fk.Scores.plan
+    ) or (field.name == "ignore" and "ignore=():" in shown(fk.Scores.plan))
+    if field.name in allocate.LimitOptions.__annotations__:
+        assert f"`{field.name}={field.default}`" in shown(fk.UnitMap.plan)
+    else:
+        assert f"`{field.name}`" in shown(fk.prune)
+
+
+def shown(function: Callable[..., object]) -> str:
+    return inspect.getdoc(function) or ""
 
 
 def test_records_become_what_users_hold_and_stay_it(made: tuple) -> None:

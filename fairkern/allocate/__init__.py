@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from fairkern.allocate.budget import allocate
 from fairkern.allocate.latency import corrected, fit
-from fairkern.allocate.options import LimitOptions, Planning, PlanningOptions, Signal
+from fairkern.allocate.options import LimitOptions, Planning, PlanningOptions, Signal, refuse_unknown
 from fairkern.allocate.width_samples import widths
 
-__all__ = ["LimitOptions", "Planning", "PlanningOptions", "Signal", "allocate", "corrected", "fit", "widths"]
+__all__ = [
+    "LimitOptions",
+    "Planning",
+    "PlanningOptions",
+    "Signal",
+    "allocate",
+    "corrected",
+    "fit",
+    "refuse_unknown",
+    "widths",
+]

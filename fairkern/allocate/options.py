@@ -7,7 +7,7 @@ import enum
 import fnmatch
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -66,6 +66,16 @@ class Planning:
     max_remove: float = 0.99
     min_keep: int = 1
     ignore: Iterable[str] = ()
+
+
+def refuse_unknown(function: str, options: Mapping[str, Any], *allowed: Iterable[str]) -> None:
+    """TypeError, as for a function that lists its keywords, unless all of these options are among those `allowed`."""
+    names = sorted({name for group in allowed for name in group})
+    unknown = next((name for name in options if name not in names), None)
+    if unknown is not None:
+        near = difflib.get_close_matches(unknown, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(names)}"
+        raise TypeError(f"{function} got an unexpected keyword argument {unknown!r}; {hint}")
 
 
 @dataclass(frozen=True)

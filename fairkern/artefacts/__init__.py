@@ -1,4 +1,7 @@
-"""Files of scores, plans and reports: safetensors and JSON with a schema version, written atomically. No pickle."""
+"""Files of scores, plans and latency tables: safetensors and JSON with a schema version, written atomically. No pickle.
+
+What a report's file holds is said in `report/files.py`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model and data → class samples, Taylor sums and means, in one pass."""
+"""A model and data → class samples, Taylor sums, means, second moments and what follows from them, in one pass."""
 
 from fairkern.capture.batches import labelled
 from fairkern.capture.run import capture
