@@ -100,6 +100,21 @@ def test_records_become_what_users_hold_and_stay_it(made: tuple) -> None:
     assert type(fk.Plan.of(types.Plan(**vars(plan)))) is fk.Plan
 
 
+def test_moments_made_by_hand_may_be_arrays(made: tuple, tmp_path: Path) -> None:
+    model, _, scores = made
+    moments = {
+        n: types.Moments(m.gram.numpy(), m.total.numpy(), m.count, m.per_unit) for n, m in scores.moments.items()
+    }
+    by_hand = dataclasses.replace(scores, moments=moments)
+    plan = by_hand.plan(keep_params=0.5)
+    x = torch.randn(4, 6)
+    small, other = (fk.apply(model, plan, compensate="least_squares", scores=s) for s in (by_hand, scores))
+    assert torch.equal(small(x), other(x))
+    by_hand.save(tmp_path / "scores.safetensors")
+    back = fk.Scores.load(tmp_path / "scores.safetensors")
+    assert all(torch.equal(m.gram, moments[n].gram) for n, m in back.moments.items())
+
+
 def test_a_report_comes_back(made: tuple, tmp_path: Path) -> None:
     model, loader, _ = made
     _, report = fk.prune(model, loader, nn.CrossEntropyLoss(), keep_params=0.5, progress=False)

@@ -34,8 +34,9 @@ class Layout:
         units += units > self.dim
         return x.movedim(d, 0), units + (units < d)
 
-    def samples(self, x: Tensor) -> int:
-        return x.shape[self.dim] // self.fold
+    def fits(self, x: Tensor, samples: int) -> bool:
+        """Whether `x` holds so many samples in this way."""
+        return x.shape[self.dim] == samples * self.fold
 
 
 PLAIN = Layout()

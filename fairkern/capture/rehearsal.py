@@ -26,7 +26,8 @@ class Rehearsal:
 
     Three things about a model show only when it runs: which activations it overwrites after they were heard (these are
     copied from then on), whether it gives modules of a list that are alike different numbers of rows (from then on
-    these are followed to where they were picked), and along which dimension of an activation the samples lie.
+    these are followed to where they were picked), and along which dimension of an activation the samples lie, with how
+    many rows each.
 
     The first batch is rehearsed: it runs until nothing about it is new. All others run once and are checked, and one
     that shows something new is rehearsed as the first one was; what was learned stays.
@@ -49,11 +50,12 @@ class Rehearsal:
         if batch.samples == 1:
             self.layouts = _alone(self._listener.carriers)
         else:
-            if self._several is None and plain(self._listener.carriers, batch.samples):
-                self._several = dict.fromkeys(self._listener.points, PLAIN)
-            elif self._several is None:
-                self._several = self._located(batch)
-                loss = self._heard(batch)
+            if self._several is None or self._misfit(self._several, batch) is not None:
+                if plain(self._listener.carriers, batch.samples):
+                    self._several = dict.fromkeys(self._listener.points, PLAIN)
+                else:
+                    self._several = self._located(batch)
+                    loss = self._heard(batch)
             self.layouts = self._several
         self._check_layouts(batch)
         return loss
@@ -116,13 +118,18 @@ class Rehearsal:
             layouts[p] = found[key]
         return layouts
 
+    def _misfit(self, layouts: Mapping[Point, Layout], batch: Batch) -> Point | None:
+        """A point whose activation does not hold the batch's samples as it should."""
+        heard = self._listener.carriers.items()
+        return next((point for point, act in heard if not layouts[point].fits(act, batch.samples)), None)
+
     def _check_layouts(self, batch: Batch) -> None:
-        for point, act in self._listener.carriers.items():
-            if self.layouts[point].samples(act) != batch.samples:
-                raise InputError(
-                    f"the activation at {point.name} has shape {tuple(act.shape)} for {batch.samples} samples of batch "
-                    f"{batch.index}, unlike batch 0: its units cannot be told apart by class"
-                )
+        point = self._misfit(self.layouts, batch)
+        if point is not None:
+            raise InputError(
+                f"the activation at {point.name} has shape {tuple(self._listener.carriers[point].shape)} for "
+                f"{batch.samples} samples of batch {batch.index}: its units cannot be told apart by class"
+            )
 
 
 def _alone(carriers: Mapping[Point, Tensor]) -> dict[Point, Layout]:

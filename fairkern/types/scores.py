@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fairkern.types.arrays import FloatArray
@@ -16,8 +17,8 @@ from fairkern.types.units import UnitMap
 class Moments:
     """Sums over `count` vectors `a` of what a consumer reads, samples and places alike.
 
-    Float64 on the CPU, wherever the model was. `per_unit` positions of the tap in a row share one entry of `a`: the tap
-    has `n · per_unit` positions.
+    Float64 on the CPU, wherever the model was; NumPy arrays become tensors. `per_unit` positions of the tap in a row
+    share one entry of `a`: the tap has `n · per_unit` positions.
     """
 
     gram: Tensor  # [n, n], Σ a aᵀ
@@ -25,12 +26,17 @@ class Moments:
     count: int
     per_unit: int = 1
 
+    def __post_init__(self) -> None:
+        for name in ("gram", "total"):
+            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)))
+
 
 @dataclass(frozen=True, eq=False)
 class JointMoments:
     """Sums over `count` pairs of vectors: `a` that a consumer read, `b` that it reads in a changed model.
 
-    Float64 on the CPU."""
+    Float64 on the CPU.
+    """
 
     cross: Tensor  # [n, n], Σ a bᵀ
     gram: Tensor  # [n, n], Σ b bᵀ

@@ -172,3 +172,37 @@ def test_modules_that_are_given_other_rows_are_followed(first: str, runs: int, o
     scores = score(model, x, Y, (8, 8, 8))
     assert model.runs.count == runs
     same(expected, scores)
+
+
+class Tokens(nn.Module):
+    """An MLP on tokens that are folded into rows, as many per sample as the batch has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.b(self.a(x.reshape(-1, 5)).relu())
+        return rows.view(*x.shape[:2], 3).mean(1)
+
+
+@pytest.mark.parametrize("sizes", [(6, 5), (6, 1, 5), (1, 6, 5), (2, 2), (3, 3, 1)])
+def test_batches_may_have_samples_of_other_lengths(sizes: Sequence[int]) -> None:
+    """Rows per sample are learned anew where a batch shows others; without classes lengths are nobody's business."""
+    model, generator = Tokens().double().eval(), torch.Generator().manual_seed(3)
+    lengths = [5, 7, 3]
+    loader = [
+        (torch.randn(n, length, 5, dtype=torch.float64, generator=generator), torch.arange(n) % 3)
+        for n, length in zip(sizes, lengths, strict=False)
+    ]
+    singly = [(x[i : i + 1], y[i : i + 1]) for x, y in loader for i in range(len(x))]
+    units = fk.trace(model, loader[0][0], verify=False)
+    found = [
+        fk.score(model, batches, nn.CrossEntropyLoss(), units=units, class_of=False, gram=True, progress=False)
+        for batches in (loader, singly)
+    ]
+    np.testing.assert_allclose(found[0].signals["taylor"][0], found[1].signals["taylor"][0], rtol=1e-9)
+    for name, moments in found[0].moments.items():
+        np.testing.assert_allclose(moments.gram, found[1].moments[name].gram, rtol=1e-9, atol=1e-12)
+        assert moments.count == found[1].moments[name].count
