@@ -170,3 +170,37 @@ def test_info_names_every_operator() -> None:
     found = fk.info()
     assert set(found["operators"]) >= {"class_wasserstein", "taylor", "gather", "project", "tod_curve"}
     assert found["versions"]["torch"] == str(torch.__version__)
+
+
+def two_convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 20, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(20, 10)).eval()
+
+
+def test_frozen_parameters_are_cut_like_others_and_stay_frozen() -> None:
+    x, y = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    cut = []
+    for frozen in (False, True):
+        model = two_convolutions().requires_grad_(not frozen)
+        options = {"keep_params": 0.5, "allocation": "uniform", "progress": False}
+        small, report = fk.prune(model, [(x, y)], nn.CrossEntropyLoss(), **options)
+        assert report.plan is not None
+        cut.append([group.removed.tolist() for group in report.plan.groups])
+        assert all(p.requires_grad is not frozen for p in small.parameters())
+        assert all(p.requires_grad is not frozen for p in model.parameters())
+    assert cut[0] == cut[1]
+    assert all(cut[0])
+
+
+def test_of_less_budget_no_more_is_left_whatever_the_rounding() -> None:
+    x, y = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 4
+    scores = fk.score(two_convolutions(), [(x, y)], nn.CrossEntropyLoss(), gram=True, progress=False)
+    kept = []
+    for keep in (0.9, 0.7, 0.5, 0.4):
+        plan = scores.plan(keep_params=keep, round_to=8)
+        left = [group.units - len(group.removed) for group in plan.groups]
+        assert all(n % 8 == 0 or n == group.units for n, group in zip(left, plan.groups, strict=True))
+        kept.append(plan.result["params_after"])
+    assert kept == sorted(kept, reverse=True)
+    assert kept[-1] < kept[0]
