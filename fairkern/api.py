@@ -176,8 +176,7 @@ def score(
     with report.progress(progress) as on_batch:
         scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
     seconds = {"trace": traced, **scores.provenance["seconds"]}
-    scores = replace(scores, units=UnitMap.of(units), provenance={**scores.provenance, "seconds": seconds})
-    return Scores.of(scores)
+    return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 
 
 def apply(

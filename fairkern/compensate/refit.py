@@ -13,7 +13,7 @@ from torch import nn
 
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.compact.cutting import copy_with
-from fairkern.compact.descriptors import kept, tensors_of
+from fairkern.compact.descriptors import Index, kept, tensors_of
 from fairkern.compact.mask import masked, without_experts
 from fairkern.compensate.correction import Consumer, Correction, by_axis, cannot_take, fold_whole
 from fairkern.compensate.statistics import SecondMoments, summed, unchanged
@@ -63,7 +63,7 @@ def refit(
     """
     others, cuts = other_taps(model, scores.units), kept(plan)
     points = reading_points(model, loader, scores.units, others)
-    readers = list(_readers(model, plan, scores, found, others, {p.name for p in points}))
+    readers = list(_readers(model, plan, scores, found, cuts, others, {p.name for p in points}))
     made = {c.axis: c for c in found}
     changed = copy_with(model, [])
     with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
@@ -106,11 +106,12 @@ def _readers(
     plan: Plan,
     scores: Scores,
     found: Sequence[Correction],
+    cuts: Mapping[str, Index],
     others: Sequence[Tap],
     heard: Set[str],
 ) -> Iterator[_Reader]:
     """Weights whose taps are all `heard`, and which may take what a fit gives."""
-    corrected, renaming, cuts = {c.axis: c for c in found}, Renaming(plan), kept(plan)
+    corrected, renaming = {c.axis: c for c in found}, Renaming(plan)
     single = {held.names[0] for held in tensors_of(model) if len(held.names) == 1}
     groups = [scores.units.groups[g] for g in scores.units.prunable]
     for axis, taps in by_axis([*(tap for group in groups for tap in group.taps), *others]).items():
