@@ -16,6 +16,7 @@ from fairkern.axes.dims import CONSTANT, Source, Track
 from fairkern.axes.facts import Unless
 from fairkern.axes.fakes import faked
 from fairkern.axes.graph import Graph
+from fairkern.axes.kinds import OUTPUT
 from fairkern.axes.mode import OperatorMode
 from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.size_calls import SizeCalls
@@ -145,7 +146,7 @@ def _run(
     for tensor in _tensors_of(output):
         tracing.graph.read(tracks.of(tensor))
         for dim in tracks.of(tensor).dims:
-            tracing.graph.freeze(dim, "is a dimension of the model's output", Unless.NEVER)
+            tracing.graph.freeze(dim, OUTPUT, Unless.NEVER)
 
 
 def _tensors_of(output: Any) -> Iterator[Tensor]:
