@@ -1,7 +1,7 @@
 """`recipe="paper"` beside network-pruner: where both should give the same, and what the package does elsewhere.
 
-Both are run on nets without BatchNorm and dropout, with equally many images of every class and equal batches. There U of a
-linear layer and R of any layer are the same quantities. Every other row changes one of these conditions.
+Both are run on nets without BatchNorm and dropout, with equally many images of every class and equal batches. There U of
+a linear layer and R of any layer are the same quantities. Every other row changes one of these conditions.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _other_counts() -> dict[str, Any]:
     return {
         "what": "classes of unequal numbers: U at interpolated quantiles, not W₁",
         "on": "0, 1 against 0, 0, 1, 1: the same distribution",
-        "found": f"{theirs:.3f}; `recipe=\"paper\"` {ours:.3f}",
+        "found": f'{theirs:.3f}; `recipe="paper"` {ours:.3f}',
         "theirs": theirs,
         "ours": ours,
     }
@@ -104,15 +104,15 @@ def _batch_norm(images: Tensor, labels: Tensor) -> dict[str, Any]:
     scored = copy.deepcopy(net)
     metrics = _theirs(scored, images, labels, BATCH)
     before, after = net[1].running_var, scored[1].running_var
-    r = np.asarray(metrics["RE_0_hat"])
+    r = float(np.asarray(metrics["RE_0_hat"]).max()) * BATCH / len(images)
     own = _ours(net, images, labels, BATCH).signals["taylor"][0]
     return {
         "what": "R in train mode, where BatchNorm hides the scale of the layer before it; its statistics move",
         "on": "Linear, BatchNorm, ReLU, Linear",
-        "found": f"running variances moved by up to {_apart(before, after):.0%}; R {float(r.max()) * BATCH / len(images):.1e} at most, "
-        f"`recipe=\"paper\"`, in eval mode, {float(own.max()):.1e}",
+        "found": f"running variances moved by up to {_apart(before, after):.0%}; R {r:.1e} at most, "
+        f'`recipe="paper"`, in eval mode, {float(own.max()):.1e}',
         "moved": _apart(before, after),
-        "theirs": float(r.max()) * BATCH / len(images),
+        "theirs": r,
         "ours": float(own.max()),
     }
 
@@ -126,9 +126,9 @@ def _batch_size(images: Tensor, labels: Tensor) -> dict[str, Any]:
         own.append(np.argsort(_ours(net, images, labels, batch).signals["taylor"][0], kind="stable"))
     moved, kept = (float((a != b).mean()) for a, b in (orders, own))
     return {
-        "what": "R is a sum of batches' means: its scale and, with a short last batch, its ranking follow the batch size",
+        "what": "R adds up means of batches: its scale and, with a short last one, its ranking follow the batch size",
         "on": f"the linear net, batches of {BATCH} and of 300",
-        "found": f"{moved:.0%} of the first layer's units change their rank; `recipe=\"paper\"` {kept:.0%}",
+        "found": f'{moved:.0%} of the first layer\'s units change their rank; `recipe="paper"` {kept:.0%}',
         "theirs": moved,
         "ours": kept,
     }
@@ -148,7 +148,7 @@ def _labels_from_100() -> dict[str, Any]:
     return {
         "what": "classes from the hundredth on are never compared",
         "on": "110 classes, of which only the last ten differ",
-        "found": f"U {theirs.max():.3f} at most; `recipe=\"paper\"` {ours.max():.3f}",
+        "found": f'U {theirs.max():.3f} at most; `recipe="paper"` {ours.max():.3f}',
         "theirs": float(theirs.max()),
         "ours": float(ours.max()),
     }
