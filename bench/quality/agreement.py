@@ -1,7 +1,7 @@
 """`recipe="paper"` beside network-pruner: where both should give the same, and what the package does elsewhere.
 
-Both are run on nets without BatchNorm and dropout, with equally many images of every class and equal batches. There U of
-a linear layer and R of any layer are the same quantities. Every other row changes one of these conditions.
+Both are run on nets without BatchNorm and dropout, with equally many images of every class and equal batches. There U
+of a linear layer and R of any layer are the same quantities. Every other row changes one of these conditions.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,7 +101,10 @@ def _other_counts() -> dict[str, Any]:
 
 
 def _batch_norm(images: Tensor, labels: Tensor) -> dict[str, Any]:
-    net = _trained(nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)), images, labels)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10))
+    _trained(net, images, labels)
     scored = copy.deepcopy(net)
     metrics = _theirs(scored, images, labels, BATCH)
     before, after = net[1].running_var, scored[1].running_var
@@ -166,6 +170,7 @@ def _theirs(net: nn.Module, images: Tensor, labels: Tensor, batch: int) -> dict[
         torch.random.fork_rng([]),
     ):
         torch.manual_seed(0)
+        random.seed(0)  # it draws pairs of classes, and their directions, in an order of its own
         found: dict[str, Any] = FAIR_Pruner.get_metrics(
             net, DataLoader(data, batch_size=batch), loss_function=nn.CrossEntropyLoss(), device=torch.device("cpu"),
             the_samplesize_for_compute_distance=len(x), results_save_path=str(Path(folder) / "metrics"),
