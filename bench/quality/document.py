@@ -192,8 +192,8 @@ def _agreement(agreed: Mapping[str, Any]) -> list[str]:
     return [
         f"What network-pruner {agreed['packages']['network-pruner']} computes is not quite what the paper defines:",
         "U at interpolated quantiles where classes have unequal numbers, classes from the hundredth on never compared,",
-        "R in train mode with BatchNorm's statistics moving, scaled and ranked by the batch size. The paper's definition is",
-        '`recipe="paper"`. Both on digits, 64 of each class, in batches of 80:',
+        "R in train mode with BatchNorm's statistics moving, scaled and ranked by the batch size. The paper's definition",
+        'is `recipe="paper"`. Both on digits, 64 of each class, in batches of 80:',
         "",
         *agreement.table(agreed["rows"]),
         "",
