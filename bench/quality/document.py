@@ -190,10 +190,10 @@ def _rivals(summary: Summary) -> list[str]:
 
 def _agreement(agreed: Mapping[str, Any]) -> list[str]:
     return [
-        f"What network-pruner {agreed['packages']['network-pruner']} computes is not quite what the paper defines:",
-        "U at interpolated quantiles where classes have unequal numbers, classes from the hundredth on never compared,",
-        "R in train mode with BatchNorm's statistics moving, scaled and ranked by the batch size. The paper's definition",
-        'is `recipe="paper"`. Both on digits, 64 of each class, in batches of 80:',
+        f"network-pruner {agreed['packages']['network-pruner']} does not compute quite what the paper defines: U at",
+        "interpolated quantiles where classes have unequal numbers, classes from the hundredth on never compared, R in",
+        "train mode with BatchNorm's statistics moving, scaled and ranked by the batch size. The paper's definition is",
+        '`recipe="paper"`. Both on digits, 64 of each class, in batches of 80:',
         "",
         *agreement.table(agreed["rows"]),
         "",
