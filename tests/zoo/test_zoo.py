@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pytest
 
-from bench.zoo.catalogue import Entry, entries
+from bench.zoo.catalogue import entries
+from bench.zoo.entry import Entry
 from bench.zoo.reload import Reloader
 from bench.zoo.row import examine
 
@@ -29,6 +31,7 @@ def check(entry: Entry, reloader: Reloader) -> None:
     assert row.exact
     assert row.reloads is not False
     assert row.prunable == row.groups or row.frozen
+    assert set(asdict(row.uses).values()) <= {"", "yes"}
     assert set(row.unknown) <= set(WITHOUT_RULE), "write a rule, or list the operator with why there is none"
 
 
