@@ -38,7 +38,7 @@ FAST = {
         "switch",
         "gpt-oss",
         "yolos",
-    },  # fmt: skip
+    },
 }
 
 # What the zoo runs and no rule covers: what such an operator touches stays, and the map names it.
