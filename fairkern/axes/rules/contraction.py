@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from fairkern.axes.dims import CONSTANT, ZERO, Dim, Fixed, Track
-from fairkern.axes.facts import Contraction, Flops, GroupedConvolution, Production
+from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Production
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
 from fairkern.model.recurrent import reads_hidden
-from fairkern.types import Axis, CallSite, Side
+from fairkern.types import CallSite, Side
 
 
 def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray | None = None) -> None:
@@ -20,24 +20,26 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
     `positions`: what the activation's dimension holds, where it is not the weight's axis one to one.
     """
     w = weight.dims[w_dim]
+    source = weight.source or weight.factor
+    axis = source.axes[w_dim] if source else None
+    if axis is not None and (weight.source is None or not weight.source.same):
+        call.graph.computed.append(Computed(axis.tensor))
     if isinstance(x, np.ndarray) and isinstance(w, np.ndarray):
-        source = weight.source
-        place = source.dims[w_dim] if source else None
-        if source is None or place is None:
-            call.graph.freeze(x, f"the weight of {call.where} is computed, not a parameter")
-            call.graph.freeze(w, f"the weight of {call.where} is computed, not a parameter")
+        if source is None or axis is None or not source.silent:
+            how = "and not zero where a parameter is" if axis is not None else "not a parameter"
+            call.graph.freeze(x, f"the weight of {call.where} is computed, {how}")
+            call.graph.freeze(w, f"the weight of {call.where} is computed, {how}")
             return
         if positions is None:
             call.graph.join(x, w)
-        if reads_hidden(call.inside.module, source.name.rpartition(".")[2]):
+        if reads_hidden(call.inside.module, axis.tensor.rpartition(".")[2]):
             activation, dim, site, side = None, -1, call.inside.site, Side.HIDDEN
         else:
-            activation, dim, site = _tap(call, source.name, x)
+            activation, dim, site = _tap(call, axis.tensor, x)
             side = Side.INPUT
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
             activation, dim, site, side = call.inside.input, 2, call.inside.site, Side.INNER
         inner = dim < 0 and isinstance(call.inside.module, torch.nn.RNNBase)
-        axis = Axis(source.name, place)
         call.graph.contractions.append(
             Contraction(axis, x, activation, dim, site, call.where, call.training, inner, side)
         )
@@ -79,17 +81,17 @@ def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
     Only what eval mode computes. Whether a function returns that dimension there is seen when it returns.
     """
     source, nodes = weight.source, weight.dims[w_dim]
-    place = source.dims[w_dim] if source else None
-    if call.training or source is None or place is None or not isinstance(nodes, np.ndarray):
+    axis = source.axes[w_dim] if source else None
+    if call.training or axis is None or not isinstance(nodes, np.ndarray):
         return
     if call.inside.slots is not None:  # an expert's weight, not the module's
         return
     site = call.inside.site
     if call.inside.input is None:
-        if call.function is None or source.name not in call.function.numbers:
+        if call.function is None or axis.tensor not in call.function.numbers:
             return
-        site = CallSite(site.module, call.function.numbers[source.name], source.name)
-    call.graph.productions.append(Production(Axis(source.name, place), nodes, dim, site))
+        site = CallSite(site.module, call.function.numbers[axis.tensor], axis.tensor)
+    call.graph.productions.append(Production(axis, nodes, dim, site))
 
 
 def flops(call: Call, constant: float, *dims: Dim | int) -> None:
@@ -136,6 +138,12 @@ def convolution(call: Call) -> list[Track]:
     return call.out([x.dims[0], made, *[CONSTANT] * (len(call.sizes) - 2)])
 
 
+def _name(weight: Track) -> str | None:
+    """The parameter that a weight is, or is computed from."""
+    source = weight.source or weight.factor
+    return source.name if source is not None else None
+
+
 def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
     """Whole groups go where there are at least as many groups as inputs in each, else one position of every group."""
     graph, channels, made = call.graph, x.dims[1], w.dims[0]
@@ -148,7 +156,7 @@ def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
         for d in (channels, *w.dims[:2]):
             graph.freeze(d, reason)
         return made
-    name = w.source.name if w.source else None
+    name = _name(w)
     if name is None:
         for d in (channels, *w.dims[:2]):
             graph.freeze(d, f"the weight of {call.where} is computed, not a parameter")
@@ -174,7 +182,7 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
     """[C_in, C_out / groups, ..]: whole groups go, or one position of every group, as in `_grouped`."""
     graph, channels, given, shared = call.graph, x.dims[1], w.dims[0], w.dims[1]
     per_in, per_out = w.sizes[0] // groups, w.sizes[1]
-    name = w.source.name if w.source else None
+    name = _name(w)
     if name is None or not isinstance(channels, np.ndarray) or not isinstance(given, np.ndarray):
         reason = f"meets a fixed size in {call.where}"
         for d in (channels, given, shared):
@@ -199,6 +207,19 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
     return made
 
 
+def _weight(call: Call, *operands: tuple[Track, int, int]) -> Track | None:
+    """Which of two factors is the weight of a matrix product, each with the dimension that is made and the one that is
+    summed over: a parameter or what is computed from some; of two the module's own, or the one that is not computed;
+    else a matrix that is modulated for each sample. None: neither, or no telling.
+    """
+    tracks = [track for track, _, _ in operands]
+    made = [t for t in tracks if t.source is not None]
+    own = [t for t in made if t.source and t.source.name.rpartition(".")[0] == call.inside.site.module]
+    same = [t for t in made if t.source and t.source.same]
+    matrices = [t for t, out, over in operands if t.factor and t.factor.axes[out] and t.factor.axes[over]]
+    return next((found[0] for found in (made, own, same, matrices) if len(found) == 1), None)
+
+
 @rule("mm", "addmm", "bmm", "baddbmm")
 def matrix_product(call: Call) -> list[Track]:
     """`mm`, `addmm`, `bmm`, `baddbmm`: [.., n, k] × [.., k, m] → [.., n, m]."""
@@ -209,10 +230,11 @@ def matrix_product(call: Call) -> list[Track]:
     graph = call.graph
     n, k, m = len(a.dims) - 2, len(a.dims) - 1, len(b.dims) - 1
     left, right = a.dims[k], b.dims[m - 1]
-    if b.source is not None and a.source is None:
+    weight = _weight(call, (a, n, k), (b, m, m - 1))
+    if weight is b:
         consume(call, left, b, m - 1)
         produce(call, b, m, -1)
-    elif a.source is not None and b.source is None:
+    elif weight is a:
         consume(call, right, a, k)
         produce(call, a, n, -2)
     else:
