@@ -51,9 +51,10 @@ class ModuleCalls:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             given = list(tensors_in([*args, *kwargs.values()]))
             fused = path in self._fused
-            seen = self._lookup(given[0]) if given and (fused or _seen(module)) else None
+            entry = self._lookup(given[0]) if given else None
+            seen = entry if fused or _seen(module) else None
             slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
-            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, slots))
+            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, entry, slots))
             self.calls[path] += 1
 
         def leave(_: nn.Module, args: Any, output: Any) -> None:

@@ -35,8 +35,9 @@ class Source:
     """The parameters or buffers that a tensor's values come from: dimension `i` is the axis `axes[i]` (None: made of
     several, or of size 1).
 
-    Nothing that an input changes takes part, but for a factor (see `Track`). `learned`: a parameter. `silent`: where a slice along one of the
-    axes is zero, so is the tensor's. `same`: the values are that parameter's own, rearranged and cast.
+    Nothing that an input changes takes part, but for a factor (see `Track`). `learned`: a parameter. `silent`: where a
+    slice along one of the axes is zero, so is the tensor's. `same`: the values are that parameter's own, rearranged and
+    cast.
     """
 
     name: str
@@ -55,7 +56,8 @@ class Track:
     """What the trace knows of one tensor. Compared by identity: an in-place write makes a new track.
 
     `factor`: a parameter that activations are multiplied by: the values are zero where it is, as those of a weight that
-    is modulated for each sample. `mixed`: nodes that the tensor's values run over, and how; they stay if anything reads the tensor.
+    is modulated for each sample. `mixed`: nodes that the tensor's values run over, and how; they stay if anything reads
+    the tensor.
     """
 
     sizes: tuple[int, ...]

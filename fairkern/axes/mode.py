@@ -23,7 +23,8 @@ from fairkern.model.untouched import Originals
 
 
 class OperatorMode(TorchDispatchMode):
-    """`held`: the parameters and buffers. `training`: the run in train mode, which only looks for what eval mode did not reach."""
+    """`held`: the parameters and buffers. `training`: the run in train mode, which only looks for what eval mode did
+    not reach."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class OperatorMode(TorchDispatchMode):
             if name is not None:
                 self._reached.add(name)
         made = list(tensors_in(result))
-        self._follow(func, arguments, tensors, before, strides, written, made, still)
+        self._follow(func, arguments, tensors, before, strides, written, made)
         self._tracks.keep_still(made, still)
         if still:
             found = self._tracing.graph.contractions
@@ -85,7 +86,6 @@ class OperatorMode(TorchDispatchMode):
         strides: tuple[int, ...],
         written: list[Tensor],
         outputs: list[Tensor],
-        still: bool,
     ) -> None:
         space, name = func._schema.name.split("::")
         call = Call(
@@ -99,7 +99,7 @@ class OperatorMode(TorchDispatchMode):
             lookup=lambda t: before[id(t)],
             count_flops=self._count_flops,
             strides=strides,
-            still=still,
+            still=self._tracks.still,
             training=self._training,
         )
         if not outputs:  # a decision by value, or writes into lists of tensors

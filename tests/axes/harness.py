@@ -131,7 +131,13 @@ def check_exact(case: Case) -> None:
 
 
 def assert_exact(
-    model: nn.Module, units: UnitMap, removed: Sequence[IndexArray], runs: Sequence[Any], *, tells: bool = True, oracle: bool = True
+    model: nn.Module,
+    units: UnitMap,
+    removed: Sequence[IndexArray],
+    runs: Sequence[Any],
+    *,
+    tells: bool = True,
+    oracle: bool = True,
 ) -> nn.Module:
     """Cut, weights zeroed, and activations zeroed at the taps agree; attributes and costs are those of the cut."""
     plan = build(units, removed)
@@ -206,12 +212,22 @@ class _Functions(TorchFunctionMode):
             t.untyped_storage().data_ptr(): n for n, t in [*model.named_buffers(), *model.named_parameters()]
         }
         self.sites, self.silence, self.calls = sites, silence, Counter[str]()
+        self.computed: list[tuple[Tensor, set[str]]] = []  # from weights alone, kept alive: known by identity
+
+    def names(self, tensor: Tensor) -> set[str]:
+        start = self.starts.get(tensor.untyped_storage().data_ptr())
+        return {start} if start else next((names for made, names in self.computed if made is tensor), set())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = list(tensors_in([args, kwargs]))
-        names = {self.starts.get(t.untyped_storage().data_ptr()) for t in given}
-        if None in names:
-            for name in names - {None}:
+        owners = [self.names(t) for t in given]
+        names = set().union(*owners)
+        if names and all(owner or t.dim() == 0 for owner, t in zip(owners, given, strict=True)):
+            result = func(*args, **(kwargs or {}))
+            self.computed += [(t, names) for t in tensors_in(result)]
+            return result
+        if names:
+            for name in names:
                 for site in self.sites:
                     if (site.weight, site.call) == (name, self.calls[name]):
                         new = {id(given[site.argument]): self.silence(given[site.argument], site)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ class ModuleCall:
 
     site: CallSite
     module: torch.nn.Module | None
-    input: Track | None  # its first tensor argument as it was on entry
+    input: Track | None  # its first tensor argument as it was on entry, if it does nothing else with it
+    entry: Track | None = None  # the same, whatever it does with it
     slots: int | None = None  # fused experts: how many of them a token is sent to
 
 
@@ -47,7 +48,7 @@ class Call:
     lookup: Callable[[torch.Tensor], Track]
     count_flops: bool
     strides: tuple[int, ...]  # of the first tensor before the call, where the operator reads by strides; else empty
-    still: bool  # no input changes the tensors that it is given
+    still: Callable[[Iterable[torch.Tensor]], bool]  # whether no input changes any of these that it is given
     training: bool  # the run in train mode, which only looks for what eval mode did not reach
 
     def track(self, arg: str | torch.Tensor) -> Track:
@@ -67,9 +68,7 @@ class Call:
         module = self.inside.site.module
         return f"{self.name} in {module}" if module else self.name
 
-    def out(
-        self, dims: Sequence[Any], source: Source | None = None, factor: Source | None = None
-    ) -> list[Track]:
+    def out(self, dims: Sequence[Any], source: Source | None = None, factor: Source | None = None) -> list[Track]:
         """The usual answer: one tracked output; size-1 dimensions hold no units."""
         sizes = self.sizes
         dims = tuple(CONSTANT if n == 1 else d for n, d in zip(sizes, dims, strict=True))

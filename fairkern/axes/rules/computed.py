@@ -15,14 +15,17 @@ from fairkern.axes.rules._call import Call
 from fairkern.types import Axis
 
 # Operators that give zero where their first argument is zero, whatever the others are.
-_ZERO_AT_ZERO = frozenset(
-    "abs arcsinh asin asinh atan atanh ceil elu erf erfinv expm1 fix floor frac gelu hardshrink hardswish "
-    "leaky_relu log1p mish nan_to_num neg relu relu6 round selu sgn sign silu sin sinh softshrink sqrt square tan tanh "
-    "trunc deg2rad rad2deg div native_dropout copysign "
-    "fake_quantize_per_tensor_affine_cachemask _fake_quantize_per_tensor_affine_cachemask_tensor_qparams "
-    "fake_quantize_per_channel_affine_cachemask _fake_quantize_learnable_per_tensor_affine "
-    "_fake_quantize_learnable_per_channel_affine _fused_moving_avg_obs_fq_helper _prelu_kernel".split()
-)
+# fmt: off
+_ZERO_AT_ZERO = frozenset((
+    "_fake_quantize_learnable_per_channel_affine", "_fake_quantize_learnable_per_tensor_affine",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "_fused_moving_avg_obs_fq_helper", "_prelu_kernel",
+    "abs", "arcsinh", "asin", "asinh", "atan", "atanh", "ceil", "copysign", "deg2rad", "div", "elu", "erf",
+    "erfinv", "expm1", "fake_quantize_per_channel_affine_cachemask", "fake_quantize_per_tensor_affine_cachemask",
+    "fix", "floor", "frac", "gelu", "hardshrink", "hardswish", "leaky_relu", "log1p", "mish", "nan_to_num",
+    "native_dropout", "neg", "rad2deg", "relu", "relu6", "round", "selu", "sgn", "sign", "silu", "sin", "sinh",
+    "softshrink", "sqrt", "square", "tan", "tanh", "trunc",
+))
+# fmt: on
 
 
 def _number(call: Call, argument: str, default: float) -> float:
@@ -55,7 +58,7 @@ def computed(call: Call) -> tuple[Source | None, Source | None]:
     made = _made(call, tracks)
     if made is None:
         return None, None
-    if call.still:
+    if call.still(call.tensors):
         return replace(made, same=False), None
     return None, replace(made, same=False) if made.silent else None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -37,6 +39,8 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         else:
             activation, dim, site = _tap(call, axis.tensor, x)
             side = Side.INPUT
+            if dim < 0 and weight.factor is not None:
+                activation, dim, site, x = _entry(call, x)
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
             activation, dim, site, side = call.inside.input, 2, call.inside.site, Side.INNER
         inner = dim < 0 and isinstance(call.inside.module, torch.nn.RNNBase)
@@ -66,6 +70,19 @@ def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int,
             argument, track, dim = heard[0]
             return track, dim, CallSite(inside.site.module, function.numbers[weight], weight, argument)
     return None, -1, inside.site
+
+
+def _entry(call: Call, nodes: np.ndarray) -> tuple[Track | None, int, CallSite, np.ndarray]:
+    """Where what a weight that is modulated for each sample contracts comes into the module, and its nodes there.
+
+    The samples may since have become groups of channels. The dimension is -1 where that is not seen.
+    """
+    entry, site = call.inside.entry, call.inside.site
+    if entry is not None and len(entry.sizes) > 1:
+        for i, dim in enumerate(entry.dims):
+            if isinstance(dim, np.ndarray) and np.array_equal(np.resize(dim, len(nodes)), nodes):
+                return entry, i, site, dim
+    return None, -1, site, nodes
 
 
 def _tap_dim(entry: Track, nodes: np.ndarray) -> int:
@@ -207,30 +224,38 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
     return made
 
 
-def _weight(call: Call, *operands: tuple[Track, int, int]) -> Track | None:
-    """Which of two factors is the weight of a matrix product, each with the dimension that is made and the one that is
-    summed over: a parameter or what is computed from some; of two the module's own, or the one that is not computed;
-    else a matrix that is modulated for each sample. None: neither, or no telling.
+def _weight(call: Call, names: Sequence[str], made: Sequence[int], over: Sequence[int]) -> Track | None:
+    """Which of two factors is the weight of a matrix product; `made`, `over`: the dimensions that come out of each and
+    are summed over.
+
+    That is a parameter, or what is computed from some; of two the module's own, or the one that is not computed; else a
+    matrix that is modulated for each sample, or what no input changes. None: neither, or no telling.
     """
-    tracks = [track for track, _, _ in operands]
-    made = [t for t in tracks if t.source is not None]
-    own = [t for t in made if t.source and t.source.name.rpartition(".")[0] == call.inside.site.module]
-    same = [t for t in made if t.source and t.source.same]
-    matrices = [t for t, out, over in operands if t.factor and t.factor.axes[out] and t.factor.axes[over]]
-    return next((found[0] for found in (made, own, same, matrices) if len(found) == 1), None)
+    tracks = [call.track(name) for name in names]
+    sources = [(t, t.source) for t in tracks if t.source is not None]
+    module = call.inside.site.module
+    factors = [(t, t.factor, i, k) for t, i, k in zip(tracks, made, over, strict=True) if t.factor is not None]
+    for found in (
+        [t for t, _ in sources],
+        [t for t, source in sources if source.name.rpartition(".")[0] == module],
+        [t for t, source in sources if source.same],
+        [t for t, factor, i, k in factors if factor.axes[i] is not None and factor.axes[k] is not None],
+        [t for t, name in zip(tracks, names, strict=True) if call.still([call.args[name]])],
+    ):
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 @rule("mm", "addmm", "bmm", "baddbmm")
 def matrix_product(call: Call) -> list[Track]:
     """`mm`, `addmm`, `bmm`, `baddbmm`: [.., n, k] × [.., k, m] → [.., n, m]."""
-    if call.name in ("addmm", "baddbmm"):
-        a, b = (call.track(t) for t in (("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
-    else:
-        a, b = call.track("self"), call.track("mat2")
+    names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}.get(call.name, ("self", "mat2"))
+    a, b = map(call.track, names)
     graph = call.graph
     n, k, m = len(a.dims) - 2, len(a.dims) - 1, len(b.dims) - 1
     left, right = a.dims[k], b.dims[m - 1]
-    weight = _weight(call, (a, n, k), (b, m, m - 1))
+    weight = _weight(call, names, (n, m), (k, m - 1))
     if weight is b:
         consume(call, left, b, m - 1)
         produce(call, b, m, -1)

@@ -98,7 +98,9 @@ def weight_norm(call: Call) -> list[Track]:
     source = g.source
     if source is not None:
         others = v.source.axes if v.source is not None else (None,) * len(v.dims)
-        axes = tuple(axis if i == dim else other for i, (axis, other) in enumerate(zip(source.axes, others, strict=True)))
+        axes = tuple(
+            axis if i == dim else other for i, (axis, other) in enumerate(zip(source.axes, others, strict=True))
+        )
         source = replace(source, axes=axes, same=False)
     norms = Track(g.sizes, tuple(dims[dim] if i == dim else CONSTANT for i in range(len(g.sizes))))
     return [*call.out(dims, source), norms]
