@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.ao.quantization import disable_observer, get_default_qat_qconfig, prepare_qat
 
 import fairkern as fk
 from fairkern.plans.removals import random_removal
@@ -190,3 +191,74 @@ def test_modulated_convolutions(demodulate: bool, fused: bool) -> None:
 
 def loss(images: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(images.mean((2, 3)), labels)
+
+
+def prepared() -> nn.Module:
+    """For training that is aware of quantisation, with the ranges of two batches."""
+    torch.manual_seed(0)
+    made = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)
+    )
+    made.qconfig = get_default_qat_qconfig("x86")
+    made = prepare_qat(made.train())
+    made(torch.randn(4, 3, 8, 8))
+    made(torch.randn(4, 3, 8, 8))
+    return made.eval()
+
+
+def test_training_aware_of_quantisation() -> None:
+    model, x = prepared(), torch.randn(4, 3, 8, 8)
+    with pytest.raises(fk.InputError, match=r"observer takes its range.*model\.apply\(.*disable_observer\)"):
+        fk.trace(model, x)
+    model.apply(disable_observer)
+    units = fk.trace(model, x)
+    assert {units.groups[g].name: units.groups[g].units for g in units.prunable} == {"0": 8, "3": 6}
+    plan = fk.score(model, [(x, torch.tensor([0, 0, 1, 1]))], F.cross_entropy, units=units, progress=False).plan(
+        keep_params=0.5
+    )
+    small = fk.apply(model, plan)
+    with plan.masked(model):
+        torch.testing.assert_close(small(x), model(x))
+    assert small.train()(x).shape == (4, 3)
+
+
+def test_buffers_that_a_first_pass_sizes_are_put_back() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 3, 3))
+    model.qconfig = get_default_qat_qconfig("x86")
+    model = prepare_qat(model.train()).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(fk.InputError, match="observer takes its range"):
+        fk.trace(model, torch.randn(2, 3, 8, 8))
+    after = model.state_dict()
+    assert all(
+        tensor.shape == after[name].shape and torch.equal(tensor, after[name]) for name, tensor in before.items()
+    )
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, None], ids=["subclass", "own module"])
+def test_scored_and_pruned_and_compensation_leaves_it_alone(kind: type[nn.Module] | None) -> None:
+    class Equal(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(outputs, inputs))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.weight * 0.3)
+
+    def layer(inputs: int, outputs: int) -> nn.Module:
+        return Weighted(inputs, outputs, lambda w: w * 0.3) if kind else Equal(inputs, outputs)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), nn.Tanh(), layer(12, 10), nn.Tanh(), layer(10, 3)).eval()
+    x = torch.randn(32, 5)
+    batches = [(x, torch.arange(32) % 3)]
+    units = fk.trace(model, x)
+    assert units.computed == ("2.weight", "4.weight")
+    scores = fk.score(model, batches, F.cross_entropy, units=units, gram=True, progress=False)
+    plan = scores.plan(keep_params=0.5)
+    small = fk.apply(model, plan, compensate="least_squares", scores=scores)
+    with plan.masked(model):
+        torch.testing.assert_close(small(x), model(x))
+    small, report = fk.prune(model, batches, F.cross_entropy, keep_params=0.5, progress=False)
+    assert small(x).shape == (32, 3)
+    assert "the weight is computed from it" in str(vars(report))
