@@ -286,6 +286,7 @@ class UnitMap:
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigField, ...] = ()  # shown to describe the pruned model by building from it
     lists: Mapping[str, Entries] = field(default_factory=dict)  # by path; modules that are units, on `Axis(path, 0)`
+    computed: tuple[str, ...] = ()  # tensors that are not contracted themselves, but what is computed from them
 
     @property
     def prunable(self) -> tuple[int, ...]:
