@@ -98,6 +98,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "replacements": [[r.module, r.name] for r in units.replacements],
         "lists": {path: [e.width, list(e.names)] for path, e in units.lists.items()},
         "kept": [[k.kind, k.module, k.reason] for k in units.kept],
+        "computed": list(units.computed),
         "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
@@ -182,6 +183,7 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         config=tuple(config),
         lists=lists,
         kept=tuple(kept),
+        computed=tuple(name.text() for name in content.optional_items("computed")),
     )
 
 

@@ -51,12 +51,13 @@ class ModuleCalls:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             given = list(tensors_in([*args, *kwargs.values()]))
             fused = path in self._fused
-            seen = self._tracks.of(given[0]) if given and (fused or _seen(module)) else None
+            entry = self._tracks.of(given[0]) if given else None
+            seen = entry if fused or _seen(module) else None
             slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
             if path:
                 self._scopes.uses(self.current().site.module, path)
             self._pass(given)
-            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, slots))
+            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, entry, slots))
             self._pass(given)
             self.calls[path] += 1
 

@@ -26,10 +26,12 @@ from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
 from fairkern.model.fused import dense, plain, running_as
 from fairkern.model.nested import call_model, elements
+from fairkern.model.raised import in_words
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
 from fairkern.model.untouched import Originals, forget, untouched
 from fairkern.model.weight_calls import WeightCalls
+from fairkern.types import Axis
 
 
 def trace(model: nn.Module, runs: Sequence[Any], deadline: Deadline, unused: frozenset[str] = frozenset()) -> Tracing:
@@ -69,9 +71,8 @@ def _trace(
         except TimeLimitError:
             raise
         except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
-            first = (str(error).splitlines() or [""])[0]
             tracing.training = False
-            tracing.notes.append(f"not traced in train mode: {type(error).__name__}{f': {first}' if first else ''}")
+            tracing.notes.append(f"not traced in train mode: {in_words(error, model)}")
     return tracing
 
 
@@ -119,11 +120,14 @@ def _run(
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
-        tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
+        source = Source(name, tuple(Axis(name, i) for i in range(tensor.ndim)), name in tracing.parameters)
+        tracks.put(tensor, Track(tuple(tensor.shape), nodes, source))
     tracks.keep_still(names.values())
     modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
-    mode = OperatorMode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=first)
+    mode = OperatorMode(
+        tracing, tracks, by_id, names.values(), modules, functions, originals, training=training, count_flops=first
+    )
     calls = WeightCalls(names, functions.around)
     sizes = SizeCalls(modules.current, tracks)
     experts = running_as(model, dict.fromkeys(tracing.fused, dense))

@@ -90,6 +90,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
         lists={path: made.entries for path, made in routing.lists.items()},
         kept=tuple(kept_units(model, tracing, solver)),
+        computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
     return Solution(units.freeze(sizes.uneven), sites)
 
@@ -98,6 +99,8 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
     """What no weight reads, or where it could not be heard, stays."""
     consumed, tapped, still = (np.zeros(solver.count, dtype=bool) for _ in range(3))
     for c in graph.contractions:
+        if c.summed:
+            continue
         consumed[solver.labels[c.nodes]] = True
         still[solver.labels[c.nodes]] |= c.still
         if c.untapped or c.inner:
@@ -105,6 +108,9 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
         tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
             solver.freeze(c.nodes, f"its consumer {c.op} reads nothing that could be tapped")
+    for c in graph.contractions:
+        if c.summed and not consumed[solver.labels[c.nodes]].any():
+            solver.freeze(c.nodes, f"{c.op} runs over it")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
     solver.freeze(np.flatnonzero((still & ~tapped)[solver.labels]), "no input changes it, so that no sample scores it")
     solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")

@@ -77,9 +77,8 @@ def test_a_report_says_which_kinds_were_left_alone_and_why(tmp_path) -> None:
     units = fk.trace(Images(talking, manual=True), X)
     heads = "no head {} cut: those of blocks.0.attention and 1 more stay: mean runs over it"
     assert heads.format("can be") in " ".join(units.explain().split())
-    _, report = fk.prune(
-        Images(talking, manual=True), [(X, Y)], nn.CrossEntropyLoss(), units=units, keep_params=0.9, progress=False
-    )
+    model, loss = Images(talking, manual=True), nn.CrossEntropyLoss()
+    _, report = fk.prune(model, [(X, Y)], loss, units=units, keep_params=0.9, progress=False)
     channels, *_ = [line for line in report.choices["left_alone"] if "channel" in line]
     assert report.choices["left_alone"] == [heads.format("was"), channels]
     assert channels.startswith("no channel was cut: those of patches stay: layer norm runs over it in")

@@ -12,10 +12,22 @@ from fairkern.axes.rules import (
     indexing,
     losses,
     normalise,
+    quantise,
     reduce,
     scatter,
     transforms,
     views,
 )
 
-__all__ = ["contraction", "elementwise", "indexing", "losses", "normalise", "reduce", "scatter", "transforms", "views"]
+__all__ = [
+    "contraction",
+    "elementwise",
+    "indexing",
+    "losses",
+    "normalise",
+    "quantise",
+    "reduce",
+    "scatter",
+    "transforms",
+    "views",
+]
