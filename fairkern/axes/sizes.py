@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from fairkern.axes.facts import GroupedConvolution
 from fairkern.axes.tracing import Tracing
+from fairkern.model.attributes import named_numbers, whole_numbers
 from fairkern.model.linear import transposed_linear
 from fairkern.model.tensors import named_tensors
 
@@ -92,7 +93,8 @@ def observed_attributes(
     model: nn.Module, tracing: Tracing, extent_of: Callable[[np.ndarray], int], cut: Callable[[int], bool]
 ) -> Iterator[tuple[str, str, int]]:
     """(module path, attribute, extent) of whole-number attributes that reshapes, expands and splits of their own
-    module were given: those that equal the length of exactly one extent that can shrink. The proof has the last word.
+    module were given: those that equal the length of exactly one extent that can shrink; where no attribute does,
+    numbers that the module holds by name in a dictionary or tuple. The proof has the last word.
     """
     by_module: dict[str, dict[int, set[int]]] = {}
     for given in tracing.graph.given_sizes:
@@ -104,11 +106,15 @@ def observed_attributes(
         module = model.get_submodule(path)
         if isinstance(module, known) or transposed_linear(module):
             continue
-        for attribute, value in vars(module).items():
-            if type(value) is int and not attribute.startswith("_") and attribute not in _PER_HEAD:
-                extents = lengths.get(value, set())
-                if len(extents) == 1:
-                    yield path, attribute, next(iter(extents))
+        for length, extents in lengths.items():
+            if len(extents) == 1:
+                held = _equal(whole_numbers(module), length) or _equal(named_numbers(module), length)
+                yield from ((path, attribute, next(iter(extents))) for attribute in held)
+
+
+def _equal(numbers: Iterable[tuple[str, int]], length: int) -> list[str]:
+    """The attributes that hold this number, but for sizes of a head."""
+    return [path for path, n in numbers if n == length and path.rpartition(".")[2].lstrip("_") not in _PER_HEAD]
 
 
 def _convolution(
