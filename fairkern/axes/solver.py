@@ -113,9 +113,8 @@ def _held(freeze: Freeze, routed: np.ndarray | None, listed: np.ndarray | None) 
 def decide_factors(solver: Solver, factors: Iterable[Factors], deadline: Deadline) -> None:
     """For every split or merge choose the one factor that carries the unit; the others stay whole.
 
-    A frozen factor loses; then the one wins along which alone the flat positions still differ; then one that meets a
-    factor already chosen; then the larger. Ties are decided one per connected neighbourhood and round, those that meet
-    a choice before those that go by size, so that every decision sees the ones before it.
+    A frozen factor loses; then one that meets a factor already chosen wins; then the larger. Ties are decided
+    one per connected neighbourhood and round, so that every decision sees the ones before it.
     """
     open_ = list(factors)
     chosen = np.zeros(solver.n, dtype=bool)
@@ -126,11 +125,8 @@ def decide_factors(solver: Solver, factors: Iterable[Factors], deadline: Deadlin
         for relation in open_:
             candidates = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
             if len(candidates) > 1 and solver.free(relation.flat).any():
-                carrier = _carrier(solver, relation)
-                if carrier not in candidates:
-                    rest.append(relation)
-                    continue
-                candidates = [carrier]
+                rest.append(relation)
+                continue
             certain = True
             _choose(solver, chosen, relation, candidates[0] if len(candidates) == 1 else None)
         if not certain:
@@ -142,18 +138,10 @@ def decide_factors(solver: Solver, factors: Iterable[Factors], deadline: Deadlin
         open_ = rest
 
 
-def _carrier(solver: Solver, relation: Factors) -> int | None:
-    """The only factor along which the flat positions lie in different components; None where there is none, or two."""
-    labels = solver.labels[relation.flat]
-    differ = [k for k in range(labels.ndim) if (labels != np.take(labels, [0], axis=k)).any()]
-    return differ[0] if len(differ) == 1 else None
-
-
 def _break_ties(solver: Solver, chosen: np.ndarray, relations: list[Factors]) -> list[Factors]:
     touched = np.zeros(solver.count, dtype=bool)
-    meets = [any(chosen[ids].any() for ids in relation.factors) for relation in relations]
-    rest: list[Factors] = [r for r, met in zip(relations, meets, strict=True) if not met and any(meets)]
-    for relation in [r for r, met in zip(relations, meets, strict=True) if met] or relations:
+    rest: list[Factors] = []
+    for relation in relations:
         near = [solver.labels[part] for part in (relation.flat, *relation.factors)]
         if any(touched[part].any() for part in near):
             rest.append(relation)

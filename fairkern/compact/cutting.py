@@ -65,9 +65,9 @@ def gone(model: nn.Module, plan: Plan) -> list[nn.Module]:
 def set_sizes(model: nn.Module, plan: Plan) -> None:
     """Give attributes that hold sizes, calls that are given sizes and the configuration what the plan leaves, and lists
     the modules that stay."""
+    replace_modules(model, {r.module: r.name for r in plan.replacements})
     for change in plan.attributes:
         write_attribute(model.get_submodule(change.module), change.attribute, change.after)
-    replace_modules(model, {r.module: r.name for r in plan.replacements})
     install(model, plan.sites)
     if plan.config:
         set_config(model.config, plan)
