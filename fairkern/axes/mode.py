@@ -126,19 +126,34 @@ class OperatorMode(TorchDispatchMode):
                 graph.freeze(dim, f"{before.source.name} is written to by {call.where}")
             return before
         known = before.dims if before.sizes == made.sizes else (CONSTANT,) * len(made.dims)
-        gained = [
-            m
-            for m, b in zip(made.dims, known, strict=True)
+        gained = {
+            i: m
+            for i, (m, b) in enumerate(zip(made.dims, known, strict=True))
             if isinstance(m, np.ndarray) and not isinstance(b, np.ndarray)
-        ]
+        }
         if gained or not before.tracked:
             for other, track in self._tracks.aliases(tensor):
-                for dim in gained:
-                    graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
-                if any(d is UNIFORM or d is ZERO for d in track.dims):
-                    dims = tuple(CONSTANT if isinstance(d, Fixed) else d for d in track.dims)
-                    self._tracks.put(other, Track(track.sizes, dims, track.source))
+                dims = list(track.dims)
+                for i, dim in gained.items():
+                    at = _same_dim(tensor, i, other)
+                    if at is None or dims[at] is CONSTANT:
+                        graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
+                    else:  # filled with one value along it, so that the whole tensor has these positions from now on
+                        dims[at] = graph.meet(dims[at], dim, "")
+                dims = [CONSTANT if isinstance(d, Fixed) else d for d in dims]
+                if any(new is not old for new, old in zip(dims, track.dims, strict=True)):
+                    self._tracks.put(other, Track(track.sizes, tuple(dims), track.source))
         return made
+
+
+def _same_dim(view: Tensor, dim: int, other: Tensor) -> int | None:
+    """The dimension of `other` whose positions are those of this dimension of a view of the same memory; None if no
+    dimension is."""
+    length, stride = view.shape[dim], view.stride(dim)
+    apart = abs(view.storage_offset() - other.storage_offset()) // stride % length if stride else 1
+    if apart:
+        return None
+    return next((i for i, n in enumerate(other.shape) if n == length and other.stride(i) == stride), None)
 
 
 def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
