@@ -30,11 +30,11 @@ Dim = np.ndarray | Fixed
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The parameter or buffer that a tensor is, rearranged and cast: dimension `i` is its `dims[i]` (None: made of
-    several, or of size 1)."""
+    """The parameter or buffer that a tensor is, rearranged and cast: dimension `i` is its `dims[i]`. A tuple: several
+    of them in one, in order; None: a part of one, or of size 1."""
 
     name: str
-    dims: tuple[int | None, ...]
+    dims: tuple[int | tuple[int, ...] | None, ...]
 
 
 @dataclass(frozen=True, eq=False)

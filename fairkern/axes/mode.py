@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
-from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Fixed, Track
+from fairkern.axes.dims import CONSTANT, Fixed, Track
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES
@@ -149,9 +149,8 @@ class OperatorMode(TorchDispatchMode):
 def _same_dim(view: Tensor, dim: int, other: Tensor) -> int | None:
     """The dimension of `other` whose positions are those of this dimension of a view of the same memory; None if no
     dimension is."""
-    length, stride = view.shape[dim], view.stride(dim)
-    apart = abs(view.storage_offset() - other.storage_offset()) // stride % length if stride else 1
-    if apart:
+    length, stride = view.shape[dim], int(view.stride(dim))
+    if stride == 0 or abs(int(view.storage_offset()) - int(other.storage_offset())) // stride % length:
         return None
     return next((i for i, n in enumerate(other.shape) if n == length and other.stride(i) == stride), None)
 

@@ -38,16 +38,29 @@ def divided(m: Net, x: Tensor) -> Tensor:
 def convolved(m: Net, x: Tensor) -> Tensor:
     """Queries, keys and values by grouped convolutions: positions of a head go together across the groups."""
     x = m.norm(m.first(x)).mT
-    b, c, t = x.shape
+    b, _, t = x.shape
     q, k, v = (conv(x).view(b, m.heads, -1, t).transpose(-2, -1) for conv in (m.a, m.b, m.c))
     return m.last(attended(q, k, v).mT)
+
+
+def by_einsum(m: Net, x: Tensor) -> Tensor:
+    """Weights [width, heads, size], contracted over heads and size at once on the way out."""
+    q, k, v = (torch.einsum("btc,chd->bthd", x, w) for w in (m.q, m.k, m.v))
+    weights = torch.einsum("bihd,bjhd->bhij", q + m.shift, k).softmax(-1)
+    return m.last(torch.einsum("bthd,chd->btc", torch.einsum("bhij,bjhd->bihd", weights, v), m.o))
+
+
+def heads_first(m: Net, x: Tensor) -> Tensor:
+    """Weights [heads, width, size] and [heads, size, width]."""
+    q, k, v = (torch.einsum("btc,hcd->bthd", x, w) for w in (m.q, m.k, m.v))
+    weights = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
+    return m.last(torch.einsum("bthd,hdc->btc", torch.einsum("bhij,bjhd->bihd", weights, v), m.o).relu())
 
 
 def net(run: Callable[..., Tensor], seed: int = 0, **parts: Callable[[], nn.Module] | object) -> Net:
     torch.manual_seed(seed)
     made = {name: part() if callable(part) else part for name, part in parts.items()}
-    model = Net(run, **made).double().eval()
-    return model
+    return Net(run, **made).double().eval()
 
 
 CASES: dict[str, tuple[Callable[[], Net], tuple[int, ...], dict[str, int]]] = {
@@ -66,6 +79,31 @@ CASES: dict[str, tuple[Callable[[], Net], tuple[int, ...], dict[str, int]]] = {
         ),
         (2, 6, 9, 8),
         {"a": 4, "c": 4},
+    ),
+    "heads in weights of three dimensions": (
+        lambda: net(
+            by_einsum,
+            q=lambda: nn.Parameter(torch.randn(6, 4, 3)),
+            k=lambda: nn.Parameter(torch.randn(6, 4, 3)),
+            v=lambda: nn.Parameter(torch.randn(6, 4, 3)),
+            o=lambda: nn.Parameter(torch.randn(6, 4, 3)),
+            shift=lambda: nn.Parameter(torch.randn(4, 3)),
+            last=lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3)),
+        ),
+        (2, 5, 6),
+        {"q": 4},
+    ),
+    "heads first in weights of three dimensions": (
+        lambda: net(
+            heads_first,
+            q=lambda: nn.Parameter(torch.randn(4, 6, 3)),
+            k=lambda: nn.Parameter(torch.randn(4, 6, 3)),
+            v=lambda: nn.Parameter(torch.randn(4, 6, 3)),
+            o=lambda: nn.Parameter(torch.randn(4, 3, 7)),
+            last=lambda: nn.Linear(7, 3),
+        ),
+        (2, 5, 6),
+        {"q": 4, "o": 7},
     ),
     "grouped convolutions, a group a head": (
         lambda: net(

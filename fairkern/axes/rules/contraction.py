@@ -29,6 +29,9 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
             return
         if positions is None:
             call.graph.join(x, w)
+        if isinstance(place, tuple):
+            _consume_several(call, source.name, place, x, w)
+            return
         if reads_hidden(call.inside.module, source.name.rpartition(".")[2]):
             activation, dim, site, side = None, -1, call.inside.site, Side.HIDDEN
         else:
@@ -46,6 +49,22 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         return
     call.graph.freeze(x, f"is contracted with a tensor of fixed size in {call.where}")
     call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")
+
+
+def _consume_several(call: Call, weight: str, places: tuple[int, ...], x: np.ndarray, w: np.ndarray) -> None:
+    """A weight that contracts several of its dimensions at once, as `einsum` does over heads and what is in them.
+
+    Each is a consumer of the same dimension of the activation; which of them carries the unit is decided later.
+    """
+    given, own = call.graph.factors_of(x), call.graph.factors_of(w)
+    if given is None or own is None or [len(d) for d in given] != [len(d) for d in own]:
+        call.graph.freeze(x, f"{call.where} contracts {len(places)} dimensions of {weight} that its input has in one")
+        return
+    for place, nodes in zip(places, given, strict=True):
+        activation, dim, site = _tap(call, weight, nodes)
+        call.graph.contractions.append(
+            Contraction(Axis(weight, place), nodes, activation, dim, site, call.where, call.training)
+        )
 
 
 def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int, CallSite]:
@@ -80,7 +99,7 @@ def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
     """
     source, nodes = weight.source, weight.dims[w_dim]
     place = source.dims[w_dim] if source else None
-    if call.training or source is None or place is None or not isinstance(nodes, np.ndarray):
+    if call.training or source is None or not isinstance(place, int) or not isinstance(nodes, np.ndarray):
         return
     if call.inside.slots is not None:  # an expert's weight, not the module's
         return

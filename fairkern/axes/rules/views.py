@@ -47,7 +47,7 @@ def reshape(call: Call) -> list[Track]:
     before = [(n, d, s) for n, d, s in zip(track.sizes, track.dims, _source_dims(track), strict=True) if n != 1]
     after = [i for i, n in enumerate(call.sizes) if n != 1]
     dims: list[Dim] = [CONSTANT] * len(call.sizes)
-    origin: list[int | None] = [None] * len(call.sizes)
+    origin: list[int | tuple[int, ...] | None] = [None] * len(call.sizes)
     i = k = 0
     while i < len(before) and k < len(after):
         taken, made = [before[i]], [after[k]]
@@ -62,8 +62,8 @@ def reshape(call: Call) -> list[Track]:
                 made.append(after[k])
                 right *= call.sizes[after[k]]
                 k += 1
-        if len(taken) == len(made) == 1:
-            origin[made[0]] = taken[0][2]
+        if len(made) == 1:
+            origin[made[0]] = _in_one([place for _, _, place in taken])
         merged = call.graph.merge([n for n, _, _ in taken], [d for _, d, _ in taken])
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
@@ -78,7 +78,7 @@ def squeeze(call: Call) -> list[Track]:
     track = call.track("self")
     real = [(d, s) for n, d, s in zip(track.sizes, track.dims, _source_dims(track), strict=True) if n != 1]
     dims: list[Dim] = []
-    origin: list[int | None] = []
+    origin: list[int | tuple[int, ...] | None] = []
     for n in call.sizes:
         dim, place = real.pop(0) if n != 1 else (CONSTANT, None)
         dims.append(dim)
@@ -86,8 +86,16 @@ def squeeze(call: Call) -> list[Track]:
     return call.out(dims, track.source and Source(track.source.name, tuple(origin)))
 
 
-def _source_dims(track: Track) -> tuple[int | None, ...]:
+def _source_dims(track: Track) -> tuple[int | tuple[int, ...] | None, ...]:
     return track.source.dims if track.source else (None,) * len(track.sizes)
+
+
+def _in_one(places: list[int | tuple[int, ...] | None]) -> int | tuple[int, ...] | None:
+    """What a dimension is that these become."""
+    if len(places) == 1:
+        return places[0]
+    found = [place for place in places if isinstance(place, int)]
+    return tuple(found) if len(found) == len(places) else None
 
 
 @rule("expand")
