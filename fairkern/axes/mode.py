@@ -98,10 +98,10 @@ class OperatorMode(TorchDispatchMode):
             strides=strides,
             training=self._training,
         )
-        if not outputs:  # a decision by value, or writes into lists of tensors
+        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
+        if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return
-        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = pointwise
         if rule is None:

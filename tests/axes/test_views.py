@@ -177,7 +177,20 @@ CASES = {
     "added to a slice": kept("is sliced", added_to_a_slice),
     "index_put along the batch": between(lambda x: x.index_put_((torch.tensor([1]),), torch.zeros(()).double())),
     "scatter": kept("is indexed by scatter", lambda x: x.scatter(1, torch.zeros(2, 1, 8, 8, dtype=torch.long), 0.0)),
-    "as_strided": kept("read with other strides", lambda x: x.as_strided(x.shape, (512, 1, 64, 8))),
+    "as_strided across channels": kept("read with other strides", lambda x: x.as_strided(x.shape, (512, 32, 8, 1))),
+    "as_strided that goes over the end of a channel": kept(
+        "read with other strides", lambda x: x.as_strided((1, 8, 9, 8), (512, 64, 8, 1))
+    ),
+    "as_strided with an offset": kept(
+        "read with other strides", lambda x: x.as_strided((1, 8, 8, 8), (512, 64, 8, 1), 512)
+    ),
+    "as_strided to what would be moved channels": kept("slid over", lambda x: x.as_strided(x.shape, (512, 1, 64, 8))),
+    "as_strided to overlapping windows of space": between(
+        lambda x: x.as_strided((*x.shape[:2], 3, 4, 8), (*x.stride()[:2], 16, 8, 1)).flatten(2, 3)
+    ),
+    "as_strided as a permutation": between(
+        lambda x: x.as_strided((2, 8, 8, x.shape[1]), (x.stride(0), 8, 1, 64)).permute(0, 3, 1, 2)
+    ),
     "unfold": kept("is cut into windows", lambda x: x.unfold(1, 2, 2).sum(-1), 4),
     "im2col": between(lambda x: F.unfold(x, 1).unflatten(2, (8, 8))),
     "bits": kept("is read as another type", lambda x: x.view(torch.int64).view(torch.float64)),

@@ -360,13 +360,29 @@ def channel_shuffle(call: Call) -> list[Track]:
 
 @rule("as_strided", "as_strided_")
 def as_strided(call: Call) -> list[Track]:
-    """Only what pooling to one pixel does in channels-last memory: other strides for dimensions of size 1."""
-    track = call.track("self")
-    real = [(old, new) for n, old, new in zip(track.sizes, call.strides, call.args["stride"], strict=False) if n != 1]
-    if track.sizes == call.sizes and not call.given("storage_offset") and all(old == new for old, new in real):
-        return call.out(track.dims, track.source)
-    call.freeze_all(f"is read with other strides by {call.where}")
-    return [Track.constant(call.sizes)]
+    """Overlapping windows, or other strides for dimensions of size 1: a dimension passes where the result has one of
+    its size and stride, and no other dimension steps along it. What the others step over stays."""
+    track, strides = call.track("self"), list(call.args["stride"])
+    before = [(n, s) for n, s in zip(track.sizes, call.strides, strict=True) if n != 1]
+    after = [(n, s) for n, s in zip(call.sizes, strides, strict=True) if n != 1]
+    passing = set()
+    if not call.given("storage_offset"):
+        passing = {one for one in after if one in before and _alone(one, before) and _alone(one, after)}
+    whole = track.sizes == call.sizes and len(passing) == len(before)
+    for n, stride, dim in zip(track.sizes, call.strides, track.dims, strict=True):
+        if (n, stride) not in passing:
+            call.graph.freeze(dim, f"is read with other strides by {call.where}")
+    held = {(n, s): d for n, s, d in zip(track.sizes, call.strides, track.dims, strict=True)}
+    dims = [held[one] if (one := (n, s)) in passing else CONSTANT for n, s in zip(call.sizes, strides, strict=True)]
+    return call.out(dims, track.source if whole else None)
+
+
+def _alone(one: tuple[int, int], steps: list[tuple[int, int]]) -> bool:
+    """Whether the place along a dimension of this size and stride depends on its own steps alone: smaller strides do
+    not reach its next position, larger ones step over all of it."""
+    size, stride = one
+    smaller = sum((n - 1) * s for n, s in steps if s < stride)
+    return steps.count(one) == 1 and smaller < stride and all(s % (size * stride) == 0 for _, s in steps if s > stride)
 
 
 @rule("view.dtype")
