@@ -47,8 +47,8 @@ class Source:
     same: bool = True
 
     def at(self, places: Sequence[int | tuple[int, ...] | None]) -> Source:
-        """The source of a tensor whose dimension `i` is dimension `places[i]` of this one (a tuple: what several become;
-        None: of no one)."""
+        """The source of a tensor whose dimension `i` is dimension `places[i]` of this one (a tuple: several in one;
+        None: no one)."""
         return replace(self, axes=tuple(map(self._at, places)))
 
     def _at(self, place: int | tuple[int, ...] | None) -> Axis | tuple[Axis, ...] | None:
