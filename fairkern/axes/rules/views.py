@@ -70,7 +70,7 @@ def reshape(call: Call) -> list[Track]:
         merged = call.graph.merge([n for n, _, _ in taken], [d for _, d, _ in taken])
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
-    call.note_sizes(dims)
+    _note(call, dims)
     return [replace(out, indexes=track.indexes) for out in call.moved(dims, track, origin)]
 
 
@@ -78,6 +78,12 @@ def _carrier(taken: Sequence[tuple[int, Dim, int]]) -> int | tuple[int, ...] | N
     """Of dimensions that become others the only one that may hold units: what those hold lies along it."""
     tracked = [i for _, dim, i in taken if isinstance(dim, np.ndarray)]
     return taken[0][2] if len(taken) == 1 else tracked[0] if len(tracked) == 1 else None
+
+
+def _note(call: Call, dims: list[Dim]) -> None:
+    """What a product of several dimensions (einsum) makes of its own accord, no attribute was given to it."""
+    if call.function is None:
+        call.note_sizes(dims)
 
 
 @rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_")
@@ -101,7 +107,7 @@ def expand(call: Call) -> list[Track]:
     dims: list[Dim] = [UNIFORM] * extra
     for n, d, m in zip(track.sizes, track.dims, call.sizes[extra:], strict=True):
         dims.append(UNIFORM if n == 1 and m != 1 else d)
-    call.note_sizes(dims)
+    _note(call, dims)
     return call.out(dims)
 
 
