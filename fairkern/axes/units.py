@@ -17,6 +17,7 @@ from fairkern.axes.grouping import Grouping
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
 from fairkern.axes.size_calls import size_sites
+from fairkern.axes.sizes import attributes_like_children
 from fairkern.axes.solver import NOT_READ, Solver, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
@@ -24,17 +25,18 @@ from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
 from fairkern.model.linear import transposed_linear
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
-from fairkern.types import Axis, AxisGroup, GroupAxis, Replacement, Silence, SizeSite, UnitMap
+from fairkern.types import Axis, AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
 
 _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A map and its size sites, none of them in use."""
+    """A map, and its size sites and attributes that code may compare its inputs with, none of them in use."""
 
     units: UnitMap
     sites: tuple[SizeSite, ...]
+    compared: tuple[SizeAttribute, ...] = ()
 
     @property
     def positions(self) -> int:
@@ -95,7 +97,8 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         lists={path: made.entries for path, made in routing.lists.items()},
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
-    return Solution(units.freeze(sizes.uneven), sites)
+    compared = tuple(attributes_like_children(model, held, sizes.extents))
+    return Solution(units.freeze(sizes.uneven), sites, compared)
 
 
 def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
