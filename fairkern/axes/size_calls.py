@@ -80,7 +80,8 @@ def size_sites(
     """The numbers that follow units, of modules that make the same calls whenever they run.
 
     A number that fills a dimension (`expand`, `zeros`) says nothing of units: it follows the only extent of that
-    length that the module's other numbers follow, if there is just one. The proof has the last word.
+    length that the module's other numbers follow, if there is just one, and if the call is given that length once (a
+    square is a mask over places). The proof has the last word.
     """
     by_path: dict[str, list[SizeCallsOfModule]] = defaultdict(list)
     for made in calls:
@@ -102,21 +103,23 @@ def size_sites(
             continue
         for k, same in enumerate(zip(*runs, strict=True)):
             for place in range(len(first[k].numbers)):
-                found = {_follows(call.numbers[place], lengths, extent_of, extents) for call in same}
+                found = {_follows(call, place, lengths, extent_of, extents) for call in same}
                 follows = found.pop() if len(found) == 1 else None
                 if follows is not None:
                     yield SizeSite(path, k, first[k].function, place, follows, seen[0].like)
 
 
 def _follows(
-    given: tuple[int, Dim],
+    call: SizeCall,
+    place: int,
     lengths: Mapping[int, set[int]],
     extent_of: Callable[[np.ndarray], int],
     extents: Sequence[Extent],
 ) -> int | None:
-    number, dim = given
+    number, dim = call.numbers[place]
     if isinstance(dim, np.ndarray):
         extent = extent_of(dim)
         return extent if len(dim) == number and extents[extent].parts else None
     candidates = lengths.get(number, set())
-    return next(iter(candidates)) if dim is not CONSTANT and len(candidates) == 1 else None
+    once = [n for n, _ in call.numbers].count(number) == 1
+    return next(iter(candidates)) if dim is not CONSTANT and len(candidates) == 1 and once else None

@@ -118,6 +118,11 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {  # net
         IMAGE,
         12,
     ),
+    "a square over as many places": (
+        lambda: Between(lambda x: (x.view(-1, 12, 3, 12) @ x.new_ones(12, 12).tril()).view(-1, 12, 6, 6)),
+        IMAGE,
+        12,
+    ),
 }
 
 

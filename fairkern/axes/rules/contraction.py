@@ -13,7 +13,7 @@ from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
 from fairkern.model.recurrent import reads_hidden
-from fairkern.types import CallSite, Side
+from fairkern.types import Axis, CallSite, Side
 
 
 def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray | None = None) -> None:
@@ -25,7 +25,7 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
     source = weight.source or weight.factor
     axis = source.axes[w_dim] if source else None
     if axis is not None and (weight.source is None or not weight.source.same):
-        call.graph.computed.append(Computed(axis.tensor))
+        call.graph.computed.append(Computed((axis[0] if isinstance(axis, tuple) else axis).tensor))
     if isinstance(x, np.ndarray) and isinstance(w, np.ndarray):
         if source is None or axis is None or not source.silent:
             how = "and not zero where a parameter is" if axis is not None else "not a parameter"
@@ -34,6 +34,9 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
             return
         if positions is None:
             call.graph.join(x, w)
+        if isinstance(axis, tuple):
+            _consume_several(call, axis, x, w)
+            return
         if reads_hidden(call.inside.module, axis.tensor.rpartition(".")[2]):
             activation, dim, site, side = None, -1, call.inside.site, Side.HIDDEN
         else:
@@ -52,6 +55,21 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         return
     call.graph.freeze(x, f"is contracted with a tensor of fixed size in {call.where}")
     call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")
+
+
+def _consume_several(call: Call, axes: tuple[Axis, ...], x: np.ndarray, w: np.ndarray) -> None:
+    """A weight that contracts several of its dimensions at once, as `einsum` does over heads and what is in them.
+
+    Each is a consumer of the same dimension of the activation; which of them carries the unit is decided later.
+    """
+    given, own = call.graph.factors_of(x), call.graph.factors_of(w)
+    if given is None or own is None or [len(d) for d in given] != [len(d) for d in own]:
+        reason = f"{call.where} contracts {len(axes)} dimensions of {axes[0].tensor} that its input has in one"
+        call.graph.freeze(x, reason)
+        return
+    for axis, nodes in zip(axes, given, strict=True):
+        activation, dim, site = _tap(call, axis.tensor, nodes)
+        call.graph.contractions.append(Contraction(axis, nodes, activation, dim, site, call.where, call.training))
 
 
 def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int, CallSite]:
@@ -99,7 +117,7 @@ def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
     """
     source, nodes = weight.source, weight.dims[w_dim]
     axis = source.axes[w_dim] if source else None
-    if call.training or axis is None or not isinstance(nodes, np.ndarray):
+    if call.training or not isinstance(axis, Axis) or not isinstance(nodes, np.ndarray):
         return
     if call.inside.slots is not None:  # an expert's weight, not the module's
         return
