@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,6 +43,8 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         else:
             activation, dim, site = _tap(call, axis.tensor, x)
             side = Side.INPUT
+            if source.part and not _all_places(call, activation):
+                call.graph.freeze(x, f"{call.where} reads some of its samples with a part of {axis.tensor}")
             if dim < 0 and weight.factor is not None:
                 activation, dim, site, x = _entry(call, x)
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
@@ -88,6 +91,14 @@ def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int,
             argument, track, dim = heard[0]
             return track, dim, CallSite(inside.site.module, function.numbers[weight], weight, argument)
     return None, -1, inside.site
+
+
+def _all_places(call: Call, activation: Track | None) -> bool:
+    """Whether an activation has as many places as what the module was given, and not those of one of its experts."""
+    entry = call.inside.entry
+    if activation is None or entry is None:
+        return False
+    return math.prod(activation.sizes[:-1]) == math.prod(entry.sizes[:-1])
 
 
 def _entry(call: Call, nodes: np.ndarray) -> tuple[Track | None, int, CallSite, np.ndarray]:

@@ -116,7 +116,9 @@ def select(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
     call.graph.freeze(track.dims[dim], f"one position is selected by {call.where}")
-    return call.out([d for i, d in enumerate(track.dims) if i != dim])
+    rest = [i for i in range(len(track.sizes)) if i != dim]
+    (made,) = call.moved([track.dims[i] for i in rest], track, rest)
+    return [replace(made, source=made.source and replace(made.source, part=True))]
 
 
 @rule("unbind")
