@@ -31,6 +31,7 @@ def trace(
     example_inputs: Any,
     *,
     more: Sequence[Any] = (),
+    unused: Iterable[str] = (),
     verify: bool = True,
     seed: int = 0,
     time_limit: float | None = 600.0,
@@ -45,6 +46,9 @@ def trace(
             (where its `forward` says so; pass `(images,)` where it does not), positional elsewhere. Of a batch that
             the model takes whole, to hand on the images to itself, it is these. FLOPs are counted for these.
         more: further example inputs that reach more code.
+        unused: names or `fnmatch` patterns of parameters and modules that no input ever reaches (a mask token of
+            pretraining). They stay, and nothing is held back for what they might read. A module that the example inputs
+            do not call holds nothing back anyway; a parameter of one that they call does, where it may meet axes there.
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
             model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;
@@ -54,7 +58,8 @@ def trace(
         time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
     Raises:
-        InputError: inputs without a tensor or on another device; a model without a single axis that can be cut; one
+        InputError: inputs without a tensor or on another device; `unused` that names nothing, or what the inputs
+            reach; a model without a single axis that can be cut; one
             that is compiled, scripted, distributed, packed or hooked, with what to pass instead; one on the meta
             device that asks for values.
         TimeLimitError: the time is up; the model is as it was.
@@ -74,7 +79,7 @@ def trace(
     if verify:
         check_values(model)
     example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
-    certain, daring = axes.solutions(model, [example_inputs, *more], deadline, dare=verify)
+    certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
     units = certain.units
     if verify and (units.prunable or daring is not None):
         units = replace(proven(model, certain, daring, (example_inputs, *more), seed, deadline), proven=True)
