@@ -85,7 +85,7 @@ class Call:
         Then it has to be silenced at this parameter too.
         """
         source, nodes = track.silenced, track.dims[dim]
-        axis = source and source.axes[dim]
+        axis = source.axes[dim] if source is not None else None
         if axis is None or not isinstance(nodes, np.ndarray):
             return False
         made = Contraction(axis, nodes, None, -1, self.inside.site, self.where, self.training, summed=True)
