@@ -65,12 +65,15 @@ class OperatorMode(TorchDispatchMode):
         still = self._tracks.still(tensors)
         known = len(self._tracing.graph.contractions)
         result = func(*args, **(kwargs or {}))
+        code, scopes = self._modules.current().site.module, self._tracing.scopes
         for t in tensors:
             name = self._by_id.get(id(t))
             if name is not None:
                 self._reached.add(name)
+                scopes.uses(code, name)
         made = list(tensors_in(result))
         self._follow(func, arguments, tensors, before, strides, written, made)
+        scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
         self._tracks.keep_still(made, still)
         if still:
             found = self._tracing.graph.contractions

@@ -20,7 +20,7 @@ from fairkern.axes.size_calls import size_sites
 from fairkern.axes.solver import Solver, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
-from fairkern.axes.unreached import freeze_unreached, note_train_only
+from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
 from fairkern.model.linear import transposed_linear
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
@@ -73,13 +73,14 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
     sites = tuple(size_sites(graph.size_calls, sizes.of, sizes.extents))
-    notes = list(tracing.notes)
+    frozen = tuple(places.frozen(solver))
+    notes = [*tracing.notes, *remedies(tracing, {axis.reason for axis in frozen})]
     if tracing.unknown:
         notes.append("operators without a rule: " + ", ".join(sorted(tracing.unknown)))
     units = UnitMap(
         model=type(model).__name__,
         groups=groups,
-        frozen=tuple(places.frozen(solver)),
+        frozen=frozen,
         extents=tuple(sizes.extents),
         params=params,
         flops=flops,
