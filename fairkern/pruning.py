@@ -108,7 +108,7 @@ def prune(
         scoring["class_of"] = False
     given = scoring.pop("units", None)
     asked = _Asked(target, keep, latency, iterations, planning, scoring, method, again, inplace)
-    run = _Run(model, head(first, model), loader, loss_fn, asked)
+    run = _Run(model, head(first, model, scoring.get("samples_of")), loader, loss_fn, asked)
     for number in range(1, iterations + 1):
         run.step(number, given if number == 1 else None)
     return run.current, run.report()

@@ -19,7 +19,7 @@ from fairkern.axes.facts import SizeCall, SizeCallsOfModule
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
-from fairkern.model.size_calls import BY_NAME, SizeFunction, size_function
+from fairkern.model.size_calls import BY_NAME, SizeFunction, Span, Spans, size_function
 from fairkern.types import CallSite, Extent, SizeSite
 
 
@@ -57,6 +57,9 @@ class SizeCalls(TorchFunctionMode):
 
     def _dims(self, function: SizeFunction, numbers: Sequence[Any], args: Any, kwargs: Any, result: Any) -> list[Dim]:
         nothing: list[Dim] = [CONSTANT] * len(numbers)
+        if isinstance(function, Spans):
+            tensor = args[0] if args else kwargs["input"]
+            return self._counted(tensor, function.spans(args, kwargs)) if tensor in self._tracks else nothing
         if any(t not in self._tracks for t in tensors_in(result)):
             return nothing
         if function.kind == "split":
@@ -73,6 +76,10 @@ class SizeCalls(TorchFunctionMode):
             dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
             start = dim if dim >= 0 else dim + result.ndim - len(numbers) + 1
         return list(dims[start : start + len(numbers)]) if start + len(numbers) <= len(dims) else nothing
+
+    def _counted(self, tensor: Tensor, spans: Sequence[Span]) -> list[Dim]:
+        found = ((self._tracks.of(tensor).dims[dim], first, end) for dim, first, end in spans)
+        return [nodes[first:end] if isinstance(nodes, np.ndarray) else CONSTANT for nodes, first, end in found]
 
     def by_module(self, calls: Mapping[str, int]) -> Iterator[SizeCallsOfModule]:
         """What was written down, for each of the `calls[path]` calls of every module."""

@@ -124,11 +124,11 @@ def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, itertools.chain([first], iterator) if iterator is loader else loader
 
 
-def head(batch: Any, model: nn.Module, samples: int = 2) -> Call:
-    """What the model is called with for its prediction of a few samples of a batch, of all where their number is not
-    known, on the model's device."""
-    _, _, parts = next(_read([batch], model))
-    return (parts if parts.samples is None else parts.rows(slice(samples))).asked
+def head(batch: Any, model: nn.Module, samples_of: SamplesOf | None = None, samples: int = 2) -> Call:
+    """What the model is called with for its prediction of a few samples of a batch, of all where they cannot be taken
+    apart (a graph), on the model's device."""
+    _, _, parts = next(_read([batch], model, samples_of))
+    return (parts.rows(slice(samples)) if parts.apart else parts).asked
 
 
 def example(model: nn.Module, inputs: Any) -> Any:

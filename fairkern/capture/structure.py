@@ -32,6 +32,12 @@ class Parts:
     singly: bool = False
     hands_on: bool = False
 
+    @property
+    def apart(self) -> bool:
+        """Whether all that the model is called with has an item or a row for every sample."""
+        rows = (len(t) for t in tensors_in(self.asked) if t.ndim)
+        return self.samples is not None and (self.lists or all(n == self.samples for n in rows))
+
     def rows(self, which: slice) -> Parts:
         """These samples alone: of what has an item or a row for every sample. The number of samples must be known."""
         n = self.samples

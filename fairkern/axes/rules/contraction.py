@@ -301,7 +301,10 @@ def matrix_product(call: Call) -> list[Track]:
     if call.name in ("addmm", "baddbmm"):
         added = Track(call.sizes, tuple(dims))
         dims = broadcast(call, [added, call.track("self")], len(call.sizes))
-    extents = [_sized(d, s) for d, s in zip((*batch, a.dims[n], left, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)]
+    summed = left if isinstance(left, np.ndarray) else right  # of a first state of zeros the weight's tells
+    extents = [
+        _sized(d, s) for d, s in zip((*batch, a.dims[n], summed, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)
+    ]
     if call.inside.slots is not None:  # the trace runs every expert on every token
         extents[0] = call.inside.slots
     flops(call, 1.0, *extents)
