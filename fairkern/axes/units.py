@@ -25,7 +25,7 @@ from fairkern.axes.tracing import Tracing
 from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
-from fairkern.types import Axis, AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
+from fairkern.types import AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
 
 _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 
