@@ -109,7 +109,8 @@ def allocate(
     ranked = levels(removal, first_signal)
     if kind is Allocation.TOD:
         held = levels(asked.protect, read_signal(scores, "protect", asked.protect))
-        needs = tolerance_needs(ranked, held, {g: int(limit.most[g]) for g in ranked})
+        both = {g: values for g, values in ranked.items() if g in held}
+        needs = tolerance_needs(both, held, {g: int(limit.most[g]) for g in both})
     else:
         needs = _needs(kind, first_signal, limit)
     measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (callable(removal) or removal == RANDOM)

@@ -38,6 +38,8 @@ def name_of(signal: Any) -> Any:
 def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]:
     """The signal's scores for every prunable group, float64 `[units]` or `[sets, units]`, checked to be finite.
 
+    Without the groups that were heard in fewer than two classes, which have no U.
+
     Raises:
         InputError: no such signal, a group without scores or with too many, NaN or Inf.
     """
@@ -54,7 +56,11 @@ def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]
     arrays = scores.signals[signal]
     if len(arrays) != len(units.groups):
         raise InputError(f"signal {signal!r} has scores for {len(arrays)} groups; the map has {len(units.groups)}")
-    return {g: _checked(units.groups[g], repr(signal), arrays[g]) for g in units.prunable}
+    without = set(scores.provenance.get("no_classes", ())) if signal == WASSERSTEIN else set()
+    scored = [g for g in units.prunable if units.groups[g].name not in without]
+    if not scored:
+        raise InputError(f"{role}={signal!r}: every group was heard in fewer than two classes; use another signal")
+    return {g: _checked(units.groups[g], repr(signal), arrays[g]) for g in scored}
 
 
 def levels(signal: Any, values: dict[int, FloatArray]) -> dict[int, FloatArray]:
@@ -64,7 +70,7 @@ def levels(signal: Any, values: dict[int, FloatArray]) -> dict[int, FloatArray]:
     one number, and so go by unit index. The residual is in an order already, ties broken; what is drawn, or what a
     function gives, is taken as it is.
     """
-    if callable(signal) or signal in (RANDOM, RESIDUAL):
+    if callable(signal) or signal in (RANDOM, RESIDUAL) or not values:
         return values
     flat = np.concatenate([v.reshape(-1) for v in values.values()])
     sizes = [v.shape[-1] for v in values.values() for _ in range(v.size // v.shape[-1])]

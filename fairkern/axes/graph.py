@@ -120,6 +120,11 @@ class Graph:
         spread = inner.reshape([n if k in tracked else 1 for k, n in enumerate(shape)])
         return np.ascontiguousarray(np.broadcast_to(spread, shape)).reshape(-1)
 
+    def factors_of(self, flat: np.ndarray) -> tuple[np.ndarray, ...] | None:
+        """What was merged or split to give exactly these positions; None if nothing was."""
+        same = (f.factors for f in reversed(self.factors) if np.array_equal(f.flat.reshape(-1), flat))
+        return next(same, None)
+
     def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         """The dimensions that one dimension becomes when it is viewed as `sizes`."""
         if isinstance(dim, Fixed):

@@ -52,11 +52,16 @@ def summary(
             "config": {c.name: [c.before, c.after] for c in plan.config},
             "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,
-            "notes": [] if scores is None else list(scores.units.notes),
+            "notes": [] if scores is None else [*scores.units.notes, *_without_classes(scores)],
             "scoring": {} if scores is None else dict(scores.provenance),
         },
         versions=versions(),
     )
+
+
+def _without_classes(scores: Scores) -> list[str]:
+    names = scores.provenance.get("no_classes", ())
+    return [f"heard in fewer than two classes, without U: {', '.join(names)}"] if names else []
 
 
 def group_rows(plan: Plan, unexplained: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
