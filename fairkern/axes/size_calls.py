@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +81,21 @@ class SizeCalls(TorchFunctionMode):
         for path, count in calls.items():
             for number in range(count):
                 yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
+
+
+def countable(calls: Sequence[SizeCallsOfModule], even: Callable[[np.ndarray], bool]) -> list[SizeCallsOfModule]:
+    """The same calls without places of slices between positions of one unit: no number follows there.
+
+    `even(nodes)`: whether these positions hold every unit of their groups equally often.
+    """
+
+    def kept(call: SizeCall) -> SizeCall:
+        if not isinstance(size_function(call.function), Spans):
+            return call
+        numbers = ((n, d) if not isinstance(d, np.ndarray) or even(d) else (0, CONSTANT) for n, d in call.numbers)
+        return replace(call, numbers=tuple(numbers))
+
+    return [replace(made, calls=tuple(map(kept, made.calls))) for made in calls]
 
 
 def size_sites(
