@@ -18,9 +18,9 @@ from torch import Tensor
 class SizeFunction:
     """A function's name, where its numbers begin, and what its `j`-th number is.
 
-    `kind`: "shape" (dimension j of the result), "unflatten" (dimension dim + j of the result), "split" (the length
-    of part j; a single number is the length of every part), "groups" (the groups of a convolution), "spans" (it counts
-    the positions of the `j`-th span, see `Spans`).
+    `kind`: "shape" (dimension j of the result), "filled" (the same, of a result that is alike along it), "unflatten"
+    (dimension dim + j of the result), "split" (the length of part j; a single number is the length of every part),
+    "groups" (the groups of a convolution), "spans" (it counts the positions of the `j`-th span, see `Spans`).
     """
 
     name: str
@@ -178,15 +178,15 @@ class TensorSplit(Spans):
 _TABLE = (
     SizeFunction("view", "shape", 1, ("size",), variadic=True),
     SizeFunction("reshape", "shape", 1, ("shape",), variadic=True),
-    SizeFunction("expand", "shape", 1, ("size",), variadic=True),
-    SizeFunction("new_zeros", "shape", 1, ("size",), variadic=True),
-    SizeFunction("new_ones", "shape", 1, ("size",), variadic=True),
-    SizeFunction("new_empty", "shape", 1, ("size",), variadic=True),
-    SizeFunction("new_full", "shape", 1, ("size",)),
-    SizeFunction("zeros", "shape", 0, ("size",), variadic=True),
-    SizeFunction("ones", "shape", 0, ("size",), variadic=True),
-    SizeFunction("empty", "shape", 0, ("size",), variadic=True),
-    SizeFunction("full", "shape", 0, ("size",)),
+    SizeFunction("expand", "filled", 1, ("size",), variadic=True),
+    SizeFunction("new_zeros", "filled", 1, ("size",), variadic=True),
+    SizeFunction("new_ones", "filled", 1, ("size",), variadic=True),
+    SizeFunction("new_empty", "filled", 1, ("size",), variadic=True),
+    SizeFunction("new_full", "filled", 1, ("size",)),
+    SizeFunction("zeros", "filled", 0, ("size",), variadic=True),
+    SizeFunction("ones", "filled", 0, ("size",), variadic=True),
+    SizeFunction("empty", "filled", 0, ("size",), variadic=True),
+    SizeFunction("full", "filled", 0, ("size",)),
     SizeFunction("unflatten", "unflatten", 2, ("sizes",)),
     SizeFunction("split", "split", 1, ("split_size", "split_size_or_sections")),
     SizeFunction("split_with_sizes", "split", 1, ("split_sizes",)),
@@ -198,7 +198,7 @@ _TABLE = (
     SizeFunction("conv2d", "groups", 6, ("groups",)),
     SizeFunction("conv3d", "groups", 6, ("groups",)),
 )
-_BY_NAME: Mapping[str, SizeFunction] = {function.name: function for function in _TABLE}
+BY_NAME: Mapping[str, SizeFunction] = {function.name: function for function in _TABLE}
 
 
 def size_function(function: Callable[..., Any] | str) -> SizeFunction | None:
@@ -206,4 +206,4 @@ def size_function(function: Callable[..., Any] | str) -> SizeFunction | None:
 
     `Tensor.split` and `torch.split` are one. (By the function itself, torch.compile finds some and not others.)
     """
-    return _BY_NAME.get(function if isinstance(function, str) else getattr(function, "__name__", ""))
+    return BY_NAME.get(function if isinstance(function, str) else getattr(function, "__name__", ""))
