@@ -93,6 +93,21 @@ class SizeCalls(TorchFunctionMode):
                 yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
 
 
+def countable(calls: Sequence[SizeCallsOfModule], even: Callable[[np.ndarray], bool]) -> list[SizeCallsOfModule]:
+    """The same calls without places of slices between positions of one unit: no number follows there.
+
+    `even(nodes)`: whether these positions hold every unit of their groups equally often.
+    """
+
+    def kept(call: SizeCall) -> SizeCall:
+        if not isinstance(size_function(call.function), Spans):
+            return call
+        numbers = ((n, d) if not isinstance(d, np.ndarray) or even(d) else (0, CONSTANT) for n, d in call.numbers)
+        return replace(call, numbers=tuple(numbers))
+
+    return [replace(made, calls=tuple(map(kept, made.calls))) for made in calls]
+
+
 def size_sites(
     calls: Sequence[SizeCallsOfModule], extent_of: Callable[[np.ndarray], int], extents: Sequence[Extent]
 ) -> Iterator[SizeSite]:

@@ -17,7 +17,7 @@ from fairkern.axes.grouping import Grouping
 from fairkern.axes.kinds import holder, kept_units, kind_of
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
-from fairkern.axes.size_calls import size_sites
+from fairkern.axes.size_calls import countable, size_sites
 from fairkern.axes.sizes import attributes_like_children
 from fairkern.axes.solver import NOT_READ, Solver, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
@@ -78,7 +78,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
-    sites = tuple(size_sites(graph.size_calls, sizes.of, sizes.extents))
+    sites = tuple(size_sites(countable(graph.size_calls, sizes.even), sizes.of, sizes.extents))
     frozen = tuple(places.frozen(solver))
     notes = [*tracing.notes, *remedies(tracing, {axis.reason for axis in frozen})]
     if tracing.unknown:

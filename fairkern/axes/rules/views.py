@@ -183,7 +183,9 @@ def split(call: Call) -> list[Track]:
             call.graph.freeze(ids, reason, Unless.PROVEN if listed else Unless.LISTED)
             call.note_sizes(cuts if listed else ())
     return [
-        Track(tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)))
+        Track(
+            tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)), track.source, track.factor
+        )
         for o, part in zip(call.outputs, parts, strict=True)
     ]
 
