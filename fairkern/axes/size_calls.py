@@ -19,7 +19,7 @@ from fairkern.axes.facts import SizeCall, SizeCallsOfModule
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
-from fairkern.model.size_calls import BY_NAME, SizeFunction, size_function
+from fairkern.model.size_calls import BY_NAME, SizeFunction, Span, Spans, size_function
 from fairkern.types import CallSite, Extent, SizeSite
 
 
@@ -30,9 +30,7 @@ class SizeCalls(TorchFunctionMode):
         super().__init__()
         self._current, self._tracks = current, tracks
         self._calls: dict[CallSite, list[SizeCall]] = defaultdict(list)
-        self._filled: list[
-            tuple[CallSite, int, list[Dim]]
-        ] = []  # calls that fill a tensor, and what is written into it
+        self._filled: list[tuple[CallSite, int, list[Dim]]] = []  # calls that fill a tensor; what is written there
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -57,6 +55,9 @@ class SizeCalls(TorchFunctionMode):
 
     def _dims(self, function: SizeFunction, numbers: Sequence[Any], args: Any, kwargs: Any, result: Any) -> list[Dim]:
         nothing: list[Dim] = [CONSTANT] * len(numbers)
+        if isinstance(function, Spans):
+            tensor = args[0] if args else kwargs["input"]
+            return self._counted(tensor, function.spans(args, kwargs)) if tensor in self._tracks else nothing
         if any(t not in self._tracks for t in tensors_in(result)):
             return nothing
         if function.kind == "split":
@@ -74,6 +75,10 @@ class SizeCalls(TorchFunctionMode):
             start = dim if dim >= 0 else dim + result.ndim - len(numbers) + 1
         return list(dims[start : start + len(numbers)]) if start + len(numbers) <= len(dims) else nothing
 
+    def _counted(self, tensor: Tensor, spans: Sequence[Span]) -> list[Dim]:
+        found = ((self._tracks.of(tensor).dims[dim], first, end) for dim, first, end in spans)
+        return [nodes[first:end] if isinstance(nodes, np.ndarray) else CONSTANT for nodes, first, end in found]
+
     def by_module(self, calls: Mapping[str, int]) -> Iterator[SizeCallsOfModule]:
         """What was written down, for each of the `calls[path]` calls of every module."""
         for site, k, dims in self._filled:
@@ -84,6 +89,21 @@ class SizeCalls(TorchFunctionMode):
         for path, count in calls.items():
             for number in range(count):
                 yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
+
+
+def countable(calls: Sequence[SizeCallsOfModule], even: Callable[[np.ndarray], bool]) -> list[SizeCallsOfModule]:
+    """The same calls without places of slices between positions of one unit: no number follows there.
+
+    `even(nodes)`: whether these positions hold every unit of their groups equally often.
+    """
+
+    def kept(call: SizeCall) -> SizeCall:
+        if not isinstance(size_function(call.function), Spans):
+            return call
+        numbers = ((n, d) if not isinstance(d, np.ndarray) or even(d) else (0, CONSTANT) for n, d in call.numbers)
+        return replace(call, numbers=tuple(numbers))
+
+    return [replace(made, calls=tuple(map(kept, made.calls))) for made in calls]
 
 
 def size_sites(

@@ -114,10 +114,11 @@ def _held(freeze: Freeze, routed: np.ndarray | None, listed: np.ndarray | None) 
 def decide_factors(solver: Solver, factors: Iterable[Factors], read: np.ndarray, deadline: Deadline) -> None:
     """For every split or merge choose the one factor that carries the unit; the others stay whole.
 
-    A frozen factor loses, and one along which everything would become a single unit; then one that meets a factor
-    already chosen wins; then the larger. Ties are decided one per connected neighbourhood and round, so that every
-    decision sees the ones before it: first those that meet a choice, then those of positions that a weight contracts
-    over (`read`: per node), since the number of tokens must not decide over heads. What no weight reads stays.
+    A frozen factor loses, and one along which everything would become a single unit; then the one wins along which
+    alone positions still differ; then one that meets a factor already chosen; then the larger. Ties are decided one per
+    connected neighbourhood and round, so that every decision sees the ones before it: first those that meet a choice,
+    then those of positions that a weight contracts over (`read`: per node), since the number of tokens must not decide
+    over heads. What no weight reads stays.
     """
     open_ = list(factors)
     chosen = np.zeros(solver.n, dtype=bool)
@@ -149,8 +150,18 @@ def _spread(solver: Solver, nodes: np.ndarray) -> np.ndarray:
 def _candidates(solver: Solver, relation: Factors) -> list[int]:
     """The factors that may carry the unit. Where each leaves only one unit, all that are free."""
     free = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
-    several = [k for k in free if not _collapses(solver, relation, k)] if len(free) > 1 else []
-    return several or free
+    if len(free) < 2:
+        return free
+    carrier = _carrier(solver, relation)
+    several = [k for k in free if not _collapses(solver, relation, k)]
+    return [carrier] if carrier in free else several or free
+
+
+def _carrier(solver: Solver, relation: Factors) -> int | None:
+    """The one factor that carries the unit already: all that differs along others goes together."""
+    labels = solver.labels[relation.flat]
+    differ = [k for k in range(labels.ndim) if (labels != np.take(labels, [0], axis=k)).any()]
+    return differ[0] if len(differ) == 1 else None
 
 
 def _collapses(solver: Solver, relation: Factors, k: int) -> bool:
@@ -195,10 +206,9 @@ def _break_ties(solver: Solver, chosen: np.ndarray, read: np.ndarray, relations:
 
 
 def _urgency(chosen: np.ndarray, read: np.ndarray, relation: Factors) -> int:
-    """2: a weight reads it, and a factor meets one that was chosen; 1: a weight reads it; 0: none does."""
-    if not any(read[part].any() for part in (relation.flat, *relation.factors)):
-        return 0
-    return 2 if any(chosen[ids].any() for ids in relation.factors) else 1
+    """2 where a factor meets one that was chosen, and 1 where a weight reads the positions: 3 where both, 0 where none."""
+    meets = any(chosen[ids].any() for ids in relation.factors)
+    return 2 * meets + any(read[part].any() for part in (relation.flat, *relation.factors))
 
 
 def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int | None) -> None:

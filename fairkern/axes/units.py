@@ -14,27 +14,29 @@ from fairkern.axes.extents import Extents, Lives, attributes, flop_terms, parame
 from fairkern.axes.facts import Contraction, Edge, Factors, Production, Ranking, Unless
 from fairkern.axes.graph import Graph
 from fairkern.axes.grouping import Grouping
+from fairkern.axes.kinds import holder, kept_units, kind_of
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
-from fairkern.axes.size_calls import size_sites
+from fairkern.axes.size_calls import countable, size_sites
+from fairkern.axes.sizes import attributes_like_children
 from fairkern.axes.solver import NOT_READ, Solver, components, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
-from fairkern.model.linear import transposed_linear
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
-from fairkern.types import Axis, AxisGroup, GroupAxis, Replacement, Silence, SizeSite, UnitMap
+from fairkern.types import AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
 
 _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A map and its size sites, none of them in use."""
+    """A map, and its size sites and attributes that code may compare its inputs with, none of them in use."""
 
     units: UnitMap
     sites: tuple[SizeSite, ...]
+    compared: tuple[SizeAttribute, ...] = ()
 
     @property
     def positions(self) -> int:
@@ -93,7 +95,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
-    sites = tuple(size_sites(graph.size_calls, sizes.of, sizes.extents))
+    sites = tuple(size_sites(countable(graph.size_calls, sizes.even), sizes.of, sizes.extents))
     frozen = tuple(places.frozen(solver))
     notes = [*tracing.notes, *remedies(tracing, {axis.reason for axis in frozen})]
     if tracing.unknown:
@@ -110,9 +112,11 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
         lists={path: made.entries for path, made in routing.lists.items()},
+        kept=tuple(kept_units(model, tracing, solver)),
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
-    return Solution(units.freeze(sizes.uneven), sites)
+    compared = tuple(attributes_like_children(model, held, sizes.extents))
+    return Solution(units.freeze(sizes.uneven), sites, compared)
 
 
 def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
@@ -201,22 +205,12 @@ def _named(
     """Name and kind of a group: those of the module that makes its units."""
     holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
     first = productions[0].weight if productions else holders[0]
-    holder = _holder(first)
-    kind = _kind(modules.get(holder))
-    if kind == "neuron" and next((a.positions.shape[1] for a in axes if a.axis == first), 1) > 1:
+    module = holder(first)
+    kind = kind_of(modules.get(module))
+    made = next((a.positions for a in axes if a.axis == first), np.zeros((0, 1)))
+    if kind == "neuron" and (np.diff(made, axis=1) == 1).any():  # what a head holds lies side by side
         kind = "head"
-    return holder or first.tensor, kind
-
-
-def _holder(axis: Axis) -> str:
-    """The module that an axis belongs to; for the original of a parametrized tensor, the module that is so."""
-    return f".{axis.module}".partition(".parametrizations.")[0][1:]
-
-
-def _kind(module: nn.Module | None) -> str:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "channel"
-    return "neuron" if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or transposed_linear(module) else "unit"
+    return module or first.tensor, kind
 
 
 def _unique_names(names: list[str]) -> list[str]:

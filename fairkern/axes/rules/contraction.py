@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from fairkern.axes.dims import CONSTANT, ZERO, Dim, Fixed, Track
-from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Production
+from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Product, Production
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
@@ -297,11 +297,16 @@ def matrix_product(call: Call) -> list[Track]:
     batch = [
         graph.meet(p, q, f"meets a fixed size in {call.where}") for p, q in zip(a.dims[:n], b.dims[:n], strict=True)
     ]
+    if a.source is None and b.source is None:
+        _apart(call, batch)
     dims: list[Dim] = [*batch, a.dims[n], b.dims[m]]
     if call.name in ("addmm", "baddbmm"):
         added = Track(call.sizes, tuple(dims))
         dims = broadcast(call, [added, call.track("self")], len(call.sizes))
-    extents = [_sized(d, s) for d, s in zip((*batch, a.dims[n], left, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)]
+    summed = left if isinstance(left, np.ndarray) else right  # of a first state of zeros the weight's tells
+    extents = [
+        _sized(d, s) for d, s in zip((*batch, a.dims[n], summed, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)
+    ]
     if call.inside.slots is not None:  # the trace runs every expert on every token
         extents[0] = call.inside.slots
     flops(call, 1.0, *extents)
@@ -336,6 +341,7 @@ def attention(call: Call) -> list[Track]:
             if len(mask.dims) > 2:
                 inner = Track(mask.sizes[:-2], mask.dims[:-2])
                 lead = broadcast(call, [Track(q.sizes[: last - 1], tuple(lead)), inner], last - 1)
+    _apart(call, lead)
     sizes = q.sizes[: last - 1]
     heads = [_sized(d, s) for d, s in zip(lead, sizes, strict=True)]
     rows, columns = q.sizes[last - 1], k.sizes[last - 1]
@@ -343,6 +349,12 @@ def attention(call: Call) -> list[Track]:
     flops(call, float(rows * columns), *heads, _sized(v.dims[last], v.sizes[last]))
     out = call.out([*lead, CONSTANT, v.dims[last]])[0]
     return [out] + [Track.constant(o.shape) for o in call.outputs[1:]]
+
+
+def _apart(call: Call, dims: list[Dim]) -> None:
+    """Two activations are multiplied for each position of these dimensions alone."""
+    module = call.inside.site.module
+    call.graph.products.extend(Product(module, d) for d in dims if isinstance(d, np.ndarray))
 
 
 def _shared(call: Call, query: Dim, n: int, key: Dim, m: int) -> Dim:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairkern.axes.dims import CONSTANT, UNIFORM, Dim, Track
+from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim, Track
 from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -69,7 +69,7 @@ def reshape(call: Call) -> list[Track]:
         merged = call.graph.merge([n for n, _, _ in taken], [d for _, d, _ in taken])
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
-    call.note_sizes(dims)
+    _note(call, dims)
     return [replace(out, indexes=track.indexes) for out in call.moved(dims, track, origin)]
 
 
@@ -77,6 +77,12 @@ def _carrier(taken: Sequence[tuple[int, Dim, int]]) -> int | tuple[int, ...] | N
     """Of dimensions that become others the only one that may hold units: what those hold lies along it."""
     tracked = [i for _, dim, i in taken if isinstance(dim, np.ndarray)]
     return taken[0][2] if len(taken) == 1 else tracked[0] if len(tracked) == 1 else None
+
+
+def _note(call: Call, dims: list[Dim]) -> None:
+    """What a product of several dimensions (einsum) makes of its own accord, no attribute was given to it."""
+    if call.function is None:
+        call.note_sizes(dims)
 
 
 @rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_")
@@ -100,7 +106,7 @@ def expand(call: Call) -> list[Track]:
     dims: list[Dim] = [UNIFORM] * extra
     for n, d, m in zip(track.sizes, track.dims, call.sizes[extra:], strict=True):
         dims.append(UNIFORM if n == 1 and m != 1 else d)
-    call.note_sizes(dims)
+    _note(call, dims)
     return call.out(dims)
 
 
@@ -146,6 +152,9 @@ def slice_(call: Call) -> list[Track]:
                 call.graph.join(ids[:part], other)
             call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)  # the places may be fixed numbers
             call.note_sizes([ids[:part]])
+        elif step == 1 and part > 1:  # a part that goes its own way, if the numbers follow
+            call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)
+            call.note_sizes([ids[start:end]])
         else:
             call.graph.freeze(ids, f"is sliced by {call.where}")
         dims[dim] = ids[start:end:step]
@@ -176,7 +185,9 @@ def split(call: Call) -> list[Track]:
             call.graph.freeze(ids, reason, Unless.PROVEN if listed else Unless.LISTED)
             call.note_sizes(cuts if listed else ())
     return [
-        Track(tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)))
+        Track(
+            tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)), track.source, track.factor
+        )
         for o, part in zip(call.outputs, parts, strict=True)
     ]
 
@@ -193,15 +204,22 @@ def concatenate(call: Call) -> list[Track]:
             for track in tracks[1:]:
                 state = call.graph.meet(state, track.dims[i], f"meets a fixed size in {call.where}")
             dims.append(state)
-        elif any(isinstance(t.dims[i], np.ndarray) for t in tracks):
-            reason = f"a part of fixed size is concatenated by {call.where}"
-            parts = (
-                d if isinstance(d := t.dims[i], np.ndarray) else call.graph.frozen(t.sizes[i], reason) for t in tracks
-            )
-            dims.append(np.concatenate(list(parts)))
+        elif any(isinstance(t.dims[i], np.ndarray) or t.dims[i] is ZERO for t in tracks):
+            dims.append(np.concatenate([_part(call, t.dims[i], t.sizes[i]) for t in tracks]))
         else:
             dims.append(CONSTANT)
     return call.out(dims)
+
+
+def _part(call: Call, dim: Dim, n: int) -> np.ndarray:
+    """The positions of a part of what is concatenated. Those of zeros (a first state, beside an input) go with what
+    reads them, if the proof shows that their number follows."""
+    if isinstance(dim, np.ndarray):
+        return dim
+    nodes = call.graph.new(n)
+    reason = f"a part of fixed size is concatenated by {call.where}"
+    call.graph.freeze(nodes, reason, Unless.PROVEN if dim is ZERO else Unless.LISTED)
+    return nodes
 
 
 @rule("stack")
