@@ -30,9 +30,7 @@ class SizeCalls(TorchFunctionMode):
         super().__init__()
         self._current, self._tracks = current, tracks
         self._calls: dict[CallSite, list[SizeCall]] = defaultdict(list)
-        self._filled: list[
-            tuple[CallSite, int, list[Dim]]
-        ] = []  # calls that fill a tensor, and what is written into it
+        self._filled: list[tuple[CallSite, int, list[Dim]]] = []  # calls that fill a tensor; what is written there
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
