@@ -37,7 +37,7 @@ class Source:
 
     Nothing that an input changes takes part, but for a factor (see `Track`). `learned`: a parameter. `silent`: where a
     slice along one of the axes is zero, so is the tensor's. `same`: the values are that parameter's own, rearranged and
-    cast.
+    cast. `part`: those of one position of a further dimension.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Source:
     learned: bool = True
     silent: bool = True
     same: bool = True
+    part: bool = False
 
     def at(self, places: Sequence[int | tuple[int, ...] | None]) -> Source:
         """The source of a tensor whose dimension `i` is dimension `places[i]` of this one (a tuple: several in one;

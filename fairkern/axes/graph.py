@@ -20,6 +20,7 @@ from fairkern.axes.facts import (
     GivenSize,
     GroupedConvolution,
     GroupNormalisation,
+    Product,
     Production,
     Ranking,
     SizeCallsOfModule,
@@ -41,6 +42,7 @@ class Graph:
     factors: list[Factors] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     productions: list[Production] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     computed: list[Computed] = field(default_factory=list)
     flops: list[Flops] = field(default_factory=list)
     grouped_convolutions: list[GroupedConvolution] = field(default_factory=list)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fairkern.axes.dims import CONSTANT, Dim
+from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim
 from fairkern.axes.facts import SizeCall, SizeCallsOfModule
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
-from fairkern.model.size_calls import SizeFunction, size_function
+from fairkern.model.size_calls import BY_NAME, SizeFunction, Span, Spans, size_function
 from fairkern.types import CallSite, Extent, SizeSite
 
 
@@ -28,6 +30,9 @@ class SizeCalls(TorchFunctionMode):
         super().__init__()
         self._current, self._tracks = current, tracks
         self._calls: dict[CallSite, list[SizeCall]] = defaultdict(list)
+        self._filled: list[
+            tuple[CallSite, int, list[Dim]]
+        ] = []  # calls that fill a tensor, and what is written into it
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -38,6 +43,8 @@ class SizeCalls(TorchFunctionMode):
         result = func(*args, **kwargs)
         numbers = function.numbers(args, kwargs)
         dims = self._dims(function, numbers, args, kwargs, result)
+        if function.kind == "filled" and isinstance(result, Tensor) and any(d is UNIFORM or d is ZERO for d in dims):
+            self._filled.append((site, len(self._calls[site]), self._tracks.watch(result)))
         self._calls[site].append(
             SizeCall(
                 function.name,
@@ -50,6 +57,9 @@ class SizeCalls(TorchFunctionMode):
 
     def _dims(self, function: SizeFunction, numbers: Sequence[Any], args: Any, kwargs: Any, result: Any) -> list[Dim]:
         nothing: list[Dim] = [CONSTANT] * len(numbers)
+        if isinstance(function, Spans):
+            tensor = args[0] if args else kwargs["input"]
+            return self._counted(tensor, function.spans(args, kwargs)) if tensor in self._tracks else nothing
         if any(t not in self._tracks for t in tensors_in(result)):
             return nothing
         if function.kind == "split":
@@ -67,8 +77,17 @@ class SizeCalls(TorchFunctionMode):
             start = dim if dim >= 0 else dim + result.ndim - len(numbers) + 1
         return list(dims[start : start + len(numbers)]) if start + len(numbers) <= len(dims) else nothing
 
+    def _counted(self, tensor: Tensor, spans: Sequence[Span]) -> list[Dim]:
+        found = ((self._tracks.of(tensor).dims[dim], first, end) for dim, first, end in spans)
+        return [nodes[first:end] if isinstance(nodes, np.ndarray) else CONSTANT for nodes, first, end in found]
+
     def by_module(self, calls: Mapping[str, int]) -> Iterator[SizeCallsOfModule]:
         """What was written down, for each of the `calls[path]` calls of every module."""
+        for site, k, dims in self._filled:
+            call = self._calls[site][k]
+            numbers = tuple((n, d if n else CONSTANT) for (n, _), d in zip(call.numbers, dims, strict=False))
+            self._calls[site][k] = replace(call, numbers=numbers)
+        self._filled.clear()
         for path, count in calls.items():
             for number in range(count):
                 yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
@@ -121,5 +140,6 @@ def _follows(
         extent = extent_of(dim)
         return extent if len(dim) == number and extents[extent].parts else None
     candidates = lengths.get(number, set())
-    once = [n for n, _ in call.numbers].count(number) == 1
-    return next(iter(candidates)) if dim is not CONSTANT and len(candidates) == 1 and once else None
+    if BY_NAME[call.function].kind != "filled" or [n for n, _ in call.numbers].count(number) > 1:
+        return None
+    return next(iter(candidates)) if dim is not CONSTANT and len(candidates) == 1 else None

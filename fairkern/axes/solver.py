@@ -54,7 +54,7 @@ class Solver:
         self._news: list[tuple[np.ndarray, int]] = []  # nodes frozen since the last relabelling, and why
         self.labels = np.arange(self.n, dtype=np.int32)
         self.component_reason = np.full(self.n, FREE, dtype=np.int32)
-        for freeze in graph.freezes:
+        for freeze in sorted(graph.freezes, key=lambda f: f.unless is Unless.PROVEN):  # what holds in any case is told
             if not (daring and freeze.unless is Unless.PROVEN):
                 self.freeze(_held(freeze, routed, listed), freeze.reason)
         self.relabel()

@@ -14,6 +14,7 @@ from fairkern.axes.extents import Extents, Lives, attributes, flop_terms, parame
 from fairkern.axes.facts import Contraction, Production, Ranking, Unless
 from fairkern.axes.graph import Graph
 from fairkern.axes.grouping import Grouping
+from fairkern.axes.kinds import holder, kept_units, kind_of
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
 from fairkern.axes.size_calls import size_sites
@@ -22,10 +23,9 @@ from fairkern.axes.solver import NOT_READ, Solver, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
-from fairkern.model.linear import transposed_linear
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
-from fairkern.types import Axis, AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
+from fairkern.types import AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
 
 _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 
@@ -95,6 +95,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
         lists={path: made.entries for path, made in routing.lists.items()},
+        kept=tuple(kept_units(model, tracing, solver)),
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
     compared = tuple(attributes_like_children(model, held, sizes.extents))
@@ -187,22 +188,12 @@ def _named(
     """Name and kind of a group: those of the module that makes its units."""
     holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
     first = productions[0].weight if productions else holders[0]
-    holder = _holder(first)
-    kind = _kind(modules.get(holder))
-    if kind == "neuron" and next((a.positions.shape[1] for a in axes if a.axis == first), 1) > 1:
+    module = holder(first)
+    kind = kind_of(modules.get(module))
+    made = next((a.positions for a in axes if a.axis == first), np.zeros((0, 1)))
+    if kind == "neuron" and (np.diff(made, axis=1) == 1).any():  # what a head holds lies side by side
         kind = "head"
-    return holder or first.tensor, kind
-
-
-def _holder(axis: Axis) -> str:
-    """The module that an axis belongs to; for the original of a parametrized tensor, the module that is so."""
-    return f".{axis.module}".partition(".parametrizations.")[0][1:]
-
-
-def _kind(module: nn.Module | None) -> str:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "channel"
-    return "neuron" if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or transposed_linear(module) else "unit"
+    return module or first.tensor, kind
 
 
 def _unique_names(names: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
@@ -57,6 +58,13 @@ def heads_first(m: Net, x: Tensor) -> Tensor:
     return m.last(torch.einsum("bthd,hdc->btc", torch.einsum("bhij,bjhd->bihd", weights, v), m.o).relu())
 
 
+def one_after_the_other(m: Net, x: Tensor) -> Tensor:
+    """Branches whose weights lie in one parameter, [branches, out, in]."""
+    gates = m.gate(x).softmax(-1)
+    made = [F.linear(F.linear(x, m.up[i]).relu(), m.down[i]) for i in range(len(m.up))]
+    return m.last(sum(gates[..., i : i + 1] * y for i, y in enumerate(made)))
+
+
 def net(run: Callable[..., Tensor], seed: int = 0, **parts: Callable[[], nn.Module] | object) -> Net:
     torch.manual_seed(seed)
     made = {name: part() if callable(part) else part for name, part in parts.items()}
@@ -104,6 +112,17 @@ CASES: dict[str, tuple[Callable[[], Net], tuple[int, ...], dict[str, int]]] = {
         ),
         (2, 5, 6),
         {"q": 4, "o": 7},
+    ),
+    "branches in one parameter": (
+        lambda: net(
+            one_after_the_other,
+            gate=lambda: nn.Linear(6, 3),
+            up=lambda: nn.Parameter(torch.randn(3, 8, 6)),
+            down=lambda: nn.Parameter(torch.randn(3, 5, 8)),
+            last=lambda: nn.Linear(5, 3),
+        ),
+        (2, 7, 6),
+        {"up": 8, "down": 5},
     ),
     "grouped convolutions, a group a head": (
         lambda: net(

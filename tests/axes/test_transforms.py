@@ -89,7 +89,7 @@ CASES = {
     "windows": free(lambda x: x.unfold(2, 3, 1).unfold(3, 3, 2).amax((-1, -2))),
     "windows over channels": kept("is cut into windows", lambda x: x.unfold(1, 2, 2).sum(-1).repeat(1, 2, 1, 1)),
     "sampled": free(affine),
-    "sampled, of channels": kept("is sliced", steered),
+    "sampled, of channels": kept("is sampled", steered),
     "unpooled": free(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)),
     "rotary, complex": free(turned_pairs),
     "complex of two": free(lambda x: torch.complex(x, x * 2).abs()),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from fairkern.axes.dims import CONSTANT, ZERO, Dim, Fixed, Track
-from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Production
+from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Product, Production
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
@@ -42,6 +43,8 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         else:
             activation, dim, site = _tap(call, axis.tensor, x)
             side = Side.INPUT
+            if source.part and not _all_places(call, activation):
+                call.graph.freeze(x, f"{call.where} reads some of its samples with a part of {axis.tensor}")
             if dim < 0 and weight.factor is not None:
                 activation, dim, site, x = _entry(call, x)
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
@@ -88,6 +91,14 @@ def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int,
             argument, track, dim = heard[0]
             return track, dim, CallSite(inside.site.module, function.numbers[weight], weight, argument)
     return None, -1, inside.site
+
+
+def _all_places(call: Call, activation: Track | None) -> bool:
+    """Whether an activation has as many places as what the module was given, and not those of one of its experts."""
+    entry = call.inside.entry
+    if activation is None or entry is None:
+        return False
+    return math.prod(activation.sizes[:-1]) == math.prod(entry.sizes[:-1])
 
 
 def _entry(call: Call, nodes: np.ndarray) -> tuple[Track | None, int, CallSite, np.ndarray]:
@@ -286,11 +297,16 @@ def matrix_product(call: Call) -> list[Track]:
     batch = [
         graph.meet(p, q, f"meets a fixed size in {call.where}") for p, q in zip(a.dims[:n], b.dims[:n], strict=True)
     ]
+    if a.source is None and b.source is None:
+        _apart(call, batch)
     dims: list[Dim] = [*batch, a.dims[n], b.dims[m]]
     if call.name in ("addmm", "baddbmm"):
         added = Track(call.sizes, tuple(dims))
         dims = broadcast(call, [added, call.track("self")], len(call.sizes))
-    extents = [_sized(d, s) for d, s in zip((*batch, a.dims[n], left, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)]
+    summed = left if isinstance(left, np.ndarray) else right  # of a first state of zeros the weight's tells
+    extents = [
+        _sized(d, s) for d, s in zip((*batch, a.dims[n], summed, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)
+    ]
     if call.inside.slots is not None:  # the trace runs every expert on every token
         extents[0] = call.inside.slots
     flops(call, 1.0, *extents)
@@ -325,6 +341,7 @@ def attention(call: Call) -> list[Track]:
             if len(mask.dims) > 2:
                 inner = Track(mask.sizes[:-2], mask.dims[:-2])
                 lead = broadcast(call, [Track(q.sizes[: last - 1], tuple(lead)), inner], last - 1)
+    _apart(call, lead)
     sizes = q.sizes[: last - 1]
     heads = [_sized(d, s) for d, s in zip(lead, sizes, strict=True)]
     rows, columns = q.sizes[last - 1], k.sizes[last - 1]
@@ -332,6 +349,12 @@ def attention(call: Call) -> list[Track]:
     flops(call, float(rows * columns), *heads, _sized(v.dims[last], v.sizes[last]))
     out = call.out([*lead, CONSTANT, v.dims[last]])[0]
     return [out] + [Track.constant(o.shape) for o in call.outputs[1:]]
+
+
+def _apart(call: Call, dims: list[Dim]) -> None:
+    """Two activations are multiplied for each position of these dimensions alone."""
+    module = call.inside.site.module
+    call.graph.products.extend(Product(module, d) for d in dims if isinstance(d, np.ndarray))
 
 
 def _shared(call: Call, query: Dim, n: int, key: Dim, m: int) -> Dim:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fairkern.axes.dims import CONSTANT, UNIFORM, Dim, Track
+from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim, Track
 from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -116,7 +116,9 @@ def select(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
     call.graph.freeze(track.dims[dim], f"one position is selected by {call.where}")
-    return call.out([d for i, d in enumerate(track.dims) if i != dim])
+    rest = [i for i in range(len(track.sizes)) if i != dim]
+    (made,) = call.moved([track.dims[i] for i in rest], track, rest)
+    return [replace(made, source=made.source and replace(made.source, part=True))]
 
 
 @rule("unbind")
@@ -148,6 +150,9 @@ def slice_(call: Call) -> list[Track]:
                 call.graph.join(ids[:part], other)
             call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)  # the places may be fixed numbers
             call.note_sizes([ids[:part]])
+        elif step == 1 and part > 1:  # a part that goes its own way, if the numbers follow
+            call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)
+            call.note_sizes([ids[start:end]])
         else:
             call.graph.freeze(ids, f"is sliced by {call.where}")
         dims[dim] = ids[start:end:step]
@@ -195,15 +200,22 @@ def concatenate(call: Call) -> list[Track]:
             for track in tracks[1:]:
                 state = call.graph.meet(state, track.dims[i], f"meets a fixed size in {call.where}")
             dims.append(state)
-        elif any(isinstance(t.dims[i], np.ndarray) for t in tracks):
-            reason = f"a part of fixed size is concatenated by {call.where}"
-            parts = (
-                d if isinstance(d := t.dims[i], np.ndarray) else call.graph.frozen(t.sizes[i], reason) for t in tracks
-            )
-            dims.append(np.concatenate(list(parts)))
+        elif any(isinstance(t.dims[i], np.ndarray) or t.dims[i] is ZERO for t in tracks):
+            dims.append(np.concatenate([_part(call, t.dims[i], t.sizes[i]) for t in tracks]))
         else:
             dims.append(CONSTANT)
     return call.out(dims)
+
+
+def _part(call: Call, dim: Dim, n: int) -> np.ndarray:
+    """The positions of a part of what is concatenated. Those of zeros (a first state, beside an input) go with what
+    reads them, if the proof shows that their number follows."""
+    if isinstance(dim, np.ndarray):
+        return dim
+    nodes = call.graph.new(n)
+    reason = f"a part of fixed size is concatenated by {call.where}"
+    call.graph.freeze(nodes, reason, Unless.PROVEN if dim is ZERO else Unless.LISTED)
+    return nodes
 
 
 @rule("stack")
