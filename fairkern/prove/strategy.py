@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,16 +23,22 @@ class _Proof:
         self._said: dict[tuple[int, int], tuple[UnitMap, Failed]] = {}  # how all groups of a map failed together
 
     def failing(
-        self, candidate: UnitMap, learn: bool, together: bool, doubtful: Iterable[int] | None = None
-    ) -> tuple[UnitMap, dict[int, str]]:
+        self,
+        candidate: UnitMap,
+        learn: bool,
+        together: bool,
+        doubtful: Iterable[int] | None = None,
+        most: int | None = None,
+    ) -> tuple[UnitMap, dict[int, Failed]]:
         """What fails, and the map without the sites whose numbers turn out right by themselves.
 
-        `doubtful`: the groups that may fail; those beside them have passed together.
+        `doubtful`: the groups that may fail; those beside them have passed together. `most`: as many failing groups are
+        too many to look for others.
         """
-        failed: dict[int, str] = {}
+        failed: dict[int, Failed] = {}
         needless: set[tuple[str, int, int]] | None = set() if learn else None
         for number, inputs in enumerate(self._runs):
-            tried = candidate.freeze(failed) if failed else candidate
+            tried = candidate.freeze(_reasons(failed)) if failed else candidate
             known = (id(tried), number)
             found = failing(
                 self._model,
@@ -43,12 +49,15 @@ class _Proof:
                 together=together,
                 prepared=self._prepare(tried, number),
                 doubtful=doubtful,
+                most=None if most is None else most - len(failed),
                 said=self._said[known][1] if known in self._said else None,
                 deadline=self._deadline,
             )
             if together and found:
                 self._said[known] = tried, next(iter(found.values()))
-            failed |= {group: why.reason for group, why in found.items()}
+            failed |= found
+            if most is not None and len(failed) >= most:
+                break
             if needless is not None:
                 candidate, needless = candidate.without_sites(needless), None
         return candidate, failed
@@ -66,6 +75,10 @@ class _Proof:
             if not failed:
                 return candidate
         return None
+
+
+def _reasons(failed: Mapping[int, Failed]) -> dict[int, str]:
+    return {group: why.reason for group, why in failed.items()}
 
 
 def _with_and_without(
@@ -116,21 +129,28 @@ def proven(
         if found is not None:
             return found
     _, failed = proof.failing(units, learn=False, together=False)
-    best, doubtful = units.freeze(failed), tuple(failed)
+    best, doubtful = units.freeze(_reasons(failed)), tuple(failed)
+    fewer = _fewer_observed(units, failed)
     others = [
-        candidate
-        for fewer in _fewer_observed(units, failed)
-        for candidate in _with_and_without(fewer, sites, failed)
-        if candidate[0] is not units
+        (candidate, learn, number == len(fewer) - 1)
+        for number, attributes in enumerate(fewer)
+        for candidate, learn in _with_and_without(attributes, sites, failed)
+        if candidate is not units
     ]
-    for together in (True, False):
-        for candidate, learn in others:
-            candidate, again = proof.failing(candidate, learn, together, doubtful)
-            if not again:
-                return candidate
-            if not together and len(again) < len(failed):
-                best, failed = candidate.freeze(again), again
-    reasons = {units.groups[g].name: reason for g, reason in failed.items()}
+    searched = []
+    for candidate, learn, last in others:
+        holds, again = proof.failing(candidate, learn, together=True, doubtful=doubtful)
+        if not again:
+            return holds
+        if last or not any(why.raised for why in again.values()):  # other attributes give other errors, one after the other
+            searched.append((candidate, learn))
+    for candidate, learn in searched:
+        holds, again = proof.failing(candidate, learn, together=False, doubtful=doubtful, most=len(failed))
+        if not again:
+            return holds
+        if len(again) < len(failed):
+            best, failed = holds.freeze(_reasons(again)), again
+    reasons = {units.groups[g].name: why.reason for g, why in failed.items()}
     for candidate, known in tried[:-1]:
         same = {g: reasons[group.name] for g, group in enumerate(candidate.groups) if group.name in reasons}
         found = proof.whole(candidate.freeze(same), known) if same else None

@@ -110,12 +110,14 @@ def failing(
     prepared: Prepared | None = None,
     doubtful: Iterable[int] | None = None,
     said: Failed | None = None,
+    most: int | None = None,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, Failed]:
     """What `prove` says, with what is known of where it failed.
 
     `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups that
     may fail, the others having passed together; `said`: how all groups together fail, where that is known.
+    `most`: as many failing groups are too many; no others are looked for.
     """
     check(model, build(units, nothing(units)))
     check_values(model)
@@ -135,7 +137,7 @@ def failing(
             return {} if said is None else dict.fromkeys(candidates, said)
         wanted = set(candidates if doubtful is None else doubtful)
         settled = [c for c in candidates if c not in wanted]
-        reasons = search([c for c in candidates if c in wanted], attempt, settled, said)
+        reasons = search([c for c in candidates if c in wanted], attempt, settled, said, most)
         return {group: Failed(reason) for group, reason in reasons.items()}
 
 
@@ -246,7 +248,7 @@ class _Trial:
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
             suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
-            return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", suspects)
+            return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", True, suspects)
         with masked(self.copy, plan):
             expected = [self._run(self.copy, state) for state in self.prepared.states]
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
