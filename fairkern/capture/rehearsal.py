@@ -15,6 +15,7 @@ from fairkern.capture.listed import ListedExperts
 from fairkern.capture.listener import Listener
 from fairkern.capture.points import Point
 from fairkern.errors import InputError
+from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.nested import call_model
 from fairkern.model.tensors import device_of
 
@@ -33,8 +34,10 @@ class Rehearsal:
     that shows something new is rehearsed as the first one was; what was learned stays.
     """
 
-    def __init__(self, model: nn.Module, listener: Listener, loss_fn: LossFunction | None) -> None:
-        self._model, self._listener, self._loss_fn = model, listener, loss_fn
+    def __init__(
+        self, model: nn.Module, listener: Listener, loss_fn: LossFunction | None, ambient: Ambient = NO_AUTOCAST
+    ) -> None:
+        self._model, self._listener, self._loss_fn, self._ambient = model, listener, loss_fn, ambient
         self._listed = ListedExperts(model, listener.points, listener.hear)
         self._several: Mapping[Point, Layout] | None = None  # where the samples of a batch of several lie
         self.layouts: Mapping[Point, Layout] = {}  # of the batch that was heard last
@@ -88,7 +91,7 @@ class Rehearsal:
 
     def _run(self, call: Callable[[], T]) -> T:
         self._listener.reset(device_of(self._model))
-        with self._listener.hearing(), self._listed.followed():
+        with self._ambient.again(), self._listener.hearing(), self._listed.followed():
             result = call()
         self._place_rows()
         return result

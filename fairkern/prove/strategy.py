@@ -142,7 +142,9 @@ def proven(
         holds, again = proof.failing(candidate, learn, together=True, doubtful=doubtful)
         if not again:
             return holds
-        if last or not any(why.raised for why in again.values()):  # other attributes give other errors, one after the other
+        if last or not any(
+            why.raised for why in again.values()
+        ):  # other attributes give other errors, one after the other
             searched.append((candidate, learn))
     for candidate, learn in searched:
         holds, again = proof.failing(candidate, learn, together=False, doubtful=doubtful, most=len(failed))

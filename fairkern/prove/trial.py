@@ -261,9 +261,7 @@ class _Trial:
         renaming = Renaming(plan)
         for path in running(error, small):
             within = f"{renaming.before(path) or path}." if path else ""
-            found = {
-                g for g in chosen if any(a.axis.tensor.startswith(within) for a in self.units.groups[g].axes)
-            }
+            found = {g for g in chosen if any(a.axis.tensor.startswith(within) for a in self.units.groups[g].axes)}
             if found:
                 return frozenset(found)
         return frozenset()
