@@ -10,7 +10,7 @@ import torch
 
 
 def forget_casts() -> None:
-    """Call after weights have been written to: until it is left, autocast goes on with the casts that it made before."""
+    """Call after weights have been written to: until it is left, autocast goes on with the casts that it has."""
     torch.clear_autocast_cache()
 
 

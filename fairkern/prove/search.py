@@ -28,8 +28,8 @@ def search(
     last member is the culprit. Every step settles at least one candidate, whatever `fails` answers. Where the failures
     name suspects and all others pass together, it looks among the suspects only.
 
-    `passing`: a set that is known to pass, of which no member is a candidate. `said`: what `fails` said of all together,
-    where it has been asked. `most`: do not look further once as many have failed.
+    `passing`: a set that is known to pass, of which no member is a candidate. `said`: what `fails` said of all
+    together, where it has been asked. `most`: do not look further once as many have failed.
     """
     asked: dict[frozenset[int], Failed | None] = {}
 

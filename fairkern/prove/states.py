@@ -19,10 +19,10 @@ _ASKING = frozenset({"is_grad_enabled", "is_inference_mode_enabled", "is_inferen
 def states_of(model: nn.Module) -> list[State]:
     """Without gradients, on torch's fast path where it goes; and with gradients, where a module's code asks for them.
 
-    Torch's attention asks too. It is left out, since what takes its place asks in the same way (and is tested for that).
+    Torch's attention asks too. It is left out, since what takes its place asks in the same way (tests hold that).
     """
-    asks = any(_asks(type(module)) for module in model.modules() if not isinstance(module, nn.MultiheadAttention))
-    return [_deployed, _trained] if asks else [_deployed]
+    kinds: set[Any] = {type(module) for module in model.modules() if not isinstance(module, nn.MultiheadAttention)}
+    return [_deployed, _trained] if any(map(_asks, kinds)) else [_deployed]
 
 
 @contextlib.contextmanager
@@ -48,7 +48,7 @@ def _fast() -> Iterator[None]:
 
 
 @functools.cache
-def _asks(kind: type[nn.Module]) -> bool:
+def _asks(kind: Any) -> bool:
     """Whether `forward`, or a function of the class or of its module that it names, asks for the state."""
     waiting: list[Any] = [kind.forward]
     seen: set[int] = set()

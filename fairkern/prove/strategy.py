@@ -15,7 +15,7 @@ from fairkern.types import SizeSite, UnitMap
 
 
 class _Proof:
-    """Runs a model pruned and masked, on several inputs. Of what it made for one proof it keeps what the next can use."""
+    """Runs a model pruned and masked, on several inputs. It keeps of one proof what the next can use."""
 
     def __init__(self, model: nn.Module, runs: Sequence[Any], seed: int, deadline: Deadline) -> None:
         self._model, self._runs, self._seed, self._deadline = model, runs, seed, deadline
@@ -89,8 +89,8 @@ def _with_and_without(
 
 
 def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
-    """The map without any attribute that was recognised by its value and follows a group that failed, and before that
-    without those of one value at a time: two attributes may be the number of heads, and another happen to be as large."""
+    """The map without attributes that were recognised by their value and follow a group that failed: those of one value
+    at a time (two may be the number of heads, another happen to be as large as something else), then all."""
     failed = set(failed)
     none = units.without_observed(failed)
     observed = [a for a in units.attributes if a not in none.attributes]

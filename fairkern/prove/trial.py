@@ -115,8 +115,8 @@ def failing(
 ) -> dict[int, Failed]:
     """What `prove` says, with what is known of where it failed.
 
-    `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups that
-    may fail, the others having passed together; `said`: how all groups together fail, where that is known.
+    `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups
+    that may fail, the others having passed together; `said`: how all groups together fail, where that is known.
     `most`: as many failing groups are too many; no others are looked for.
     """
     check(model, build(units, nothing(units)))
