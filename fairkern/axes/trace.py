@@ -26,6 +26,7 @@ from fairkern.errors import TimeLimitError
 from fairkern.model.autocast import forget_casts
 from fairkern.model.fused import dense, plain, running_as
 from fairkern.model.nested import call_model, elements
+from fairkern.model.raised import in_words
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
 from fairkern.model.untouched import Originals, forget, untouched
@@ -65,8 +66,7 @@ def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline
         except TimeLimitError:
             raise
         except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
-            first = (str(error).splitlines() or [""])[0]
-            tracing.notes.append(f"not traced in train mode: {type(error).__name__}: {first}")
+            tracing.notes.append(f"not traced in train mode: {in_words(error, model)}")
     return tracing
 
 

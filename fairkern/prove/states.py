@@ -49,7 +49,7 @@ def _fast() -> Iterator[None]:
 
 @functools.cache
 def _asks(kind: Any) -> bool:
-    """Whether `forward`, or a function of the class or of its module that it names, asks for the state."""
+    """Whether `forward` asks for the state, or what it names: methods, and functions that are defined beside it."""
     waiting: list[Any] = [kind.forward]
     seen: set[int] = set()
     while waiting:
@@ -61,9 +61,9 @@ def _asks(kind: Any) -> bool:
         names = _names(function.__code__)
         if names & _ASKING:
             return True
-        own = function.__globals__.get("__name__", "").split(".")[0] != "torch"
+        beside = [function.__globals__.get(name) for name in names]
+        waiting += [f for f in beside if getattr(f, "__globals__", None) is function.__globals__]
         waiting += [getattr(kind, name, None) for name in names if not hasattr(nn.Module, name)]
-        waiting += [function.__globals__.get(name) for name in names if own]
     return False
 
 
