@@ -51,7 +51,7 @@ def test_what_needs_nothing_is_seen_as_such() -> None:
 
 
 class Casting(nn.Module):
-    """Computes its middle in float32; `narrow`: and by how many there are, which makes every cut wrong by little."""
+    """Computes its middle in float32; `error` by every unit that there is makes a cut wrong."""
 
     def __init__(self, error: float) -> None:
         super().__init__()
