@@ -125,7 +125,7 @@ def failing(
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
-    with own_random_state(model, seed), torch.no_grad():
+    with _own_random_state(model), torch.no_grad():
         trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, tolerance, needless_sites)
 
         def attempt(groups: Sequence[int]) -> Failed | None:
@@ -157,7 +157,7 @@ def failure(
 
     Cost and errors as of `prove` when nothing fails.
     """
-    with own_random_state(model, seed), torch.no_grad():
+    with _own_random_state(model), torch.no_grad():
         trial = _Trial(prepare(model, units, inputs, seed), units, removed, None, None)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
@@ -180,6 +180,11 @@ class Prepared:
 
 def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
     """The first of float64 and own dtypes, varied and given inputs, that a copy can run with."""
+    with _own_random_state(model), torch.no_grad():
+        return _prepared(model, units, inputs, seed)
+
+
+def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
     own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
     coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
     problem: Exception | None = None
@@ -284,7 +289,7 @@ def _double(tensor: Tensor, copy: bool = False) -> Tensor:
 
 
 @contextmanager
-def own_random_state(model: nn.Module, seed: int) -> Iterator[None]:
+def _own_random_state(model: nn.Module) -> Iterator[None]:
     devices = {held.tensor.device for held in tensors_of(model) if held.tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
         yield

@@ -64,7 +64,7 @@ class Casting(nn.Module):
 
 @pytest.mark.parametrize("error", [0.0, 1e-8])
 def test_a_small_error_is_an_error_in_a_model_that_casts(error: float) -> None:
-    """Rounding to float32 would leave 1e-8 and more: it is done without, so that nothing of that size is let through."""
+    """Rounding to float32 leaves 1e-8 and more: the proof does without it, and lets nothing of that size through."""
     torch.manual_seed(0)
     model = Casting(error)
     units = units_of(
