@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ def search(
     passing: Sequence[int] = (),
     said: Failed | None = None,
     most: int | None = None,
-) -> dict[int, str]:
-    """The candidates that fail on top of those that pass, with why `fails(set)` said so (None: the set passes).
+) -> dict[int, Failed]:
+    """The candidates that fail on top of those that pass, with what `fails(set)` said (None: the set passes).
 
     Grows a passing set from the front: the next failing prefix is found by galloping and bisection, and its
     last member is the culprit. Every step settles at least one candidate, whatever `fails` answers. Where the failures
@@ -55,8 +55,8 @@ def search(
     if not passing:
         nothing = failure(())
         if nothing is not None:
-            return dict.fromkeys(candidates, f"with nothing removed: {nothing.reason}")
-    failed: dict[int, str] = {}
+            return dict.fromkeys(candidates, replace(nothing, reason=f"with nothing removed: {nothing.reason}"))
+    failed: dict[int, Failed] = {}
     known: Failed | None = found  # of passing + rest together
     step = max(1, len(rest) // 2)
     while rest:
@@ -71,7 +71,7 @@ def search(
                 if low == len(rest):
                     return failed
         assert known is not None
-        failed[rest[low]] = known.reason
+        failed[rest[low]] = known
         if most is not None and len(failed) >= most:
             return failed
         passing += rest[:low]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.search import Failed
 from fairkern.prove.trial import Prepared, failing, prepare
-from fairkern.types import SizeSite, UnitMap
+from fairkern.types import SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
@@ -101,6 +102,14 @@ def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
     return [*one, none]
 
 
+def _compared(units: UnitMap, attributes: Sequence[SizeAttribute], failed: Mapping[int, Failed]) -> list[UnitMap]:
+    """The map with attributes that follow groups without which the pruned model raises: code may compare inputs with
+    them. None where nothing raised."""
+    raised = {group for group, why in failed.items() if why.raised}
+    more = [a for a in attributes if units.follows(a.extent) & raised]
+    return [replace(units, attributes=(*units.attributes, *more))] if more else []
+
+
 def proven(
     model: nn.Module,
     certain: Solution,
@@ -115,7 +124,8 @@ def proven(
     those that fail in the certain map too; else not at all. Of the certain map, tried until all groups pass
     together: the map as it is; with sizes substituted that modules' code passes on; and for the groups that fail
     then, the same two without attributes that were recognised by their value, which may be a coincidence (those of one
-    value, then all). If none of these passes whole, the one with which the fewest groups fail.
+    value, then all), and with those that the code may compare its inputs with. If none of these passes whole, the one
+    with which the fewest groups fail.
     """
     proof = _Proof(model, runs, seed, deadline)
     units, sites = certain.units, certain.sites
@@ -130,21 +140,19 @@ def proven(
             return found
     _, failed = proof.failing(units, learn=False, together=False)
     best, doubtful = units.freeze(_reasons(failed)), tuple(failed)
-    fewer = _fewer_observed(units, failed)
+    *by_value, none = _fewer_observed(units, failed)
     others = [
-        (candidate, learn, number == len(fewer) - 1)
-        for number, attributes in enumerate(fewer)
-        for candidate, learn in _with_and_without(attributes, sites, failed)
+        (candidate, learn, any(other is one for one in by_value))
+        for other in (*_compared(units, certain.compared, failed), *by_value, none)
+        for candidate, learn in _with_and_without(other, sites, failed)
         if candidate is not units
     ]
     searched = []
-    for candidate, learn, last in others:
+    for candidate, learn, some_left_out in others:
         holds, again = proof.failing(candidate, learn, together=True, doubtful=doubtful)
         if not again:
             return holds
-        if last or not any(
-            why.raised for why in again.values()
-        ):  # other attributes give other errors, one after the other
+        if not (some_left_out and any(why.raised for why in again.values())):  # it was right to have them
             searched.append((candidate, learn))
     for candidate, learn in searched:
         holds, again = proof.failing(candidate, learn, together=False, doubtful=doubtful, most=len(failed))

@@ -137,8 +137,7 @@ def failing(
             return {} if said is None else dict.fromkeys(candidates, said)
         wanted = set(candidates if doubtful is None else doubtful)
         settled = [c for c in candidates if c not in wanted]
-        reasons = search([c for c in candidates if c in wanted], attempt, settled, said, most)
-        return {group: Failed(reason) for group, reason in reasons.items()}
+        return search([c for c in candidates if c in wanted], attempt, settled, said, most)
 
 
 def check_values(model: nn.Module) -> None:
