@@ -24,6 +24,7 @@ from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
+from fairkern.model.autocast import forget_casts
 from fairkern.model.fused import dense, plain, running_as
 from fairkern.model.nested import call_model, elements, tensors_in
 from fairkern.model.raised import in_words
@@ -116,6 +117,7 @@ def _run(
     first: bool,
 ) -> None:
     forget(model)
+    forget_casts()  # what a model's own autocast made of weights in another run has no track
     tracks = Tracks(tracing.graph)
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
