@@ -16,7 +16,7 @@ from fairkern.axes.graph import Graph
 from fairkern.axes.grouping import Grouping
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
-from fairkern.axes.size_calls import size_sites
+from fairkern.axes.size_calls import size_places, size_sites
 from fairkern.axes.solver import Solver, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
@@ -73,6 +73,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
     sites = tuple(size_sites(graph.size_calls, sizes.of, sizes.extents))
+    sited = {site.module for site in sites}
     notes = list(tracing.notes)
     if tracing.unknown:
         notes.append("operators without a rule: " + ", ".join(sorted(tracing.unknown)))
@@ -88,6 +89,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
         lists={path: made.entries for path, made in routing.lists.items()},
+        seen={path: places for path, places in size_places(graph.size_calls).items() if path in sited},
     )
     return Solution(units.freeze(sizes.uneven), sites)
 

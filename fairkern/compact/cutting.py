@@ -69,7 +69,7 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
         module = model.get_submodule(change.module)
         setattr(read_attribute(module, holder) if holder else module, name, change.after)
     replace_modules(model, {r.module: r.name for r in plan.replacements})
-    install(model, plan.sites)
+    install(model, plan.sites, plan.seen)
     if plan.config:
         set_config(model.config, plan)
     for cut in reversed(cut_lists(plan)):  # the names of outer lists are still those of before

@@ -25,6 +25,11 @@ class SizeFunction:
     keywords: tuple[str, ...]
     variadic: bool = False  # the numbers may be all remaining arguments
 
+    @property
+    def views(self) -> bool:
+        """Whether its result has the elements of its argument, in another shape."""
+        return self.name in ("view", "reshape")
+
     def numbers(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         """The numbers that a call is given, in order; empty where it is given none."""
         if len(args) > self.at:
@@ -73,9 +78,9 @@ _TABLE = (
 _BY_NAME: Mapping[str, SizeFunction] = {function.name: function for function in _TABLE}
 
 
-def size_function(function: Callable[..., Any]) -> SizeFunction | None:
-    """What is known of a torch function, as a function mode is given it: by its name.
+def size_function(function: Callable[..., Any] | str) -> SizeFunction | None:
+    """What is known of a torch function, as a function mode is given it, or of a method by its name: by its name.
 
     `Tensor.split` and `torch.split` are one. (By the function itself, torch.compile finds some and not others.)
     """
-    return _BY_NAME.get(getattr(function, "__name__", ""))
+    return _BY_NAME.get(function if isinstance(function, str) else getattr(function, "__name__", ""))

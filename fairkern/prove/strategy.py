@@ -11,7 +11,7 @@ from torch import nn
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.trial import prove
-from fairkern.types import SizeSite, UnitMap
+from fairkern.types import SiteNumber, SizeSite, UnitMap
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,19 @@ class _Proof:
     def failing(self, candidate: UnitMap, learn: bool, together: bool) -> tuple[UnitMap, dict[int, str]]:
         """What fails, and the map without the sites whose numbers turn out right by themselves."""
         failed: dict[int, str] = {}
-        needless: set[tuple[str, int, int]] | None = set() if learn else None
+        numbers: dict[SiteNumber, bool] | None = {} if learn else None
         for inputs in self.runs:
             failed |= prove(
                 self.model,
                 candidate.freeze(failed),
                 inputs,
                 seed=self.seed,
-                needless_sites=needless,
+                numbers=numbers,
                 together=together,
                 deadline=self.deadline,
             )
-            if needless is not None:
-                candidate, needless = candidate.without_sites(needless), None
-        return candidate, failed
+        gone = [number for number, right in (numbers or {}).items() if right]
+        return candidate.without_sites(gone), failed
 
     def whole(self, units: UnitMap, sites: Sequence[SizeSite]) -> UnitMap | None:
         """The map if all of its groups hold together, as it is or with sizes substituted."""

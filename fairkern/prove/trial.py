@@ -23,7 +23,7 @@ from fairkern.plans.removals import NONE, about_half, nothing
 from fairkern.prove.double import in_double
 from fairkern.prove.inputs import distance, vary
 from fairkern.prove.stir import calibrate, stir
-from fairkern.types import IndexArray, UnitMap
+from fairkern.types import IndexArray, SiteNumber, UnitMap
 
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
@@ -52,7 +52,7 @@ def prove(
     *,
     seed: int = 0,
     tolerance: float | None = None,
-    needless_sites: set[tuple[str, int, int]] | None = None,
+    numbers: dict[SiteNumber, bool] | None = None,
     together: bool = False,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, str]:
@@ -69,8 +69,8 @@ def prove(
     by those of its own activations, perturbed: the zeros and ones of a fresh model would hide wrong cuts.
     `model` and the global random generators stay as they are.
 
-    `needless_sites`: a set that receives (module, call, place) of the map's size sites whose number is right
-    without a substitution; without it every site is substituted.
+    `numbers`: a dictionary that learns of the numbers at the map's size sites whether they were always right without a
+    substitution, over several proofs; without it every one is substituted.
     `together`: do not search; if all groups together fail, each has that reason.
     `tolerance` defaults to 1e-9 in float64, 1e-3 in float32, 5e-2 in half precision.
 
@@ -86,7 +86,7 @@ def prove(
     if not candidates:
         return {}
     with _own_random_state(model, seed), torch.no_grad():
-        trial = _Trial(model, units, removed, inputs, seed, tolerance, needless_sites)
+        trial = _Trial(model, units, removed, inputs, seed, tolerance, numbers)
 
         def attempt(groups: Sequence[int]) -> str | None:
             deadline.check("proving groups")
@@ -163,9 +163,9 @@ class _Trial:
         inputs: Any,
         seed: int,
         tolerance: float | None,
-        needless_sites: set[tuple[str, int, int]] | None,
+        numbers: dict[SiteNumber, bool] | None,
     ) -> None:
-        self.needless_sites = needless_sites
+        self.numbers = numbers
         self.units, self.removed, self.seed = units, removed, seed
         sites = {s for g in units.groups for tap in g.taps if tap.side.of_experts for s in tap.sites}
         self._experts = {site.module: one_by_one for site in sites if site.module not in units.lists}
@@ -208,7 +208,7 @@ class _Trial:
         plan = build(self.units, [r if i in chosen else NONE for i, r in enumerate(self.removed)])
         try:
             small = apply(self.copy, plan)
-            if self.needless_sites is not None:
+            if self.numbers is not None:
                 learn(small)
             found = self._run(small, self.inputs)
         except (MemoryError, torch.OutOfMemoryError):
@@ -219,8 +219,9 @@ class _Trial:
         with masked(self.copy, plan):
             expected = self._run(self.copy, self.inputs)
         error_ = distance(expected, found)
-        if self.needless_sites is not None and error_ <= self.tolerance:
-            self.needless_sites |= needless(small, plan)
+        if self.numbers is not None and error_ <= self.tolerance:
+            for number, right in needless(small, plan).items():
+                self.numbers[number] = self.numbers.get(number, True) and right
         return None if error_ <= self.tolerance else f"pruned differs from masked by {error_:.1e}"
 
 

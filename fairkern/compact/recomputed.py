@@ -1,0 +1,87 @@
+"""What a module's code is made to run under, kept for the backward pass to run it under again.
+
+Gradient checkpointing calls a function of the module's code a second time, when its `forward` has long returned.
+`torch.utils.checkpoint` keeps such a function in a frame of its own, a custom `autograd.Function` calls it in its
+`backward`, whosever that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FrameType, GeneratorType
+from typing import Any
+
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+
+from fairkern.model.call_places import begins
+
+Start = Callable[[], TorchFunctionMode]
+
+
+class OwnCalls(TorchFunctionMode):
+    """A function mode that means the calls of one module's own code, not those of modules that run inside."""
+
+    running = 0  # modules that are running inside
+
+
+def enter(*_: Any) -> None:
+    """A module begins to run."""
+    for mode in _modes():
+        mode.running += 1
+
+
+def leave(*_: Any) -> None:
+    """A module has run."""
+    for mode in _modes():
+        mode.running -= 1
+
+
+def _modes() -> list[OwnCalls]:
+    modes: list[Any] = _get_current_function_mode_stack()
+    return [mode for mode in modes if isinstance(mode, OwnCalls)]
+
+
+@contextmanager
+def _alone(start: Start) -> Iterator[None]:
+    others = _modes()  # of a forward pass that asks for gradients inside
+    for mode in others:
+        mode.running += 1
+    try:
+        with start():
+            yield
+    finally:
+        for mode in others:
+            mode.running -= 1
+
+
+class _Again:
+    """A function that recomputes, under a mode."""
+
+    def __init__(self, function: Callable[..., Any], start: Start) -> None:
+        self._function, self._start = function, start
+
+    @begins
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _alone(self._start):
+            return self._function(*args, **kwargs)
+
+
+def under(frame: FrameType, start: Start) -> None:
+    """What `frame` calls may be called again in a backward pass: then under the mode that `start` makes.
+
+    `frame` is one that `call_places.way` names. Said several times, the first counts.
+    """
+    found = frame.f_locals.get("gen")
+    if isinstance(found, GeneratorType) and found.gi_frame is not None:
+        checkpoint = found.gi_frame.f_locals["new_frame"]
+        if not isinstance(checkpoint.recompute_fn, _Again):
+            checkpoint.recompute_fn = _Again(checkpoint.recompute_fn, start)
+        return
+    node = frame.f_locals.get("ctx")
+    if isinstance(node, BackwardCFunction) and not hasattr(node, "_fairkern_recomputes"):
+        node._fairkern_recomputes = True  # type: ignore[attr-defined]
+        around = ExitStack()
+        node.register_prehook(lambda _: around.enter_context(_alone(start)))  # type: ignore[attr-defined]
+        node.register_hook(lambda *_: around.close())  # type: ignore[attr-defined]
