@@ -7,8 +7,7 @@ Gradient checkpointing calls a function of the module's code a second time, when
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from types import FrameType, GeneratorType
 from typing import Any
 
@@ -27,33 +26,21 @@ class OwnCalls(TorchFunctionMode):
 
 
 def enter(*_: Any) -> None:
-    """A module begins to run."""
-    for mode in _modes():
+    """A module begins to run: a hook."""
+    for mode in modes():
         mode.running += 1
 
 
 def leave(*_: Any) -> None:
-    """A module has run."""
-    for mode in _modes():
+    """A module has run: a hook."""
+    for mode in modes():
         mode.running -= 1
 
 
-def _modes() -> list[OwnCalls]:
-    modes: list[Any] = _get_current_function_mode_stack()
-    return [mode for mode in modes if isinstance(mode, OwnCalls)]
-
-
-@contextmanager
-def _alone(start: Start) -> Iterator[None]:
-    others = _modes()  # of a forward pass that asks for gradients inside
-    for mode in others:
-        mode.running += 1
-    try:
-        with start():
-            yield
-    finally:
-        for mode in others:
-            mode.running -= 1
+def modes() -> list[OwnCalls]:
+    """Those that are entered, the innermost last."""
+    entered: list[Any] = _get_current_function_mode_stack()
+    return [mode for mode in entered if isinstance(mode, OwnCalls)]
 
 
 class _Again:
@@ -64,8 +51,12 @@ class _Again:
 
     @begins
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _alone(self._start):
-            return self._function(*args, **kwargs)
+        enter()  # to modes of a forward pass that asks for gradients inside
+        try:
+            with self._start():
+                return self._function(*args, **kwargs)
+        finally:
+            leave()
 
 
 def under(frame: FrameType, start: Start) -> None:
@@ -82,6 +73,17 @@ def under(frame: FrameType, start: Start) -> None:
     node = frame.f_locals.get("ctx")
     if isinstance(node, BackwardCFunction) and not hasattr(node, "_fairkern_recomputes"):
         node._fairkern_recomputes = True  # type: ignore[attr-defined]
-        around = ExitStack()
-        node.register_prehook(lambda _: around.enter_context(_alone(start)))  # type: ignore[attr-defined]
-        node.register_hook(lambda *_: around.close())  # type: ignore[attr-defined]
+        running: list[TorchFunctionMode] = []
+
+        def before(_: Any) -> None:
+            enter()
+            running.append(start())
+            running[-1].__enter__()
+
+        def after(*_: Any) -> None:
+            running.pop().__exit__(None, None, None)
+            leave()
+
+        # after an error the second does not run: the engine puts the modes back itself when it leaves a node
+        node.register_prehook(before)  # type: ignore[attr-defined]
+        node.register_hook(after)  # type: ignore[attr-defined]

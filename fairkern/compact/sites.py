@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.recomputed import OwnCalls, enter, leave, under
-from fairkern.compact.symbolic import proxies, traced
+from fairkern.compact.symbolic import Proxy, proxies, traced
 from fairkern.errors import InputError
 from fairkern.model.call_places import begins, place, place_of, way, within
 from fairkern.model.size_calls import SizeFunction, size_function
@@ -191,9 +191,8 @@ def _number(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> A
     if not _fits(change, function, numbers):
         raise _other(change, function, numbers)
     number = numbers[change.place]
-    if next(proxies(number), None) is None:
-        if number % before:
-            raise _other(change, function, numbers)
+    if not isinstance(number, Proxy) and number % before:
+        raise _other(change, function, numbers)
     return number // before * after
 
 

@@ -33,7 +33,9 @@ _MODULE_CALL = nn.Module._call_impl.__code__
 _BACKWARD = torch.autograd.function.BackwardCFunction.apply.__code__
 _begins = {id(_BACKWARD)}
 _kinds: dict[int, tuple[int, CodeType]] = {}  # by identity: the code is kept, so that no other gets it
+_RESUMED = "torch_dynamo_resume_in_"
 _labels: dict[tuple[int, int, str], str] = {}
+_places: dict[tuple[str, ...], str] = {}
 _instructions: dict[int, tuple[list[int], list[Any], CodeType]] = {}
 
 
@@ -50,19 +52,26 @@ def way(name: str, recomputed: Recomputed | None = None) -> tuple[list[str], boo
     backward pass. Cost: a microsecond or two.
     """
     labels: list[str] = []
+    resumed = False
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back
-        code = frame.f_code
-        kind = _kind(code, frame)
-        last = frame.f_lasti
+        code, last = frame.f_code, frame.f_lasti
+        known = _kinds.get(id(code))
+        kind = _kind(code, frame) if known is None else known[0]
+        if kind == _PASSED:
+            continue
         if kind == _COMPILES:
             follows = frame.f_locals["self"]
             code, last = follows.f_code, follows.current_instruction.offset
             kind = _kind(code, follows)
         if kind == _OWN:
-            labels.append(_label(code, last, name))
+            if not resumed:
+                labels.append(_label(code, last, name))
             name = code.co_name
+            resumed = name.startswith(_RESUMED)  # the second half of a function, which the first one calls
+            if resumed:
+                name = name.removeprefix(_RESUMED).rpartition("_at_")[0]
         elif kind in (_BEGIN, _MODULE):
             return labels, kind == _BEGIN
         elif kind == _RECOMPUTES and recomputed is not None:
@@ -75,8 +84,12 @@ def place(labels: Sequence[str]) -> str:
 
     A function that calls `forward` without naming it (a decorator's) is left out, and what calls that.
     """
-    outer = (i for i, label in enumerate(labels) if label.startswith("forward@"))
-    return "/".join(reversed(labels[: max(outer, default=len(labels))]))
+    key = tuple(labels)
+    found = _places.get(key)
+    if found is None:
+        outer = (i for i, label in enumerate(labels) if label.startswith("forward@"))
+        found = _places[key] = "/".join(reversed(labels[: max(outer, default=len(labels))]))
+    return found
 
 
 def within(place: str) -> str:
