@@ -146,7 +146,9 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     sites = []
     for entry in content.optional_items("sites"):
         items = entry.items()
-        module, call, function, place, extent, *at = items if len(items) == 6 else entry.items(5)  # six by place of code
+        module, call, function, place, extent, *at = (
+            items if len(items) == 6 else entry.items(5)
+        )  # six by place of code
         where = extent.whole(below=len(extents))
         at_text = at[0].text() if at else ""
         number = call.optional_whole() if at_text else call.whole()

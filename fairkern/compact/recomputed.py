@@ -11,9 +11,11 @@ from collections.abc import Callable
 from types import FrameType, GeneratorType
 from typing import Any
 
+import torch
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
+from fairkern.errors import InputError
 from fairkern.model.call_places import begins
 
 Start = Callable[[], TorchFunctionMode]
@@ -64,9 +66,13 @@ def under(frame: FrameType, start: Start) -> None:
 
     `frame` is one that `call_places.way` names. Said several times, the first counts.
     """
-    found = frame.f_locals.get("gen")
+    found = frame.f_locals.get("gen") if frame.f_globals.get("__name__") == "torch.utils.checkpoint" else None
     if isinstance(found, GeneratorType) and found.gi_frame is not None:
-        checkpoint = found.gi_frame.f_locals["new_frame"]
+        checkpoint: Any = found.gi_frame.f_locals.get("new_frame")
+        if not hasattr(checkpoint, "recompute_fn"):
+            raise InputError(
+                f"torch.utils.checkpoint of torch {torch.__version__} is not known: pass use_reentrant=True"
+            )
         if not isinstance(checkpoint.recompute_fn, _Again):
             checkpoint.recompute_fn = _Again(checkpoint.recompute_fn, start)
         return
@@ -85,5 +91,5 @@ def under(frame: FrameType, start: Start) -> None:
             leave()
 
         # after an error the second does not run: the engine puts the modes back itself when it leaves a node
-        node.register_prehook(before)  # type: ignore[attr-defined]
-        node.register_hook(after)  # type: ignore[attr-defined]
+        node.register_prehook(before)
+        node.register_hook(after)

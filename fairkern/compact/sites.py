@@ -9,6 +9,7 @@ checkpointing calls again runs under the mode again.
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -206,36 +207,34 @@ def _other(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> In
 
 
 def _check_unseen(table: _Table, function: SizeFunction, args: Any, numbers: list[Any], at: str) -> None:
-    """InputError where a call that no trace saw is given what may be a size that has changed."""
-    if next(proxies(numbers), None) is not None:
-        return
+    """InputError where a call that no trace saw may be given a size that has changed, and would not fail by itself.
+
+    That is a view that is to infer a size, and a split into equal parts. A number that repeats a size of the tensor, in
+    front or behind, is right.
+    """
     given = args[0] if args and isinstance(args[0], Tensor) else None
-    shape = () if given is None else tuple(given.shape)
-    first, last = 0, len(numbers)
+    if given is None or not all(type(number) is int or isinstance(number, torch.SymInt) for number in numbers):
+        return
+    shape = tuple(given.shape)
+    first, last, fails = 0, len(numbers), False
     if function.kind == "shape":
+        if not function.views:
+            return
+        fails = -1 not in numbers and math.prod(numbers) != given.numel()
         while first < min(len(numbers), len(shape)) and numbers[first] == shape[first]:
             first += 1
         while last > first and len(numbers) - last < len(shape) and numbers[last - 1] == shape[last - 1 - len(numbers)]:
             last -= 1
-        if function.views and given is not None and -1 not in numbers and _product(numbers) == given.numel():
-            return
-    for number in numbers[first:last]:
-        if isinstance(number, (int, torch.SymInt)) and number > 0:
-            size = next((size for size in table.sizes if number % size == 0), None)
-            if size is not None:
-                module = next(iter(table.changes.values()))[0].module or "the model"
-                raise InputError(
-                    f"{module}: {at} is {function.name}{tuple(numbers)}, a call that was not made when it was traced, "
-                    f"and {number} may count what has been cut ({size} before). Trace and prune with further example "
-                    "inputs (`more=`) that take this path through its code"
-                )
-
-
-def _product(numbers: Iterable[Any]) -> Any:
-    product = 1
-    for number in numbers:
-        product *= number
-    return product
+    infers = -1 in numbers if function.kind != "split" else len(numbers) == 1
+    for number in numbers[first:last] if fails or infers else ():
+        size = next((size for size in table.sizes if number > 0 and number % size == 0), None)
+        if size is not None:
+            module = next(iter(table.changes.values()))[0].module or "the model"
+            raise InputError(
+                f"{module}: {at} is {function.name}{tuple(numbers)}, a call that was not made when it was traced, and "
+                f"{number} may count what has been cut ({size} before). Trace and prune with further example inputs "
+                "(`more=`) that take this path through its code"
+            )
 
 
 def install(model: nn.Module, changes: Iterable[SizeChange], seen: Mapping[str, Iterable[str]] | None = None) -> None:

@@ -80,7 +80,7 @@ def way(name: str, recomputed: Recomputed | None = None) -> tuple[list[str], boo
 
 
 def place(labels: Sequence[str]) -> str:
-    """The place that labels, innermost first, stand for. 
+    """The place that labels, innermost first, stand for.
 
     A function that calls `forward` without naming it (a decorator's) is left out, and what calls that.
     """
@@ -135,7 +135,7 @@ def _found(code: CodeType, module: str) -> int:
 
 
 def _label(code: CodeType, last: int, name: str) -> str:
-    """Which call of `name` the instruction at `last` is: "name.k", the k-th that is named, or "name@k", after k calls."""
+    """Which call of `name` the instruction at `last` is: "name.k", the k-th that is named; "name@k", after k calls."""
     key = (id(code), last, name)
     label = _labels.get(key)
     if label is None:

@@ -105,7 +105,9 @@ class Plan:
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigChange, ...] = ()
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modules of a list that loses some, by its path
-    seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # where code with size sites takes sizes, by module
+    seen: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # where code with size sites takes sizes, by module
 
     def length(self, axis: Axis) -> int | None:
         """Positions of an axis of a tensor or of a list before the cut; None where there is no such axis."""

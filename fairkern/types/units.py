@@ -304,7 +304,9 @@ class UnitMap:
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigField, ...] = ()  # shown to describe the pruned model by building from it
     lists: Mapping[str, Entries] = field(default_factory=dict)  # by path; modules that are units, on `Axis(path, 0)`
-    seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # where code with size sites takes sizes, by module
+    seen: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # where code with size sites takes sizes, by module
 
     @property
     def prunable(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a cut model whose code passes on sizes: what is computed again has the smaller sizes too."""
+"""Gradient checkpointing of a cut model whose code passes on sizes: what is computed again has the smaller sizes."""
 
 from __future__ import annotations
 

@@ -53,10 +53,7 @@ class Swapped(Mixer):
 
     def forward(self, x: Tensor, last: bool = False) -> Tensor:
         b, n, _ = x.shape
-        if last:
-            y = self.up(x).view(b, n, 4, 6).softmax(-1)
-        else:
-            y = self.up(x).view(b, -1, 1, 24).relu()
+        y = self.up(x).view(b, n, 4, 6).softmax(-1) if last else self.up(x).view(b, -1, 1, 24).relu()
         return x + self.down(y.reshape(b, n, 24))
 
 
@@ -130,7 +127,7 @@ def test_more_steps_than_were_traced(name: str) -> None:
 def test_saved_and_read(name: str, tmp_path: Any) -> None:
     make, runs = PATHS[name]
     model = make().double().eval()
-    small, plan, units = cut(model, *runs)
+    small, plan, _units = cut(model, *runs)
     fk.save_pruned(small, plan, tmp_path / "small")
     again = fk.load_pruned(make().double().eval(), tmp_path / "small")
     assert fk.Plan.load(tmp_path / "small" / "plan.json").seen == plan.seen

@@ -275,7 +275,9 @@ def test_another_path_through_the_code_is_refused() -> None:
     model, x = attention()
     small, _, _ = cut(model, x)
     small.merge = lambda out, b, n, c: out.transpose(1, 2).contiguous().view(b, n, c)
-    with pytest.raises(fk.InputError, match=r"view\(2, 5, 24\), a call that was not made when it was traced, and 24 may"):
+    with pytest.raises(
+        fk.InputError, match=r"view\(2, 5, 24\), a call that was not made when it was traced, and 24 may"
+    ):
         small(x)
 
 
