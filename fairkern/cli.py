@@ -134,6 +134,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     units = fk.trace(
         named(arguments.model),
         named(arguments.inputs),
+        unused=arguments.unused,
         verify=arguments.verify,
         seed=arguments.seed,
         time_limit=arguments.time_limit,
@@ -154,7 +155,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out)
     plan = fk.Scores.load(_existing(arguments.scores)).plan(**_plan_options(arguments))
     plan.save(out)
-    _say(arguments, f"{_removed(plan)}; written to {out}")
+    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
     return 0
 
 
@@ -164,7 +165,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     scores = fk.Scores.load(_existing(arguments.scores)) if arguments.scores else None
     small = fk.apply(named(arguments.model), plan, compensate=arguments.compensate, scores=scores, inplace=True)
     fk.save_pruned(small, plan, out)
-    _say(arguments, f"{_removed(plan)}; written to {out}")
+    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
     return 0
 
 
@@ -179,7 +180,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     small = fk.apply(model, plan, compensate=arguments.compensate, scores=scores, loader=loader)
     fk.save_pruned(small, plan, out)
     scores.save(out / "scores.safetensors")
-    _say(arguments, f"{_removed(plan)}; written to {out}")
+    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
     return 0
 
 
@@ -192,7 +193,8 @@ def _prune_in_steps(arguments: argparse.Namespace, model: Any, loader: Any, loss
     assert report.plan is not None
     fk.save_pruned(small, report.plan, out)
     report.save(out / "report.json")
-    _say(arguments, f"{_removed(report.plan)} in {steps} steps; written to {out}")
+    said = f"{_removed(report.plan)} in {steps} steps; written to {out}"
+    _say(arguments, said, *report.plan.result.get("left_alone", []))
     return 0
 
 
@@ -237,9 +239,9 @@ def _removed(plan: fk.Plan) -> str:
     return f"{removed} of {units} units in {len(plan.groups)} groups removed"
 
 
-def _say(arguments: argparse.Namespace, text: str) -> None:
+def _say(arguments: argparse.Namespace, *lines: str) -> None:
     if not arguments.quiet:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
 
 
 def _existing(path: Path) -> Path:
@@ -290,6 +292,8 @@ def _parser() -> argparse.ArgumentParser:
     trace = command("trace", _trace, "print what can be cut from a model, and why the rest cannot")
     trace.add_argument("model", metavar="MODEL", help="package.module:callable")
     trace.add_argument("inputs", metavar="INPUTS", help="package.module:callable: a tensor, a tuple or a dict")
+    unused = "parameter or module that no input ever reaches, by name or pattern; may be given several times"
+    trace.add_argument("--unused", action="append", default=[], metavar="PATTERN", help=unused)
     trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
     trace.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="give up after this long")
     trace.add_argument("--seed", type=int, default=0)

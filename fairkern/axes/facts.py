@@ -93,6 +93,17 @@ class Ranking(Fact):
 
 
 @dataclass(frozen=True, eq=False)
+class Product(Fact):
+    """Two activations are multiplied as matrices, for each of these positions alone (attention's heads)."""
+
+    module: str
+    nodes: np.ndarray
+
+    def moved(self, to: Relocation) -> Product | None:
+        return Product(to.path(self.module), to.nodes[self.nodes]) if to.holds(self.module) else None
+
+
+@dataclass(frozen=True, eq=False)
 class Contraction(Fact):
     """A weight that contracts an activation along tracked positions: a consumer."""
 
@@ -105,11 +116,12 @@ class Contraction(Fact):
     training: bool = False  # seen in train mode only: nothing to tap
     inner: bool = False  # a recurrent layer reads its own unit, which is scored where it leaves
     side: Side = Side.INPUT  # of the tap
+    summed: bool = False  # a sum over the weight itself: it is silenced here, and heard where it is contracted
     still: bool = False  # no input changes the activation: no sample tells its units apart, so nothing to tap
 
     @property
     def untapped(self) -> bool:
-        return self.training or self.still or (self.inner and self.side is not Side.HIDDEN)
+        return self.training or self.still or self.summed or (self.inner and self.side is not Side.HIDDEN)
 
     def moved(self, to: Relocation) -> Contraction | None:
         if self.weight.tensor not in to.tensors:
@@ -136,6 +148,16 @@ class Production(Fact):
         if self.weight.tensor not in to.tensors:
             return None
         return replace(self, weight=to.axis(self.weight), nodes=to.nodes[self.nodes], site=to.site(self.site))
+
+
+@dataclass(frozen=True, eq=False)
+class Computed(Fact):
+    """A parameter that is not contracted itself, but what is computed from it."""
+
+    tensor: str
+
+    def moved(self, to: Relocation) -> Computed | None:
+        return Computed(to.tensors[self.tensor]) if self.tensor in to.tensors else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +228,7 @@ class GivenSize(Fact):
 class SizeCall:
     """One call and, per number that it was given, the value and the dimension whose length the value became."""
 
-    at: str  # where the module's code makes it (`fairkern.model.call_places`)
+    at: str  # where the module's code makes it (`fairkern.model.call_places`); empty without numbers
     function: str
     numbers: tuple[tuple[int, Dim], ...]  # a number that is not whole, or is −1, has the dimension CONSTANT
 

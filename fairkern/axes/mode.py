@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
-from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Fixed, Track
+from fairkern.axes.dims import CONSTANT, Fixed, Track
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES
@@ -23,13 +23,15 @@ from fairkern.model.untouched import Originals
 
 
 class OperatorMode(TorchDispatchMode):
-    """`training`: the run in train mode, which only looks for what eval mode did not reach."""
+    """`held`: the parameters and buffers. `training`: the run in train mode, which only looks for what eval mode did
+    not reach."""
 
     def __init__(
         self,
         tracing: Tracing,
         tracks: Tracks,
         by_id: dict[int, str],
+        held: Iterable[Tensor],
         modules: ModuleCalls,
         functions: FunctionCalls,
         originals: Originals,
@@ -40,6 +42,7 @@ class OperatorMode(TorchDispatchMode):
         super().__init__()
         self._tracing, self._tracks, self._by_id = tracing, tracks, by_id
         self._modules, self._functions, self._originals = modules, functions, originals
+        self._memories = {memory for t in held if (memory := _memory(t)) is not None}
         self._reached = tracing.reached_training if training else tracing.reached
         self._training, self._count_flops = training, count_flops
 
@@ -62,12 +65,15 @@ class OperatorMode(TorchDispatchMode):
         still = self._tracks.still(tensors)
         known = len(self._tracing.graph.contractions)
         result = func(*args, **(kwargs or {}))
+        code, scopes = self._modules.current().site.module, self._tracing.scopes
         for t in tensors:
             name = self._by_id.get(id(t))
             if name is not None:
                 self._reached.add(name)
+                scopes.uses(code, name)
         made = list(tensors_in(result))
         self._follow(func, arguments, tensors, before, strides, written, made)
+        scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
         self._tracks.keep_still(made, still)
         if still:
             found = self._tracing.graph.contractions
@@ -96,12 +102,13 @@ class OperatorMode(TorchDispatchMode):
             lookup=lambda t: before[id(t)],
             count_flops=self._count_flops,
             strides=strides,
+            still=self._tracks.still,
             training=self._training,
         )
-        if not outputs:  # a decision by value, or writes into lists of tensors
+        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
+        if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return
-        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = pointwise
         if rule is None:
@@ -121,24 +128,46 @@ class OperatorMode(TorchDispatchMode):
     def _write(self, call: Call, tensor: Tensor, made: Track) -> Track:
         """An in-place result. Other views of the same memory must not be left behind with an older meaning."""
         graph, before = call.graph, call.track(tensor)
-        if before.source is not None:
+        if before.source is not None and _memory(tensor) in self._memories:
             for dim in (*before.dims, *made.dims):
                 graph.freeze(dim, f"{before.source.name} is written to by {call.where}")
             return before
+        if before.source is not None or before.factor is not None:
+            for other, track in self._tracks.aliases(tensor):
+                self._tracks.put(other, replace(track, source=None, factor=None))
         known = before.dims if before.sizes == made.sizes else (CONSTANT,) * len(made.dims)
-        gained = [
-            m
-            for m, b in zip(made.dims, known, strict=True)
+        gained = {
+            i: m
+            for i, (m, b) in enumerate(zip(made.dims, known, strict=True))
             if isinstance(m, np.ndarray) and not isinstance(b, np.ndarray)
-        ]
+        }
         if gained or not before.tracked:
             for other, track in self._tracks.aliases(tensor):
-                for dim in gained:
-                    graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
-                if any(d is UNIFORM or d is ZERO for d in track.dims):
-                    dims = tuple(CONSTANT if isinstance(d, Fixed) else d for d in track.dims)
-                    self._tracks.put(other, Track(track.sizes, dims, track.source))
+                dims = list(track.dims)
+                for i, dim in gained.items():
+                    at = _same_dim(tensor, i, other)
+                    if at is None or dims[at] is CONSTANT:
+                        graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
+                    else:  # filled with one value along it, so that the whole tensor has these positions from now on
+                        dims[at] = graph.meet(dims[at], dim, "")
+                dims = [CONSTANT if isinstance(d, Fixed) else d for d in dims]
+                if any(new is not old for new, old in zip(dims, track.dims, strict=True)):
+                    self._tracks.put(other, replace(track, dims=tuple(dims)))
         return made
+
+
+def _same_dim(view: Tensor, dim: int, other: Tensor) -> int | None:
+    """The dimension of `other` whose positions are those of this dimension of a view of the same memory; None if no
+    dimension is."""
+    length, stride = view.shape[dim], int(view.stride(dim))
+    if stride == 0 or abs(int(view.storage_offset()) - int(other.storage_offset())) // stride % length:
+        return None
+    return next((i for i, n in enumerate(other.shape) if n == length and other.stride(i) == stride), None)
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """What tensors on the same memory have in common."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
 def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

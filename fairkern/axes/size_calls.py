@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fairkern.axes.dims import CONSTANT, Dim
+from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim
 from fairkern.axes.facts import SizeCall, SizeCallsOfModule
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
 from fairkern.model.call_places import place_of
 from fairkern.model.nested import tensors_in
-from fairkern.model.size_calls import SizeFunction, size_function
+from fairkern.model.size_calls import BY_NAME, SizeFunction, Span, Spans, size_function
 from fairkern.types import CallSite, Extent, SizeSite
 
 
@@ -30,6 +32,8 @@ class SizeCalls(TorchFunctionMode):
         super().__init__()
         self._current, self._tracks = current, tracks
         self._calls: dict[CallSite, list[SizeCall]] = defaultdict(list)
+        # calls that fill a tensor, and what is written into it
+        self._filled: list[tuple[CallSite, int, list[Dim]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -40,9 +44,11 @@ class SizeCalls(TorchFunctionMode):
         result = func(*args, **kwargs)
         numbers = function.numbers(args, kwargs)
         dims = self._dims(function, numbers, args, kwargs, result)
+        if function.kind == "filled" and isinstance(result, Tensor) and any(d is UNIFORM or d is ZERO for d in dims):
+            self._filled.append((site, len(self._calls[site]), self._tracks.watch(result)))
         self._calls[site].append(
             SizeCall(
-                place_of(function.name),
+                place_of(function.name) if numbers else "",
                 function.name,
                 tuple(
                     (n, d) if type(n) is int and n > 0 else (0, CONSTANT) for n, d in zip(numbers, dims, strict=True)
@@ -53,6 +59,9 @@ class SizeCalls(TorchFunctionMode):
 
     def _dims(self, function: SizeFunction, numbers: Sequence[Any], args: Any, kwargs: Any, result: Any) -> list[Dim]:
         nothing: list[Dim] = [CONSTANT] * len(numbers)
+        if isinstance(function, Spans):
+            tensor = args[0] if args else kwargs["input"]
+            return self._counted(tensor, function.spans(args, kwargs)) if tensor in self._tracks else nothing
         if any(t not in self._tracks for t in tensors_in(result)):
             return nothing
         if function.kind == "split":
@@ -70,8 +79,17 @@ class SizeCalls(TorchFunctionMode):
             start = dim if dim >= 0 else dim + result.ndim - len(numbers) + 1
         return list(dims[start : start + len(numbers)]) if start + len(numbers) <= len(dims) else nothing
 
+    def _counted(self, tensor: Tensor, spans: Sequence[Span]) -> list[Dim]:
+        found = ((self._tracks.of(tensor).dims[dim], first, end) for dim, first, end in spans)
+        return [nodes[first:end] if isinstance(nodes, np.ndarray) else CONSTANT for nodes, first, end in found]
+
     def by_module(self, calls: Mapping[str, int], replaced: Collection[str]) -> Iterator[SizeCallsOfModule]:
         """What was written down, for each of the `calls[path]` calls of every module that ran by its own code."""
+        for site, k, dims in self._filled:
+            call = self._calls[site][k]
+            numbers = tuple((n, d if n else CONSTANT) for (n, _), d in zip(call.numbers, dims, strict=False))
+            self._calls[site][k] = replace(call, numbers=numbers)
+        self._filled.clear()
         for path, count in calls.items():
             for number in range(count if path not in replaced else 0):
                 yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
@@ -84,8 +102,8 @@ def size_sites(
 
     Calls made at one place of the code are one site where all of them follow the same; else they are told apart by
     their number, where every run makes as many. A number that fills a dimension (`expand`, `zeros`) says nothing of
-    units: it follows the only extent of that length that the module's other numbers follow, if there is just one. The
-    proof has the last word.
+    units: it follows the only extent of that length that the module's other numbers follow, if there is just one, and
+    if the call is given that length once (a square is a mask over places). The proof has the last word.
     """
     by_path: dict[str, list[SizeCallsOfModule]] = defaultdict(list)
     for made in calls:
@@ -105,7 +123,7 @@ def size_sites(
             if any((call.function, len(call.numbers)) != (function, count) for run in runs for call in run):
                 continue
             for place in range(count):
-                found = [[_follows(call.numbers[place], lengths, extent_of, extents) for call in run] for run in runs]
+                found = [[_follows(call, place, lengths, extent_of, extents) for call in run] for run in runs]
                 for number, follows in _agreed(found):
                     yield SizeSite(path, number, function, place, follows, seen[0].like, at)
 
@@ -114,7 +132,7 @@ def size_places(calls: Sequence[SizeCallsOfModule]) -> dict[str, tuple[str, ...]
     """For every module the places in its code where it was seen to make size-taking calls, in order of appearance."""
     found: dict[str, dict[str, None]] = defaultdict(dict)
     for made in calls:
-        found[made.module].update(dict.fromkeys(call.at for call in made.calls))
+        found[made.module].update(dict.fromkeys(call.at for call in made.calls if call.numbers))
     return {module: tuple(places) for module, places in found.items()}
 
 
@@ -124,7 +142,8 @@ def _by_place(seen: Sequence[SizeCallsOfModule]) -> dict[str, list[list[SizeCall
     for made in seen:
         here: dict[str, list[SizeCall]] = defaultdict(list)
         for call in made.calls:
-            here[call.at].append(call)
+            if call.numbers:
+                here[call.at].append(call)
         for at, run in here.items():
             found.setdefault(at, []).append(run)
     return found
@@ -144,14 +163,17 @@ def _agreed(found: Sequence[Sequence[int | None]]) -> Iterator[tuple[int | None,
 
 
 def _follows(
-    given: tuple[int, Dim],
+    call: SizeCall,
+    place: int,
     lengths: Mapping[int, set[int]],
     extent_of: Callable[[np.ndarray], int],
     extents: Sequence[Extent],
 ) -> int | None:
-    number, dim = given
+    number, dim = call.numbers[place]
     if isinstance(dim, np.ndarray):
         extent = extent_of(dim)
         return extent if len(dim) == number and extents[extent].parts else None
     candidates = lengths.get(number, set())
+    if BY_NAME[call.function].kind != "filled" or [n for n, _ in call.numbers].count(number) > 1:
+        return None
     return next(iter(candidates)) if dim is not CONSTANT and len(candidates) == 1 else None

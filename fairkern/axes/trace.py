@@ -16,6 +16,7 @@ from fairkern.axes.dims import CONSTANT, Source, Track
 from fairkern.axes.facts import Unless
 from fairkern.axes.fakes import faked
 from fairkern.axes.graph import Graph
+from fairkern.axes.kinds import OUTPUT
 from fairkern.axes.mode import OperatorMode
 from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.size_calls import SizeCalls
@@ -25,22 +26,28 @@ from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
 from fairkern.model.fused import dense, plain, running_as
 from fairkern.model.nested import call_model, elements
+from fairkern.model.raised import in_words
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
 from fairkern.model.untouched import Originals, forget, untouched
 from fairkern.model.weight_calls import WeightCalls
+from fairkern.types import Axis
 
 
-def trace(model: nn.Module, runs: Sequence[Any], deadline: Deadline) -> Tracing:
+def trace(model: nn.Module, runs: Sequence[Any], deadline: Deadline, unused: frozenset[str] = frozenset()) -> Tracing:
     """Trace `model` in eval mode on each of `runs`; once more in train mode if parameters were not reached.
+
+    `unused`: parameters that no input reaches, as the caller says; nothing is looked for there.
 
     The model is left as it was: see `untouched`.
     """
     with untouched(model) as originals, faked(model, runs) as runs:
-        return _trace(model, runs, originals, deadline)
+        return _trace(model, runs, originals, deadline, unused)
 
 
-def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline: Deadline) -> Tracing:
+def _trace(
+    model: nn.Module, runs: Sequence[Any], originals: Originals, deadline: Deadline, unused: frozenset[str]
+) -> Tracing:
     names = named_tensors(model)
     graph = Graph()
     dims: dict[str, tuple[np.ndarray | None, ...]] = {}
@@ -48,7 +55,7 @@ def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline
     for name, tensor in names.items():
         twin = by_memory.setdefault(elements(tensor), name)  # tied by memory, not by object
         dims[name] = dims[twin] if twin != name else tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
-    tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()), deadline)
+    tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()), deadline, unused=unused)
     tracing.notes.extend(notes(model))
     _couple_recurrent(model, tracing)
     model.eval()
@@ -64,8 +71,8 @@ def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline
         except TimeLimitError:
             raise
         except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
-            first = (str(error).splitlines() or [""])[0]
-            tracing.notes.append(f"not traced in train mode: {type(error).__name__}: {first}")
+            tracing.training = False
+            tracing.notes.append(f"not traced in train mode: {in_words(error, model)}")
     return tracing
 
 
@@ -95,7 +102,7 @@ def _plain_recurrence(model: nn.Module) -> Iterator[None]:
 def _missed(tracing: Tracing, names: Mapping[str, Tensor]) -> bool:
     """Whether a parameter, or a buffer that may go along with units, was not reached in eval mode."""
     wanted = {n for n, t in names.items() if n in tracing.parameters or (t.is_floating_point() and t.numel() > 1)}
-    return not wanted <= tracing.reached
+    return not wanted - tracing.unused <= tracing.reached
 
 
 def _run(
@@ -113,11 +120,14 @@ def _run(
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
-        tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
+        source = Source(name, tuple(Axis(name, i) for i in range(tensor.ndim)), name in tracing.parameters)
+        tracks.put(tensor, Track(tuple(tensor.shape), nodes, source))
     tracks.keep_still(names.values())
-    modules = ModuleCalls(model, tracks.of, tracing.fused.keys())
+    modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
-    mode = OperatorMode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=first)
+    mode = OperatorMode(
+        tracing, tracks, by_id, names.values(), modules, functions, originals, training=training, count_flops=first
+    )
     calls = WeightCalls(names, functions.around)
     sizes = SizeCalls(modules.current, tracks)
     experts = running_as(model, dict.fromkeys(tracing.fused, dense))
@@ -140,7 +150,7 @@ def _run(
     for tensor in _tensors_of(output):
         tracing.graph.read(tracks.of(tensor))
         for dim in tracks.of(tensor).dims:
-            tracing.graph.freeze(dim, "is a dimension of the model's output", Unless.NEVER)
+            tracing.graph.freeze(dim, OUTPUT, Unless.NEVER)
 
 
 def _tensors_of(output: Any) -> Iterator[Tensor]:

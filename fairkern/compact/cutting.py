@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.config import set_config
-from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match, read_attribute
+from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
+from fairkern.model.attributes import write_attribute
 from fairkern.model.replacements import replace_modules
 from fairkern.model.untouched import caches, forget
 from fairkern.ops.gather import gather_many
@@ -64,11 +65,9 @@ def gone(model: nn.Module, plan: Plan) -> list[nn.Module]:
 def set_sizes(model: nn.Module, plan: Plan) -> None:
     """Give attributes that hold sizes, calls that are given sizes and the configuration what the plan leaves, and lists
     the modules that stay."""
-    for change in plan.attributes:
-        holder, _, name = change.attribute.rpartition(".")
-        module = model.get_submodule(change.module)
-        setattr(read_attribute(module, holder) if holder else module, name, change.after)
     replace_modules(model, {r.module: r.name for r in plan.replacements})
+    for change in plan.attributes:
+        write_attribute(model.get_submodule(change.module), change.attribute, change.after)
     install(model, plan.sites, plan.seen)
     if plan.config:
         set_config(model.config, plan)

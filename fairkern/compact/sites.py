@@ -141,13 +141,17 @@ class _Substitution(OwnCalls):
 
     def substituted(self, function: SizeFunction, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments of a size-taking call that is under way, with the sizes that are left."""
+        counts = function.kind != "spans"  # those had no sites when plans counted calls
+        if not counts and not function.numbers(args, kwargs):
+            return args, kwargs
         at = self._place(function.name)
         if at is None:
             return args, kwargs
         number, total = self.calls.get(at, 0), self.calls.get("", 0)
-        self.calls[at], self.calls[""] = number + 1, total + 1
+        self.calls[at] = number + 1
+        self.calls[""] = total + counts
         for table in self.sites.tables:
-            changes = table.at(at, number, total)
+            changes = table.at(at, number, total if counts else -1)
             numbers = list(function.numbers(args, kwargs))
             if changes is None:
                 _check_unseen(table, function, args, numbers, at)
@@ -209,23 +213,23 @@ def _other(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> In
 def _check_unseen(table: _Table, function: SizeFunction, args: Any, numbers: list[Any], at: str) -> None:
     """InputError where a call that no trace saw may be given a size that has changed, and would not fail by itself.
 
-    That is a view that is to infer a size, and a split into equal parts. A number that repeats a size of the tensor, in
-    front or behind, is right.
+    That is a view that is to infer a size, a split into equal parts, a slice. A number that repeats a size of the tensor,
+    in front or behind, is right.
     """
     given = args[0] if args and isinstance(args[0], Tensor) else None
     if given is None or not all(type(number) is int or isinstance(number, torch.SymInt) for number in numbers):
         return
     shape = tuple(given.shape)
     first, last, fails = 0, len(numbers), False
+    if function.kind in ("filled", "groups"):
+        return
     if function.kind == "shape":
-        if not function.views:
-            return
         fails = -1 not in numbers and math.prod(numbers) != given.numel()
         while first < min(len(numbers), len(shape)) and numbers[first] == shape[first]:
             first += 1
         while last > first and len(numbers) - last < len(shape) and numbers[last - 1] == shape[last - 1 - len(numbers)]:
             last -= 1
-    infers = -1 in numbers if function.kind != "split" else len(numbers) == 1
+    infers = {"split": len(numbers) == 1, "spans": True}.get(function.kind, -1 in numbers)
     for number in numbers[first:last] if fails or infers else ():
         size = next((size for size in table.sizes if number > 0 and number % size == 0), None)
         if size is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -36,7 +37,8 @@ def traced(tracer: TracerBase, mode: Substitutes) -> Iterator[None]:
     before = tracer.create_proxy
 
     def create_proxy(kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
-        function = size_function(target) if kind in ("call_method", "call_function") else None
+        name = "__getitem__" if target is operator.getitem else target
+        function = size_function(name) if kind in ("call_method", "call_function") else None
         if function is not None and not mode.inside and not mode.running:
             args, kwargs = mode.substituted(function, args, kwargs)
         return before(kind, target, args, kwargs, *rest, **more)

@@ -141,18 +141,29 @@ def _label(code: CodeType, last: int, name: str) -> str:
     if label is None:
         if id(code) not in _instructions:
             found = list(dis.get_instructions(code))
-            values = [_CALL if i.opname.startswith("CALL") else i.argval if i.opname in _LOADS else None for i in found]
+            values = [_value(i) for i in found]
             _instructions[id(code)] = ([i.offset for i in found], values, code)
         offsets, values, _ = _instructions[id(code)]
-        before = values[: bisect_right(offsets, last) - 1]  # `last` may lie in the cache behind an instruction
-        named = sum(_names(value, name) for value in before)
-        calls = sum(value is _CALL for value in before)
+        here = bisect_right(offsets, last) - 1  # `last` may lie in the cache behind an instruction
+        named = sum(_names(value, name) for value in values[: here + 1])
+        calls = sum(value is _CALL for value in values[:here])
         label = _labels[key] = f"{name}.{named}" if named else f"{name}@{calls}"
     return label
 
 
 _CALL = object()
-_LOADS = frozenset(name for name in dis.opmap if name.startswith("LOAD"))
+
+
+def _value(instruction: dis.Instruction) -> Any:
+    """The name that an instruction loads or stands for."""
+    name = instruction.opname
+    if name.startswith("CALL"):
+        return _CALL
+    if name.startswith("LOAD"):
+        return instruction.argval
+    if name in ("BINARY_SUBSCR", "BINARY_SLICE") or (name == "BINARY_OP" and instruction.argrepr == "[]"):
+        return "__getitem__"
+    return "__setitem__" if name in ("STORE_SUBSCR", "STORE_SLICE") else None
 
 
 def _names(value: Any, name: str) -> bool:

@@ -12,6 +12,7 @@ import pytest
 from fairkern.axes.dims import CONSTANT, Source, Track
 from fairkern.axes.facts import (
     BatchNormalisation,
+    Computed,
     Contraction,
     Edge,
     Fact,
@@ -21,6 +22,7 @@ from fairkern.axes.facts import (
     GivenSize,
     GroupedConvolution,
     GroupNormalisation,
+    Product,
     Production,
     Ranking,
     SizeCall,
@@ -93,7 +95,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-INPUT = Track((2, 2), (CONSTANT, ids(0, 2)), Source("x", (None, 1)))
+INPUT = Track((2, 2), (CONSTANT, ids(0, 2)), Source("x", (None, Axis("x", 1))))
 CALLS, MOVED_CALLS = (
     (SizeCall("reshape.1", "reshape", ((2, ids(*n)), (0, CONSTANT))), SizeCall("expand.1", "expand", ()))
     for n in ((0, 1), (4, 5))
@@ -125,6 +127,10 @@ MOVES: list[tuple[Fact, Fact | None]] = [
         Production(Axis("b.w", 0), ids(5), -1, CallSite("ab")),
     ),
     (Production(Axis("c.w", 0), ids(1), -1, CallSite("a")), None),
+    (Product("a.n", ids(0, 2)), Product("b.n", ids(4, 2))),
+    (Product("ab", ids(0)), None),
+    (Computed("a.w"), Computed("b.w")),
+    (Computed("c.w"), None),
     (Flops(2.0, (ids(0),)), None),
     (GroupedConvolution("a.w", ids(0), ids(1), ids(2)), GroupedConvolution("b.w", ids(4), ids(5), ids(2))),
     (GroupedConvolution("a.w", ids(0), None, ids(2)), GroupedConvolution("b.w", ids(4), None, ids(2))),

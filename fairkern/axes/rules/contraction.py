@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from fairkern.axes.dims import CONSTANT, ZERO, Dim, Fixed, Track
-from fairkern.axes.facts import Contraction, Flops, GroupedConvolution, Production
+from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Product, Production
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
@@ -20,24 +23,33 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
     `positions`: what the activation's dimension holds, where it is not the weight's axis one to one.
     """
     w = weight.dims[w_dim]
+    source = weight.source or weight.factor
+    axis = source.axes[w_dim] if source else None
+    if axis is not None and (weight.source is None or not weight.source.same):
+        call.graph.computed.append(Computed((axis[0] if isinstance(axis, tuple) else axis).tensor))
     if isinstance(x, np.ndarray) and isinstance(w, np.ndarray):
-        source = weight.source
-        place = source.dims[w_dim] if source else None
-        if source is None or place is None:
-            call.graph.freeze(x, f"the weight of {call.where} is computed, not a parameter")
-            call.graph.freeze(w, f"the weight of {call.where} is computed, not a parameter")
+        if source is None or axis is None or not source.silent:
+            how = "and not zero where a parameter is" if axis is not None else "not a parameter"
+            call.graph.freeze(x, f"the weight of {call.where} is computed, {how}")
+            call.graph.freeze(w, f"the weight of {call.where} is computed, {how}")
             return
         if positions is None:
             call.graph.join(x, w)
-        if reads_hidden(call.inside.module, source.name.rpartition(".")[2]):
+        if isinstance(axis, tuple):
+            _consume_several(call, axis, x, w)
+            return
+        if reads_hidden(call.inside.module, axis.tensor.rpartition(".")[2]):
             activation, dim, site, side = None, -1, call.inside.site, Side.HIDDEN
         else:
-            activation, dim, site = _tap(call, source.name, x)
+            activation, dim, site = _tap(call, axis.tensor, x)
             side = Side.INPUT
+            if source.part and not _all_places(call, activation):
+                call.graph.freeze(x, f"{call.where} reads some of its samples with a part of {axis.tensor}")
+            if dim < 0 and weight.factor is not None:
+                activation, dim, site, x = _entry(call, x)
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
             activation, dim, site, side = call.inside.input, 2, call.inside.site, Side.INNER
         inner = dim < 0 and isinstance(call.inside.module, torch.nn.RNNBase)
-        axis = Axis(source.name, place)
         call.graph.contractions.append(
             Contraction(axis, x, activation, dim, site, call.where, call.training, inner, side)
         )
@@ -46,6 +58,21 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         return
     call.graph.freeze(x, f"is contracted with a tensor of fixed size in {call.where}")
     call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")
+
+
+def _consume_several(call: Call, axes: tuple[Axis, ...], x: np.ndarray, w: np.ndarray) -> None:
+    """A weight that contracts several of its dimensions at once, as `einsum` does over heads and what is in them.
+
+    Each is a consumer of the same dimension of the activation; which of them carries the unit is decided later.
+    """
+    given, own = call.graph.factors_of(x), call.graph.factors_of(w)
+    if given is None or own is None or [len(d) for d in given] != [len(d) for d in own]:
+        reason = f"{call.where} contracts {len(axes)} dimensions of {axes[0].tensor} that its input has in one"
+        call.graph.freeze(x, reason)
+        return
+    for axis, nodes in zip(axes, given, strict=True):
+        activation, dim, site = _tap(call, axis.tensor, nodes)
+        call.graph.contractions.append(Contraction(axis, nodes, activation, dim, site, call.where, call.training))
 
 
 def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int, CallSite]:
@@ -66,6 +93,27 @@ def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int,
     return None, -1, inside.site
 
 
+def _all_places(call: Call, activation: Track | None) -> bool:
+    """Whether an activation has as many places as what the module was given, and not those of one of its experts."""
+    entry = call.inside.entry
+    if activation is None or entry is None:
+        return False
+    return math.prod(activation.sizes[:-1]) == math.prod(entry.sizes[:-1])
+
+
+def _entry(call: Call, nodes: np.ndarray) -> tuple[Track | None, int, CallSite, np.ndarray]:
+    """Where what a weight that is modulated for each sample contracts comes into the module, and its nodes there.
+
+    The samples may since have become groups of channels. The dimension is -1 where that is not seen.
+    """
+    entry, site = call.inside.entry, call.inside.site
+    if entry is not None and len(entry.sizes) > 1:
+        for i, dim in enumerate(entry.dims):
+            if isinstance(dim, np.ndarray) and np.array_equal(np.resize(dim, len(nodes)), nodes):
+                return entry, i, site, dim
+    return None, -1, site, nodes
+
+
 def _tap_dim(entry: Track, nodes: np.ndarray) -> int:
     """The dimension of an activation that holds exactly these nodes; -1 if none or several do."""
     hits = [i for i, d in enumerate(entry.dims) if isinstance(d, np.ndarray) and np.array_equal(d, nodes)]
@@ -79,17 +127,17 @@ def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
     Only what eval mode computes. Whether a function returns that dimension there is seen when it returns.
     """
     source, nodes = weight.source, weight.dims[w_dim]
-    place = source.dims[w_dim] if source else None
-    if call.training or source is None or place is None or not isinstance(nodes, np.ndarray):
+    axis = source.axes[w_dim] if source else None
+    if call.training or not isinstance(axis, Axis) or not isinstance(nodes, np.ndarray):
         return
     if call.inside.slots is not None:  # an expert's weight, not the module's
         return
     site = call.inside.site
     if call.inside.input is None:
-        if call.function is None or source.name not in call.function.numbers:
+        if call.function is None or axis.tensor not in call.function.numbers:
             return
-        site = CallSite(site.module, call.function.numbers[source.name], source.name)
-    call.graph.productions.append(Production(Axis(source.name, place), nodes, dim, site))
+        site = CallSite(site.module, call.function.numbers[axis.tensor], axis.tensor)
+    call.graph.productions.append(Production(axis, nodes, dim, site))
 
 
 def flops(call: Call, constant: float, *dims: Dim | int) -> None:
@@ -136,6 +184,12 @@ def convolution(call: Call) -> list[Track]:
     return call.out([x.dims[0], made, *[CONSTANT] * (len(call.sizes) - 2)])
 
 
+def _name(weight: Track) -> str | None:
+    """The parameter that a weight is, or is computed from."""
+    source = weight.source or weight.factor
+    return source.name if source is not None else None
+
+
 def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
     """Whole groups go where there are at least as many groups as inputs in each, else one position of every group."""
     graph, channels, made = call.graph, x.dims[1], w.dims[0]
@@ -148,7 +202,7 @@ def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
         for d in (channels, *w.dims[:2]):
             graph.freeze(d, reason)
         return made
-    name = w.source.name if w.source else None
+    name = _name(w)
     if name is None:
         for d in (channels, *w.dims[:2]):
             graph.freeze(d, f"the weight of {call.where} is computed, not a parameter")
@@ -174,7 +228,7 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
     """[C_in, C_out / groups, ..]: whole groups go, or one position of every group, as in `_grouped`."""
     graph, channels, given, shared = call.graph, x.dims[1], w.dims[0], w.dims[1]
     per_in, per_out = w.sizes[0] // groups, w.sizes[1]
-    name = w.source.name if w.source else None
+    name = _name(w)
     if name is None or not isinstance(channels, np.ndarray) or not isinstance(given, np.ndarray):
         reason = f"meets a fixed size in {call.where}"
         for d in (channels, given, shared):
@@ -199,20 +253,42 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
     return made
 
 
+def _weight(call: Call, names: Sequence[str], made: Sequence[int], over: Sequence[int]) -> Track | None:
+    """Which of two factors is the weight of a matrix product; `made`, `over`: the dimensions that come out of each and
+    are summed over.
+
+    That is a parameter, or what is computed from some; of two the module's own, or the one that is not computed; else a
+    matrix that is modulated for each sample, or what no input changes. None: neither, or no telling.
+    """
+    tracks = [call.track(name) for name in names]
+    sources = [(t, t.source) for t in tracks if t.source is not None]
+    module = call.inside.site.module
+    factors = [(t, t.factor, i, k) for t, i, k in zip(tracks, made, over, strict=True) if t.factor is not None]
+    for found in (
+        [t for t, _ in sources],
+        [t for t, source in sources if source.name.rpartition(".")[0] == module],
+        [t for t, source in sources if source.same],
+        [t for t, factor, i, k in factors if factor.axes[i] is not None and factor.axes[k] is not None],
+        [t for t, name in zip(tracks, names, strict=True) if call.still([call.args[name]])],
+    ):
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
 @rule("mm", "addmm", "bmm", "baddbmm")
 def matrix_product(call: Call) -> list[Track]:
     """`mm`, `addmm`, `bmm`, `baddbmm`: [.., n, k] × [.., k, m] → [.., n, m]."""
-    if call.name in ("addmm", "baddbmm"):
-        a, b = (call.track(t) for t in (("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
-    else:
-        a, b = call.track("self"), call.track("mat2")
+    names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}.get(call.name, ("self", "mat2"))
+    a, b = map(call.track, names)
     graph = call.graph
     n, k, m = len(a.dims) - 2, len(a.dims) - 1, len(b.dims) - 1
     left, right = a.dims[k], b.dims[m - 1]
-    if b.source is not None and a.source is None:
+    weight = _weight(call, names, (n, m), (k, m - 1))
+    if weight is b:
         consume(call, left, b, m - 1)
         produce(call, b, m, -1)
-    elif a.source is not None and b.source is None:
+    elif weight is a:
         consume(call, right, a, k)
         produce(call, a, n, -2)
     else:
@@ -221,11 +297,16 @@ def matrix_product(call: Call) -> list[Track]:
     batch = [
         graph.meet(p, q, f"meets a fixed size in {call.where}") for p, q in zip(a.dims[:n], b.dims[:n], strict=True)
     ]
+    if a.source is None and b.source is None:
+        _apart(call, batch)
     dims: list[Dim] = [*batch, a.dims[n], b.dims[m]]
     if call.name in ("addmm", "baddbmm"):
         added = Track(call.sizes, tuple(dims))
         dims = broadcast(call, [added, call.track("self")], len(call.sizes))
-    extents = [_sized(d, s) for d, s in zip((*batch, a.dims[n], left, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)]
+    summed = left if isinstance(left, np.ndarray) else right  # of a first state of zeros the weight's tells
+    extents = [
+        _sized(d, s) for d, s in zip((*batch, a.dims[n], summed, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)
+    ]
     if call.inside.slots is not None:  # the trace runs every expert on every token
         extents[0] = call.inside.slots
     flops(call, 1.0, *extents)
@@ -260,6 +341,7 @@ def attention(call: Call) -> list[Track]:
             if len(mask.dims) > 2:
                 inner = Track(mask.sizes[:-2], mask.dims[:-2])
                 lead = broadcast(call, [Track(q.sizes[: last - 1], tuple(lead)), inner], last - 1)
+    _apart(call, lead)
     sizes = q.sizes[: last - 1]
     heads = [_sized(d, s) for d, s in zip(lead, sizes, strict=True)]
     rows, columns = q.sizes[last - 1], k.sizes[last - 1]
@@ -267,6 +349,12 @@ def attention(call: Call) -> list[Track]:
     flops(call, float(rows * columns), *heads, _sized(v.dims[last], v.sizes[last]))
     out = call.out([*lead, CONSTANT, v.dims[last]])[0]
     return [out] + [Track.constant(o.shape) for o in call.outputs[1:]]
+
+
+def _apart(call: Call, dims: list[Dim]) -> None:
+    """Two activations are multiplied for each position of these dimensions alone."""
+    module = call.inside.site.module
+    call.graph.products.extend(Product(module, d) for d in dims if isinstance(d, np.ndarray))
 
 
 def _shared(call: Call, query: Dim, n: int, key: Dim, m: int) -> Dim:

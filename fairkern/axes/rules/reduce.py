@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairkern.axes.dims import CONSTANT, Track
+from fairkern.axes.dims import CONSTANT, Dim, Track
 from fairkern.axes.facts import Ranking, Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -49,15 +49,42 @@ def reduction(call: Call) -> list[Track]:
     """What is reduced stays as it is, unless nobody reads the result (attention weights averaged over heads)."""
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
-    reasons = [(x.dims[i], f"{call.where} runs over it") for i in over]
+    summed = [i for i in over if _adds(call) and call.summed(x, i)]
+    reasons = [(x.dims[i], f"{call.where} runs over it") for i in over if i not in summed]
     mixed = tuple(reasons) if call.inside.slots is None else ()
     if call.inside.slots is not None:
         for dim, reason in reasons:
             call.graph.freeze(dim, reason, Unless.ROUTED)
-    left = [CONSTANT if i in over else d for i, d in enumerate(x.dims)]
+    places: list[int | None] = [None if i in over else i for i in range(len(x.dims))]
     if len(call.sizes) != len(x.dims):
-        left = [d for i, d in enumerate(x.dims) if i not in over]
-    return [replace(call.out(left)[0], mixed=mixed) for _ in call.outputs]
+        places = [i for i in places if i is not None]
+    left = [CONSTANT if i is None else x.dims[i] for i in places]
+    made = call.moved(left, x, places)[0] if summed else call.out(left)[0]
+    return [replace(made, mixed=mixed) for _ in call.outputs]
+
+
+def _adds(call: Call) -> bool:
+    """Whether a zero adds nothing to the result: sums, and norms of a positive order."""
+    if call.name in ("linalg_vector_norm", "norm"):
+        order = call.args.get("ord", call.args.get("p"))
+        return order is None or float(order) > 0
+    return call.name in ("sum", "nansum", "count_nonzero")
+
+
+@rule("segment_reduce")
+def segments(call: Call) -> list[Track]:
+    """Stretches of one dimension are reduced to one place each."""
+    data = call.track("data")
+    over = wrap(call.args["axis"], len(data.dims))
+    bounds = [call.track(call.args[name]) for name in ("lengths", "indices", "offsets") if call.given(name)]
+    dims: list[Dim] = list(data.dims)
+    for track in bounds:  # [.., segments]: the same for every position of the dimensions behind
+        for i, dim in enumerate(track.dims[:-1]):
+            dims[i] = call.graph.meet(dims[i], dim, f"meets a fixed size in {call.where}")
+    for dim in (dims[over], *(track.dims[-1] for track in bounds)):
+        call.graph.freeze(dim, f"{call.where} runs over it")
+    dims[over] = CONSTANT
+    return call.out(dims)
 
 
 @rule("max", "argmax")
