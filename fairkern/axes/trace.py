@@ -148,7 +148,7 @@ def _run(
     ):
         output = call_model(model, inputs)
     if not training:
-        tracing.graph.size_calls.extend(sizes.by_module(modules.calls))
+        tracing.graph.size_calls.extend(sizes.by_module(modules.calls, tracing.fused))
         tracing.calls |= modules.calls
         tracing.widths.update(modules.widths)
     for tensor in _tensors_of(output):

@@ -70,7 +70,7 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
     replace_modules(model, {r.module: r.name for r in plan.replacements})
     for change in plan.attributes:
         write_attribute(model.get_submodule(change.module), change.attribute, change.after)
-    install(model, plan.sites)
+    install(model, plan.sites, plan.seen)
     if plan.config:
         set_config(model.config, plan)
     for cut in reversed(cut_lists(plan)):  # the names of outer lists are still those of before

@@ -12,7 +12,7 @@ from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.search import Failed
 from fairkern.prove.trial import Prepared, failing, prepare
-from fairkern.types import Axis, AxisGroup, SizeAttribute, SizeSite, UnitMap
+from fairkern.types import Axis, AxisGroup, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
@@ -37,7 +37,7 @@ class _Proof:
         too many to look for others.
         """
         failed: dict[int, Failed] = {}
-        needless: set[tuple[str, int, int]] | None = set() if learn else None
+        numbers: dict[SiteNumber, bool] | None = {} if learn else None
         for number, inputs in enumerate(self._runs):
             tried = candidate.freeze(_reasons(failed)) if failed else candidate
             known = (id(tried), number)
@@ -46,7 +46,7 @@ class _Proof:
                 tried,
                 inputs,
                 seed=self._seed,
-                needless_sites=needless,
+                numbers=numbers,
                 together=together,
                 prepared=self._prepare(tried, number),
                 doubtful=doubtful,
@@ -59,9 +59,8 @@ class _Proof:
             failed |= found
             if most is not None and len(failed) >= most:
                 break
-            if needless is not None:
-                candidate, needless = candidate.without_sites(needless), None
-        return candidate, failed
+        gone = [number for number, right in (numbers or {}).items() if right]
+        return candidate.without_sites(gone) if gone else candidate, failed
 
     def _prepare(self, units: UnitMap, number: int) -> Prepared:
         if self._prepared is None or self._prepared[0] != number:

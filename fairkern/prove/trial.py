@@ -28,7 +28,7 @@ from fairkern.prove.inputs import distance, vary
 from fairkern.prove.search import Failed, search
 from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
-from fairkern.types import IndexArray, Plan, UnitMap
+from fairkern.types import IndexArray, Plan, SiteNumber, UnitMap
 
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
@@ -57,7 +57,7 @@ def prove(
     *,
     seed: int = 0,
     tolerance: float | None = None,
-    needless_sites: set[tuple[str, int, int]] | None = None,
+    numbers: dict[SiteNumber, bool] | None = None,
     together: bool = False,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, str]:
@@ -75,8 +75,8 @@ def prove(
     replaced by random ones and normalisation statistics by those of its own activations, perturbed: the zeros and ones
     of a fresh model would hide wrong cuts. `model` and the global random generators stay as they are.
 
-    `needless_sites`: a set that receives (module, call, place) of the map's size sites whose number is right
-    without a substitution; without it every site is substituted.
+    `numbers`: a dictionary that learns of the numbers at the map's size sites whether they were always right without a
+    substitution, over several proofs; without it every one is substituted.
     `together`: do not search; if all groups together fail, each has that reason.
     `tolerance` defaults to 1e-9 in float64, 1e-3 in float32, 5e-2 in half precision.
 
@@ -91,7 +91,7 @@ def prove(
         inputs,
         seed=seed,
         tolerance=tolerance,
-        needless_sites=needless_sites,
+        numbers=numbers,
         together=together,
         deadline=deadline,
     )
@@ -105,7 +105,7 @@ def failing(
     *,
     seed: int,
     tolerance: float | None = None,
-    needless_sites: set[tuple[str, int, int]] | None = None,
+    numbers: dict[SiteNumber, bool] | None = None,
     together: bool = False,
     prepared: Prepared | None = None,
     doubtful: Iterable[int] | None = None,
@@ -126,7 +126,7 @@ def failing(
     if not candidates:
         return {}
     with _own_random_state(model), torch.no_grad():
-        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, tolerance, needless_sites)
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, tolerance, numbers)
 
         def attempt(groups: Sequence[int]) -> Failed | None:
             deadline.check("proving groups")
@@ -226,10 +226,10 @@ class _Trial:
         units: UnitMap,
         removed: Sequence[IndexArray],
         tolerance: float | None,
-        needless_sites: set[tuple[str, int, int]] | None,
+        numbers: dict[SiteNumber, bool] | None,
     ) -> None:
         self.prepared, self.copy, self.inputs = prepared, prepared.copy, prepared.inputs
-        self.units, self.removed, self.needless_sites = units, removed, needless_sites
+        self.units, self.removed, self.numbers = units, removed, numbers
         self.tolerance = prepared.tolerance if tolerance is None else tolerance
         self._experts = _experts(units)
 
@@ -245,7 +245,7 @@ class _Trial:
         small: nn.Module | None = None
         try:
             small = apply(self.copy, plan)
-            if self.needless_sites is not None:
+            if self.numbers is not None:
                 learn(small)
             found = [self._run(small, state) for state in self.prepared.states]
         except (MemoryError, torch.OutOfMemoryError):
@@ -256,8 +256,9 @@ class _Trial:
         with masked(self.copy, plan):
             expected = [self._run(self.copy, state) for state in self.prepared.states]
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
-        if self.needless_sites is not None and error_ <= self.tolerance:
-            self.needless_sites |= needless(small, plan)
+        if self.numbers is not None and error_ <= self.tolerance:
+            for number, right in needless(small, plan).items():
+                self.numbers[number] = self.numbers.get(number, True) and right
         return None if error_ <= self.tolerance else Failed(f"pruned differs from masked by {error_:.1e}")
 
     def _suspects(self, error: Exception, small: nn.Module, plan: Plan, chosen: set[int]) -> frozenset[int]:
