@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.config import set_config
+from fairkern.compact.config import follow_config
 from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match, read_attribute
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
@@ -71,7 +71,7 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
     replace_modules(model, {r.module: r.name for r in plan.replacements})
     install(model, plan.sites)
     if plan.config:
-        set_config(model.config, plan)
+        follow_config(model.config, plan)
     for cut in reversed(cut_lists(plan)):  # the names of outer lists are still those of before
         held = model.get_submodule(cut.path)._modules
         stays = [held[name] for name in cut.stays]
