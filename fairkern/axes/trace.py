@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
 from fairkern.model.fused import dense, plain, running_as
-from fairkern.model.nested import call_model, elements
+from fairkern.model.nested import call_model, call_with, elements, own
 from fairkern.model.replacements import in_place
+from fairkern.model.states import Calls, calls_of, given_states
 from fairkern.model.tensors import named_tensors
 from fairkern.model.untouched import Originals, forget, untouched
 from fairkern.model.weight_calls import WeightCalls
@@ -55,12 +57,14 @@ def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline
     tracing.fused, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
     tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
     for i, inputs in enumerate(runs):
-        _run(model, inputs, names, tracing, originals, training=False, first=i == 0)
+        calls = _run(model, inputs, names, tracing, originals, first=i == 0)
+        if calls.step:
+            _go_on(model, inputs, names, tracing, originals, calls)
     follow_siblings(model, tracing)
     if _missed(tracing, names):
         model.train()
         try:
-            _run(model, runs[0], names, tracing, originals, training=True, first=False)
+            _run(model, runs[0], names, tracing, originals, training=True)
         except TimeLimitError:
             raise
         except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
@@ -105,10 +109,59 @@ def _run(
     tracing: Tracing,
     originals: Originals,
     *,
-    training: bool,
-    first: bool,
-) -> None:
+    training: bool = False,
+    first: bool = False,
+) -> Calls:
+    """One call of the model on example inputs. Returns how it can be called on from there."""
     forget(model)
+    inputs = own(inputs)
+    with _watched(model, names, tracing, originals, training=training, count_flops=first) as (tracks, modules):
+        for name, tensor in given_states(model, inputs):
+            reason = f"is held by {name}, a state that was given as example input"
+            held = tuple(tracing.graph.frozen(n, reason) if n > 1 else CONSTANT for n in tensor.shape)
+            tracks.put(tensor, Track(tuple(tensor.shape), held))
+        output = call_with(model, inputs)
+    if not training:
+        tracing.calls |= modules.calls
+        tracing.widths.update(modules.widths)
+    calls = Calls() if training else calls_of(model, inputs, output)
+    _freeze_results(calls.results(output), tracks)
+    tracing.notes += [note for note in calls.notes if note not in tracing.notes]
+    return calls
+
+
+def _go_on(
+    model: nn.Module, inputs: Any, names: dict[str, Tensor], tracing: Tracing, originals: Originals, calls: Calls
+) -> None:
+    """The model's further calls, with the state of a first one: what is read there is not what a pass scores."""
+    forget(model)
+    graph = tracing.graph
+    contractions, productions = len(graph.contractions), len(graph.productions)
+    with _watched(model, names, tracing, originals) as (tracks, _):
+        results = calls.onward(model, inputs)
+    _freeze_results(results, tracks)
+    graph.contractions[contractions:] = [replace(c, training=True) for c in graph.contractions[contractions:]]
+    del graph.productions[productions:]
+
+
+def _freeze_results(results: Iterable[Tensor], tracks: Tracks) -> None:
+    for tensor in results:
+        tracks.graph.read(tracks.of(tensor))
+        for dim in tracks.of(tensor).dims:
+            tracks.graph.freeze(dim, "is a dimension of the model's output", Unless.NEVER)
+
+
+@contextlib.contextmanager
+def _watched(
+    model: nn.Module,
+    names: dict[str, Tensor],
+    tracing: Tracing,
+    originals: Originals,
+    *,
+    training: bool = False,
+    count_flops: bool = False,
+) -> Iterator[tuple[Tracks, ModuleCalls]]:
+    """Inside, what the model does is written down."""
     tracks = Tracks(tracing.graph)
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
@@ -117,7 +170,7 @@ def _run(
     tracks.keep_still(names.values())
     modules = ModuleCalls(model, tracks.of, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
-    mode = OperatorMode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=first)
+    mode = OperatorMode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=count_flops)
     calls = WeightCalls(names, functions.around)
     sizes = SizeCalls(modules.current, tracks)
     experts = running_as(model, dict.fromkeys(tracing.fused, dense))
@@ -132,32 +185,6 @@ def _run(
         sizes,
         mode,
     ):
-        output = call_model(model, inputs)
+        yield tracks, modules
     if not training:
         tracing.graph.size_calls.extend(sizes.by_module(modules.calls))
-        tracing.calls |= modules.calls
-        tracing.widths.update(modules.widths)
-    for tensor in _tensors_of(output):
-        tracing.graph.read(tracks.of(tensor))
-        for dim in tracks.of(tensor).dims:
-            tracing.graph.freeze(dim, "is a dimension of the model's output", Unless.NEVER)
-
-
-def _tensors_of(output: Any) -> Iterator[Tensor]:
-    """Every tensor of a model's output, also inside objects of its own classes."""
-    seen: set[int] = set()
-    waiting = [output]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen or isinstance(value, (type, nn.Module)):
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            yield value
-            continue
-        if isinstance(value, Mapping):
-            waiting.extend(value.values())
-        elif isinstance(value, (tuple, list, set, frozenset)):
-            waiting.extend(value)
-        waiting.extend(getattr(value, "__dict__", {}).values())
-        waiting.extend(getattr(value, s) for s in getattr(type(value), "__slots__", ()) if hasattr(value, s))

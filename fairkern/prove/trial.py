@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,9 @@ from fairkern.compact.sites import learn, needless
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
 from fairkern.model.fused import one_by_one, running_as
-from fairkern.model.nested import call_model, map_tensors, tensors_in
-from fairkern.model.untouched import valueless
+from fairkern.model.nested import call_model, map_tensors
+from fairkern.model.states import calls_of
+from fairkern.model.untouched import forget, untouched, valueless
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, about_half, nothing
 from fairkern.prove.double import in_double
@@ -29,20 +31,24 @@ from fairkern.types import IndexArray, UnitMap
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
+_Made = TypeVar("_Made")
+
 
 def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
     """Relative error between the outputs of two models on `inputs` (tensor, tuple or mapping), without gradients.
 
     Models in float64 compute in float64 throughout, also where their code casts to a coarser type.
     The largest over all output tensors of `max|a − b| / max|a|`, in float64; outputs may be nested (tuples,
-    named tuples, mappings, dataclasses). NaN, another shape or another number of tensors give inf.
+    named tuples, mappings, objects of any class); caches and states that the model returns for its next call are left
+    out (`fairkern.model.states`). NaN, another shape or another number of tensors give inf.
     Raises InputError when the model returns no tensor.
     """
     with torch.no_grad():
-        with in_double(model):
+        with untouched(model), in_double(model):
             expected = call_model(model, inputs)
+            calls = calls_of(model, inputs, expected)
         with in_double(small):
-            return distance(expected, call_model(small, inputs))
+            return distance(calls.results(expected), calls.results(call_model(small, inputs)))
 
 
 def prove(
@@ -186,21 +192,35 @@ class _Trial:
                 stir(copy, self.seed + 2)
                 try:
                     with calibrate(copy, self.seed + 3):
-                        output = self._run(copy, cast)
+                        output = self._call(copy, partial(call_model, copy, cast))
+                    self.calls = self._call(copy, partial(calls_of, copy, cast, output))
+                    results = self.calls.results(output) + self._onward(copy, cast)
                 except Exception as error:
                     problem = error
                     continue
                 problem = None
-                if all(_usable(tensor) for tensor in tensors_in(output)):
+                if all(map(_usable, results)):
                     return copy, cast
         if problem is not None:
             raise problem
         return copy, cast
 
-    def _run(self, model: nn.Module, inputs: Any) -> Any:
+    def _run(self, model: nn.Module, inputs: Any) -> list[Tensor]:
+        """The results of a call, and of what the model does on from there."""
+        forget(model)
+        output = self._call(model, partial(call_model, model, inputs))
+        return self.calls.results(output) + self._onward(model, inputs)
+
+    def _onward(self, model: nn.Module, inputs: Any) -> list[Tensor]:
+        if not self.calls.step:
+            return []
+        forget(model)
+        return self._call(model, partial(self.calls.onward, model, inputs))
+
+    def _call(self, model: nn.Module, call: Callable[[], _Made]) -> _Made:
         torch.manual_seed(self.seed)  # the same for both sides; the caller's state is put back by `prove`
         with in_double(model), running_as(model, self._experts):  # their kernels know few types and sizes
-            return call_model(model, inputs)
+            return call()
 
     def failure(self, groups: Sequence[int]) -> str | None:
         """Why the pruned copy is not the masked copy when these groups are cut; None when it is."""

@@ -1,0 +1,209 @@
+"""Caches and recurrent states: what a model returns for its own next call, and that call.
+
+The one place that says what of an output is a state; the trace, the proof and `difference` ask here.
+
+- What the output holds under the name of an argument of `forward` that was given nothing, where that name speaks of a
+  state (`past_key_values`, `cache`, `cache_params`, `state`, `mems`, …); the last states of an encoder, where `forward`
+  takes what an earlier call made of it (`encoder_outputs`).
+- At any depth an object whose class is called `…Cache`.
+- The last items of a tuple or list, as many as `forward` has such arguments, if a second call that is given them runs
+  and does not answer what it answers without them. Only that tells a cache from a result where nothing has a name.
+
+All else is a result, which whoever calls the model may read; so is everything, if nothing else is left.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairkern.errors import TimeLimitError
+from fairkern.model.generation import can_generate, generated
+from fairkern.model.nested import call_model, call_with, is_cache, own, tensors_within
+
+_WORDS = frozenset(
+    {"cache", "caches", "past", "kv", "kvs", "state", "states", "mems", "memory", "memories", "hidden", "hx", "carry"}
+)
+_OF_ENCODER = "encoder_last_hidden_state"  # what `encoder_outputs` begins with
+
+
+@dataclass(frozen=True)
+class Calls:
+    """How a model is called: on its inputs and, where it returns a state or generates, on from there.
+
+    `named`: what the output holds by name that is a state; `last`: the arguments that take its last items. `step`: what
+    goes with the state in a further call, "last" (of every sequence the last place) or "whole" (the same inputs), or
+    "generate", the model's own loop, or "" where there is no further call. `notes` are for whoever reads the map.
+    """
+
+    named: frozenset[str] = frozenset()
+    last: tuple[str, ...] = ()
+    step: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def results(self, output: Any) -> list[Tensor]:
+        """The tensors of an output that are no state, also inside objects of its own classes, each once."""
+        if self.last:
+            kept = list(output[: -len(self.last)])
+        else:
+            entries = _entries(output)
+            kept = [v for k, v in entries.items() if k not in self.named] if entries else [output]
+        return list(tensors_within(kept, caches=False)) or list(tensors_within(output))
+
+    def onward(self, model: nn.Module, inputs: Any) -> list[Tensor]:
+        """What comes of the further call, together with the call before it; nothing where there is none."""
+        if self.step == "generate":
+            return generated(model, given(model, own(inputs)))
+        if not self.step:
+            return []
+        return self._stepped(model, inputs, self._states(model, call_model(model, inputs)))
+
+    def _states(self, model: nn.Module, output: Any) -> dict[str, Any]:
+        """What goes back to the model, by argument."""
+        if self.last:
+            return dict(zip(self.last, output[-len(self.last) :], strict=True))
+        entries = _entries(output)
+        if self.named:
+            return {name: entries[name] for name in sorted(self.named - {_OF_ENCODER})}
+        held = [v for v in (entries.values() if entries else output if _listed(output) else ()) if is_cache(v)]
+        takers = [name for name in _parameters(model) if {"cache", "past"} & _words(name)]
+        return {takers[0]: held[0]} if len(held) == len(takers) == 1 else {}
+
+    def _stepped(self, model: nn.Module, inputs: Any, states: Mapping[str, Any]) -> list[Tensor]:
+        arguments = given(model, own(inputs))
+        if self.step == "last":
+            arguments = _shortened(arguments, _parameters(model))
+        return self.results(call_with(model, {**arguments, **states}))
+
+
+def calls_of(model: nn.Module, inputs: Any, output: Any) -> Calls:
+    """How `model` is called on from `output`, which it gave for `inputs`: what looks like a further call is tried.
+
+    Cost: nothing where it takes no state and does not generate; else up to four calls.
+    """
+    parameters, arguments = _parameters(model), given(model, inputs)
+    entries = _entries(output)
+    free = [name for name in parameters if _is_state(name) and not _holds(arguments.get(name))]
+    named = {name for name in free if _holds(entries.get(name))}
+    if "encoder_outputs" in parameters and "encoder_outputs" not in arguments and _OF_ENCODER in entries:
+        named.add(_OF_ENCODER)
+    calls = Calls(frozenset(named) if named < entries.keys() else frozenset())
+    with torch.no_grad():
+        if _listed(output) and 0 < len(free) < len(output) and not any(map(is_cache, output)):
+            found = _with_step(replace(calls, last=tuple(free)), model, inputs, output)
+            if found.step and _told_apart(found, model, inputs, output):
+                calls = found
+        if can_generate(model):
+            problem = _problem(lambda: generated(model, given(model, own(inputs))))
+            if problem is None:
+                return replace(calls, step="generate")
+            calls = replace(calls, notes=(f"generate() does not run on the example inputs: {problem}",))
+        return calls if calls.step else _with_step(calls, model, inputs, output)
+
+
+def given(model: nn.Module, inputs: Any) -> dict[str, Any]:
+    """Inputs by the argument of `forward` that they are for; without those that have no name there."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    try:
+        signature = inspect.signature(model.forward)
+        bound = signature.bind_partial(*(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+    except (TypeError, ValueError):
+        return {}
+    return {
+        name: value
+        for name, value in bound.arguments.items()
+        if signature.parameters[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    }
+
+
+def given_states(model: nn.Module, inputs: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of caches and states among the inputs, with the argument that they are for."""
+    for name, value in given(model, inputs).items():
+        if is_cache(value) or (_is_state(name) and name in _parameters(model)):
+            yield from ((name, tensor) for tensor in tensors_within(value))
+
+
+def _with_step(calls: Calls, model: nn.Module, inputs: Any, output: Any) -> Calls:
+    """With the first kind of further call that runs, if any does."""
+    states = calls._states(model, output)
+    for step in ("last", "whole") if states else ():
+        tried = replace(calls, step=step)
+        if _problem(lambda tried=tried: tried.onward(model, inputs)) is None:
+            return tried
+    return calls
+
+
+def _told_apart(calls: Calls, model: nn.Module, inputs: Any, output: Any) -> bool:
+    """Whether a further call answers otherwise with the state than without."""
+    found, without = calls.onward(model, inputs), calls._stepped(model, inputs, {})
+    shapes = [t.shape for t in found] == [t.shape for t in without]
+    return not shapes or any(not torch.equal(a, b) for a, b in zip(found, without, strict=True))
+
+
+def _problem(call: Callable[[], object]) -> str | None:
+    """What a call raises, in a line; None if it runs."""
+    try:
+        call()
+    except (TimeLimitError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # somebody else's code, which was not asked for: then there is no such call
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+    return None
+
+
+def _shortened(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The last place of the sequence that goes on; without what goes with its places and may be left out."""
+    long = {n: v for n, v in arguments.items() if isinstance(v, Tensor) and v.ndim >= 2 and v.shape[1] > 1}
+    decoder = [n for n in long if n.startswith("decoder_input")]
+    main = next(iter(decoder or long), None)
+    if main is None:
+        return dict(arguments)
+
+    def stays(name: str) -> bool:
+        if "label" in name:
+            return False
+        parameter = parameters.get(name)
+        beside = name in long and long[name].shape[:2] == long[main].shape[:2] and name.startswith("decoder_") == bool(decoder)
+        return not beside or parameter is None or parameter.default is inspect.Parameter.empty
+
+    kept = {n: v for n, v in arguments.items() if n == main or stays(n)}
+    return {**kept, main: long[main][:, -1:]}
+
+
+def _holds(value: Any) -> bool:
+    return next(tensors_within(value), None) is not None
+
+
+def _is_state(name: str) -> bool:
+    return bool(_words(name) & _WORDS) and not name.endswith("hidden_states")
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[_\d]+", name.lower()))
+
+
+def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(model.forward).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _listed(output: Any) -> bool:
+    return isinstance(output, (tuple, list)) and not hasattr(output, "_fields")
+
+
+def _entries(output: Any) -> Mapping[str, Any]:
+    """What an output holds by name; empty where nothing in it has one."""
+    if isinstance(output, Mapping):
+        return output
+    if isinstance(output, tuple) and hasattr(output, "_fields"):
+        return output._asdict()
+    return {} if isinstance(output, (Tensor, tuple, list)) else dict(getattr(output, "__dict__", {}))
