@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
-from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Fixed, Track
+from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track
+from fairkern.axes.memory import same_positions
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES
@@ -127,18 +128,27 @@ class OperatorMode(TorchDispatchMode):
             return before
         known = before.dims if before.sizes == made.sizes else (CONSTANT,) * len(made.dims)
         gained = [
-            m
-            for m, b in zip(made.dims, known, strict=True)
+            i
+            for i, (m, b) in enumerate(zip(made.dims, known, strict=True))
             if isinstance(m, np.ndarray) and not isinstance(b, np.ndarray)
         ]
         if gained or not before.tracked:
             for other, track in self._tracks.aliases(tensor):
-                for dim in gained:
-                    graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
-                if any(d is UNIFORM or d is ZERO for d in track.dims):
-                    dims = tuple(CONSTANT if isinstance(d, Fixed) else d for d in track.dims)
-                    self._tracks.put(other, Track(track.sizes, dims, track.source))
+                self._tracks.put(other, _written_through(call, tensor, other, track, {i: made.dims[i] for i in gained}))
         return made
+
+
+def _written_through(call: Call, tensor: Tensor, other: Tensor, track: Track, gained: Mapping[int, Dim]) -> Track:
+    """What `other`, whose track is given, is after a write to `tensor`, on the same memory, which was alike along these
+    dimensions. Where it goes over the same positions it has the units now, and is alike beside them still."""
+    dims: list[Dim] = [CONSTANT if isinstance(d, Fixed) else d for d in track.dims]
+    for dim, units in gained.items():
+        place = same_positions(tensor, other, dim)
+        if place is None or track.dims[place] is CONSTANT:
+            call.graph.freeze(units, f"is written into a view of an untracked tensor by {call.where}")
+        else:
+            dims[place] = call.graph.meet(track.dims[place], units, f"meets a fixed size in {call.where}")
+    return Track(track.sizes, tuple(dims), track.source)
 
 
 def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,9 @@ def _watched(
     tracks.keep_still(names.values())
     modules = ModuleCalls(model, tracks.of, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
-    mode = OperatorMode(tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=count_flops)
+    mode = OperatorMode(
+        tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=count_flops
+    )
     calls = WeightCalls(names, functions.around)
     sizes = SizeCalls(modules.current, tracks)
     experts = running_as(model, dict.fromkeys(tracing.fused, dense))

@@ -15,9 +15,9 @@ All else is a result, which whoever calls the model may read; so is everything, 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +25,9 @@ from torch import Tensor, nn
 
 from fairkern.errors import TimeLimitError
 from fairkern.model.generation import can_generate, generated
+from fairkern.model.names import speaks_of_state, words
 from fairkern.model.nested import call_model, call_with, is_cache, own, tensors_within
 
-_WORDS = frozenset(
-    {"cache", "caches", "past", "kv", "kvs", "state", "states", "mems", "memory", "memories", "hidden", "hx", "carry"}
-)
 _OF_ENCODER = "encoder_last_hidden_state"  # what `encoder_outputs` begins with
 
 
@@ -72,7 +70,7 @@ class Calls:
         if self.named:
             return {name: entries[name] for name in sorted(self.named - {_OF_ENCODER})}
         held = [v for v in (entries.values() if entries else output if _listed(output) else ()) if is_cache(v)]
-        takers = [name for name in _parameters(model) if {"cache", "past"} & _words(name)]
+        takers = [name for name in _parameters(model) if {"cache", "past"} & words(name)]
         return {takers[0]: held[0]} if len(held) == len(takers) == 1 else {}
 
     def _stepped(self, model: nn.Module, inputs: Any, states: Mapping[str, Any]) -> list[Tensor]:
@@ -89,7 +87,7 @@ def calls_of(model: nn.Module, inputs: Any, output: Any) -> Calls:
     """
     parameters, arguments = _parameters(model), given(model, inputs)
     entries = _entries(output)
-    free = [name for name in parameters if _is_state(name) and not _holds(arguments.get(name))]
+    free = [name for name in parameters if speaks_of_state(name) and not _holds(arguments.get(name))]
     named = {name for name in free if _holds(entries.get(name))}
     if "encoder_outputs" in parameters and "encoder_outputs" not in arguments and _OF_ENCODER in entries:
         named.add(_OF_ENCODER)
@@ -126,7 +124,7 @@ def given(model: nn.Module, inputs: Any) -> dict[str, Any]:
 def given_states(model: nn.Module, inputs: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors of caches and states among the inputs, with the argument that they are for."""
     for name, value in given(model, inputs).items():
-        if is_cache(value) or (_is_state(name) and name in _parameters(model)):
+        if is_cache(value) or (speaks_of_state(name) and name in _parameters(model)):
             yield from ((name, tensor) for tensor in tensors_within(value))
 
 
@@ -135,7 +133,7 @@ def _with_step(calls: Calls, model: nn.Module, inputs: Any, output: Any) -> Call
     states = calls._states(model, output)
     for step in ("last", "whole") if states else ():
         tried = replace(calls, step=step)
-        if _problem(lambda tried=tried: tried.onward(model, inputs)) is None:
+        if _problem(partial(tried.onward, model, inputs)) is None:
             return tried
     return calls
 
@@ -170,7 +168,11 @@ def _shortened(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Pa
         if "label" in name:
             return False
         parameter = parameters.get(name)
-        beside = name in long and long[name].shape[:2] == long[main].shape[:2] and name.startswith("decoder_") == bool(decoder)
+        beside = (
+            name in long
+            and long[name].shape[:2] == long[main].shape[:2]
+            and name.startswith("decoder_") == bool(decoder)
+        )
         return not beside or parameter is None or parameter.default is inspect.Parameter.empty
 
     kept = {n: v for n, v in arguments.items() if n == main or stays(n)}
@@ -179,14 +181,6 @@ def _shortened(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Pa
 
 def _holds(value: Any) -> bool:
     return next(tensors_within(value), None) is not None
-
-
-def _is_state(name: str) -> bool:
-    return bool(_words(name) & _WORDS) and not name.endswith("hidden_states")
-
-
-def _words(name: str) -> set[str]:
-    return set(re.split(r"[_\d]+", name.lower()))
 
 
 def _parameters(model: nn.Module) -> Mapping[str, inspect.Parameter]:
@@ -205,5 +199,5 @@ def _entries(output: Any) -> Mapping[str, Any]:
     if isinstance(output, Mapping):
         return output
     if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return output._asdict()
+        return dict(zip(output._fields, output, strict=True))
     return {} if isinstance(output, (Tensor, tuple, list)) else dict(getattr(output, "__dict__", {}))

@@ -73,7 +73,7 @@ CASES = {
     "index_select in space": between(lambda x: x.index_select(3, torch.tensor([4, 1]))),
     "spatial padding": between(lambda x: F.pad(F.pad(x, (1, 2, 0, 1), mode="reflect"), (0, 0, 1, 1), value=0.5)),
     "replicated border": between(lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate")),
-    "circular border": kept("untracked", lambda x: F.pad(x, (1, 1, 0, 0), mode="circular")),
+    "circular border": between(lambda x: F.pad(x, (1, 1, 0, 0), mode="circular")),
     "as_strided to what it is": between(lambda x: x.as_strided(x.shape, x.stride())),
     "channels last": between(lambda x: x + F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1)),
     "chunk": between(split_and_cat, groups={"a": "4: a.bias:0x2 a.weight:0x2 b.weight:1*x2 @ bx2"}),
