@@ -84,7 +84,13 @@ ENTRIES = {
             "python -m bench.quality",
             "what small nets keep after every way of cutting, at every budget",
             "an hour or two",
-            ("bench/results/quality.csv", "bench/results/quality.json", "docs/quality.md", "docs/pictures/quality.png"),
+            (
+                "bench/results/quality.csv",
+                "bench/results/quality.json",
+                "bench/results/quality_agreement.json",
+                "docs/quality.md",
+                "docs/pictures/quality.png",
+            ),
             "quality",
         ),
         Entry(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fairkern import axes, capture, compact, report, types
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
-from fairkern.capture.batches import first_batch, head
+from fairkern.capture.batches import example, first_batch, head
 from fairkern.compensate import Compensation, Correction, unexplained
 from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
@@ -31,6 +31,7 @@ def trace(
     example_inputs: Any,
     *,
     more: Sequence[Any] = (),
+    unused: Iterable[str] = (),
     verify: bool = True,
     seed: int = 0,
     time_limit: float | None = 600.0,
@@ -40,9 +41,14 @@ def trace(
     Args:
         model: any eager module; it runs in eval mode and is left as it was. Parameters that eval mode does not
             reach (auxiliary heads) are looked for in one more run in train mode.
-        example_inputs: a tensor, a tuple (positional) or a dict (keyword arguments), on the model's device. FLOPs
-            are counted for these.
+        example_inputs: a tensor, a tuple (positional) or a dict (keyword arguments), on the model's device; a list is
+            what the model's own loop would make of it: the one argument of a detector that takes a list of images
+            (where its `forward` says so; pass `(images,)` where it does not), positional elsewhere. Of a batch that
+            the model takes whole, to hand on the images to itself, it is these. FLOPs are counted for these.
         more: further example inputs that reach more code.
+        unused: names or `fnmatch` patterns of parameters and modules that no input ever reaches (a mask token of
+            pretraining). They stay, and nothing is held back for what they might read. A module that the example inputs
+            do not call holds nothing back anyway; a parameter of one that they call does, where it may meet axes there.
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
             model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;
@@ -52,7 +58,8 @@ def trace(
         time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
     Raises:
-        InputError: inputs without a tensor or on another device; a model without a single axis that can be cut; one
+        InputError: inputs without a tensor or on another device; `unused` that names nothing, or what the inputs
+            reach; a model without a single axis that can be cut; one
             that is compiled, scripted, distributed, packed or hooked, with what to pass instead; one on the meta
             device that asks for values.
         TimeLimitError: the time is up; the model is as it was.
@@ -71,7 +78,8 @@ def trace(
     deadline = Deadline(time_limit)
     if verify:
         check_values(model)
-    certain, daring = axes.solutions(model, [example_inputs, *more], deadline, dare=verify)
+    example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
+    certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
     units = certain.units
     if verify and (units.prunable or daring is not None):
         units = replace(proven(model, certain, daring, (example_inputs, *more), seed, deadline), proven=True)
@@ -93,6 +101,7 @@ def score(
     projections: int = 128,
     seed: int = 0,
     class_of: Callable[[Any], Tensor] | Literal[False] | None = None,
+    samples_of: Callable[[Any], int] | None = None,
     recipe: str = "default",
     reduction: str | None = None,
     pairs: str = "max",
@@ -110,8 +119,15 @@ def score(
 
     Args:
         model: the model, on any one device; batches are moved to it.
-        loader: any iterable of `(inputs, targets)` or of dicts (`model(**batch).loss` when `loss_fn` is None).
-        loss_fn: `loss_fn(output, targets)` → scalar.
+        loader: any iterable of `(inputs, targets)` or of dicts (keyword arguments, or the one argument of a model that
+            takes a batch whole). Inputs may be a list of images of any sizes, targets a list of dicts: these are run
+            image by image.
+        loss_fn: `loss_fn(output, targets)` → scalar; of a dict batch the targets are its "labels", or all of it. None:
+            the model's own loss: `.loss`, `["loss"]`, a scalar or a tuple that begins with one, as it returns it in eval
+            mode. A model that returns none there (torchvision's detectors) is called as its own training loop does,
+            on inputs and targets in train mode, but with norms and dropout as in eval mode, and what it draws at
+            random is drawn by `seed`; a dict of losses is added up, and so are the several losses that a model returns
+            of a batch that it takes whole (ultralytics' `model(batch)`).
         units: from `trace(model, …)`; traced on the head of the first batch if not given.
         samples_per_class: how many samples of each class enter the U-score: the first ones. R uses all samples.
         projections: directions for the sliced distance; units with one value per sample need none.
@@ -119,8 +135,12 @@ def score(
         class_of: `class_of(batch)` → integer labels [samples], or [samples, places …] where every token or pixel has a
             class (negative: none); default: the targets, one per sample. Places are compared then, and
             `samples_per_class` counts them; an activation on a coarser grid has the nearest labels, and classes of one
-            place are left out. False: there are no classes; the U-score is left out, and plans go by what is left (R,
+            place are left out. Where an activation has one place per sample (a pooled branch) that has the class of most
+            of the sample's places; units that are heard only there, and only in one class, have no U
+            (`provenance["no_classes"]`), and plans that read U leave them alone. False: there are no classes; the U-score is left out, and plans go by what is left (R,
             the residual, weights).
+        samples_of: `samples_of(batch)` → how many samples a batch holds, where that cannot be told from its structure
+            (lists with an item per sample, rows of tensors).
         recipe: "default" taps what the consumers read; "paper" what the layer itself returns, with signed sums.
         reduction: "signed" (R = |Σ_s t|), "per_sample" (R = Σ_s |t|) or "per_class" (|Σ| within each class, added up);
             None takes the recipe's: per_sample for "default", signed for "paper".
@@ -164,6 +184,7 @@ def score(
         memory_budget=memory_budget,
         gram=gram,
         class_of=class_of,
+        samples_of=samples_of,
     )
     traced = 0.0
     if units is None:

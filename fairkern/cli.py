@@ -134,6 +134,7 @@ def _trace(arguments: argparse.Namespace) -> int:
     units = fk.trace(
         named(arguments.model),
         named(arguments.inputs),
+        unused=arguments.unused,
         verify=arguments.verify,
         seed=arguments.seed,
         time_limit=arguments.time_limit,
@@ -290,6 +291,8 @@ def _parser() -> argparse.ArgumentParser:
     trace = command("trace", _trace, "print what can be cut from a model, and why the rest cannot")
     trace.add_argument("model", metavar="MODEL", help="package.module:callable")
     trace.add_argument("inputs", metavar="INPUTS", help="package.module:callable: a tensor, a tuple or a dict")
+    unused = "parameter or module that no input ever reaches, by name or pattern; may be given several times"
+    trace.add_argument("--unused", action="append", default=[], metavar="PATTERN", help=unused)
     trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
     trace.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="give up after this long")
     trace.add_argument("--seed", type=int, default=0)

@@ -38,6 +38,7 @@ class PruningOptions(PlanningOptions, total=False):
     projections: int
     seed: int
     class_of: Callable[[Any], Tensor] | Literal[False] | None
+    samples_of: Callable[[Any], int] | None
     recipe: str
     reduction: str | None
     pairs: str
@@ -99,7 +100,7 @@ def prune(
     scoring.setdefault("gram", method in _FITS)
     again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
     first, loader = first_batch(loader)
-    if "class_of" not in scoring and not _compares(planning, target, scoring["gram"]) and not capture.labelled(first):
+    if "class_of" not in scoring and not _compares(planning, target, scoring["gram"]) and not capture.labelled(first, model):
         scoring["class_of"] = False
     given = scoring.pop("units", None)
     asked = _Asked(target, keep, latency, iterations, planning, scoring, method, again, inplace)

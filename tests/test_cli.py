@@ -85,6 +85,10 @@ def test_trace(capsys: pytest.CaptureFixture[str]) -> None:
     assert "proven" in capsys.readouterr().out
     assert main(["trace", "parts:model", "parts:inputs", "--no-verify"]) == 0
     assert "not proven" in capsys.readouterr().out
+    assert main(["trace", "parts:model", "parts:inputs", "--unused", "2.weigth"]) == 2
+    assert "near names: " in capsys.readouterr().err
+    assert main(["trace", "parts:model", "parts:inputs", "--unused", "0"]) == 2
+    assert "which the example inputs reach" in capsys.readouterr().err
 
 
 def test_targets_that_are_no_classes(capsys: pytest.CaptureFixture[str]) -> None:

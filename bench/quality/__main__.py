@@ -1,7 +1,8 @@
 """`python -m bench.quality [--models …] [--seeds …] [--quick]`: the grid, bench/results/quality.*, docs/quality.md.
 
 Trained weights are kept in bench/quality/.cache; rows of other models and seeds stay in the results file, so a run can
-be cut into several. `--document` only writes the document anew.
+be cut into several. `--document` only writes the document anew, `--agreement` only compares the paper's recipe with the
+paper's package before.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Any
 import torch
 
 from bench.provenance import ROOT, provenance, versions, write_results
-from bench.quality import document, rows, train
+from bench.quality import agreement, document, rows, train
 from bench.quality.catalogue import ENTRIES
 from bench.quality.grid import KEEPS, Grid, run
 from bench.quality.methods import METHODS
 
 ROWS = ROOT / "bench" / "results" / "quality.csv"
 NOTE = ROOT / "bench" / "results" / "quality.json"
+AGREEMENT = ROOT / "bench" / "results" / "quality_agreement.json"
 QUICK = Grid(keeps=(0.5, 0.2), methods=METHODS[:2], compensations=("least_squares", "sequential"), rivals=False)
 PACKAGES = ("torch", "numpy", "scikit-learn", "matplotlib", "transformers", "torch-pruning", "network-pruner")
 
@@ -40,12 +42,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS), help="other budgets")
     parser.add_argument("--quick", action="store_true", help="two methods, few budgets, printed and not written")
     parser.add_argument("--document", action="store_true", help="write the document from the results there are")
+    parser.add_argument("--agreement", action="store_true", help="only the paper's recipe against the paper's package")
     chosen = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     some = [m for m in METHODS if m.name in (chosen.methods or [m.name])]
     grid = Grid(keeps=chosen.keeps, methods=some, rivals=chosen.methods is None)
-    if not chosen.document:
+    if not (chosen.document or chosen.agreement):
         for name in chosen.models:
             for seed in chosen.seeds:
                 started = time.perf_counter()
@@ -61,8 +64,10 @@ def main(arguments: Sequence[str]) -> int:
                 with _alone():
                     rows.write(ROWS, rows.merged(rows.read(ROWS), outcome.rows))
                     _note(name, seed, outcome.left_out)
+    if not (chosen.document or chosen.quick):
+        write_results(AGREEMENT, packages=versions(PACKAGES), rows=agreement.rows())
     if not chosen.quick:
-        document.write(rows.read(ROWS), json.loads(NOTE.read_text()), ROOT / "docs")
+        document.write(rows.read(ROWS), json.loads(NOTE.read_text()), json.loads(AGREEMENT.read_text()), ROOT / "docs")
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.quality import plots, targets
+from bench.quality import agreement, plots, targets
 from bench.quality.catalogue import ENTRIES
 from bench.quality.grid import CLOSELY, COMPENSATIONS, RECALIBRATED
 from bench.quality.methods import DEFAULT, METHODS
@@ -42,14 +42,14 @@ _TRIED = """By single runs on a few of these nets, without a row of their own:
 """
 
 
-def write(rows: Sequence[Row], note: Mapping[str, Any], folder: Path) -> None:
+def write(rows: Sequence[Row], note: Mapping[str, Any], agreed: Mapping[str, Any], folder: Path) -> None:
     """`folder`/quality.md and the picture that it shows."""
     summary = Summary(rows)
     plots.write(summary, folder / PICTURE)
-    (folder / "quality.md").write_text(page(summary, note))
+    (folder / "quality.md").write_text(page(summary, note, agreed))
 
 
-def page(summary: Summary, note: Mapping[str, Any]) -> str:
+def page(summary: Summary, note: Mapping[str, Any], agreed: Mapping[str, Any]) -> str:
     parts = [
         _HEAD.rstrip(),
         *_section(
@@ -57,6 +57,7 @@ def page(summary: Summary, note: Mapping[str, Any]) -> str:
         ),
         *_section("Where the default is not the best", _elsewhere(summary)),
         *_section("Beside other packages", _rivals(summary)),
+        *_section("The paper's recipe and the paper's package", _agreement(agreed)),
         *_section("Targets", [*_targets_text(), "", *targets.table(summary, DEFAULT.name)]),
         *_section("BatchNorm statistics anew", _recalibration(summary)),
         *_section("Model by model", _models(summary)),
@@ -185,6 +186,19 @@ def _rivals(summary: Summary) -> list[str]:
                 notes.append(f"- With {compensation.replace('_', ' ')} behind {rival.name}: {'; '.join(behind)}.")
         lines.append(f"| {rival.name} | " + " | ".join(cells) + " |")
     return [*lines, *(["", *notes] if notes else [])]
+
+
+def _agreement(agreed: Mapping[str, Any]) -> list[str]:
+    return [
+        f"network-pruner {agreed['packages']['network-pruner']} does not compute quite what the paper defines: U at",
+        "interpolated quantiles where classes have unequal numbers, classes from the hundredth on never compared, R in",
+        "train mode with BatchNorm's statistics moving, scaled and ranked by the batch size. The paper's definition is",
+        '`recipe="paper"`. Both on digits, 64 of each class, in batches of 80:',
+        "",
+        *agreement.table(agreed["rows"]),
+        "",
+        f"(`python -m bench.quality --agreement`, {agreed['date'][:10]}, commit {agreed['commit'][:7]})",
+    ]
 
 
 def _targets_text() -> list[str]:

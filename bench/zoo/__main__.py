@@ -19,6 +19,7 @@ from bench.provenance import ROOT, provenance, versions, write_results, write_wh
 from bench.zoo.catalogue import entries
 from bench.zoo.reload import Reloader
 from bench.zoo.row import Row, examine
+from bench.zoo.uses import Uses
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers")
 _HEAD = """# The zoo
@@ -32,11 +33,28 @@ numbers substituted in the calls of the module's own code (site), a class of equ
 `reloads`: the model cut by 0.3 was saved, loaded in a new process into a fresh model, and gave the same outputs, bit
 for bit (–: not tried, in rows from a commit before that column, or nothing to cut).
 
-`trace` is the processor time of tracing in float32 without the proof, the forward pass included. Models above 200
-million parameters are proven and cut in float32, where their copies fit into memory: their `error` is that of float32,
-and marked so.
+`error` is the worse one of those without and with gradients, since some modules take another path then. `trains`: a
+step in train mode, and with activation checkpointing the same gradients. `workflow`: what the model has of its own
+beside being called (predict, generate with its cache). `own batches`: scored and pruned by batches as the model's own
+training loop goes over, nothing else said. Each is asked of the whole model first; –: that does not do it either, or it
+was not tried.
+
+`trace` is the processor time of tracing in float32 without the proof, the forward pass included, `proof` that of
+tracing and proving in float64. Models above 200 million parameters are proven and cut in float32, where their copies
+fit into memory: their `error` is that of float32, and marked so.
 
 """
+_COLUMNS = (
+    "model", "groups", "units", "share", "error", "trace", "proof", "sizes", "reloads", "trains", "workflow",
+    "own batches", "frozen",
+)  # fmt: skip
+_USES = {
+    "trains": "train",
+    "checkpoints": "train with checkpointing",
+    "workflow": "run their own workflow",
+    "scored": "are scored by their own batches",
+    "pruned": "pruned by them",
+}
 
 
 def main(names: Sequence[str]) -> int:
@@ -50,7 +68,7 @@ def main(names: Sequence[str]) -> int:
                 continue
             row = replace(examine(entry, reloader), commit=provenance()["commit"])
             rows[entry.library, entry.name] = row
-            found = f"{row.prunable} of {row.groups} groups, error {row.error:.0e}, reloads: {row.reloads}"
+            found = f"{row.prunable} of {row.groups} groups, error {row.error:.0e}, reloads: {row.reloads}, {row.uses}"
             print(f"{entry}: {row.problem or found}", flush=True)
             gc.collect()
             ordered = [rows[e.library, e.name] for e in entries() if (e.library, e.name) in rows]
@@ -63,7 +81,9 @@ def main(names: Sequence[str]) -> int:
 def _kept(results: Path) -> dict[tuple[str, str], Row]:
     """The rows of an earlier run."""
     document = json.loads(results.read_text())
-    rows = [Row(**{"commit": document["commit"], **row}) for row in document["rows"]]
+    rows = [
+        Row(**{"commit": document["commit"], **row, "uses": Uses(**row.get("uses", {}))}) for row in document["rows"]
+    ]
     return {(row.library, row.name): row for row in rows}
 
 
@@ -76,7 +96,9 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
     commits = ", ".join(f"{count} rows from commit {commit}" for commit, count in by_commit.items())
     tried = [row.reloads for row in rows if row.reloads is not None]
     lines = [
-        f"{exact} of {len(rows)} rows are exact; {cut} have something to cut; {sum(tried)} of {len(tried)} reload.",
+        f"{exact} of {len(rows)} rows are exact; {cut} have something to cut; {sum(tried)} of {len(tried)} reload. "
+        + "; ".join(_share_of(what, [getattr(row.uses, name) for row in rows]) for name, what in _USES.items())
+        + ".",
         "",
         f"(`python -m bench.zoo`, {document['date']}, {libraries}; {commits})",
     ]
@@ -85,21 +107,38 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
             "",
             f"## {library}",
             "",
-            "| model | groups | units | share | error | trace | sizes | reloads | frozen |",
+            f"| {' | '.join(_COLUMNS)} |",
+            "|---" * len(_COLUMNS) + "|",
         ]
-        lines.append("|---|---|---|---|---|---|---|---|---|")
         for r in (r for r in rows if r.library == library):
             if r.problem:
-                lines.append(f"| {r.name} | failed | | | | | | | {_cell(r.problem)} |")
+                lines.append(f"| {r.name} | failed {'| ' * (len(_COLUMNS) - 3)}| {_cell(r.problem)} |")
                 continue
             reloads = "–" if r.reloads is None else "yes" if r.reloads else "no"
             error = f"{r.error:.0e}" if r.prunable else "–"
             error += " (float32)" if r.checked == "float32" else ""
             lines.append(
                 f"| {r.name} | {r.prunable} of {r.groups} | {r.units:,} | {100 * r.share:.0f} % | {error} | "
-                f"{r.trace_s:.2f} s | {r.sizes} | {reloads} | {_cell(r.frozen)} |"
+                f"{r.trace_s:.2f} s | {r.proof_s:.1f} s | {r.sizes} | {reloads} | {_trains(r.uses)} | "
+                f"{_cell(r.uses.workflow) or '–'} | {_own_batches(r.uses)} | {_cell(r.frozen)} |"
             )
     return _HEAD + "\n".join(lines) + "\n"
+
+
+def _share_of(what: str, outcomes: Sequence[str]) -> str:
+    tried = [outcome for outcome in outcomes if outcome]
+    return f"{sum(outcome == 'yes' for outcome in tried)} of {len(tried)} {what}"
+
+
+def _trains(uses: Uses) -> str:
+    if uses.trains != "yes":
+        return _cell(uses.trains) or "–"
+    return {"yes": "yes", "": "yes, not checkpointed"}.get(uses.checkpoints, f"checkpointed: {_cell(uses.checkpoints)}")
+
+
+def _own_batches(uses: Uses) -> str:
+    failed = [f"{what}: {found}" for what, found in (("score", uses.scored), ("prune", uses.pruned)) if found != "yes"]
+    return ("yes" if not failed else _cell("; ".join(failed))) if uses.scored else "–"
 
 
 def _cell(text: str) -> str:

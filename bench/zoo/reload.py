@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import fairkern as fk
-from bench.zoo.catalogue import Entry, entries, prepared
+from bench.zoo.catalogue import entries
+from bench.zoo.entry import Entry, prepared
 from fairkern.model.nested import call_model, tensors_in
 from fairkern.types import Plan
 

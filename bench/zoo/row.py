@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 import fairkern as fk
-from bench.zoo.catalogue import Entry, prepared
+from bench.zoo.entry import Entry, prepared
 from bench.zoo.reload import Reloader
+from bench.zoo.uses import Uses, tried
+from fairkern.model.nested import call_model
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
 from fairkern.prove import difference
 from fairkern.prove.double import in_double
+from fairkern.prove.inputs import distance
 from fairkern.types import IndexArray, Plan
 
 LIMIT = 1e-9
@@ -44,6 +47,8 @@ class Row:
     problem: str = ""
     checked: str = "float64"  # in what the error was found; float32: by the cuts alone, without the proof
     unknown: tuple[str, ...] = ()  # operators without a rule
+    proof_s: float = 0.0  # of a processor: trace and proof, in float64
+    uses: Uses = field(default_factory=Uses)
 
     @property
     def exact(self) -> bool:
@@ -53,7 +58,7 @@ class Row:
 
 def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
     """Trace with proof, then remove 0.3, 0.7 and one unit of every group, in float64 (large models: see `Row`); save
-    one of the cuts and load it in another process."""
+    one of the cuts, load it in another process, and use it as people would."""
     torch.manual_seed(seed)
     try:
         model, inputs = entry.load()
@@ -64,15 +69,19 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
             units = _unproven(model, inputs, large)
             seconds = time.process_time() - start
             model, inputs = prepared(model, inputs, double=not large)
+            start = time.process_time()
             if units is None or not large:
                 with in_double(model):  # a router that is cast to float32 would be one of other weights
                     units = fk.trace(model, inputs, seed=seed, time_limit=None)
+            proof = time.process_time() - start
         except fk.InputError as error:
             return Row(entry.library, entry.name, trace_s=time.process_time() - start, frozen=str(error)[:200])
         removals = [random_removal(units, fraction, seed=1) for fraction in (0.0, 0.3, 0.7)]  # 0: a unit of each
         worst = max(_error(model, units, removed, inputs) for removed in removals)
-        plan = build(units, removals[0])
-        reloads = None if large else reloader.agrees(entry, seed, fk.apply(model, plan), plan, inputs)
+        plan = build(units, removals[1])
+        small = fk.apply(model, plan)
+        reloads = None if large else reloader.agrees(entry, seed, small, plan, inputs)
+        uses = Uses() if large else tried(entry, model, small, inputs)
     except Exception as error:  # a row of the table, not the end of the run
         return Row(entry.library, entry.name, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
     on_axes = {a.axis.tensor for g in units.prunable for a in units.groups[g].axes}
@@ -91,6 +100,8 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         frozen="; ".join([*train_only(units), *(f"{count}× {reason}" for reason, count in reasons.most_common(2))]),
         checked="float32" if large else "float64",
         unknown=without_rule(units),
+        proof_s=proof,
+        uses=uses,
     )
 
 
@@ -131,7 +142,11 @@ def without_rule(units: fk.UnitMap) -> tuple[str, ...]:
 
 
 def _error(model: nn.Module, units: fk.UnitMap, removed: list[IndexArray], inputs: Any) -> float:
+    """The larger one of those without and with gradients, since some modules take another path then."""
     plan = build(units, removed)
     small = fk.apply(model, plan)
     with fk.Plan(**vars(plan)).masked(model):
-        return difference(model, small, inputs)
+        without = difference(model, small, inputs)
+        with torch.enable_grad(), in_double(model):
+            expected, found = call_model(model, inputs), call_model(small, inputs)
+    return max(without, distance(expected, found))

@@ -7,13 +7,14 @@ import enum
 import fnmatch
 import math
 import numbers
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 
 from fairkern.errors import InputError
+from fairkern.options import near, with_parents
 from fairkern.types import AxisGroup, IndexArray, UnitMap
 
 Signal = str | Callable[[AxisGroup], Any]
@@ -73,8 +74,8 @@ def refuse_unknown(function: str, options: Mapping[str, Any], *allowed: Iterable
     names = sorted({name for group in allowed for name in group})
     unknown = next((name for name in options if name not in names), None)
     if unknown is not None:
-        near = difflib.get_close_matches(unknown, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"options are {', '.join(names)}"
+        close = difflib.get_close_matches(unknown, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"options are {', '.join(names)}"
         raise TypeError(f"{function} got an unexpected keyword argument {unknown!r}; {hint}")
 
 
@@ -166,32 +167,18 @@ def ignored_groups(units: UnitMap, ignore: Any) -> tuple[frozenset[int], list[st
     patterns = list(ignore) if isinstance(ignore, Iterable) else [ignore]
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise InputError(f"ignore={ignore!r} is not a list of name patterns; expected for example ['head', 'layer4.*']")
-    names = [{group.name, *_with_parents(group.producer_modules)} for group in units.groups]
-    modules = set(_with_parents(tensor.rpartition(".")[0] for tensor in units.shapes))
+    names = [{group.name}.union(*map(with_parents, group.producer_modules)) for group in units.groups]
+    modules = set().union(*(with_parents(tensor.rpartition(".")[0]) for tensor in units.shapes))
     known = sorted(modules.union(*names) - {""})
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
-            raise InputError(f"ignore pattern {pattern!r} matches no group and no module{_near(pattern, known)}")
+            raise InputError(f"ignore pattern {pattern!r} matches no group and no module{near(pattern, known)}")
     hit = frozenset(
         g
         for g, own in enumerate(names)
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in own)
     )
     return hit, patterns
-
-
-def _with_parents(modules: Iterable[str]) -> Iterator[str]:
-    for module in modules:
-        parts = module.split(".")
-        for depth in range(1, len(parts) + 1):
-            yield ".".join(parts[:depth])
-
-
-def _near(pattern: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(pattern, known, n=4, cutoff=0.4)
-    if near:
-        return f"; near names: {', '.join(near)}"
-    return f"; names are for example {', '.join(known[:4])}" if known else ""
 
 
 def _real(name: str, value: Any) -> float:

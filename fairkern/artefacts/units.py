@@ -96,6 +96,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "sites": [[s.module, s.call, s.function, s.place, s.extent] for s in units.sites],
         "replacements": [[r.module, r.name] for r in units.replacements],
         "lists": {path: [e.width, list(e.names)] for path, e in units.lists.items()},
+        "computed": list(units.computed),
         "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
@@ -175,6 +176,7 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         replacements=tuple(replacements),
         config=tuple(config),
         lists=lists,
+        computed=tuple(name.text() for name in content.optional_items("computed")),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -11,16 +11,24 @@ from fairkern.axes.accepts import check_inputs, check_model
 from fairkern.axes.config import config_fields
 from fairkern.axes.trace import trace as _trace
 from fairkern.axes.units import Solution, solve
+from fairkern.axes.unreached import named_unused
 from fairkern.deadline import NO_LIMIT, Deadline
 
 __all__ = ["Solution", "config_fields", "solutions"]
 
 
 def solutions(
-    model: nn.Module, runs: Sequence[Any], deadline: Deadline = NO_LIMIT, dare: bool = False
+    model: nn.Module,
+    runs: Sequence[Any],
+    deadline: Deadline = NO_LIMIT,
+    dare: bool = False,
+    unused: Iterable[str] = (),
 ) -> tuple[Solution, Solution | None]:
     """The unit map, with every size site that could be substituted where the proof finds that a group needs it; and,
-    to `dare`, a map that cuts more, if there is one, which holds only if the proof shows that it does."""
+    to `dare`, a map that cuts more, if there is one, which holds only if the proof shows that it does.
+
+    `unused`: parameters and modules that no input ever reaches, by name or pattern."""
     check_model(model)
+    left = named_unused(model, unused)
     check_inputs(model, runs)
-    return solve(model, _trace(model, runs, deadline), dare)
+    return solve(model, _trace(model, runs, deadline, left), dare)

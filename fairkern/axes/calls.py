@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from fairkern.axes.dims import Track
 from fairkern.axes.facts import Production
 from fairkern.axes.graph import Graph
 from fairkern.axes.rules._call import FunctionCall, ModuleCall
+from fairkern.axes.scopes import Scopes
 from fairkern.axes.tracks import Tracks
 from fairkern.model.linear import transposed_linear
 from fairkern.model.nested import tensors_in
@@ -32,8 +32,8 @@ def _seen(module: nn.Module) -> bool:
 class ModuleCalls:
     """Which module call is innermost, and what it was given. Hooks live only inside the context."""
 
-    def __init__(self, model: nn.Module, lookup: Callable[[Tensor], Track], fused: Collection[str]) -> None:
-        self._model, self._lookup, self._fused = model, lookup, fused
+    def __init__(self, model: nn.Module, tracks: Tracks, scopes: Scopes, fused: Collection[str]) -> None:
+        self._model, self._tracks, self._scopes, self._fused = model, tracks, scopes, fused
         self._stack: list[ModuleCall] = [ModuleCall(CallSite(""), None, None)]
         self.calls: Counter[str] = Counter()  # by module path
         self.widths: dict[str, int] = {}
@@ -51,13 +51,19 @@ class ModuleCalls:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
             given = list(tensors_in([*args, *kwargs.values()]))
             fused = path in self._fused
-            seen = self._lookup(given[0]) if given and (fused or _seen(module)) else None
+            entry = self._tracks.of(given[0]) if given else None
+            seen = entry if fused or _seen(module) else None
             slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
-            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, slots))
+            if path:
+                self._scopes.uses(self.current().site.module, path)
+            self._pass(given)
+            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, entry, slots))
+            self._pass(given)
             self.calls[path] += 1
 
         def leave(_: nn.Module, args: Any, output: Any) -> None:
             self._stack.pop()
+            self._pass(tensors_in(output))
             if isinstance(output, Tensor) and output.ndim:
                 self.widths[path] = output.shape[-1]
 
@@ -65,6 +71,11 @@ class ModuleCalls:
         self._handles.callback(before.remove)
         after = module.register_forward_hook(leave, always_call=True)
         self._handles.callback(after.remove)
+
+    def _pass(self, tensors: Iterable[Tensor]) -> None:
+        """These pass through the code that is running: it hands them on, or a module that it called returned them."""
+        tracks = (self._tracks.known(tensor) for tensor in tensors)
+        self._scopes.saw(self.current().site.module, (track for track in tracks if track is not None))
 
     def __exit__(self, *_: object) -> None:
         self._handles.close()

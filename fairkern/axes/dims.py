@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from fairkern.types import Axis
 
 
 class Fixed(enum.Enum):
@@ -30,23 +32,38 @@ Dim = np.ndarray | Fixed
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The parameter or buffer that a tensor is, rearranged and cast: dimension `i` is its `dims[i]` (None: made of
-    several, or of size 1)."""
+    """The parameters or buffers that a tensor's values come from: dimension `i` is the axis `axes[i]` (None: made of
+    several, or of size 1).
+
+    Nothing that an input changes takes part, but for a factor (see `Track`). `learned`: a parameter. `silent`: where a
+    slice along one of the axes is zero, so is the tensor's. `same`: the values are that parameter's own, rearranged and
+    cast.
+    """
 
     name: str
-    dims: tuple[int | None, ...]
+    axes: tuple[Axis | None, ...]
+    learned: bool = True
+    silent: bool = True
+    same: bool = True
+
+    def at(self, places: Sequence[int | None]) -> Source:
+        """The source of a tensor whose dimension `i` is dimension `places[i]` of this one (None: of no one)."""
+        return replace(self, axes=tuple(None if i is None else self.axes[i] for i in places))
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
     """What the trace knows of one tensor. Compared by identity: an in-place write makes a new track.
 
-    `mixed`: nodes that the tensor's values run over, and how; they stay if anything reads the tensor.
+    `factor`: a parameter that activations are multiplied by: the values are zero where it is, as those of a weight that
+    is modulated for each sample. `mixed`: nodes that the tensor's values run over, and how; they stay if anything reads
+    the tensor.
     """
 
     sizes: tuple[int, ...]
     dims: tuple[Dim, ...]
     source: Source | None = None
+    factor: Source | None = None
     mixed: tuple[tuple[Dim, str], ...] = ()
     indexes: np.ndarray | None = None  # its values are places among these nodes
 
@@ -57,6 +74,12 @@ class Track:
     @classmethod
     def uniform(cls, sizes: Sequence[int]) -> Track:
         return cls(tuple(sizes), (UNIFORM,) * len(sizes))
+
+    @property
+    def silenced(self) -> Source | None:
+        """The parameter that silences the tensor's slices, if it is of any or a multiple of one."""
+        source = self.source or self.factor
+        return source if source is not None and source.silent else None
 
     @property
     def tracked(self) -> bool:

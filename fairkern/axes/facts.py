@@ -105,11 +105,12 @@ class Contraction(Fact):
     training: bool = False  # seen in train mode only: nothing to tap
     inner: bool = False  # a recurrent layer reads its own unit, which is scored where it leaves
     side: Side = Side.INPUT  # of the tap
+    summed: bool = False  # a sum over the weight itself: it is silenced here, and heard where it is contracted
     still: bool = False  # no input changes the activation: no sample tells its units apart, so nothing to tap
 
     @property
     def untapped(self) -> bool:
-        return self.training or self.still or (self.inner and self.side is not Side.HIDDEN)
+        return self.training or self.still or self.summed or (self.inner and self.side is not Side.HIDDEN)
 
     def moved(self, to: Relocation) -> Contraction | None:
         if self.weight.tensor not in to.tensors:
@@ -136,6 +137,16 @@ class Production(Fact):
         if self.weight.tensor not in to.tensors:
             return None
         return replace(self, weight=to.axis(self.weight), nodes=to.nodes[self.nodes], site=to.site(self.site))
+
+
+@dataclass(frozen=True, eq=False)
+class Computed(Fact):
+    """A parameter that is not contracted itself, but what is computed from it."""
+
+    tensor: str
+
+    def moved(self, to: Relocation) -> Computed | None:
+        return Computed(to.tensors[self.tensor]) if self.tensor in to.tensors else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import numpy as np
 from fairkern.axes.dims import CONSTANT, UNIFORM, Dim, Fixed, Track
 from fairkern.axes.facts import (
     BatchNormalisation,
+    Computed,
     Contraction,
     Edge,
     Fact,
@@ -40,6 +41,7 @@ class Graph:
     factors: list[Factors] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     productions: list[Production] = field(default_factory=list)
+    computed: list[Computed] = field(default_factory=list)
     flops: list[Flops] = field(default_factory=list)
     grouped_convolutions: list[GroupedConvolution] = field(default_factory=list)
     group_norms: list[GroupNormalisation] = field(default_factory=list)

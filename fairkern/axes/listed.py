@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from fairkern.axes.tracing import Tracing
-from fairkern.model.tensors import LISTS
+from fairkern.model.tensors import LISTS, runner
 from fairkern.types import Axis, Entries
 
 _COUNT = re.compile(r"expert", re.IGNORECASE)
@@ -69,7 +69,7 @@ def _lists(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, Entries]]:
         holders.setdefault(id(tensor), []).append(name)
     for path, module in model.named_modules():
         listed = isinstance(module, LISTS) and len(module) > 1
-        if not path or not listed or tracing.calls[_runs(model, path)] != 1:
+        if not path or not listed or tracing.calls[runner(model, path)] != 1:
             continue
         prefix = f"{path}."
         names = tuple(module._modules)
@@ -84,13 +84,6 @@ def _lists(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, Entries]]:
         single = all(tracing.calls[prefix + n] <= 1 for n in names)
         if once and own and single and len(widths) == 1 and all(any(True for _ in e.parameters()) for e in entries):
             yield path, Entries(names, widths.pop())
-
-
-def _runs(model: nn.Module, path: str) -> str:
-    """The innermost module around a list, or the list itself, that has a forward of its own."""
-    while path and type(model.get_submodule(path)) in LISTS:
-        path = path.rpartition(".")[0]
-    return path
 
 
 def counts(model: nn.Module, made: RoutedList) -> Iterator[tuple[str, str]]:

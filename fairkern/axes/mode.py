@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,13 +24,15 @@ from fairkern.model.untouched import Originals
 
 
 class OperatorMode(TorchDispatchMode):
-    """`training`: the run in train mode, which only looks for what eval mode did not reach."""
+    """`held`: the parameters and buffers. `training`: the run in train mode, which only looks for what eval mode did
+    not reach."""
 
     def __init__(
         self,
         tracing: Tracing,
         tracks: Tracks,
         by_id: dict[int, str],
+        held: Iterable[Tensor],
         modules: ModuleCalls,
         functions: FunctionCalls,
         originals: Originals,
@@ -41,6 +43,7 @@ class OperatorMode(TorchDispatchMode):
         super().__init__()
         self._tracing, self._tracks, self._by_id = tracing, tracks, by_id
         self._modules, self._functions, self._originals = modules, functions, originals
+        self._memories = {memory for t in held if (memory := _memory(t)) is not None}
         self._reached = tracing.reached_training if training else tracing.reached
         self._training, self._count_flops = training, count_flops
 
@@ -63,12 +66,15 @@ class OperatorMode(TorchDispatchMode):
         still = self._tracks.still(tensors)
         known = len(self._tracing.graph.contractions)
         result = func(*args, **(kwargs or {}))
+        code, scopes = self._modules.current().site.module, self._tracing.scopes
         for t in tensors:
             name = self._by_id.get(id(t))
             if name is not None:
                 self._reached.add(name)
+                scopes.uses(code, name)
         made = list(tensors_in(result))
         self._follow(func, arguments, tensors, before, strides, written, made)
+        scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
         self._tracks.keep_still(made, still)
         if still:
             found = self._tracing.graph.contractions
@@ -97,6 +103,7 @@ class OperatorMode(TorchDispatchMode):
             lookup=lambda t: before[id(t)],
             count_flops=self._count_flops,
             strides=strides,
+            still=self._tracks.still,
             training=self._training,
         )
         if not outputs:  # a decision by value, or writes into lists of tensors
@@ -122,10 +129,13 @@ class OperatorMode(TorchDispatchMode):
     def _write(self, call: Call, tensor: Tensor, made: Track) -> Track:
         """An in-place result. Other views of the same memory must not be left behind with an older meaning."""
         graph, before = call.graph, call.track(tensor)
-        if before.source is not None:
+        if before.source is not None and _memory(tensor) in self._memories:
             for dim in (*before.dims, *made.dims):
                 graph.freeze(dim, f"{before.source.name} is written to by {call.where}")
             return before
+        if before.source is not None or before.factor is not None:
+            for other, track in self._tracks.aliases(tensor):
+                self._tracks.put(other, replace(track, source=None, factor=None))
         known = before.dims if before.sizes == made.sizes else (CONSTANT,) * len(made.dims)
         gained = [
             i
@@ -148,7 +158,12 @@ def _written_through(call: Call, tensor: Tensor, other: Tensor, track: Track, ga
             call.graph.freeze(units, f"is written into a view of an untracked tensor by {call.where}")
         else:
             dims[place] = call.graph.meet(track.dims[place], units, f"meets a fixed size in {call.where}")
-    return Track(track.sizes, tuple(dims), track.source)
+    return replace(track, dims=tuple(dims))
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """What tensors on the same memory have in common."""
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
 def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

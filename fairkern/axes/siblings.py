@@ -59,7 +59,7 @@ def _candidates(model: nn.Module, tracing: Tracing, entries: Iterable[str]) -> I
         waiting, alike = kinds.setdefault((type(module), repr(module), shapes), ([], []))
         if any(path == entry or path.startswith(f"{entry}.") for path in tracing.fused):
             continue
-        if parameters and not tracing.reached.intersection(names):
+        if parameters and not tracing.reached.intersection(names) and not tracing.unused.intersection(parameters):
             waiting.append(entry)
         elif tracing.reached.issuperset(parameters):
             alike.append(entry)

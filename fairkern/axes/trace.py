@@ -24,25 +24,30 @@ from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
+from fairkern.model.caches import Calls, calls_of, given_states
 from fairkern.model.fused import dense, plain, running_as
 from fairkern.model.nested import call_model, call_with, elements, own
 from fairkern.model.replacements import in_place
-from fairkern.model.states import Calls, calls_of, given_states
 from fairkern.model.tensors import named_tensors
 from fairkern.model.untouched import Originals, forget, untouched
 from fairkern.model.weight_calls import WeightCalls
+from fairkern.types import Axis
 
 
-def trace(model: nn.Module, runs: Sequence[Any], deadline: Deadline) -> Tracing:
+def trace(model: nn.Module, runs: Sequence[Any], deadline: Deadline, unused: frozenset[str] = frozenset()) -> Tracing:
     """Trace `model` in eval mode on each of `runs`; once more in train mode if parameters were not reached.
+
+    `unused`: parameters that no input reaches, as the caller says; nothing is looked for there.
 
     The model is left as it was: see `untouched`.
     """
     with untouched(model) as originals, faked(model, runs) as runs:
-        return _trace(model, runs, originals, deadline)
+        return _trace(model, runs, originals, deadline, unused)
 
 
-def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline: Deadline) -> Tracing:
+def _trace(
+    model: nn.Module, runs: Sequence[Any], originals: Originals, deadline: Deadline, unused: frozenset[str]
+) -> Tracing:
     names = named_tensors(model)
     graph = Graph()
     dims: dict[str, tuple[np.ndarray | None, ...]] = {}
@@ -50,26 +55,28 @@ def _trace(model: nn.Module, runs: Sequence[Any], originals: Originals, deadline
     for name, tensor in names.items():
         twin = by_memory.setdefault(elements(tensor), name)  # tied by memory, not by object
         dims[name] = dims[twin] if twin != name else tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
-    tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()), deadline)
+    tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()), deadline, unused=unused)
     tracing.notes.extend(notes(model))
     _couple_recurrent(model, tracing)
     model.eval()
     tracing.fused, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
     tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
+    called = []
     for i, inputs in enumerate(runs):
-        calls = _run(model, inputs, names, tracing, originals, first=i == 0)
-        if calls.step:
-            _go_on(model, inputs, names, tracing, originals, calls)
+        called.append(_run(model, inputs, names, tracing, originals, first=i == 0))
+        if called[i].step:
+            _go_on(model, inputs, names, tracing, originals, called[i])
     follow_siblings(model, tracing)
     if _missed(tracing, names):
         model.train()
         try:
-            _run(model, runs[0], names, tracing, originals, training=True)
+            _run(model, runs[0], names, tracing, originals, training=called[0])
         except TimeLimitError:
             raise
         except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
             first = (str(error).splitlines() or [""])[0]
-            tracing.notes.append(f"not traced in train mode: {type(error).__name__}: {first}")
+            tracing.training = False
+            tracing.notes.append(f"not traced in train mode: {type(error).__name__}{f': {first}' if first else ''}")
     return tracing
 
 
@@ -99,7 +106,7 @@ def _plain_recurrence(model: nn.Module) -> Iterator[None]:
 def _missed(tracing: Tracing, names: Mapping[str, Tensor]) -> bool:
     """Whether a parameter, or a buffer that may go along with units, was not reached in eval mode."""
     wanted = {n for n, t in names.items() if n in tracing.parameters or (t.is_floating_point() and t.numel() > 1)}
-    return not wanted <= tracing.reached
+    return not wanted - tracing.unused <= tracing.reached
 
 
 def _run(
@@ -109,22 +116,26 @@ def _run(
     tracing: Tracing,
     originals: Originals,
     *,
-    training: bool = False,
+    training: Calls | None = None,
     first: bool = False,
 ) -> Calls:
-    """One call of the model on example inputs. Returns how it can be called on from there."""
+    """One call of the model on example inputs. Returns how it can be called on from there.
+
+    `training`: the run is in train mode, and that is what eval mode said.
+    """
     forget(model)
     inputs = own(inputs)
-    with _watched(model, names, tracing, originals, training=training, count_flops=first) as (tracks, modules):
+    in_training = training is not None
+    with _watched(model, names, tracing, originals, training=in_training, count_flops=first) as (tracks, modules):
         for name, tensor in given_states(model, inputs):
             reason = f"is held by {name}, a state that was given as example input"
             held = tuple(tracing.graph.frozen(n, reason) if n > 1 else CONSTANT for n in tensor.shape)
             tracks.put(tensor, Track(tuple(tensor.shape), held))
         output = call_with(model, inputs)
-    if not training:
+    if training is None:
         tracing.calls |= modules.calls
         tracing.widths.update(modules.widths)
-    calls = Calls() if training else calls_of(model, inputs, output)
+    calls = calls_of(model, inputs, output) if training is None else training
     _freeze_results(calls.results(output), tracks)
     tracing.notes += [note for note in calls.notes if note not in tracing.notes]
     return calls
@@ -166,12 +177,21 @@ def _watched(
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
-        tracks.put(tensor, Track(tuple(tensor.shape), nodes, Source(name, tuple(range(tensor.ndim)))))
+        source = Source(name, tuple(Axis(name, i) for i in range(tensor.ndim)), name in tracing.parameters)
+        tracks.put(tensor, Track(tuple(tensor.shape), nodes, source))
     tracks.keep_still(names.values())
-    modules = ModuleCalls(model, tracks.of, tracing.fused.keys())
+    modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
     mode = OperatorMode(
-        tracing, tracks, by_id, modules, functions, originals, training=training, count_flops=count_flops
+        tracing,
+        tracks,
+        by_id,
+        names.values(),
+        modules,
+        functions,
+        originals,
+        training=training,
+        count_flops=count_flops,
     )
     calls = WeightCalls(names, functions.around)
     sizes = SizeCalls(modules.current, tracks)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fairkern.axes.graph import Graph
+from fairkern.axes.scopes import Scopes
 from fairkern.deadline import Deadline
 from fairkern.model.fused import FusedExperts
 
@@ -22,6 +23,10 @@ class Tracing:
     deadline: Deadline
     reached: set[str] = field(default_factory=set)
     reached_training: set[str] = field(default_factory=set)
+    training: bool = True  # whether train mode, if anything was looked for there, ran to its end
+    unused: frozenset[str] = frozenset()  # parameters that no input ever reaches, as the caller says
+    held: dict[str, tuple[str, str]] = field(default_factory=dict)  # reason -> what may read, in whose code
+    scopes: Scopes = field(default_factory=Scopes)
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
     fused: dict[str, FusedExperts] = field(default_factory=dict)  # experts, by path of the module that holds them

@@ -50,6 +50,10 @@ class Tracks:
             self.put(tensor, track)
         return track
 
+    def known(self, tensor: Tensor) -> Track | None:
+        """The track of a tensor as it was last seen; None if it never was."""
+        return self._by_tensor.get(tensor)
+
     def keep_still(self, tensors: Iterable[Tensor], still: bool = True) -> None:
         """Note of tensors whether they are computed from parameters and constants alone: no input changes them."""
         for tensor in tensors:

@@ -20,7 +20,7 @@ from fairkern.axes.size_calls import size_sites
 from fairkern.axes.solver import Solver, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
-from fairkern.axes.unreached import freeze_unreached, note_train_only
+from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
 from fairkern.model.linear import transposed_linear
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
@@ -73,13 +73,14 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
     sites = tuple(size_sites(graph.size_calls, sizes.of, sizes.extents))
-    notes = list(tracing.notes)
+    frozen = tuple(places.frozen(solver))
+    notes = [*tracing.notes, *remedies(tracing, {axis.reason for axis in frozen})]
     if tracing.unknown:
         notes.append("operators without a rule: " + ", ".join(sorted(tracing.unknown)))
     units = UnitMap(
         model=type(model).__name__,
         groups=groups,
-        frozen=tuple(places.frozen(solver)),
+        frozen=frozen,
         extents=tuple(sizes.extents),
         params=params,
         flops=flops,
@@ -88,6 +89,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
         lists={path: made.entries for path, made in routing.lists.items()},
+        computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
     return Solution(units.freeze(sizes.uneven), sites)
 
@@ -96,6 +98,8 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
     """What no weight reads, or where it could not be heard, stays."""
     consumed, tapped, still = (np.zeros(solver.count, dtype=bool) for _ in range(3))
     for c in graph.contractions:
+        if c.summed:
+            continue
         consumed[solver.labels[c.nodes]] = True
         still[solver.labels[c.nodes]] |= c.still
         if c.untapped or c.inner:
@@ -103,6 +107,9 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
         tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
             solver.freeze(c.nodes, f"its consumer {c.op} reads nothing that could be tapped")
+    for c in graph.contractions:
+        if c.summed and not consumed[solver.labels[c.nodes]].any():
+            solver.freeze(c.nodes, f"{c.op} runs over it")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
     solver.freeze(np.flatnonzero((still & ~tapped)[solver.labels]), "no input changes it, so that no sample scores it")
     solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")

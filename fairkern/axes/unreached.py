@@ -1,38 +1,176 @@
-"""What the example inputs did not reach: parameters that stay, and whatever they might read."""
+"""What the example inputs did not reach: parameters that stay, and what other inputs may let them meet."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import fnmatch
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 
+from fairkern.axes.facts import Contraction
+from fairkern.axes.solver import components
 from fairkern.axes.tracing import Tracing
-from fairkern.model.tensors import named_tensors
+from fairkern.errors import InputError
+from fairkern.model.tensors import LISTS, named_tensors, runner
+from fairkern.options import near, with_parents
+from fairkern.types import Axis, CallSite
+
+_SHOWN = 3  # names in a note
+
+
+def named_unused(model: nn.Module, unused: str | Iterable[str]) -> frozenset[str]:
+    """The parameters that these names or `fnmatch` patterns, of parameters or of modules, stand for.
+
+    Raises InputError for one that is not a string or stands for no parameter.
+    """
+    patterns = [unused] if isinstance(unused, str) else list(unused)
+    parts = {name: set(with_parents(name)) for name, _ in model.named_parameters()}
+    known = sorted(set().union(*parts.values()))
+    found: set[str] = set()
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InputError(f"unused={pattern!r} is not a name; expected for example ['fc', 'embeddings.mask_token']")
+        hit = {name for name, own in parts.items() if any(fnmatch.fnmatchcase(part, pattern) for part in own)}
+        if not hit:
+            raise InputError(f"unused={pattern!r} matches no parameter and no module with any{near(pattern, known)}")
+        found |= hit
+    return frozenset(found)
 
 
 def freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
-    """Parameters that no run visited stay, and so does every axis that an unvisited weight might read."""
+    """Parameters that no run read stay, and so do axes that other inputs may let them meet.
+
+    What those are goes by whose code could read the parameter, and what passed through that code:
+
+    - A module that no code called holds nothing: whoever calls it after a cut is told by its sizes. Two things say that
+      other inputs call it, and then it holds what it may read in the code that would: others of its list were called
+      (an expert, a head for large images), or train mode could not be looked at.
+    - A parameter of a module that was called (a mask token, a branch by a flag) holds what it may read in the code of
+      that module. A vector that fits one stream there alone goes along with it instead: whether it is added, put in, or
+      multiplied and summed, what is left of it fits what is left of the stream.
+    - What the caller says is unused holds nothing.
+    """
     reached = tracing.reached | tracing.reached_training
     missed = sorted(tracing.parameters - reached)
-    if not missed:
-        return
-    reason = "is not reached by the example inputs"
-    shapes = {n: tuple(t.shape) for n, t in named_tensors(model).items()}
+    called = sorted(tracing.unused & reached)
+    if called:
+        raise InputError(f"unused= takes in {called[0]}, which the example inputs reach")
+    unread = _Unread(model, tracing)
     for name in missed:
-        for nodes in tracing.tensors[name]:
-            if nodes is not None:
-                tracing.graph.freeze(nodes, reason)
-    modules = dict(model.named_modules())
-    by_length: dict[int, list[np.ndarray]] = defaultdict(list)
-    for c in tracing.graph.contractions:
-        by_length[len(c.nodes)].append(c.nodes)
-    for name in missed:
-        for n in list(by_length):
-            if _may_read(modules.get(name.rpartition(".")[0]), shapes[name], n):
-                for nodes in by_length.pop(n):
-                    tracing.graph.freeze(nodes, f"may be read by {name}, which the example inputs do not reach")
-    tracing.notes.append(f"{len(missed)} parameters are not reached by the example inputs, first {missed[0]}")
+        if not (name not in tracing.unused and unread.goes_along(name)):
+            for nodes in tracing.tensors[name]:
+                if nodes is not None:
+                    tracing.graph.freeze(nodes, "is not reached by the example inputs")
+            if name not in tracing.unused:
+                unread.hold(name)
+    tracing.notes.extend(unread.notes(missed))
+
+
+@dataclass
+class _Unread:
+    """Where parameters that no run read may be read."""
+
+    model: nn.Module
+    tracing: Tracing
+    along: list[str] = field(default_factory=list)  # those that go along with a stream
+
+    def __post_init__(self) -> None:
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(self.model).items()}
+        self.modules = dict(self.model.named_modules())
+        self._labels: np.ndarray | None = None
+
+    def goes_along(self, name: str) -> bool:
+        """Joins a vector with the stream that it fits; False where it is none, or fits none or several."""
+        graph, scopes = self.tracing.graph, self.tracing.scopes
+        owner = runner(self.model, name.rpartition(".")[0])
+        long = [(dim, nodes) for dim, nodes in enumerate(self.tracing.tensors[name]) if nodes is not None]
+        if len(long) != 1 or not scopes.called(owner):
+            return False
+        (dim, nodes) = long[0]
+        streams = [stream for stream in scopes.streams(owner) if len(stream) == len(nodes)]
+        if self._labels is None:
+            self._labels = components(graph.edges, graph.nodes)
+        if len({self._labels[stream].tobytes() for stream in streams}) != 1:
+            return False
+        graph.join(nodes, streams[0])
+        # silenced with its units, lest the masked model sum over what the cut one has not; heard nowhere
+        axis, site = Axis(name, dim), CallSite(owner)
+        graph.contractions.append(Contraction(axis, nodes, None, -1, site, "an unread branch", training=True))
+        self.along.append(name)
+        return True
+
+    def hold(self, name: str) -> None:
+        """Freezes what the parameter may read in the code that may read it."""
+        module = self.modules.get(name.rpartition(".")[0])
+        for code in sorted(self._readers(name)):
+            for stream in self.tracing.scopes.streams(code):
+                if _may_read(module, self.shapes[name], len(stream)):
+                    reason = f"may be read by {name}, which the example inputs do not reach"
+                    self.tracing.graph.freeze(stream, reason)
+                    self.tracing.held[reason] = self._named(name), code
+
+    def _readers(self, name: str) -> set[str]:
+        """Whose code would read this parameter on other inputs, as far as the runs tell."""
+        scopes = self.tracing.scopes
+        path = runner(self.model, name.rpartition(".")[0])
+        if scopes.called(path):
+            return {path}
+        if scopes.touched(path):
+            return scopes.users(path)
+        listed = False
+        while not scopes.touched(path) and path:
+            path = path.rpartition(".")[0]
+            listed = isinstance(self.modules[path], LISTS)
+        if listed:
+            return scopes.users(path)
+        if self.tracing.training:
+            return set()
+        return {path} if scopes.called(path) else scopes.users(path)
+
+    def notes(self, missed: Sequence[str]) -> Iterator[str]:
+        """What was made of these parameters, and what would make more of them."""
+        missed = [name for name in missed if name not in self.tracing.unused]
+        idle = [name for name in missed if not self._readers(name)]
+        if idle:
+            tops = list(dict.fromkeys(map(self._named, idle)))
+            values, whole = (sum(math.prod(self.shapes[n]) for n in names) for names in (idle, self.tracing.parameters))
+            yield (
+                f"{_listed(tops)}, with {values} of {whole} parameters, not called by the example inputs: stays as it "
+                "is and holds nothing else back; in a cut model it fails on its sizes, unless inputs that call it are "
+                "given as more="
+            )
+        if self.along:
+            yield (
+                f"{_listed(self.along)}, not reached by the example inputs: goes along with the one stream that it "
+                "fits; give inputs that reach it as more= to have that proven"
+            )
+
+    def _named(self, name: str) -> str:
+        """The outermost module around a parameter of which no code called or read anything, or the parameter."""
+        path, found = name.rpartition(".")[0], name
+        while path and not self.tracing.scopes.touched(path):
+            path, found = path.rpartition(".")[0], path
+        return found
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:_SHOWN])
+    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+
+
+def remedies(tracing: Tracing, reasons: Collection[str]) -> Iterator[str]:
+    """A note on the parameters that hold something for one of these reasons: what would free it."""
+    holding = [place for reason, place in tracing.held.items() if reason in reasons]
+    if holding:
+        names = list(dict.fromkeys(name for name, _ in holding))
+        where = _listed(list(dict.fromkeys(code or "the model" for _, code in holding)))
+        yield (
+            f"{_listed(names)}, not reached by the example inputs: holds what it may read in the code of {where}; to "
+            f"free that, give inputs that reach it as more=, or unused={names[:1]} if none does"
+        )
 
 
 def note_train_only(model: nn.Module, tracing: Tracing) -> None:

@@ -3,76 +3,110 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fairkern.capture.settings import ClassOf
+from fairkern.capture.settings import ClassOf, SamplesOf
+from fairkern.capture.structure import Parts, Reader, describe
 from fairkern.errors import InputError
-from fairkern.model.nested import call_model, map_tensors, tensors_in
+from fairkern.model.nested import Call, as_call, map_tensors
+from fairkern.model.own_calls import handed_on
 from fairkern.model.tensors import device_of
-
-LossFunction = Callable[[Any, Any], Tensor]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch on the model's device. `labels`: int64 on the CPU, `[samples]` or, per place, `[samples, places …]`."""
+    """One batch, or a sample of one, on the model's device. `labels`: int64 on the CPU, `[samples]` or, per place,
+    `[samples, places …]`. `number`: how many came before it."""
 
     index: int
-    inputs: Any
-    targets: Any
+    parts: Parts
     labels: Tensor
+    number: int = 0
 
     @property
     def samples(self) -> int:
         return len(self.labels)
 
+    @property
+    def inputs(self) -> Call:
+        """What the model is called with for its prediction."""
+        return self.parts.asked
 
-def batches(loader: Iterable[Any], device: torch.device, class_of: ClassOf | Literal[False] | None) -> Iterator[Batch]:
-    """The loader's batches, moved to `device` and detached. Without classes (False) all samples are of class 0.
+    @property
+    def targets(self) -> Any:
+        return self.parts.targets
 
-    Raises InputError for batches that are neither `(inputs, targets)` nor a mapping, that hold no tensor, and
-    for labels that are not integers, are negative, or do not count the batch's samples. A `class_of` may give one per
-    place of every sample instead, negative for none.
+
+def batches(
+    loader: Iterable[Any],
+    model: nn.Module,
+    class_of: ClassOf | Literal[False] | None,
+    samples_of: SamplesOf | None = None,
+) -> Iterator[Batch]:
+    """The loader's batches, moved to the model's device and detached. Without classes (False) all samples are of class 0.
+
+    A list of images comes one by one: a model pads the images of a list to one size, and picks places of its own in
+    each, so that only by itself an image is what it is in any other batch.
+
+    Raises InputError for batches that are neither `(inputs, targets)` nor a mapping, that hold no tensor, or of which
+    the structure does not say how many samples they hold; and for labels that are not integers, are negative, or do
+    not count the batch's samples. A `class_of` may give one per place of every sample instead, negative for none.
     """
-    for index, given in enumerate(loader):
-        inputs: Any
-        targets: Any
-        raw = map_tensors(given, lambda t: t.detach().to(device, non_blocking=True))
-        if isinstance(raw, Mapping):
-            inputs, targets = raw, raw.get("labels")
-        elif isinstance(raw, (tuple, list)) and len(raw) == 2:
-            inputs, targets = raw
-        else:
+    number = 0
+    for index, raw, parts in _read(loader, model, samples_of):
+        if parts.samples is None:
             raise InputError(
-                f"batch {index} is {_describe(given)}; expected (inputs, targets) or a dict of keyword arguments"
+                f"how many samples batch {index} holds cannot be told from what is in it ({describe(raw)}): pass "
+                "samples_of=, a function of a batch as the loader gives it, that returns their number"
             )
-        first = next(tensors_in(inputs), None)
-        if first is None or first.ndim == 0:
-            raise InputError(f"batch {index} holds no tensor of samples in its inputs ({_describe(given)})")
         if class_of is False:
-            labels = torch.zeros(len(first), dtype=torch.int64)
+            labels = torch.zeros(parts.samples, dtype=torch.int64)
         else:
-            labels = _labels(index, targets if class_of is None else class_of(raw), len(first), class_of is not None)
-        yield Batch(index, inputs, targets, labels)
+            given = parts.targets if class_of is None else class_of(raw)
+            labels = _labels(index, given, parts.samples, class_of is not None)
+        for part, rows in _singly(parts):
+            yield Batch(index, part, labels[rows], number)
+            number += 1
 
 
-def labelled(given: Any) -> bool:
+def labelled(given: Any, model: nn.Module) -> bool:
     """Whether a batch's targets are class labels."""
     try:
-        next(batches([given], torch.device("cpu"), None))
+        next(batches([given], model, None))
     except InputError:
         return False
     return True
 
 
-def inputs_of(loader: Iterable[Any], model: nn.Module) -> Iterator[Batch]:
-    """The loader's batches on the model's device; classes play no part."""
-    return batches(loader, device_of(model), False)
+def inputs_of(loader: Iterable[Any], model: nn.Module, *, singly: bool = False) -> Iterator[Call]:
+    """What the model is called with for its prediction, batch by batch, on its device; images of a list may come one by
+    one, as `batches` gives them."""
+    for _, _, parts in _read(loader, model):
+        for part, _ in _singly(parts) if singly else ((parts, slice(None)),):
+            yield part.asked
+
+
+def _read(
+    loader: Iterable[Any], model: nn.Module, samples_of: SamplesOf | None = None
+) -> Iterator[tuple[int, Any, Parts]]:
+    reader, device = Reader(model, samples_of), device_of(model)
+    for index, given in enumerate(loader):
+        raw = map_tensors(given, lambda t: t.detach().to(device, non_blocking=True))
+        yield index, raw, reader.read(index, raw)
+
+
+def _singly(parts: Parts) -> Iterator[tuple[Parts, slice]]:
+    """The parts of a batch that the model is to see one after the other, and which samples they are."""
+    if not parts.singly or parts.samples == 1:
+        yield parts, slice(None)
+        return
+    for i in range(parts.samples or 0):
+        yield parts.rows(slice(i, i + 1)), slice(i, i + 1)
 
 
 def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
@@ -90,43 +124,22 @@ def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, itertools.chain([first], iterator) if iterator is loader else loader
 
 
-def head(batch: Any, model: nn.Module, samples: int = 2) -> Any:
-    """The inputs of a batch on the model's device, cut to a few samples where all share their first dimension."""
-    inputs = batch if isinstance(batch, Mapping) else batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    device = device_of(model)
-    sizes = {t.shape[:1] for t in tensors_in(inputs)}
-    short = len(sizes) == 1 and all(len(s) == 1 for s in sizes)
-    return map_tensors(inputs, lambda t: (t[:samples] if short else t).detach().to(device))
+def head(batch: Any, model: nn.Module, samples: int = 2) -> Call:
+    """What the model is called with for its prediction of a few samples of a batch, of all where their number is not
+    known, on the model's device."""
+    _, _, parts = next(_read([batch], model))
+    return (parts if parts.samples is None else parts.rows(slice(samples))).asked
+
+
+def example(model: nn.Module, inputs: Any) -> Any:
+    """Example inputs as they are; of a batch that the model takes whole, to hand on its images to itself, these."""
+    call = as_call(model, inputs) if isinstance(inputs, Mapping) else inputs
+    return inputs if call is inputs else handed_on(model, inputs) or inputs
 
 
 def last_sample(batch: Batch) -> Batch:
-    """The batch of its last sample alone: every input tensor with a row per sample keeps the last row."""
-    n = batch.samples
-
-    def last(tensor: Tensor) -> Tensor:
-        return tensor[-1:] if tensor.ndim and len(tensor) == n else tensor
-
-    return Batch(batch.index, map_tensors(batch.inputs, last), map_tensors(batch.targets, last), batch.labels[-1:])
-
-
-def loss_of(model: nn.Module, batch: Batch, loss_fn: LossFunction | None) -> Tensor:
-    """The batch's loss: `loss_fn(model(inputs), targets)`, or `model(**batch).loss` without one."""
-    output = call_model(model, batch.inputs)
-    if loss_fn is not None:
-        loss = loss_fn(output, batch.targets)
-    else:
-        found = getattr(output, "loss", None)
-        if found is None and isinstance(output, Mapping):
-            found = output.get("loss")
-        if found is None:
-            raise InputError(
-                f"the model returns {type(output).__name__} without a loss and loss_fn is None; "
-                "pass loss_fn(output, targets)"
-            )
-        loss = found
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise InputError(f"the loss of batch {batch.index} is {_describe(loss)}; expected a tensor with one element")
-    return loss.reshape(())
+    """The batch of its last sample alone: of what has a row or an item per sample the last one."""
+    return Batch(batch.index, batch.parts.rows(slice(batch.samples - 1, None)), batch.labels[-1:], batch.number)
 
 
 def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
@@ -137,7 +150,7 @@ def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
         else "; pass class_of= to say which class a sample belongs to, or class_of=False (--no-classes) to do without U"
     )
     if not isinstance(labels, Tensor):
-        raise InputError(f"{source} of batch {index} are {_describe(labels)}; expected integer labels [samples]{hint}")
+        raise InputError(f"{source} of batch {index} are {describe(labels)}; expected integer labels [samples]{hint}")
     if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
         raise InputError(f"{source} of batch {index} are {labels.dtype}; expected integer class labels{hint}")
     if labels.ndim < 1 or len(labels) != samples or (labels.ndim > 1 and not own):
@@ -150,11 +163,3 @@ def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
     if labels.ndim == 1 and len(labels) and int(labels.min()) < 0:
         raise InputError(f"{source} of batch {index} hold the negative label {int(labels.min())}{hint}")
     return labels
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
-    if isinstance(value, (tuple, list)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"of type {type(value).__name__}"

@@ -35,11 +35,11 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
     listed.following = True
     with untouched(model), in_place(model), torch.no_grad(), listener.attached():
         model.eval()
-        batch = next(inputs_of(loader, model), None)
-        if batch is None:
+        inputs = next(inputs_of(loader, model, singly=True), None)
+        if inputs is None:
             raise InputError("the loader yields no batch")
         with listener.hearing(), listed.followed():
-            call_model(model, batch.inputs)
+            call_model(model, inputs)
         twice = {p for p in beside if listener.calls(p.sites[0].module, p.side) > 1}
         return [p for p, act in listener.heard.items() if p not in twice and listed.rows(p, act) is None]
 
@@ -67,7 +67,7 @@ def joint_moments(
             stack.enter_context(untouched(net))
             stack.enter_context(in_place(net))
             net.eval()
-        inputs = list(inputs_of(loader, model))
+        inputs = list(inputs_of(loader, model, singly=True))
         if not inputs:
             raise InputError("the loader yields no batch; sequential compensation needs one that can be iterated again")
         walks = [stack.enter_context(Walk(model, batch, points, contextlib.nullcontext)) for batch in inputs]

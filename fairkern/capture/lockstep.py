@@ -10,10 +10,9 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from fairkern.capture.batches import Batch
 from fairkern.capture.listener import Listener
 from fairkern.capture.points import Point
-from fairkern.model.nested import call_model
+from fairkern.model.nested import Call, call_model
 
 Around = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -23,7 +22,7 @@ class _Abandoned(BaseException):
 
 
 class Walk:
-    """One forward pass over one batch, without gradients, in a thread that runs only while `advance` waits for it.
+    """One forward pass over the inputs of one batch, without gradients, in a thread that runs only while `advance` waits for it.
 
     What is heard at a point has not been read by its consumers yet, so their weights may be changed before the pass
     goes on. `around` is entered in the pass's own thread: what holds in one thread only (a function mode) goes there.
@@ -32,8 +31,8 @@ class Walk:
     modules' attributes, though: modules that hand on values of a batch there see those of another.
     """
 
-    def __init__(self, model: nn.Module, batch: Batch, points: Sequence[Point], around: Around) -> None:
-        self._model, self._batch, self._around = model, batch, around
+    def __init__(self, model: nn.Module, inputs: Call, points: Sequence[Point], around: Around) -> None:
+        self._model, self._inputs, self._around = model, inputs, around
         self._listener = Listener(model, points, gradients=False)
         self._listener.on_heard = self._arrive
         self._attached = contextlib.ExitStack()
@@ -81,7 +80,7 @@ class Walk:
         try:
             if not self._left:
                 with torch.no_grad(), self._around(), self._listener.hearing():
-                    call_model(self._model, self._batch.inputs)
+                    call_model(self._model, self._inputs)
         except _Abandoned:
             pass
         except BaseException as error:  # handed to whoever waits for this pass

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.capture.batches import Batch, LossFunction, batches
+from fairkern.capture.batches import Batch, batches
 from fairkern.capture.classes import Choice
 from fairkern.capture.fused import listening
 from fairkern.capture.listener import Listener
+from fairkern.capture.losses import LossFunction, Losses
 from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.norms import affine_norms
@@ -54,7 +55,7 @@ class Pass:
         self._points = frozenset(points)
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
         self._listener = Listener(model, list(dict.fromkeys([*points, *own])), gradients=taylor is not None)
-        self._rehearsal = Rehearsal(model, self._listener, loss_fn)
+        self._rehearsal = Rehearsal(model, self._listener, Losses(model, loss_fn, settings.seed))
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.loss_sum = 0.0
@@ -65,7 +66,8 @@ class Pass:
         stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
         experts = running_as(self._model, listening(self._listener.points, self._listener))
         with affine_norms(self._model), experts, self._listener.attached(), torch.enable_grad():
-            for batch in batches(loader, device_of(self._model), self._settings.class_of):
+            for batch in batches(loader, self._model, self._settings.class_of, self._settings.samples_of):
+                self.batches = batch.index + 1
                 self._step(batch)
                 self._settings.on_batch(self.batches, total, stage)
         if self.batches == 0:
@@ -74,7 +76,6 @@ class Pass:
             raise InputError("the loader yields no sample: every batch is empty")
 
     def _step(self, batch: Batch) -> None:
-        self.batches += 1
         if batch.samples == 0:
             return
         if batch.labels.ndim > 1 and self._settings.reduction is Reduction.PER_CLASS:

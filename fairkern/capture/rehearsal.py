@@ -9,13 +9,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from fairkern.capture.batches import Batch, LossFunction, last_sample, loss_of
+from fairkern.capture.batches import Batch, last_sample
 from fairkern.capture.layout import PLAIN, Layout, locate, plain
 from fairkern.capture.listed import ListedExperts
 from fairkern.capture.listener import Listener
+from fairkern.capture.losses import Losses
 from fairkern.capture.points import Point
 from fairkern.errors import InputError
-from fairkern.model.nested import call_model
 from fairkern.model.tensors import device_of
 
 T = TypeVar("T")
@@ -33,8 +33,8 @@ class Rehearsal:
     that shows something new is rehearsed as the first one was; what was learned stays.
     """
 
-    def __init__(self, model: nn.Module, listener: Listener, loss_fn: LossFunction | None) -> None:
-        self._model, self._listener, self._loss_fn = model, listener, loss_fn
+    def __init__(self, model: nn.Module, listener: Listener, losses: Losses) -> None:
+        self._model, self._listener, self._losses = model, listener, losses
         self._listed = ListedExperts(model, listener.points, listener.hear)
         self._several: Mapping[Point, Layout] | None = None  # where the samples of a batch of several lie
         self.layouts: Mapping[Point, Layout] = {}  # of the batch that was heard last
@@ -66,8 +66,10 @@ class Rehearsal:
 
     def _heard(self, batch: Batch) -> Tensor:
         """The loss of a run of which all was heard as it was when it came by, and all points were reached."""
-        call = partial(loss_of, self._model, batch, self._loss_fn)
+        call = partial(self._losses.of, batch)
         loss = self._run(call)
+        if loss is None:  # the first batch: the model is asked in another way
+            loss = self._run(call)
         while self._learns():  # of the first batch; seldom of a later one, or again of a model that runs another way
             loss = self._run(call)
         missing = self._listener.missing()
@@ -76,6 +78,7 @@ class Rehearsal:
                 f"batch {batch.index} does not reach {missing.name}, which the traced example inputs did; "
                 "trace with inputs like those of the loader"
             )
+        assert loss is not None
         return loss
 
     def _learns(self) -> bool:
@@ -107,7 +110,7 @@ class Rehearsal:
         """Layouts, by what is heard of the batch's last sample alone; what was heard of the batch is gone then."""
         heard = dict(self._listener.carriers)
         with torch.no_grad():
-            self._run(partial(call_model, self._model, last_sample(batch).inputs))
+            self._run(partial(self._losses.forward, last_sample(batch)))
         found: dict[tuple[int, int], Layout] = {}  # experts share the tokens that they are given
         layouts = dict.fromkeys(self._listener.points, PLAIN)
         for p, act in heard.items():

@@ -81,7 +81,7 @@ def _eliminated(readings: Sequence[tuple[_Reading, float]]) -> Elimination:
         try:
             return eliminate([View(r.ridged(by), power * r.output, r.rows) for r, power in readings])
         except NonFiniteError:
-            if by > 1 or not all(bool(torch.isfinite(r.covariance).all()) for r, _ in readings):
+            if not all(bool(torch.isfinite(r.covariance).all()) for r, _ in readings):
                 raise
         by *= 10
 

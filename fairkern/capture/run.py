@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fairkern.capture.batches import LossFunction
+from fairkern.capture.losses import LossFunction
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.one_pass import Pass
 from fairkern.capture.points import Block, Point, expert_points, hidden_points, points_of

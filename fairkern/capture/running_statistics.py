@@ -37,8 +37,8 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
             layer.momentum = None  # the plain mean over batches
             layer.train()
         with torch.no_grad():
-            for batch in inputs_of(loader, model):
-                call_model(model, batch.inputs)
+            for inputs in inputs_of(loader, model):
+                call_model(model, inputs)
                 done = True
     except BaseException:
         done = False

@@ -12,6 +12,7 @@ from torch import Tensor
 from fairkern.errors import InputError
 
 ClassOf = Callable[[Any], Tensor]
+SamplesOf = Callable[[Any], int]
 
 
 class Recipe(enum.Enum):
@@ -61,6 +62,7 @@ class Settings:
     backend: str = "auto"
     memory_budget: int | None = None
     gram: bool = False
+    samples_of: SamplesOf | None = None
     class_of: ClassOf | Literal[False] | None = None  # False: no classes, and no U
     on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
 
@@ -76,6 +78,8 @@ class Settings:
             raise InputError(f"memory_budget is {budget!r}; expected a positive number of bytes or None")
         if self.class_of is not None and self.class_of is not False and not callable(self.class_of):
             raise InputError(f"class_of is {self.class_of!r}; expected a function of a batch, or False for no classes")
+        if self.samples_of is not None and not callable(self.samples_of):
+            raise InputError(f"samples_of is {self.samples_of!r}; expected a function of a batch")
         if self.class_of is False and self.reduction is Reduction.PER_CLASS:
             raise InputError(
                 "reduction='per_class' adds up within classes, and class_of=False says that there are none"

@@ -64,11 +64,11 @@ def gone(model: nn.Module, plan: Plan) -> list[nn.Module]:
 def set_sizes(model: nn.Module, plan: Plan) -> None:
     """Give attributes that hold sizes, calls that are given sizes and the configuration what the plan leaves, and lists
     the modules that stay."""
+    replace_modules(model, {r.module: r.name for r in plan.replacements})
     for change in plan.attributes:
         holder, _, name = change.attribute.rpartition(".")
         module = model.get_submodule(change.module)
         setattr(read_attribute(module, holder) if holder else module, name, change.after)
-    replace_modules(model, {r.module: r.name for r in plan.replacements})
     install(model, plan.sites)
     if plan.config:
         follow_config(model.config, plan)

@@ -115,10 +115,12 @@ def by_axis(taps: Iterable[Tap]) -> dict[Axis, list[Tap]]:
     return {axis: list(named.values()) for axis, named in found.items()}
 
 
-def cannot_take(model: nn.Module, axis: Axis) -> str:
+def cannot_take(model: nn.Module, units: UnitMap, axis: Axis) -> str:
     """Why what is added to this tensor would not be added to what contracts its axis; empty if it would."""
     if ".parametrizations." in f".{axis.tensor}":
         return "a parametrization computes the weight from it"
+    if axis.tensor in units.computed:
+        return "the weight is computed from it"
     module = model.get_submodule(axis.module)
     if isinstance(module, nn.modules.conv._ConvNd) and module.transposed and module.groups > 1:
         return "a transposed convolution in groups cannot mix its inputs across them"

@@ -46,7 +46,7 @@ def corrections(
         if not item.consumer or not item.removed.size:
             continue
         axis, read = item.axis, taps.get(item.axis, [])
-        note = cannot_take(model, axis) or _cannot_be_fitted(names[axis.tensor], read, method)
+        note = cannot_take(model, scores.units, axis) or _cannot_be_fitted(names[axis.tensor], read, method)
         if note:
             found.append(_nothing(axis, note))
         elif read[0].side.of_experts:

@@ -118,7 +118,8 @@ def _readers(
         if not heard >= {tap.name for tap in taps} or renaming.after(axis.tensor) is None:
             continue
         first = corrected.get(axis)
-        left_alone = axis.tensor not in single or cannot_take(model, axis) if first is None else first.weight is None
+        untouched = axis.tensor not in single or cannot_take(model, scores.units, axis)
+        left_alone = untouched if first is None else first.weight is None
         if left_alone:
             continue
         consumer = Consumer(model, axis, cuts.get(axis.tensor, {}), taps, scores)

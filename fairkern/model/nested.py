@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,9 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairkern.errors import InputError
+
+Call = tuple[Any, ...] | Mapping[str, Any]
+
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """`model` on inputs: a tuple or list is positional, a mapping is keywords, anything else one argument.
+    """`model` on inputs of any nesting, called as `as_call` says.
 
     Caches and lists among them stay as they are: the model is given its own, which it may fill.
     """
@@ -22,11 +27,113 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 
 def call_with(model: nn.Module, inputs: Any) -> Any:
     """The same with these very objects."""
+    call = as_call(model, inputs)
+    return model(**call) if isinstance(call, Mapping) else model(*call)
+
+
+def as_call(model: nn.Module, inputs: Any) -> Call:
+    """What `model` is called with: a tuple of positional or a mapping of keyword arguments.
+
+    A tuple is positional, and what is no tuple, list or mapping is the one argument.
+
+    A mapping is keyword arguments; one of which `forward` takes no key by name, but needs exactly one argument, is that
+    argument (a batch that the model takes whole).
+
+    A list is the one argument (images of several sizes) where `forward` says in its annotation that its first parameter
+    is a list or a sequence, or takes fewer arguments than the list has items. It is positional, as default_collate
+    makes lists of tuples, where the annotation says something else, where `forward` needs two arguments or more, or
+    where the list has one item.
+
+    Raises InputError for a list of which neither holds.
+    """
+    if isinstance(inputs, tuple):
+        return inputs
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if isinstance(inputs, (tuple, list)):
-        return model(*inputs)
-    return model(inputs)
+        return (inputs,) if _taken_whole(model, inputs) else inputs
+    if isinstance(inputs, list):
+        return (inputs,) if _one_argument(model, inputs) else tuple(inputs)
+    return (inputs,)
+
+
+def can_take(model: nn.Module, call: Call) -> bool:
+    """Whether `forward` can be called so, by its signature; True where it has none."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(**call) if isinstance(call, Mapping) else signature.bind(*call)
+    except TypeError:
+        return False
+    return True
+
+
+def takes_list(model: nn.Module) -> bool | None:
+    """Whether `forward` says that its first parameter is a list or a sequence; None where it says nothing, or both."""
+    positional = [p for p in _parameters(model) if p.kind in _POSITIONAL]
+    if not positional or positional[0].annotation is inspect.Parameter.empty:
+        return None
+    annotation = positional[0].annotation
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    named = {name.split(".")[-1] for name in _alternatives(text)} - {"None", "NoneType"}
+    if named & {"Any", "object"} or (named & _SEQUENCES and named - _SEQUENCES):
+        return None
+    return bool(named & _SEQUENCES)
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_SEQUENCES = frozenset(["list", "List", "Sequence", "Iterable", "tuple", "Tuple"])
+
+
+def _parameters(model: nn.Module) -> list[inspect.Parameter]:
+    """Of `forward`; none where it has no signature (a scripted module)."""
+    try:
+        return list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
+def _needed(positional: list[inspect.Parameter]) -> int:
+    return sum(p.default is inspect.Parameter.empty for p in positional)
+
+
+def _taken_whole(model: nn.Module, inputs: Mapping[Any, Any]) -> bool:
+    parameters = _parameters(model)
+    by_name = {p.name for p in parameters if p.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return _needed([p for p in parameters if p.kind in _POSITIONAL]) == 1 and by_name.isdisjoint(inputs)
+
+
+def _one_argument(model: nn.Module, items: list[Any]) -> bool:
+    parameters = _parameters(model)
+    positional = [p for p in parameters if p.kind in _POSITIONAL]
+    if not positional or not items:
+        return False
+    fits = len(items) <= len(positional) or any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    says = takes_list(model)
+    if not fits or says is not None:
+        return not fits or (bool(says) and not isinstance(items[0], (list, tuple)))
+    if _needed(positional) > 1 or len(items) == 1:
+        return False
+    raise InputError(
+        f"inputs are a list of {len(items)}, and {type(model).__name__}.forward could take it whole or item by item: "
+        "pass a tuple, (inputs,) for the one list or tuple(inputs) for several arguments; or annotate its first parameter"
+    )
+
+
+def _alternatives(annotation: str) -> list[str]:
+    """Outermost names of the types that an annotation, as text, allows: `list` for `Optional[list[Tensor]]`."""
+    text = annotation.strip().strip("'\"")
+    wrapped = re.fullmatch(r"(?:\w+\.)*(?:Optional|Union)\[(.*)\]", text, re.DOTALL)
+    depth, parts = 0, [""]
+    for sign in wrapped[1] if wrapped else text:
+        depth += (sign == "[") - (sign == "]")
+        if depth == 0 and sign == ("," if wrapped else "|"):
+            parts.append("")
+        else:
+            parts[-1] += sign
+    if wrapped or len(parts) > 1:
+        return [name for part in parts for name in _alternatives(part)]
+    return [text.split("[")[0].strip()]
 
 
 def is_cache(value: object) -> bool:

@@ -14,21 +14,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairkern.errors import InputError
+from fairkern.model.fast_path import attention_is_fused, layer_is_fused, padded, unpadded
 
 
 class MultiheadAttention(nn.MultiheadAttention):
     """`nn.MultiheadAttention` whose number of heads follows its weights: heads of `head_dim`, `embed_dim` in and out.
 
-    Parameters, attributes and arguments are those of the original. It never takes torch's fused inference path,
-    which assumes `embed_dim = num_heads · head_dim`, nor nested tensors: in an `nn.TransformerEncoder` what padding
-    positions hold is then what it is in training, not zero.
+    Parameters, attributes and arguments are those of the original, and in every state (gradients, fast path, masks,
+    nested tensors) it gives what the original would give there. It does not run torch's fused inference path, which
+    assumes `embed_dim = num_heads · head_dim`.
 
     An existing module becomes one by its class (`module.__class__ = MultiheadAttention`); new ones are not built.
     """
 
+    _whole_heads: int
+
     @property
     def _qkv_same_embed_dim(self) -> bool:  # asked by layers that look for a fused path
         return False
+
+    @property
+    def whole_heads(self) -> int:
+        """How many heads there were before any was cut."""
+        return self.__dict__.get("_whole_heads", self.num_heads)
 
     def forward(
         self,
@@ -42,18 +50,48 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`. A mask per head, [batch · heads, L, S], has the heads that are left."""
+        fused = attention_is_fused(self, self.whole_heads, query, key, value, (attn_mask, key_padding_mask))
         if query.is_nested or key.is_nested or value.is_nested:
-            raise InputError("attention with pruned heads takes no nested tensors: give padded ones and a mask")
-        if is_causal and attn_mask is None:
-            raise InputError("is_causal=True needs attn_mask too, as in nn.MultiheadAttention")
+            if not fused:
+                raise InputError(
+                    "attention takes nested tensors where torch's fused path does: in eval mode, without gradients and "
+                    "masks, the same tensor as query, key and value, batch first; elsewhere give padded ones and a mask"
+                )
+            filled, hidden = padded(query)
+            mask = self._mask(filled, None, hidden, batched=True)
+            out, weights = self._attend(filled, filled, filled, mask, need_weights=need_weights)
+            weights = None if weights is None else weights.masked_fill(hidden[:, None, :, None], 0.0)
+            out = unpadded(out, hidden)
+        else:
+            if is_causal and attn_mask is None and not fused:
+                raise InputError("is_causal=True needs attn_mask too, as in nn.MultiheadAttention")
+            batched = query.dim() == 3
+            causal = is_causal and key_padding_mask is None and not need_weights and not fused
+            mask = None if causal else self._mask(query, attn_mask, key_padding_mask, batched)
+            # a row without a key is not a number there, and in scaled_dot_product_attention zero
+            listed = need_weights or (fused and mask is not None)
+            out, weights = self._attend(query, key, value, mask, need_weights=listed, is_causal=causal)
+        if not need_weights or weights is None:
+            return out, None
+        return out, weights.mean(dim=-3) if average_attn_weights else weights
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        *,
+        need_weights: bool,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Outputs, and if needed the weights of every head; `mask` is what `_mask` gives."""
         batched = query.dim() == 3
         q, k, v = self._projected(query, key, value)
         if not batched:
             q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
         elif not self.batch_first:
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-        causal = is_causal and key_padding_mask is None and not need_weights
-        mask = None if causal else self._mask(q, attn_mask, key_padding_mask, batched)
         if self.bias_k is not None and self.bias_v is not None:
             k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], dim=1)
             v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
@@ -71,10 +109,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             weights = F.dropout(weights, dropout, self.training)
             mixed = weights @ v
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal)
+            mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
         out = self.out_proj(mixed.transpose(1, 2).flatten(2))
-        if weights is not None and average_attn_weights:
-            weights = weights.mean(dim=1)
         if not batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return out if self.batch_first else out.transpose(0, 1), weights
@@ -90,21 +126,66 @@ class MultiheadAttention(nn.MultiheadAttention):
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return tuple(F.linear(x, w, b) for x, w, b in zip((query, key, value), weights, biases, strict=True))
 
-    def _mask(self, q: Tensor, attn_mask: Tensor | None, padding: Tensor | None, batched: bool) -> Tensor | None:
+    def _mask(self, query: Tensor, attn_mask: Tensor | None, padding: Tensor | None, batched: bool) -> Tensor | None:
         """What is added to the scores: [L, S], or [batch, heads or 1, L or 1, S]."""
         if padding is not None:
-            padding = _added(padding if batched else padding.unsqueeze(0), q.dtype)[:, None, None, :]
+            padding = _added(padding if batched else padding.unsqueeze(0), query.dtype)[:, None, None, :]
         if attn_mask is None:
             return padding
-        attn_mask = _added(attn_mask, q.dtype)
+        attn_mask = _added(attn_mask, query.dtype)
         if attn_mask.dim() == 3:
-            attn_mask = attn_mask.unflatten(0, (len(q), -1))
+            batch = 1 if not batched else query.shape[0 if self.batch_first else 1]
+            attn_mask = attn_mask.unflatten(0, (batch, -1))
         return attn_mask if padding is None else attn_mask + padding
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as numbers: where a boolean one is true, minus infinity."""
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask
+
+
+class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+    """`nn.TransformerEncoderLayer` around an attention that runs as ours: what the original gives in every state.
+
+    Where the original would take its fused path, masks of any kind become masks of keys that are hidden, nested tensors
+    are taken, and `gelu` is the exact one, as there.
+    """
+
+    def forward(
+        self,
+        src: Tensor,
+        src_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """As `nn.TransformerEncoderLayer.forward`."""
+        attention = self.self_attn
+        assert isinstance(attention, MultiheadAttention)
+        if not layer_is_fused(self, attention.whole_heads, src, src_mask, src_key_padding_mask):
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
+        x, behind = padded(src) if src.is_nested else (src, None)
+        mask = attention._mask(x, src_mask, src_key_padding_mask if behind is None else behind, batched=True)
+        if mask is not None:
+            mask = _added(mask != 0, x.dtype)
+        if self.norm_first:
+            x = x + self._attended(self.norm1(x), mask)
+            x = x + self._fed_forward(self.norm2(x))
+        else:
+            x = self.norm1(x + self._attended(x, mask))
+            x = self.norm2(x + self._fed_forward(x))
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):  # of a kind that the fused path does not ask for: what it multiplies last is cast
+            x = x.to(torch.get_autocast_dtype(kind))
+        return x if behind is None else unpadded(x, behind)
+
+    def _attended(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        attention = self.self_attn
+        assert isinstance(attention, MultiheadAttention)
+        return attention._attend(x, x, x, mask, need_weights=mask is not None)[0]
+
+    def _fed_forward(self, x: Tensor) -> Tensor:
+        x = self.linear1(x)
+        return self.linear2(F.gelu(x) if self.activation_relu_or_gelu == 2 else F.relu(x))
 
 
 REPLACEMENTS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
@@ -122,14 +203,19 @@ def replaceable(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def replace_modules(model: nn.Module, paths: Mapping[str, str]) -> None:
-    """Put the named replacements in place for good: only the class of each module changes."""
+    """Put the named replacements in place for good: only the class of each module changes.
+
+    A layer that may run its attention as one fused call gets the class that knows how many heads there were. So this
+    goes before attributes are given what a plan leaves.
+    """
     for path, name in paths.items():
-        model.get_submodule(path).__class__ = REPLACEMENTS[name][1]
+        module = model.get_submodule(path)
+        module.__class__ = REPLACEMENTS[name][1]
+        if isinstance(module, MultiheadAttention):
+            module._whole_heads = module.whole_heads
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(
-            isinstance(inner, MultiheadAttention) for inner in module.modules()
-        ):
-            module.use_nested_tensor = False
+        if type(module) is nn.TransformerEncoderLayer and isinstance(module.self_attn, MultiheadAttention):
+            module.__class__ = TransformerEncoderLayer
 
 
 @contextlib.contextmanager

@@ -24,6 +24,13 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
     return held
 
 
+def runner(model: nn.Module, path: str) -> str:
+    """The innermost module at `path` or around it that has a forward of its own: lists and mere holders have none."""
+    while path and type(model.get_submodule(path)).forward is nn.Module.forward:
+        path = path.rpartition(".")[0]
+    return path
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies; the CPU where it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -84,7 +84,7 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
             with torch.no_grad():
                 for buffer, saved in buffers:
                     if not valueless(buffer) and not torch.equal(buffer, saved):
-                        buffer.copy_(saved)
+                        buffer.resize_(saved.shape).copy_(saved)  # an observer's first range has a length of its own
 
 
 def caches(model: nn.Module) -> Iterator[dict[Any, Tensor]]:

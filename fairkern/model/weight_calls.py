@@ -1,4 +1,4 @@
-"""Calls of torch functions that are given a weight and an activation: `F.linear(x, layer.weight)`, `x @ table`.
+"""Calls of torch functions that are given a weight and an activation: `F.linear(x, layer.weight * 0.1)`, `x @ table`.
 
 A weight that no module of its own applies can be heard where it is used: at the function call. A call is known by
 the weight's name and by how many such calls were given it before, so that trace and capture count alike.
@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.model.nested import map_tensors, tensors_in
 
@@ -29,6 +30,7 @@ class WeightCalls(TorchFunctionMode):
     """Shows each such call, in order, to `around(call, run)`, which returns what the function shall return.
 
     `run(replacements)` calls the function with some tensor arguments (by their place in `call.given`) replaced.
+    What is computed from weights and numbers alone is given by the names of those weights.
     What composite functions written in Python call in turn is not seen. Inside `around` no call is seen.
     """
 
@@ -46,25 +48,34 @@ class WeightCalls(TorchFunctionMode):
             if memory is not None:
                 owners.setdefault(memory, {}).setdefault(int(tensor.storage_offset()), name)
         self._owners = {memory: sorted(at.items()) for memory, at in owners.items()}
+        self._computed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # from weights: their names
 
-    def _owner(self, tensor: Tensor) -> str | None:
-        """The weight that this tensor is, or is a view of."""
+    def _names(self, tensor: Tensor) -> tuple[str, ...]:
+        """The weight that this tensor is, or is a view of; those that it was computed from; empty for an activation."""
         memory = _memory(tensor)
         owners = None if memory is None else self._owners.get(memory)
         if owners is None:
-            return None
+            return self._computed.get(tensor, ())
         place = bisect_right(owners, tensor.storage_offset(), key=lambda item: item[0])
-        return owners[max(place - 1, 0)][1]
+        return (owners[max(place - 1, 0)][1],)
+
+    def _keep(self, result: Any, names: tuple[str, ...]) -> None:
+        """Remember what was computed from these weights alone."""
+        for tensor in tensors_in(result):
+            if not self._names(tensor):
+                self._computed[tensor] = names
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = list(tensors_in([args, kwargs]))
-        if len(given) < 2:
+        owners = [self._names(tensor) for tensor in given]
+        weights = dict.fromkeys(name for names in owners for name in names)
+        if not weights:
             return func(*args, **kwargs)
-        owners = [self._owner(tensor) for tensor in given]
-        weights = {name for name in owners if name is not None}
-        if not weights or None not in owners:
-            return func(*args, **kwargs)
+        if all(names or tensor.dim() == 0 for names, tensor in zip(owners, given, strict=True)):
+            result = func(*args, **kwargs)
+            self._keep(result, tuple(weights))
+            return result
         numbers = {name: self._numbers.get(name, 0) for name in weights}
         for name, number in numbers.items():
             self._numbers[name] = number + 1

@@ -7,23 +7,41 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fairkern.model.nested import map_tensors
 
 _COARSER = frozenset({torch.float32, torch.float16, torch.bfloat16})
-_CASTS = frozenset({Tensor.float, Tensor.half, Tensor.bfloat16})
 
 
-class _Double(TorchFunctionMode):
-    """`x.float()`, `softmax(x, dtype=torch.float32)` and the like give float64."""
+class Double(TorchDispatchMode):
+    """`x.float()`, `softmax(x, dtype=torch.float32)` and the like give float64, whoever calls them: scripted functions too.
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _CASTS:
-            func = Tensor.double
-        return func(*map(_finer, args), **{key: _finer(value) for key, value in (kwargs or {}).items()})
+    It looks at operators and not at torch's functions, so that torch's fused paths, which are not taken under a function
+    mode, are those that the model takes. `needed` tells whether anything asked for a coarser type.
+    """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.needed = False
 
-def _finer(value: Any) -> Any:
-    return torch.float64 if isinstance(value, torch.dtype) and value in _COARSER else value
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*map(self._finer, args), **{key: self._finer(value) for key, value in (kwargs or {}).items()})
+        if any(r.alias_info is not None for r in func._schema.returns):  # a view of a tensor, or that tensor
+            return made
+        return map_tensors(made, self._doubled)
+
+    def _finer(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype) and value in _COARSER:
+            self.needed = True
+            return torch.float64
+        return value
+
+    def _doubled(self, tensor: Tensor) -> Tensor:
+        if tensor.dtype not in _COARSER:
+            return tensor
+        self.needed = True
+        return tensor.double()
 
 
 def in_double(model: nn.Module) -> AbstractContextManager[object]:
@@ -33,4 +51,4 @@ def in_double(model: nn.Module) -> AbstractContextManager[object]:
     is more than a proof in float64 may allow.
     """
     floating = [p for p in model.parameters() if p.is_floating_point()]
-    return _Double() if floating and all(p.dtype == torch.float64 for p in floating) else nullcontext()
+    return Double() if floating and all(p.dtype == torch.float64 for p in floating) else nullcontext()

@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
-from fairkern.prove.trial import prove
+from fairkern.prove.search import Failed
+from fairkern.prove.trial import Prepared, failing, prepare
 from fairkern.types import SizeSite, UnitMap
 
 
-@dataclass(frozen=True)
 class _Proof:
-    """Runs a model pruned and masked, on several inputs."""
+    """Runs a model pruned and masked, on several inputs. Of what it made for one proof it keeps what the next can use."""
 
-    model: nn.Module
-    runs: Sequence[Any]
-    seed: int
-    deadline: Deadline
+    def __init__(self, model: nn.Module, runs: Sequence[Any], seed: int, deadline: Deadline) -> None:
+        self._model, self._runs, self._seed, self._deadline = model, runs, seed, deadline
+        self._prepared: tuple[int, Prepared] | None = None  # the copy for one of the runs: a model is large
+        self._said: dict[tuple[int, int], tuple[UnitMap, Failed]] = {}  # how all groups of a map failed together
 
-    def failing(self, candidate: UnitMap, learn: bool, together: bool) -> tuple[UnitMap, dict[int, str]]:
-        """What fails, and the map without the sites whose numbers turn out right by themselves."""
+    def failing(
+        self, candidate: UnitMap, learn: bool, together: bool, doubtful: Iterable[int] | None = None
+    ) -> tuple[UnitMap, dict[int, str]]:
+        """What fails, and the map without the sites whose numbers turn out right by themselves.
+
+        `doubtful`: the groups that may fail; those beside them have passed together.
+        """
         failed: dict[int, str] = {}
         needless: set[tuple[str, int, int]] | None = set() if learn else None
-        for inputs in self.runs:
-            failed |= prove(
-                self.model,
-                candidate.freeze(failed),
+        for number, inputs in enumerate(self._runs):
+            tried = candidate.freeze(failed) if failed else candidate
+            known = (id(tried), number)
+            found = failing(
+                self._model,
+                tried,
                 inputs,
-                seed=self.seed,
+                seed=self._seed,
                 needless_sites=needless,
                 together=together,
-                deadline=self.deadline,
+                prepared=self._prepare(tried, number),
+                doubtful=doubtful,
+                said=self._said[known][1] if known in self._said else None,
+                deadline=self._deadline,
             )
+            if together and found:
+                self._said[known] = tried, next(iter(found.values()))
+            failed |= {group: why.reason for group, why in found.items()}
             if needless is not None:
                 candidate, needless = candidate.without_sites(needless), None
         return candidate, failed
+
+    def _prepare(self, units: UnitMap, number: int) -> Prepared:
+        if self._prepared is None or self._prepared[0] != number:
+            self._prepared = None
+            self._prepared = number, prepare(self._model, units, self._runs[number], self._seed)
+        return self._prepared[1]
 
     def whole(self, units: UnitMap, sites: Sequence[SizeSite]) -> UnitMap | None:
         """The map if all of its groups hold together, as it is or with sizes substituted."""
@@ -57,6 +75,19 @@ def _with_and_without(
     return [(candidate, False), (sited, True)] if sited.sites else [(candidate, False)]
 
 
+def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
+    """The map without any attribute that was recognised by its value and follows a group that failed, and before that
+    without those of one value at a time: two attributes may be the number of heads, and another happen to be as large."""
+    failed = set(failed)
+    none = units.without_observed(failed)
+    observed = [a for a in units.attributes if a not in none.attributes]
+    if not observed:
+        return [units]
+    values = sorted({units.extents[a.extent].length for a in observed})
+    one = [units.without_observed(failed, value) for value in values] if len(values) > 1 else []
+    return [*one, none]
+
+
 def proven(
     model: nn.Module,
     certain: Solution,
@@ -70,8 +101,8 @@ def proven(
     `daring`, which cuts more than the trace vouches for, is taken if all of its groups pass together, or all but
     those that fail in the certain map too; else not at all. Of the certain map, tried until all groups pass
     together: the map as it is; with sizes substituted that modules' code passes on; and for the groups that fail
-    then, the same two without attributes that were recognised by their value, which may be a coincidence. If none
-    of these passes whole, the one with which the fewest groups fail.
+    then, the same two without attributes that were recognised by their value, which may be a coincidence (those of one
+    value, then all). If none of these passes whole, the one with which the fewest groups fail.
     """
     proof = _Proof(model, runs, seed, deadline)
     units, sites = certain.units, certain.sites
@@ -85,13 +116,16 @@ def proven(
         if found is not None:
             return found
     _, failed = proof.failing(units, learn=False, together=False)
-    best = units.freeze(failed)
-    others = _with_and_without(units.without_observed(failed), sites, failed)
-    if len(others[0][0].attributes) == len(units.attributes):
-        del others[0]
+    best, doubtful = units.freeze(failed), tuple(failed)
+    others = [
+        candidate
+        for fewer in _fewer_observed(units, failed)
+        for candidate in _with_and_without(fewer, sites, failed)
+        if candidate[0] is not units
+    ]
     for together in (True, False):
         for candidate, learn in others:
-            candidate, again = proof.failing(candidate, learn, together)
+            candidate, again = proof.failing(candidate, learn, together, doubtful)
             if not again:
                 return candidate
             if not together and len(again) < len(failed):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -16,16 +16,20 @@ from fairkern.compact.mask import masked
 from fairkern.compact.sites import learn, needless
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
+from fairkern.model.caches import Calls, calls_of
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.nested import call_model, map_tensors
-from fairkern.model.states import calls_of
+from fairkern.model.raised import in_words, running
 from fairkern.model.untouched import forget, untouched, valueless
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, about_half, nothing
-from fairkern.prove.double import in_double
+from fairkern.plans.renaming import Renaming
+from fairkern.prove.double import Double, in_double
 from fairkern.prove.inputs import distance, vary
+from fairkern.prove.search import Failed, search
+from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
-from fairkern.types import IndexArray, UnitMap
+from fairkern.types import IndexArray, Plan, UnitMap
 
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
@@ -40,7 +44,7 @@ def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
     Models in float64 compute in float64 throughout, also where their code casts to a coarser type.
     The largest over all output tensors of `max|a − b| / max|a|`, in float64; outputs may be nested (tuples,
     named tuples, mappings, objects of any class); caches and states that the model returns for its next call are left
-    out (`fairkern.model.states`). NaN, another shape or another number of tensors give inf.
+    out (`fairkern.model.caches`). NaN, another shape or another number of tensors give inf.
     Raises InputError when the model returns no tensor.
     """
     with torch.no_grad():
@@ -68,12 +72,13 @@ def prove(
     masked one on inputs other than `inputs` (see `vary`; `inputs` themselves where the model cannot use those).
     If all groups together fail, a search over growing sets finds the groups that fail on top of those that
     pass, so that a pair that fails only jointly loses one member; f failures among n groups take O(f · log n)
-    runs. What remains has been run together and passed.
+    runs, and fewer where an error is raised in a module that few groups have to do with. What remains has been run
+    together and passed.
 
     Everything runs on one copy in eval mode, in float64 where the model allows it and else in its own dtypes,
-    with no gradients. In the copy, constant parameters are replaced by random ones and normalisation statistics
-    by those of its own activations, perturbed: the zeros and ones of a fresh model would hide wrong cuts.
-    `model` and the global random generators stay as they are.
+    without gradients (and with, if the model's code asks for that: `states_of`). In the copy, constant parameters are
+    replaced by random ones and normalisation statistics by those of its own activations, perturbed: the zeros and ones
+    of a fresh model would hide wrong cuts. `model` and the global random generators stay as they are.
 
     `needless_sites`: a set that receives (module, call, place) of the map's size sites whose number is right
     without a substitution; without it every site is substituted.
@@ -85,23 +90,58 @@ def prove(
     be copied, no tensor in the output), TimeLimitError (`deadline`, checked between runs); what the model itself
     raises on `inputs` passes through.
     """
+    failed = failing(
+        model,
+        units,
+        inputs,
+        seed=seed,
+        tolerance=tolerance,
+        needless_sites=needless_sites,
+        together=together,
+        deadline=deadline,
+    )
+    return {group: why.reason for group, why in failed.items()}
+
+
+def failing(
+    model: nn.Module,
+    units: UnitMap,
+    inputs: Any,
+    *,
+    seed: int,
+    tolerance: float | None = None,
+    needless_sites: set[tuple[str, int, int]] | None = None,
+    together: bool = False,
+    prepared: Prepared | None = None,
+    doubtful: Iterable[int] | None = None,
+    said: Failed | None = None,
+    deadline: Deadline = NO_LIMIT,
+) -> dict[int, Failed]:
+    """What `prove` says, with what is known of where it failed.
+
+    `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups that
+    may fail, the others having passed together; `said`: how all groups together fail, where that is known.
+    """
     check(model, build(units, nothing(units)))
     check_values(model)
     removed = about_half(units, seed)
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
-    with _own_random_state(model, seed), torch.no_grad():
-        trial = _Trial(model, units, removed, inputs, seed, tolerance, needless_sites)
+    with own_random_state(model, seed), torch.no_grad():
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, tolerance, needless_sites)
 
-        def attempt(groups: Sequence[int]) -> str | None:
+        def attempt(groups: Sequence[int]) -> Failed | None:
             deadline.check("proving groups")
             return trial.failure(groups)
 
-        if together:
-            reason = attempt(candidates)
-            return {} if reason is None else dict.fromkeys(candidates, reason)
-        return search(candidates, attempt)
+        said = said or attempt(candidates)
+        if said is None or together:
+            return {} if said is None else dict.fromkeys(candidates, said)
+        wanted = set(candidates if doubtful is None else doubtful)
+        settled = [c for c in candidates if c not in wanted]
+        reasons = search([c for c in candidates if c in wanted], attempt, settled, said)
+        return {group: Failed(reason) for group, reason in reasons.items()}
 
 
 def check_values(model: nn.Module) -> None:
@@ -120,128 +160,126 @@ def failure(
 
     Cost and errors as of `prove` when nothing fails.
     """
-    with _own_random_state(model, seed), torch.no_grad():
-        trial = _Trial(model, units, removed, inputs, seed, None, None)
-        return trial.failure(range(len(units.groups)))
+    with own_random_state(model, seed), torch.no_grad():
+        trial = _Trial(prepare(model, units, inputs, seed), units, removed, None, None)
+        failed = trial.failure(range(len(units.groups)))
+        return None if failed is None else failed.reason
 
 
-def search(candidates: Sequence[int], failure: Callable[[Sequence[int]], str | None]) -> dict[int, str]:
-    """The candidates that fail on top of those that pass, with what `failure(set)` said (None: the set passes).
+@dataclass(frozen=True)
+class Prepared:
+    """A copy of a model, ready to be cut in many ways and compared with itself masked, and what it is run on.
 
-    Grows a passing set from the front: the next failing prefix is found by galloping and bisection, and its
-    last member is the culprit. Every step settles at least one candidate, whatever `failure` answers.
+    `lifted`: it is in float64 and asks for coarser types, which it shall not get.
     """
-    reason = failure(candidates)
-    if reason is None:
-        return {}
-    nothing = failure(())
-    if nothing is not None:
-        return dict.fromkeys(candidates, f"with nothing removed: {nothing}")
-    failed: dict[int, str] = {}
-    passing: list[int] = []
-    rest = list(candidates)
-    step = max(1, len(rest) // 2)
-    while rest:
-        low, high = 0, len(rest) if reason is not None else 0  # passing + rest[:low] passes, + rest[:high] fails
-        while high - low != 1:
-            size = (low + high) // 2 if high else min(len(rest), low + step)
-            said = failure(passing + rest[:size])
-            if said is not None:
-                high, reason = size, said
-            else:
-                low, step = size, step * 2
-                if low == len(rest):
-                    return failed
-        failed[rest[low]] = str(reason)
-        passing += rest[:low]
-        rest, reason, step = rest[high:], None, max(1, low)
-    return failed
+
+    copy: nn.Module
+    inputs: Any
+    seed: int
+    tolerance: float
+    lifted: bool
+    states: Sequence[State]
+    calls: Calls
+
+
+def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
+    """The first of float64 and own dtypes, varied and given inputs, that a copy can run with."""
+    own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
+    coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
+    problem: Exception | None = None
+    for double in (True, False):
+        copy = _copy(model, double)
+        for attempt in (vary(inputs, seed + 1), inputs):
+            cast = map_tensors(attempt, _double) if double else attempt
+            stir(copy, seed + 2)
+            mode = in_double(copy)
+            try:
+                with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
+                    torch.manual_seed(seed)
+                    output = call_model(copy, cast)
+                with mode, running_as(copy, _experts(units)):
+                    calls = calls_of(copy, cast, output)
+                    forget(copy)
+                    results = calls.results(output) + calls.onward(copy, cast)
+            except Exception as error:
+                problem = error
+                continue
+            problem = None
+            lifted = isinstance(mode, Double) and mode.needed
+            tolerance = TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
+            prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy), calls)
+            if all(map(_usable, results)):
+                return prepared
+    if problem is not None:
+        raise problem
+    return prepared
+
+
+def _experts(units: UnitMap) -> dict[str, Any]:
+    """How fused experts run: their kernels know few types and sizes."""
+    sites = {s for g in units.groups for tap in g.taps if tap.side.of_experts for s in tap.sites}
+    return {site.module: one_by_one for site in sites if site.module not in units.lists}
 
 
 class _Trial:
-    """One copy of the model, ready to be cut in many ways and compared with itself masked."""
+    """A copy of a model that is cut in several ways, all of one map, and compared with itself masked."""
 
     def __init__(
         self,
-        model: nn.Module,
+        prepared: Prepared,
         units: UnitMap,
         removed: Sequence[IndexArray],
-        inputs: Any,
-        seed: int,
         tolerance: float | None,
         needless_sites: set[tuple[str, int, int]] | None,
     ) -> None:
-        self.needless_sites = needless_sites
-        self.units, self.removed, self.seed = units, removed, seed
-        sites = {s for g in units.groups for tap in g.taps if tap.side.of_experts for s in tap.sites}
-        self._experts = {site.module: one_by_one for site in sites if site.module not in units.lists}
-        own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
-        coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
-        self.copy, self.inputs = self._prepare(model, inputs)
-        done_in = torch.float64 if self._double else coarsest
-        self.tolerance = TOLERANCES.get(done_in, 5e-2) if tolerance is None else tolerance
+        self.prepared, self.copy, self.inputs = prepared, prepared.copy, prepared.inputs
+        self.units, self.removed, self.needless_sites = units, removed, needless_sites
+        self.tolerance = prepared.tolerance if tolerance is None else tolerance
+        self._experts = _experts(units)
 
-    def _prepare(self, model: nn.Module, inputs: Any) -> tuple[nn.Module, Any]:
-        """The first of float64 and own dtypes, varied and given inputs, that the copy can run with."""
-        problem: Exception | None = None
-        for double in (True, False):
-            self._double = double
-            copy = _copy(model, double)
-            for attempt in (vary(inputs, self.seed + 1), inputs):
-                cast = map_tensors(attempt, _double) if double else attempt
-                stir(copy, self.seed + 2)
-                try:
-                    with calibrate(copy, self.seed + 3):
-                        output = self._call(copy, partial(call_model, copy, cast))
-                    self.calls = self._call(copy, partial(calls_of, copy, cast, output))
-                    results = self.calls.results(output) + self._onward(copy, cast)
-                except Exception as error:
-                    problem = error
-                    continue
-                problem = None
-                if all(map(_usable, results)):
-                    return copy, cast
-        if problem is not None:
-            raise problem
-        return copy, cast
+    def _run(self, model: nn.Module) -> list[list[Tensor]]:
+        """The results of a call in every state, and of what the model does on from there."""
+        calls = self.prepared.calls
+        made = [calls.results(self._call(model, state, call_model)) for state in self.prepared.states]
+        return [*made, self._call(model, self.prepared.states[0], calls.onward)] if calls.step else made
 
-    def _run(self, model: nn.Module, inputs: Any) -> list[Tensor]:
-        """The results of a call, and of what the model does on from there."""
+    def _call(self, model: nn.Module, state: State, call: Callable[[nn.Module, Any], _Made]) -> _Made:
         forget(model)
-        output = self._call(model, partial(call_model, model, inputs))
-        return self.calls.results(output) + self._onward(model, inputs)
+        torch.manual_seed(self.prepared.seed)  # the same for both sides; the caller's state is put back by `prove`
+        with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, self._experts):
+            return call(model, self.inputs)
 
-    def _onward(self, model: nn.Module, inputs: Any) -> list[Tensor]:
-        if not self.calls.step:
-            return []
-        forget(model)
-        return self._call(model, partial(self.calls.onward, model, inputs))
-
-    def _call(self, model: nn.Module, call: Callable[[], _Made]) -> _Made:
-        torch.manual_seed(self.seed)  # the same for both sides; the caller's state is put back by `prove`
-        with in_double(model), running_as(model, self._experts):  # their kernels know few types and sizes
-            return call()
-
-    def failure(self, groups: Sequence[int]) -> str | None:
-        """Why the pruned copy is not the masked copy when these groups are cut; None when it is."""
+    def failure(self, groups: Sequence[int]) -> Failed | None:
+        """Why the pruned copy is not the masked copy when these groups are cut; None when it is, in every state."""
         chosen = set(groups)
         plan = build(self.units, [r if i in chosen else NONE for i, r in enumerate(self.removed)])
+        small: nn.Module | None = None
         try:
             small = apply(self.copy, plan)
             if self.needless_sites is not None:
                 learn(small)
-            found = self._run(small, self.inputs)
+            found = self._run(small)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
-            first = (str(error).strip().splitlines() or [""])[0]
-            return f"pruned model fails: {type(error).__name__}: {first[:160]}"
+            suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
+            return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", suspects)
         with masked(self.copy, plan):
-            expected = self._run(self.copy, self.inputs)
-        error_ = distance(expected, found)
+            expected = self._run(self.copy)
+        error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
         if self.needless_sites is not None and error_ <= self.tolerance:
             self.needless_sites |= needless(small, plan)
-        return None if error_ <= self.tolerance else f"pruned differs from masked by {error_:.1e}"
+        return None if error_ <= self.tolerance else Failed(f"pruned differs from masked by {error_:.1e}")
+
+    def _suspects(self, error: Exception, small: nn.Module, plan: Plan, chosen: set[int]) -> frozenset[int]:
+        """The groups that touch the innermost module in which the error was raised, of those that hold any."""
+        renaming = Renaming(plan)
+        for path in running(error, small):
+            within = f"{renaming.before(path) or path}." if path else ""
+            found = {g for g in chosen if any(a.axis.tensor.startswith(within) for a in self.units.groups[g].axes)}
+            if found:
+                return frozenset(found)
+        return frozenset()
 
 
 def _usable(output: Tensor) -> bool:
@@ -261,7 +299,7 @@ def _double(tensor: Tensor, copy: bool = False) -> Tensor:
 
 
 @contextmanager
-def _own_random_state(model: nn.Module, seed: int) -> Iterator[None]:
+def own_random_state(model: nn.Module, seed: int) -> Iterator[None]:
     devices = {held.tensor.device for held in tensors_of(model) if held.tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
         yield

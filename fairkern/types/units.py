@@ -286,17 +286,21 @@ class UnitMap:
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigField, ...] = ()  # shown to describe the pruned model by building from it
     lists: Mapping[str, Entries] = field(default_factory=dict)  # by path; modules that are units, on `Axis(path, 0)`
+    computed: tuple[str, ...] = ()  # tensors that are not contracted themselves, but what is computed from them
 
     @property
     def prunable(self) -> tuple[int, ...]:
         """Indices of the groups that may be cut."""
         return tuple(i for i, group in enumerate(self.groups) if group.frozen is None)
 
-    def without_observed(self, groups: Iterable[int]) -> UnitMap:
-        """The same map without observed attributes that follow any of these groups."""
+    def without_observed(self, groups: Iterable[int], value: int | None = None) -> UnitMap:
+        """The same map without observed attributes that follow any of these groups; of one value only, if given."""
         gone = set(groups)
-        stays = (a for a in self.attributes if not (a.observed and self.follows(a.extent) & gone))
-        return replace(self, attributes=tuple(stays))
+
+        def goes(a: SizeAttribute) -> bool:
+            return a.observed and value in (None, self.extents[a.extent].length) and bool(self.follows(a.extent) & gone)
+
+        return replace(self, attributes=tuple(a for a in self.attributes if not goes(a)))
 
     def with_sites(self, sites: Iterable[SizeSite], groups: Iterable[int]) -> UnitMap:
         """The same map with its own size sites and those of `sites` that follow any of these groups."""

@@ -173,14 +173,14 @@ CASES = {
             "a": "6: a.bias:0 a.weight:0 b.parametrizations.weight.original0:1* "
             "b.parametrizations.weight.original1:1 @ b"
         },
-        {"b.parametrizations.weight.original1:0": "weight norm runs over it"},
+        {"b.parametrizations.weight.original1:0": "a dimension of the model's output"},
         shape=(2, 5),
     ),
     "weight norm of a consumer": Case(
         lambda: Net(lambda m, x: m.b(m.a(x)), a=nn.Linear(5, 6), b=normalised_linear(0)),
-        {},
-        {"b.parametrizations.weight.original1:1": "weight norm runs over it"},
+        {"a": "6: a.bias:0 a.weight:0 b.parametrizations.weight.original1:1* @ b"},
         shape=(2, 5),
+        renormalised=True,
     ),
     "weights standardised": Case(
         lambda: Net(

@@ -12,6 +12,7 @@ import pytest
 from fairkern.axes.dims import CONSTANT, Source, Track
 from fairkern.axes.facts import (
     BatchNormalisation,
+    Computed,
     Contraction,
     Edge,
     Fact,
@@ -93,7 +94,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-INPUT = Track((2, 2), (CONSTANT, ids(0, 2)), Source("x", (None, 1)))
+INPUT = Track((2, 2), (CONSTANT, ids(0, 2)), Source("x", (None, Axis("x", 1))))
 CALLS, MOVED_CALLS = (
     (SizeCall("reshape", ((2, ids(*n)), (0, CONSTANT))), SizeCall("expand", ())) for n in ((0, 1), (4, 5))
 )
@@ -124,6 +125,8 @@ MOVES: list[tuple[Fact, Fact | None]] = [
         Production(Axis("b.w", 0), ids(5), -1, CallSite("ab")),
     ),
     (Production(Axis("c.w", 0), ids(1), -1, CallSite("a")), None),
+    (Computed("a.w"), Computed("b.w")),
+    (Computed("c.w"), None),
     (Flops(2.0, (ids(0),)), None),
     (GroupedConvolution("a.w", ids(0), ids(1), ids(2)), GroupedConvolution("b.w", ids(4), ids(5), ids(2))),
     (GroupedConvolution("a.w", ids(0), None, ids(2)), GroupedConvolution("b.w", ids(4), None, ids(2))),

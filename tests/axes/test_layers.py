@@ -231,18 +231,19 @@ CASES = {
     ),
     "normalised consumer": Case(
         lambda: Net(normalised_consumer, a=nn.Linear(5, 8), b=nn.Parameter(torch.randn(4, 8))),
-        {},
-        {"a.weight:0": "two activations"},
+        {"a": "8: a.bias:0 a.weight:0 b:1* @ b"},
         shape=(2, 5),
+        renormalised=True,
     ),
     "weight norm": Case(
         lambda: nn.Sequential(nn.Linear(5, 8), nn.utils.parametrizations.weight_norm(nn.Linear(8, 6)), nn.Linear(6, 2)),
         {
+            "0": "8: 0.bias:0 0.weight:0 1.parametrizations.weight.original1:1* @ 1",
             "1": "6: 1.bias:0 1.parametrizations.weight.original0:0 1.parametrizations.weight.original1:0 "
-            "2.weight:1* @ 2"
+            "2.weight:1* @ 2",
         },
-        {"1.parametrizations.weight.original1:1": "weight norm runs over it", "0.weight:0": "weight of addmm"},
         shape=(2, 5),
+        renormalised=True,
     ),
     "spectral norm": Case(
         lambda: nn.Sequential(

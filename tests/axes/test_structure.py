@@ -220,8 +220,8 @@ CASES = {
     ),
     "unused parameter of a size that fits": Case(
         lambda: Net(lambda m, x: m.b(m.a(x)), a=nn.Linear(5, 8), b=nn.Linear(8, 2), left=nn.Linear(16, 7)),
-        {},
-        {"a.weight:0": "may be read by left.weight"},
+        {"a": "8: a.bias:0 a.weight:0 b.weight:1* @ b"},
+        {"left.weight:1": "not reached"},
         shape=(3, 5),
     ),
     "auxiliary head in train mode": Case(
@@ -231,7 +231,7 @@ CASES = {
     ),
     "expert that the inputs do not reach": Case(
         lambda: Net(routed, a=nn.Linear(5, 8), experts=nn.ModuleList([mlp(8, 6, 7), mlp(8, 6, 7)]), b=nn.Linear(7, 2)),
-        {},
+        {"experts.0.0": "6: experts.0.0.bias:0 experts.0.0.weight:0 experts.0.1.weight:1* @ experts.0.1"},
         {
             "a.weight:0": "may be read by experts.1",
             "experts.1.0.weight:0": "not reached",

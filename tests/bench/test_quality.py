@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fairkern as fk
-from bench.quality import document, methods, rows, targets
+from bench.quality import agreement, document, methods, rows, targets
 from bench.quality.catalogue import ENTRIES
 from bench.quality.grid import CLOSELY, RECALIBRATED, Grid, _Bench
 from bench.quality.rivals import RIVALS, Search, parameters
@@ -27,6 +27,13 @@ NOTE = {
     "commit": "0123456789",
     "packages": {"torch": "2.9", "network-pruner": None},
     "left_out": [{"model": "mlp-digits", "seed": 0, "method": "network-pruner", "reason": "ImportError: absent"}],
+}
+
+AGREED = {
+    "date": "2026-01-02T03:04:05+00:00",
+    "commit": "0123456789",
+    "packages": {"network-pruner": "2.16"},
+    "rows": [{"what": "the same by definition", "on": "a net", "found": "R: 1e-07 apart"}],
 }
 
 
@@ -138,7 +145,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
         row(0.5, 0.1, method=RIVALS[0].name, compensation="none"),
         row(0.05, 0.1, method=RIVALS[0].name, compensation="none"),
     ]
-    document.write(found, NOTE, tmp_path)
+    document.write(found, NOTE, AGREED, tmp_path)
     text = (tmp_path / "quality.md").read_text()
     assert (tmp_path / document.PICTURE).stat().st_size > 1000
     assert f"the models that choose prefer *{methods.DEFAULT.name}*; the others confirm it" in text
@@ -206,3 +213,18 @@ def test_cuttable_is_what_goes_when_one_unit_of_every_group_stays(small: tuple[n
     model, task = small
     least = nn.Sequential(nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), nn.Linear(16, 1), nn.Linear(1, 3))
     assert methods.cuttable(fk.trace(model, task.example)) == pytest.approx(1 - parameters(least) / parameters(model))
+
+
+def test_the_papers_recipe_and_its_package_agree_where_they_should() -> None:
+    """And differ where the document says: the figures of its results file are of this."""
+    pytest.importorskip("Network_Pruner")
+    pytest.importorskip("sklearn")
+    mlp, cnn, counts, norm, batches, labels = agreement.rows()
+    assert max(mlp["apart_r"], mlp["apart_u"], cnn["apart_r"], cnn["apart_u"]) < 1e-5
+    assert all(theirs == ours for theirs, ours in mlp["plans"])
+    assert cnn["correlation_u"] > 0.9
+    assert counts["ours"] == 0.0 < counts["theirs"]
+    assert norm["moved"] > 0.01
+    assert norm["theirs"] < 1e-3 * norm["ours"]
+    assert batches["ours"] == 0.0 < batches["theirs"]
+    assert labels["theirs"] == 0.0 < labels["ours"]

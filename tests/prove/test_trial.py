@@ -13,7 +13,7 @@ from fairkern.errors import InputError, PlanMismatchError
 from fairkern.prove import difference, prove, vary
 from fairkern.prove.inputs import distance
 from fairkern.prove.stir import calibrate, stir
-from fairkern.prove.trial import search
+from fairkern.prove.search import Failed, search
 from fairkern.types import UnitMap
 from tests.compact.handmade import units_of
 from tests.compact.untouched import assert_untouched, snapshot
@@ -238,7 +238,7 @@ def test_search_finds_exactly_the_bad_ones_in_few_runs(bad):
 
     def failure(groups):
         runs.append(groups)
-        return "bad" if bad & set(groups) else None
+        return Failed("bad") if bad & set(groups) else None
 
     assert search(range(64), failure) == dict.fromkeys(sorted(bad), "bad")
     assert len(runs) <= (1 if not bad else 2 + (len(bad) + 1) * 9)
@@ -251,7 +251,7 @@ def test_search_ends_for_any_answer():
 
         def failure(groups, runs=runs):
             runs.append(groups)
-            return "bad" if len(groups) and rng.random() < 0.5 else None
+            return Failed("bad") if len(groups) and rng.random() < 0.5 else None
 
         search(range(20), failure)
         assert len(runs) < 200

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import pytest
 
-from bench.zoo.catalogue import Entry, entries
+from bench.zoo.catalogue import entries
+from bench.zoo.entry import Entry
 from bench.zoo.reload import Reloader
 from bench.zoo.row import examine
 
 FAST = {
     "torchvision": {"mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1"},
     "timm": {"lcnet_050", "pit_ti_224"},
+    "transformers": {
+        "llama",
+        "gemma2",
+        "gpt2",
+        "bloom",
+        "falcon",
+        "mamba",
+        "mamba2",
+        "t5",
+        "whisper",
+        "bart",
+        "bert",
+        "distilbert",
+        "deberta-v2",
+        "vit",
+        "swin",
+        "dinov2",
+        "clip",
+        "mixtral",
+        "deepseek-v3",
+        "switch",
+        "gpt-oss",
+        "yolos",
+    },
 }
 
 # What the zoo runs and no rule covers: what such an operator touches stays, and the map names it.
@@ -20,7 +46,7 @@ WITHOUT_RULE = {"aten.gather.default": "token types of BERT and RoBERTa, a buffe
 
 
 def fast(entry: Entry) -> bool:
-    return entry.library in ("hand-written", "transformers") or entry.name in FAST[entry.library]
+    return entry.library == "hand-written" or entry.name in FAST[entry.library]
 
 
 def check(entry: Entry, reloader: Reloader) -> None:
@@ -29,6 +55,7 @@ def check(entry: Entry, reloader: Reloader) -> None:
     assert row.exact
     assert row.reloads is not False
     assert row.prunable == row.groups or row.frozen
+    assert set(asdict(row.uses).values()) <= {"", "yes"}
     assert set(row.unknown) <= set(WITHOUT_RULE), "write a rule, or list the operator with why there is none"
 
 

@@ -6,6 +6,28 @@ what it does not understand it freezes, with a reason.
 
 from __future__ import annotations
 
-from fairkern.axes.rules import contraction, elementwise, indexing, normalise, reduce, scatter, transforms, views
+from fairkern.axes.rules import (
+    contraction,
+    elementwise,
+    indexing,
+    losses,
+    normalise,
+    quantise,
+    reduce,
+    scatter,
+    transforms,
+    views,
+)
 
-__all__ = ["contraction", "elementwise", "indexing", "normalise", "reduce", "scatter", "transforms", "views"]
+__all__ = [
+    "contraction",
+    "elementwise",
+    "indexing",
+    "losses",
+    "normalise",
+    "quantise",
+    "reduce",
+    "scatter",
+    "transforms",
+    "views",
+]

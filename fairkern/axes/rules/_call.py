@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fairkern.axes.dims import CONSTANT, Source, Track
-from fairkern.axes.facts import GivenSize
+from fairkern.axes.facts import Contraction, GivenSize
 from fairkern.axes.graph import Graph
 from fairkern.types import CallSite
 
@@ -21,7 +21,8 @@ class ModuleCall:
 
     site: CallSite
     module: torch.nn.Module | None
-    input: Track | None  # its first tensor argument as it was on entry
+    input: Track | None  # its first tensor argument as it was on entry, if it does nothing else with it
+    entry: Track | None = None  # the same, whatever it does with it
     slots: int | None = None  # fused experts: how many of them a token is sent to
 
 
@@ -47,6 +48,7 @@ class Call:
     lookup: Callable[[torch.Tensor], Track]
     count_flops: bool
     strides: tuple[int, ...]  # of the first tensor before the call, where the operator reads by strides; else empty
+    still: Callable[[Iterable[torch.Tensor]], bool]  # whether no input changes any of these that it is given
     training: bool  # the run in train mode, which only looks for what eval mode did not reach
 
     def track(self, arg: str | torch.Tensor) -> Track:
@@ -66,10 +68,29 @@ class Call:
         module = self.inside.site.module
         return f"{self.name} in {module}" if module else self.name
 
-    def out(self, dims: Sequence[Any], source: Source | None = None) -> list[Track]:
+    def out(self, dims: Sequence[Any], source: Source | None = None, factor: Source | None = None) -> list[Track]:
         """The usual answer: one tracked output; size-1 dimensions hold no units."""
         sizes = self.sizes
-        return [Track(sizes, tuple(CONSTANT if n == 1 else d for n, d in zip(sizes, dims, strict=True)), source)]
+        dims = tuple(CONSTANT if n == 1 else d for n, d in zip(sizes, dims, strict=True))
+        return [Track(sizes, dims, source, factor)]
+
+    def moved(self, dims: Sequence[Any], track: Track, places: Sequence[int | None]) -> list[Track]:
+        """One output whose dimension `i` is dimension `places[i]` of `track` (None: of no one), with what it is of."""
+        source, factor = (s and s.at(places) for s in (track.source, track.factor))
+        return self.out(dims, source, factor)
+
+    def summed(self, track: Track, dim: int) -> bool:
+        """A sum runs over a dimension: whether what a parameter silences there adds nothing to it, so that it can go.
+
+        Then it has to be silenced at this parameter too.
+        """
+        source, nodes = track.silenced, track.dims[dim]
+        axis = source and source.axes[dim]
+        if axis is None or not isinstance(nodes, np.ndarray):
+            return False
+        made = Contraction(axis, nodes, None, -1, self.inside.site, self.where, self.training, summed=True)
+        self.graph.contractions.append(made)
+        return True
 
     def note_sizes(self, dims: Sequence[Any]) -> None:
         """The call was given these sizes, perhaps by an attribute of its module that must follow a cut."""

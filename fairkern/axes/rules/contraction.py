@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
 from fairkern.axes.dims import CONSTANT, ZERO, Dim, Fixed, Track
-from fairkern.axes.facts import Contraction, Flops, GroupedConvolution, Production
+from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Production
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
 from fairkern.model.recurrent import reads_hidden
-from fairkern.types import Axis, CallSite, Side
+from fairkern.types import CallSite, Side
 
 
 def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray | None = None) -> None:
@@ -20,24 +22,28 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
     `positions`: what the activation's dimension holds, where it is not the weight's axis one to one.
     """
     w = weight.dims[w_dim]
+    source = weight.source or weight.factor
+    axis = source.axes[w_dim] if source else None
+    if axis is not None and (weight.source is None or not weight.source.same):
+        call.graph.computed.append(Computed(axis.tensor))
     if isinstance(x, np.ndarray) and isinstance(w, np.ndarray):
-        source = weight.source
-        place = source.dims[w_dim] if source else None
-        if source is None or place is None:
-            call.graph.freeze(x, f"the weight of {call.where} is computed, not a parameter")
-            call.graph.freeze(w, f"the weight of {call.where} is computed, not a parameter")
+        if source is None or axis is None or not source.silent:
+            how = "and not zero where a parameter is" if axis is not None else "not a parameter"
+            call.graph.freeze(x, f"the weight of {call.where} is computed, {how}")
+            call.graph.freeze(w, f"the weight of {call.where} is computed, {how}")
             return
         if positions is None:
             call.graph.join(x, w)
-        if reads_hidden(call.inside.module, source.name.rpartition(".")[2]):
+        if reads_hidden(call.inside.module, axis.tensor.rpartition(".")[2]):
             activation, dim, site, side = None, -1, call.inside.site, Side.HIDDEN
         else:
-            activation, dim, site = _tap(call, source.name, x)
+            activation, dim, site = _tap(call, axis.tensor, x)
             side = Side.INPUT
+            if dim < 0 and weight.factor is not None:
+                activation, dim, site, x = _entry(call, x)
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
             activation, dim, site, side = call.inside.input, 2, call.inside.site, Side.INNER
         inner = dim < 0 and isinstance(call.inside.module, torch.nn.RNNBase)
-        axis = Axis(source.name, place)
         call.graph.contractions.append(
             Contraction(axis, x, activation, dim, site, call.where, call.training, inner, side)
         )
@@ -66,6 +72,19 @@ def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int,
     return None, -1, inside.site
 
 
+def _entry(call: Call, nodes: np.ndarray) -> tuple[Track | None, int, CallSite, np.ndarray]:
+    """Where what a weight that is modulated for each sample contracts comes into the module, and its nodes there.
+
+    The samples may since have become groups of channels. The dimension is -1 where that is not seen.
+    """
+    entry, site = call.inside.entry, call.inside.site
+    if entry is not None and len(entry.sizes) > 1:
+        for i, dim in enumerate(entry.dims):
+            if isinstance(dim, np.ndarray) and np.array_equal(np.resize(dim, len(nodes)), nodes):
+                return entry, i, site, dim
+    return None, -1, site, nodes
+
+
 def _tap_dim(entry: Track, nodes: np.ndarray) -> int:
     """The dimension of an activation that holds exactly these nodes; -1 if none or several do."""
     hits = [i for i, d in enumerate(entry.dims) if isinstance(d, np.ndarray) and np.array_equal(d, nodes)]
@@ -79,17 +98,17 @@ def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
     Only what eval mode computes. Whether a function returns that dimension there is seen when it returns.
     """
     source, nodes = weight.source, weight.dims[w_dim]
-    place = source.dims[w_dim] if source else None
-    if call.training or source is None or place is None or not isinstance(nodes, np.ndarray):
+    axis = source.axes[w_dim] if source else None
+    if call.training or axis is None or not isinstance(nodes, np.ndarray):
         return
     if call.inside.slots is not None:  # an expert's weight, not the module's
         return
     site = call.inside.site
     if call.inside.input is None:
-        if call.function is None or source.name not in call.function.numbers:
+        if call.function is None or axis.tensor not in call.function.numbers:
             return
-        site = CallSite(site.module, call.function.numbers[source.name], source.name)
-    call.graph.productions.append(Production(Axis(source.name, place), nodes, dim, site))
+        site = CallSite(site.module, call.function.numbers[axis.tensor], axis.tensor)
+    call.graph.productions.append(Production(axis, nodes, dim, site))
 
 
 def flops(call: Call, constant: float, *dims: Dim | int) -> None:
@@ -136,6 +155,12 @@ def convolution(call: Call) -> list[Track]:
     return call.out([x.dims[0], made, *[CONSTANT] * (len(call.sizes) - 2)])
 
 
+def _name(weight: Track) -> str | None:
+    """The parameter that a weight is, or is computed from."""
+    source = weight.source or weight.factor
+    return source.name if source is not None else None
+
+
 def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
     """Whole groups go where there are at least as many groups as inputs in each, else one position of every group."""
     graph, channels, made = call.graph, x.dims[1], w.dims[0]
@@ -148,7 +173,7 @@ def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
         for d in (channels, *w.dims[:2]):
             graph.freeze(d, reason)
         return made
-    name = w.source.name if w.source else None
+    name = _name(w)
     if name is None:
         for d in (channels, *w.dims[:2]):
             graph.freeze(d, f"the weight of {call.where} is computed, not a parameter")
@@ -174,7 +199,7 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
     """[C_in, C_out / groups, ..]: whole groups go, or one position of every group, as in `_grouped`."""
     graph, channels, given, shared = call.graph, x.dims[1], w.dims[0], w.dims[1]
     per_in, per_out = w.sizes[0] // groups, w.sizes[1]
-    name = w.source.name if w.source else None
+    name = _name(w)
     if name is None or not isinstance(channels, np.ndarray) or not isinstance(given, np.ndarray):
         reason = f"meets a fixed size in {call.where}"
         for d in (channels, given, shared):
@@ -199,20 +224,42 @@ def _grouped_transposed(call: Call, x: Track, w: Track, groups: int) -> Dim:
     return made
 
 
+def _weight(call: Call, names: Sequence[str], made: Sequence[int], over: Sequence[int]) -> Track | None:
+    """Which of two factors is the weight of a matrix product; `made`, `over`: the dimensions that come out of each and
+    are summed over.
+
+    That is a parameter, or what is computed from some; of two the module's own, or the one that is not computed; else a
+    matrix that is modulated for each sample, or what no input changes. None: neither, or no telling.
+    """
+    tracks = [call.track(name) for name in names]
+    sources = [(t, t.source) for t in tracks if t.source is not None]
+    module = call.inside.site.module
+    factors = [(t, t.factor, i, k) for t, i, k in zip(tracks, made, over, strict=True) if t.factor is not None]
+    for found in (
+        [t for t, _ in sources],
+        [t for t, source in sources if source.name.rpartition(".")[0] == module],
+        [t for t, source in sources if source.same],
+        [t for t, factor, i, k in factors if factor.axes[i] is not None and factor.axes[k] is not None],
+        [t for t, name in zip(tracks, names, strict=True) if call.still([call.args[name]])],
+    ):
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
 @rule("mm", "addmm", "bmm", "baddbmm")
 def matrix_product(call: Call) -> list[Track]:
     """`mm`, `addmm`, `bmm`, `baddbmm`: [.., n, k] × [.., k, m] → [.., n, m]."""
-    if call.name in ("addmm", "baddbmm"):
-        a, b = (call.track(t) for t in (("mat1", "mat2") if call.name == "addmm" else ("batch1", "batch2")))
-    else:
-        a, b = call.track("self"), call.track("mat2")
+    names = {"addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2")}.get(call.name, ("self", "mat2"))
+    a, b = map(call.track, names)
     graph = call.graph
     n, k, m = len(a.dims) - 2, len(a.dims) - 1, len(b.dims) - 1
     left, right = a.dims[k], b.dims[m - 1]
-    if b.source is not None and a.source is None:
+    weight = _weight(call, names, (n, m), (k, m - 1))
+    if weight is b:
         consume(call, left, b, m - 1)
         produce(call, b, m, -1)
-    elif a.source is not None and b.source is None:
+    elif weight is a:
         consume(call, right, a, k)
         produce(call, a, n, -2)
     else:

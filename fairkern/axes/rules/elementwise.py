@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim, Track
 from fairkern.axes.rules._call import Call, wrap
+from fairkern.axes.rules.computed import computed
 from fairkern.axes.rules.registry import rule
 
 
@@ -49,19 +52,22 @@ def broadcast(call: Call, tracks: list[Track], ndim: int) -> list[Dim]:
 )
 def pointwise(call: Call) -> list[Track]:
     dims = broadcast(call, [call.track(t) for t in call.tensors], len(call.sizes))
-    return [call.out(dims)[0] for _ in call.outputs]
+    source, factor = computed(call)
+    return [call.out(dims, source, factor)[0], *(call.out(dims)[0] for _ in call.outputs[1:])]
 
 
 @rule("clone", "_to_copy", "detach", "alias", "contiguous", "lift_fresh", "lift", "positive")
 def same(call: Call) -> list[Track]:
     """The result is the first argument, cast, copied or aliased: still the same parameter, if it was one."""
     track = call.track(call.tensors[0])
-    return [Track(track.sizes, track.dims, track.source, indexes=track.indexes)]
+    return [replace(track, mixed=())]
 
 
 @rule("fill", "fill_", "zero_")
 def fill(call: Call) -> list[Track]:
     track = call.track("self")
+    if call.name != "zero_":
+        track = replace(track, source=None, factor=None)
     return [track if track.tracked else Track.uniform(track.sizes)]
 
 
@@ -78,7 +84,9 @@ def created_zero(call: Call) -> list[Track]:
 @rule("zeros_like", "ones_like", "full_like", "empty_like")
 def created_like(call: Call) -> list[Track]:
     """`zeros_like` and its kin: as long as the tensor that they are modelled on."""
-    return call.out(call.track("self").dims)
+    track = call.track("self")
+    zeros = track.source if call.name == "zeros_like" else None
+    return call.out(track.dims, zeros and replace(zeros, silent=True, same=False))
 
 
 @rule("bernoulli", "bernoulli_", "rand_like", "randn_like", "normal_", "uniform_")

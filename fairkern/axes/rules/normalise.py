@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from torch.nn.modules.batchnorm import _NormBase
 
-from fairkern.axes.dims import CONSTANT, Dim, Source, Track
+from fairkern.axes.dims import CONSTANT, Dim, Track
 from fairkern.axes.facts import BatchNormalisation, GroupNormalisation
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -81,17 +83,24 @@ def group_norm(call: Call) -> list[Track]:
 
 @rule("_weight_norm_interface")
 def weight_norm(call: Call) -> list[Track]:
-    """`g · v / ‖v‖`, each slice along `dim` normalised alone: slices can go, what the norm runs over stays.
+    """`g · v / ‖v‖`, each slice along `dim` normalised alone.
 
-    The result goes by the name of `g`: a zero there silences a slice, a zero in `v` makes it 0 / 0.
+    Along `dim` the result goes by the name of `g`: a zero there silences a slice, zeros in `v` make it 0 / 0. Along the
+    others by that of `v`: what is zero there adds nothing to the norm.
     """
     v, g = call.track("v"), call.track("g")
     dim = wrap(call.args["dim"], len(v.dims))
-    for i, d in enumerate(v.dims):
-        if i != dim:
-            call.graph.freeze(d, f"weight norm runs over it in {call.where}")
+    for i in range(len(v.dims)):
+        if i != dim and not call.summed(v, i):
+            call.graph.freeze(v.dims[i], f"weight norm runs over it in {call.where}")
     dims = list(v.dims)
     dims[dim] = call.graph.meet(dims[dim], g.dims[dim], f"meets a fixed size in {call.where}")
-    source = g.source and Source(g.source.name, tuple(d if i == dim else None for i, d in enumerate(g.source.dims)))
+    source = g.source
+    if source is not None:
+        others = v.source.axes if v.source is not None else (None,) * len(v.dims)
+        axes = tuple(
+            axis if i == dim else other for i, (axis, other) in enumerate(zip(source.axes, others, strict=True))
+        )
+        source = replace(source, axes=axes, same=False)
     norms = Track(g.sizes, tuple(dims[dim] if i == dim else CONSTANT for i in range(len(g.sizes))))
     return [*call.out(dims, source), norms]

@@ -49,15 +49,26 @@ def reduction(call: Call) -> list[Track]:
     """What is reduced stays as it is, unless nobody reads the result (attention weights averaged over heads)."""
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
-    reasons = [(x.dims[i], f"{call.where} runs over it") for i in over]
+    summed = [i for i in over if _adds(call) and call.summed(x, i)]
+    reasons = [(x.dims[i], f"{call.where} runs over it") for i in over if i not in summed]
     mixed = tuple(reasons) if call.inside.slots is None else ()
     if call.inside.slots is not None:
         for dim, reason in reasons:
             call.graph.freeze(dim, reason, Unless.ROUTED)
-    left = [CONSTANT if i in over else d for i, d in enumerate(x.dims)]
+    places: list[int | None] = [None if i in over else i for i in range(len(x.dims))]
     if len(call.sizes) != len(x.dims):
-        left = [d for i, d in enumerate(x.dims) if i not in over]
-    return [replace(call.out(left)[0], mixed=mixed) for _ in call.outputs]
+        places = [i for i in places if i is not None]
+    left = [CONSTANT if i is None else x.dims[i] for i in places]
+    made = call.moved(left, x, places)[0] if summed else call.out(left)[0]
+    return [replace(made, mixed=mixed) for _ in call.outputs]
+
+
+def _adds(call: Call) -> bool:
+    """Whether a zero adds nothing to the result: sums, and norms of a positive order."""
+    if call.name in ("linalg_vector_norm", "norm"):
+        order = call.args.get("ord", call.args.get("p"))
+        return order is None or float(order) > 0
+    return call.name in ("sum", "nansum", "count_nonzero")
 
 
 @rule("max", "argmax")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from fairkern.axes.dims import CONSTANT, UNIFORM, Dim, Source, Track
+from fairkern.axes.dims import CONSTANT, UNIFORM, Dim, Track
 from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -15,8 +16,7 @@ from fairkern.axes.rules.registry import rule
 
 def permuted(call: Call, order: list[int]) -> list[Track]:
     track = call.track("self")
-    source = track.source and Source(track.source.name, tuple(track.source.dims[i] for i in order))
-    return call.out([track.dims[i] for i in order], source)
+    return call.moved([track.dims[i] for i in order], track, order)
 
 
 @rule("permute")
@@ -40,11 +40,11 @@ def reshape(call: Call) -> list[Track]:
     """Blocks of input and output dimensions with equal products correspond; size 1 belongs to none."""
     track = call.track("self")
     if track.sizes == call.sizes:
-        return [replace(out, indexes=track.indexes) for out in call.out(track.dims, track.source)]
+        return [replace(track, mixed=())]
     if 0 in call.sizes:
         call.freeze_all(f"is reshaped without elements by {call.where}")
         return [Track.constant(call.sizes)]
-    before = [(n, d, s) for n, d, s in zip(track.sizes, track.dims, _source_dims(track), strict=True) if n != 1]
+    before = [(n, d, i) for i, (n, d) in enumerate(zip(track.sizes, track.dims, strict=True)) if n != 1]
     after = [i for i, n in enumerate(call.sizes) if n != 1]
     dims: list[Dim] = [CONSTANT] * len(call.sizes)
     origin: list[int | None] = [None] * len(call.sizes)
@@ -62,32 +62,34 @@ def reshape(call: Call) -> list[Track]:
                 made.append(after[k])
                 right *= call.sizes[after[k]]
                 k += 1
-        if len(taken) == len(made) == 1:
-            origin[made[0]] = taken[0][2]
+        carrier = _carrier(taken)
+        for place in made:
+            origin[place] = carrier
         merged = call.graph.merge([n for n, _, _ in taken], [d for _, d, _ in taken])
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
     call.note_sizes(dims)
-    out = call.out(dims, track.source and Source(track.source.name, tuple(origin)))
-    return [replace(track_, indexes=track.indexes) for track_ in out]
+    return [replace(out, indexes=track.indexes) for out in call.moved(dims, track, origin)]
+
+
+def _carrier(taken: Sequence[tuple[int, Dim, int]]) -> int | None:
+    """Of dimensions that become others the only one that may hold units: what those hold lies along it."""
+    tracked = [i for _, dim, i in taken if isinstance(dim, np.ndarray)]
+    return taken[0][2] if len(taken) == 1 else tracked[0] if len(tracked) == 1 else None
 
 
 @rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_")
 def squeeze(call: Call) -> list[Track]:
     """Only sizes of 1 come or go: the other dimensions follow in order."""
     track = call.track("self")
-    real = [(d, s) for n, d, s in zip(track.sizes, track.dims, _source_dims(track), strict=True) if n != 1]
+    real = [(d, i) for i, (n, d) in enumerate(zip(track.sizes, track.dims, strict=True)) if n != 1]
     dims: list[Dim] = []
     origin: list[int | None] = []
     for n in call.sizes:
         dim, place = real.pop(0) if n != 1 else (CONSTANT, None)
         dims.append(dim)
         origin.append(place)
-    return call.out(dims, track.source and Source(track.source.name, tuple(origin)))
-
-
-def _source_dims(track: Track) -> tuple[int | None, ...]:
-    return track.source.dims if track.source else (None,) * len(track.sizes)
+    return call.moved(dims, track, origin)
 
 
 @rule("expand")
@@ -126,7 +128,7 @@ def slice_(call: Call) -> list[Track]:
     start, end, step = slice(call.args["start"], call.args["end"], call.args["step"]).indices(n)
     dims = list(track.dims)
     if (start, end, step) == (0, n, 1):
-        return call.out(dims, track.source)
+        return call.out(dims, track.source, track.factor)
     ids = dims[dim]
     if isinstance(ids, np.ndarray):
         part = end - start
@@ -141,7 +143,7 @@ def slice_(call: Call) -> list[Track]:
         else:
             call.graph.freeze(ids, f"is sliced by {call.where}")
         dims[dim] = ids[start:end:step]
-    return call.out(dims)
+    return call.moved(dims, track, range(len(dims)))
 
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
@@ -356,7 +358,7 @@ def as_strided(call: Call) -> list[Track]:
     track = call.track("self")
     real = [(old, new) for n, old, new in zip(track.sizes, call.strides, call.args["stride"], strict=False) if n != 1]
     if track.sizes == call.sizes and not call.given("storage_offset") and all(old == new for old, new in real):
-        return call.out(track.dims, track.source)
+        return call.out(track.dims, track.source, track.factor)
     call.freeze_all(f"is read with other strides by {call.where}")
     return [Track.constant(call.sizes)]
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fairkern.model.caches import calls_of
 from fairkern.model.nested import call_model, own
-from fairkern.model.states import calls_of
 
 
 class KVCache:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fairkern.errors import TimeLimitError
 from fairkern.model.generation import can_generate, generated
 from fairkern.model.names import speaks_of_state, words
-from fairkern.model.nested import call_model, call_with, is_cache, own, tensors_within
+from fairkern.model.nested import as_call, call_model, call_with, is_cache, own, tensors_within
 
 _OF_ENCODER = "encoder_last_hidden_state"  # what `encoder_outputs` begins with
 
@@ -107,11 +107,12 @@ def calls_of(model: nn.Module, inputs: Any, output: Any) -> Calls:
 
 def given(model: nn.Module, inputs: Any) -> dict[str, Any]:
     """Inputs by the argument of `forward` that they are for; without those that have no name there."""
-    if isinstance(inputs, Mapping):
-        return dict(inputs)
+    call = as_call(model, inputs)
+    if isinstance(call, Mapping):
+        return dict(call)
     try:
         signature = inspect.signature(model.forward)
-        bound = signature.bind_partial(*(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
+        bound = signature.bind_partial(*call)
     except (TypeError, ValueError):
         return {}
     return {
