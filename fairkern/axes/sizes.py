@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from fairkern.axes.facts import GroupedConvolution
 from fairkern.axes.tracing import Tracing
 from fairkern.model.linear import transposed_linear
+from fairkern.model.names import words
 from fairkern.model.tensors import named_tensors
 
 # class -> attribute -> (tensor of the module, dimension)
@@ -88,6 +89,14 @@ _PER_HEAD = frozenset(
 )
 
 
+# Words of attributes that say which of its kind a module is (`layer_idx`): where its cache lies, say.
+_WHICH = frozenset({"idx", "index", "id"})
+
+
+def _may_count(attribute: str) -> bool:
+    return attribute not in _PER_HEAD and not words(attribute) & _WHICH
+
+
 def observed_attributes(
     model: nn.Module, tracing: Tracing, extent_of: Callable[[np.ndarray], int], cut: Callable[[int], bool]
 ) -> Iterator[tuple[str, str, int]]:
@@ -105,7 +114,7 @@ def observed_attributes(
         if isinstance(module, known) or transposed_linear(module):
             continue
         for attribute, value in vars(module).items():
-            if type(value) is int and not attribute.startswith("_") and attribute not in _PER_HEAD:
+            if type(value) is int and not attribute.startswith("_") and _may_count(attribute):
                 extents = lengths.get(value, set())
                 if len(extents) == 1:
                     yield path, attribute, next(iter(extents))

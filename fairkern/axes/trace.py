@@ -24,7 +24,7 @@ from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
-from fairkern.model.caches import Calls, calls_of, given_states
+from fairkern.model.caches import Calls, calls_of, given_states, with_loop
 from fairkern.model.fused import dense, plain, running_as
 from fairkern.model.nested import call_model, call_with, elements, own
 from fairkern.model.replacements import in_place
@@ -61,11 +61,7 @@ def _trace(
     model.eval()
     tracing.fused, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
     tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
-    called = []
-    for i, inputs in enumerate(runs):
-        called.append(_run(model, inputs, names, tracing, originals, first=i == 0))
-        if called[i].step:
-            _go_on(model, inputs, names, tracing, originals, called[i])
+    called = [_run(model, inputs, names, tracing, originals, first=i == 0) for i, inputs in enumerate(runs)]
     follow_siblings(model, tracing)
     if _missed(tracing, names):
         model.train()
@@ -126,7 +122,8 @@ def _run(
     forget(model)
     inputs = own(inputs)
     in_training = training is not None
-    with _watched(model, names, tracing, originals, training=in_training, count_flops=first) as (tracks, modules):
+    tracks = Tracks(tracing.graph)
+    with _watched(model, names, tracing, originals, tracks, training=in_training, count_flops=first) as modules:
         for name, tensor in given_states(model, inputs):
             reason = f"is held by {name}, a state that was given as example input"
             held = tuple(tracing.graph.frozen(n, reason) if n > 1 else CONSTANT for n in tensor.shape)
@@ -137,19 +134,35 @@ def _run(
         tracing.widths.update(modules.widths)
     calls = calls_of(model, inputs, output) if training is None else training
     _freeze_results(calls.results(output), tracks)
-    tracing.notes += [note for note in calls.notes if note not in tracing.notes]
+    if training is None:
+        _go_on(calls, output, model, inputs, names, tracing, originals, tracks)
     return calls
 
 
 def _go_on(
-    model: nn.Module, inputs: Any, names: dict[str, Tensor], tracing: Tracing, originals: Originals, calls: Calls
+    calls: Calls,
+    output: Any,
+    model: nn.Module,
+    inputs: Any,
+    names: dict[str, Tensor],
+    tracing: Tracing,
+    originals: Originals,
+    tracks: Tracks,
 ) -> None:
-    """The model's further calls, with the state of a first one: what is read there is not what a pass scores."""
-    forget(model)
+    """A further call, with the state in `output`, else the model's own loop: what is read there is not what a pass
+    scores."""
+    if not calls.step:
+        calls, _, problem = with_loop(calls, model, inputs)
+        if problem is not None:
+            tracing.notes.append(f"generate() does not run on the example inputs: {problem}")
+    if not calls.goes_on:
+        return
+    if not calls.step:
+        forget(model)
     graph = tracing.graph
     contractions, productions = len(graph.contractions), len(graph.productions)
-    with _watched(model, names, tracing, originals) as (tracks, _):
-        results = calls.onward(model, inputs)
+    with _watched(model, names, tracing, originals, tracks):
+        results = calls.onward(model, inputs, output)
     _freeze_results(results, tracks)
     graph.contractions[contractions:] = [replace(c, training=True) for c in graph.contractions[contractions:]]
     del graph.productions[productions:]
@@ -168,12 +181,12 @@ def _watched(
     names: dict[str, Tensor],
     tracing: Tracing,
     originals: Originals,
+    tracks: Tracks,
     *,
     training: bool = False,
     count_flops: bool = False,
-) -> Iterator[tuple[Tracks, ModuleCalls]]:
+) -> Iterator[ModuleCalls]:
     """Inside, what the model does is written down."""
-    tracks = Tracks(tracing.graph)
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
@@ -207,6 +220,6 @@ def _watched(
         sizes,
         mode,
     ):
-        yield tracks, modules
+        yield modules
     if not training:
         tracing.graph.size_calls.extend(sizes.by_module(modules.calls))

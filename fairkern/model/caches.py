@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from fairkern.errors import TimeLimitError
 from fairkern.model.generation import can_generate, generated
 from fairkern.model.names import speaks_of_state, words
-from fairkern.model.nested import as_call, call_model, call_with, is_cache, own, tensors_within
+from fairkern.model.nested import as_call, call_with, is_cache, own, tensors_within
 
 _OF_ENCODER = "encoder_last_hidden_state"  # what `encoder_outputs` begins with
 
@@ -36,14 +36,19 @@ class Calls:
     """How a model is called: on its inputs and, where it returns a state or generates, on from there.
 
     `named`: what the output holds by name that is a state; `last`: the arguments that take its last items. `step`: what
-    goes with the state in a further call, "last" (of every sequence the last place) or "whole" (the same inputs), or
-    "generate", the model's own loop, or "" where there is no further call. `notes` are for whoever reads the map.
+    goes with the state in a further call, "last" (of every sequence the last place) or "whole" (the same inputs); ""
+    where there is no such call. `loop`: the model generates by itself.
     """
 
     named: frozenset[str] = frozenset()
     last: tuple[str, ...] = ()
     step: str = ""
-    notes: tuple[str, ...] = field(default=(), compare=False)
+    loop: bool = False
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is a call after the first."""
+        return self.loop or bool(self.step)
 
     def results(self, output: Any) -> list[Tensor]:
         """The tensors of an output that are no state, also inside objects of its own classes, each once."""
@@ -54,16 +59,15 @@ class Calls:
             kept = [v for k, v in entries.items() if k not in self.named] if entries else [output]
         return list(tensors_within(kept, caches=False)) or list(tensors_within(output))
 
-    def onward(self, model: nn.Module, inputs: Any) -> list[Tensor]:
-        """What comes of the further call, together with the call before it; nothing where there is none."""
-        if self.step == "generate":
+    def onward(self, model: nn.Module, inputs: Any, output: Any) -> list[Tensor]:
+        """What comes of the model's own loop, or of a further call with the state in `output`, which it may write to;
+        nothing where there is neither."""
+        if self.loop:
             return generated(model, given(model, own(inputs)))
-        if not self.step:
-            return []
-        return self._stepped(model, inputs, self._states(model, call_model(model, inputs)))
+        return self.stepped(model, inputs, self.states(model, output)) if self.step else []
 
-    def _states(self, model: nn.Module, output: Any) -> dict[str, Any]:
-        """What goes back to the model, by argument."""
+    def states(self, model: nn.Module, output: Any) -> dict[str, Any]:
+        """What of an output goes back to the model, by argument."""
         if self.last:
             return dict(zip(self.last, output[-len(self.last) :], strict=True))
         entries = _entries(output)
@@ -73,7 +77,8 @@ class Calls:
         takers = [name for name in _parameters(model) if {"cache", "past"} & words(name)]
         return {takers[0]: held[0]} if len(held) == len(takers) == 1 else {}
 
-    def _stepped(self, model: nn.Module, inputs: Any, states: Mapping[str, Any]) -> list[Tensor]:
+    def stepped(self, model: nn.Module, inputs: Any, states: Mapping[str, Any]) -> list[Tensor]:
+        """The results of a further call."""
         arguments = given(model, own(inputs))
         if self.step == "last":
             arguments = _shortened(arguments, _parameters(model))
@@ -83,7 +88,7 @@ class Calls:
 def calls_of(model: nn.Module, inputs: Any, output: Any) -> Calls:
     """How `model` is called on from `output`, which it gave for `inputs`: what looks like a further call is tried.
 
-    Cost: nothing where it takes no state and does not generate; else up to four calls.
+    Cost: nothing where it returns no state, else one or two calls.
     """
     parameters, arguments = _parameters(model), given(model, inputs)
     entries = _entries(output)
@@ -95,14 +100,21 @@ def calls_of(model: nn.Module, inputs: Any, output: Any) -> Calls:
     with torch.no_grad():
         if _listed(output) and 0 < len(free) < len(output) and not any(map(is_cache, output)):
             found = _with_step(replace(calls, last=tuple(free)), model, inputs, output)
-            if found.step and _told_apart(found, model, inputs, output):
-                calls = found
-        if can_generate(model):
-            problem = _problem(lambda: generated(model, given(model, own(inputs))))
-            if problem is None:
-                return replace(calls, step="generate")
-            calls = replace(calls, notes=(f"generate() does not run on the example inputs: {problem}",))
-        return calls if calls.step else _with_step(calls, model, inputs, output)
+            return found if found.step and _told_apart(found, model, inputs, output) else calls
+        return _with_step(calls, model, inputs, output)
+
+
+def with_loop(calls: Calls, model: nn.Module, inputs: Any) -> tuple[Calls, list[Tensor], str | None]:
+    """The same with the model's own loop, if it has one that runs on these inputs; what that gave, or why it does not.
+
+    Cost: nothing where the model does not generate, else two calls.
+    """
+    if not can_generate(model):
+        return calls, [], None
+    calls, results = replace(calls, loop=True), []
+    with torch.no_grad():
+        problem = _problem(lambda: results.extend(calls.onward(model, inputs, None)))
+    return (calls, results, None) if problem is None else (replace(calls, loop=False), [], problem)
 
 
 def given(model: nn.Module, inputs: Any) -> dict[str, Any]:
@@ -131,17 +143,18 @@ def given_states(model: nn.Module, inputs: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _with_step(calls: Calls, model: nn.Module, inputs: Any, output: Any) -> Calls:
     """With the first kind of further call that runs, if any does."""
-    states = calls._states(model, output)
+    states = calls.states(model, output)
     for step in ("last", "whole") if states else ():
         tried = replace(calls, step=step)
-        if _problem(partial(tried.onward, model, inputs)) is None:
+        if _problem(partial(tried.stepped, model, inputs, own(states))) is None:
             return tried
     return calls
 
 
 def _told_apart(calls: Calls, model: nn.Module, inputs: Any, output: Any) -> bool:
     """Whether a further call answers otherwise with the state than without."""
-    found, without = calls.onward(model, inputs), calls._stepped(model, inputs, {})
+    found = calls.stepped(model, inputs, own(calls.states(model, output)))
+    without = calls.stepped(model, inputs, {})
     shapes = [t.shape for t in found] == [t.shape for t in without]
     return not shapes or any(not torch.equal(a, b) for a, b in zip(found, without, strict=True))
 

@@ -101,7 +101,7 @@ def held_states(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     buffers, under a name that speaks of a state, where the constructor put None."""
     for module in model.modules():
         for name, value in vars(module).items():
-            if speaks_of_state(name) and isinstance(value, Tensor) and name in _left_empty(type(module)):
+            if isinstance(value, Tensor) and speaks_of_state(name) and name in _left_empty(type(module)):
                 yield module, name
 
 

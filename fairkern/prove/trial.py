@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from fairkern.compact.mask import masked
 from fairkern.compact.sites import learn, needless
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
-from fairkern.model.caches import Calls, calls_of
+from fairkern.model.caches import Calls, calls_of, with_loop
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.nested import call_model, map_tensors
 from fairkern.model.raised import in_words, running
@@ -200,7 +201,8 @@ def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepare
                 with mode, running_as(copy, _experts(units)):
                     calls = calls_of(copy, cast, output)
                     forget(copy)
-                    results = calls.results(output) + calls.onward(copy, cast)
+                    calls, onward, _ = with_loop(calls, copy, cast)
+                    onward = onward or calls.onward(copy, cast, output)
             except Exception as error:
                 problem = error
                 continue
@@ -208,7 +210,7 @@ def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepare
             lifted = isinstance(mode, Double) and mode.needed
             tolerance = TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
             prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy), calls)
-            if all(map(_usable, results)):
+            if all(map(_usable, calls.results(output) + onward)):
                 return prepared
     if problem is not None:
         raise problem
@@ -239,15 +241,21 @@ class _Trial:
 
     def _run(self, model: nn.Module) -> list[list[Tensor]]:
         """The results of a call in every state, and of what the model does on from there."""
-        calls = self.prepared.calls
-        made = [calls.results(self._call(model, state, call_model)) for state in self.prepared.states]
-        return [*made, self._call(model, self.prepared.states[0], calls.onward)] if calls.step else made
+        calls, results, onward = self.prepared.calls, [], []
+        for state in self.prepared.states:
+            forget(model)
+            output = self._call(model, state, partial(call_model, model, self.inputs))
+            results.append(calls.results(output))
+            if calls.goes_on and not onward:
+                if calls.loop:
+                    forget(model)
+                onward = self._call(model, state, partial(calls.onward, model, self.inputs, output))
+        return [*results, onward] if calls.goes_on else results
 
-    def _call(self, model: nn.Module, state: State, call: Callable[[nn.Module, Any], _Made]) -> _Made:
-        forget(model)
+    def _call(self, model: nn.Module, state: State, call: Callable[[], _Made]) -> _Made:
         torch.manual_seed(self.prepared.seed)  # the same for both sides; the caller's state is put back by `prove`
         with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, self._experts):
-            return call(model, self.inputs)
+            return call()
 
     def failure(self, groups: Sequence[int]) -> Failed | None:
         """Why the pruned copy is not the masked copy when these groups are cut; None when it is, in every state."""

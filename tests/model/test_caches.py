@@ -101,7 +101,7 @@ def test_the_last_item_is_a_state_if_the_next_call_reads_it() -> None:
         assert calls.step == ("last" if reads else "")
     model = Steps(True)
     calls = calls_of(model, x, model(x))
-    (more,) = calls.onward(model, x)
+    (more,) = calls.onward(model, x, model(x))
     assert torch.allclose(more, x.sum(1, keepdim=True) + x[:, -1:])
     given = (x, torch.zeros(2, 1, 3))
     assert len(calls_of(model, given, model(*given)).results(model(*given))) == 2
@@ -138,5 +138,5 @@ def test_one_more_place_of_every_sequence() -> None:
     model = Sequence()
     calls = calls_of(model, inputs, model(**inputs))
     assert calls.step == "last"
-    (more,) = calls.onward(model, inputs)
+    (more,) = calls.onward(model, inputs, model(**inputs))
     assert torch.equal(more, ids.sum(1, keepdim=True) + ids[:, -1:])
