@@ -123,22 +123,23 @@ def score(
             takes a batch whole). Inputs may be a list of images of any sizes, targets a list of dicts: these are run
             image by image.
         loss_fn: `loss_fn(output, targets)` → scalar; of a dict batch the targets are its "labels", or all of it. None:
-            the model's own loss: `.loss`, `["loss"]`, a scalar or a tuple that begins with one, as it returns it in eval
-            mode. A model that returns none there (torchvision's detectors) is called as its own training loop does,
-            on inputs and targets in train mode, but with norms and dropout as in eval mode, and what it draws at
-            random is drawn by `seed`; a dict of losses is added up, and so are the several losses that a model returns
-            of a batch that it takes whole (ultralytics' `model(batch)`).
+            the model's own loss: `.loss`, `["loss"]`, a scalar or a tuple that begins with one, as it returns it in
+            eval mode. A model that returns none there (torchvision's detectors) is called as its own training loop
+            calls it, on inputs and targets in train mode, but with norms and dropout as in eval mode; a dict of losses
+            is added up, and so are the several losses that a model returns of a batch that it takes whole
+            (ultralytics' `model(batch)`).
         units: from `trace(model, …)`; traced on the head of the first batch if not given.
         samples_per_class: how many samples of each class enter the U-score: the first ones. R uses all samples.
         projections: directions for the sliced distance; units with one value per sample need none.
-        seed: of the directions.
+        seed: of the directions, and of what the model or the loss draws at random.
         class_of: `class_of(batch)` → integer labels [samples], or [samples, places …] where every token or pixel has a
             class (negative: none); default: the targets, one per sample. Places are compared then, and
             `samples_per_class` counts them; an activation on a coarser grid has the nearest labels, and classes of one
-            place are left out. Where an activation has one place per sample (a pooled branch) that has the class of most
-            of the sample's places; units that are heard only there, and only in one class, have no U
-            (`provenance["no_classes"]`), and plans that read U leave them alone. False: there are no classes; the U-score is left out, and plans go by what is left (R,
-            the residual, weights).
+            place are left out. A pooled activation, of one place per sample, has the class of most of the sample's
+            places; units that are heard in one class only have no U (`provenance["no_classes"]`), and plans that read U
+            leave them alone. False: there are no classes; the U-score is left out, and plans go by what is left (R, the
+            residual, weights). Targets with a label per place are no classes unless `class_of=lambda batch: batch[1]`
+            says so, since those of a language model are its vocabulary.
         samples_of: `samples_of(batch)` → how many samples a batch holds, where that cannot be told from its structure
             (lists with an item per sample, rows of tensors).
         recipe: "default" taps what the consumers read; "paper" what the layer itself returns, with signed sums.
@@ -190,7 +191,7 @@ def score(
     if units is None:
         started = time.perf_counter()
         first, loader = first_batch(loader)
-        units = trace(model, head(first, model))
+        units = trace(model, head(first, model, samples_of))
         traced = time.perf_counter() - started
     else:
         compact.check(model, build(units, nothing(units)))

@@ -100,11 +100,15 @@ def prune(
     scoring.setdefault("gram", method in _FITS)
     again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
     first, loader = first_batch(loader)
-    if "class_of" not in scoring and not _compares(planning, target, scoring["gram"]) and not capture.labelled(first, model):
+    if (
+        "class_of" not in scoring
+        and not _compares(planning, target, scoring["gram"])
+        and not capture.labelled(first, model)
+    ):
         scoring["class_of"] = False
     given = scoring.pop("units", None)
     asked = _Asked(target, keep, latency, iterations, planning, scoring, method, again, inplace)
-    run = _Run(model, head(first, model), loader, loss_fn, asked)
+    run = _Run(model, head(first, model, scoring.get("samples_of")), loader, loss_fn, asked)
     for number in range(1, iterations + 1):
         run.step(number, given if number == 1 else None)
     return run.current, run.report()
@@ -273,7 +277,8 @@ class _Run:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
         if not self.scores.moments:
             return Compensation.NONE
-        held = 2 * self.scores.provenance["predicted_bytes"]["layer"] * self.scores.provenance["batches"]
+        known = self.scores.provenance
+        held = 2 * known["predicted_bytes"]["layer"] * known["samples" if known["singly"] else "batches"]
         sequential = self.asked.again and held <= AT_ONCE
         return Compensation.SEQUENTIAL if sequential else Compensation.LEAST_SQUARES
 

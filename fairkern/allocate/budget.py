@@ -196,7 +196,8 @@ def _needs(
     """Per prunable group the threshold at which at least k units may go, k = 1 … most."""
     if kind is Allocation.TOD:
         signal = read_signal(scores, "protect", protect)
-        return tolerance_needs(removal, signal, {g: int(limit.most[g]) for g in removal})
+        both = {g: values for g, values in removal.items() if g in signal}
+        return tolerance_needs(both, signal, {g: int(limit.most[g]) for g in both})
     if kind is Allocation.UNIFORM:
         return {g: fraction_need(removal[g].shape[-1], int(limit.most[g])) for g in removal}
     need = pooled_need if kind is Allocation.GLOBAL else normalized_need

@@ -19,6 +19,7 @@ from fairkern.types import (
     FrozenAxis,
     GroupAxis,
     IndexArray,
+    KeptUnits,
     Replacement,
     Side,
     Silence,
@@ -96,6 +97,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "sites": [[s.module, s.call, s.function, s.place, s.extent] for s in units.sites],
         "replacements": [[r.module, r.name] for r in units.replacements],
         "lists": {path: [e.width, list(e.names)] for path, e in units.lists.items()},
+        "kept": [[k.kind, k.module, k.reason] for k in units.kept],
         "computed": list(units.computed),
         "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
@@ -150,6 +152,10 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     for entry in content.optional_items("replacements"):
         module, name = entry.items(2)
         replacements.append(Replacement(module.text(), name.text()))
+    kept = []
+    for entry in content.optional_items("kept"):
+        kind, module, reason = entry.items(3)
+        kept.append(KeptUnits(kind.text(), module.text(), reason.text()))
     config = []
     for entry in content.optional_items("config"):
         name, before, size, members, fixed = entry.items(5)
@@ -176,6 +182,7 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         replacements=tuple(replacements),
         config=tuple(config),
         lists=lists,
+        kept=tuple(kept),
         computed=tuple(name.text() for name in content.optional_items("computed")),
     )
 

@@ -93,6 +93,17 @@ class Ranking(Fact):
 
 
 @dataclass(frozen=True, eq=False)
+class Product(Fact):
+    """Two activations are multiplied as matrices, for each of these positions alone (attention's heads)."""
+
+    module: str
+    nodes: np.ndarray
+
+    def moved(self, to: Relocation) -> Product | None:
+        return Product(to.path(self.module), to.nodes[self.nodes]) if to.holds(self.module) else None
+
+
+@dataclass(frozen=True, eq=False)
 class Contraction(Fact):
     """A weight that contracts an activation along tracked positions: a consumer."""
 

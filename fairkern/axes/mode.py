@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
-from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track
-from fairkern.axes.memory import same_positions
+from fairkern.axes.dims import CONSTANT, Fixed, Track
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES
@@ -106,10 +105,10 @@ class OperatorMode(TorchDispatchMode):
             still=self._tracks.still,
             training=self._training,
         )
-        if not outputs:  # a decision by value, or writes into lists of tensors
+        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
+        if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return
-        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = pointwise
         if rule is None:
@@ -137,28 +136,33 @@ class OperatorMode(TorchDispatchMode):
             for other, track in self._tracks.aliases(tensor):
                 self._tracks.put(other, replace(track, source=None, factor=None))
         known = before.dims if before.sizes == made.sizes else (CONSTANT,) * len(made.dims)
-        gained = [
-            i
+        gained = {
+            i: m
             for i, (m, b) in enumerate(zip(made.dims, known, strict=True))
             if isinstance(m, np.ndarray) and not isinstance(b, np.ndarray)
-        ]
+        }
         if gained or not before.tracked:
             for other, track in self._tracks.aliases(tensor):
-                self._tracks.put(other, _written_through(call, tensor, other, track, {i: made.dims[i] for i in gained}))
+                dims = list(track.dims)
+                for i, dim in gained.items():
+                    at = _same_dim(tensor, i, other)
+                    if at is None or dims[at] is CONSTANT:
+                        graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
+                    else:  # filled with one value along it, so that the whole tensor has these positions from now on
+                        dims[at] = graph.meet(dims[at], dim, "")
+                dims = [CONSTANT if isinstance(d, Fixed) else d for d in dims]
+                if any(new is not old for new, old in zip(dims, track.dims, strict=True)):
+                    self._tracks.put(other, replace(track, dims=tuple(dims)))
         return made
 
 
-def _written_through(call: Call, tensor: Tensor, other: Tensor, track: Track, gained: Mapping[int, Dim]) -> Track:
-    """What `other`, whose track is given, is after a write to `tensor`, on the same memory, which was alike along these
-    dimensions. Where it goes over the same positions it has the units now, and is alike beside them still."""
-    dims: list[Dim] = [CONSTANT if isinstance(d, Fixed) else d for d in track.dims]
-    for dim, units in gained.items():
-        place = same_positions(tensor, other, dim)
-        if place is None or track.dims[place] is CONSTANT:
-            call.graph.freeze(units, f"is written into a view of an untracked tensor by {call.where}")
-        else:
-            dims[place] = call.graph.meet(track.dims[place], units, f"meets a fixed size in {call.where}")
-    return replace(track, dims=tuple(dims))
+def _same_dim(view: Tensor, dim: int, other: Tensor) -> int | None:
+    """The dimension of `other` whose positions are those of this dimension of a view of the same memory; None if no
+    dimension is."""
+    length, stride = view.shape[dim], int(view.stride(dim))
+    if stride == 0 or abs(int(view.storage_offset()) - int(other.storage_offset())) // stride % length:
+        return None
+    return next((i for i, n in enumerate(other.shape) if n == length and other.stride(i) == stride), None)
 
 
 def _memory(tensor: Tensor) -> int | None:

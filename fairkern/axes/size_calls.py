@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fairkern.axes.dims import CONSTANT, Dim
+from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim
 from fairkern.axes.facts import SizeCall, SizeCallsOfModule
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
-from fairkern.model.size_calls import SizeFunction, size_function
+from fairkern.model.size_calls import BY_NAME, SizeFunction, Span, Spans, size_function
 from fairkern.types import CallSite, Extent, SizeSite
 
 
@@ -28,6 +30,9 @@ class SizeCalls(TorchFunctionMode):
         super().__init__()
         self._current, self._tracks = current, tracks
         self._calls: dict[CallSite, list[SizeCall]] = defaultdict(list)
+        self._filled: list[
+            tuple[CallSite, int, list[Dim]]
+        ] = []  # calls that fill a tensor, and what is written into it
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -38,6 +43,8 @@ class SizeCalls(TorchFunctionMode):
         result = func(*args, **kwargs)
         numbers = function.numbers(args, kwargs)
         dims = self._dims(function, numbers, args, kwargs, result)
+        if function.kind == "filled" and isinstance(result, Tensor) and any(d is UNIFORM or d is ZERO for d in dims):
+            self._filled.append((site, len(self._calls[site]), self._tracks.watch(result)))
         self._calls[site].append(
             SizeCall(
                 function.name,
@@ -50,6 +57,9 @@ class SizeCalls(TorchFunctionMode):
 
     def _dims(self, function: SizeFunction, numbers: Sequence[Any], args: Any, kwargs: Any, result: Any) -> list[Dim]:
         nothing: list[Dim] = [CONSTANT] * len(numbers)
+        if isinstance(function, Spans):
+            tensor = args[0] if args else kwargs["input"]
+            return self._counted(tensor, function.spans(args, kwargs)) if tensor in self._tracks else nothing
         if any(t not in self._tracks for t in tensors_in(result)):
             return nothing
         if function.kind == "split":
@@ -67,8 +77,17 @@ class SizeCalls(TorchFunctionMode):
             start = dim if dim >= 0 else dim + result.ndim - len(numbers) + 1
         return list(dims[start : start + len(numbers)]) if start + len(numbers) <= len(dims) else nothing
 
+    def _counted(self, tensor: Tensor, spans: Sequence[Span]) -> list[Dim]:
+        found = ((self._tracks.of(tensor).dims[dim], first, end) for dim, first, end in spans)
+        return [nodes[first:end] if isinstance(nodes, np.ndarray) else CONSTANT for nodes, first, end in found]
+
     def by_module(self, calls: Mapping[str, int]) -> Iterator[SizeCallsOfModule]:
         """What was written down, for each of the `calls[path]` calls of every module."""
+        for site, k, dims in self._filled:
+            call = self._calls[site][k]
+            numbers = tuple((n, d if n else CONSTANT) for (n, _), d in zip(call.numbers, dims, strict=False))
+            self._calls[site][k] = replace(call, numbers=numbers)
+        self._filled.clear()
         for path, count in calls.items():
             for number in range(count):
                 yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
@@ -80,7 +99,8 @@ def size_sites(
     """The numbers that follow units, of modules that make the same calls whenever they run.
 
     A number that fills a dimension (`expand`, `zeros`) says nothing of units: it follows the only extent of that
-    length that the module's other numbers follow, if there is just one. The proof has the last word.
+    length that the module's other numbers follow, if there is just one, and if the call is given that length once (a
+    square is a mask over places). The proof has the last word.
     """
     by_path: dict[str, list[SizeCallsOfModule]] = defaultdict(list)
     for made in calls:
@@ -102,21 +122,24 @@ def size_sites(
             continue
         for k, same in enumerate(zip(*runs, strict=True)):
             for place in range(len(first[k].numbers)):
-                found = {_follows(call.numbers[place], lengths, extent_of, extents) for call in same}
+                found = {_follows(call, place, lengths, extent_of, extents) for call in same}
                 follows = found.pop() if len(found) == 1 else None
                 if follows is not None:
                     yield SizeSite(path, k, first[k].function, place, follows, seen[0].like)
 
 
 def _follows(
-    given: tuple[int, Dim],
+    call: SizeCall,
+    place: int,
     lengths: Mapping[int, set[int]],
     extent_of: Callable[[np.ndarray], int],
     extents: Sequence[Extent],
 ) -> int | None:
-    number, dim = given
+    number, dim = call.numbers[place]
     if isinstance(dim, np.ndarray):
         extent = extent_of(dim)
         return extent if len(dim) == number and extents[extent].parts else None
     candidates = lengths.get(number, set())
+    if BY_NAME[call.function].kind != "filled" or [n for n, _ in call.numbers].count(number) > 1:
+        return None
     return next(iter(candidates)) if dim is not CONSTANT and len(candidates) == 1 else None

@@ -17,6 +17,7 @@ from fairkern.axes.dims import CONSTANT, Source, Track
 from fairkern.axes.facts import Unless
 from fairkern.axes.fakes import faked
 from fairkern.axes.graph import Graph
+from fairkern.axes.kinds import OUTPUT
 from fairkern.axes.mode import OperatorMode
 from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.size_calls import SizeCalls
@@ -27,6 +28,7 @@ from fairkern.errors import TimeLimitError
 from fairkern.model.caches import Calls, calls_of, given_states, with_loop
 from fairkern.model.fused import dense, plain, running_as
 from fairkern.model.nested import call_model, call_with, elements, own
+from fairkern.model.raised import in_words
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
 from fairkern.model.untouched import Originals, forget, untouched
@@ -70,9 +72,8 @@ def _trace(
         except TimeLimitError:
             raise
         except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
-            first = (str(error).splitlines() or [""])[0]
             tracing.training = False
-            tracing.notes.append(f"not traced in train mode: {type(error).__name__}{f': {first}' if first else ''}")
+            tracing.notes.append(f"not traced in train mode: {in_words(error, model)}")
     return tracing
 
 
@@ -172,7 +173,7 @@ def _freeze_results(results: Iterable[Tensor], tracks: Tracks) -> None:
     for tensor in results:
         tracks.graph.read(tracks.of(tensor))
         for dim in tracks.of(tensor).dims:
-            tracks.graph.freeze(dim, "is a dimension of the model's output", Unless.NEVER)
+            tracks.graph.freeze(dim, OUTPUT, Unless.NEVER)
 
 
 @contextlib.contextmanager

@@ -14,27 +14,29 @@ from fairkern.axes.extents import Extents, Lives, attributes, flop_terms, parame
 from fairkern.axes.facts import Contraction, Production, Ranking, Unless
 from fairkern.axes.graph import Graph
 from fairkern.axes.grouping import Grouping
+from fairkern.axes.kinds import holder, kept_units, kind_of
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
 from fairkern.axes.size_calls import size_sites
-from fairkern.axes.solver import Solver, decide_factors
+from fairkern.axes.sizes import attributes_like_children
+from fairkern.axes.solver import NOT_READ, Solver, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
-from fairkern.model.linear import transposed_linear
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
-from fairkern.types import Axis, AxisGroup, GroupAxis, Replacement, Silence, SizeSite, UnitMap
+from fairkern.types import AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
 
 _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A map and its size sites, none of them in use."""
+    """A map, and its size sites and attributes that code may compare its inputs with, none of them in use."""
 
     units: UnitMap
     sites: tuple[SizeSite, ...]
+    compared: tuple[SizeAttribute, ...] = ()
 
     @property
     def positions(self) -> int:
@@ -63,7 +65,11 @@ def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solut
 
 def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver) -> Solution:
     graph = tracing.graph
-    decide_factors(solver, graph.factors, tracing.deadline)
+    read = np.zeros(solver.n, dtype=bool)
+    for c in graph.contractions:
+        if not c.summed:
+            read[c.nodes] = True
+    decide_factors(solver, graph.factors, read, tracing.deadline)
     _freeze_unconsumed(solver, graph)
     places = Places.of(tracing, solver.labels)
     grouping = Grouping.of(places, solver)
@@ -89,9 +95,11 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
         lists={path: made.entries for path, made in routing.lists.items()},
+        kept=tuple(kept_units(model, tracing, solver)),
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
-    return Solution(units.freeze(sizes.uneven), sites)
+    compared = tuple(attributes_like_children(model, held, sizes.extents))
+    return Solution(units.freeze(sizes.uneven), sites, compared)
 
 
 def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
@@ -110,7 +118,7 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
     for c in graph.contractions:
         if c.summed and not consumed[solver.labels[c.nodes]].any():
             solver.freeze(c.nodes, f"{c.op} runs over it")
-    solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
+    solver.freeze(np.flatnonzero(~consumed[solver.labels]), NOT_READ)
     solver.freeze(np.flatnonzero((still & ~tapped)[solver.labels]), "no input changes it, so that no sample scores it")
     solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")
     solver.relabel()
@@ -180,22 +188,12 @@ def _named(
     """Name and kind of a group: those of the module that makes its units."""
     holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
     first = productions[0].weight if productions else holders[0]
-    holder = _holder(first)
-    kind = _kind(modules.get(holder))
-    if kind == "neuron" and next((a.positions.shape[1] for a in axes if a.axis == first), 1) > 1:
+    module = holder(first)
+    kind = kind_of(modules.get(module))
+    made = next((a.positions for a in axes if a.axis == first), np.zeros((0, 1)))
+    if kind == "neuron" and (np.diff(made, axis=1) == 1).any():  # what a head holds lies side by side
         kind = "head"
-    return holder or first.tensor, kind
-
-
-def _holder(axis: Axis) -> str:
-    """The module that an axis belongs to; for the original of a parametrized tensor, the module that is so."""
-    return f".{axis.module}".partition(".parametrizations.")[0][1:]
-
-
-def _kind(module: nn.Module | None) -> str:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "channel"
-    return "neuron" if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or transposed_linear(module) else "unit"
+    return module or first.tensor, kind
 
 
 def _unique_names(names: list[str]) -> list[str]:

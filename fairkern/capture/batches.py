@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fairkern.capture.settings import ClassOf, SamplesOf
 from fairkern.capture.structure import Parts, Reader, describe
 from fairkern.errors import InputError
-from fairkern.model.nested import Call, as_call, map_tensors
-from fairkern.model.own_calls import handed_on
+from fairkern.model.nested import Call, map_tensors
+from fairkern.model.own_calls import call_of, handed_on
 from fairkern.model.tensors import device_of
 
 
@@ -48,7 +48,7 @@ def batches(
     class_of: ClassOf | Literal[False] | None,
     samples_of: SamplesOf | None = None,
 ) -> Iterator[Batch]:
-    """The loader's batches, moved to the model's device and detached. Without classes (False) all samples are of class 0.
+    """The loader's batches, moved to the model's device and detached. Without classes (False) all are of class 0.
 
     A list of images comes one by one: a model pads the images of a list to one size, and picks places of its own in
     each, so that only by itself an image is what it is in any other batch.
@@ -124,17 +124,20 @@ def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, itertools.chain([first], iterator) if iterator is loader else loader
 
 
-def head(batch: Any, model: nn.Module, samples: int = 2) -> Call:
-    """What the model is called with for its prediction of a few samples of a batch, of all where their number is not
-    known, on the model's device."""
-    _, _, parts = next(_read([batch], model))
-    return (parts if parts.samples is None else parts.rows(slice(samples))).asked
+def head(batch: Any, model: nn.Module, samples_of: SamplesOf | None = None, samples: int = 2) -> Call:
+    """What the model is called with for its prediction of a few samples of a batch, of all where they cannot be taken
+    apart (a graph), on the model's device."""
+    _, _, parts = next(_read([batch], model, samples_of))
+    return (parts.rows(slice(samples)) if parts.apart else parts).asked
 
 
 def example(model: nn.Module, inputs: Any) -> Any:
-    """Example inputs as they are; of a batch that the model takes whole, to hand on its images to itself, these."""
-    call = as_call(model, inputs) if isinstance(inputs, Mapping) else inputs
-    return inputs if call is inputs else handed_on(model, inputs) or inputs
+    """What the model is called with on example inputs; of a batch that it takes whole, to hand on its images to itself,
+    these."""
+    if not isinstance(inputs, (list, Mapping)):
+        return inputs
+    call = call_of(model, inputs)
+    return call if isinstance(inputs, list) or call is inputs else handed_on(model, inputs) or call
 
 
 def last_sample(batch: Batch) -> Batch:
@@ -144,10 +147,12 @@ def last_sample(batch: Batch) -> Batch:
 
 def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
     source = "class_of(batch)" if own else "the targets"
+    places = "" if own or not _of_places(labels, samples) else ", class_of=lambda batch: batch[1] to compare places"
     hint = (
         ""
         if own
-        else "; pass class_of= to say which class a sample belongs to, or class_of=False (--no-classes) to do without U"
+        else f"; pass class_of= to say which class a sample belongs to{places}, or class_of=False (--no-classes) to do "
+        "without U"
     )
     if not isinstance(labels, Tensor):
         raise InputError(f"{source} of batch {index} are {describe(labels)}; expected integer labels [samples]{hint}")
@@ -163,3 +168,9 @@ def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
     if labels.ndim == 1 and len(labels) and int(labels.min()) < 0:
         raise InputError(f"{source} of batch {index} hold the negative label {int(labels.min())}{hint}")
     return labels
+
+
+def _of_places(labels: Any, samples: int) -> bool:
+    """Whether these are integers for every place of every sample."""
+    integers = isinstance(labels, Tensor) and not labels.dtype.is_floating_point and labels.dtype != torch.bool
+    return integers and labels.ndim > 1 and len(labels) == samples

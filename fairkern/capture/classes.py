@@ -52,18 +52,23 @@ class Selection:
         alone = torch.tensor([label for label, count in self.counts.items() if count < 2], dtype=torch.int64)
         return ~torch.isin(labels, alone.to(labels.device))
 
-    def check(self, where: str = "") -> None:
+    @property
+    def compared(self) -> int:
+        """Classes with two rows or more."""
+        return sum(count > 1 for count in self.counts.values())
+
+    def check(self, places: str = "") -> None:
         """Raises InputError unless there are two classes with two rows each, and of samples none with a single one.
 
-        `where`: the rows are places there.
+        `places`: the rows are those.
         """
-        found = sum(count > 1 for count in self.counts.values()) if where else len(self.counts)
+        found = self.compared if places else len(self.counts)
         if found < 2:
             raise InputError(
-                f"the loader yields {found} class{'es' if found != 1 else ''}{where}; the U-score compares classes and "
-                "needs two or more (pass class_of= to say which class a sample belongs to, or class_of=False)"
+                f"the loader yields {found} class{'es' if found != 1 else ''}{places}; the U-score compares classes "
+                "and needs two or more (pass class_of= to say which class a sample belongs to, or class_of=False)"
             )
-        if where:
+        if places:
             return
         label, count = min(self.counts.items(), key=lambda item: (item[1], item[0]))
         if count < 2:
@@ -99,6 +104,11 @@ class Choice:
             self._rows[grid] = selection.take(_on_grid(self._batch, grid))
         return self._rows[grid]
 
+    @property
+    def of_places(self) -> bool:
+        """Whether places were labelled, not samples."""
+        return () not in self._grids or len(self._grids) > 1
+
     def of(self, grid: Grid) -> Selection:
         """What was kept on this grid so far."""
         return self._grids[grid]
@@ -109,34 +119,60 @@ class Choice:
         return next(iter(self._grids.values())).counts if self._grids else Counter()
 
     def check(self) -> None:
-        """Raises InputError unless there are two classes with two samples (places, on every grid) each."""
-        for grid, selection in (self._grids or {(): Selection(self._per_class)}).items():
-            selection.check(f" of two places or more on a grid of {list(grid)}" if grid else "")
+        """Raises InputError unless there are two classes with two samples (places, as they were labelled) each."""
+        grid, selection = next(iter(self._grids.items()), ((), Selection(self._per_class)))
+        selection.check(f" of two places or more on a grid of {list(grid)}" if grid else "")
 
 
 def _as_places(point: Point, act: Tensor, dim: int, layout: Layout, wanted: Grid) -> tuple[Tensor, Grid]:
     """An activation with units along `dim` as [samples · places, units], and its grid of places.
 
-    As many places as are labelled are taken to be those, in the same order.
-    Raises InputError where they are not those of the labels: folded into windows, pooled away.
+    As many places as are labelled are taken to be those, in the same order; a single one is the sample.
+    Raises InputError where they are not those of the labels: folded into windows, or of other dimensions.
     """
-    sizes = [n for d, n in enumerate(act.shape) if d not in (0, dim)]
-    grid = tuple(n for n in sizes if n != 1)
-    windows = layout.fold > 1 and len(grid) > 1
-    if windows or not (len(grid) == len(wanted) or prod(grid) == prod(wanted)):
-        how = "are folded into windows" if windows else f"have the shape {sizes}"
+    sizes = tuple(n for d, n in enumerate(act.shape) if d not in (0, dim))
+    long = tuple(n for n in sizes if n != 1)
+    windows = layout.fold > 1 and len(long) > 1
+    grid = _grid(sizes, long, wanted)
+    if windows or grid is None:
+        how = "are folded into windows" if windows else f"have the shape {list(sizes)}"
         raise InputError(
             f"class labels are given for places {list(wanted)} of every sample; those of the activation at "
             f"{point.name} {how}: give one label per sample"
         )
-    return act.movedim(dim, -1).reshape(-1, act.shape[dim]), wanted if prod(grid) == prod(wanted) else grid
+    return act.movedim(dim, -1).reshape(-1, act.shape[dim]), grid
+
+
+def _grid(sizes: Grid, long: Grid, wanted: Grid) -> Grid | None:
+    if prod(long) == prod(wanted):
+        return wanted
+    if not long:
+        return ()
+    return next((grid for grid in (long, sizes) if len(grid) == len(wanted)), None)
 
 
 def _on_grid(labels: Tensor, grid: Grid) -> Tensor:
-    """Labels [samples, places …] at the places of another grid, the nearest ones, as [samples · places]."""
+    """Labels [samples, places …] at the places of another grid, as [samples · places]: the nearest one; along what is
+    one place there, the class of most of the places."""
+    pooled = [d for d in range(1, labels.ndim) if not grid or (grid[d - 1] == 1 and labels.shape[d] > 1)]
     for d, n in enumerate(grid, start=1):
         length = labels.shape[d]
-        if length != n:
+        if length != n and d not in pooled:
             nearest = ((torch.arange(n) + 0.5) * length / n).long()
             labels = labels.index_select(d, nearest)
+    if pooled:
+        labels = _most(labels.movedim(pooled, list(range(-len(pooled), 0))).flatten(-len(pooled)))
     return labels.reshape(-1)
+
+
+def _most(labels: Tensor) -> Tensor:
+    """The class that most labels along the last dimension are of, of several the first; negative where none has one."""
+    rows = labels.reshape(-1, labels.shape[-1])
+    classes = int(rows.max()) + 1 if rows.numel() else 0
+    if classes <= 0:
+        return labels.new_full(labels.shape[:-1], -1)
+    found = []
+    for row in rows:  # classes may be many, and places too: no table of both
+        counts = row[row >= 0].bincount(minlength=1)
+        found.append(int(counts.argmax()) if int(counts.max()) else -1)
+    return torch.tensor(found, dtype=torch.int64).view(labels.shape[:-1])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fairkern.capture.batches import inputs_of
+from fairkern.capture.chosen import Chosen
 from fairkern.capture.listed import ListedExperts
 from fairkern.capture.listener import Listener
 from fairkern.capture.lockstep import Around, Walk, in_step
@@ -26,8 +27,8 @@ from fairkern.types import JointMoments, Side, Tap, UnitMap
 def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, others: Sequence[Tap]) -> list[Point]:
     """Where consumers read, in the order in which a forward pass comes there: the groups' taps and those of `others`.
 
-    Without those in experts, which read other tokens in another model, and those of `others` whose module runs more
-    than once or not at all. Cost: one forward pass over the first batch.
+    Without those that read other rows in another model (experts, what comes after a choice of boxes or queries), and
+    those of `others` whose module runs more than once or not at all. Cost: one forward pass over the first batch.
     """
     beside = [Point(tap.name, tap.sites, tap.side, tap.dim, tap.length, ()) for tap in others]
     listener = Listener(model, [*points_of(units, Side.INPUT), *hidden_points(units), *beside], gradients=False)
@@ -38,10 +39,12 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
         inputs = next(inputs_of(loader, model, singly=True), None)
         if inputs is None:
             raise InputError("the loader yields no batch")
-        with listener.hearing(), listed.followed():
+        chosen = Chosen(model, inputs)
+        with listener.hearing(), listed.followed(), chosen:
             call_model(model, inputs)
         twice = {p for p in beside if listener.calls(p.sites[0].module, p.side) > 1}
-        return [p for p, act in listener.heard.items() if p not in twice and listed.rows(p, act) is None]
+        heard = [p for p, act in listener.heard.items() if listed.rows(p, act) is None and not chosen.holds(act)]
+        return [p for p in heard if p not in twice]
 
 
 def joint_moments(

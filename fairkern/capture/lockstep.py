@@ -22,7 +22,7 @@ class _Abandoned(BaseException):
 
 
 class Walk:
-    """One forward pass over the inputs of one batch, without gradients, in a thread that runs only while `advance` waits for it.
+    """One forward pass over `inputs`, without gradients, in a thread that runs only while `advance` waits for it.
 
     What is heard at a point has not been read by its consumers yet, so their weights may be changed before the pass
     goes on. `around` is entered in the pass's own thread: what holds in one thread only (a function mode) goes there.

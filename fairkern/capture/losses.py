@@ -94,7 +94,7 @@ class Losses:
 
 def _with_targets(batch: Batch) -> Call:
     call = batch.parts.call
-    return call if isinstance(call, Mapping) else (*call, batch.targets)
+    return call if isinstance(call, Mapping) or not batch.parts.apart else (*call, batch.targets)
 
 
 def _found(output: Any, *, added: bool) -> Tensor | None:

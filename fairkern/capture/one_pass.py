@@ -16,7 +16,7 @@ from fairkern.capture.batches import Batch, batches
 from fairkern.capture.classes import Choice
 from fairkern.capture.fused import listening
 from fairkern.capture.listener import Listener
-from fairkern.capture.losses import LossFunction, Losses
+from fairkern.capture.losses import Losses, LossFunction
 from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.norms import affine_norms
@@ -58,6 +58,7 @@ class Pass:
         self._rehearsal = Rehearsal(model, self._listener, Losses(model, loss_fn, settings.seed))
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
+        self.singly = False  # whether samples of a batch came one by one
         self.loss_sum = 0.0
         self.prediction: Prediction | None = None
 
@@ -68,6 +69,7 @@ class Pass:
         with affine_norms(self._model), experts, self._listener.attached(), torch.enable_grad():
             for batch in batches(loader, self._model, self._settings.class_of, self._settings.samples_of):
                 self.batches = batch.index + 1
+                self.singly |= batch.parts.singly
                 self._step(batch)
                 self._settings.on_batch(self.batches, total, stage)
         if self.batches == 0:

@@ -32,9 +32,17 @@ class Clock:
 
 
 def provenance(
-    settings: Settings, first: Pass, *, passes: int, sample_bytes: int, device: torch.device, seconds: dict[str, float]
+    settings: Settings,
+    first: Pass,
+    *,
+    passes: int,
+    sample_bytes: int,
+    device: torch.device,
+    seconds: dict[str, float],
+    no_classes: list[str],
 ) -> dict[str, Any]:
-    """`first`: the pass that gave all but the samples that did not fit; `sample_bytes`: the most that any pass kept."""
+    """`first`: the pass that gave all but the samples that did not fit; `sample_bytes`: the most that any pass kept;
+    `no_classes`: groups that were heard in fewer than two classes."""
     assert first.prediction is not None
     counts = {} if settings.class_of is False else first.choice.counts
     return {
@@ -42,6 +50,8 @@ def provenance(
         "batches": first.batches,
         "loss": first.loss_sum / first.seen,
         "classes": {str(label): count for label, count in sorted(counts.items())},
+        "no_classes": no_classes,
+        "singly": first.singly,
         "samples_per_class": settings.samples_per_class,
         "projections": settings.projections,
         "seed": settings.seed,

@@ -109,8 +109,16 @@ class Rehearsal:
     def _located(self, batch: Batch) -> dict[Point, Layout]:
         """Layouts, by what is heard of the batch's last sample alone; what was heard of the batch is gone then."""
         heard = dict(self._listener.carriers)
-        with torch.no_grad():
-            self._run(partial(self._losses.forward, last_sample(batch)))
+        try:
+            with torch.no_grad():
+                self._run(partial(self._losses.forward, last_sample(batch)))
+        except (RuntimeError, ValueError, IndexError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"where the {batch.samples} samples of batch {batch.index} lie in activations cannot be seen, since the "
+                f"model does not run on the last of them alone ({type(error).__name__}: {first[:160]}); "
+                "samples_of=lambda batch: 1 takes a batch for one sample (with class_of=False if it has no class)"
+            ) from error
         found: dict[tuple[int, int], Layout] = {}  # experts share the tokens that they are given
         layouts = dict.fromkeys(self._listener.points, PLAIN)
         for p, act in heard.items():

@@ -57,7 +57,11 @@ def capture(
         for store in _further(model, loader, loss_fn, points, settings, first.samples.dropped):
             utilization.update(store.utilization())
             stores.append(store)
-    signals = {} if settings.class_of is False else {"wasserstein": by_group(utilization.items(), largest=True)}
+    compared = by_group(utilization.items(), largest=True)
+    alone = [g for g in units.prunable if settings.class_of is not False and not _whole(compared, g, units)]
+    signals = (
+        {} if settings.class_of is False else {"wasserstein": {g: u for g, u in compared.items() if g not in alone}}
+    )
     signals["taylor"] = taylor.reconstruction(settings.reduction, first.seen)
     kept: dict[str, Moments] = {}
     if moments is not None:
@@ -78,6 +82,7 @@ def capture(
             sample_bytes=max(store.peak for store in stores),
             device=device_of(model),
             seconds=clock.seconds(),
+            no_classes=[units.groups[g].name for g in alone],
         ),
     )
 
@@ -123,6 +128,11 @@ def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:
     """The points that hold any of these blocks, with those blocks alone."""
     wanted = set(map(id, blocks))
     return [replace(p, blocks=kept) for p in points if (kept := tuple(b for b in p.blocks if id(b) in wanted))]
+
+
+def _whole(scores: Mapping[int, np.ndarray], g: int, units: UnitMap) -> bool:
+    """Whether every unit of a group has a score."""
+    return g in scores and len(scores[g]) == units.groups[g].total
 
 
 def _by_index(values: Mapping[int, np.ndarray], units: UnitMap) -> tuple[np.ndarray, ...]:

@@ -86,7 +86,10 @@ class SampleStore:
             x = x.movedim(dim, 1)
             positions = x.shape[2:].numel()
             if self._positions.setdefault(block, positions) != positions:
-                raise InputError(f"the activation at {point.name} holds another number of positions in another batch")
+                raise InputError(
+                    f"the activation at {point.name} holds another number of positions in another batch: "
+                    "units are compared at inputs of one size; or do without U (class_of=False)"
+                )
             before = self._rows[block].bytes
             self._keep(block, x, chosen, positions, expect, by_token=point.side.whole and x.shape[-1] > 1)
             self._total += self._rows[block].bytes - before
@@ -145,13 +148,18 @@ class SampleStore:
         self.peak = max(self.peak, self._total)
 
     def utilization(self) -> dict[Block, np.ndarray]:
-        """U per unit, float64 `[units]`, of every block that was kept; frees the samples as it goes."""
+        """U per unit, float64 `[units]`, of every block that was kept; frees the samples as it goes.
+
+        Not of blocks whose places are of fewer than two classes, where others' are of more.
+        """
         scores = {}
         by_grid = {grid: self._choice.of(grid).labels for grid in set(self._grid.values())}
         for block in list(self._rows):
             values, grid = self._rows.pop(block).values, self._grid[block]
             labels = by_grid[grid] = by_grid[grid].to(values.device)
-            if grid:  # a class of a single place is compared with none
+            if self._choice.of_places:  # a class of a single place is compared with none
+                if self._choice.of(grid).compared < 2:
+                    continue
                 several = self._choice.of(grid).several(labels)
                 values, labels = values[several], labels[several]
             positions = self._positions[block]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fairkern.capture.settings import SamplesOf
 from fairkern.errors import InputError
 from fairkern.model.nested import Call, as_call, takes_list, tensors_in
-from fairkern.model.own_calls import handed_on
+from fairkern.model.own_calls import call_of, handed_on
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,25 @@ class Parts:
     asked: Call
     targets: Any
     samples: int | None
+    apart: bool = True  # whether the targets are not among what the model is called with
     lists: bool = False  # whether lists of tensors hold one for every sample
     singly: bool = False
     hands_on: bool = False
+
+    @property
+    def apart(self) -> bool:
+        """Whether all that the model is called with has an item or a row for every sample."""
+        rows = (len(t) for t in tensors_in(self.asked) if t.ndim)
+        return self.samples is not None and (self.lists or all(n == self.samples for n in rows))
 
     def rows(self, which: slice) -> Parts:
         """These samples alone: of what has an item or a row for every sample. The number of samples must be known."""
         n = self.samples
         assert n is not None
         call, asked = self._of_call(self.call, which, n), self._of_call(self.asked, which, n)
-        return replace(self, call=call, asked=asked, targets=self._of(self.targets, which, n), samples=len(range(n)[which]))
+        return replace(
+            self, call=call, asked=asked, targets=self._of(self.targets, which, n), samples=len(range(n)[which])
+        )
 
     def _of_call(self, call: Call, which: slice, n: int) -> Call:
         if isinstance(call, Mapping):
@@ -50,7 +59,9 @@ class Parts:
             return {key: self._of(item, which, n) for key, item in value.items()}
         if not isinstance(value, (list, tuple)) or hasattr(value, "_fields"):
             return value
-        if len(value) == n and (_each(value, Mapping) or (self.lists and isinstance(value, list) and self._items(value))):
+        if len(value) == n and (
+            _each(value, Mapping) or (self.lists and isinstance(value, list) and self._items(value))
+        ):
             return value[which]
         return type(value)(self._of(item, which, n) for item in value)
 
@@ -60,11 +71,13 @@ class Parts:
 
 
 class Reader:
-    """Reads batches for a model; learns with the first whether the model hands on a part of a whole batch to itself."""
+    """Reads batches for a model, and learns with the first how it takes a list and what it hands on to itself."""
 
     def __init__(self, model: nn.Module, samples_of: SamplesOf | None = None) -> None:
         self._model, self._samples_of = model, samples_of
-        self._learned, self._key = False, None
+        self._learned = self._hands_on = False
+        self._key: Any = None  # of what it hands on to itself
+        self._whole: bool | None = None  # whether it takes lists whole, where its signature does not say
 
     def read(self, index: int, raw: Any) -> Parts:
         """A batch as the loader gives it, on the model's device.
@@ -73,10 +86,10 @@ class Reader:
         """
         if isinstance(raw, Mapping):
             inputs, targets = raw, raw.get("labels", raw)
-            call = as_call(self._model, raw)
+            call = call_of(self._model, raw)
         elif isinstance(raw, (tuple, list)) and len(raw) == 2:
             inputs, targets = raw
-            call, targets = _call(self._model, inputs, targets)
+            call, targets = self._call(inputs, targets)
         else:
             raise InputError(
                 f"batch {index} is {describe(raw)}; expected (inputs, targets) or a dict of keyword arguments"
@@ -85,7 +98,7 @@ class Reader:
         if first is None or first.ndim == 0:
             raise InputError(f"batch {index} holds no tensor of samples in its inputs ({describe(raw)})")
         asked, hands_on = self._asked(call)
-        made = Parts(call, asked, targets, None, hands_on=hands_on)
+        made = Parts(call, asked, targets, None, apart=not isinstance(raw, Mapping), hands_on=hands_on)
         given = None if self._samples_of is None else self._given(index, raw)
         return _counted(made, given)
 
@@ -96,6 +109,20 @@ class Reader:
             raise InputError(f"samples_of(batch) of batch {index} is {count!r}; expected a number of samples")
         return count
 
+    def _call(self, inputs: Any, targets: Any) -> tuple[Call, Any]:
+        """What the model is called with, and the targets: samples that are paired with a mapping each go as a list."""
+        whole = isinstance(inputs, list) or (isinstance(inputs, tuple) and takes_list(self._model) is not False)
+        named = isinstance(targets, (list, tuple)) and _each(targets, Mapping)
+        if whole and named and _each(inputs, Tensor) and len(inputs) == len(targets):
+            return (list(inputs),), list(targets)
+        call = as_call(self._model, inputs)
+        if call is None:  # a list
+            if self._whole is None:
+                tried = call_of(self._model, inputs)
+                self._whole = isinstance(tried, tuple) and tried[0] is inputs
+            call = (inputs,) if self._whole else tuple(inputs)
+        return call, targets
+
     def _asked(self, call: Call) -> tuple[Call, bool]:
         """What the model is called with for its prediction, and whether it calls itself with that."""
         whole = call[0] if isinstance(call, tuple) and len(call) == 1 else None
@@ -103,22 +130,9 @@ class Reader:
             return call, False
         if not self._learned:
             inner = handed_on(self._model, whole)
-            self._learned = True
-            self._key = next((k for k, v in whole.items() if inner and v is inner[0]), None)
-        return ((whole[self._key],), True) if self._key is not None else (call, False)
-
-
-def _call(model: nn.Module, inputs: Any, targets: Any) -> tuple[Call, Any]:
-    """What the model is called with, and the targets: samples that are paired with a mapping each go as a list."""
-    paired = isinstance(inputs, (list, tuple)) and isinstance(targets, (list, tuple)) and len(inputs) == len(targets)
-    if paired and _each(targets, Mapping) and _each(inputs, Tensor):
-        if isinstance(inputs, list) or takes_list(model) is not False:
-            return (list(inputs),), list(targets)
-    if isinstance(inputs, list) and takes_list(model) is None and isinstance(targets, Tensor) and targets.ndim:
-        rows = _common(inputs) if _each(inputs, Tensor) else None
-        if (rows == len(targets)) != (len(inputs) == len(targets)):  # items for every sample, or rows for every one
-            return (tuple(inputs) if rows == len(targets) else (inputs,)), targets
-    return as_call(model, inputs), targets
+            self._learned, self._hands_on = True, inner is not None
+            self._key = next((key for key, value in whole.items() if inner and value is inner[0]), None)
+        return call if self._key is None else (whole[self._key],), self._hands_on
 
 
 def _counted(made: Parts, given: int | None) -> Parts:
@@ -128,21 +142,38 @@ def _counted(made: Parts, given: int | None) -> Parts:
     tensors = [v for v in values if isinstance(v, Tensor) and v.ndim]
     if not lists and not tensors:
         tensors = [t for t in tensors_in(values) if t.ndim]
-    mapped = [len(v) for v in values if isinstance(v, (list, tuple)) and _each(v, Mapping)]
-    rows = {len(t) for t in tensors}
-    told = {n for n in (given, _of_targets(made.targets, made.asked)) if n is not None} | set(mapped)
-    if lists:
-        told |= rows if len(rows) == 1 else set()
-        counts = [_of_list(items, {given} if given is not None else told) for items in lists]
-        n = counts[0] if len(set(counts)) == 1 and (not told or counts[0] in told) else None
-    elif len(rows) == 1:
-        n = rows.pop()
+    rows = [len(t) for t in tensors]
+    told = {given} if given is not None else _told(made)
+    if given is None and lists:
+        told |= set(rows) if len(set(rows)) == 1 else set()
+        counts = {_of_list(items, told) for items in lists}
+        n = counts.pop() if len(counts) == 1 and counts <= (told or counts) else None
+    elif given is None:
+        beside = {len(v) for v in _values(made.call) if isinstance(v, (list, tuple))}
+        n = rows[0] if len(set(rows)) == 1 else _supported(rows, told | beside)
     else:
-        n = _supported([len(t) for t in tensors], told)
-    n = n if given is None else given
+        n = given
     held = n is not None and any(len(items) == n for items in lists)
-    singly = held and not any(len(t) == n for t in tensors) and any(_items_of(items, n, told) for items in lists)
+    each = held and n not in rows and all(len(items) == n == _of_list(items, told) for items in lists)
+    singly = each and n is not None and all(_splits(value, n) for value in (*values, made.targets))
     return replace(made, samples=n, lists=held, singly=singly)
+
+
+def _splits(value: Any, n: int) -> bool:
+    """Whether all tensors here are of one sample or have a row for each: nothing is for the batch as a whole."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 or len(value) == n
+    if isinstance(value, Mapping):
+        return all(_splits(item, n) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return len(value) == n or all(_splits(item, n) for item in value)
+    return True
+
+
+def _told(made: Parts) -> set[int]:
+    """How many samples the targets, and lists of a mapping for each, are for."""
+    mapped = {len(v) for v in _values(made.asked) if isinstance(v, (list, tuple)) and _each(v, Mapping)}
+    return mapped | ({n} if (n := _of_targets(made.targets)) is not None else set())
 
 
 def _values(call: Call) -> Iterable[Any]:
@@ -151,15 +182,14 @@ def _values(call: Call) -> Iterable[Any]:
         yield from value.values() if isinstance(value, Mapping) else (value,)
 
 
-def _of_targets(targets: Any, call: Call) -> int | None:
-    """How many samples targets are for, where they say: rows of a tensor, mappings in a list, tensors of other sizes."""
+def _of_targets(targets: Any) -> int | None:
+    """How many samples targets are for, where they say: rows of a tensor, a list of mappings or of other sizes."""
     if isinstance(targets, Tensor):
         return len(targets) if targets.ndim else None
-    if not isinstance(targets, (list, tuple)) or not targets:
-        return None
-    if _each(targets, Mapping) or (_each(targets, Tensor) and _common(targets) is None):
-        return len(targets)
-    return None
+    listed = isinstance(targets, (list, tuple)) and (
+        _each(targets, Mapping) or (_each(targets, Tensor) and _common(targets) is None)
+    )
+    return len(targets) if listed else None
 
 
 def _of_list(items: list[Tensor], told: set[int]) -> int | None:
@@ -168,10 +198,6 @@ def _of_list(items: list[Tensor], told: set[int]) -> int | None:
     if rows is None or len(items) in told or rows == len(items):
         return len(items)
     return rows if rows in told else None
-
-
-def _items_of(items: list[Tensor], n: int | None, told: set[int]) -> bool:
-    return len(items) == n and _of_list(items, told) == n
 
 
 def _supported(rows: list[int], told: set[int]) -> int | None:

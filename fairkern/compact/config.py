@@ -5,6 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from torch import nn
+
+from fairkern.model.raised import in_words
 from fairkern.types import ConfigChange, Plan
 
 
@@ -26,21 +29,16 @@ def set_config(config: Any, plan: Plan) -> None:
         raise
 
 
-def follow_config(config: Any, plan: Plan) -> None:
+def follow_config(model: nn.Module, plan: Plan) -> None:
     """`set_config` for a model that has been cut: a configuration that refuses stays as it was, with a warning."""
     try:
-        set_config(config, plan)
+        set_config(model.config, plan)
     except Exception as error:
         names = ", ".join(change.name for change in plan.config)
         warnings.warn(
-            f"the configuration does not take what the plan leaves ({names}): {refusal(error)}; it stays as it was",
+            f"the configuration refuses what the plan leaves ({names}) and stays: {in_words(error, model)}",
             stacklevel=2,
         )
-
-
-def refusal(error: Exception) -> str:
-    """What a configuration said, in a line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
 
 def config_value(config: Any, change: ConfigChange) -> Any:

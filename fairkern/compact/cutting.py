@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.config import follow_config
-from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match, read_attribute
+from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
+from fairkern.model.attributes import write_attribute
 from fairkern.model.replacements import replace_modules
 from fairkern.model.untouched import caches, forget, held_states
 from fairkern.ops.gather import gather_many
@@ -66,12 +67,10 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
     the modules that stay."""
     replace_modules(model, {r.module: r.name for r in plan.replacements})
     for change in plan.attributes:
-        holder, _, name = change.attribute.rpartition(".")
-        module = model.get_submodule(change.module)
-        setattr(read_attribute(module, holder) if holder else module, name, change.after)
+        write_attribute(model.get_submodule(change.module), change.attribute, change.after)
     install(model, plan.sites)
     if plan.config:
-        follow_config(model.config, plan)
+        follow_config(model, plan)
     for cut in reversed(cut_lists(plan)):  # the names of outer lists are still those of before
         held = model.get_submodule(cut.path)._modules
         stays = [held[name] for name in cut.stays]

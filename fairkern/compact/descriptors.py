@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fairkern.compact.config import config_value
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.model.attributes import read_attribute
 from fairkern.model.linear import adds_bias
 from fairkern.model.replacements import REPLACEMENTS
 from fairkern.plans.renaming import Renaming, cut_lists
@@ -176,14 +176,6 @@ def _check_lists(model: nn.Module, plan: Plan) -> None:
     for cut in cut_lists(plan):
         if not cut.stays:
             raise PlanMismatchError(f"the plan removes all {len(cut.names)} modules of {cut.path}: one has to stay")
-
-
-def read_attribute(module: nn.Module, attribute: str) -> Any:
-    """The value of an attribute, which may be dotted (`config.num_experts`); None where there is none."""
-    value: Any = module
-    for part in attribute.split("."):
-        value = getattr(value, part, None)
-    return value
 
 
 def may_be_added(model: nn.Module, name: str, plan: Plan, before: str | None = None) -> bool:

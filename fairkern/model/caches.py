@@ -27,6 +27,7 @@ from fairkern.errors import TimeLimitError
 from fairkern.model.generation import can_generate, generated
 from fairkern.model.names import speaks_of_state, words
 from fairkern.model.nested import as_call, call_with, is_cache, own, tensors_within
+from fairkern.model.raised import in_words
 
 _OF_ENCODER = "encoder_last_hidden_state"  # what `encoder_outputs` begins with
 
@@ -113,13 +114,13 @@ def with_loop(calls: Calls, model: nn.Module, inputs: Any) -> tuple[Calls, list[
         return calls, [], None
     calls, results = replace(calls, loop=True), []
     with torch.no_grad():
-        problem = _problem(lambda: results.extend(calls.onward(model, inputs, None)))
+        problem = _problem(model, lambda: results.extend(calls.onward(model, inputs, None)))
     return (calls, results, None) if problem is None else (replace(calls, loop=False), [], problem)
 
 
 def given(model: nn.Module, inputs: Any) -> dict[str, Any]:
     """Inputs by the argument of `forward` that they are for; without those that have no name there."""
-    call = as_call(model, inputs)
+    call = as_call(model, inputs) or ()
     if isinstance(call, Mapping):
         return dict(call)
     try:
@@ -146,7 +147,7 @@ def _with_step(calls: Calls, model: nn.Module, inputs: Any, output: Any) -> Call
     states = calls.states(model, output)
     for step in ("last", "whole") if states else ():
         tried = replace(calls, step=step)
-        if _problem(partial(tried.stepped, model, inputs, own(states))) is None:
+        if _problem(model, partial(tried.stepped, model, inputs, own(states))) is None:
             return tried
     return calls
 
@@ -159,14 +160,14 @@ def _told_apart(calls: Calls, model: nn.Module, inputs: Any, output: Any) -> boo
     return not shapes or any(not torch.equal(a, b) for a, b in zip(found, without, strict=True))
 
 
-def _problem(call: Callable[[], object]) -> str | None:
+def _problem(model: nn.Module, call: Callable[[], object]) -> str | None:
     """What a call raises, in a line; None if it runs."""
     try:
         call()
     except (TimeLimitError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # somebody else's code, which was not asked for: then there is no such call
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+        return in_words(error, model)
     return None
 
 

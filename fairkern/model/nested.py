@@ -18,7 +18,7 @@ Call = tuple[Any, ...] | Mapping[str, Any]
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """`model` on inputs of any nesting, called as `as_call` says.
+    """`model` on inputs of any nesting, called as `as_call` says. Raises InputError where that is not known.
 
     Caches and lists among them stay as they are: the model is given its own, which it may fill.
     """
@@ -28,10 +28,12 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
 def call_with(model: nn.Module, inputs: Any) -> Any:
     """The same with these very objects."""
     call = as_call(model, inputs)
+    if call is None:
+        raise InputError(f"{unclear(model, inputs)}: {TUPLES}")
     return model(**call) if isinstance(call, Mapping) else model(*call)
 
 
-def as_call(model: nn.Module, inputs: Any) -> Call:
+def as_call(model: nn.Module, inputs: Any) -> Call | None:
     """What `model` is called with: a tuple of positional or a mapping of keyword arguments.
 
     A tuple is positional, and what is no tuple, list or mapping is the one argument.
@@ -41,18 +43,25 @@ def as_call(model: nn.Module, inputs: Any) -> Call:
 
     A list is the one argument (images of several sizes) where `forward` says in its annotation that its first parameter
     is a list or a sequence, or takes fewer arguments than the list has items. It is positional, as default_collate
-    makes lists of tuples, where the annotation says something else, where `forward` needs two arguments or more, or
-    where the list has one item.
-
-    Raises InputError for a list of which neither holds.
+    makes lists of tuples, where the annotation says something else or `forward` needs two arguments or more. Else None:
+    it is to be tried (`own_calls.call_of`).
     """
     if isinstance(inputs, tuple):
         return inputs
     if isinstance(inputs, Mapping):
         return (inputs,) if _taken_whole(model, inputs) else inputs
     if isinstance(inputs, list):
-        return (inputs,) if _one_argument(model, inputs) else tuple(inputs)
+        whole = _one_argument(model, inputs)
+        return None if whole is None else (inputs,) if whole else tuple(inputs)
     return (inputs,)
+
+
+TUPLES = "pass a tuple, (inputs,) for the one list or tuple(inputs) for several arguments"
+
+
+def unclear(model: nn.Module, inputs: list[Any]) -> str:
+    """In words, what `as_call` does not know."""
+    return f"inputs are a list of {len(inputs)}, which {type(model).__name__}.forward could take whole or item by item"
 
 
 def can_take(model: nn.Module, call: Call) -> bool:
@@ -103,21 +112,18 @@ def _taken_whole(model: nn.Module, inputs: Mapping[Any, Any]) -> bool:
     return _needed([p for p in parameters if p.kind in _POSITIONAL]) == 1 and by_name.isdisjoint(inputs)
 
 
-def _one_argument(model: nn.Module, items: list[Any]) -> bool:
+def _one_argument(model: nn.Module, items: list[Any]) -> bool | None:
     parameters = _parameters(model)
     positional = [p for p in parameters if p.kind in _POSITIONAL]
-    if not positional or not items:
+    if not items or (not positional and not any(p.kind is p.VAR_POSITIONAL for p in parameters)):
         return False
+    if not positional:
+        return None
     fits = len(items) <= len(positional) or any(p.kind is p.VAR_POSITIONAL for p in parameters)
     says = takes_list(model)
     if not fits or says is not None:
         return not fits or (bool(says) and not isinstance(items[0], (list, tuple)))
-    if _needed(positional) > 1 or len(items) == 1:
-        return False
-    raise InputError(
-        f"inputs are a list of {len(items)}, and {type(model).__name__}.forward could take it whole or item by item: "
-        "pass a tuple, (inputs,) for the one list or tuple(inputs) for several arguments; or annotate its first parameter"
-    )
+    return False if _needed(positional) > 1 else None
 
 
 def _alternatives(annotation: str) -> list[str]:

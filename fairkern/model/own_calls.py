@@ -11,7 +11,36 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from fairkern.errors import InputError
+from fairkern.model.nested import TUPLES, Call, as_call, unclear
 from fairkern.model.untouched import untouched
+
+
+def call_of(model: nn.Module, inputs: Any) -> Call:
+    """What `model` is called with, by `as_call`; a list of which that is not known is given to the model in both ways.
+
+    Raises InputError where both run, or neither. Cost, of such a list: two forward passes; the model is left as it was.
+    """
+    call = as_call(model, inputs)
+    if call is not None:
+        return call
+    ran: list[Call] = []
+    failed: list[str] = []
+    for attempt in ((inputs,), tuple(inputs)):
+        try:
+            with untouched(model), torch.no_grad():
+                model.eval()
+                model(*attempt)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the answer to the question
+            failed.append(f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}")
+        else:
+            ran.append(attempt)
+    if len(ran) == 1:
+        return ran[0]
+    how = "both run" if ran else f"neither runs ({'; '.join(failed)})"
+    raise InputError(f"{unclear(model, inputs)}, and {how}: {TUPLES}")
 
 
 def handed_on(model: nn.Module, batch: Any) -> tuple[Any, ...] | None:

@@ -174,7 +174,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             x = self.norm1(x + self._attended(x, mask))
             x = self.norm2(x + self._fed_forward(x))
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):  # of a kind that the fused path does not ask for: what it multiplies last is cast
+        if torch.is_autocast_enabled(
+            kind
+        ):  # of a kind that the fused path does not ask for: what it multiplies last is cast
             x = x.to(torch.get_autocast_dtype(kind))
         return x if behind is None else unpadded(x, behind)
 

@@ -100,8 +100,9 @@ def held_states(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Attributes in which modules keep a state from one call to the next: tensors that are neither parameters nor
     buffers, under a name that speaks of a state, where the constructor put None."""
     for module in model.modules():
+        kind: Any = type(module)
         for name, value in vars(module).items():
-            if isinstance(value, Tensor) and speaks_of_state(name) and name in _left_empty(type(module)):
+            if isinstance(value, Tensor) and speaks_of_state(name) and name in _left_empty(kind):
                 yield module, name
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from fairkern.axes import config_fields
-from fairkern.compact.config import refusal, set_config
+from fairkern.compact.config import set_config
 from fairkern.compact.descriptors import shapes_after
 from fairkern.compact.sites import SizedForward
+from fairkern.model.raised import in_words
 from fairkern.model.tensors import named_tensors
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, random_removal
@@ -58,7 +59,7 @@ def undescribed(model: nn.Module, plan: Plan, shapes: Mapping[str, tuple[int, ..
         with torch.random.fork_rng([]), torch.device("meta"):
             built = kind(config)
     except Exception as error:  # fields that cannot be set or do not fit together, a class that is built otherwise
-        return refusal(error)
+        return in_words(error, model, 120)
     found = named_tensors(built)
     for name, shape in shapes.items():
         if name not in found or tuple(found[name].shape) != shape:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -10,8 +11,8 @@ from torch import nn
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.search import Failed
-from fairkern.prove.trial import Prepared, failing, prepare
-from fairkern.types import SizeSite, UnitMap
+from fairkern.prove.trial import RAISED, Prepared, failing, prepare
+from fairkern.types import SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
@@ -88,6 +89,14 @@ def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
     return [*one, none]
 
 
+def _compared(units: UnitMap, attributes: Sequence[SizeAttribute], failed: Mapping[int, str]) -> list[UnitMap]:
+    """The map with attributes that follow groups without which the pruned model raises: code may compare inputs with
+    them. None where nothing raised."""
+    raised = {group for group, reason in failed.items() if reason.startswith(RAISED)}
+    more = [a for a in attributes if units.follows(a.extent) & raised]
+    return [replace(units, attributes=(*units.attributes, *more))] if more else []
+
+
 def proven(
     model: nn.Module,
     certain: Solution,
@@ -102,7 +111,8 @@ def proven(
     those that fail in the certain map too; else not at all. Of the certain map, tried until all groups pass
     together: the map as it is; with sizes substituted that modules' code passes on; and for the groups that fail
     then, the same two without attributes that were recognised by their value, which may be a coincidence (those of one
-    value, then all). If none of these passes whole, the one with which the fewest groups fail.
+    value, then all), and with those that the code may compare its inputs with. If none of these passes whole, the one
+    with which the fewest groups fail.
     """
     proof = _Proof(model, runs, seed, deadline)
     units, sites = certain.units, certain.sites
@@ -119,7 +129,7 @@ def proven(
     best, doubtful = units.freeze(failed), tuple(failed)
     others = [
         candidate
-        for fewer in _fewer_observed(units, failed)
+        for fewer in (*_compared(units, certain.compared, failed), *_fewer_observed(units, failed))
         for candidate in _with_and_without(fewer, sites, failed)
         if candidate[0] is not units
     ]

@@ -32,6 +32,8 @@ from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
 from fairkern.types import IndexArray, Plan, UnitMap
 
+RAISED = "pruned model fails: "  # what a reason begins with where the code raised on smaller tensors
+
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
@@ -241,7 +243,9 @@ class _Trial:
 
     def _run(self, model: nn.Module) -> list[list[Tensor]]:
         """The results of a call in every state, and of what the model does on from there."""
-        calls, results, onward = self.prepared.calls, [], []
+        calls = self.prepared.calls
+        results: list[list[Tensor]] = []
+        onward: list[Tensor] = []
         for state in self.prepared.states:
             forget(model)
             output = self._call(model, state, partial(call_model, model, self.inputs))
@@ -271,7 +275,7 @@ class _Trial:
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
             suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
-            return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", suspects)
+            return Failed(f"{RAISED}{in_words(error, small or self.copy)}", suspects)
         with masked(self.copy, plan):
             expected = self._run(self.copy)
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fairkern.model.nested import call_model
+from fairkern.model.own_calls import call_of
 from fairkern.model.tensors import device_of
 from fairkern.report.modules import clock_for, evaluated
 
@@ -40,6 +41,7 @@ def latencies_ms(models: Sequence[nn.Module], example_inputs: Any, percentile: f
     Medians, or another `percentile`.
     """
     clock = clock_for(example_inputs)
+    example_inputs = call_of(models[0], example_inputs)
 
     def once(model: nn.Module) -> float:
         started = clock()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from fairkern.model.nested import call_model, tensors_in
+from fairkern.model.own_calls import call_of
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 2, 6, 60, 0.6
 UNDISTURBED = 10  # percentile: what other processes take is in the upper ones
@@ -44,6 +45,7 @@ def layers_ms(
     waited for, so that layers may add up to more than the model: they are scaled down to it.
     """
     clock = clock_for(example_inputs)
+    example_inputs = call_of(model, example_inputs)
     watch = _Watch(clock, layers)
 
     def whole(which: nn.Module) -> float:

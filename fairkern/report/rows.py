@@ -48,14 +48,20 @@ def summary(
             **compensation,
             **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
             **{name: result[name] for name in ("latency_looks", "steps") if name in result},
+            **({"left_alone": result["left_alone"]} if result.get("left_alone") else {}),
             "config": {c.name: [c.before, c.after] for c in plan.config},
             "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,
-            "notes": [] if scores is None else list(scores.units.notes),
+            "notes": [] if scores is None else [*scores.units.notes, *_without_classes(scores)],
             "scoring": {} if scores is None else dict(scores.provenance),
         },
         versions=versions(),
     )
+
+
+def _without_classes(scores: Scores) -> list[str]:
+    names = scores.provenance.get("no_classes", ())
+    return [f"heard in fewer than two classes, without U: {', '.join(names)}"] if names else []
 
 
 def group_rows(plan: Plan, unexplained: Mapping[str, float] | None = None) -> list[dict[str, Any]]:

@@ -182,6 +182,15 @@ class FrozenAxis:
 
 
 @dataclass(frozen=True)
+class KeptUnits:
+    """Units of a kind in a module, none of which can be cut, so that no group has them; and why."""
+
+    kind: str  # as of a group
+    module: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Entries:
     """Modules of a list (`nn.ModuleList`, `nn.ModuleDict`) that are units: experts to which a router sends tokens.
 
@@ -286,6 +295,7 @@ class UnitMap:
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigField, ...] = ()  # shown to describe the pruned model by building from it
     lists: Mapping[str, Entries] = field(default_factory=dict)  # by path; modules that are units, on `Axis(path, 0)`
+    kept: tuple[KeptUnits, ...] = ()
     computed: tuple[str, ...] = ()  # tensors that are not contracted themselves, but what is computed from them
 
     @property

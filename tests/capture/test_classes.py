@@ -75,7 +75,7 @@ class Segmenter(nn.Module):
         super().__init__()
         self.entry, self.inner = nn.Conv2d(1, 5, 3, 2, 1), nn.Conv2d(5, 6, 3, padding=1)
         self.out = nn.Conv2d(6, CLASSES, 1)
-        self.gate = nn.Linear(6, 6) if pooled else None
+        self.gate = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 6)) if pooled else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inner(torch.relu(self.entry(x))).sigmoid()
@@ -98,11 +98,89 @@ def test_a_coarser_grid_has_the_nearest_labels() -> None:
     np.testing.assert_allclose(scores.signals["wasserstein"][g], expected, rtol=1e-9)
 
 
-def test_places_that_are_not_there_are_refused() -> None:
+def regions(n: int) -> Tensor:
+    """Labels [n, 8, 8]: most places of a sample are of the class of its number, some of none, and some of others."""
+    y = torch.randint(0, CLASSES, (n, 8, 8), generator=torch.Generator().manual_seed(2))
+    y[:, 2:, 1:] = (torch.arange(n) % CLASSES)[:, None, None]
+    y[:, 0] = -1
+    return y
+
+
+@pytest.mark.parametrize("size", [12, 5])
+def test_a_pooled_branch_has_the_class_of_most_places_of_the_sample(size: int) -> None:
     torch.manual_seed(0)
-    model, x = Segmenter(pooled=True), torch.randn(4, 1, 8, 8)
-    with pytest.raises(fk.InputError, match=r"places \[8, 8\].*gate:input"):
-        fk.score(model, [(x, torch.randint(0, 3, (4, 8, 8)))], cross_entropy, class_of=second, progress=False)
+    model, x, y = Segmenter(pooled=True).double(), torch.randn(12, 1, 8, 8, dtype=torch.float64), regions(12)
+    units = fk.trace(model, x)
+    options: dict[str, Any] = {"class_of": second, "units": units, "progress": False}
+    scores = fk.score(model, batches(x, y, size), lambda out, t: cross_entropy(out, t, ignore_index=-1), **options)
+    gated = torch.relu(model.gate[0](model.inner(torch.relu(model.entry(x))).sigmoid().mean((2, 3)))).detach()
+    expected = class_wasserstein(gated, torch.arange(12) % CLASSES, "max", backend="reference")
+    g = next(g for g, group in enumerate(units.groups) if group.name == "gate.0")
+    np.testing.assert_allclose(scores.signals["wasserstein"][g], expected, rtol=1e-9)
+    assert scores.provenance["no_classes"] == []
+
+
+def test_a_branch_that_is_heard_in_one_class_has_no_u_and_is_left_alone_where_u_is_read(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Segmenter(pooled=True).double(), torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    y = torch.zeros(6, 8, 8, dtype=torch.int64)
+    y[:, :3] = 1
+    data = batches(x, y, 3)
+    units = fk.trace(model, x)
+    scores = fk.score(model, data, cross_entropy, class_of=second, units=units, gram=True, progress=False)
+    scores.save(tmp_path / "scores.safetensors")
+    scores = fk.Scores.load(tmp_path / "scores.safetensors")
+    assert scores.provenance["no_classes"] == ["gate.0"]
+    for options in ({"removal": "wasserstein"}, {"removal": "taylor", "protect": "wasserstein"}):
+        plan = scores.plan(tod=1.0, **options)
+        assert {group.name for group in plan.groups if group.removed.size} == {"entry", "inner"}
+        compared = plan
+    assert any(g.name == "gate.0" and g.removed.size for g in scores.plan(keep_params=0.3).groups)
+    report = fk.summarise(compared, scores=scores)
+    assert "heard in fewer than two classes, without U: gate.0" in report.choices["notes"]
+    small, _ = fk.prune(model, data, cross_entropy, tod=0.9, class_of=second, progress=False)
+    assert small.gate[0].out_features == 7
+    assert small(x).shape == model(x).shape
+
+
+def test_classes_along_what_is_pooled_in_one_direction_are_those_of_most_places_there() -> None:
+    """A gate for each row and one for each column (coordinate attention)."""
+
+    class Strips(Segmenter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(6, 4, 1), nn.Conv2d(4, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.inner(torch.relu(self.entry(x))).sigmoid()
+            x = x * self.last(torch.relu(self.first(x.mean(2, keepdim=True))))
+            return nn.functional.interpolate(self.out(x), scale_factor=2)
+
+    torch.manual_seed(0)
+    model, x = Strips().double(), torch.randn(6, 1, 8, 8, dtype=torch.float64)
+    columns = torch.tensor([0, 0, 1, 1, 2, 2, 0, 1])
+    y = columns.expand(6, 8, 8).clone()
+    y[:, 0] = 0
+    units = fk.trace(model, x)
+    scores = fk.score(model, [(x, y)], cross_entropy, class_of=second, units=units, progress=False)
+    inner = model.inner(torch.relu(model.entry(x))).sigmoid()
+    read = torch.relu(model.first(inner.mean(2, keepdim=True)))
+    rows = read.detach()[:, :, 0].permute(0, 2, 1).flatten(0, 1)
+    expected = class_wasserstein(rows, columns[1::2].repeat(6), "max", backend="reference")
+    g = next(g for g, group in enumerate(units.groups) if group.name == "first")
+    np.testing.assert_allclose(scores.signals["wasserstein"][g], expected, rtol=1e-9)
+
+
+def test_places_that_are_not_there_are_refused() -> None:
+    x, labels = tokens()[0], torch.arange(2 * N * 3).view(N, 2, 3) % 3
+    with pytest.raises(fk.InputError, match=r"places \[2, 3\].*have the shape \[10\]"):
+        fk.score(net(), [(x, None)], lambda out, _: out.sum(), class_of=lambda b: labels, progress=False)
+
+
+def test_targets_of_places_say_how_they_are_compared() -> None:
+    x, y = tokens()
+    with pytest.raises(fk.InputError, match=r"class_of=lambda batch: batch\[1\] to compare places"):
+        fk.prune(net(), [(x, y)], token_loss, tod=0.1, progress=False)
 
 
 class Windows(nn.Module):

@@ -90,6 +90,18 @@ def listed(x: Tensor) -> Tensor:
     return torch.cat([a * b, b, c], 1)
 
 
+def written(x: Tensor) -> Tensor:
+    """As many places as channels."""
+    y = x.new_zeros(x.shape[0], 12, 3, 12)
+    y[:, :, 1:] = x.view(-1, 12, 3, 12)[:, :, 1:]
+    return y.view(-1, 12, 6, 6)
+
+
+def masked_places(x: Tensor) -> Tensor:
+    mask = x.new_zeros(36).view(3, 12)
+    return (x.view(-1, 12, 3, 12) + mask).view(-1, 12, 6, 6)
+
+
 TOKENS, IMAGE = (2, 5, 24), (2, 3, 8, 8)
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {  # net, input, units that can go
     "reshape": (lambda: Attention(lambda o, b, n, c: o.transpose(1, 2).reshape(b, n, c)), TOKENS, 4),
@@ -115,6 +127,13 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {  # net
     "a depthwise kernel, groups as a number": (Blur, IMAGE, 12),
     "filled, and viewed by the same size": (
         lambda: Between(lambda x: (x.view(-1, 12, 36) * x.new_full((12, 1), 0.5)).view(-1, 12, 6, 6)),
+        IMAGE,
+        12,
+    ),
+    "zeros that are written into": (lambda: Between(written), IMAGE, 12),
+    "a view of zeros over as many places": (lambda: Between(masked_places), IMAGE, 12),
+    "a square over as many places": (
+        lambda: Between(lambda x: (x.view(-1, 12, 3, 12) @ x.new_ones(12, 12).tril()).view(-1, 12, 6, 6)),
         IMAGE,
         12,
     ),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.prove import difference, prove, vary
 from fairkern.prove.inputs import distance
-from fairkern.prove.stir import calibrate, stir
 from fairkern.prove.search import Failed, search
+from fairkern.prove.stir import calibrate, stir
 from fairkern.types import UnitMap
 from tests.compact.handmade import units_of
 from tests.compact.untouched import assert_untouched, snapshot

@@ -31,7 +31,9 @@ def _met(call: Call, track: Track, other: Track, places: Iterable[int]) -> list[
     return out
 
 
-@rule("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_reduce")
+@rule(
+    "index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_reduce", "index_reduce_"
+)
 def into_places(call: Call) -> list[Track]:
     """`index_add`, `index_copy`, `index_fill`: slices at the places of a flat index."""
     track = call.track("self")

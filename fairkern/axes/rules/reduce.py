@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairkern.axes.dims import CONSTANT, Track
+from fairkern.axes.dims import CONSTANT, Dim, Track
 from fairkern.axes.facts import Ranking, Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -69,6 +69,22 @@ def _adds(call: Call) -> bool:
         order = call.args.get("ord", call.args.get("p"))
         return order is None or float(order) > 0
     return call.name in ("sum", "nansum", "count_nonzero")
+
+
+@rule("segment_reduce")
+def segments(call: Call) -> list[Track]:
+    """Stretches of one dimension are reduced to one place each."""
+    data = call.track("data")
+    over = wrap(call.args["axis"], len(data.dims))
+    bounds = [call.track(call.args[name]) for name in ("lengths", "indices", "offsets") if call.given(name)]
+    dims: list[Dim] = list(data.dims)
+    for track in bounds:  # [.., segments]: the same for every position of the dimensions behind
+        for i, dim in enumerate(track.dims[:-1]):
+            dims[i] = call.graph.meet(dims[i], dim, f"meets a fixed size in {call.where}")
+    for dim in (dims[over], *(track.dims[-1] for track in bounds)):
+        call.graph.freeze(dim, f"{call.where} runs over it")
+    dims[over] = CONSTANT
+    return call.out(dims)
 
 
 @rule("max", "argmax")
