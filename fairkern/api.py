@@ -191,7 +191,7 @@ def score(
     if units is None:
         started = time.perf_counter()
         first, loader = first_batch(loader)
-        units = trace(model, head(first, model))
+        units = trace(model, head(first, model, samples_of))
         traced = time.perf_counter() - started
     else:
         compact.check(model, build(units, nothing(units)))

@@ -74,10 +74,10 @@ def batches(
             number += 1
 
 
-def labelled(given: Any, model: nn.Module) -> bool:
+def labelled(given: Any, model: nn.Module, samples_of: SamplesOf | None = None) -> bool:
     """Whether a batch's targets are class labels."""
     try:
-        next(batches([given], model, None))
+        next(batches([given], model, None, samples_of))
     except InputError:
         return False
     return True
@@ -124,11 +124,13 @@ def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, itertools.chain([first], iterator) if iterator is loader else loader
 
 
-def head(batch: Any, model: nn.Module, samples: int = 2) -> Call:
-    """What the model is called with for its prediction of a few samples of a batch, of all where their number is not
-    known, on the model's device."""
-    _, _, parts = next(_read([batch], model))
-    return (parts if parts.samples is None else parts.rows(slice(samples))).asked
+def head(batch: Any, model: nn.Module, samples_of: SamplesOf | None = None, samples: int = 2) -> Call:
+    """What the model is called with for its prediction of a few samples of a batch, on its device.
+
+    Of one, where they come one by one; of all, where the structure does not say how many there are.
+    """
+    _, _, parts = next(_read([batch], model, samples_of))
+    return (parts if parts.samples is None else parts.rows(slice(1 if parts.singly else samples))).asked
 
 
 def example(model: nn.Module, inputs: Any) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.search import Failed
-from fairkern.prove.trial import Prepared, failing, prepare
+from fairkern.prove.trial import Prepared, failing, own_random_state, prepare
 from fairkern.types import SizeSite, UnitMap
 
 
@@ -56,7 +57,8 @@ class _Proof:
     def _prepare(self, units: UnitMap, number: int) -> Prepared:
         if self._prepared is None or self._prepared[0] != number:
             self._prepared = None
-            self._prepared = number, prepare(self._model, units, self._runs[number], self._seed)
+            with own_random_state(self._model, self._seed), torch.no_grad():
+                self._prepared = number, prepare(self._model, units, self._runs[number], self._seed)
         return self._prepared[1]
 
     def whole(self, units: UnitMap, sites: Sequence[SizeSite]) -> UnitMap | None:
