@@ -126,6 +126,8 @@ def _run(
     inputs = own(inputs)
     in_training = training is not None
     tracks = Tracks(tracing.graph)
+    for tensor in tensors_in(inputs):
+        tracks.of(tensor)
     with _watched(model, names, tracing, originals, tracks, training=in_training, count_flops=first) as modules:
         for name, tensor in given_states(model, inputs):
             reason = f"is held by {name}, a state that was given as example input"
@@ -196,8 +198,6 @@ def _watched(
         source = Source(name, tuple(Axis(name, i) for i in range(tensor.ndim)), name in tracing.parameters)
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, source))
     tracks.keep_still(names.values())
-    for tensor in tensors_in(inputs):
-        tracks.of(tensor)
     modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
     mode = OperatorMode(
