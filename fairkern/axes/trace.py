@@ -24,8 +24,9 @@ from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
+from fairkern.model.autocast import forget_casts
 from fairkern.model.fused import dense, plain, running_as
-from fairkern.model.nested import call_model, elements
+from fairkern.model.nested import call_model, elements, tensors_in
 from fairkern.model.raised import in_words
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
@@ -116,6 +117,7 @@ def _run(
     first: bool,
 ) -> None:
     forget(model)
+    forget_casts()  # what a model's own autocast made of weights in another run has no track
     tracks = Tracks(tracing.graph)
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
@@ -123,6 +125,8 @@ def _run(
         source = Source(name, tuple(Axis(name, i) for i in range(tensor.ndim)), name in tracing.parameters)
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, source))
     tracks.keep_still(names.values())
+    for tensor in tensors_in(inputs):
+        tracks.of(tensor)
     modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
     mode = OperatorMode(

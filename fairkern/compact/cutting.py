@@ -13,6 +13,7 @@ from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept,
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
 from fairkern.model.attributes import write_attribute
+from fairkern.model.autocast import forget_casts
 from fairkern.model.replacements import replace_modules
 from fairkern.model.untouched import caches, forget
 from fairkern.ops.gather import gather_many
@@ -48,6 +49,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
             for held, index in cuts:
                 _replace(held.tensor, index, backend)
             forget(model)
+            forget_casts()
         else:
             gathered = gather_dense([(held.tensor, index) for held, index in cuts], backend)
             cut = [(held, tensor) for (held, _), tensor in zip(cuts, gathered, strict=True)]

@@ -202,7 +202,7 @@ BY_NAME: Mapping[str, SizeFunction] = {function.name: function for function in _
 
 
 def size_function(function: Callable[..., Any] | str) -> SizeFunction | None:
-    """What is known of a torch function, as a function mode is given it, or of a method by its name: by its name.
+    """What is known of a torch function, as a function mode is given it, or of one of this name: by its name.
 
     `Tensor.split` and `torch.split` are one. (By the function itself, torch.compile finds some and not others.)
     """

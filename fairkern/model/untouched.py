@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fairkern.model.autocast import forget_casts
 from fairkern.model.nested import elements
 
 
@@ -37,6 +38,8 @@ class Originals:
         with torch.no_grad():
             for parameter, saved in self._saved:
                 parameter.copy_(saved)
+        if self._saved:
+            forget_casts()
 
 
 @contextlib.contextmanager

@@ -30,8 +30,6 @@ from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
 from fairkern.types import IndexArray, Plan, SiteNumber, UnitMap
 
-RAISED = "pruned model fails: "  # what a reason begins with where the code raised on smaller tensors
-
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
@@ -112,12 +110,14 @@ def failing(
     prepared: Prepared | None = None,
     doubtful: Iterable[int] | None = None,
     said: Failed | None = None,
+    most: int | None = None,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, Failed]:
     """What `prove` says, with what is known of where it failed.
 
-    `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups that
-    may fail, the others having passed together; `said`: how all groups together fail, where that is known.
+    `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups
+    that may fail, the others having passed together; `said`: how all groups together fail, where that is known.
+    `most`: as many failing groups are too many; no others are looked for.
     """
     check(model, build(units, nothing(units)))
     check_values(model)
@@ -125,7 +125,7 @@ def failing(
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
-    with own_random_state(model, seed), torch.no_grad():
+    with _own_random_state(model), torch.no_grad():
         trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, tolerance, numbers)
 
         def attempt(groups: Sequence[int]) -> Failed | None:
@@ -137,8 +137,7 @@ def failing(
             return {} if said is None else dict.fromkeys(candidates, said)
         wanted = set(candidates if doubtful is None else doubtful)
         settled = [c for c in candidates if c not in wanted]
-        reasons = search([c for c in candidates if c in wanted], attempt, settled, said)
-        return {group: Failed(reason) for group, reason in reasons.items()}
+        return search([c for c in candidates if c in wanted], attempt, settled, said, most)
 
 
 def check_values(model: nn.Module) -> None:
@@ -157,7 +156,7 @@ def failure(
 
     Cost and errors as of `prove` when nothing fails.
     """
-    with own_random_state(model, seed), torch.no_grad():
+    with _own_random_state(model), torch.no_grad():
         trial = _Trial(prepare(model, units, inputs, seed), units, removed, None, None)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
@@ -180,6 +179,11 @@ class Prepared:
 
 def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
     """The first of float64 and own dtypes, varied and given inputs, that a copy can run with."""
+    with _own_random_state(model), torch.no_grad():
+        return _prepared(model, units, inputs, seed)
+
+
+def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
     own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
     coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
     problem: Exception | None = None
@@ -248,7 +252,7 @@ class _Trial:
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
             suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
-            return Failed(f"{RAISED}{in_words(error, small or self.copy)}", suspects)
+            return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", True, suspects)
         with masked(self.copy, plan):
             expected = [self._run(self.copy, state) for state in self.prepared.states]
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
@@ -285,7 +289,7 @@ def _double(tensor: Tensor, copy: bool = False) -> Tensor:
 
 
 @contextmanager
-def own_random_state(model: nn.Module, seed: int) -> Iterator[None]:
+def _own_random_state(model: nn.Module) -> Iterator[None]:
     devices = {held.tensor.device for held in tensors_of(model) if held.tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
         yield
