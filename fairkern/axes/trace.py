@@ -145,6 +145,7 @@ def _run(
         mode,
     ):
         output = call_model(model, inputs)
+    tracing.graph.join_parts()
     if not training:
         tracing.graph.size_calls.extend(sizes.by_module(modules.calls))
         tracing.calls |= modules.calls
