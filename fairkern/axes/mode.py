@@ -106,7 +106,8 @@ class OperatorMode(TorchDispatchMode):
             still=self._tracks.still,
             training=self._training,
         )
-        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
+        known = name if space == "aten" else f"{space}::{name}"
+        rule = RULES.get(f"{known}.{func._overloadname}") or RULES.get(known)
         if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return
