@@ -14,9 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+from torch.overrides import _get_current_function_mode_stack
 
 from fairkern.errors import InputError
+from fairkern.model.own_modes import OwnMode
+from fairkern.model.replacements import leave_modes_out
 from fairkern.model.size_calls import SizeFunction, size_function
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan, SizeChange
@@ -65,7 +67,7 @@ def _sized(original: Any) -> Any:
     return type(original.__name__, (SizedForward, original), {**names, "__qualname__": original.__qualname__})
 
 
-class _Substitution(TorchFunctionMode):
+class _Substitution(OwnMode):
     def __init__(self, sites: _Sites) -> None:
         super().__init__()
         self.sites = sites
@@ -129,6 +131,7 @@ def install(model: nn.Module, changes: Iterable[SizeChange]) -> None:
             module._fairkern_sites = _Sites()
         table = {call: tuple(entries) for call, entries in calls.items()}
         module._fairkern_sites = _Sites((*module._fairkern_sites.tables, table))
+        leave_modes_out(module)
         for inner in module.modules():
             if inner is not module and _enter not in inner._forward_pre_hooks.values():
                 inner.register_forward_pre_hook(_enter)
