@@ -223,8 +223,12 @@ def _loss(arguments: argparse.Namespace) -> Any:
 
 def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("samples_per_class", "projections", "seed", "recipe", "backend", "memory_budget", "gram")
+    if arguments.class_of and not arguments.classes:
+        raise fk.InputError("--class-of says what the classes are, and --no-classes that there are none: give one")
+    functions = {"class_of": arguments.class_of, "samples_of": arguments.samples_of}
+    given = {name: named(spec) for name, spec in functions.items() if spec}
     classes = {} if arguments.classes else {"class_of": False}
-    return {name: getattr(arguments, name) for name in names} | classes | {"progress": not arguments.quiet}
+    return {name: getattr(arguments, name) for name in names} | given | classes | {"progress": not arguments.quiet}
 
 
 def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -343,6 +347,16 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples-per-class", type=_positive, default=32, metavar="N")
     parser.add_argument("--projections", type=_positive, default=128, metavar="N")
+    parser.add_argument(
+        "--class-of",
+        metavar="FUNCTION",
+        help="package.module:callable that returns a function of a batch: its labels, one per sample or place",
+    )
+    parser.add_argument(
+        "--samples-of",
+        metavar="FUNCTION",
+        help="package.module:callable that returns a function of a batch: how many samples it holds",
+    )
     parser.add_argument(
         "--no-classes", dest="classes", action="store_false", help="the targets are no classes: leave out U"
     )

@@ -75,9 +75,12 @@ class Rehearsal:
             loss = self._run(call)
         missing = self._listener.missing()
         if missing is not None:
+            like = (
+                "a list of one image, as images of a list are scored" if batch.parts.singly else "those of the loader"
+            )
             raise InputError(
                 f"batch {batch.index} does not reach {missing.name}, which the traced example inputs did; "
-                "trace with inputs like those of the loader"
+                f"trace with inputs like {like}"
             )
         assert loss is not None
         return loss

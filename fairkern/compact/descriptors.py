@@ -14,7 +14,7 @@ from fairkern.compact.config import config_value
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.model.attributes import read_attribute
 from fairkern.model.linear import adds_bias
-from fairkern.model.replacements import REPLACEMENTS
+from fairkern.model.replacements import misfit
 from fairkern.plans.renaming import Renaming, cut_lists
 from fairkern.types import Axis, Plan, PlanAxis, Silence
 
@@ -154,15 +154,11 @@ def check(model: nn.Module, plan: Plan) -> None:
         if site.module not in modules:
             raise PlanMismatchError(f"the plan changes sizes that {site.module} passes on: no such module")
     for replacement in plan.replacements:
-        classes = REPLACEMENTS.get(replacement.name)
-        if classes is None:
+        found = modules.get(replacement.module)
+        expected = misfit(found, replacement.name)
+        if expected is not None:
             raise PlanMismatchError(
-                f"the plan puts a {replacement.name} in place of {replacement.module}: unknown here"
-            )
-        if type(modules.get(replacement.module)) not in classes:
-            raise PlanMismatchError(
-                f"{replacement.module} is a {type(modules.get(replacement.module)).__name__} here, the plan expects "
-                f"{classes[0].__module__}.{classes[0].__name__}"
+                f"{replacement.module} is a {type(found).__name__} here, the plan expects {expected}"
             )
 
 
