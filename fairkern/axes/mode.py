@@ -56,6 +56,7 @@ class OperatorMode(TorchDispatchMode):
         for t in written:
             self._originals.about_to_write(t)
         strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
+        self._tracks.keep_still([t for t in tensors if t not in self._tracks])  # a list of numbers as an index
         before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
         for track in before.values():
             self._tracing.graph.read(track)
@@ -105,7 +106,8 @@ class OperatorMode(TorchDispatchMode):
             still=self._tracks.still,
             training=self._training,
         )
-        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
+        known = name if space == "aten" else f"{space}::{name}"
+        rule = RULES.get(f"{known}.{func._overloadname}") or RULES.get(known)
         if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return

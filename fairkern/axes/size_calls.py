@@ -30,9 +30,7 @@ class SizeCalls(TorchFunctionMode):
         super().__init__()
         self._current, self._tracks = current, tracks
         self._calls: dict[CallSite, list[SizeCall]] = defaultdict(list)
-        self._filled: list[
-            tuple[CallSite, int, list[Dim]]
-        ] = []  # calls that fill a tensor, and what is written into it
+        self._filled: list[tuple[CallSite, int, list[Dim]]] = []  # calls that fill a tensor; what is written there
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -91,6 +89,21 @@ class SizeCalls(TorchFunctionMode):
         for path, count in calls.items():
             for number in range(count):
                 yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
+
+
+def countable(calls: Sequence[SizeCallsOfModule], even: Callable[[np.ndarray], bool]) -> list[SizeCallsOfModule]:
+    """The same calls without places of slices between positions of one unit: no number follows there.
+
+    `even(nodes)`: whether these positions hold every unit of their groups equally often.
+    """
+
+    def kept(call: SizeCall) -> SizeCall:
+        if not isinstance(size_function(call.function), Spans):
+            return call
+        numbers = ((n, d) if not isinstance(d, np.ndarray) or even(d) else (0, CONSTANT) for n, d in call.numbers)
+        return replace(call, numbers=tuple(numbers))
+
+    return [replace(made, calls=tuple(map(kept, made.calls))) for made in calls]
 
 
 def size_sites(

@@ -25,7 +25,7 @@ from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
 from fairkern.model.fused import dense, plain, running_as
-from fairkern.model.nested import call_model, elements
+from fairkern.model.nested import call_model, elements, tensors_in
 from fairkern.model.raised import in_words
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
@@ -123,6 +123,8 @@ def _run(
         source = Source(name, tuple(Axis(name, i) for i in range(tensor.ndim)), name in tracing.parameters)
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, source))
     tracks.keep_still(names.values())
+    for tensor in tensors_in(inputs):
+        tracks.of(tensor)
     modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
     mode = OperatorMode(

@@ -11,15 +11,15 @@ import numpy as np
 from torch import nn
 
 from fairkern.axes.extents import Extents, Lives, attributes, flop_terms, parameter_terms
-from fairkern.axes.facts import Contraction, Production, Ranking, Unless
+from fairkern.axes.facts import Contraction, Edge, Factors, Production, Ranking, Unless
 from fairkern.axes.graph import Graph
 from fairkern.axes.grouping import Grouping
 from fairkern.axes.kinds import holder, kept_units, kind_of
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
-from fairkern.axes.size_calls import size_sites
+from fairkern.axes.size_calls import countable, size_sites
 from fairkern.axes.sizes import attributes_like_children
-from fairkern.axes.solver import NOT_READ, Solver, decide_factors
+from fairkern.axes.solver import NOT_READ, Solver, components, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
@@ -54,7 +54,8 @@ def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solut
     note_train_only(model, tracing)
     routing = Routing(model, tracing, listed=dare)
     solver, daring = Solver(tracing.graph, routing.routed, routing.listed), None
-    if dare and any(freeze.unless is Unless.PROVEN for freeze in tracing.graph.freezes):
+    held = [freeze.nodes for freeze in tracing.graph.freezes if freeze.unless is Unless.PROVEN] if dare else []
+    if held and _near(tracing.graph)[np.concatenate(held)].any():
         daring = Solver(tracing.graph, routing.routed, routing.listed, daring=True)
         if np.array_equal(daring.free(daring.nodes), solver.free(solver.nodes)):
             daring = None  # something else freezes the same
@@ -63,13 +64,29 @@ def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solut
     return certain, more if more is not None and more.positions > certain.positions else None
 
 
-def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver) -> Solution:
-    graph = tracing.graph
-    read = np.zeros(solver.n, dtype=bool)
+def _read(graph: Graph) -> np.ndarray:
+    """Per node: whether a weight contracts over it."""
+    read = np.zeros(graph.nodes, dtype=bool)
     for c in graph.contractions:
         if not c.summed:
             read[c.nodes] = True
-    decide_factors(solver, graph.factors, read, tracing.deadline)
+    return read
+
+
+def _near(graph: Graph) -> np.ndarray:
+    """Per node: whether it could come to be read, whichever factors of views carry units. Tokens seldom could."""
+    views = [Edge(np.resize(flat[:1], len(flat)), flat) for flat in map(_whole, graph.factors)]
+    labels = components([*graph.edges, *views], graph.nodes)
+    return np.isin(labels, labels[_read(graph)])
+
+
+def _whole(view: Factors) -> np.ndarray:
+    return np.concatenate([view.flat.reshape(-1), *view.factors])
+
+
+def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver) -> Solution:
+    graph = tracing.graph
+    decide_factors(solver, graph.factors, _read(graph), tracing.deadline)
     _freeze_unconsumed(solver, graph)
     places = Places.of(tracing, solver.labels)
     grouping = Grouping.of(places, solver)
@@ -78,7 +95,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
-    sites = tuple(size_sites(graph.size_calls, sizes.of, sizes.extents))
+    sites = tuple(size_sites(countable(graph.size_calls, sizes.even), sizes.of, sizes.extents))
     frozen = tuple(places.frozen(solver))
     notes = [*tracing.notes, *remedies(tracing, {axis.reason for axis in frozen})]
     if tracing.unknown:

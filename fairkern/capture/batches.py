@@ -128,7 +128,7 @@ def head(batch: Any, model: nn.Module, samples_of: SamplesOf | None = None, samp
     """What the model is called with for its prediction of a few samples of a batch, of all where they cannot be taken
     apart (a graph), on the model's device."""
     _, _, parts = next(_read([batch], model, samples_of))
-    return (parts.rows(slice(samples)) if parts.apart else parts).asked
+    return (parts.rows(slice(samples)) if parts.divisible else parts).asked
 
 
 def example(model: nn.Module, inputs: Any) -> Any:

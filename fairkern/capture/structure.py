@@ -33,7 +33,7 @@ class Parts:
     hands_on: bool = False
 
     @property
-    def apart(self) -> bool:
+    def divisible(self) -> bool:
         """Whether all that the model is called with has an item or a row for every sample."""
         rows = (len(t) for t in tensors_in(self.asked) if t.ndim)
         return self.samples is not None and (self.lists or all(n == self.samples for n in rows))

@@ -201,9 +201,9 @@ _TABLE = (
 BY_NAME: Mapping[str, SizeFunction] = {function.name: function for function in _TABLE}
 
 
-def size_function(function: Callable[..., Any]) -> SizeFunction | None:
-    """What is known of a torch function, as a function mode is given it: by its name.
+def size_function(function: Callable[..., Any] | str) -> SizeFunction | None:
+    """What is known of a torch function, as a function mode is given it, or of one of this name: by its name.
 
     `Tensor.split` and `torch.split` are one. (By the function itself, torch.compile finds some and not others.)
     """
-    return BY_NAME.get(getattr(function, "__name__", ""))
+    return BY_NAME.get(function if isinstance(function, str) else getattr(function, "__name__", ""))

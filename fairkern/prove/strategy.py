@@ -12,7 +12,7 @@ from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.search import Failed
 from fairkern.prove.trial import RAISED, Prepared, failing, prepare
-from fairkern.types import SizeAttribute, SizeSite, UnitMap
+from fairkern.types import Axis, AxisGroup, SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
@@ -108,11 +108,11 @@ def proven(
     """The map with every group frozen that fails on any of the inputs.
 
     `daring`, which cuts more than the trace vouches for, is taken if all of its groups pass together, or all but
-    those that fail in the certain map too; else not at all. Of the certain map, tried until all groups pass
-    together: the map as it is; with sizes substituted that modules' code passes on; and for the groups that fail
-    then, the same two without attributes that were recognised by their value, which may be a coincidence (those of one
-    value, then all), and with those that the code may compare its inputs with. If none of these passes whole, the one
-    with which the fewest groups fail.
+    those that fail in the certain map too; else what is left of it, where that is more than of the certain map. Of
+    that, tried until all groups pass together: the map as it is; with sizes substituted that modules' code passes on;
+    and for the groups that fail then, the same two without attributes that were recognised by their value, which may
+    be a coincidence (those of one value, then all), and with those that the code may compare its inputs with. If none
+    of these passes whole, the one with which the fewest groups fail.
     """
     proof = _Proof(model, runs, seed, deadline)
     units, sites = certain.units, certain.sites
@@ -146,4 +146,24 @@ def proven(
         found = proof.whole(candidate.freeze(same), known) if same else None
         if found is not None:
             return found
+    return _dared(proof, best, tried[:-1])
+
+
+def _dared(proof: _Proof, best: UnitMap, maps: Sequence[tuple[UnitMap, Sequence[SizeSite]]]) -> UnitMap:
+    """What is left of one of these maps without the groups that fail, if it can cut more than `best`. In doubt are only
+    groups that `best` does not have, and what is left has run together."""
+    settled = {_places(best.groups[g]) for g in best.prunable}
+    for units, sites in maps:
+        for candidate, learn in _with_and_without(units, sites, units.prunable):
+            doubtful = [g for g in candidate.prunable if _places(candidate.groups[g]) not in settled]
+            candidate, failed = proof.failing(candidate, learn, together=False, doubtful=doubtful)
+            left = candidate.freeze(failed)
+            more = Solution(left, ()).positions > Solution(best, ()).positions
+            if more and not proof.failing(left, learn=False, together=True)[1]:
+                best = left
     return best
+
+
+def _places(group: AxisGroup) -> tuple[tuple[Axis, bytes], ...]:
+    """Where a group lies: equal for a group of another map that is the same."""
+    return tuple((held.axis, held.positions.tobytes()) for held in group.axes)

@@ -46,6 +46,17 @@ def net(run: Callable[[Net, Tensor], Tensor], b: int, c: int) -> Net:
     return made
 
 
+def gated_by_the_last(m: Net, x: Tensor) -> Tensor:
+    made = m.a(x)
+    gate = made[:, -1].sigmoid()
+    return m.b(made.relu() * gate[:, None])
+
+
+def picked_last(m: Net, x: Tensor) -> Tensor:
+    made = m.a(x)
+    return m.b(made.relu() * made[:, [-1]].sigmoid())
+
+
 def halves(first: slice, second: slice) -> Callable[[Net, Tensor], Tensor]:
     def run(m: Net, x: Tensor) -> Tensor:
         x = m.a(x)
@@ -107,6 +118,8 @@ ALLOWED = {
     "split by a listed literal": (lambda: net(listed, 12, 4), {"a": 12, "a[1]": 4}),
     "split by a list that the module holds": (lambda: net(held, 12, 4), {"a": 12, "a[1]": 4}),
     "split into three, two of which meet": (lambda: net(three, 8, 4), {"a": 4, "a[1]": 4}),
+    "a position at the end selected": (lambda: net(gated_by_the_last, 16, 4), {"a": 15}),
+    "a position at the end picked": (lambda: net(picked_last, 16, 4), {"a": 15}),
     "part of a bias zeroed": (lambda: net(zeroed_third, 16, 4), {"a": 4}),
     "halves by numbers": (lambda: net(halves(slice(8), slice(8, None)), 8, 8), {"a": 8}),
     "halves from behind": (lambda: net(halves(slice(-8), slice(-8, 16)), 8, 8), {"a": 8}),
@@ -144,7 +157,16 @@ def neighbours(m: Net, x: Tensor) -> Tensor:
     return m.b((x[:, 1:] - x[:, :-1])[:, :8]) + m.c(x[:, :4])
 
 
-REFUSED = {"slices by an operator": (by_operator, 8), "differences of neighbours": (neighbours, 8)}
+def selected_first(m: Net, x: Tensor) -> Tensor:
+    made = m.a(x)
+    return m.b(made.relu() * made[:, 5].sigmoid()[:, None])
+
+
+REFUSED = {
+    "slices by an operator": (by_operator, 8),
+    "differences of neighbours": (neighbours, 8),
+    "a position at a fixed number": (selected_first, 16),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -155,7 +177,8 @@ def test_what_does_not_stays_with_its_reason(name: str) -> None:
     model.run = lambda m, x: run(m, x) + m.last(x)
     units = fk.trace(model, X)
     assert [units.groups[g].name for g in units.prunable] == ["last.0"]
-    assert any("is sliced by slice" in f.reason for f in units.frozen if f.axis.tensor == "a.weight")
+    reasons = [f.reason for f in units.frozen if f.axis.tensor == "a.weight"]
+    assert any("is sliced by slice" in reason or "one position is selected" in reason for reason in reasons)
 
 
 def test_without_the_proof_nothing_is_dared() -> None:

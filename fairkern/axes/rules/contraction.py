@@ -184,6 +184,29 @@ def convolution(call: Call) -> list[Track]:
     return call.out([x.dims[0], made, *[CONSTANT] * (len(call.sizes) - 2)])
 
 
+@rule("torchvision::deform_conv2d")
+def deformable(call: Call) -> list[Track]:
+    """A convolution that reads where offsets say, which are the same for all channels or for equal parts of them."""
+    x, w = call.track("input"), call.track("weight")
+    graph, groups, parts = call.graph, x.sizes[1] // w.sizes[1], int(call.args["offset_groups"])
+    for d in (*w.dims[2:], *x.dims[2:], *(d for name in ("offset", "mask") for d in call.track(name).dims[1:])):
+        graph.freeze(d, f"places are read by it in {call.where}")
+    channels = x.dims[1]
+    if parts > 1 and isinstance(channels, np.ndarray):
+        graph.join(np.tile(graph.new(len(channels) // parts), parts), channels)
+    made: Dim
+    if groups == 1:
+        consume(call, channels, w, 1)
+        made = w.dims[0]
+        produce(call, w, 0, 1)
+    else:
+        made = _grouped(call, x, w, groups)
+    made = graph.meet(made, call.track("bias").dims[0], f"meets a fixed size in {call.where}")
+    steps = float(np.prod(call.sizes[2:])) * float(np.prod(w.sizes[2:]))
+    flops(call, steps, *(_sized(d, n) for d, n in zip((x.dims[0], *w.dims[:2]), (x.sizes[0], *w.sizes), strict=False)))
+    return call.out([x.dims[0], made, CONSTANT, CONSTANT])
+
+
 def _name(weight: Track) -> str | None:
     """The parameter that a weight is, or is computed from."""
     source = weight.source or weight.factor

@@ -1,4 +1,4 @@
-"""Operators that move positions without arithmetic: reshape, permute, split, concatenate, index, pad."""
+"""Operators that move positions without arithmetic: reshape, permute, split, concatenate, pad."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim, Track
 from fairkern.axes.facts import Unless
@@ -115,7 +114,10 @@ def expand(call: Call) -> list[Track]:
 def select(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
-    call.graph.freeze(track.dims[dim], f"one position is selected by {call.where}")
+    reason, nodes = f"one position is selected by {call.where}", track.dims[dim]
+    if isinstance(nodes, np.ndarray):
+        call.graph.freeze(nodes[[call.args["index"]]], reason)
+        call.graph.freeze(nodes, reason, Unless.PROVEN)  # the others, if the number still points there
     rest = [i for i in range(len(track.sizes)) if i != dim]
     (made,) = call.moved([track.dims[i] for i in rest], track, rest)
     return [replace(made, source=made.source and replace(made.source, part=True))]
@@ -183,7 +185,9 @@ def split(call: Call) -> list[Track]:
             call.graph.freeze(ids, reason, Unless.PROVEN if listed else Unless.LISTED)
             call.note_sizes(cuts if listed else ())
     return [
-        Track(tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)))
+        Track(
+            tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)), track.source, track.factor
+        )
         for o, part in zip(call.outputs, parts, strict=True)
     ]
 
@@ -229,48 +233,6 @@ def stack(call: Call) -> list[Track]:
         ]
     dims.insert(dim, CONSTANT)
     return call.out(dims)
-
-
-@rule("index")
-def index(call: Call) -> list[Track]:
-    """`x[i, :, j]`: indexed dimensions are read at fixed places; the result's index dimensions are constant."""
-    track = call.track("self")
-    indices = list(call.args["indices"])
-    places: list[int] = []
-    made = position = 0
-    for i in indices:
-        if i is None:
-            position += 1
-            continue
-        masks = i.dtype in (torch.bool, torch.uint8)  # as many dimensions as it has become one
-        for dim in call.track(i).dims:
-            call.graph.freeze(dim, f"is used as an index by {call.where}")
-        span = i.ndim if masks else 1
-        places += range(position, position + span)
-        position += span
-        made = max(made, 1 if masks else i.ndim)
-    for k in places:
-        call.graph.freeze(track.dims[k], f"is indexed by {call.where}")
-    adjacent = places == list(range(places[0], places[-1] + 1))
-    at = places[0] if adjacent else 0
-    rest = [d for k, d in enumerate(track.dims) if k not in places]
-    return call.out([*rest[:at], *[CONSTANT] * made, *rest[at:]])
-
-
-@rule("index_select")
-def index_select(call: Call) -> list[Track]:
-    track = call.track("self")
-    dim = wrap(call.args["dim"], len(track.sizes))
-    for d in (track.dims[dim], *call.track("index").dims):
-        call.graph.freeze(d, f"is indexed by {call.where}")
-    return call.out([CONSTANT if i == dim else d for i, d in enumerate(track.dims)])
-
-
-@rule("embedding")
-def embedding(call: Call) -> list[Track]:
-    table = call.track("weight")
-    call.graph.freeze(table.dims[0], f"rows are looked up by {call.where}")
-    return call.out([*call.track("indices").dims, table.dims[1]])
 
 
 @rule(
