@@ -249,7 +249,7 @@ def test_fx_leaves_a_function_whole() -> None:
     model.merge = lambda out, b, n, c: wrapped_merge(out, b, n, c)
     small, _, _ = cut(model, x)
     graph = torch.fx.symbolic_trace(small)
-    assert any("wrapped_merge" in str(node.target) for node in graph.graph.nodes)
+    assert any(getattr(node.target, "__name__", "") == "wrapped_merge" for node in graph.graph.nodes)
     assert torch.equal(graph(x), small(x))
     assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
 
