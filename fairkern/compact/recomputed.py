@@ -18,11 +18,12 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fairkern.errors import InputError
 from fairkern.model.call_places import begins
+from fairkern.model.own_modes import OwnMode
 
 Start = Callable[[], TorchFunctionMode]
 
 
-class OwnCalls(TorchFunctionMode):
+class OwnCalls(OwnMode):
     """A function mode that means the calls of one module's own code, not those of modules that run inside."""
 
     running = 0  # modules that are running inside

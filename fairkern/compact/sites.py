@@ -23,6 +23,7 @@ from fairkern.compact.recomputed import OwnCalls, Under, enter, leave, under
 from fairkern.compact.symbolic import Proxy, proxies, traced
 from fairkern.errors import InputError
 from fairkern.model.call_places import begins, place, place_of, way, within
+from fairkern.model.replacements import leave_modes_out
 from fairkern.model.size_calls import SizeFunction, size_function
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan, SiteNumber, SizeChange
@@ -268,6 +269,7 @@ def install(model: nn.Module, changes: Iterable[SizeChange], seen: Mapping[str, 
             module._fairkern_sites = _Sites()
         table = _Table.of(calls, (seen or {}).get(path))
         module._fairkern_sites = _Sites((*module._fairkern_sites.tables, table))
+        leave_modes_out(module)
         for inner in module.modules():
             if inner is not module and enter not in inner._forward_pre_hooks.values():
                 inner.register_forward_pre_hook(enter)

@@ -136,7 +136,7 @@ def proven(
     for candidate, known in tried:
         found = proof.whole(candidate, known)
         if found is not None:
-            return found
+            return found if candidate is not units else _dared(proof, found, tried[:-1])
     _, failed = proof.failing(units, learn=False, together=False)
     best, doubtful = units.freeze(_reasons(failed)), tuple(failed)
     *by_value, none = _fewer_observed(units, failed)

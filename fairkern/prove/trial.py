@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from fairkern.compact.mask import masked
 from fairkern.compact.sites import learn, needless
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
+from fairkern.model.caches import Calls, calls_of, with_loop
 from fairkern.model.fused import one_by_one, running_as
-from fairkern.model.nested import call_model, map_tensors, tensors_in
+from fairkern.model.nested import call_model, map_tensors
 from fairkern.model.raised import in_words, running
-from fairkern.model.untouched import valueless
+from fairkern.model.untouched import forget, untouched, valueless
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, about_half, nothing
 from fairkern.plans.renaming import Renaming
@@ -34,20 +36,24 @@ from fairkern.types import IndexArray, Plan, SiteNumber, UnitMap
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
+_Made = TypeVar("_Made")
+
 
 def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
     """Relative error between the outputs of two models on `inputs` (tensor, tuple or mapping), without gradients.
 
     Models in float64 compute in float64 throughout, also where their code casts to a coarser type.
     The largest over all output tensors of `max|a − b| / max|a|`, in float64; outputs may be nested (tuples,
-    named tuples, mappings, dataclasses). NaN, another shape or another number of tensors give inf.
+    named tuples, mappings, objects of any class); caches and states that the model returns for its next call are left
+    out (`fairkern.model.caches`). NaN, another shape or another number of tensors give inf.
     Raises InputError when the model returns no tensor.
     """
     with torch.no_grad():
-        with in_double(model):
+        with untouched(model), in_double(model):
             expected = call_model(model, inputs)
+            calls = calls_of(model, inputs, expected)
         with in_double(small):
-            return distance(expected, call_model(small, inputs))
+            return distance(calls.results(expected), calls.results(call_model(small, inputs)))
 
 
 def prove(
@@ -175,6 +181,7 @@ class Prepared:
     tolerance: float
     lifted: bool
     states: Sequence[State]
+    calls: Calls
 
 
 def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
@@ -197,14 +204,19 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
                 with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
                     torch.manual_seed(seed)
                     output = call_model(copy, cast)
+                with mode, running_as(copy, _experts(units)):
+                    calls = calls_of(copy, cast, output)
+                    forget(copy)
+                    calls, onward, _ = with_loop(calls, copy, cast)
+                    onward = onward or calls.onward(copy, cast, output)
             except Exception as error:
                 problem = error
                 continue
             problem = None
             lifted = isinstance(mode, Double) and mode.needed
             tolerance = TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
-            prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy))
-            if all(_usable(tensor) for tensor in tensors_in(output)):
+            prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy), calls)
+            if all(map(_usable, calls.results(output) + onward)):
                 return prepared
     if problem is not None:
         raise problem
@@ -233,10 +245,25 @@ class _Trial:
         self.tolerance = prepared.tolerance if tolerance is None else tolerance
         self._experts = _experts(units)
 
-    def _run(self, model: nn.Module, state: State) -> Any:
+    def _run(self, model: nn.Module) -> list[list[Tensor]]:
+        """The results of a call in every state, and of what the model does on from there."""
+        calls = self.prepared.calls
+        results: list[list[Tensor]] = []
+        onward: list[Tensor] = []
+        for state in self.prepared.states:
+            forget(model)
+            output = self._call(model, state, partial(call_model, model, self.inputs))
+            results.append(calls.results(output))
+            if calls.goes_on and not onward:
+                if calls.loop:
+                    forget(model)
+                onward = self._call(model, state, partial(calls.onward, model, self.inputs, output))
+        return [*results, onward] if calls.goes_on else results
+
+    def _call(self, model: nn.Module, state: State, call: Callable[[], _Made]) -> _Made:
         torch.manual_seed(self.prepared.seed)  # the same for both sides; the caller's state is put back by `prove`
         with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, self._experts):
-            return call_model(model, self.inputs)
+            return call()
 
     def failure(self, groups: Sequence[int]) -> Failed | None:
         """Why the pruned copy is not the masked copy when these groups are cut; None when it is, in every state."""
@@ -247,14 +274,14 @@ class _Trial:
             small = apply(self.copy, plan)
             if self.numbers is not None:
                 learn(small)
-            found = [self._run(small, state) for state in self.prepared.states]
+            found = self._run(small)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
             suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
             return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", True, suspects)
         with masked(self.copy, plan):
-            expected = [self._run(self.copy, state) for state in self.prepared.states]
+            expected = self._run(self.copy)
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
         if self.numbers is not None and error_ <= self.tolerance:
             for number, right in needless(small, plan).items():
