@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +51,17 @@ class Base(nn.Module):
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         return (q @ k.transpose(-2, -1) * SIZE**-0.5).softmax(-1)
+
+
+class Net(nn.Module):
+    """Attention, and a layer that can be cut."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.a, self.b = attention, nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(self.attention(x)).relu())
 
 
 class InLayers(Base):
@@ -140,6 +152,28 @@ def test_heads_go(kind: Callable[[], Base]) -> None:
         small = assert_exact(model, units, random_removal(units, fraction, seed=1), [X])
         for again in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
             assert torch.equal(again(X), small(X))
+
+
+class Normed(Attribute):
+    """A norm over mixed heads holds those of the values, a product the queries' positions; one matrix makes both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.q, self.k, self.v
+        self.qkv, self.over_heads = nn.Linear(WIDTH, 3 * HEADS * SIZE), nn.LayerNorm(HEADS)
+        self.mix = nn.Parameter(torch.randn(HEADS, HEADS))
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (self._split(part) for part in self.qkv(x).chunk(3, -1))
+        weights = torch.einsum("bhij,hg->bgij", self.weights(q, k), self.mix)
+        weights = self.over_heads(weights.movedim(1, -1)).movedim(-1, 1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def test_a_group_of_one_unit_says_what_makes_it_one() -> None:
+    torch.manual_seed(0)
+    groups = {group.name: str(group.frozen) for group in fk.trace(Net(Normed()).double().eval(), X).groups}
+    assert re.search("one unit: .*two activations are contracted.*layer norm runs over it", groups["attention.qkv"])
 
 
 def test_numbers_in_collections_follow_and_the_model_keeps_its_own() -> None:
