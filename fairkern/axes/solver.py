@@ -208,7 +208,7 @@ def _break_ties(solver: Solver, chosen: np.ndarray, read: np.ndarray, relations:
 
 
 def _urgency(chosen: np.ndarray, read: np.ndarray, relation: Factors) -> int:
-    """2 where a factor meets one that was chosen, and 1 where a weight reads the positions: 3 where both, 0 where none."""
+    """2 where a factor meets one that was chosen, plus 1 where a weight reads the positions."""
     meets = any(chosen[ids].any() for ids in relation.factors)
     return 2 * meets + any(read[part].any() for part in (relation.flat, *relation.factors))
 
