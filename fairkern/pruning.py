@@ -100,15 +100,16 @@ def prune(
     scoring.setdefault("gram", method in _FITS)
     again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
     first, loader = first_batch(loader)
+    samples_of = scoring.get("samples_of")
     if (
         "class_of" not in scoring
         and not _compares(planning, target, scoring["gram"])
-        and not capture.labelled(first, model)
+        and not capture.labelled(first, model, samples_of)
     ):
         scoring["class_of"] = False
     given = scoring.pop("units", None)
     asked = _Asked(target, keep, latency, iterations, planning, scoring, method, again, inplace)
-    run = _Run(model, head(first, model, scoring.get("samples_of")), loader, loss_fn, asked)
+    run = _Run(model, head(first, model, samples_of), loader, loss_fn, asked)
     for number in range(1, iterations + 1):
         run.step(number, given if number == 1 else None)
     return run.current, run.report()

@@ -40,6 +40,34 @@ def loader():
 def loader_of_soft_targets():
     return [(x, nn.functional.one_hot(y, 3).float()) for x, y in loader()]
 
+def class_of():
+    return lambda batch: batch[1].argmax(1)
+
+def samples_of():
+    return lambda batch: len(batch[1])
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: list[torch.Tensor], targets=None):
+        found = [self.head(self.body(image[None]).relu()) for image in images]
+        if self.training:
+            return {"size": sum(f.square().mean() * t["weight"] for f, t in zip(found, targets)) / len(images)}
+        return [{"scores": f.flatten(1)[0]} for f in found]
+
+def detector():
+    torch.manual_seed(0)
+    return Detector()
+
+def images():
+    return [torch.rand(3, 8, 8), torch.rand(3, 8, 6)]
+
+def images_and_targets():
+    torch.manual_seed(1)
+    return [(images(), [{"weight": torch.tensor(1.0)}, {"weight": torch.tensor(2.0)}]) for _ in range(2)]
+
 def broken_loader():
     yield from loader()
     raise OSError("the disk is gone")
@@ -250,3 +278,23 @@ def test_ctrl_c_during_the_demo(here: Path) -> None:
         child.kill()
     assert child.returncode == 130
     assert "Traceback" not in err
+
+
+def test_a_detector_with_the_batches_of_its_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "parts:detector", "parts:images"]) == 0
+    assert "body" in capsys.readouterr().out
+    command = ["prune", "parts:detector", "parts:images_and_targets", "--no-classes", "--keep-params", "0.6", "--quiet"]
+    assert main([*command, "--out", "small"]) == 0
+    plan = fk.Plan.load("small/plan.json")
+    assert 0 < plan.result["params_after"] < 0.7 * plan.result["params_before"]
+    assert main(["report", "parts:detector", "small/plan.json", "parts:images"]) == 0
+
+
+def test_functions_of_a_batch_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["score", "parts:model", "parts:loader_of_soft_targets", LOSS, "--quiet", "--out", "scores.safetensors"]
+    assert main(command) == 2
+    assert "class_of" in capsys.readouterr().err
+    assert main([*command, "--class-of", "parts:class_of", "--samples-of", "parts:samples_of"]) == 0
+    assert fk.Scores.load("scores.safetensors").provenance["classes"] == {"0": 10, "1": 10, "2": 10}
+    assert main([*command, "--class-of", "parts:class_of", "--no-classes"]) == 2
+    assert "give one" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from fairkern.axes.facts import GroupedConvolution
 from fairkern.axes.tracing import Tracing
 from fairkern.model.attributes import named_numbers, whole_numbers
 from fairkern.model.linear import transposed_linear
+from fairkern.model.names import words
 from fairkern.model.tensors import named_tensors
 from fairkern.types import Extent, SizeAttribute
 
@@ -90,6 +91,15 @@ _PER_HEAD = frozenset(
 )
 
 
+# Words of attributes that say which of its kind a module is (`layer_idx`), and so where its cache lies.
+_WHICH = frozenset({"idx", "index", "id"})
+
+
+def _may_count(attribute: str) -> bool:
+    """Whether an attribute may hold how many units there are, going by its name."""
+    return attribute.lstrip("_") not in _PER_HEAD and not words(attribute) & _WHICH
+
+
 def observed_attributes(
     model: nn.Module, tracing: Tracing, extent_of: Callable[[np.ndarray], int], cut: Callable[[int], bool]
 ) -> Iterator[tuple[str, str, int]]:
@@ -128,7 +138,7 @@ def attributes_like_children(
     known = {(size.module, size.attribute) for size in held}
     for path, sizes in of_children.items():
         own = whole_numbers(model.get_submodule(path))
-        numbers = {name: n for name, n in own if (path, name) not in known and name not in _PER_HEAD}
+        numbers = {name: n for name, n in own if (path, name) not in known and _may_count(name)}
         left: dict[int, set[int]] = {}
         for size in sizes:
             left.setdefault(extents[size.extent].length, set()).add(size.extent)
@@ -145,8 +155,8 @@ def attributes_like_children(
 
 
 def _equal(numbers: Iterable[tuple[str, int]], length: int) -> list[str]:
-    """The attributes that hold this number, but for sizes of a head."""
-    return [path for path, n in numbers if n == length and path.rpartition(".")[2].lstrip("_") not in _PER_HEAD]
+    """The attributes that hold this number and may count units."""
+    return [path for path, n in numbers if n == length and _may_count(path.rpartition(".")[2])]
 
 
 def _convolution(

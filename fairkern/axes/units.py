@@ -17,7 +17,7 @@ from fairkern.axes.grouping import Grouping
 from fairkern.axes.kinds import holder, kept_units, kind_of
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
-from fairkern.axes.size_calls import countable, size_sites
+from fairkern.axes.size_calls import countable, size_places, size_sites
 from fairkern.axes.sizes import attributes_like_children
 from fairkern.axes.solver import NOT_READ, Solver, components, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
@@ -98,6 +98,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
     sites = tuple(size_sites(countable(graph.size_calls, sizes.even), sizes.of, sizes.extents))
+    sited = {site.module for site in sites}
     frozen = tuple(places.frozen(solver))
     notes = [*tracing.notes, *remedies(tracing, {axis.reason for axis in frozen})]
     if tracing.unknown:
@@ -114,6 +115,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
         lists={path: made.entries for path, made in routing.lists.items()},
+        seen={path: places for path, places in size_places(graph.size_calls).items() if path in sited},
         kept=tuple(kept_units(model, tracing, solver)),
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )

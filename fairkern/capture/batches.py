@@ -74,10 +74,10 @@ def batches(
             number += 1
 
 
-def labelled(given: Any, model: nn.Module) -> bool:
+def labelled(given: Any, model: nn.Module, samples_of: SamplesOf | None = None) -> bool:
     """Whether a batch's targets are class labels."""
     try:
-        next(batches([given], model, None))
+        next(batches([given], model, None, samples_of))
     except InputError:
         return False
     return True
@@ -125,10 +125,12 @@ def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
 
 
 def head(batch: Any, model: nn.Module, samples_of: SamplesOf | None = None, samples: int = 2) -> Call:
-    """What the model is called with for its prediction of a few samples of a batch, of all where they cannot be taken
-    apart (a graph), on the model's device."""
+    """What the model is called with for its prediction of a few samples of a batch, on its device.
+
+    Of one, where they come one by one; of all, where they cannot be taken apart (a graph).
+    """
     _, _, parts = next(_read([batch], model, samples_of))
-    return (parts.rows(slice(samples)) if parts.divisible else parts).asked
+    return (parts.rows(slice(1 if parts.singly else samples)) if parts.divisible else parts).asked
 
 
 def example(model: nn.Module, inputs: Any) -> Any:

@@ -73,8 +73,8 @@ def joint_moments(
         inputs = list(inputs_of(loader, model, singly=True))
         if not inputs:
             raise InputError("the loader yields no batch; sequential compensation needs one that can be iterated again")
-        walks = [stack.enter_context(Walk(model, batch, points, contextlib.nullcontext)) for batch in inputs]
-        walks += [stack.enter_context(Walk(changed, batch, points, around)) for batch in inputs]
+        walks = [stack.enter_context(Walk(model, x, points, contextlib.nullcontext, i)) for i, x in enumerate(inputs)]
+        walks += [stack.enter_context(Walk(changed, x, points, around, i)) for i, x in enumerate(inputs)]
         per_unit = {p: offsets(p, units) for p in points}
         seen, last = set(), _Sums()
         try:

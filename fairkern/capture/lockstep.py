@@ -27,14 +27,18 @@ class Walk:
     What is heard at a point has not been read by its consumers yet, so their weights may be changed before the pass
     goes on. `around` is entered in the pass's own thread: what holds in one thread only (a function mode) goes there.
 
-    Passes of one model may be under way together: of those, only the one that advances hears anything. They share the
-    modules' attributes, though: modules that hand on values of a batch there see those of another.
+    Passes of one model may be under way together: of those, only the one that advances hears anything. A forward that
+    switches modes of modules (to train mode, for its losses) finds them as it left them, and one that draws at random
+    goes on where it was; with the same `seed` another pass draws the same. All else that modules hold is shared: those
+    that hand on values of a batch there see those of another.
     """
 
-    def __init__(self, model: nn.Module, inputs: Call, points: Sequence[Point], around: Around) -> None:
+    def __init__(self, model: nn.Module, inputs: Call, points: Sequence[Point], around: Around, seed: int = 0) -> None:
         self._model, self._inputs, self._around = model, inputs, around
         self._listener = Listener(model, points, gradients=False)
         self._listener.on_heard = self._arrive
+        self._modes = {module: module.training for module in model.modules()}
+        self._drawn = torch.Generator().manual_seed(seed).get_state()
         self._attached = contextlib.ExitStack()
         self._go, self._come = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -69,16 +73,28 @@ class Walk:
 
     def _arrive(self, point: Point, act: Tensor) -> None:
         self._at = (point, act)
+        for module in self._modes:
+            self._modes[module] = module.training
+        self._drawn = torch.get_rng_state()
         self._come.release()
         self._go.acquire()
+        self._go_on()
         self._listener.forget(point)
         if self._left:
             raise _Abandoned
+
+    def _go_on(self) -> None:
+        """Modes and random numbers of this pass, and not of the one that ran before it."""
+        for module, training in self._modes.items():
+            if module.training is not training:
+                module.training = training
+        torch.set_rng_state(self._drawn)
 
     def _run(self) -> None:
         self._go.acquire()
         try:
             if not self._left:
+                self._go_on()
                 with torch.no_grad(), self._around(), self._listener.hearing():
                     call_model(self._model, self._inputs)
         except _Abandoned:

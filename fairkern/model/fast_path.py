@@ -1,8 +1,8 @@
-"""Torch's fused inference paths for attention: when torch's own modules take them, and nested tensors, which only they take.
+"""Torch's fused paths for attention: when its modules take them, and nested tensors, which no other path takes.
 
 Where such a path is taken another result may come out: places that are padded, rows without a key, masks of numbers
-(there whatever is not zero hides its key). So a module in the place of one of torch's asks here what that would do, with
-the number of heads that it had before it was cut.
+(there whatever is not zero hides its key). So a module in the place of one of torch's asks here what that would do,
+with the number of heads that it had before it was cut.
 """
 
 from __future__ import annotations
@@ -62,12 +62,18 @@ def layer_is_fused(
         and not (src.is_nested and (src_mask is not None or padding is not None))
         and heads % 2 == 0
         and not torch.is_autocast_enabled()
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
+        and not any(_hooked(module) for module in layer.modules())
         and _runs_here(
             [src, attention.in_proj_weight, attention.in_proj_bias]
             + [t for module in (attention.out_proj, *norms, *linears) for t in (module.weight, module.bias)]
         )
     )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether anybody but us has put hooks there."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(not str(getattr(hook, "__module__", "")).startswith("fairkern.") for hook in hooks)
 
 
 def _runs_here(tensors: list[Tensor]) -> bool:
@@ -80,7 +86,7 @@ def _runs_here(tensors: list[Tensor]) -> bool:
 
 
 def padded(nested: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples of several lengths as one tensor [N, longest, …], zero behind their ends; and true where that is [N, longest]."""
+    """Samples of several lengths as one tensor [N, longest, …], zero behind their ends; where that is, [N, longest]."""
     lengths = torch.tensor([len(sample) for sample in nested.unbind()])
     filled = nested.to_padded_tensor(0.0)
     hidden = torch.arange(filled.shape[1])[None] >= lengths[:, None]

@@ -1,6 +1,6 @@
 """Torch functions that are given sizes as numbers: where the numbers stand, and how to put others there.
 
-A trace counts these calls to say which number follows which units; a pruned model counts them in the same way to
+A trace writes these calls down to say which number follows which units; a pruned model finds them in the same way to
 put the smaller number in its place. So both read this one table.
 """
 

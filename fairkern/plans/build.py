@@ -73,6 +73,11 @@ def build(
     gone = _gone(units, axes)
     axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
     config, left = _config(units, chosen)
+    sites = tuple(
+        SizeChange(s.module, s.call, s.function, s.place, units.extents[s.extent].length, sizes[s.extent], s.at)
+        for s in units.sites
+        if sizes[s.extent] != units.extents[s.extent].length and not f"{s.module}.".startswith(gone)
+    )
     return Plan(
         model=units.model,
         groups=tuple(
@@ -96,11 +101,7 @@ def build(
             **({"left_alone": alone} if (alone := left_alone(units, chosen)) else {}),
             **(result or {}),
         },
-        sites=tuple(
-            SizeChange(s.module, s.call, s.function, s.place, units.extents[s.extent].length, sizes[s.extent])
-            for s in units.sites
-            if sizes[s.extent] != units.extents[s.extent].length and not f"{s.module}.".startswith(gone)
-        ),
+        sites=sites,
         replacements=tuple(
             r
             for r in units.replacements
@@ -108,6 +109,7 @@ def build(
         ),
         config=config,
         lists={path: entries.names for path, entries in units.lists.items() if Axis(path, 0) in {a.axis for a in axes}},
+        seen={module: units.seen[module] for module in dict.fromkeys(s.module for s in sites) if module in units.seen},
     )
 
 

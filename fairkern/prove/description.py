@@ -53,12 +53,12 @@ def undescribed(model: nn.Module, plan: Plan, shapes: Mapping[str, tuple[int, ..
     Cost: building the model without its numbers.
     """
     kind = model._original if isinstance(model, SizedForward) else type(model)
-    config = copy.deepcopy(model.config)
-    set_config(config, plan)
     try:
+        config = copy.deepcopy(model.config)
+        set_config(config, plan)
         with torch.random.fork_rng([]), torch.device("meta"):
             built = kind(config)
-    except Exception as error:  # a configuration that does not fit together, a class that is built in another way
+    except Exception as error:  # fields that cannot be set or do not fit together, a class that is built otherwise
         return in_words(error, model, 120)
     found = named_tensors(built)
     for name, shape in shapes.items():

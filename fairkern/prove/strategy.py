@@ -11,12 +11,12 @@ from torch import nn
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.search import Failed
-from fairkern.prove.trial import RAISED, Prepared, failing, prepare
-from fairkern.types import Axis, AxisGroup, SizeAttribute, SizeSite, UnitMap
+from fairkern.prove.trial import Prepared, failing, prepare
+from fairkern.types import Axis, AxisGroup, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
-    """Runs a model pruned and masked, on several inputs. Of what it made for one proof it keeps what the next can use."""
+    """Runs a model pruned and masked, on several inputs. It keeps of one proof what the next can use."""
 
     def __init__(self, model: nn.Module, runs: Sequence[Any], seed: int, deadline: Deadline) -> None:
         self._model, self._runs, self._seed, self._deadline = model, runs, seed, deadline
@@ -24,35 +24,43 @@ class _Proof:
         self._said: dict[tuple[int, int], tuple[UnitMap, Failed]] = {}  # how all groups of a map failed together
 
     def failing(
-        self, candidate: UnitMap, learn: bool, together: bool, doubtful: Iterable[int] | None = None
-    ) -> tuple[UnitMap, dict[int, str]]:
+        self,
+        candidate: UnitMap,
+        learn: bool,
+        together: bool,
+        doubtful: Iterable[int] | None = None,
+        most: int | None = None,
+    ) -> tuple[UnitMap, dict[int, Failed]]:
         """What fails, and the map without the sites whose numbers turn out right by themselves.
 
-        `doubtful`: the groups that may fail; those beside them have passed together.
+        `doubtful`: the groups that may fail; those beside them have passed together. `most`: as many failing groups are
+        too many to look for others.
         """
-        failed: dict[int, str] = {}
-        needless: set[tuple[str, int, int]] | None = set() if learn else None
+        failed: dict[int, Failed] = {}
+        numbers: dict[SiteNumber, bool] | None = {} if learn else None
         for number, inputs in enumerate(self._runs):
-            tried = candidate.freeze(failed) if failed else candidate
+            tried = candidate.freeze(_reasons(failed)) if failed else candidate
             known = (id(tried), number)
             found = failing(
                 self._model,
                 tried,
                 inputs,
                 seed=self._seed,
-                needless_sites=needless,
+                numbers=numbers,
                 together=together,
                 prepared=self._prepare(tried, number),
                 doubtful=doubtful,
+                most=None if most is None else most - len(failed),
                 said=self._said[known][1] if known in self._said else None,
                 deadline=self._deadline,
             )
             if together and found:
                 self._said[known] = tried, next(iter(found.values()))
-            failed |= {group: why.reason for group, why in found.items()}
-            if needless is not None:
-                candidate, needless = candidate.without_sites(needless), None
-        return candidate, failed
+            failed |= found
+            if most is not None and len(failed) >= most:
+                break
+        gone = [number for number, right in (numbers or {}).items() if right]
+        return candidate.without_sites(gone) if gone else candidate, failed
 
     def _prepare(self, units: UnitMap, number: int) -> Prepared:
         if self._prepared is None or self._prepared[0] != number:
@@ -69,6 +77,10 @@ class _Proof:
         return None
 
 
+def _reasons(failed: Mapping[int, Failed]) -> dict[int, str]:
+    return {group: why.reason for group, why in failed.items()}
+
+
 def _with_and_without(
     candidate: UnitMap, sites: Sequence[SizeSite], groups: Iterable[int]
 ) -> list[tuple[UnitMap, bool]]:
@@ -77,8 +89,8 @@ def _with_and_without(
 
 
 def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
-    """The map without any attribute that was recognised by its value and follows a group that failed, and before that
-    without those of one value at a time: two attributes may be the number of heads, and another happen to be as large."""
+    """The map without attributes that were recognised by their value and follow a group that failed: those of one value
+    at a time (two may be the number of heads, another happen to be as large as something else), then all."""
     failed = set(failed)
     none = units.without_observed(failed)
     observed = [a for a in units.attributes if a not in none.attributes]
@@ -89,10 +101,10 @@ def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
     return [*one, none]
 
 
-def _compared(units: UnitMap, attributes: Sequence[SizeAttribute], failed: Mapping[int, str]) -> list[UnitMap]:
+def _compared(units: UnitMap, attributes: Sequence[SizeAttribute], failed: Mapping[int, Failed]) -> list[UnitMap]:
     """The map with attributes that follow groups without which the pruned model raises: code may compare inputs with
     them. None where nothing raised."""
-    raised = {group for group, reason in failed.items() if reason.startswith(RAISED)}
+    raised = {group for group, why in failed.items() if why.raised}
     more = [a for a in attributes if units.follows(a.extent) & raised]
     return [replace(units, attributes=(*units.attributes, *more))] if more else []
 
@@ -124,23 +136,30 @@ def proven(
     for candidate, known in tried:
         found = proof.whole(candidate, known)
         if found is not None:
-            return found
+            return found if candidate is not units else _dared(proof, found, tried[:-1])
     _, failed = proof.failing(units, learn=False, together=False)
-    best, doubtful = units.freeze(failed), tuple(failed)
+    best, doubtful = units.freeze(_reasons(failed)), tuple(failed)
+    *by_value, none = _fewer_observed(units, failed)
     others = [
-        candidate
-        for fewer in (*_compared(units, certain.compared, failed), *_fewer_observed(units, failed))
-        for candidate in _with_and_without(fewer, sites, failed)
-        if candidate[0] is not units
+        (candidate, learn, any(other is one for one in by_value))
+        for other in (*_compared(units, certain.compared, failed), *by_value, none)
+        for candidate, learn in _with_and_without(other, sites, failed)
+        if candidate is not units
     ]
-    for together in (True, False):
-        for candidate, learn in others:
-            candidate, again = proof.failing(candidate, learn, together, doubtful)
-            if not again:
-                return candidate
-            if not together and len(again) < len(failed):
-                best, failed = candidate.freeze(again), again
-    reasons = {units.groups[g].name: reason for g, reason in failed.items()}
+    searched = []
+    for candidate, learn, some_left_out in others:
+        holds, again = proof.failing(candidate, learn, together=True, doubtful=doubtful)
+        if not again:
+            return holds
+        if not (some_left_out and any(why.raised for why in again.values())):  # it was right to have them
+            searched.append((candidate, learn))
+    for candidate, learn in searched:
+        holds, again = proof.failing(candidate, learn, together=False, doubtful=doubtful, most=len(failed))
+        if not again:
+            return holds
+        if len(again) < len(failed):
+            best, failed = holds.freeze(_reasons(again)), again
+    reasons = {units.groups[g].name: why.reason for g, why in failed.items()}
     for candidate, known in tried[:-1]:
         same = {g: reasons[group.name] for g, group in enumerate(candidate.groups) if group.name in reasons}
         found = proof.whole(candidate.freeze(same), known) if same else None
@@ -157,7 +176,7 @@ def _dared(proof: _Proof, best: UnitMap, maps: Sequence[tuple[UnitMap, Sequence[
         for candidate, learn in _with_and_without(units, sites, units.prunable):
             doubtful = [g for g in candidate.prunable if _places(candidate.groups[g]) not in settled]
             candidate, failed = proof.failing(candidate, learn, together=False, doubtful=doubtful)
-            left = candidate.freeze(failed)
+            left = candidate.freeze(_reasons(failed))
             more = Solution(left, ()).positions > Solution(best, ()).positions
             if more and not proof.failing(left, learn=False, together=True)[1]:
                 best = left

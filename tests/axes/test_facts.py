@@ -97,7 +97,8 @@ def plain(value: Any) -> Any:
 
 INPUT = Track((2, 2), (CONSTANT, ids(0, 2)), Source("x", (None, Axis("x", 1))))
 CALLS, MOVED_CALLS = (
-    (SizeCall("reshape", ((2, ids(*n)), (0, CONSTANT))), SizeCall("expand", ())) for n in ((0, 1), (4, 5))
+    (SizeCall("reshape.1", "reshape", ((2, ids(*n)), (0, CONSTANT))), SizeCall("expand.1", "expand", ()))
+    for n in ((0, 1), (4, 5))
 )
 MOVES: list[tuple[Fact, Fact | None]] = [
     (Edge(ids(0, 2), ids(1, 3)), Edge(ids(4), ids(5))),

@@ -167,3 +167,26 @@ def test_what_several_layers_read_is_met_once_and_let_go_of() -> None:
         assert held == [1] * 4
     assert met == names
     assert len(met) == len(set(met)) == 3  # b and c read one tap
+
+
+def test_passes_that_switch_modes_and_draw_at_random_do_not_see_those_of_others() -> None:
+    def run(m: nn.Module, x: Tensor) -> Tensor:
+        m.train()
+        read = torch.relu(m.a(x[torch.randperm(len(x))[:3]]))
+        assert m.training
+        out = m.c(torch.relu(m.b(read * torch.rand(()).double())))
+        assert m.training
+        m.eval()
+        return out
+
+    model = chain(run)
+    changed = copy.deepcopy(model)
+    loader, state = data(4, 6, 5), torch.get_rng_state()
+    names, moments = started(model, changed, loader)
+    with torch.no_grad():
+        changed.b.weight[0] = 0.0  # so that only what follows differs
+    found = dict(moments)
+    assert set(found) == set(names)
+    assert [name for name, joint in found.items() if joint is not None] == ["c:input"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training

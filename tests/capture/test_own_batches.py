@@ -384,3 +384,29 @@ def test_units_that_hardly_answer_have_a_residual() -> None:
     data = [(torch.randn(9, 6), torch.arange(9) % 3)]
     found = fk.score(model, data, F.cross_entropy, gram=True, progress=False)
     assert all(np.isfinite(values).all() for values in found.signals["residual"])
+
+
+class OneByOne(nn.Module):
+    """Runs the images of a list one after the other: as many calls of its layers as there are images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, xs: list[Tensor]) -> Tensor:
+        return torch.stack([self.head(self.body(x[None]).relu()).square().mean((0, 2, 3)) for x in xs])
+
+
+def test_a_model_that_runs_images_one_by_one() -> None:
+    model, loader = OneByOne().double().eval(), [(IMAGES[:3], None), (IMAGES[3:], None)]
+
+    def loss(out: Tensor, _: Any) -> Tensor:
+        return out.mean()
+
+    counted = {"samples_of": lambda batch: len(batch[0])}
+    same(score(model, loader, loss, **counted), score(model, [(IMAGES, None)], loss, **counted))
+    small, _ = fk.prune(model, loader, loss, keep_params=0.7, progress=False, **counted)
+    torch.testing.assert_close(small(IMAGES), torch.cat([small([x]) for x in IMAGES]))
+    with pytest.raises(fk.InputError, match=r"does not reach head#1:input.*trace with inputs like a list of one image"):
+        score(model, loader, loss, units=fk.trace(model, IMAGES[:2]), **counted)

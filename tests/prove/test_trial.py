@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fairkern as fk
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.prove import difference, prove, vary
 from fairkern.prove.inputs import distance
@@ -240,7 +241,7 @@ def test_search_finds_exactly_the_bad_ones_in_few_runs(bad):
         runs.append(groups)
         return Failed("bad") if bad & set(groups) else None
 
-    assert search(range(64), failure) == dict.fromkeys(sorted(bad), "bad")
+    assert search(range(64), failure) == dict.fromkeys(sorted(bad), Failed("bad"))
     assert len(runs) <= (1 if not bad else 2 + (len(bad) + 1) * 9)
 
 
@@ -343,3 +344,9 @@ def test_calibrate_keeps_the_signal_alive():
             model(x)
         assert 0.1 < model(x).std() < 10
     assert not model[1]._forward_pre_hooks
+
+
+def test_a_trace_with_its_proof_leaves_the_random_state() -> None:
+    model, state = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)), torch.get_rng_state()
+    assert fk.trace(model, torch.ones(2, 4)).proven
+    assert torch.equal(torch.get_rng_state(), state)
