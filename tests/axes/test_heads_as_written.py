@@ -118,6 +118,33 @@ class Gated(Attribute):
         return (self._split(mixed) * self._split(self.gate(x)).sigmoid()).transpose(1, 2).flatten(2)
 
 
+class Kept(Attribute):
+    """Adds a bias per head that grows with the distance, and keeps it in a buffer for shorter inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = Distance()
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = self._split(self.q(x)), self._split(self.k(x)), self._split(self.v(x))
+        scores = q @ k.transpose(-2, -1) * SIZE**-0.5 + self.position(x.shape[1])
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class Distance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.linspace(0.1, 0.4, HEADS)[:, None, None], persistent=False)
+        self.register_buffer("bias", None, persistent=False)
+
+    def forward(self, n: int) -> Tensor:
+        if self.bias is None or self.bias.shape[-1] < n:
+            places = torch.arange(n)
+            bias = -(places[:, None] - places).abs() * self.slopes
+            self.register_buffer("bias", bias, persistent=False)
+        return self.bias[:, -n:, -n:]
+
+
 class Talking(Attribute):
     """Scores of all heads are mixed before the softmax, weights after it."""
 
@@ -137,6 +164,7 @@ CASES: dict[type[Base], dict[str, int]] = {
     InLayers: {"q": HEADS},
     Private: {"q": HEADS},
     Gated: {"q": HEADS},
+    Kept: {"q": HEADS},
     Talking: {"q": HEADS, "v": SIZE, "before": HEADS},  # values lose a position of every head
 }
 
@@ -168,6 +196,20 @@ class Normed(Attribute):
         weights = torch.einsum("bhij,hg->bgij", self.weights(q, k), self.mix)
         weights = self.over_heads(weights.movedim(1, -1)).movedim(-1, 1)
         return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def test_what_a_pass_keeps_in_a_buffer_is_no_part_of_the_model() -> None:
+    torch.manual_seed(0)
+    model = Kept().double().eval()
+    plans = []
+    for length in (None, 3, 7):  # before any call, and with what calls of other lengths have kept
+        if length is not None:
+            model(X.new_zeros(1, length, WIDTH))
+        units = fk.trace(model, X)
+        plans.append(build(units, random_removal(units, 0.5, seed=0)))
+        small = fk.apply(model, plans[0])
+        assert all(small(X.new_ones(1, n, WIDTH)).shape == (1, n, 3) for n in (3, 9, 5))
+    assert plans[0].shapes == plans[1].shapes == plans[2].shapes
 
 
 def test_a_group_of_one_unit_says_what_makes_it_one() -> None:
