@@ -111,6 +111,12 @@ class Rehearsal:
 
     def _located(self, batch: Batch) -> dict[Point, Layout]:
         """Layouts, by what is heard of the batch's last sample alone; what was heard of the batch is gone then."""
+        if not batch.parts.divisible:
+            raise InputError(
+                f"where the {batch.samples} samples of batch {batch.index} lie shows by the last of them alone, and it "
+                "cannot be taken out of the batch, which has rows of other things beside those of samples: give batches "
+                "of one sample"
+            )
         heard = dict(self._listener.carriers)
         with torch.no_grad():
             self._run(partial(self._losses.forward, last_sample(batch)))

@@ -16,7 +16,7 @@ import fairkern as fk
 from fairkern.capture.joint import reading_points
 from fairkern.compensate.refit import other_taps
 from tests.axes.harness import Net
-from tests.detectors import CLASSES, Detector, Queries, TakesBatches, Unannotated, images, targets
+from tests.detectors import CLASSES, Detector, Queries, Records, TakesBatches, Unannotated, images, targets
 
 IMAGES = images((16, 16), (16, 24), (24, 16), (16, 16))
 TARGETS = targets(4)
@@ -410,3 +410,78 @@ def test_a_model_that_runs_images_one_by_one() -> None:
     torch.testing.assert_close(small(IMAGES), torch.cat([small([x]) for x in IMAGES]))
     with pytest.raises(fk.InputError, match=r"does not reach head#1:input.*trace with inputs like a list of one image"):
         score(model, loader, loss, units=fk.trace(model, IMAGES[:2]), **counted)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_dictionary_for_every_image(n: int) -> None:
+    model, records = Records().double().eval(), [{"image": x, **t} for x, t in zip(IMAGES, TARGETS, strict=True)]
+    units = fk.trace(model, records[:2])
+    loader = [records[:n], records[n:]]
+    found = score(model, loader, units=units, gram=True)
+    expected = score(detector(), PAIRS, units=fk.trace(detector(), IMAGES[:2]), gram=True)
+    assert found.provenance["loss"] == pytest.approx(expected.provenance["loss"], rel=1e-12)
+    same(expected, found)
+    small, _ = fk.prune(model, loader, keep_params=0.7, progress=False)
+    assert len(small(records)) == 4
+
+
+def test_a_pair_of_dictionaries_is_inputs_and_targets() -> None:
+    model, x, y = Stacked(3).double().eval(), torch.randn(8, 3, 5, 5, dtype=torch.float64), torch.arange(8) % 2
+    plain = nn.Sequential(model.a, nn.ReLU(), model.b, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    expected = score(plain, [(x, y)], F.cross_entropy)
+    loader = [[{"input": x}, {"classes": y}]]
+    same(expected, score(plain, loader, lambda out, t: F.cross_entropy(out, t["classes"])))
+
+
+class Boxes(nn.Module):
+    """Takes a batch whole, and does not call itself; its boxes are of the images that `batch_idx` names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = TakesBatches()
+
+    def forward(self, batch):  # type: ignore[no-untyped-def]
+        return {"loss": sum(self.model.loss(batch, self.model(batch["img"].flatten(0, 1)))[0])}
+
+
+def test_whole_batches_that_cannot_be_divided_are_run_as_they_are() -> None:
+    """Two images in each of two groups, of which no shape says where the samples lie."""
+    model, generator = Boxes().double().eval(), torch.Generator().manual_seed(1)
+
+    def batch(n: int) -> dict[str, Any]:
+        index = torch.arange(2 * n).repeat_interleave(3)
+        return {
+            "img": torch.rand(n, 2, 3, 8, 8, generator=generator, dtype=torch.float64),
+            "cls": torch.randint(0, CLASSES, (len(index), 1), generator=generator),
+            "batch_idx": index,
+            "names": tuple("ab"[:n]),
+        }
+
+    units = fk.trace(model, batch(2))
+    with pytest.raises(fk.InputError, match=r"cannot be taken out of the batch.*give batches of one sample"):
+        score(model, [batch(2)], units=units)
+    assert score(model, [batch(1), batch(1)], units=units).provenance["samples"] == 2
+    small, _ = fk.prune(model, [batch(1), batch(1)], keep_params=0.8, progress=False)
+    small(batch(2))["loss"].backward()
+
+
+class Remembers(nn.Module):
+    """Keeps what it made of one shape for the next time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.ones(8, dtype=x.dtype) / 2
+        return self.b(self.a(x).relu() * self.kept.expand(len(x), -1)[:, : self.a.out_features])
+
+
+def test_a_model_that_was_timed_can_be_trained() -> None:
+    model, x = Remembers().double(), torch.randn(6, 5, dtype=torch.float64)
+    small, _ = fk.prune(model, [(x, torch.arange(6) % 3)], F.cross_entropy, keep_params=0.7, progress=False)
+    for net in (model, small):
+        net.train()(x).sum().backward()
