@@ -18,6 +18,7 @@ from fairkern.compensate import Compensation, Correction, unexplained
 from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
+from fairkern.model.autocast import without_autocast
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
@@ -78,13 +79,14 @@ def trace(
     deadline = Deadline(time_limit)
     if verify:
         check_values(model)
-    example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
-    certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
-    units = certain.units
-    if verify and (units.prunable or daring is not None):
-        units = replace(proven(model, certain, daring, (example_inputs, *more), seed, deadline), proven=True)
-        deadline.check("proving groups")
-        units = described(model, units, example_inputs, seed)
+    with without_autocast():
+        example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
+        certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
+        units = certain.units
+        if verify and (units.prunable or daring is not None):
+            units = replace(proven(model, certain, daring, (example_inputs, *more), seed, deadline), proven=True)
+            deadline.check("proving groups")
+            units = described(model, units, example_inputs, seed)
     if not units.prunable:
         said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")

@@ -155,7 +155,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out)
     plan = fk.Scores.load(_existing(arguments.scores)).plan(**_plan_options(arguments))
     plan.save(out)
-    _say(arguments, f"{_removed(plan)}; written to {out}")
+    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
     return 0
 
 
@@ -165,7 +165,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     scores = fk.Scores.load(_existing(arguments.scores)) if arguments.scores else None
     small = fk.apply(named(arguments.model), plan, compensate=arguments.compensate, scores=scores, inplace=True)
     fk.save_pruned(small, plan, out)
-    _say(arguments, f"{_removed(plan)}; written to {out}")
+    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
     return 0
 
 
@@ -180,7 +180,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     small = fk.apply(model, plan, compensate=arguments.compensate, scores=scores, loader=loader)
     fk.save_pruned(small, plan, out)
     scores.save(out / "scores.safetensors")
-    _say(arguments, f"{_removed(plan)}; written to {out}")
+    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
     return 0
 
 
@@ -193,7 +193,8 @@ def _prune_in_steps(arguments: argparse.Namespace, model: Any, loader: Any, loss
     assert report.plan is not None
     fk.save_pruned(small, report.plan, out)
     report.save(out / "report.json")
-    _say(arguments, f"{_removed(report.plan)} in {steps} steps; written to {out}")
+    said = f"{_removed(report.plan)} in {steps} steps; written to {out}"
+    _say(arguments, said, *report.plan.result.get("left_alone", []))
     return 0
 
 
@@ -242,9 +243,9 @@ def _removed(plan: fk.Plan) -> str:
     return f"{removed} of {units} units in {len(plan.groups)} groups removed"
 
 
-def _say(arguments: argparse.Namespace, text: str) -> None:
+def _say(arguments: argparse.Namespace, *lines: str) -> None:
     if not arguments.quiet:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
 
 
 def _existing(path: Path) -> Path:

@@ -21,7 +21,7 @@ from bench.zoo.reload import Reloader
 from bench.zoo.row import Row, examine
 from bench.zoo.uses import Uses
 
-LIBRARIES = ("torch", "torchvision", "timm", "transformers")
+LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
 _HEAD = """# The zoo
 
 Every model below was built with random weights, traced, proven, and cut three ways: 0.3 and 0.7 of the units of every
@@ -37,7 +37,8 @@ for bit (–: not tried, in rows from a commit before that column, or nothing to
 step in train mode, and with activation checkpointing the same gradients. `workflow`: what the model has of its own
 beside being called (predict, generate with its cache). `own batches`: scored and pruned by batches as the model's own
 training loop goes over, nothing else said. Each is asked of the whole model first; –: that does not do it either, or it
-was not tried.
+was not tried. `torch-pruning`: layers left alone here of which torch-pruning takes half of the outputs, so that what is
+left gives what the model gives with those silenced; – where it cannot build its graph of the model.
 
 `trace` is the processor time of tracing in float32 without the proof, the forward pass included, `proof` that of
 tracing and proving in float64. Models above 200 million parameters are proven and cut in float32, where their copies
@@ -46,7 +47,7 @@ fit into memory: their `error` is that of float32, and marked so.
 """
 _COLUMNS = (
     "model", "groups", "units", "share", "error", "trace", "proof", "sizes", "reloads", "trains", "workflow",
-    "own batches", "frozen",
+    "own batches", "torch-pruning", "frozen",
 )  # fmt: skip
 _USES = {
     "trains": "train",
@@ -120,7 +121,7 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
             lines.append(
                 f"| {r.name} | {r.prunable} of {r.groups} | {r.units:,} | {100 * r.share:.0f} % | {error} | "
                 f"{r.trace_s:.2f} s | {r.proof_s:.1f} s | {r.sizes} | {reloads} | {_trains(r.uses)} | "
-                f"{_cell(r.uses.workflow) or '–'} | {_own_batches(r.uses)} | {_cell(r.frozen)} |"
+                f"{_cell(r.uses.workflow) or '–'} | {_own_batches(r.uses)} | {_rival(r.rival)} | {_cell(r.frozen)} |"
             )
     return _HEAD + "\n".join(lines) + "\n"
 
@@ -128,6 +129,10 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
 def _share_of(what: str, outcomes: Sequence[str]) -> str:
     tried = [outcome for outcome in outcomes if outcome]
     return f"{sum(outcome == 'yes' for outcome in tried)} of {len(tried)} {what}"
+
+
+def _rival(alone: tuple[str, ...] | None) -> str:
+    return "–" if alone is None else f"alone cuts {', '.join(alone)}" if alone else "nothing more"
 
 
 def _trains(uses: Uses) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 import fairkern as fk
 from bench.zoo.entry import Entry, prepared
 from bench.zoo.reload import Reloader
+from bench.zoo.rival import cut_by_rival_alone
 from bench.zoo.uses import Uses, tried
 from fairkern.model.nested import call_model
 from fairkern.plans.build import build
@@ -48,6 +49,9 @@ class Row:
     checked: str = "float64"  # in what the error was found; float32: by the cuts alone, without the proof
     unknown: tuple[str, ...] = ()  # operators without a rule
     proof_s: float = 0.0  # of a processor: trace and proof, in float64
+    rival: tuple[str, ...] | None = (
+        None  # layers that Torch-Pruning cuts exactly and the map holds; None: it cannot run
+    )
     uses: Uses = field(default_factory=Uses)
 
     @property
@@ -81,6 +85,7 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         plan = build(units, removals[1])
         small = fk.apply(model, plan)
         reloads = None if large else reloader.agrees(entry, seed, small, plan, inputs)
+        rival = None if large else cut_by_rival_alone(model, units, inputs)
         uses = Uses() if large else tried(entry, model, small, inputs)
     except Exception as error:  # a row of the table, not the end of the run
         return Row(entry.library, entry.name, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
@@ -101,6 +106,7 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         checked="float32" if large else "float64",
         unknown=without_rule(units),
         proof_s=proof,
+        rival=rival,
         uses=uses,
     )
 

@@ -16,18 +16,18 @@ from fairkern.allocate.options import (
     Limits,
     Planning,
     PlanningOptions,
-    Signal,
     Target,
     ignored_groups,
     limits,
     parse_target,
 )
-from fairkern.allocate.signals import defaults, name_of, read_signal
+from fairkern.allocate.signals import RANDOM, defaults, levels, name_of, read_signal
 from fairkern.allocate.tod import fraction_need, normalized_need, pooled_need, removal_order, tolerance_needs
 from fairkern.errors import BudgetError, InputError
 from fairkern.plans.build import build
 from fairkern.plans.cost import Cost, Order, told_apart
 from fairkern.plans.removals import NONE
+from fairkern.ties import classes, rounding
 from fairkern.types import FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
 
 
@@ -43,14 +43,15 @@ def allocate(
 ) -> Plan:
     """Which units go for a tolerance or a budget. Milliseconds; neither model nor data is needed.
 
-    Within a group, units go in ascending order of the removal signal (ties by index). How many go is decided by
-    one threshold for all groups: with `allocation="tod"` the Tolerance of Difference (FAIR-Pruner,
+    Within a group, units go in ascending order of the removal signal. Ties go by index, and what differs by no more
+    than rounding is a tie (`fairkern.ties`), so that a plan does not depend on how the data was batched. How many go is
+    decided by one threshold for all groups: with `allocation="tod"` the Tolerance of Difference (FAIR-Pruner,
     arXiv 2508.02291), with `"uniform"` the fraction of the group, with `"global"` the removal signal itself, with
     `"normalized"` the removal signal divided by its mean magnitude in the group. In a group of several sets (the inner
     units of experts) every set loses as many units as the others, and not the same ones. A budget is solved for that
-    threshold; between the last threshold that keeps
-    too much and the first that keeps little enough, groups are cut partway, by equal fractions and then step by
-    step; steps that still fit under the budget are given back, the last removed first. So the plan keeps at most
+    threshold; between the last threshold that keeps too much and the first that keeps little enough, groups are cut
+    partway, by equal fractions and then step by step; steps that still fit under the budget are given back, the last
+    removed first. So the plan keeps at most
     what was asked for, and giving any single step back would exceed it.
 
     Args:
@@ -105,8 +106,15 @@ def allocate(
         raise InputError(f"ignore={patterns!r} leaves no group to cut; name fewer")
     limit = limits(units, ignored, asked)
     first_signal = read_signal(scores, "removal", removal)
-    needs = _needs(scores, kind, first_signal, asked.protect, limit)
-    steps = _order(needs, limit)
+    ranked = levels(removal, first_signal)
+    if kind is Allocation.TOD:
+        held = levels(asked.protect, read_signal(scores, "protect", asked.protect))
+        both = {g: values for g, values in ranked.items() if g in held}
+        needs = tolerance_needs(both, held, {g: int(limit.most[g]) for g in both})
+    else:
+        needs = _needs(kind, first_signal, limit)
+    measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (callable(removal) or removal == RANDOM)
+    steps = _order(needs, limit, measured)
 
     request = {
         target.value: value,
@@ -122,7 +130,7 @@ def allocate(
         taken = int(np.searchsorted(steps.need, value, side="right"))
         counts = steps.counts(taken)
     else:
-        order = {g: removal_order(first_signal[g]) for g in told_apart(units) if g in first_signal}
+        order = {g: removal_order(ranked[g]) for g in told_apart(units) if g in ranked}
         budget = _Budget(units, target, value, latency, order)
         taken = _fewest(steps, limit, budget, request)
         counts = _give_back(steps, taken, limit, budget)
@@ -130,7 +138,7 @@ def allocate(
     predicted = {} if latency is None else _predicted(units, latency, removed)
     return build(
         units,
-        [removal_order(first_signal[g])[..., : removed[g]] if removed[g] else NONE for g in range(len(units.groups))],
+        [removal_order(ranked[g])[..., : removed[g]] if removed[g] else NONE for g in range(len(units.groups))],
         request,
         {
             "tolerance": float(steps.need[taken - 1]) if taken else None,
@@ -149,8 +157,9 @@ def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray) -> di
 class _Steps:
     """Every single step that the limits allow, in the order in which steps are taken: arrays `[steps]`.
 
-    A step takes a group from one allowed removed count to the next. Sorted by the threshold it needs; steps of
-    equal need by the fraction of their group's run of that need, then by group.
+    A step takes a group from one allowed removed count to the next. Sorted by the threshold it needs (made ascending,
+    where nothing but rounding tells needs apart); steps of equal need by the fraction of their group's run of that
+    need, then by group.
     """
 
     need: FloatArray
@@ -190,33 +199,29 @@ class _Budget:
         return fits | (self.keep == 1)
 
 
-def _needs(
-    scores: Scores, kind: Allocation, removal: dict[int, FloatArray], protect: Signal, limit: Limits
-) -> dict[int, FloatArray]:
-    """Per prunable group the threshold at which at least k units may go, k = 1 … most."""
-    if kind is Allocation.TOD:
-        signal = read_signal(scores, "protect", protect)
-        both = {g: values for g, values in removal.items() if g in signal}
-        return tolerance_needs(both, signal, {g: int(limit.most[g]) for g in both})
+def _needs(kind: Allocation, removal: dict[int, FloatArray], limit: Limits) -> dict[int, FloatArray]:
+    """Per prunable group the threshold at which at least k units may go, k = 1 … most, but for ToD."""
     if kind is Allocation.UNIFORM:
         return {g: fraction_need(removal[g].shape[-1], int(limit.most[g])) for g in removal}
     need = pooled_need if kind is Allocation.GLOBAL else normalized_need
     return {g: need(removal[g], int(limit.most[g])) for g in removal}
 
 
-def _order(needs: dict[int, FloatArray], limit: Limits) -> _Steps:
+def _order(needs: dict[int, FloatArray], limit: Limits, measured: bool) -> _Steps:
+    """`measured`: needs that are equal but for rounding count as equal."""
     groups = len(limit.most)
     need = [needs[g][limit.first[g] - 1 :: limit.step[g]] for g in needs]
     group = np.repeat(np.fromiter(needs, dtype=np.int64), [len(n) for n in need])
     flat = np.concatenate(need)
     if not len(flat):
         return _Steps(flat, group, groups)
+    level = classes(flat, rounding(flat, [len(n) for n in need if len(n)])) if measured else flat
     # the place of a step within the run of equal needs of its group, as a fraction of that run
-    starts = np.flatnonzero(np.concatenate(([True], (flat[1:] != flat[:-1]) | (group[1:] != group[:-1]))))
+    starts = np.flatnonzero(np.concatenate(([True], (level[1:] != level[:-1]) | (group[1:] != group[:-1]))))
     lengths = np.diff(np.append(starts, len(flat)))
     fraction = (np.arange(1, len(flat) + 1) - np.repeat(starts, lengths)) / np.repeat(lengths, lengths)
-    turn = np.lexsort((group, fraction, flat))
-    return _Steps(flat[turn], group[turn], groups)
+    turn = np.lexsort((group, fraction, level))
+    return _Steps(np.maximum.accumulate(flat[turn]), group[turn], groups)
 
 
 def _removed(limit: Limits, counts: IndexArray) -> IndexArray:

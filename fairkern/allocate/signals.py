@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from fairkern import ties
 from fairkern.allocate.options import Allocation, parse_allocation
 from fairkern.errors import InputError
 from fairkern.types import AxisGroup, FloatArray, Scores
@@ -60,6 +61,21 @@ def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]
     if not scored:
         raise InputError(f"{role}={signal!r}: every group was heard in fewer than two classes; use another signal")
     return {g: _checked(units.groups[g], repr(signal), arrays[g]) for g in scored}
+
+
+def levels(signal: Any, values: dict[int, FloatArray]) -> dict[int, FloatArray]:
+    """What stands for these scores of a signal where they are ranked within their group.
+
+    Of what is measured, `fairkern.ties` says which are equal but for the rounding of sums in another order; those get
+    one number, and so go by unit index. The residual is in an order already, ties broken; what is drawn, or what a
+    function gives, is taken as it is.
+    """
+    if callable(signal) or signal in (RANDOM, RESIDUAL) or not values:
+        return values
+    flat = np.concatenate([v.reshape(-1) for v in values.values()])
+    sizes = [v.shape[-1] for v in values.values() for _ in range(v.size // v.shape[-1])]
+    parts = np.split(ties.levels(flat, sizes).astype(np.float64), np.cumsum([v.size for v in values.values()])[:-1])
+    return {g: part.reshape(v.shape) for (g, v), part in zip(values.items(), parts, strict=True)}
 
 
 def _checked(group: AxisGroup, name: str, given: Any) -> FloatArray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import plain, read_json, write_json
-from fairkern.artefacts.units import silence
+from fairkern.artefacts.units import read_seen, seen_content, silence
 from fairkern.types import (
     AttributeChange,
     Axis,
@@ -79,6 +79,7 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
                 "place": s.place,
                 "before": s.before,
                 "after": s.after,
+                **({"at": s.at} if s.at else {}),
             }
             for s in plan.sites
         ],
@@ -86,6 +87,7 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
         "replacements": [{"module": r.module, "name": r.name} for r in plan.replacements],
         "lists": {path: list(names) for path, names in plan.lists.items()},
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
+        **({"seen": seen_content(plan.seen)} if plan.seen else {}),
     }
 
 
@@ -120,14 +122,16 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
     sites = tuple(
         SizeChange(
             s["module"].text(),
-            s["call"].whole(),
+            s["call"].optional_whole() if "at" in s.entries() else s["call"].whole(),
             s["function"].text(),
             s["place"].whole(),
             s["before"].whole(1),
             s["after"].whole(1),
+            s.get("at", "").text(),
         )
         for s in content.optional_items("sites")
     )
+    seen = read_seen(content)
     replacements = tuple(
         Replacement(r["module"].text(), r["name"].text()) for r in content.optional_items("replacements")
     )
@@ -147,6 +151,7 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         replacements,
         config,
         lists,
+        seen,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from fairkern.types import (
     FrozenAxis,
     GroupAxis,
     IndexArray,
+    KeptUnits,
     Replacement,
     Side,
     Silence,
@@ -84,6 +85,8 @@ class StoredIndices:
 
 def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
     """The map as plain JSON content; index arrays go into the pool and leave their number."""
+    sited = {s.module for s in units.sites}
+    seen = {module: places for module, places in units.seen.items() if module in sited}
     return {
         "model": units.model,
         "proven": units.proven,
@@ -93,9 +96,11 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "params": [[t.coefficient, list(t.extents)] for t in units.params],
         "flops": [[t.coefficient, list(t.extents)] for t in units.flops],
         "attributes": [[a.module, a.attribute, a.extent, a.observed] for a in units.attributes],
-        "sites": [[s.module, s.call, s.function, s.place, s.extent] for s in units.sites],
+        "sites": [[s.module, s.call, s.function, s.place, s.extent, *([s.at] if s.at else [])] for s in units.sites],
+        **({"seen": seen_content(seen)} if seen else {}),
         "replacements": [[r.module, r.name] for r in units.replacements],
         "lists": {path: [e.width, list(e.names)] for path, e in units.lists.items()},
+        "kept": [[k.kind, k.module, k.reason] for k in units.kept],
         "computed": list(units.computed),
         "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
@@ -143,13 +148,22 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         attributes.append(SizeAttribute(module.text(), attribute.text(), where, observed.flag()))
     sites = []
     for entry in content.optional_items("sites"):
-        module, call, function, place, extent = entry.items(5)
+        items = entry.items()
+        module, call, function, place, extent, *at = (
+            items if len(items) == 6 else entry.items(5)
+        )  # six by place of code
         where = extent.whole(below=len(extents))
-        sites.append(SizeSite(module.text(), call.whole(), function.text(), place.whole(), where))
+        at_text = at[0].text() if at else ""
+        number = call.optional_whole() if at_text else call.whole()
+        sites.append(SizeSite(module.text(), number, function.text(), place.whole(), where, at=at_text))
     replacements = []
     for entry in content.optional_items("replacements"):
         module, name = entry.items(2)
         replacements.append(Replacement(module.text(), name.text()))
+    kept = []
+    for entry in content.optional_items("kept"):
+        kind, module, reason = entry.items(3)
+        kept.append(KeptUnits(kind.text(), module.text(), reason.text()))
     config = []
     for entry in content.optional_items("config"):
         name, before, size, members, fixed = entry.items(5)
@@ -176,8 +190,24 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         replacements=tuple(replacements),
         config=tuple(config),
         lists=lists,
+        seen=read_seen(content),
+        kept=tuple(kept),
         computed=tuple(name.text() for name in content.optional_items("computed")),
     )
+
+
+def seen_content(seen: Mapping[str, tuple[str, ...]]) -> list[list[list[str]]]:
+    """[modules, places in their code], those with the same places together."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for module, places in seen.items():
+        together.setdefault(places, []).append(module)
+    return [[modules, list(places)] for places, modules in together.items()]
+
+
+def read_seen(content: Fields) -> dict[str, tuple[str, ...]]:
+    """What `seen_content` wrote; files of an older schema have nothing of it."""
+    pairs = [entry.items(2) for entry in content.optional_items("seen")]
+    return {module: places.names() for modules, places in pairs for module in modules.names()}
 
 
 def _entries(entry: Fields) -> Entries:

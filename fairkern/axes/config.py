@@ -46,7 +46,7 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
             followed = _side(name, heads, groups)
             if followed and all(count % groups[i].units == 0 for i in followed):
                 fields.append(ConfigField(prefix + name, count, count, tuple(followed)))
-        width = getattr(config, "hidden_size", None)
+        width = _read(config, "hidden_size")
         if heads and type(vars(config).get("head_dim")) is not int and type(width) is int:
             size = width // next(iter(counts.values()))
             fields.append(ConfigField(f"{prefix}head_dim", None, size, tuple(heads), fixed=True))
@@ -60,6 +60,14 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
                 followed = [i for i in others if groups[i].units == held]
                 fields.append(ConfigField(prefix + name, held, held, tuple(followed)))
     return fields
+
+
+def _read(config: Any, name: str) -> Any:
+    """A field, which may be an alias of another or be computed; None where it cannot be read."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # a property raises what it likes
+        return None
 
 
 def _side(name: str, candidates: Sequence[int], groups: Sequence[AxisGroup]) -> list[int]:

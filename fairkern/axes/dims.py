@@ -32,23 +32,31 @@ Dim = np.ndarray | Fixed
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The parameters or buffers that a tensor's values come from: dimension `i` is the axis `axes[i]` (None: made of
-    several, or of size 1).
+    """The parameters or buffers that a tensor's values come from: dimension `i` is the axis `axes[i]` (a
+    tuple: several in one, in order; None: a part of one, or of size 1).
 
     Nothing that an input changes takes part, but for a factor (see `Track`). `learned`: a parameter. `silent`: where a
     slice along one of the axes is zero, so is the tensor's. `same`: the values are that parameter's own, rearranged and
-    cast.
+    cast. `part`: those of one position of a further dimension.
     """
 
     name: str
-    axes: tuple[Axis | None, ...]
+    axes: tuple[Axis | tuple[Axis, ...] | None, ...]
     learned: bool = True
     silent: bool = True
     same: bool = True
+    part: bool = False
 
-    def at(self, places: Sequence[int | None]) -> Source:
-        """The source of a tensor whose dimension `i` is dimension `places[i]` of this one (None: of no one)."""
-        return replace(self, axes=tuple(None if i is None else self.axes[i] for i in places))
+    def at(self, places: Sequence[int | tuple[int, ...] | None]) -> Source:
+        """The source of a tensor whose dimension `i` is dimension `places[i]` of this one (a tuple: several in one;
+        None: no one)."""
+        return replace(self, axes=tuple(map(self._at, places)))
+
+    def _at(self, place: int | tuple[int, ...] | None) -> Axis | tuple[Axis, ...] | None:
+        if not isinstance(place, tuple):
+            return None if place is None else self.axes[place]
+        found = tuple(axis for i in place if isinstance(axis := self.axes[i], Axis))
+        return found if len(found) == len(place) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,6 +39,14 @@ class Extents:
         self._by_array[id(nodes)] = (nodes, index)
         return index
 
+    def even(self, nodes: np.ndarray) -> bool:
+        """Whether these positions hold every unit of their groups equally often, so that their number can follow."""
+        for g, _ in self._grouping.counted(nodes):
+            positions = self._grouping.positions(g, nodes)
+            if positions is None or len(positions) != self._units[g]:
+                return False
+        return True
+
     def alive(self, group: int, unit: int) -> int:
         """1 while this unit stays."""
         return self._stored(Extent(1, ((group, 1),), unit))

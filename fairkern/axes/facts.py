@@ -93,6 +93,17 @@ class Ranking(Fact):
 
 
 @dataclass(frozen=True, eq=False)
+class Product(Fact):
+    """Two activations are multiplied as matrices, for each of these positions alone (attention's heads)."""
+
+    module: str
+    nodes: np.ndarray
+
+    def moved(self, to: Relocation) -> Product | None:
+        return Product(to.path(self.module), to.nodes[self.nodes]) if to.holds(self.module) else None
+
+
+@dataclass(frozen=True, eq=False)
 class Contraction(Fact):
     """A weight that contracts an activation along tracked positions: a consumer."""
 
@@ -217,6 +228,7 @@ class GivenSize(Fact):
 class SizeCall:
     """One call and, per number that it was given, the value and the dimension whose length the value became."""
 
+    at: str  # where the module's code makes it (`fairkern.model.call_places`); empty without numbers
     function: str
     numbers: tuple[tuple[int, Dim], ...]  # a number that is not whole, or is −1, has the dimension CONSTANT
 
@@ -232,5 +244,5 @@ class SizeCallsOfModule(Fact):
     def moved(self, to: Relocation) -> SizeCallsOfModule | None:
         if not to.holds(self.module):
             return None
-        calls = (SizeCall(c.function, tuple((n, to.dim(dim)) for n, dim in c.numbers)) for c in self.calls)
+        calls = (SizeCall(c.at, c.function, tuple((n, to.dim(dim)) for n, dim in c.numbers)) for c in self.calls)
         return SizeCallsOfModule(to.path(self.module), tuple(calls), self.like or self.module)

@@ -20,6 +20,7 @@ from fairkern.axes.facts import (
     GivenSize,
     GroupedConvolution,
     GroupNormalisation,
+    Product,
     Production,
     Ranking,
     SizeCallsOfModule,
@@ -41,6 +42,7 @@ class Graph:
     factors: list[Factors] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     productions: list[Production] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     computed: list[Computed] = field(default_factory=list)
     flops: list[Flops] = field(default_factory=list)
     grouped_convolutions: list[GroupedConvolution] = field(default_factory=list)
@@ -117,6 +119,11 @@ class Graph:
         self.factors.append(Factors(inner, tuple(d for _, d in kept if isinstance(d, np.ndarray))))
         spread = inner.reshape([n if k in tracked else 1 for k, n in enumerate(shape)])
         return np.ascontiguousarray(np.broadcast_to(spread, shape)).reshape(-1)
+
+    def factors_of(self, flat: np.ndarray) -> tuple[np.ndarray, ...] | None:
+        """What was merged or split to give exactly these positions; None if nothing was."""
+        same = (f.factors for f in reversed(self.factors) if np.array_equal(f.flat.reshape(-1), flat))
+        return next(same, None)
 
     def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         """The dimensions that one dimension becomes when it is viewed as `sizes`."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
-from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Fixed, Track
+from fairkern.axes.dims import CONSTANT, Fixed, Track
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES
@@ -56,6 +56,7 @@ class OperatorMode(TorchDispatchMode):
         for t in written:
             self._originals.about_to_write(t)
         strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
+        self._tracks.keep_still([t for t in tensors if t not in self._tracks])  # a list of numbers as an index
         before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
         for track in before.values():
             self._tracing.graph.read(track)
@@ -105,10 +106,11 @@ class OperatorMode(TorchDispatchMode):
             still=self._tracks.still,
             training=self._training,
         )
-        if not outputs:  # a decision by value, or writes into lists of tensors
+        known = name if space == "aten" else f"{space}::{name}"
+        rule = RULES.get(f"{known}.{func._overloadname}") or RULES.get(known)
+        if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return
-        rule = (RULES.get(f"{name}.{func._overloadname}") or RULES.get(name)) if space == "aten" else None
         if rule is None and torch.Tag.pointwise in func.tags:
             rule = pointwise
         if rule is None:
@@ -136,19 +138,33 @@ class OperatorMode(TorchDispatchMode):
             for other, track in self._tracks.aliases(tensor):
                 self._tracks.put(other, replace(track, source=None, factor=None))
         known = before.dims if before.sizes == made.sizes else (CONSTANT,) * len(made.dims)
-        gained = [
-            m
-            for m, b in zip(made.dims, known, strict=True)
+        gained = {
+            i: m
+            for i, (m, b) in enumerate(zip(made.dims, known, strict=True))
             if isinstance(m, np.ndarray) and not isinstance(b, np.ndarray)
-        ]
+        }
         if gained or not before.tracked:
             for other, track in self._tracks.aliases(tensor):
-                for dim in gained:
-                    graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
-                if any(d is UNIFORM or d is ZERO for d in track.dims):
-                    dims = tuple(CONSTANT if isinstance(d, Fixed) else d for d in track.dims)
-                    self._tracks.put(other, replace(track, dims=dims))
+                dims = list(track.dims)
+                for i, dim in gained.items():
+                    at = _same_dim(tensor, i, other)
+                    if at is None or dims[at] is CONSTANT:
+                        graph.freeze(dim, f"is written into a view of an untracked tensor by {call.where}")
+                    else:  # filled with one value along it, so that the whole tensor has these positions from now on
+                        dims[at] = graph.meet(dims[at], dim, "")
+                dims = [CONSTANT if isinstance(d, Fixed) else d for d in dims]
+                if any(new is not old for new, old in zip(dims, track.dims, strict=True)):
+                    self._tracks.put(other, replace(track, dims=tuple(dims)))
         return made
+
+
+def _same_dim(view: Tensor, dim: int, other: Tensor) -> int | None:
+    """The dimension of `other` whose positions are those of this dimension of a view of the same memory; None if no
+    dimension is."""
+    length, stride = view.shape[dim], int(view.stride(dim))
+    if stride == 0 or abs(int(view.storage_offset()) - int(other.storage_offset())) // stride % length:
+        return None
+    return next((i for i, n in enumerate(other.shape) if n == length and other.stride(i) == stride), None)
 
 
 def _memory(tensor: Tensor) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,8 +10,11 @@ from torch.nn.utils import parametrize
 
 from fairkern.axes.facts import GroupedConvolution
 from fairkern.axes.tracing import Tracing
+from fairkern.model.attributes import named_numbers, whole_numbers
 from fairkern.model.linear import transposed_linear
+from fairkern.model.names import words
 from fairkern.model.tensors import named_tensors
+from fairkern.types import Extent, SizeAttribute
 
 # class -> attribute -> (tensor of the module, dimension)
 _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]], ...] = (
@@ -88,11 +91,21 @@ _PER_HEAD = frozenset(
 )
 
 
+# Words of attributes that say which of its kind a module is (`layer_idx`), and so where its cache lies.
+_WHICH = frozenset({"idx", "index", "id"})
+
+
+def _may_count(attribute: str) -> bool:
+    """Whether an attribute may hold how many units there are, going by its name."""
+    return attribute.lstrip("_") not in _PER_HEAD and not words(attribute) & _WHICH
+
+
 def observed_attributes(
     model: nn.Module, tracing: Tracing, extent_of: Callable[[np.ndarray], int], cut: Callable[[int], bool]
 ) -> Iterator[tuple[str, str, int]]:
     """(module path, attribute, extent) of whole-number attributes that reshapes, expands and splits of their own
-    module were given: those that equal the length of exactly one extent that can shrink. The proof has the last word.
+    module were given: those that equal the length of exactly one extent that can shrink; where no attribute does,
+    numbers that the module holds by name in a dictionary or tuple. The proof has the last word.
     """
     by_module: dict[str, dict[int, set[int]]] = {}
     for given in tracing.graph.given_sizes:
@@ -104,11 +117,46 @@ def observed_attributes(
         module = model.get_submodule(path)
         if isinstance(module, known) or transposed_linear(module):
             continue
-        for attribute, value in vars(module).items():
-            if type(value) is int and not attribute.startswith("_") and attribute not in _PER_HEAD:
-                extents = lengths.get(value, set())
-                if len(extents) == 1:
-                    yield path, attribute, next(iter(extents))
+        for length, extents in lengths.items():
+            if len(extents) == 1:
+                held = _equal(whole_numbers(module), length) or _equal(named_numbers(module), length)
+                yield from ((path, attribute, next(iter(extents))) for attribute in held)
+
+
+def attributes_like_children(
+    model: nn.Module, held: Sequence[SizeAttribute], extents: Sequence[Extent]
+) -> Iterator[SizeAttribute]:
+    """Whole-number attributes that equal a size which a direct submodule holds: what code compares its input with.
+
+    Of the sizes of one length the one that goes by the attribute's own name, or else the only one that is left. Nothing
+    shows that the code reads the attribute: what fails without these may be proven with them.
+    """
+    of_children: dict[str, list[SizeAttribute]] = {}
+    for size in held:
+        if not size.observed and extents[size.extent].parts:
+            of_children.setdefault(size.module.rpartition(".")[0], []).append(size)
+    known = {(size.module, size.attribute) for size in held}
+    for path, sizes in of_children.items():
+        own = whole_numbers(model.get_submodule(path))
+        numbers = {name: n for name, n in own if (path, name) not in known and _may_count(name)}
+        left: dict[int, set[int]] = {}
+        for size in sizes:
+            left.setdefault(extents[size.extent].length, set()).add(size.extent)
+        found: dict[str, int] = {}
+        for name, n in numbers.items():
+            same = {size.extent for size in sizes if size.attribute == name and extents[size.extent].length == n}
+            if len(same) == 1:
+                found[name] = same.pop()
+        for name, n in numbers.items():
+            others = left.get(n, set()) - {extent for other, extent in found.items() if numbers[other] == n}
+            if name not in found and len(others) == 1:
+                found[name] = next(iter(others))
+        yield from (SizeAttribute(path, name, extent, observed=True) for name, extent in found.items())
+
+
+def _equal(numbers: Iterable[tuple[str, int]], length: int) -> list[str]:
+    """The attributes that hold this number and may count units."""
+    return [path for path, n in numbers if n == length and _may_count(path.rpartition(".")[2])]
 
 
 def _convolution(

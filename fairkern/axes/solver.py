@@ -11,6 +11,7 @@ from fairkern.axes.graph import Graph
 from fairkern.deadline import Deadline
 
 FREE = -1
+NOT_READ = "no weight contracts over it"  # why positions stay that nothing could be made smaller by
 
 
 def components(edges: Sequence[Edge], nodes: int) -> np.ndarray:
@@ -53,7 +54,7 @@ class Solver:
         self._news: list[tuple[np.ndarray, int]] = []  # nodes frozen since the last relabelling, and why
         self.labels = np.arange(self.n, dtype=np.int32)
         self.component_reason = np.full(self.n, FREE, dtype=np.int32)
-        for freeze in graph.freezes:
+        for freeze in sorted(graph.freezes, key=lambda f: f.unless is Unless.PROVEN):  # what holds in any case is told
             if not (daring and freeze.unless is Unless.PROVEN):
                 self.freeze(_held(freeze, routed, listed), freeze.reason)
         self.relabel()
@@ -110,11 +111,14 @@ def _held(freeze: Freeze, routed: np.ndarray | None, listed: np.ndarray | None) 
     return nodes
 
 
-def decide_factors(solver: Solver, factors: Iterable[Factors], deadline: Deadline) -> None:
+def decide_factors(solver: Solver, factors: Iterable[Factors], read: np.ndarray, deadline: Deadline) -> None:
     """For every split or merge choose the one factor that carries the unit; the others stay whole.
 
-    A frozen factor loses; then one that meets a factor already chosen wins; then the larger. Ties are decided
-    one per connected neighbourhood and round, so that every decision sees the ones before it.
+    A frozen factor loses, and one along which everything would become a single unit; then the one wins along which
+    alone positions still differ; then one that meets a factor already chosen; then the larger. Ties are decided one per
+    connected neighbourhood and round, so that every decision sees the ones before it: first those that meet a choice,
+    then those of positions that a weight contracts over (`read`: per node), since the number of tokens must not decide
+    over heads. What no weight reads stays.
     """
     open_ = list(factors)
     chosen = np.zeros(solver.n, dtype=bool)
@@ -123,39 +127,88 @@ def decide_factors(solver: Solver, factors: Iterable[Factors], deadline: Deadlin
         rest: list[Factors] = []
         certain = False
         for relation in open_:
-            candidates = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
+            candidates = _candidates(solver, relation)
             if len(candidates) > 1 and solver.free(relation.flat).any():
                 rest.append(relation)
                 continue
             certain = True
             _choose(solver, chosen, relation, candidates[0] if len(candidates) == 1 else None)
         if not certain:
-            rest = _break_ties(solver, chosen, rest)
+            rest = _break_ties(solver, chosen, _spread(solver, read), rest)
         solver.relabel()
-        marked = np.zeros(solver.count, dtype=bool)
-        marked[solver.labels[chosen]] = True
-        chosen = marked[solver.labels]
+        chosen = _spread(solver, chosen)
         open_ = rest
 
 
-def _break_ties(solver: Solver, chosen: np.ndarray, relations: list[Factors]) -> list[Factors]:
+def _spread(solver: Solver, nodes: np.ndarray) -> np.ndarray:
+    """Per node, whether any node of its component is one of these."""
+    marked = np.zeros(solver.count, dtype=bool)
+    marked[solver.labels[nodes]] = True
+    return marked[solver.labels]
+
+
+def _candidates(solver: Solver, relation: Factors) -> list[int]:
+    """The factors that may carry the unit. Where each leaves only one unit, all that are free."""
+    free = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
+    if len(free) < 2:
+        return free
+    carrier = _carrier(solver, relation)
+    several = [k for k in free if not _collapses(solver, relation, k)]
+    return [carrier] if carrier in free else several or free
+
+
+def _carrier(solver: Solver, relation: Factors) -> int | None:
+    """The one factor that carries the unit already: all that differs along others goes together."""
+    labels = solver.labels[relation.flat]
+    differ = [k for k in range(labels.ndim) if (labels != np.take(labels, [0], axis=k)).any()]
+    return differ[0] if len(differ) == 1 else None
+
+
+def _collapses(solver: Solver, relation: Factors, k: int) -> bool:
+    """Whether all positions would be one unit if factor `k` carried it: positions that go together already lie across
+    it, as in a grouped convolution whose groups are the heads."""
+    flat = np.moveaxis(solver.labels[relation.flat], k, 0).reshape(relation.flat.shape[k], -1)
+    rows = np.concatenate([solver.labels[relation.factors[k]][:, None], flat], axis=1)
+    if not np.isin(rows[0], rows[1:]).any():
+        return False
+    _, labels = np.unique(rows, return_inverse=True)
+    of_row = np.repeat(np.arange(len(rows)), rows.shape[1])
+    count, _ = _connected(of_row, len(rows) + labels.reshape(-1), len(rows) + int(labels.max()) + 1)
+    return count == 1
+
+
+def _break_ties(solver: Solver, chosen: np.ndarray, read: np.ndarray, relations: list[Factors]) -> list[Factors]:
+    urgent = [_urgency(chosen, read, relation) for relation in relations]
+    most = max(urgent, default=0)
+    if most == 0:
+        for relation in relations:
+            for part in (relation.flat, *relation.factors):
+                solver.freeze(part, NOT_READ)
+        return []
     touched = np.zeros(solver.count, dtype=bool)
     rest: list[Factors] = []
-    for relation in relations:
+    for relation, here in zip(relations, urgent, strict=True):
+        if here < most:
+            rest.append(relation)
+            continue
         near = [solver.labels[part] for part in (relation.flat, *relation.factors)]
         if any(touched[part].any() for part in near):
             rest.append(relation)
             continue
         for part in near:
             touched[part] = True
-        free = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
-        _choose(
-            solver,
-            chosen,
-            relation,
-            max(free, key=lambda k: (bool(chosen[relation.factors[k]].any()), len(relation.factors[k]), -k)),
+        winner = max(
+            _candidates(solver, relation),
+            key=lambda k: (bool(chosen[relation.factors[k]].any()), len(relation.factors[k]), -k),
         )
+        _choose(solver, chosen, relation, winner)
     return rest
+
+
+def _urgency(chosen: np.ndarray, read: np.ndarray, relation: Factors) -> int:
+    """2 where a factor meets one that was chosen, and 1 where a weight reads the positions: 3 where both, 0 where none."""
+    meets = any(chosen[ids].any() for ids in relation.factors)
+    return 2 * meets + any(read[part].any() for part in (relation.flat, *relation.factors))
 
 
 def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fairkern.axes.dims import CONSTANT, Source, Track
 from fairkern.axes.facts import Unless
 from fairkern.axes.fakes import faked
 from fairkern.axes.graph import Graph
+from fairkern.axes.kinds import OUTPUT
 from fairkern.axes.mode import OperatorMode
 from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.size_calls import SizeCalls
@@ -23,8 +25,11 @@ from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
+from fairkern.model.autocast import forget_casts
+from fairkern.model.caches import Calls, calls_of, given_states, with_loop
 from fairkern.model.fused import dense, plain, running_as
-from fairkern.model.nested import call_model, elements
+from fairkern.model.nested import call_model, call_with, elements, own, tensors_in
+from fairkern.model.raised import in_words
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
 from fairkern.model.untouched import Originals, forget, untouched
@@ -59,19 +64,17 @@ def _trace(
     model.eval()
     tracing.fused, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
     tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
-    for i, inputs in enumerate(runs):
-        _run(model, inputs, names, tracing, originals, training=False, first=i == 0)
+    called = [_run(model, inputs, names, tracing, originals, first=i == 0) for i, inputs in enumerate(runs)]
     follow_siblings(model, tracing)
     if _missed(tracing, names):
         model.train()
         try:
-            _run(model, runs[0], names, tracing, originals, training=True, first=False)
+            _run(model, runs[0], names, tracing, originals, training=called[0])
         except TimeLimitError:
             raise
         except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
-            first = (str(error).splitlines() or [""])[0]
             tracing.training = False
-            tracing.notes.append(f"not traced in train mode: {type(error).__name__}{f': {first}' if first else ''}")
+            tracing.notes.append(f"not traced in train mode: {in_words(error, model)}")
     return tracing
 
 
@@ -111,11 +114,84 @@ def _run(
     tracing: Tracing,
     originals: Originals,
     *,
-    training: bool,
-    first: bool,
-) -> None:
+    training: Calls | None = None,
+    first: bool = False,
+) -> Calls:
+    """One call of the model on example inputs. Returns how it can be called on from there.
+
+    `training`: the run is in train mode, and that is what eval mode said.
+    """
     forget(model)
+    forget_casts()  # what a model's own autocast made of weights in another run has no track
+    inputs = own(inputs)
+    in_training = training is not None
     tracks = Tracks(tracing.graph)
+    for tensor in tensors_in(inputs):
+        tracks.of(tensor)
+    with _watched(model, names, tracing, originals, tracks, training=in_training, count_flops=first) as modules:
+        for name, tensor in given_states(model, inputs):
+            reason = f"is held by {name}, a state that was given as example input"
+            held = tuple(tracing.graph.frozen(n, reason) if n > 1 else CONSTANT for n in tensor.shape)
+            tracks.put(tensor, Track(tuple(tensor.shape), held))
+        output = call_with(model, inputs)
+    if training is None:
+        tracing.calls |= modules.calls
+        tracing.widths.update(modules.widths)
+    calls = calls_of(model, inputs, output) if training is None else training
+    _freeze_results(calls.results(output), tracks)
+    if training is None:
+        _go_on(calls, output, model, inputs, names, tracing, originals, tracks)
+    return calls
+
+
+def _go_on(
+    calls: Calls,
+    output: Any,
+    model: nn.Module,
+    inputs: Any,
+    names: dict[str, Tensor],
+    tracing: Tracing,
+    originals: Originals,
+    tracks: Tracks,
+) -> None:
+    """A further call, with the state in `output`, else the model's own loop: what is read there is not what a pass
+    scores."""
+    if not calls.step:
+        calls, _, problem = with_loop(calls, model, inputs)
+        if problem is not None:
+            tracing.notes.append(f"generate() does not run on the example inputs: {problem}")
+    if not calls.goes_on:
+        return
+    if not calls.step:
+        forget(model)
+    graph = tracing.graph
+    contractions, productions = len(graph.contractions), len(graph.productions)
+    with _watched(model, names, tracing, originals, tracks):
+        results = calls.onward(model, inputs, output)
+    _freeze_results(results, tracks)
+    graph.contractions[contractions:] = [replace(c, training=True) for c in graph.contractions[contractions:]]
+    del graph.productions[productions:]
+
+
+def _freeze_results(results: Iterable[Tensor], tracks: Tracks) -> None:
+    for tensor in results:
+        tracks.graph.read(tracks.of(tensor))
+        for dim in tracks.of(tensor).dims:
+            tracks.graph.freeze(dim, OUTPUT, Unless.NEVER)
+
+
+@contextlib.contextmanager
+def _watched(
+    model: nn.Module,
+    names: dict[str, Tensor],
+    tracing: Tracing,
+    originals: Originals,
+    tracks: Tracks,
+    *,
+    training: bool = False,
+    count_flops: bool = False,
+) -> Iterator[ModuleCalls]:
+    """Inside, what the model does is written down."""
     by_id = {id(t): n for n, t in names.items()}
     for name, tensor in names.items():
         nodes = tuple(CONSTANT if d is None else d for d in tracing.tensors[name])
@@ -125,7 +201,15 @@ def _run(
     modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys())
     functions = FunctionCalls(tracing.graph, tracks)
     mode = OperatorMode(
-        tracing, tracks, by_id, names.values(), modules, functions, originals, training=training, count_flops=first
+        tracing,
+        tracks,
+        by_id,
+        names.values(),
+        modules,
+        functions,
+        originals,
+        training=training,
+        count_flops=count_flops,
     )
     calls = WeightCalls(names, functions.around)
     sizes = SizeCalls(modules.current, tracks)
@@ -141,32 +225,6 @@ def _run(
         sizes,
         mode,
     ):
-        output = call_model(model, inputs)
+        yield modules
     if not training:
-        tracing.graph.size_calls.extend(sizes.by_module(modules.calls))
-        tracing.calls |= modules.calls
-        tracing.widths.update(modules.widths)
-    for tensor in _tensors_of(output):
-        tracing.graph.read(tracks.of(tensor))
-        for dim in tracks.of(tensor).dims:
-            tracing.graph.freeze(dim, "is a dimension of the model's output", Unless.NEVER)
-
-
-def _tensors_of(output: Any) -> Iterator[Tensor]:
-    """Every tensor of a model's output, also inside objects of its own classes."""
-    seen: set[int] = set()
-    waiting = [output]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen or isinstance(value, (type, nn.Module)):
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            yield value
-            continue
-        if isinstance(value, Mapping):
-            waiting.extend(value.values())
-        elif isinstance(value, (tuple, list, set, frozenset)):
-            waiting.extend(value)
-        waiting.extend(getattr(value, "__dict__", {}).values())
-        waiting.extend(getattr(value, s) for s in getattr(type(value), "__slots__", ()) if hasattr(value, s))
+        tracing.graph.size_calls.extend(sizes.by_module(modules.calls, tracing.fused))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from fairkern.axes.dims import Track
+from fairkern.axes.dims import Dim, Track
 from fairkern.axes.graph import Graph
 from fairkern.model.nested import elements, tensors_in
 
@@ -27,12 +28,16 @@ class Tracks:
         self._by_tensor: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._still: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._by_memory: dict[int, tuple[StorageWeakRef, Track]] = {}  # the weak reference keeps the key unique
+        self._filled: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self._by_tensor
 
     def put(self, tensor: Tensor, track: Track) -> None:
         self._by_tensor[tensor] = track
+        dims = self._filled.get(tensor) if self._filled else None
+        if dims is not None and len(dims) == len(track.dims):
+            dims[:] = [old if isinstance(old, np.ndarray) else new for old, new in zip(dims, track.dims, strict=True)]
         if track.tracked and tensor.layout is torch.strided:
             storage = tensor.untyped_storage()
             known = self._by_memory.get(storage._cdata)
@@ -53,6 +58,12 @@ class Tracks:
     def known(self, tensor: Tensor) -> Track | None:
         """The track of a tensor as it was last seen; None if it never was."""
         return self._by_tensor.get(tensor)
+
+    def watch(self, tensor: Tensor) -> list[Dim]:
+        """The dimensions of a filled tensor: the list tells what is written into it later."""
+        dims: list[Dim] = list(self.of(tensor).dims)
+        self._filled[tensor] = dims
+        return dims
 
     def keep_still(self, tensors: Iterable[Tensor], still: bool = True) -> None:
         """Note of tensors whether they are computed from parameters and constants alone: no input changes them."""

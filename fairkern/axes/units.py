@@ -11,30 +11,32 @@ import numpy as np
 from torch import nn
 
 from fairkern.axes.extents import Extents, Lives, attributes, flop_terms, parameter_terms
-from fairkern.axes.facts import Contraction, Production, Ranking, Unless
+from fairkern.axes.facts import Contraction, Edge, Factors, Production, Ranking, Unless
 from fairkern.axes.graph import Graph
 from fairkern.axes.grouping import Grouping
+from fairkern.axes.kinds import holder, kept_units, kind_of
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
-from fairkern.axes.size_calls import size_sites
-from fairkern.axes.solver import Solver, decide_factors
+from fairkern.axes.size_calls import countable, size_places, size_sites
+from fairkern.axes.sizes import attributes_like_children
+from fairkern.axes.solver import NOT_READ, Solver, components, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
-from fairkern.model.linear import transposed_linear
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
-from fairkern.types import Axis, AxisGroup, GroupAxis, Replacement, Silence, SizeSite, UnitMap
+from fairkern.types import AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
 
 _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A map and its size sites, none of them in use."""
+    """A map, and its size sites and attributes that code may compare its inputs with, none of them in use."""
 
     units: UnitMap
     sites: tuple[SizeSite, ...]
+    compared: tuple[SizeAttribute, ...] = ()
 
     @property
     def positions(self) -> int:
@@ -52,7 +54,8 @@ def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solut
     note_train_only(model, tracing)
     routing = Routing(model, tracing, listed=dare)
     solver, daring = Solver(tracing.graph, routing.routed, routing.listed), None
-    if dare and any(freeze.unless is Unless.PROVEN for freeze in tracing.graph.freezes):
+    held = [freeze.nodes for freeze in tracing.graph.freezes if freeze.unless is Unless.PROVEN] if dare else []
+    if held and _near(tracing.graph)[np.concatenate(held)].any():
         daring = Solver(tracing.graph, routing.routed, routing.listed, daring=True)
         if np.array_equal(daring.free(daring.nodes), solver.free(solver.nodes)):
             daring = None  # something else freezes the same
@@ -61,9 +64,29 @@ def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solut
     return certain, more if more is not None and more.positions > certain.positions else None
 
 
+def _read(graph: Graph) -> np.ndarray:
+    """Per node: whether a weight contracts over it."""
+    read = np.zeros(graph.nodes, dtype=bool)
+    for c in graph.contractions:
+        if not c.summed:
+            read[c.nodes] = True
+    return read
+
+
+def _near(graph: Graph) -> np.ndarray:
+    """Per node: whether it could come to be read, whichever factors of views carry units. Tokens seldom could."""
+    views = [Edge(np.resize(flat[:1], len(flat)), flat) for flat in map(_whole, graph.factors)]
+    labels = components([*graph.edges, *views], graph.nodes)
+    return np.isin(labels, labels[_read(graph)])
+
+
+def _whole(view: Factors) -> np.ndarray:
+    return np.concatenate([view.flat.reshape(-1), *view.factors])
+
+
 def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver) -> Solution:
     graph = tracing.graph
-    decide_factors(solver, graph.factors, tracing.deadline)
+    decide_factors(solver, graph.factors, _read(graph), tracing.deadline)
     _freeze_unconsumed(solver, graph)
     places = Places.of(tracing, solver.labels)
     grouping = Grouping.of(places, solver)
@@ -72,7 +95,8 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
-    sites = tuple(size_sites(graph.size_calls, sizes.of, sizes.extents))
+    sites = tuple(size_sites(countable(graph.size_calls, sizes.even), sizes.of, sizes.extents))
+    sited = {site.module for site in sites}
     frozen = tuple(places.frozen(solver))
     notes = [*tracing.notes, *remedies(tracing, {axis.reason for axis in frozen})]
     if tracing.unknown:
@@ -89,9 +113,12 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         notes=tuple(notes),
         replacements=tuple(Replacement(path, name) for path, name in replaceable(model)),
         lists={path: made.entries for path, made in routing.lists.items()},
+        seen={path: places for path, places in size_places(graph.size_calls).items() if path in sited},
+        kept=tuple(kept_units(model, tracing, solver)),
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
-    return Solution(units.freeze(sizes.uneven), sites)
+    compared = tuple(attributes_like_children(model, held, sizes.extents))
+    return Solution(units.freeze(sizes.uneven), sites, compared)
 
 
 def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
@@ -110,7 +137,7 @@ def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
     for c in graph.contractions:
         if c.summed and not consumed[solver.labels[c.nodes]].any():
             solver.freeze(c.nodes, f"{c.op} runs over it")
-    solver.freeze(np.flatnonzero(~consumed[solver.labels]), "no weight contracts over it")
+    solver.freeze(np.flatnonzero(~consumed[solver.labels]), NOT_READ)
     solver.freeze(np.flatnonzero((still & ~tapped)[solver.labels]), "no input changes it, so that no sample scores it")
     solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")
     solver.relabel()
@@ -180,22 +207,12 @@ def _named(
     """Name and kind of a group: those of the module that makes its units."""
     holders = [a.axis for a in axes if not a.consumer] or [axes[0].axis]
     first = productions[0].weight if productions else holders[0]
-    holder = _holder(first)
-    kind = _kind(modules.get(holder))
-    if kind == "neuron" and next((a.positions.shape[1] for a in axes if a.axis == first), 1) > 1:
+    module = holder(first)
+    kind = kind_of(modules.get(module))
+    made = next((a.positions for a in axes if a.axis == first), np.zeros((0, 1)))
+    if kind == "neuron" and (np.diff(made, axis=1) == 1).any():  # what a head holds lies side by side
         kind = "head"
-    return holder or first.tensor, kind
-
-
-def _holder(axis: Axis) -> str:
-    """The module that an axis belongs to; for the original of a parametrized tensor, the module that is so."""
-    return f".{axis.module}".partition(".parametrizations.")[0][1:]
-
-
-def _kind(module: nn.Module | None) -> str:
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return "channel"
-    return "neuron" if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or transposed_linear(module) else "unit"
+    return module or first.tensor, kind
 
 
 def _unique_names(names: list[str]) -> list[str]:

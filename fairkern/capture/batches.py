@@ -127,11 +127,10 @@ def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
 def head(batch: Any, model: nn.Module, samples_of: SamplesOf | None = None, samples: int = 2) -> Call:
     """What the model is called with for its prediction of a few samples of a batch, on its device.
 
-    Of one, where they come one by one; of all, where the structure does not say how many there are, or which is whose.
+    Of one, where they come one by one; of all, where they cannot be taken apart (a graph).
     """
     _, _, parts = next(_read([batch], model, samples_of))
-    whole = parts.samples is None or not parts.divisible
-    return (parts if whole else parts.rows(slice(1 if parts.singly else samples))).asked
+    return (parts.rows(slice(1 if parts.singly else samples)) if parts.divisible else parts).asked
 
 
 def example(model: nn.Module, inputs: Any) -> Any:

@@ -26,6 +26,7 @@ from fairkern.capture.samples import SampleStore
 from fairkern.capture.settings import LossReduction, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
+from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.fused import running_as
 from fairkern.model.tensors import device_of
 from fairkern.types import Side
@@ -47,6 +48,7 @@ class Pass:
         taylor: TaylorStore | None = None,
         moments: MomentStore | None = None,
         states: StateMeans | None = None,
+        ambient: Ambient = NO_AUTOCAST,
     ) -> None:
         self._model, self._settings = model, settings
         self._taylor, self._moments, self._states = taylor, moments, states
@@ -55,7 +57,7 @@ class Pass:
         self._points = frozenset(points)
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
         self._listener = Listener(model, list(dict.fromkeys([*points, *own])), gradients=taylor is not None)
-        self._rehearsal = Rehearsal(model, self._listener, Losses(model, loss_fn, settings.seed))
+        self._rehearsal = Rehearsal(model, self._listener, Losses(model, loss_fn, settings.seed), ambient)
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.singly = False  # whether samples of a batch came one by one

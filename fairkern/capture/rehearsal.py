@@ -16,6 +16,7 @@ from fairkern.capture.listener import Listener
 from fairkern.capture.losses import Losses
 from fairkern.capture.points import Point
 from fairkern.errors import InputError
+from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.tensors import device_of
 
 T = TypeVar("T")
@@ -33,8 +34,8 @@ class Rehearsal:
     that shows something new is rehearsed as the first one was; what was learned stays.
     """
 
-    def __init__(self, model: nn.Module, listener: Listener, losses: Losses) -> None:
-        self._model, self._listener, self._losses = model, listener, losses
+    def __init__(self, model: nn.Module, listener: Listener, losses: Losses, ambient: Ambient = NO_AUTOCAST) -> None:
+        self._model, self._listener, self._losses, self._ambient = model, listener, losses, ambient
         self._listed = ListedExperts(model, listener.points, listener.hear)
         self._several: Mapping[Point, Layout] | None = None  # where the samples of a batch of several lie
         self.layouts: Mapping[Point, Layout] = {}  # of the batch that was heard last
@@ -94,7 +95,7 @@ class Rehearsal:
 
     def _run(self, call: Callable[[], T]) -> T:
         self._listener.reset(device_of(self._model))
-        with self._listener.hearing(), self._listed.followed():
+        with self._ambient.again(), self._listener.hearing(), self._listed.followed():
             result = call()
         self._place_rows()
         return result
@@ -111,15 +112,23 @@ class Rehearsal:
 
     def _located(self, batch: Batch) -> dict[Point, Layout]:
         """Layouts, by what is heard of the batch's last sample alone; what was heard of the batch is gone then."""
-        if not batch.parts.divisible:
+        if batch.parts.entangled:
             raise InputError(
-                f"where the {batch.samples} samples of batch {batch.index} lie shows by the last of them alone, and it "
-                "cannot be taken out of the batch, which has rows of other things beside those of samples: give batches "
-                "of one sample"
+                f"where the {batch.samples} samples of batch {batch.index} lie shows by the last of them alone, which "
+                "cannot be taken out of the batch, since that has rows of other things beside those of samples: give "
+                "batches of one sample"
             )
         heard = dict(self._listener.carriers)
-        with torch.no_grad():
-            self._run(partial(self._losses.forward, last_sample(batch)))
+        try:
+            with torch.no_grad():
+                self._run(partial(self._losses.forward, last_sample(batch)))
+        except (RuntimeError, ValueError, IndexError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"where the {batch.samples} samples of batch {batch.index} lie in activations cannot be seen, since the "
+                f"model does not run on the last of them alone ({type(error).__name__}: {first[:160]}); "
+                "samples_of=lambda batch: 1 takes a batch for one sample (with class_of=False if it has no class)"
+            ) from error
         found: dict[tuple[int, int], Layout] = {}  # experts share the tokens that they are given
         layouts = dict.fromkeys(self._listener.points, PLAIN)
         for p, act in heard.items():

@@ -19,6 +19,7 @@ from fairkern.capture.samples import SampleStore, by_group
 from fairkern.capture.settings import Recipe, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError
+from fairkern.model.autocast import Ambient, without_autocast
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import device_of
 from fairkern.model.untouched import untouched
@@ -35,7 +36,22 @@ def capture(
 
     Raises InputError (batches, labels, options, a loss that does not depend on the model, a loader that cannot
     be iterated twice when that is needed), NonFiniteError. What loader, model and loss raise passes through.
+    Autocast that is entered holds for the model and its loss, and for none of our sums.
     """
+    ambient = Ambient.now(device_of(model))
+    with without_autocast():
+        return _captured(model, loader, loss_fn, units, settings, ambient)
+
+
+def _captured(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: LossFunction | None,
+    units: UnitMap,
+    settings: Settings,
+    ambient: Ambient,
+) -> Scores:
+    """Under `ambient` the model and its loss run, and nothing else."""
     if not units.prunable:
         raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
     points, moments, states = _listened(model, units, settings)
@@ -47,14 +63,16 @@ def capture(
         with clock.timed("pass"):
             by_class = settings.reduction is Reduction.PER_CLASS
             taylor = TaylorStore(points, settings.backend, device_of(model), by_class=by_class)
-            first = Pass(model, points, settings, loss_fn, taylor=taylor, moments=moments, states=states)
+            first = Pass(
+                model, points, settings, loss_fn, taylor=taylor, moments=moments, states=states, ambient=ambient
+            )
             first.run(loader)
         if settings.class_of is not False:
             first.choice.check()
         with clock.timed("wasserstein"):
             utilization = first.samples.utilization()
         stores = [first.samples]
-        for store in _further(model, loader, loss_fn, points, settings, first.samples.dropped):
+        for store in _further(model, loader, loss_fn, points, settings, first.samples.dropped, ambient):
             utilization.update(store.utilization())
             stores.append(store)
     compared = by_group(utilization.items(), largest=True)
@@ -109,6 +127,7 @@ def _further(
     points: Sequence[Point],
     settings: Settings,
     waiting: Sequence[Block],
+    ambient: Ambient,
 ) -> Iterator[SampleStore]:
     """Class samples of what is still `waiting`, as much as fits in a pass, until nothing is."""
     number = 1
@@ -118,7 +137,7 @@ def _further(
                 f"memory_budget of {settings.memory_budget} bytes needs another pass over the data, and the "
                 "loader can be iterated once only; give a re-iterable loader or a larger budget"
             )
-        again = Pass(model, _only(points, waiting), settings, loss_fn)
+        again = Pass(model, _only(points, waiting), settings, loss_fn, ambient=ambient)
         again.run(loader, number)
         yield again.samples
         waiting, number = again.samples.dropped, number + 1

@@ -31,7 +31,13 @@ class Parts:
     lists: bool = False  # whether lists of tensors hold one for every sample
     singly: bool = False
     hands_on: bool = False
-    divisible: bool = True  # no: a batch that the model takes whole has rows that are not those of its samples
+    entangled: bool = False  # whether a batch that the model takes whole has rows that are not those of its samples
+
+    @property
+    def divisible(self) -> bool:
+        """Whether all that the model is called with has an item or a row for every sample."""
+        rows = (len(t) for t in tensors_in(self.asked) if t.ndim)
+        return self.samples is not None and (self.lists or all(n == self.samples for n in rows))
 
     def rows(self, which: slice) -> Parts:
         """These samples alone: of what has an item or a row for every sample. The number of samples must be known."""
@@ -162,8 +168,8 @@ def _counted(made: Parts, given: int | None) -> Parts:
     each = held and n not in rows and all(len(items) == n == _of_list(items, told) for items in lists)
     singly = each and n is not None and all(_splits(value, n) for value in (*values, made.targets))
     whole = isinstance(made.asked, tuple) and len(made.asked) == 1 and isinstance(made.asked[0], Mapping)
-    divisible = n is None or not whole or all(_splits(value, n) for value in values)
-    return replace(made, samples=n, lists=held, singly=singly, divisible=divisible)
+    entangled = whole and n is not None and not all(_splits(value, n) for value in values)
+    return replace(made, samples=n, lists=held, singly=singly, entangled=entangled)
 
 
 def _splits(value: Any, n: int) -> bool:

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+from torch import nn
+
+from fairkern.model.raised import in_words
 from fairkern.types import ConfigChange, Plan
 
 
 def set_config(config: Any, plan: Plan) -> None:
-    """Give the fields of a configuration the values that the plan leaves."""
-    for change in plan.config:
-        setattr(_owner(config, change), change.name.rpartition(".")[2], change.after)
+    """Give the fields of a configuration the values that the plan leaves: all of them, or none if it refuses one.
+
+    What the configuration raises passes through: a field may be computed from others, or checked when it is set.
+    """
+    before = []
+    try:
+        for change in plan.config:
+            owner, name = _owner(config, change), change.name.rpartition(".")[2]
+            before.append((owner, dict(vars(owner))))
+            setattr(owner, name, change.after)
+    except Exception:
+        for owner, fields in reversed(before):
+            vars(owner).clear()
+            vars(owner).update(fields)
+        raise
+
+
+def follow_config(model: nn.Module, plan: Plan) -> None:
+    """`set_config` for a model that has been cut: a configuration that refuses stays as it was, with a warning."""
+    try:
+        set_config(model.config, plan)
+    except Exception as error:
+        names = ", ".join(change.name for change in plan.config)
+        warnings.warn(
+            f"the configuration refuses what the plan leaves ({names}) and stays: {in_words(error, model)}",
+            stacklevel=2,
+        )
 
 
 def config_value(config: Any, change: ConfigChange) -> Any:
     """What a field holds; None where it is absent."""
     try:
         return getattr(_owner(config, change), change.name.rpartition(".")[2], None)
-    except AttributeError:
+    except Exception:  # a field that is computed raises what it likes
         return None
 
 

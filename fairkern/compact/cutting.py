@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.config import set_config
-from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match, read_attribute
+from fairkern.compact.config import follow_config
+from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
+from fairkern.model.attributes import write_attribute
+from fairkern.model.autocast import forget_casts
 from fairkern.model.replacements import replace_modules
-from fairkern.model.untouched import caches, forget
+from fairkern.model.untouched import caches, forget, held_states
 from fairkern.ops.gather import gather_many
 from fairkern.plans.renaming import cut_lists
 from fairkern.types import Plan
@@ -47,6 +49,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
             for held, index in cuts:
                 _replace(held.tensor, index, backend)
             forget(model)
+            forget_casts()
         else:
             gathered = gather_dense([(held.tensor, index) for held, index in cuts], backend)
             cut = [(held, tensor) for (held, _), tensor in zip(cuts, gathered, strict=True)]
@@ -66,12 +69,10 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
     the modules that stay."""
     replace_modules(model, {r.module: r.name for r in plan.replacements})
     for change in plan.attributes:
-        holder, _, name = change.attribute.rpartition(".")
-        module = model.get_submodule(change.module)
-        setattr(read_attribute(module, holder) if holder else module, name, change.after)
-    install(model, plan.sites)
+        write_attribute(model.get_submodule(change.module), change.attribute, change.after)
+    install(model, plan.sites, plan.seen)
     if plan.config:
-        set_config(model.config, plan)
+        follow_config(model, plan)
     for cut in reversed(cut_lists(plan)):  # the names of outer lists are still those of before
         held = model.get_submodule(cut.path)._modules
         stays = [held[name] for name in cut.stays]
@@ -85,11 +86,13 @@ def copy_with(
     """`copy.deepcopy(model)` with some tensors replaced by others, which are taken over and not copied.
 
     Modules that are `left_out` are empty ones in the copy. Works through deepcopy's memo, so that whatever refers to a
-    replaced tensor refers to its replacement. Caches of tensors are empty in the copy.
+    replaced tensor refers to its replacement. Caches of tensors are empty in the copy, and states that modules hold
+    are None.
     Raises InputError when the model cannot be copied.
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}
     memo |= {id(cache): {} for cache in caches(model)}
+    memo |= {id(vars(module)[name]): None for module, name in held_states(model)}
     memo |= {id(module): nn.Module() for module in left_out}
     try:
         return copy.deepcopy(model, memo)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from fairkern.compact.config import config_value
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.model.attributes import read_attribute
 from fairkern.model.linear import adds_bias
-from fairkern.model.replacements import REPLACEMENTS
+from fairkern.model.replacements import misfit
 from fairkern.plans.renaming import Renaming, cut_lists
 from fairkern.types import Axis, Plan, PlanAxis, Silence
 
@@ -154,15 +154,11 @@ def check(model: nn.Module, plan: Plan) -> None:
         if site.module not in modules:
             raise PlanMismatchError(f"the plan changes sizes that {site.module} passes on: no such module")
     for replacement in plan.replacements:
-        classes = REPLACEMENTS.get(replacement.name)
-        if classes is None:
+        found = modules.get(replacement.module)
+        expected = misfit(found, replacement.name)
+        if expected is not None:
             raise PlanMismatchError(
-                f"the plan puts a {replacement.name} in place of {replacement.module}: unknown here"
-            )
-        if type(modules.get(replacement.module)) not in classes:
-            raise PlanMismatchError(
-                f"{replacement.module} is a {type(modules.get(replacement.module)).__name__} here, the plan expects "
-                f"{classes[0].__module__}.{classes[0].__name__}"
+                f"{replacement.module} is a {type(found).__name__} here, the plan expects {expected}"
             )
 
 
@@ -176,14 +172,6 @@ def _check_lists(model: nn.Module, plan: Plan) -> None:
     for cut in cut_lists(plan):
         if not cut.stays:
             raise PlanMismatchError(f"the plan removes all {len(cut.names)} modules of {cut.path}: one has to stay")
-
-
-def read_attribute(module: nn.Module, attribute: str) -> Any:
-    """The value of an attribute, which may be dotted (`config.num_experts`); None where there is none."""
-    value: Any = module
-    for part in attribute.split("."):
-        value = getattr(value, part, None)
-    return value
 
 
 def may_be_added(model: nn.Module, name: str, plan: Plan, before: str | None = None) -> bool:

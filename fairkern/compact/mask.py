@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairkern.compact.descriptors import Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
+from fairkern.model.autocast import forget_casts
 from fairkern.types import Plan, Silence
 
 
@@ -18,7 +19,8 @@ class masked:
     On entry the plan is checked and the removed positions of every consumer axis are set to zero in place;
     on exit, also through an exception or Ctrl-C, they are put back bitwise. What is saved is what is zeroed.
     Whole experts are left out at their router besides, whose logits for them are −inf (in this thread).
-    Autograd does not see either step: `requires_grad`, `.grad` and version counters stay as they are. Within,
+    Autograd does not see either step: `requires_grad`, `.grad` and version counters stay as they are. Autocast's casts
+    of weights are forgotten on both. Within,
     `model(x)` equals `apply(model, plan)(x)` up to the order of float additions.
 
     One object can be entered again, and masks can be nested, as long as the inner one is left first. Do not
@@ -44,6 +46,7 @@ class masked:
         except BaseException:
             _restore(saved)
             raise
+        forget_casts()
         silent = without_experts(self._model, self._plan)
         self._entered.append((saved, silent))
         if silent is not None:
@@ -98,3 +101,4 @@ def _restore(saved: list[_Saved]) -> None:
             else:
                 tensor.data.scatter_(dim, positions, values)
             saved.pop()
+    forget_casts()

@@ -1,38 +1,81 @@
 """Sizes that a module's own code passes to views, splits and the like, put right while the module runs.
 
-The module's class becomes a subclass of itself whose `forward` runs the original one under a function mode. The
-mode counts the size-taking calls that the module makes itself (its submodules say when they run, by hooks) and
-gives the calls that a plan lists the smaller numbers. Copies, pickles, compiles and exports as the module does.
+The module's class becomes a subclass of itself whose `forward` runs the original one under a function mode. The mode
+looks where in its code the module makes a size-taking call (its submodules say when they run, by hooks) and gives the
+calls that a plan lists the smaller numbers. Copies, pickles, compiles and exports as the module does; what gradient
+checkpointing calls again runs under the mode again.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, ClassVar
 
-from torch import nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
+import torch
+from torch import Tensor, nn
 
+from fairkern.compact.recomputed import OwnCalls, enter, leave, under
+from fairkern.compact.symbolic import Proxy, proxies, traced
 from fairkern.errors import InputError
+from fairkern.model.call_places import begins, place, place_of, way, within
 from fairkern.model.size_calls import SizeFunction, size_function
 from fairkern.plans.renaming import Renaming
-from fairkern.types import Plan, SizeChange
+from fairkern.types import Plan, SiteNumber, SizeChange
 
-_Table = Mapping[int, tuple[SizeChange, ...]]  # by the number of the call
+
+@dataclass(frozen=True)
+class _Table:
+    """What one plan changes in a module.
+
+    `changes`: by place and number of the call. `seen`: the places that its trace saw, None where that is not known.
+    `alike`: by call within its function, what is changed wherever that function is called from; None where it depends.
+    `sizes`: those that change.
+    """
+
+    changes: Mapping[tuple[str, int | None], tuple[SizeChange, ...]]
+    seen: frozenset[str] | None
+    alike: Mapping[str, tuple[SizeChange, ...] | None]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, changes: Mapping[tuple[str, int | None], Sequence[SizeChange]], seen: Iterable[str] | None) -> _Table:
+        by_call = {call: tuple(entries) for call, entries in changes.items()}
+        counted = {at for at, number in by_call if number is not None}
+        alike: dict[str, tuple[SizeChange, ...] | None] = {}
+        for at in seen or ():
+            entries = by_call.get((at, None), ())
+            same = alike.setdefault(within(at), entries)
+            if at in counted or same is None or _sizes(same) != _sizes(entries):
+                alike[within(at)] = None
+        sizes = sorted({change.before for entries in by_call.values() for change in entries})
+        return cls(by_call, None if seen is None else frozenset(seen), alike, tuple(sizes))
+
+    def at(self, place: str, number: int, total: int) -> tuple[SizeChange, ...] | None:
+        """What the call changes; None where that is not known."""
+        if self.seen is not None and place not in self.seen:
+            return self.alike.get(within(place))
+        always, counted = self.changes.get((place, None), ()), self.changes.get((place, number), ())
+        return (*always, *counted, *self.changes.get(("", total), ()))
+
+
+def _sizes(changes: Sequence[SizeChange]) -> list[tuple[int, int, int]]:
+    return [(change.place, change.before, change.after) for change in changes]
 
 
 @dataclass
 class _Sites:
     """What a module's calls are given instead, one table per plan that cut it, in order.
 
-    `given`: None, or per call and place the number that the code passed on its own account (see `learn`).
+    `given`: None, or per number of a call what the code passed on its own account (see `learn`).
     """
 
     tables: tuple[_Table, ...] = ()
-    given: dict[tuple[int, int], set[int]] | None = field(default=None, compare=False)
+    given: dict[SiteNumber, set[int]] | None = field(default=None, compare=False)
 
 
 class SizedForward(nn.Module):
@@ -57,37 +100,81 @@ def _sized(original: Any) -> Any:
     """The subclass, under the name of the original: other code knows modules by the name of their class."""
 
     @functools.wraps(original.forward)
+    @begins
     def forward(self: SizedForward, *args: Any, **kwargs: Any) -> Any:
-        with _Substitution(self._fairkern_sites):
+        mode = _Substitution(self._fairkern_sites)
+        if not torch.compiler.is_compiling():
+            proxy = next(proxies((args, kwargs)), None)
+            if proxy is not None:
+                with traced(proxy.tracer, mode), mode:
+                    return original.forward(self, *args, **kwargs)
+        with mode:
             return original.forward(self, *args, **kwargs)
 
     names = {"forward": forward, "_original": original, "__module__": original.__module__, "__doc__": original.__doc__}
     return type(original.__name__, (SizedForward, original), {**names, "__qualname__": original.__qualname__})
 
 
-class _Substitution(TorchFunctionMode):
-    def __init__(self, sites: _Sites) -> None:
+class _Substitution(OwnCalls):
+    """`calls`: by place how many calls came by, and under "" how many in all. `outside`: the labels of what called
+    the code that runs under this mode, where that is not all of `forward`."""
+
+    def __init__(self, sites: _Sites, calls: Mapping[str, int] | None = None, outside: Sequence[str] = ()) -> None:
         super().__init__()
         self.sites = sites
-        self.count = 0
-        self.running = 0  # submodules that are running
+        self.calls = dict(calls or {})
+        self.outside = outside
+        self.running = 0
+        self.inside = False  # a function that was seen here is running
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         function = size_function(func)
         if function is None or self.running:
             return func(*args, **kwargs)
-        k = self.count
-        self.count += 1
+        args, kwargs = self.substituted(function, args, kwargs)
+        self.inside = True
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.inside = False
+
+    def substituted(self, function: SizeFunction, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of a size-taking call that is under way, with the sizes that are left."""
+        counts = function.kind != "spans"  # those had no sites when plans counted calls
+        if not counts and not function.numbers(args, kwargs):
+            return args, kwargs
+        at = self._place(function.name)
+        if at is None:
+            return args, kwargs
+        number, total = self.calls.get(at, 0), self.calls.get("", 0)
+        self.calls[at] = number + 1
+        self.calls[""] = total + counts
         for table in self.sites.tables:
-            if k in table:
-                numbers = list(function.numbers(args, kwargs))
-                for change in table[k]:
+            changes = table.at(at, number, total if counts else -1)
+            numbers = list(function.numbers(args, kwargs))
+            if changes is None:
+                _check_unseen(table, function, args, numbers, at)
+            elif changes:
+                for change in changes:
                     if not self._learned(change, function, numbers):
                         numbers[change.place] = _number(change, function, numbers)
                 if numbers:
                     args, kwargs = function.with_numbers(args, kwargs, numbers)
-        return func(*args, **kwargs)
+        return args, kwargs
+
+    def _place(self, name: str) -> str | None:
+        """Where the module's code makes the call that is under way; None where it is a submodule's."""
+        if torch.compiler.is_compiling():
+            return place_of(name)
+        again: list[tuple[FrameType, int]] = []
+        labels, own = way(name, lambda *call: again.append(call))
+        if not own:
+            return None
+        labels += self.outside
+        for frame, inside in again:
+            under(frame, functools.partial(_Substitution, self.sites, dict(self.calls), labels[inside:]))
+        return place(labels)
 
     def _learned(self, change: SizeChange, function: SizeFunction, numbers: list[Any]) -> bool:
         """Whether the number is right by itself, or the cut led the module to another call: while learning only."""
@@ -95,7 +182,7 @@ class _Substitution(TorchFunctionMode):
         if learned is None:
             return False
         given = numbers[change.place] if _fits(change, function, numbers) else change.after
-        learned.setdefault((change.call, change.place), set()).add(given)
+        learned.setdefault(change.number, set()).add(given)
         return given == change.after
 
 
@@ -106,20 +193,62 @@ def _fits(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> boo
 def _number(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> Any:
     """A number that was computed from the old size keeps its multiple: a batch folded into heads, say."""
     before, after = change.before // change.common, change.after // change.common
-    if not _fits(change, function, numbers) or numbers[change.place] % before:
-        raise InputError(
-            f"{change.module or 'the model'}: call {change.call} is {function.name}{tuple(numbers)} here; when it "
-            f"was traced it was {change.function} with {change.before} in place {change.place}. Trace and prune "
-            "with inputs (and in the mode) that take the same path through its code"
-        )
-    return numbers[change.place] // before * after
+    if not _fits(change, function, numbers):
+        raise _other(change, function, numbers)
+    number = numbers[change.place]
+    if not isinstance(number, Proxy) and number % before:
+        raise _other(change, function, numbers)
+    return number // before * after
 
 
-def install(model: nn.Module, changes: Iterable[SizeChange]) -> None:
-    """Make the modules of `model` run with these numbers."""
-    by_module: dict[str, dict[int, list[SizeChange]]] = defaultdict(lambda: defaultdict(list))
+def _other(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> InputError:
+    call = change.at or f"call {change.call}"
+    return InputError(
+        f"{change.module or 'the model'}: {call} is {function.name}{tuple(numbers)} here; when it was traced it was "
+        f"{change.function} with {change.before} in place {change.place}. Trace and prune with inputs (and in the "
+        "mode) that take the same path through its code"
+    )
+
+
+def _check_unseen(table: _Table, function: SizeFunction, args: Any, numbers: list[Any], at: str) -> None:
+    """InputError where a call that no trace saw may be given a size that has changed, and would not fail by itself.
+
+    That is a view that is to infer a size, a split into equal parts, a slice. A number that repeats a size of the tensor,
+    in front or behind, is right.
+    """
+    given = args[0] if args and isinstance(args[0], Tensor) else None
+    if given is None or not all(type(number) is int or isinstance(number, torch.SymInt) for number in numbers):
+        return
+    shape = tuple(given.shape)
+    first, last, fails = 0, len(numbers), False
+    if function.kind in ("filled", "groups"):
+        return
+    if function.kind == "shape":
+        fails = -1 not in numbers and math.prod(numbers) != given.numel()
+        while first < min(len(numbers), len(shape)) and numbers[first] == shape[first]:
+            first += 1
+        while last > first and len(numbers) - last < len(shape) and numbers[last - 1] == shape[last - 1 - len(numbers)]:
+            last -= 1
+    infers = {"split": len(numbers) == 1, "spans": True}.get(function.kind, -1 in numbers)
+    for number in numbers[first:last] if fails or infers else ():
+        size = next((size for size in table.sizes if number > 0 and number % size == 0), None)
+        if size is not None:
+            module = next(iter(table.changes.values()))[0].module or "the model"
+            raise InputError(
+                f"{module}: {at} is {function.name}{tuple(numbers)}, a call that was not made when it was traced, and "
+                f"{number} may count what has been cut ({size} before). Trace and prune with further example inputs "
+                "(`more=`) that take this path through its code"
+            )
+
+
+def install(model: nn.Module, changes: Iterable[SizeChange], seen: Mapping[str, Iterable[str]] | None = None) -> None:
+    """Make the modules of `model` run with these numbers.
+
+    `seen`: for a module the places in its code where the trace saw it make size-taking calls, if that is known.
+    """
+    by_module: dict[str, dict[tuple[str, int | None], list[SizeChange]]] = defaultdict(lambda: defaultdict(list))
     for change in changes:
-        by_module[change.module][change.call].append(change)
+        by_module[change.module][change.at, change.call].append(change)
     for path, calls in by_module.items():
         module = model.get_submodule(path)
         if not isinstance(module, SizedForward):
@@ -127,26 +256,12 @@ def install(model: nn.Module, changes: Iterable[SizeChange]) -> None:
             module.__class__ = _sized(original)
             assert isinstance(module, SizedForward)
             module._fairkern_sites = _Sites()
-        table = {call: tuple(entries) for call, entries in calls.items()}
+        table = _Table.of(calls, (seen or {}).get(path))
         module._fairkern_sites = _Sites((*module._fairkern_sites.tables, table))
         for inner in module.modules():
-            if inner is not module and _enter not in inner._forward_pre_hooks.values():
-                inner.register_forward_pre_hook(_enter)
-                inner.register_forward_hook(_leave)
-
-
-def _enter(module: nn.Module, args: Any) -> None:
-    modes: list[Any] = _get_current_function_mode_stack()
-    for mode in modes:
-        if isinstance(mode, _Substitution):
-            mode.running += 1
-
-
-def _leave(module: nn.Module, args: Any, output: Any) -> None:
-    modes: list[Any] = _get_current_function_mode_stack()
-    for mode in modes:
-        if isinstance(mode, _Substitution):
-            mode.running -= 1
+            if inner is not module and enter not in inner._forward_pre_hooks.values():
+                inner.register_forward_pre_hook(enter)
+                inner.register_forward_hook(leave)
 
 
 def learn(model: nn.Module) -> None:
@@ -156,16 +271,16 @@ def learn(model: nn.Module) -> None:
             module._fairkern_sites.given = {}
 
 
-def needless(model: nn.Module, plan: Plan) -> set[tuple[str, int, int]]:
-    """(module, call, place) of changes that every call since `learn` had made on its own account.
+def needless(model: nn.Module, plan: Plan) -> dict[SiteNumber, bool]:
+    """Of each changed number that was passed since `learn`: whether every call passed the right one by itself.
 
     Such a number comes from the shape of a tensor that has been cut; to scale it again would be wrong.
     """
-    found, renaming = set(), Renaming(plan)
+    found, renaming = {}, Renaming(plan)
     for change in plan.sites:
         module = model.get_submodule(renaming.after(change.module) or "")
         assert isinstance(module, SizedForward)
-        given = (module._fairkern_sites.given or {}).get((change.call, change.place))
-        if given == {change.after}:
-            found.add((change.module, change.call, change.place))
+        given = (module._fairkern_sites.given or {}).get(change.number)
+        if given is not None:
+            found[change.number] = given == {change.after}
     return found

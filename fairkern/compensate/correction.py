@@ -13,6 +13,7 @@ from fairkern.compact.descriptors import Index
 from fairkern.compensate.borders import grids_of, kernel_shares, within
 from fairkern.compensate.fit import Fit
 from fairkern.compensate.statistics import Statistics
+from fairkern.model.autocast import forget_casts
 from fairkern.model.linear import bias_of, give_bias, groups_of, output_dim
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.gather import gather
@@ -141,6 +142,7 @@ def fold(small: nn.Module, plan: Plan, found: Iterable[Correction]) -> None:
             if correction.bias is not None:
                 bias = _bias(small, Axis(name, correction.axis.dim))
                 bias.copy_(bias.double() + correction.bias)
+    forget_casts()
 
 
 def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], correction: Correction) -> None:
@@ -164,6 +166,7 @@ def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], co
             given = torch.zeros_like(bias) if own is None else own.detach()
             (stays,) = _places({0: index[out]} if out in index else {}, bias.shape)
             bias[stays] = (given[stays].double() + correction.bias).to(bias)
+    forget_casts()
 
 
 def _bias(model: nn.Module, axis: Axis) -> nn.Parameter:

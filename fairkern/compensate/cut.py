@@ -13,6 +13,7 @@ from fairkern.compensate.fit import Compensation
 from fairkern.compensate.one_shot import corrections
 from fairkern.compensate.refit import refit
 from fairkern.errors import InputError
+from fairkern.model.autocast import without_autocast
 from fairkern.types import Plan, Scores
 
 
@@ -35,13 +36,14 @@ def cut(
         return apply(model, plan, inplace=inplace, backend=backend), []
     if scores is None:
         raise InputError(f"compensate={method.value!r} needs the scores that the plan was made from: pass scores=")
-    if method is Compensation.SEQUENTIAL:
-        found = corrections(model, plan, scores, Compensation.LEAST_SQUARES)
-        made = refit(model, plan, scores, found, _read_again(loader, inplace))
-    else:
-        made = found = corrections(model, plan, scores, method)
-    small = apply(model, plan, inplace=inplace, backend=backend)
-    fold(small, plan, made)
+    with without_autocast():
+        if method is Compensation.SEQUENTIAL:
+            found = corrections(model, plan, scores, Compensation.LEAST_SQUARES)
+            made = refit(model, plan, scores, found, _read_again(loader, inplace))
+        else:
+            made = found = corrections(model, plan, scores, method)
+        small = apply(model, plan, inplace=inplace, backend=backend)
+        fold(small, plan, made)
     return small, found
 
 

@@ -1,8 +1,8 @@
-"""Torch's fused inference paths for attention: when torch's own modules take them, and nested tensors, which only they take.
+"""Torch's fused paths for attention: when its modules take them, and nested tensors, which no other path takes.
 
 Where such a path is taken another result may come out: places that are padded, rows without a key, masks of numbers
-(there whatever is not zero hides its key). So a module in the place of one of torch's asks here what that would do, with
-the number of heads that it had before it was cut.
+(there whatever is not zero hides its key). So a module in the place of one of torch's asks here what that would do,
+with the number of heads that it had before it was cut.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _runs_here(tensors: list[Tensor]) -> bool:
 
 
 def padded(nested: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples of several lengths as one tensor [N, longest, …], zero behind their ends; and true where that is [N, longest]."""
+    """Samples of several lengths as one tensor [N, longest, …], zero behind their ends; where that is, [N, longest]."""
     lengths = torch.tensor([len(sample) for sample in nested.unbind()])
     filled = nested.to_padded_tensor(0.0)
     hidden = torch.arange(filled.shape[1])[None] >= lengths[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import re
@@ -17,7 +18,15 @@ Call = tuple[Any, ...] | Mapping[str, Any]
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
-    """`model` on inputs of any nesting, called as `as_call` says. Raises InputError where that is not known."""
+    """`model` on inputs of any nesting, called as `as_call` says. Raises InputError where that is not known.
+
+    Caches and lists among them stay as they are: the model is given its own, which it may fill.
+    """
+    return call_with(model, own(inputs))
+
+
+def call_with(model: nn.Module, inputs: Any) -> Any:
+    """The same with these very objects."""
     call = as_call(model, inputs)
     if call is None:
         raise InputError(f"{unclear(model, inputs)}: {TUPLES}")
@@ -133,6 +142,25 @@ def _alternatives(annotation: str) -> list[str]:
     return [text.split("[")[0].strip()]
 
 
+def is_cache(value: object) -> bool:
+    """Whether an object is of a class called `…Cache`, whatever it is made of."""
+    if type(value).__module__ == "builtins" or isinstance(value, (Tensor, nn.Module, type)):
+        return False
+    return any(re.search(r"(?<!With)Cache$", kind.__name__) for kind in type(value).__mro__)
+
+
+def own(inputs: Any) -> Any:
+    """The same inputs with lists, dictionaries and caches copied, which a model may write to; tensors outside of caches
+    are the same objects."""
+    if type(inputs) in (list, tuple):
+        return type(inputs)(own(item) for item in inputs)
+    if type(inputs) is dict:
+        return {key: own(item) for key, item in inputs.items()}
+    if not is_cache(inputs):
+        return inputs
+    return copy.deepcopy(inputs, {id(t): t.detach().clone() for t in tensors_within(inputs)})
+
+
 def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The same nesting of tuples, lists and mappings with `function` applied to every tensor."""
     if isinstance(value, Tensor):
@@ -159,6 +187,28 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from tensors_in(getattr(value, field.name))
+
+
+def tensors_within(value: Any, caches: bool = True) -> Iterator[Tensor]:
+    """Every tensor once, in order, also inside objects of any class; inside caches unless they are left out."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, (type, nn.Module)) or (not caches and is_cache(value)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            yield value
+            continue
+        inner: list[Any] = []
+        if isinstance(value, Mapping):
+            inner.extend(value.values())
+        elif isinstance(value, (tuple, list, set, frozenset)):
+            inner.extend(value)
+        inner.extend(getattr(value, "__dict__", {}).values())
+        inner.extend(getattr(value, s) for s in getattr(type(value), "__slots__", ()) if hasattr(value, s))
+        waiting.extend(reversed(inner))
 
 
 def elements(tensor: Tensor) -> object:

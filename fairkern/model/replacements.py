@@ -6,14 +6,15 @@ A model is traced and scored with them in place (`in_place`), and a pruned model
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fairkern.errors import InputError
+from fairkern.model.attention import added, attend, attending, calls_attention, masks
 from fairkern.model.fast_path import attention_is_fused, layer_is_fused, padded, unpadded
 
 
@@ -92,25 +93,20 @@ class MultiheadAttention(nn.MultiheadAttention):
             q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
         elif not self.batch_first:
             q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
-        if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.expand(len(k), -1, -1)], dim=1)
-            v = torch.cat([v, self.bias_v.expand(len(v), -1, -1)], dim=1)
-        if self.add_zero_attn:
-            k = torch.cat([k, torch.zeros_like(k[:, :1])], dim=1)
-            v = torch.cat([v, torch.zeros_like(v[:, :1])], dim=1)
-        if mask is not None and mask.shape[-1] < k.shape[1]:
-            mask = F.pad(mask, (0, k.shape[1] - mask.shape[-1]))
-        q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-        dropout = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            scores = (q * math.sqrt(1.0 / self.head_dim)) @ k.transpose(-2, -1)
-            weights = (scores if mask is None else scores + mask).softmax(-1)
-            weights = F.dropout(weights, dropout, self.training)
-            mixed = weights @ v
-        else:
-            mixed = F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal)
-        out = self.out_proj(mixed.transpose(1, 2).flatten(2))
+        mixed, weights = attend(
+            q,
+            k,
+            v,
+            mask,
+            heads=(-1, self.head_dim),
+            bias_k=self.bias_k,
+            bias_v=self.bias_v,
+            add_zero_attn=self.add_zero_attn,
+            dropout=self.dropout if self.training else 0.0,
+            need_weights=need_weights,
+            is_causal=is_causal,
+        )
+        out = self.out_proj(mixed)
         if not batched:
             return out.squeeze(0), None if weights is None else weights.squeeze(0)
         return out if self.batch_first else out.transpose(0, 1), weights
@@ -128,20 +124,8 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _mask(self, query: Tensor, attn_mask: Tensor | None, padding: Tensor | None, batched: bool) -> Tensor | None:
         """What is added to the scores: [L, S], or [batch, heads or 1, L or 1, S]."""
-        if padding is not None:
-            padding = _added(padding if batched else padding.unsqueeze(0), query.dtype)[:, None, None, :]
-        if attn_mask is None:
-            return padding
-        attn_mask = _added(attn_mask, query.dtype)
-        if attn_mask.dim() == 3:
-            batch = 1 if not batched else query.shape[0 if self.batch_first else 1]
-            attn_mask = attn_mask.unflatten(0, (batch, -1))
-        return attn_mask if padding is None else attn_mask + padding
-
-
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask as numbers: where a boolean one is true, minus infinity."""
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask
+        batch = 1 if not batched else query.shape[0 if self.batch_first else 1]
+        return masks(attn_mask, padding, batch, query.dtype, batched=batched)
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
@@ -166,7 +150,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         x, behind = padded(src) if src.is_nested else (src, None)
         mask = attention._mask(x, src_mask, src_key_padding_mask if behind is None else behind, batched=True)
         if mask is not None:
-            mask = _added(mask != 0, x.dtype)
+            mask = added(mask != 0, x.dtype)
         if self.norm_first:
             x = x + self._attended(self.norm1(x), mask)
             x = x + self._fed_forward(self.norm2(x))
@@ -174,7 +158,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             x = self.norm1(x + self._attended(x, mask))
             x = self.norm2(x + self._fed_forward(x))
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):  # of a kind that the fused path does not ask for: what it multiplies last is cast
+        if torch.is_autocast_enabled(
+            kind
+        ):  # of a kind that the fused path does not ask for: what it multiplies last is cast
             x = x.to(torch.get_autocast_dtype(kind))
         return x if behind is None else unpadded(x, behind)
 
@@ -188,18 +174,38 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         return self.linear2(F.gelu(x) if self.activation_relu_or_gelu == 2 else F.relu(x))
 
 
-REPLACEMENTS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
+_BY_CLASS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
     "MultiheadAttention": (nn.MultiheadAttention, MultiheadAttention),
 }
 """Name in a plan → the class, the class in its place."""
+
+_ATTENDING = "multi_head_attention_forward"
+"""Name in a plan of a module whose own code calls torch's attention function."""
 
 
 def replaceable(model: nn.Module) -> Iterator[tuple[str, str]]:
     """(path, name of the replacement) of every module of exactly a class that has one, or that is one."""
     for path, module in model.named_modules():
-        for name, classes in REPLACEMENTS.items():
-            if type(module) in classes:
+        for name in (*_BY_CLASS, _ATTENDING):
+            if misfit(module, name) is None:
                 yield path, name
+
+
+def misfit(module: nn.Module | None, name: str) -> str | None:
+    """Why this module cannot run as the replacement of this name; None where it can, or does."""
+    kind: Any = type(module)
+    if name == _ATTENDING:
+        fits = module is not None and calls_attention(kind)
+        return None if fits else f"a module that calls torch's {name}"
+    if name not in _BY_CLASS:
+        return f"a {name}, unknown here"
+    original = _BY_CLASS[name][0]
+    return None if kind in _BY_CLASS[name] else f"{original.__module__}.{original.__name__}"
+
+
+def _replace(module: nn.Module, name: str) -> None:
+    kind: Any = type(module)
+    module.__class__ = attending(kind) if name == _ATTENDING else _BY_CLASS[name][1]
 
 
 def replace_modules(model: nn.Module, paths: Mapping[str, str]) -> None:
@@ -210,7 +216,7 @@ def replace_modules(model: nn.Module, paths: Mapping[str, str]) -> None:
     """
     for path, name in paths.items():
         module = model.get_submodule(path)
-        module.__class__ = REPLACEMENTS[name][1]
+        _replace(module, name)
         if isinstance(module, MultiheadAttention):
             module._whole_heads = module.whole_heads
     for module in model.modules():
@@ -226,7 +232,7 @@ def in_place(model: nn.Module) -> Iterator[None]:
         for path, name in list(replaceable(model)):
             module = model.get_submodule(path)
             swapped.append((module, type(module)))
-            module.__class__ = REPLACEMENTS[name][1]
+            _replace(module, name)
         yield
     finally:
         for module, original in swapped:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dis
+import functools
 import random
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from fairkern.model.autocast import forget_casts
+from fairkern.model.names import speaks_of_state
 from fairkern.model.nested import elements
 
 
@@ -37,6 +41,8 @@ class Originals:
         with torch.no_grad():
             for parameter, saved in self._saved:
                 parameter.copy_(saved)
+        if self._saved:
+            forget_casts()
 
 
 @contextlib.contextmanager
@@ -93,10 +99,38 @@ def caches(model: nn.Module) -> Iterator[dict[Any, Tensor]]:
                 yield value
 
 
+def held_states(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Attributes in which modules keep a state from one call to the next: tensors that are neither parameters nor
+    buffers, under a name that speaks of a state, where the constructor put None."""
+    for module in model.modules():
+        kind: Any = type(module)
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and speaks_of_state(name) and name in _left_empty(kind):
+                yield module, name
+
+
 def forget(model: nn.Module) -> None:
-    """Empty the caches."""
+    """Empty the caches, and put held states back to None."""
     for cache in caches(model):
         cache.clear()
+    for module, name in list(held_states(model)):
+        setattr(module, name, None)
+
+
+@functools.cache
+def _left_empty(kind: Any) -> frozenset[str]:
+    """The attributes that a class's constructors set to None."""
+    found = set()
+    for code in (getattr(made.__dict__.get("__init__"), "__code__", None) for made in kind.__mro__):
+        value = None
+        for step in dis.get_instructions(code) if code is not None else ():
+            if step.opname == "STORE_ATTR" and value is not None and value.argval is None:
+                found.add(step.argval)
+            elif step.opname.startswith("LOAD_CONST"):
+                value = step
+            elif not step.opname.startswith(("LOAD_FAST", "COPY", "DUP_TOP", "STORE_ATTR")):
+                value = None
+    return frozenset(found)
 
 
 def valueless(tensor: Tensor) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fairkern.errors import InputError
 from fairkern.plans.cost import Cost, extents_after, told_apart
+from fairkern.plans.left_alone import left_alone
 from fairkern.plans.removals import NONE
 from fairkern.types import (
     AttributeChange,
@@ -44,8 +45,8 @@ def build(
     Returns:
         A Plan with the prunable groups in the map's order, the axes that lose positions sorted by name, the
         attributes that change, and in `result`: `params_before`, `params_after`, `flops_before`, `flops_after`,
-        `groups`, `groups_cut`, `units`, `units_removed`, and `config_left`: fields of the model's configuration that
-        stay as they were since their groups differ.
+        `groups`, `groups_cut`, `units`, `units_removed`, and where there is any `config_left`: fields of the model's
+        configuration that stay as they were since their groups differ; `left_alone`: kinds of units of which none goes.
 
     Raises:
         InputError: a wrong number of arrays, units that do not exist or come twice, a group that is frozen or
@@ -72,6 +73,11 @@ def build(
     gone = _gone(units, axes)
     axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
     config, left = _config(units, chosen)
+    sites = tuple(
+        SizeChange(s.module, s.call, s.function, s.place, units.extents[s.extent].length, sizes[s.extent], s.at)
+        for s in units.sites
+        if sizes[s.extent] != units.extents[s.extent].length and not f"{s.module}.".startswith(gone)
+    )
     return Plan(
         model=units.model,
         groups=tuple(
@@ -92,13 +98,10 @@ def build(
             "units": sum(units.groups[g].total for g in prunable),
             "units_removed": sum(units_.size for units_ in chosen),
             **({"config_left": left} if left else {}),
+            **({"left_alone": alone} if (alone := left_alone(units, chosen)) else {}),
             **(result or {}),
         },
-        sites=tuple(
-            SizeChange(s.module, s.call, s.function, s.place, units.extents[s.extent].length, sizes[s.extent])
-            for s in units.sites
-            if sizes[s.extent] != units.extents[s.extent].length and not f"{s.module}.".startswith(gone)
-        ),
+        sites=sites,
         replacements=tuple(
             r
             for r in units.replacements
@@ -106,6 +109,7 @@ def build(
         ),
         config=config,
         lists={path: entries.names for path, entries in units.lists.items() if Axis(path, 0) in {a.axis for a in axes}},
+        seen={module: units.seen[module] for module in dict.fromkeys(s.module for s in sites) if module in units.seen},
     )
 
 

@@ -14,6 +14,7 @@ from fairkern.axes import config_fields
 from fairkern.compact.config import set_config
 from fairkern.compact.descriptors import shapes_after
 from fairkern.compact.sites import SizedForward
+from fairkern.model.raised import in_words
 from fairkern.model.tensors import named_tensors
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, random_removal
@@ -52,13 +53,13 @@ def undescribed(model: nn.Module, plan: Plan, shapes: Mapping[str, tuple[int, ..
     Cost: building the model without its numbers.
     """
     kind = model._original if isinstance(model, SizedForward) else type(model)
-    config = copy.deepcopy(model.config)
-    set_config(config, plan)
     try:
+        config = copy.deepcopy(model.config)
+        set_config(config, plan)
         with torch.random.fork_rng([]), torch.device("meta"):
             built = kind(config)
-    except Exception as error:  # a configuration that does not fit together, a class that is built in another way
-        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    except Exception as error:  # fields that cannot be set or do not fit together, a class that is built otherwise
+        return in_words(error, model, 120)
     found = named_tensors(built)
     for name, shape in shapes.items():
         if name not in found or tuple(found[name].shape) != shape:

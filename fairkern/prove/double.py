@@ -15,10 +15,10 @@ _COARSER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
 class Double(TorchDispatchMode):
-    """`x.float()`, `softmax(x, dtype=torch.float32)` and the like give float64, whoever calls them: scripted functions too.
+    """`x.float()`, `softmax(x, dtype=torch.float32)` and the like give float64, in scripted functions too.
 
-    It looks at operators and not at torch's functions, so that torch's fused paths, which are not taken under a function
-    mode, are those that the model takes. `needed` tells whether anything asked for a coarser type.
+    It looks at operators and not at torch's functions: torch takes no fused path under a mode for those, and the model
+    may. `needed` tells whether anything asked for a coarser type.
     """
 
     def __init__(self) -> None:

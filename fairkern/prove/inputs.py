@@ -15,13 +15,16 @@ def vary(inputs: Any, seed: int) -> Any:
     """Other inputs of the same shapes, dtypes and devices, from an own generator.
 
     Floating tensors become normal noise with the example's mean and standard deviation (1 where it is
-    constant); integer and bool tensors keep their values in another order, so that they stay valid indices.
+    constant); integer tensors keep their values in another order, so that they stay valid indices, and bool tensors
+    their rows, so that masks of samples with padding stay such.
     """
     generator = torch.Generator().manual_seed(seed)
 
     def other(tensor: Tensor) -> Tensor:
         if tensor.numel() == 0:
             return tensor.clone()
+        if tensor.dtype == torch.bool and tensor.dim() > 1:
+            return tensor[torch.randperm(len(tensor), generator=generator).to(tensor.device)]
         if not (tensor.is_floating_point() or tensor.is_complex()):
             order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
             return tensor.reshape(-1)[order].reshape(tensor.shape)
@@ -43,7 +46,7 @@ def distance(expected: Any, found: Any) -> float:
     """
     a, b = list(tensors_in(expected)), list(tensors_in(found))
     if not a:
-        raise InputError(f"the model returns {type(expected).__name__} without any tensor: nothing can be compared")
+        raise InputError("the model returns an output without any tensor: nothing can be compared")
     if [x.shape for x in a] != [y.shape for y in b]:
         return float("inf")
     wide = [(_wide(x), _wide(y)) for x, y in zip(a, b, strict=True) if x.numel()]

@@ -19,10 +19,10 @@ _ASKING = frozenset({"is_grad_enabled", "is_inference_mode_enabled", "is_inferen
 def states_of(model: nn.Module) -> list[State]:
     """Without gradients, on torch's fast path where it goes; and with gradients, where a module's code asks for them.
 
-    Torch's attention asks too. It is left out, since what takes its place asks in the same way (and is tested for that).
+    Torch's attention asks too. It is left out, since what takes its place asks in the same way (tests hold that).
     """
-    asks = any(_asks(type(module)) for module in model.modules() if not isinstance(module, nn.MultiheadAttention))
-    return [_deployed, _trained] if asks else [_deployed]
+    kinds: set[Any] = {type(module) for module in model.modules() if not isinstance(module, nn.MultiheadAttention)}
+    return [_deployed, _trained] if any(map(_asks, kinds)) else [_deployed]
 
 
 @contextlib.contextmanager
@@ -48,8 +48,8 @@ def _fast() -> Iterator[None]:
 
 
 @functools.cache
-def _asks(kind: type[nn.Module]) -> bool:
-    """Whether `forward`, or a function of the class or of its module that it names, asks for the state."""
+def _asks(kind: Any) -> bool:
+    """Whether `forward` asks for the state, or what it names: methods, and functions that are defined beside it."""
     waiting: list[Any] = [kind.forward]
     seen: set[int] = set()
     while waiting:
@@ -61,9 +61,9 @@ def _asks(kind: type[nn.Module]) -> bool:
         names = _names(function.__code__)
         if names & _ASKING:
             return True
-        own = function.__globals__.get("__name__", "").split(".")[0] != "torch"
+        beside = [function.__globals__.get(name) for name in names]
+        waiting += [f for f in beside if getattr(f, "__globals__", None) is function.__globals__]
         waiting += [getattr(kind, name, None) for name in names if not hasattr(nn.Module, name)]
-        waiting += [function.__globals__.get(name) for name in names if own]
     return False
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.search import Failed
-from fairkern.prove.trial import Prepared, failing, own_random_state, prepare
-from fairkern.types import SizeSite, UnitMap
+from fairkern.prove.trial import Prepared, failing, prepare
+from fairkern.types import Axis, AxisGroup, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
-    """Runs a model pruned and masked, on several inputs. Of what it made for one proof it keeps what the next can use."""
+    """Runs a model pruned and masked, on several inputs. It keeps of one proof what the next can use."""
 
     def __init__(self, model: nn.Module, runs: Sequence[Any], seed: int, deadline: Deadline) -> None:
         self._model, self._runs, self._seed, self._deadline = model, runs, seed, deadline
@@ -24,41 +24,48 @@ class _Proof:
         self._said: dict[tuple[int, int], tuple[UnitMap, Failed]] = {}  # how all groups of a map failed together
 
     def failing(
-        self, candidate: UnitMap, learn: bool, together: bool, doubtful: Iterable[int] | None = None
-    ) -> tuple[UnitMap, dict[int, str]]:
+        self,
+        candidate: UnitMap,
+        learn: bool,
+        together: bool,
+        doubtful: Iterable[int] | None = None,
+        most: int | None = None,
+    ) -> tuple[UnitMap, dict[int, Failed]]:
         """What fails, and the map without the sites whose numbers turn out right by themselves.
 
-        `doubtful`: the groups that may fail; those beside them have passed together.
+        `doubtful`: the groups that may fail; those beside them have passed together. `most`: as many failing groups are
+        too many to look for others.
         """
-        failed: dict[int, str] = {}
-        needless: set[tuple[str, int, int]] | None = set() if learn else None
+        failed: dict[int, Failed] = {}
+        numbers: dict[SiteNumber, bool] | None = {} if learn else None
         for number, inputs in enumerate(self._runs):
-            tried = candidate.freeze(failed) if failed else candidate
+            tried = candidate.freeze(_reasons(failed)) if failed else candidate
             known = (id(tried), number)
             found = failing(
                 self._model,
                 tried,
                 inputs,
                 seed=self._seed,
-                needless_sites=needless,
+                numbers=numbers,
                 together=together,
                 prepared=self._prepare(tried, number),
                 doubtful=doubtful,
+                most=None if most is None else most - len(failed),
                 said=self._said[known][1] if known in self._said else None,
                 deadline=self._deadline,
             )
             if together and found:
                 self._said[known] = tried, next(iter(found.values()))
-            failed |= {group: why.reason for group, why in found.items()}
-            if needless is not None:
-                candidate, needless = candidate.without_sites(needless), None
-        return candidate, failed
+            failed |= found
+            if most is not None and len(failed) >= most:
+                break
+        gone = [number for number, right in (numbers or {}).items() if right]
+        return candidate.without_sites(gone) if gone else candidate, failed
 
     def _prepare(self, units: UnitMap, number: int) -> Prepared:
         if self._prepared is None or self._prepared[0] != number:
             self._prepared = None
-            with own_random_state(self._model, self._seed), torch.no_grad():
-                self._prepared = number, prepare(self._model, units, self._runs[number], self._seed)
+            self._prepared = number, prepare(self._model, units, self._runs[number], self._seed)
         return self._prepared[1]
 
     def whole(self, units: UnitMap, sites: Sequence[SizeSite]) -> UnitMap | None:
@@ -70,6 +77,10 @@ class _Proof:
         return None
 
 
+def _reasons(failed: Mapping[int, Failed]) -> dict[int, str]:
+    return {group: why.reason for group, why in failed.items()}
+
+
 def _with_and_without(
     candidate: UnitMap, sites: Sequence[SizeSite], groups: Iterable[int]
 ) -> list[tuple[UnitMap, bool]]:
@@ -78,8 +89,8 @@ def _with_and_without(
 
 
 def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
-    """The map without any attribute that was recognised by its value and follows a group that failed, and before that
-    without those of one value at a time: two attributes may be the number of heads, and another happen to be as large."""
+    """The map without attributes that were recognised by their value and follow a group that failed: those of one value
+    at a time (two may be the number of heads, another happen to be as large as something else), then all."""
     failed = set(failed)
     none = units.without_observed(failed)
     observed = [a for a in units.attributes if a not in none.attributes]
@@ -88,6 +99,14 @@ def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
     values = sorted({units.extents[a.extent].length for a in observed})
     one = [units.without_observed(failed, value) for value in values] if len(values) > 1 else []
     return [*one, none]
+
+
+def _compared(units: UnitMap, attributes: Sequence[SizeAttribute], failed: Mapping[int, Failed]) -> list[UnitMap]:
+    """The map with attributes that follow groups without which the pruned model raises: code may compare inputs with
+    them. None where nothing raised."""
+    raised = {group for group, why in failed.items() if why.raised}
+    more = [a for a in attributes if units.follows(a.extent) & raised]
+    return [replace(units, attributes=(*units.attributes, *more))] if more else []
 
 
 def proven(
@@ -101,10 +120,11 @@ def proven(
     """The map with every group frozen that fails on any of the inputs.
 
     `daring`, which cuts more than the trace vouches for, is taken if all of its groups pass together, or all but
-    those that fail in the certain map too; else not at all. Of the certain map, tried until all groups pass
-    together: the map as it is; with sizes substituted that modules' code passes on; and for the groups that fail
-    then, the same two without attributes that were recognised by their value, which may be a coincidence (those of one
-    value, then all). If none of these passes whole, the one with which the fewest groups fail.
+    those that fail in the certain map too; else what is left of it, where that is more than of the certain map. Of
+    that, tried until all groups pass together: the map as it is; with sizes substituted that modules' code passes on;
+    and for the groups that fail then, the same two without attributes that were recognised by their value, which may
+    be a coincidence (those of one value, then all), and with those that the code may compare its inputs with. If none
+    of these passes whole, the one with which the fewest groups fail.
     """
     proof = _Proof(model, runs, seed, deadline)
     units, sites = certain.units, certain.sites
@@ -118,24 +138,51 @@ def proven(
         if found is not None:
             return found
     _, failed = proof.failing(units, learn=False, together=False)
-    best, doubtful = units.freeze(failed), tuple(failed)
+    best, doubtful = units.freeze(_reasons(failed)), tuple(failed)
+    *by_value, none = _fewer_observed(units, failed)
     others = [
-        candidate
-        for fewer in _fewer_observed(units, failed)
-        for candidate in _with_and_without(fewer, sites, failed)
-        if candidate[0] is not units
+        (candidate, learn, any(other is one for one in by_value))
+        for other in (*_compared(units, certain.compared, failed), *by_value, none)
+        for candidate, learn in _with_and_without(other, sites, failed)
+        if candidate is not units
     ]
-    for together in (True, False):
-        for candidate, learn in others:
-            candidate, again = proof.failing(candidate, learn, together, doubtful)
-            if not again:
-                return candidate
-            if not together and len(again) < len(failed):
-                best, failed = candidate.freeze(again), again
-    reasons = {units.groups[g].name: reason for g, reason in failed.items()}
+    searched = []
+    for candidate, learn, some_left_out in others:
+        holds, again = proof.failing(candidate, learn, together=True, doubtful=doubtful)
+        if not again:
+            return holds
+        if not (some_left_out and any(why.raised for why in again.values())):  # it was right to have them
+            searched.append((candidate, learn))
+    for candidate, learn in searched:
+        holds, again = proof.failing(candidate, learn, together=False, doubtful=doubtful, most=len(failed))
+        if not again:
+            return holds
+        if len(again) < len(failed):
+            best, failed = holds.freeze(_reasons(again)), again
+    reasons = {units.groups[g].name: why.reason for g, why in failed.items()}
     for candidate, known in tried[:-1]:
         same = {g: reasons[group.name] for g, group in enumerate(candidate.groups) if group.name in reasons}
         found = proof.whole(candidate.freeze(same), known) if same else None
         if found is not None:
             return found
+    return _dared(proof, best, tried[:-1])
+
+
+def _dared(proof: _Proof, best: UnitMap, maps: Sequence[tuple[UnitMap, Sequence[SizeSite]]]) -> UnitMap:
+    """What is left of one of these maps without the groups that fail, if it can cut more than `best`. In doubt are only
+    groups that `best` does not have, and what is left has run together."""
+    settled = {_places(best.groups[g]) for g in best.prunable}
+    for units, sites in maps:
+        for candidate, learn in _with_and_without(units, sites, units.prunable):
+            doubtful = [g for g in candidate.prunable if _places(candidate.groups[g]) not in settled]
+            candidate, failed = proof.failing(candidate, learn, together=False, doubtful=doubtful)
+            left = candidate.freeze(_reasons(failed))
+            more = Solution(left, ()).positions > Solution(best, ()).positions
+            if more and not proof.failing(left, learn=False, together=True)[1]:
+                best = left
     return best
+
+
+def _places(group: AxisGroup) -> tuple[tuple[Axis, bytes], ...]:
+    """Where a group lies: equal for a group of another map that is the same."""
+    return tuple((held.axis, held.positions.tobytes()) for held in group.axes)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +17,11 @@ from fairkern.compact.mask import masked
 from fairkern.compact.sites import learn, needless
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
+from fairkern.model.caches import Calls, calls_of, with_loop
 from fairkern.model.fused import one_by_one, running_as
-from fairkern.model.nested import call_model, map_tensors, tensors_in
+from fairkern.model.nested import call_model, map_tensors
 from fairkern.model.raised import in_words, running
-from fairkern.model.untouched import valueless
+from fairkern.model.untouched import forget, untouched, valueless
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, about_half, nothing
 from fairkern.plans.renaming import Renaming
@@ -28,11 +30,13 @@ from fairkern.prove.inputs import distance, vary
 from fairkern.prove.search import Failed, search
 from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
-from fairkern.types import IndexArray, Plan, UnitMap
+from fairkern.types import IndexArray, Plan, SiteNumber, UnitMap
 
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+
+_Made = TypeVar("_Made")
 
 
 def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
@@ -40,14 +44,16 @@ def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
 
     Models in float64 compute in float64 throughout, also where their code casts to a coarser type.
     The largest over all output tensors of `max|a − b| / max|a|`, in float64; outputs may be nested (tuples,
-    named tuples, mappings, dataclasses). NaN, another shape or another number of tensors give inf.
+    named tuples, mappings, objects of any class); caches and states that the model returns for its next call are left
+    out (`fairkern.model.caches`). NaN, another shape or another number of tensors give inf.
     Raises InputError when the model returns no tensor.
     """
     with torch.no_grad():
-        with in_double(model):
+        with untouched(model), in_double(model):
             expected = call_model(model, inputs)
+            calls = calls_of(model, inputs, expected)
         with in_double(small):
-            return distance(expected, call_model(small, inputs))
+            return distance(calls.results(expected), calls.results(call_model(small, inputs)))
 
 
 def prove(
@@ -57,7 +63,7 @@ def prove(
     *,
     seed: int = 0,
     tolerance: float | None = None,
-    needless_sites: set[tuple[str, int, int]] | None = None,
+    numbers: dict[SiteNumber, bool] | None = None,
     together: bool = False,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, str]:
@@ -75,8 +81,8 @@ def prove(
     replaced by random ones and normalisation statistics by those of its own activations, perturbed: the zeros and ones
     of a fresh model would hide wrong cuts. `model` and the global random generators stay as they are.
 
-    `needless_sites`: a set that receives (module, call, place) of the map's size sites whose number is right
-    without a substitution; without it every site is substituted.
+    `numbers`: a dictionary that learns of the numbers at the map's size sites whether they were always right without a
+    substitution, over several proofs; without it every one is substituted.
     `together`: do not search; if all groups together fail, each has that reason.
     `tolerance` defaults to 1e-9 in float64, 1e-3 in float32, 5e-2 in half precision.
 
@@ -91,7 +97,7 @@ def prove(
         inputs,
         seed=seed,
         tolerance=tolerance,
-        needless_sites=needless_sites,
+        numbers=numbers,
         together=together,
         deadline=deadline,
     )
@@ -105,17 +111,19 @@ def failing(
     *,
     seed: int,
     tolerance: float | None = None,
-    needless_sites: set[tuple[str, int, int]] | None = None,
+    numbers: dict[SiteNumber, bool] | None = None,
     together: bool = False,
     prepared: Prepared | None = None,
     doubtful: Iterable[int] | None = None,
     said: Failed | None = None,
+    most: int | None = None,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, Failed]:
     """What `prove` says, with what is known of where it failed.
 
-    `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups that
-    may fail, the others having passed together; `said`: how all groups together fail, where that is known.
+    `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups
+    that may fail, the others having passed together; `said`: how all groups together fail, where that is known.
+    `most`: as many failing groups are too many; no others are looked for.
     """
     check(model, build(units, nothing(units)))
     check_values(model)
@@ -123,8 +131,8 @@ def failing(
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
-    with own_random_state(model, seed), torch.no_grad():
-        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, tolerance, needless_sites)
+    with _own_random_state(model), torch.no_grad():
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, tolerance, numbers)
 
         def attempt(groups: Sequence[int]) -> Failed | None:
             deadline.check("proving groups")
@@ -135,8 +143,7 @@ def failing(
             return {} if said is None else dict.fromkeys(candidates, said)
         wanted = set(candidates if doubtful is None else doubtful)
         settled = [c for c in candidates if c not in wanted]
-        reasons = search([c for c in candidates if c in wanted], attempt, settled, said)
-        return {group: Failed(reason) for group, reason in reasons.items()}
+        return search([c for c in candidates if c in wanted], attempt, settled, said, most)
 
 
 def check_values(model: nn.Module) -> None:
@@ -155,7 +162,7 @@ def failure(
 
     Cost and errors as of `prove` when nothing fails.
     """
-    with own_random_state(model, seed), torch.no_grad():
+    with _own_random_state(model), torch.no_grad():
         trial = _Trial(prepare(model, units, inputs, seed), units, removed, None, None)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
@@ -174,10 +181,16 @@ class Prepared:
     tolerance: float
     lifted: bool
     states: Sequence[State]
+    calls: Calls
 
 
 def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
     """The first of float64 and own dtypes, varied and given inputs, that a copy can run with."""
+    with _own_random_state(model), torch.no_grad():
+        return _prepared(model, units, inputs, seed)
+
+
+def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
     own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
     coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
     problem: Exception | None = None
@@ -191,14 +204,19 @@ def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepare
                 with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
                     torch.manual_seed(seed)
                     output = call_model(copy, cast)
+                with mode, running_as(copy, _experts(units)):
+                    calls = calls_of(copy, cast, output)
+                    forget(copy)
+                    calls, onward, _ = with_loop(calls, copy, cast)
+                    onward = onward or calls.onward(copy, cast, output)
             except Exception as error:
                 problem = error
                 continue
             problem = None
             lifted = isinstance(mode, Double) and mode.needed
             tolerance = TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
-            prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy))
-            if all(_usable(tensor) for tensor in tensors_in(output)):
+            prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy), calls)
+            if all(map(_usable, calls.results(output) + onward)):
                 return prepared
     if problem is not None:
         raise problem
@@ -220,17 +238,32 @@ class _Trial:
         units: UnitMap,
         removed: Sequence[IndexArray],
         tolerance: float | None,
-        needless_sites: set[tuple[str, int, int]] | None,
+        numbers: dict[SiteNumber, bool] | None,
     ) -> None:
         self.prepared, self.copy, self.inputs = prepared, prepared.copy, prepared.inputs
-        self.units, self.removed, self.needless_sites = units, removed, needless_sites
+        self.units, self.removed, self.numbers = units, removed, numbers
         self.tolerance = prepared.tolerance if tolerance is None else tolerance
         self._experts = _experts(units)
 
-    def _run(self, model: nn.Module, state: State) -> Any:
+    def _run(self, model: nn.Module) -> list[list[Tensor]]:
+        """The results of a call in every state, and of what the model does on from there."""
+        calls = self.prepared.calls
+        results: list[list[Tensor]] = []
+        onward: list[Tensor] = []
+        for state in self.prepared.states:
+            forget(model)
+            output = self._call(model, state, partial(call_model, model, self.inputs))
+            results.append(calls.results(output))
+            if calls.goes_on and not onward:
+                if calls.loop:
+                    forget(model)
+                onward = self._call(model, state, partial(calls.onward, model, self.inputs, output))
+        return [*results, onward] if calls.goes_on else results
+
+    def _call(self, model: nn.Module, state: State, call: Callable[[], _Made]) -> _Made:
         torch.manual_seed(self.prepared.seed)  # the same for both sides; the caller's state is put back by `prove`
         with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, self._experts):
-            return call_model(model, self.inputs)
+            return call()
 
     def failure(self, groups: Sequence[int]) -> Failed | None:
         """Why the pruned copy is not the masked copy when these groups are cut; None when it is, in every state."""
@@ -239,19 +272,20 @@ class _Trial:
         small: nn.Module | None = None
         try:
             small = apply(self.copy, plan)
-            if self.needless_sites is not None:
+            if self.numbers is not None:
                 learn(small)
-            found = [self._run(small, state) for state in self.prepared.states]
+            found = self._run(small)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
             suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
-            return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", suspects)
+            return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", True, suspects)
         with masked(self.copy, plan):
-            expected = [self._run(self.copy, state) for state in self.prepared.states]
+            expected = self._run(self.copy)
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
-        if self.needless_sites is not None and error_ <= self.tolerance:
-            self.needless_sites |= needless(small, plan)
+        if self.numbers is not None and error_ <= self.tolerance:
+            for number, right in needless(small, plan).items():
+                self.numbers[number] = self.numbers.get(number, True) and right
         return None if error_ <= self.tolerance else Failed(f"pruned differs from masked by {error_:.1e}")
 
     def _suspects(self, error: Exception, small: nn.Module, plan: Plan, chosen: set[int]) -> frozenset[int]:
@@ -259,9 +293,7 @@ class _Trial:
         renaming = Renaming(plan)
         for path in running(error, small):
             within = f"{renaming.before(path) or path}." if path else ""
-            found = {
-                g for g in chosen if any(a.axis.tensor.startswith(within) for a in self.units.groups[g].axes)
-            }
+            found = {g for g in chosen if any(a.axis.tensor.startswith(within) for a in self.units.groups[g].axes)}
             if found:
                 return frozenset(found)
         return frozenset()
@@ -284,7 +316,7 @@ def _double(tensor: Tensor, copy: bool = False) -> Tensor:
 
 
 @contextmanager
-def own_random_state(model: nn.Module, seed: int) -> Iterator[None]:
+def _own_random_state(model: nn.Module) -> Iterator[None]:
     devices = {held.tensor.device for held in tensors_of(model) if held.tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
         yield

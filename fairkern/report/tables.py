@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fairkern.plans.left_alone import held_kinds
 from fairkern.types import Axis, AxisGroup, FrozenAxis, Report, UnitMap
 
 _SHOWN_REASONS = 12
@@ -71,7 +72,8 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     if units.frozen:
         parts.append(_axes_table(units.frozen))
     proven = "proven: pruned equals masked" if units.proven else "not proven"
-    parts.append(Text("\n".join([proven, *_adapted(units), *units.notes]), style="dim"))
+    held = [f"no {kind} can be cut: {why}" for kind, why in held_kinds(units).items()]
+    parts.append(Text("\n".join([proven, *held, *_adapted(units), *units.notes]), style="dim"))
     return Group(*parts)
 
 
@@ -93,7 +95,8 @@ def _adapted(units: UnitMap) -> list[str]:
 
 
 def report_table(report: Report) -> RenderableType:
-    """A report: measures before and after, a row per group, seconds per stage, what was chosen automatically."""
+    """A report: measures before and after, a row per group, kinds of units of which none went, seconds per stage, and
+    what was chosen automatically."""
     parts: list[RenderableType] = []
     measures = _table(report.title)
     measures.add_column("", no_wrap=True)
@@ -107,6 +110,10 @@ def report_table(report: Report) -> RenderableType:
     parts.append(measures)
     if report.groups:
         parts.append(_rows_table(report.groups))
+    alone = report.choices.get("left_alone", [])
+    if alone:
+        parts.append(Text("\n".join(alone) + "\n"))
+    choices = {name: value for name, value in report.choices.items() if name != "left_alone"}
     if report.stages:
         stages = _table("time")
         stages.add_column("stage", no_wrap=True)
@@ -114,7 +121,7 @@ def report_table(report: Report) -> RenderableType:
         for name, seconds in report.stages.items():
             stages.add_row(Text(name), f"{seconds:.3f}" if seconds < 10 else f"{seconds:.1f}")
         parts.append(stages)
-    for title, entries in (("chosen automatically", report.choices), ("versions", report.versions)):
+    for title, entries in (("chosen automatically", choices), ("versions", report.versions)):
         if entries:
             listed = _table(title, header=False)
             listed.add_column("", no_wrap=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairkern.types.arrays import IndexArray
-from fairkern.types.units import Axis, Replacement, Silence
+from fairkern.types.units import Axis, Replacement, Silence, SiteNumber
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,17 @@ class SizeChange:
     """What a size site is given after the cut, in place of what it was given before (see `SizeSite`)."""
 
     module: str
-    call: int
+    call: int | None
     function: str
     place: int
     before: int
     after: int
+    at: str = ""
+
+    @property
+    def number(self) -> SiteNumber:
+        """Which number of which call it is."""
+        return SiteNumber(self.module, self.at, self.call, self.place)
 
     @property
     def common(self) -> int:
@@ -99,6 +105,9 @@ class Plan:
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigChange, ...] = ()
     lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # modules of a list that loses some, by its path
+    seen: Mapping[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # where code with size sites takes sizes, by module
 
     def length(self, axis: Axis) -> int | None:
         """Positions of an axis of a tensor or of a list before the cut; None where there is no such axis."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from fairkern.types.arrays import IndexArray
 
@@ -182,6 +183,15 @@ class FrozenAxis:
 
 
 @dataclass(frozen=True)
+class KeptUnits:
+    """Units of a kind in a module, none of which can be cut, so that no group has them; and why."""
+
+    kind: str  # as of a group
+    module: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Entries:
     """Modules of a list (`nn.ModuleList`, `nn.ModuleDict`) that are units: experts to which a router sends tokens.
 
@@ -228,21 +238,38 @@ class SizeAttribute:
     observed: bool = False
 
 
+class SiteNumber(NamedTuple):
+    """A number that a module's code passes on: see `SizeSite`."""
+
+    module: str
+    at: str
+    call: int | None
+    place: int
+
+
 @dataclass(frozen=True)
 class SizeSite:
     """A size that a module's own code passes to a call, as a number, and the extent that it follows.
 
-    `call` counts the size-taking calls that the module makes itself within one forward pass, from 0; `function` is
-    the name of the function and `place` counts the numbers that it is given (`fairkern.model.size_calls`). `like`: the
-    module that makes the same calls, where the example inputs did not reach this one.
+    `at` says where the code makes the call (`fairkern.model.call_places`), and `call` which of the calls made there
+    within one forward pass, from 0; None: all of them. (`at` is empty in older files: `call` counts all size-taking
+    calls that the module makes itself.) `function` is the name of the function and `place` counts the numbers that it
+    is given (`fairkern.model.size_calls`). `like`: the module that makes the same calls, where the example inputs did
+    not reach this one.
     """
 
     module: str
-    call: int
+    call: int | None
     function: str
     place: int
     extent: int  # index into `UnitMap.extents`
     like: str = field(default="", compare=False)
+    at: str = ""
+
+    @property
+    def number(self) -> SiteNumber:
+        """Which number of which call it is; in the module that was seen to make it."""
+        return SiteNumber(self.like or self.module, self.at, self.call, self.place)
 
 
 @dataclass(frozen=True)
@@ -286,7 +313,9 @@ class UnitMap:
     replacements: tuple[Replacement, ...] = ()
     config: tuple[ConfigField, ...] = ()  # shown to describe the pruned model by building from it
     lists: Mapping[str, Entries] = field(default_factory=dict)  # by path; modules that are units, on `Axis(path, 0)`
+    kept: tuple[KeptUnits, ...] = ()
     computed: tuple[str, ...] = ()  # tensors that are not contracted themselves, but what is computed from them
+    seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by module with size sites: where it takes sizes
 
     @property
     def prunable(self) -> tuple[int, ...]:
@@ -308,10 +337,10 @@ class UnitMap:
         more = (s for s in sites if self.follows(s.extent) & wanted and s not in self.sites)
         return replace(self, sites=(*self.sites, *more))
 
-    def without_sites(self, sites: Iterable[tuple[str, int, int]]) -> UnitMap:
-        """The same map without the size sites at these (module, call, place), and in modules traced like those."""
-        gone = set(sites)
-        return replace(self, sites=tuple(s for s in self.sites if (s.like or s.module, s.call, s.place) not in gone))
+    def without_sites(self, numbers: Iterable[SiteNumber]) -> UnitMap:
+        """The same map without the size sites of these numbers, and in modules traced like those."""
+        gone = set(numbers)
+        return replace(self, sites=tuple(s for s in self.sites if s.number not in gone))
 
     def follows(self, extent: int) -> set[int]:
         """Indices of the groups that an extent shrinks with."""

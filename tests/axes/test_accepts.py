@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import fairkern as fk
 from fairkern.errors import InputError
+from fairkern.prove import difference
 from tests.axes.harness import Case, Net, check_exact, check_groups, make
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -212,10 +213,19 @@ def test_attributes_of_a_parametrized_module_follow() -> None:
     assert small.d.groups == small.d.in_channels == small.d.out_channels == len(small.d.weight) < 8
 
 
-@pytest.mark.parametrize("make_one", [parametrizations.spectral_norm, parametrizations.orthogonal])
-def test_what_a_parametrization_mixes_stays_and_folding_frees_it(make_one: Callable[[nn.Module], nn.Module]) -> None:
-    model = plain(make_one(nn.Conv2d(3, 8, 3)))
+def test_what_a_parametrization_mixes_stays_and_folding_frees_it() -> None:
+    model = plain(parametrizations.spectral_norm(nn.Conv2d(3, 8, 3)))
     with pytest.raises(InputError, match=r"remove_parametrizations\(model\.0, 'weight'\)"):
         fk.trace(model, X)
     parametrize.remove_parametrizations(model[0], "weight")
     assert [g.name for g in fk.trace(model, X).groups] == ["0"]
+
+
+def test_what_a_parametrization_computes_channel_by_channel_goes() -> None:
+    """Each kernel is made orthogonal by itself."""
+    model = plain(parametrizations.orthogonal(nn.Conv2d(3, 8, 3)))
+    units = fk.trace(model, X)
+    assert [(g.name, g.units, g.frozen) for g in units.groups] == [("0", 8, None)]
+    plan = units.plan(keep_params=0.6)
+    with plan.masked(model):
+        assert difference(model, fk.apply(model, plan), X) < 1e-4

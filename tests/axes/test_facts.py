@@ -22,6 +22,7 @@ from fairkern.axes.facts import (
     GivenSize,
     GroupedConvolution,
     GroupNormalisation,
+    Product,
     Production,
     Ranking,
     SizeCall,
@@ -96,7 +97,8 @@ def plain(value: Any) -> Any:
 
 INPUT = Track((2, 2), (CONSTANT, ids(0, 2)), Source("x", (None, Axis("x", 1))))
 CALLS, MOVED_CALLS = (
-    (SizeCall("reshape", ((2, ids(*n)), (0, CONSTANT))), SizeCall("expand", ())) for n in ((0, 1), (4, 5))
+    (SizeCall("reshape.1", "reshape", ((2, ids(*n)), (0, CONSTANT))), SizeCall("expand.1", "expand", ()))
+    for n in ((0, 1), (4, 5))
 )
 MOVES: list[tuple[Fact, Fact | None]] = [
     (Edge(ids(0, 2), ids(1, 3)), Edge(ids(4), ids(5))),
@@ -125,6 +127,8 @@ MOVES: list[tuple[Fact, Fact | None]] = [
         Production(Axis("b.w", 0), ids(5), -1, CallSite("ab")),
     ),
     (Production(Axis("c.w", 0), ids(1), -1, CallSite("a")), None),
+    (Product("a.n", ids(0, 2)), Product("b.n", ids(4, 2))),
+    (Product("ab", ids(0)), None),
     (Computed("a.w"), Computed("b.w")),
     (Computed("c.w"), None),
     (Flops(2.0, (ids(0),)), None),

@@ -258,8 +258,7 @@ CASES = {
             a=nn.Linear(5, 8),
             b=nn.Linear(8, 4),
         ),
-        {},
-        {"a.weight:0": "two activations"},
+        {"a": "8: a.bias:0 a.weight:0 b.weight:1* @ b.weight b.weight#1"},
         shape=(2, 5),
     ),
     "attention by hand": Case(

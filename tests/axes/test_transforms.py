@@ -47,7 +47,31 @@ def pairs_of_channels(x: Tensor) -> Tensor:
     return x * pairs.abs().mean((1, 2))[:, None, None, None]
 
 
+def solved(x: Tensor) -> Tensor:
+    """For every channel a triangular system over space."""
+    return torch.linalg.solve_triangular(x, x.tril(), upper=False, unitriangular=True)
+
+
 CASES = {
+    "triangular systems": free(solved),
+    "triangular systems, a column for every channel": free(
+        lambda x: torch.linalg.solve_triangular(
+            torch.ones(8, 8).double().tril(), x.permute(0, 2, 3, 1), upper=False
+        ).permute(0, 3, 1, 2)
+    ),
+    "triangular systems from the right, a row for every channel": free(
+        lambda x: torch.linalg.solve_triangular(
+            torch.ones(8, 8).double().tril(), x.transpose(1, 2), upper=False, left=False
+        ).transpose(1, 2)
+    ),
+    "triangular systems over channels": kept(
+        "solve_triangular runs over it",
+        lambda x: torch.linalg.solve_triangular(x.mT @ x, x.permute(0, 3, 1, 2), upper=True).permute(0, 2, 3, 1),
+    ),
+    "inverse matrices": free(lambda x: torch.linalg.inv(torch.eye(8).double() * 3 + x.tanh())),
+    "matrix exponentials": free(lambda x: torch.linalg.matrix_exp(x * 0.1)),
+    "Cholesky factors": free(lambda x: torch.linalg.cholesky(torch.eye(8).double() + x @ x.mT)),
+    "inverse over channels": kept("runs over it", lambda x: torch.linalg.inv(x.transpose(1, 2)).transpose(1, 2)),
     "spectral gate": free(lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * 2, s=(8, 8))),
     "complex transform": free(lambda x: torch.fft.ifft2(torch.fft.fft2(x)).real),
     "spectrum": free(lambda x: torch.fft.rfft(x, dim=-1).abs()),
@@ -65,7 +89,7 @@ CASES = {
     "windows": free(lambda x: x.unfold(2, 3, 1).unfold(3, 3, 2).amax((-1, -2))),
     "windows over channels": kept("is cut into windows", lambda x: x.unfold(1, 2, 2).sum(-1).repeat(1, 2, 1, 1)),
     "sampled": free(affine),
-    "sampled, of channels": kept("is sliced", steered),
+    "sampled, of channels": kept("is sampled", steered),
     "unpooled": free(lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2)),
     "rotary, complex": free(turned_pairs),
     "complex of two": free(lambda x: torch.complex(x, x * 2).abs()),

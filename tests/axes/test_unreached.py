@@ -72,6 +72,19 @@ def test_a_head_that_train_mode_does_not_show_freezes_what_it_may_read() -> None
     assert any("needs targets" in note for note in units.notes)
 
 
+def asserts_in_training(m: Net, x: Tensor) -> Any:
+    if m.training:
+        raise AssertionError
+    return hidden_from_training(m, x)
+
+
+def test_an_error_without_a_message_is_said_with_its_place() -> None:
+    units = fk.trace(net(asserts_in_training, aux=nn.Conv2d(8, 3, 1)), X)
+    (note,) = [n for n in units.notes if "train mode" in n]
+    assert note.startswith("not traced in train mode: AssertionError without a message, raised in the model")
+    assert "raise AssertionError" in note
+
+
 def scaled_by_a_captured_tensor(m: Net, x: Tensor) -> Tensor:
     return m.c(m.b(m.a(x) * SCALE).relu())
 

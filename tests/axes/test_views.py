@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,39 @@ def kept(reason: str, function: object, reads: int = 8) -> Case:
 def into_a_slice(x: Tensor) -> Tensor:
     out = x.new_zeros(x.shape[0], 10, *x.shape[2:])
     out[:, 1:9] = x
+    return out
+
+
+def into_parts_of_space(x: Tensor, made: Callable[..., Tensor] = Tensor.new_zeros) -> Tensor:
+    out = made(x, (*x.shape[:3], 12))
+    out[..., :8].copy_(x)
+    out[..., 8:] = x[..., 2:3].expand(-1, -1, -1, 4)
+    return out
+
+
+def read_before_added(x: Tensor) -> Tensor:
+    out = x.new_zeros(*x.shape[:2], 9, 8)
+    late, early = out[:, :, 1:], out.relu()
+    late += x
+    return out + early + out.transpose(1, 2)[:, ::3].transpose(1, 2).mean(2, keepdim=True)
+
+
+def into_a_merged_view(x: Tensor) -> Tensor:
+    out = x.new_zeros(2, 8 * 8, 8)
+    out.view(2, 8, 8, 8).copy_(x)
+    return out.view(2, 8, 8, 8)
+
+
+def into_shifted_memory(x: Tensor) -> Tensor:
+    """Channels are the last dimension of both, with the same stride, and begin elsewhere."""
+    memory = x.new_zeros(2, 9, 8, 8)
+    memory.flatten()[4:-4][: 2 * 8 * 8 * 8].view(2, 8, 8, 8).copy_(x.permute(0, 2, 3, 1))
+    return memory[:, :8].permute(0, 3, 1, 2)
+
+
+def into_a_ramp(x: Tensor) -> Tensor:
+    out = torch.arange(8.0).to(x)[:, None, None].expand(2, 8, 8, 9).clone()
+    out[..., :8] = x
     return out
 
 
@@ -73,7 +108,7 @@ CASES = {
     "index_select in space": between(lambda x: x.index_select(3, torch.tensor([4, 1]))),
     "spatial padding": between(lambda x: F.pad(F.pad(x, (1, 2, 0, 1), mode="reflect"), (0, 0, 1, 1), value=0.5)),
     "replicated border": between(lambda x: F.pad(x, (1, 1, 1, 1), mode="replicate")),
-    "circular border": kept("untracked", lambda x: F.pad(x, (1, 1, 0, 0), mode="circular")),
+    "circular border": between(lambda x: F.pad(x, (1, 1, 0, 0), mode="circular")),
     "as_strided to what it is": between(lambda x: x.as_strided(x.shape, x.stride())),
     "channels last": between(lambda x: x + F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1)),
     "chunk": between(split_and_cat, groups={"a": "4: a.bias:0x2 a.weight:0x2 b.weight:1*x2 @ bx2"}),
@@ -132,11 +167,30 @@ CASES = {
     "split into single channels": kept("is taken apart", lambda x: torch.cat(x.split(1, 1)[:3], 1), 3),
     "unequal split": kept("unequal parts", lambda x: x.split([3, 5], 1)[1], 5),
     "copied into a slice": kept("untracked", into_a_slice, 10),
+    "copied into parts of space": between(into_parts_of_space),
+    "copied into parts of ones": between(lambda x: into_parts_of_space(x, torch.Tensor.new_ones)),
+    "added to a part of zeros, read before": between(read_before_added),
+    "copied into a merged view": kept("untracked", into_a_merged_view),
+    "copied into a view that is shifted": kept("untracked", into_shifted_memory),
+    "copied into what differs along channels": kept("untracked|meets a fixed size", into_a_ramp),
     "part overwritten": kept("is sliced", part_overwritten),
     "added to a slice": kept("is sliced", added_to_a_slice),
     "index_put along the batch": between(lambda x: x.index_put_((torch.tensor([1]),), torch.zeros(()).double())),
     "scatter": kept("is indexed by scatter", lambda x: x.scatter(1, torch.zeros(2, 1, 8, 8, dtype=torch.long), 0.0)),
-    "as_strided": kept("read with other strides", lambda x: x.as_strided(x.shape, (512, 1, 64, 8))),
+    "as_strided across channels": kept("read with other strides", lambda x: x.as_strided(x.shape, (512, 32, 8, 1))),
+    "as_strided that goes over the end of a channel": kept(
+        "read with other strides", lambda x: x.as_strided((1, 8, 9, 8), (512, 64, 8, 1))
+    ),
+    "as_strided with an offset": kept(
+        "read with other strides", lambda x: x.as_strided((1, 8, 8, 8), (512, 64, 8, 1), 512)
+    ),
+    "as_strided to what would be moved channels": kept("slid over", lambda x: x.as_strided(x.shape, (512, 1, 64, 8))),
+    "as_strided to overlapping windows of space": between(
+        lambda x: x.as_strided((*x.shape[:2], 3, 4, 8), (*x.stride()[:2], 16, 8, 1)).flatten(2, 3)
+    ),
+    "as_strided as a permutation": between(
+        lambda x: x.as_strided((2, 8, 8, x.shape[1]), (x.stride(0), 8, 1, 64)).permute(0, 3, 1, 2)
+    ),
     "unfold": kept("is cut into windows", lambda x: x.unfold(1, 2, 2).sum(-1), 4),
     "im2col": between(lambda x: F.unfold(x, 1).unflatten(2, (8, 8))),
     "bits": kept("is read as another type", lambda x: x.view(torch.int64).view(torch.float64)),

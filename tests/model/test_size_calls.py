@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fairkern.model.size_calls import size_function
+from fairkern.model.size_calls import Spans, size_function
 
 X = torch.arange(24.0).reshape(2, 12)
 IMAGE = torch.ones(2, 6, 4, 4)
@@ -40,6 +40,18 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "groups": (lambda: F.conv2d(IMAGE, torch.ones(6, 1, 3, 3), groups=6), (6,)),
     "groups, in place": (lambda: F.conv2d(IMAGE, torch.ones(6, 1, 3, 3), None, 1, 0, 1, 6), (6,)),
     "no groups": (lambda: F.conv2d(IMAGE, torch.ones(6, 6, 3, 3)), ()),
+    "slices": (lambda: X[:, 2:8], (2, 8)),
+    "slices from behind": (lambda: X[..., -4:], (4,)),
+    "slices beside other things": (lambda: IMAGE[None, 0, ..., 1:-1, torch.tensor([0, 1])], (1, 1)),
+    "a slice by steps": (lambda: X[:, 1:9:2], (1, 9)),
+    "one slice": (lambda: X[:1], (1,)),
+    "no slice": (lambda: X[0, None], ()),
+    "narrow": (lambda: X.narrow(1, 2, 3), (2, 3)),
+    "narrow, from behind": (lambda: X.narrow(-1, -4, 3), (4, 3)),
+    "torch.narrow, by keyword": (lambda: torch.narrow(X, dim=1, start=2, length=3), (2, 3)),
+    "tensor_split": (lambda: X.tensor_split((2, -3), 1), (2, 3)),
+    "tensor_split, by keyword": (lambda: torch.tensor_split(X, indices=(2, 5), dim=1), (2, 5)),
+    "tensor_split into so many": (lambda: X.tensor_split(3, dim=1), ()),
     "view as another type": (lambda: X.view(torch.int32), (torch.int32,)),
 }
 
@@ -89,3 +101,27 @@ def test_other_numbers() -> None:
 @pytest.mark.parametrize("function", [torch.relu, Tensor.flatten, Tensor.chunk, torch.cat])
 def test_others_take_no_sizes(function: Any) -> None:
     assert size_function(function) is None
+
+
+SPANS: dict[str, tuple[Any, list[tuple[int, int, int]]]] = {
+    "before": (lambda: X[..., :4], [(1, 0, 4)]),
+    "behind": (lambda: X[:, -4:], [(1, 8, 12)]),
+    "both": (lambda: X[:, 3:-2], [(1, 0, 3), (1, 10, 12)]),
+    "beyond": (lambda: X[:, :99], [(1, 0, 0)]),
+    "beside other things": (lambda: IMAGE[0, None, ..., 1:3], [(3, 0, 1), (3, 0, 3)]),
+    "behind a mask": (lambda: IMAGE[torch.ones(2, 6, dtype=torch.bool), :2], [(2, 0, 2)]),
+    "a length": (lambda: X.narrow(1, 2, 3), [(1, 0, 2), (1, 2, 5)]),
+    "a length from behind": (lambda: X.narrow(1, -4, 3), [(1, 8, 12), (1, 8, 11)]),
+    "parts": (lambda: X.tensor_split((2, -3), 1), [(1, 0, 2), (1, 9, 12)]),
+}
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_what_places_count(name: str) -> None:
+    call, spans = SPANS[name]
+    with Recorder() as recorder:
+        call()
+    func, args, kwargs = next(c for c in recorder.calls if isinstance(size_function(c[0]), Spans))
+    function = size_function(func)
+    assert isinstance(function, Spans)
+    assert function.spans(args, kwargs) == spans

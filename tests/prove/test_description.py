@@ -142,3 +142,65 @@ def test_transformers(name: str) -> None:
     rebuilt = build_from._from_config(small.config).double().eval()
     rebuilt.load_state_dict(small.state_dict())
     assert difference(rebuilt, small, inputs) == 0
+
+
+class Derived(Config):
+    """The size of a head is computed, and the inner size is checked when it is set."""
+
+    @property
+    def head_dim(self) -> int:
+        return int(vars(self)["hidden_size"] // vars(self)["num_attention_heads"])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "intermediate_size" and value % 8:
+            raise ValueError("intermediate_size has to be a multiple of 8")
+        super().__setattr__(name, value)
+
+
+class Attending(nn.Module):
+    """Heads of a size that the configuration derives, then an MLP."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.size = config.head_dim
+        inner = config.num_attention_heads * config.head_dim
+        self.q, self.k, self.v = (nn.Linear(config.hidden_size, inner) for _ in range(3))
+        self.o = nn.Linear(inner, config.hidden_size)
+        self.up = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (p(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        x = x + self.o((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).flatten(-2))
+        return x + self.down(self.up(x).relu())
+
+
+def test_a_field_that_cannot_be_set_is_noted() -> None:
+    torch.manual_seed(0)
+    config = Derived(hidden_size=16, num_attention_heads=4, intermediate_size=32)
+    model, x = Attending(config).double(), torch.randn(2, 5, 16).double()
+    units = fk.trace(model, x)
+    assert {g.kind for g in units.groups if g.frozen is None} == {"head", "neuron"}
+    assert any("num_attention_heads" in note and "head_dim" in note for note in units.notes), units.notes
+    assert [field.name for field in units.config] == ["intermediate_size"]
+    small, _ = cut(model, units, even(units))
+    assert small.config.intermediate_size == 16
+    assert vars(small.config)["num_attention_heads"] == 4
+
+
+def test_a_value_that_is_refused_leaves_the_configuration(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Attending(Derived(hidden_size=16, num_attention_heads=4, intermediate_size=32)).double()
+    x = torch.randn(2, 5, 16).double()
+    units = fk.trace(model, x)
+    removed = [np.arange(3 if g.kind == "neuron" else 0) for g in units.groups]
+    with pytest.warns(UserWarning, match="multiple of 8"):
+        small, plan = cut(model, units, removed)
+    assert small.config.intermediate_size == 32
+    with plan.masked(model):
+        assert difference(model, small, x) < 1e-12
+    fk.save_pruned(small, plan, tmp_path / "small")
+    with pytest.warns(UserWarning, match="multiple of 8"):
+        again = fk.load_pruned(Attending(model.config).double(), tmp_path / "small")
+    assert torch.equal(again(x), small(x))

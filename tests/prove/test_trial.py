@@ -241,7 +241,7 @@ def test_search_finds_exactly_the_bad_ones_in_few_runs(bad):
         runs.append(groups)
         return Failed("bad") if bad & set(groups) else None
 
-    assert search(range(64), failure) == dict.fromkeys(sorted(bad), "bad")
+    assert search(range(64), failure) == dict.fromkeys(sorted(bad), Failed("bad"))
     assert len(runs) <= (1 if not bad else 2 + (len(bad) + 1) * 9)
 
 

@@ -12,7 +12,7 @@ import torch
 from fairkern.axes.dims import CONSTANT, Source, Track
 from fairkern.axes.facts import Contraction, GivenSize
 from fairkern.axes.graph import Graph
-from fairkern.types import CallSite
+from fairkern.types import Axis, CallSite
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Call:
         dims = tuple(CONSTANT if n == 1 else d for n, d in zip(sizes, dims, strict=True))
         return [Track(sizes, dims, source, factor)]
 
-    def moved(self, dims: Sequence[Any], track: Track, places: Sequence[int | None]) -> list[Track]:
+    def moved(self, dims: Sequence[Any], track: Track, places: Sequence[int | tuple[int, ...] | None]) -> list[Track]:
         """One output whose dimension `i` is dimension `places[i]` of `track` (None: of no one), with what it is of."""
         source, factor = (s and s.at(places) for s in (track.source, track.factor))
         return self.out(dims, source, factor)
@@ -86,7 +86,7 @@ class Call:
         """
         source, nodes = track.silenced, track.dims[dim]
         axis = source and source.axes[dim]
-        if axis is None or not isinstance(nodes, np.ndarray):
+        if not isinstance(axis, Axis) or not isinstance(nodes, np.ndarray):
             return False
         made = Contraction(axis, nodes, None, -1, self.inside.site, self.where, self.training, summed=True)
         self.graph.contractions.append(made)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from fairkern.axes.dims import CONSTANT, ZERO, Dim, Fixed, Track
-from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Production
+from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Product, Production
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
 from fairkern.model.recurrent import reads_hidden
-from fairkern.types import CallSite, Side
+from fairkern.types import Axis, CallSite, Side
 
 
 def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray | None = None) -> None:
@@ -25,7 +26,7 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
     source = weight.source or weight.factor
     axis = source.axes[w_dim] if source else None
     if axis is not None and (weight.source is None or not weight.source.same):
-        call.graph.computed.append(Computed(axis.tensor))
+        call.graph.computed.append(Computed((axis[0] if isinstance(axis, tuple) else axis).tensor))
     if isinstance(x, np.ndarray) and isinstance(w, np.ndarray):
         if source is None or axis is None or not source.silent:
             how = "and not zero where a parameter is" if axis is not None else "not a parameter"
@@ -34,11 +35,16 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
             return
         if positions is None:
             call.graph.join(x, w)
+        if isinstance(axis, tuple):
+            _consume_several(call, axis, x, w)
+            return
         if reads_hidden(call.inside.module, axis.tensor.rpartition(".")[2]):
             activation, dim, site, side = None, -1, call.inside.site, Side.HIDDEN
         else:
             activation, dim, site = _tap(call, axis.tensor, x)
             side = Side.INPUT
+            if source.part and not _all_places(call, activation):
+                call.graph.freeze(x, f"{call.where} reads some of its samples with a part of {axis.tensor}")
             if dim < 0 and weight.factor is not None:
                 activation, dim, site, x = _entry(call, x)
         if call.inside.slots is not None and (site.weight or dim < 0):  # what an expert made for its own second weight
@@ -52,6 +58,21 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
         return
     call.graph.freeze(x, f"is contracted with a tensor of fixed size in {call.where}")
     call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")
+
+
+def _consume_several(call: Call, axes: tuple[Axis, ...], x: np.ndarray, w: np.ndarray) -> None:
+    """A weight that contracts several of its dimensions at once, as `einsum` does over heads and what is in them.
+
+    Each is a consumer of the same dimension of the activation; which of them carries the unit is decided later.
+    """
+    given, own = call.graph.factors_of(x), call.graph.factors_of(w)
+    if given is None or own is None or [len(d) for d in given] != [len(d) for d in own]:
+        reason = f"{call.where} contracts {len(axes)} dimensions of {axes[0].tensor} that its input has in one"
+        call.graph.freeze(x, reason)
+        return
+    for axis, nodes in zip(axes, given, strict=True):
+        activation, dim, site = _tap(call, axis.tensor, nodes)
+        call.graph.contractions.append(Contraction(axis, nodes, activation, dim, site, call.where, call.training))
 
 
 def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int, CallSite]:
@@ -70,6 +91,14 @@ def _tap(call: Call, weight: str, nodes: np.ndarray) -> tuple[Track | None, int,
             argument, track, dim = heard[0]
             return track, dim, CallSite(inside.site.module, function.numbers[weight], weight, argument)
     return None, -1, inside.site
+
+
+def _all_places(call: Call, activation: Track | None) -> bool:
+    """Whether an activation has as many places as what the module was given, and not those of one of its experts."""
+    entry = call.inside.entry
+    if activation is None or entry is None:
+        return False
+    return math.prod(activation.sizes[:-1]) == math.prod(entry.sizes[:-1])
 
 
 def _entry(call: Call, nodes: np.ndarray) -> tuple[Track | None, int, CallSite, np.ndarray]:
@@ -99,7 +128,7 @@ def produce(call: Call, weight: Track, w_dim: int, dim: int) -> None:
     """
     source, nodes = weight.source, weight.dims[w_dim]
     axis = source.axes[w_dim] if source else None
-    if call.training or axis is None or not isinstance(nodes, np.ndarray):
+    if call.training or not isinstance(axis, Axis) or not isinstance(nodes, np.ndarray):
         return
     if call.inside.slots is not None:  # an expert's weight, not the module's
         return
@@ -153,6 +182,29 @@ def convolution(call: Call) -> list[Track]:
     ends = (made, w.dims[1]) if isinstance(w.dims[0], Fixed) and not transposed else w.dims[:2]
     flops(call, steps, *(_sized(d, n) for d, n in ((x.dims[0], x.sizes[0]), *zip(ends, w.sizes[:2], strict=True))))
     return call.out([x.dims[0], made, *[CONSTANT] * (len(call.sizes) - 2)])
+
+
+@rule("torchvision::deform_conv2d")
+def deformable(call: Call) -> list[Track]:
+    """A convolution that reads where offsets say, which are the same for all channels or for equal parts of them."""
+    x, w = call.track("input"), call.track("weight")
+    graph, groups, parts = call.graph, x.sizes[1] // w.sizes[1], int(call.args["offset_groups"])
+    for d in (*w.dims[2:], *x.dims[2:], *(d for name in ("offset", "mask") for d in call.track(name).dims[1:])):
+        graph.freeze(d, f"places are read by it in {call.where}")
+    channels = x.dims[1]
+    if parts > 1 and isinstance(channels, np.ndarray):
+        graph.join(np.tile(graph.new(len(channels) // parts), parts), channels)
+    made: Dim
+    if groups == 1:
+        consume(call, channels, w, 1)
+        made = w.dims[0]
+        produce(call, w, 0, 1)
+    else:
+        made = _grouped(call, x, w, groups)
+    made = graph.meet(made, call.track("bias").dims[0], f"meets a fixed size in {call.where}")
+    steps = float(np.prod(call.sizes[2:])) * float(np.prod(w.sizes[2:]))
+    flops(call, steps, *(_sized(d, n) for d, n in zip((x.dims[0], *w.dims[:2]), (x.sizes[0], *w.sizes), strict=False)))
+    return call.out([x.dims[0], made, CONSTANT, CONSTANT])
 
 
 def _name(weight: Track) -> str | None:
@@ -268,11 +320,16 @@ def matrix_product(call: Call) -> list[Track]:
     batch = [
         graph.meet(p, q, f"meets a fixed size in {call.where}") for p, q in zip(a.dims[:n], b.dims[:n], strict=True)
     ]
+    if a.source is None and b.source is None:
+        _apart(call, batch)
     dims: list[Dim] = [*batch, a.dims[n], b.dims[m]]
     if call.name in ("addmm", "baddbmm"):
         added = Track(call.sizes, tuple(dims))
         dims = broadcast(call, [added, call.track("self")], len(call.sizes))
-    extents = [_sized(d, s) for d, s in zip((*batch, a.dims[n], left, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)]
+    summed = left if isinstance(left, np.ndarray) else right  # of a first state of zeros the weight's tells
+    extents = [
+        _sized(d, s) for d, s in zip((*batch, a.dims[n], summed, b.dims[m]), (*a.sizes, b.sizes[m]), strict=True)
+    ]
     if call.inside.slots is not None:  # the trace runs every expert on every token
         extents[0] = call.inside.slots
     flops(call, 1.0, *extents)
@@ -307,6 +364,7 @@ def attention(call: Call) -> list[Track]:
             if len(mask.dims) > 2:
                 inner = Track(mask.sizes[:-2], mask.dims[:-2])
                 lead = broadcast(call, [Track(q.sizes[: last - 1], tuple(lead)), inner], last - 1)
+    _apart(call, lead)
     sizes = q.sizes[: last - 1]
     heads = [_sized(d, s) for d, s in zip(lead, sizes, strict=True)]
     rows, columns = q.sizes[last - 1], k.sizes[last - 1]
@@ -314,6 +372,12 @@ def attention(call: Call) -> list[Track]:
     flops(call, float(rows * columns), *heads, _sized(v.dims[last], v.sizes[last]))
     out = call.out([*lead, CONSTANT, v.dims[last]])[0]
     return [out] + [Track.constant(o.shape) for o in call.outputs[1:]]
+
+
+def _apart(call: Call, dims: list[Dim]) -> None:
+    """Two activations are multiplied for each position of these dimensions alone."""
+    module = call.inside.site.module
+    call.graph.products.extend(Product(module, d) for d in dims if isinstance(d, np.ndarray))
 
 
 def _shared(call: Call, query: Dim, n: int, key: Dim, m: int) -> Dim:

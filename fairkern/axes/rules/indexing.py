@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track
+from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
@@ -31,7 +34,64 @@ def _met(call: Call, track: Track, other: Track, places: Iterable[int]) -> list[
     return out
 
 
-@rule("index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_reduce")
+@rule("index")
+def index(call: Call) -> list[Track]:
+    """`x[i, :, j]`: indexed dimensions are read at fixed places; the result's index dimensions are constant."""
+    track = call.track("self")
+    indices = list(call.args["indices"])
+    places: list[int] = []
+    made = position = 0
+    for i in indices:
+        if i is None:
+            position += 1
+            continue
+        masks = i.dtype in (torch.bool, torch.uint8)  # as many dimensions as it has become one
+        for dim in call.track(i).dims:
+            call.graph.freeze(dim, f"is used as an index by {call.where}")
+        span = i.ndim if masks else 1
+        places += range(position, position + span)
+        position += span
+        made = max(made, 1 if masks else i.ndim)
+    picks = iter([i for i in indices if i is not None])
+    for k in places:
+        _picked(call, track.dims[k], next(picks) if len(places) == sum(i is not None for i in indices) else None)
+    adjacent = places == list(range(places[0], places[-1] + 1))
+    at = places[0] if adjacent else 0
+    rest = [d for k, d in enumerate(track.dims) if k not in places]
+    return call.out([*rest[:at], *[CONSTANT] * made, *rest[at:]])
+
+
+def _picked(call: Call, nodes: Dim, index: torch.Tensor | None) -> None:
+    """Positions that an index picks stay; the others too, unless a proof shows that the index still points there."""
+    reason = f"is indexed by {call.where}"
+    mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+    known = index is not None and not mask and not isinstance(index, FakeTensor) and call.still([index])
+    if isinstance(nodes, np.ndarray) and index is not None and known:
+        call.graph.freeze(nodes[index.cpu().numpy().reshape(-1)], reason)
+        call.graph.freeze(nodes, reason, Unless.PROVEN)
+    else:
+        call.graph.freeze(nodes, reason)
+
+
+@rule("index_select")
+def index_select(call: Call) -> list[Track]:
+    track = call.track("self")
+    dim = wrap(call.args["dim"], len(track.sizes))
+    for d in (track.dims[dim], *call.track("index").dims):
+        call.graph.freeze(d, f"is indexed by {call.where}")
+    return call.out([CONSTANT if i == dim else d for i, d in enumerate(track.dims)])
+
+
+@rule("embedding")
+def embedding(call: Call) -> list[Track]:
+    table = call.track("weight")
+    call.graph.freeze(table.dims[0], f"rows are looked up by {call.where}")
+    return call.out([*call.track("indices").dims, table.dims[1]])
+
+
+@rule(
+    "index_add", "index_add_", "index_copy", "index_copy_", "index_fill", "index_fill_", "index_reduce", "index_reduce_"
+)
 def into_places(call: Call) -> list[Track]:
     """`index_add`, `index_copy`, `index_fill`: slices at the places of a flat index."""
     track = call.track("self")

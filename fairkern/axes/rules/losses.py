@@ -1,4 +1,4 @@
-"""Losses, of a labelled batch as example input: classes that targets pick stay, and whatever a loss is averaged over."""
+"""Losses, where example inputs have labels: classes that targets pick stay, and whatever a loss is averaged over."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairkern.axes.dims import CONSTANT, Track
+from fairkern.axes.dims import CONSTANT, Dim, Track
 from fairkern.axes.facts import Ranking, Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -69,6 +69,45 @@ def _adds(call: Call) -> bool:
         order = call.args.get("ord", call.args.get("p"))
         return order is None or float(order) > 0
     return call.name in ("sum", "nansum", "count_nonzero")
+
+
+@rule("torchvision::roi_align", "torchvision::roi_pool", "torchvision::ps_roi_align", "torchvision::ps_roi_pool")
+def regions(call: Call) -> list[Track]:
+    """Pooling over boxes: [B, C, H, W] and [R, 5] → [R, C, h, w]; channels pass. Position-sensitive pooling makes one
+    channel of h · w, one for each place, which go together."""
+    x = call.track("input")
+    for d in (x.dims[0], *x.dims[2:], *call.track("rois").dims):
+        call.graph.freeze(d, f"is slid over by {call.where}")
+    channels = x.dims[1]
+    if call.name.startswith("ps_") and isinstance(channels, np.ndarray):
+        cube = channels.reshape(call.sizes[1], -1)
+        for k in range(1, cube.shape[1]):
+            call.graph.join(cube[:, 0], cube[:, k])
+        channels = cube[:, 0].copy()
+    return [call.out([CONSTANT, channels, CONSTANT, CONSTANT])[0] for _ in call.outputs]
+
+
+@rule("torchvision::nms")
+def suppressed(call: Call) -> list[Track]:
+    """Which boxes stay, by their values."""
+    call.freeze_all(f"is compared with others by {call.where}")
+    return [Track.constant(call.sizes)]
+
+
+@rule("segment_reduce")
+def segments(call: Call) -> list[Track]:
+    """Stretches of one dimension are reduced to one place each."""
+    data = call.track("data")
+    over = wrap(call.args["axis"], len(data.dims))
+    bounds = [call.track(call.args[name]) for name in ("lengths", "indices", "offsets") if call.given(name)]
+    dims: list[Dim] = list(data.dims)
+    for track in bounds:  # [.., segments]: the same for every position of the dimensions behind
+        for i, dim in enumerate(track.dims[:-1]):
+            dims[i] = call.graph.meet(dims[i], dim, f"meets a fixed size in {call.where}")
+    for dim in (dims[over], *(track.dims[-1] for track in bounds)):
+        call.graph.freeze(dim, f"{call.where} runs over it")
+    dims[over] = CONSTANT
+    return call.out(dims)
 
 
 @rule("max", "argmax")

@@ -1,4 +1,5 @@
-"""ATen operator → rule. Rules register themselves, by name (`view`) or by name and overload (`view.dtype`)."""
+"""Operator → rule. Rules register themselves: those of ATen by name (`view`) or by name and overload (`view.dtype`),
+others with their namespace (`torchvision::nms`)."""
 
 from __future__ import annotations
 

@@ -27,9 +27,10 @@ def gather(call: Call) -> list[Track]:
     return call.out(dims)
 
 
-@rule("scatter", "scatter_")
+@rule("scatter", "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_")
 def scatter(call: Call) -> list[Track]:
-    """`out[i, index[i, j]] = source[i, j]`: what the index points into lies along the dimension."""
+    """`out[i, index[i, j]] = source[i, j]`, or added to it, or the largest: what the index points into lies along the
+    dimension. Along the others, positions keep to themselves where the index is the same for all of them."""
     track, places = call.track("self"), call.track("index")
     at = wrap(call.args["dim"], len(track.sizes)) if track.sizes else 0
     given = call.track("src") if isinstance(call.args.get("src"), torch.Tensor) else places

@@ -1,4 +1,4 @@
-"""Operators that move positions without arithmetic: reshape, permute, split, concatenate, index, pad."""
+"""Operators that move positions without arithmetic: reshape, permute, split, concatenate, pad."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from fairkern.axes.dims import CONSTANT, UNIFORM, Dim, Track
+from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim, Track
 from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -47,7 +46,7 @@ def reshape(call: Call) -> list[Track]:
     before = [(n, d, i) for i, (n, d) in enumerate(zip(track.sizes, track.dims, strict=True)) if n != 1]
     after = [i for i, n in enumerate(call.sizes) if n != 1]
     dims: list[Dim] = [CONSTANT] * len(call.sizes)
-    origin: list[int | None] = [None] * len(call.sizes)
+    origin: list[int | tuple[int, ...] | None] = [None] * len(call.sizes)
     i = k = 0
     while i < len(before) and k < len(after):
         taken, made = [before[i]], [after[k]]
@@ -63,19 +62,27 @@ def reshape(call: Call) -> list[Track]:
                 right *= call.sizes[after[k]]
                 k += 1
         carrier = _carrier(taken)
+        if carrier is None and len(made) == 1:
+            carrier = tuple(i for _, _, i in taken)
         for place in made:
             origin[place] = carrier
         merged = call.graph.merge([n for n, _, _ in taken], [d for _, d, _ in taken])
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
-    call.note_sizes(dims)
+    _note(call, dims)
     return [replace(out, indexes=track.indexes) for out in call.moved(dims, track, origin)]
 
 
-def _carrier(taken: Sequence[tuple[int, Dim, int]]) -> int | None:
+def _carrier(taken: Sequence[tuple[int, Dim, int]]) -> int | tuple[int, ...] | None:
     """Of dimensions that become others the only one that may hold units: what those hold lies along it."""
     tracked = [i for _, dim, i in taken if isinstance(dim, np.ndarray)]
     return taken[0][2] if len(taken) == 1 else tracked[0] if len(tracked) == 1 else None
+
+
+def _note(call: Call, dims: list[Dim]) -> None:
+    """What a product of several dimensions (einsum) makes of its own accord, no attribute was given to it."""
+    if call.function is None:
+        call.note_sizes(dims)
 
 
 @rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_")
@@ -99,7 +106,7 @@ def expand(call: Call) -> list[Track]:
     dims: list[Dim] = [UNIFORM] * extra
     for n, d, m in zip(track.sizes, track.dims, call.sizes[extra:], strict=True):
         dims.append(UNIFORM if n == 1 and m != 1 else d)
-    call.note_sizes(dims)
+    _note(call, dims)
     return call.out(dims)
 
 
@@ -107,8 +114,13 @@ def expand(call: Call) -> list[Track]:
 def select(call: Call) -> list[Track]:
     track = call.track("self")
     dim = wrap(call.args["dim"], len(track.sizes))
-    call.graph.freeze(track.dims[dim], f"one position is selected by {call.where}")
-    return call.out([d for i, d in enumerate(track.dims) if i != dim])
+    reason, nodes = f"one position is selected by {call.where}", track.dims[dim]
+    if isinstance(nodes, np.ndarray):
+        call.graph.freeze(nodes[[call.args["index"]]], reason)
+        call.graph.freeze(nodes, reason, Unless.PROVEN)  # the others, if the number still points there
+    rest = [i for i in range(len(track.sizes)) if i != dim]
+    (made,) = call.moved([track.dims[i] for i in rest], track, rest)
+    return [replace(made, source=made.source and replace(made.source, part=True))]
 
 
 @rule("unbind")
@@ -140,6 +152,9 @@ def slice_(call: Call) -> list[Track]:
                 call.graph.join(ids[:part], other)
             call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)  # the places may be fixed numbers
             call.note_sizes([ids[:part]])
+        elif step == 1 and part > 1:  # a part that goes its own way, if the numbers follow
+            call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)
+            call.note_sizes([ids[start:end]])
         else:
             call.graph.freeze(ids, f"is sliced by {call.where}")
         dims[dim] = ids[start:end:step]
@@ -170,7 +185,9 @@ def split(call: Call) -> list[Track]:
             call.graph.freeze(ids, reason, Unless.PROVEN if listed else Unless.LISTED)
             call.note_sizes(cuts if listed else ())
     return [
-        Track(tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)))
+        Track(
+            tuple(o.shape), tuple(part if i == dim else d for i, d in enumerate(track.dims)), track.source, track.factor
+        )
         for o, part in zip(call.outputs, parts, strict=True)
     ]
 
@@ -187,15 +204,22 @@ def concatenate(call: Call) -> list[Track]:
             for track in tracks[1:]:
                 state = call.graph.meet(state, track.dims[i], f"meets a fixed size in {call.where}")
             dims.append(state)
-        elif any(isinstance(t.dims[i], np.ndarray) for t in tracks):
-            reason = f"a part of fixed size is concatenated by {call.where}"
-            parts = (
-                d if isinstance(d := t.dims[i], np.ndarray) else call.graph.frozen(t.sizes[i], reason) for t in tracks
-            )
-            dims.append(np.concatenate(list(parts)))
+        elif any(isinstance(t.dims[i], np.ndarray) or t.dims[i] is ZERO for t in tracks):
+            dims.append(np.concatenate([_part(call, t.dims[i], t.sizes[i]) for t in tracks]))
         else:
             dims.append(CONSTANT)
     return call.out(dims)
+
+
+def _part(call: Call, dim: Dim, n: int) -> np.ndarray:
+    """The positions of a part of what is concatenated. Those of zeros (a first state, beside an input) go with what
+    reads them, if the proof shows that their number follows."""
+    if isinstance(dim, np.ndarray):
+        return dim
+    nodes = call.graph.new(n)
+    reason = f"a part of fixed size is concatenated by {call.where}"
+    call.graph.freeze(nodes, reason, Unless.PROVEN if dim is ZERO else Unless.LISTED)
+    return nodes
 
 
 @rule("stack")
@@ -209,48 +233,6 @@ def stack(call: Call) -> list[Track]:
         ]
     dims.insert(dim, CONSTANT)
     return call.out(dims)
-
-
-@rule("index")
-def index(call: Call) -> list[Track]:
-    """`x[i, :, j]`: indexed dimensions are read at fixed places; the result's index dimensions are constant."""
-    track = call.track("self")
-    indices = list(call.args["indices"])
-    places: list[int] = []
-    made = position = 0
-    for i in indices:
-        if i is None:
-            position += 1
-            continue
-        masks = i.dtype in (torch.bool, torch.uint8)  # as many dimensions as it has become one
-        for dim in call.track(i).dims:
-            call.graph.freeze(dim, f"is used as an index by {call.where}")
-        span = i.ndim if masks else 1
-        places += range(position, position + span)
-        position += span
-        made = max(made, 1 if masks else i.ndim)
-    for k in places:
-        call.graph.freeze(track.dims[k], f"is indexed by {call.where}")
-    adjacent = places == list(range(places[0], places[-1] + 1))
-    at = places[0] if adjacent else 0
-    rest = [d for k, d in enumerate(track.dims) if k not in places]
-    return call.out([*rest[:at], *[CONSTANT] * made, *rest[at:]])
-
-
-@rule("index_select")
-def index_select(call: Call) -> list[Track]:
-    track = call.track("self")
-    dim = wrap(call.args["dim"], len(track.sizes))
-    for d in (track.dims[dim], *call.track("index").dims):
-        call.graph.freeze(d, f"is indexed by {call.where}")
-    return call.out([CONSTANT if i == dim else d for i, d in enumerate(track.dims)])
-
-
-@rule("embedding")
-def embedding(call: Call) -> list[Track]:
-    table = call.track("weight")
-    call.graph.freeze(table.dims[0], f"rows are looked up by {call.where}")
-    return call.out([*call.track("indices").dims, table.dims[1]])
 
 
 @rule(
@@ -354,13 +336,29 @@ def channel_shuffle(call: Call) -> list[Track]:
 
 @rule("as_strided", "as_strided_")
 def as_strided(call: Call) -> list[Track]:
-    """Only what pooling to one pixel does in channels-last memory: other strides for dimensions of size 1."""
-    track = call.track("self")
-    real = [(old, new) for n, old, new in zip(track.sizes, call.strides, call.args["stride"], strict=False) if n != 1]
-    if track.sizes == call.sizes and not call.given("storage_offset") and all(old == new for old, new in real):
-        return call.out(track.dims, track.source, track.factor)
-    call.freeze_all(f"is read with other strides by {call.where}")
-    return [Track.constant(call.sizes)]
+    """Overlapping windows, or other strides for dimensions of size 1: a dimension passes where the result has one of
+    its size and stride, and no other dimension steps along it. What the others step over stays."""
+    track, strides = call.track("self"), list(call.args["stride"])
+    before = [(n, s) for n, s in zip(track.sizes, call.strides, strict=True) if n != 1]
+    after = [(n, s) for n, s in zip(call.sizes, strides, strict=True) if n != 1]
+    passing = set()
+    if not call.given("storage_offset"):
+        passing = {one for one in after if one in before and _alone(one, before) and _alone(one, after)}
+    whole = track.sizes == call.sizes and len(passing) == len(before)
+    for n, stride, dim in zip(track.sizes, call.strides, track.dims, strict=True):
+        if (n, stride) not in passing:
+            call.graph.freeze(dim, f"is read with other strides by {call.where}")
+    held = {(n, s): d for n, s, d in zip(track.sizes, call.strides, track.dims, strict=True)}
+    dims = [held[one] if (one := (n, s)) in passing else CONSTANT for n, s in zip(call.sizes, strides, strict=True)]
+    return call.out(dims, track.source, track.factor) if whole else call.out(dims)
+
+
+def _alone(one: tuple[int, int], steps: list[tuple[int, int]]) -> bool:
+    """Whether the place along a dimension of this size and stride depends on its own steps alone: smaller strides do
+    not reach its next position, larger ones step over all of it."""
+    size, stride = one
+    smaller = sum((n - 1) * s for n, s in steps if s < stride)
+    return steps.count(one) == 1 and smaller < stride and all(s % (size * stride) == 0 for _, s in steps if s > stride)
 
 
 @rule("view.dtype")

@@ -8,26 +8,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairkern.ops.eliminate.config import ROUNDING
+from fairkern.ops.eliminate.reference import first_of_least
+from fairkern.ties import classes
+
 
 def eliminate(
-    inverses: Sequence[Tensor], outputs: Sequence[Tensor], rows: Sequence[Tensor], panel: int
+    inverses: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    variances: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    panel: int,
 ) -> tuple[Tensor, Tensor]:
     """Order of the units and the squared error that each adds when it goes.
 
-    `inverses` [n, n]: of the covariances; `outputs` [n, n]: W Wᵀ, W being kept fitted as units go. With `A` the
-    inverse over what stays, giving up positions `u` costs `tr(A_uu⁻¹ (W Wᵀ)_uu)`; what stays is refitted by
-    `W ← W + C W_u` with `C = −A_:u A_uu⁻¹`, and `A ← A + C A_u:`. Both matrices shrink with every panel.
+    `inverses` [n, n]: of the covariances, whose diagonals are `variances` [n]; `outputs` [n, n]: W Wᵀ, W being kept
+    fitted as units go. With `A` the inverse over what stays, giving up positions `u` costs `tr(A_uu⁻¹ (W Wᵀ)_uu)`; what
+    stays is refitted by `W ← W + C W_u` with `C = −A_:u A_uu⁻¹`, and `A ← A + C A_u:`. Both matrices shrink with every
+    panel. Of units whose costs rounding may tell apart (`config.ROUNDING`) the first goes first.
     """
-    views = [_View(a, h, r) for a, h, r in zip(inverses, outputs, rows, strict=True)]
+    views = [_View(*view) for view in zip(inverses, outputs, variances, rows, strict=True)]
     left = torch.arange(len(rows[0]), device=rows[0].device)
     order: list[Tensor] = []
     errors: list[Tensor] = []
     while len(left):
-        costs = sum(view.costs() for view in views)
-        assert isinstance(costs, Tensor)
-        ranked = torch.argsort(costs, stable=True)
-        near = ranked[:panel].sort().values
-        bound = float(costs[ranked[panel]]) if panel < len(left) else float("inf")
+        costs, off = (
+            torch.stack(each).sum(0).cpu().numpy() for each in zip(*((v.costs(), v.off()) for v in views), strict=True)
+        )
+        ranked = np.argsort(classes(costs, off), kind="stable")
+        near = torch.from_numpy(np.sort(ranked[:panel])).to(left.device)
+        bound = float((costs + off)[ranked[panel]]) if panel < len(left) else float("inf")
         chosen, added = _within([view.part(near) for view in views], bound)
         gone = near[chosen]
         order.append(left[gone])
@@ -46,7 +56,13 @@ def _within(parts: Sequence[_View], bound: float) -> tuple[Tensor, Tensor]:
     At least one step; at most half of the panel unless nothing is outside. Panels are small: on the CPU, in NumPy.
     """
     panels = [
-        _Panel(p.inverse.cpu().numpy().copy(), p.output.cpu().numpy().copy(), p.rows.cpu().numpy()) for p in parts
+        _Panel(
+            p.inverse.cpu().numpy().copy(),
+            p.output.cpu().numpy().copy(),
+            p.variance.cpu().numpy(),
+            p.rows.cpu().numpy(),
+        )
+        for p in parts
     ]
     units = len(parts[0].rows)
     chosen: list[int] = []
@@ -54,7 +70,7 @@ def _within(parts: Sequence[_View], bound: float) -> tuple[Tensor, Tensor]:
     for step in range(units if bound == float("inf") else max(1, units // 2)):
         costs = np.sum([panel.costs() for panel in panels], axis=0)
         costs[chosen] = np.inf
-        unit = int(np.argmin(costs))
+        unit = first_of_least(costs, np.sum([panel.off() for panel in panels], axis=0))
         if step and costs[unit] > bound:
             break
         chosen.append(unit)
@@ -68,8 +84,12 @@ def _within(parts: Sequence[_View], bound: float) -> tuple[Tensor, Tensor]:
 class _Panel:
     """What concerns the units of one panel in one view; arrays are its own."""
 
-    def __init__(self, inverse: np.ndarray, output: np.ndarray, rows: np.ndarray) -> None:
-        self.inverse, self.output, self.rows = inverse, output, rows
+    def __init__(self, inverse: np.ndarray, output: np.ndarray, variance: np.ndarray, rows: np.ndarray) -> None:
+        self.inverse, self.output, self.variance, self.rows = inverse, output, variance, rows
+
+    def off(self) -> np.ndarray:
+        """How far off each cost may be, [units]."""
+        return ROUNDING * (np.diagonal(self.output) * self.variance)[self.rows].sum(1)
 
     def costs(self) -> np.ndarray:
         """What each unit would add, [units]; without meaning for one that is gone."""
@@ -96,10 +116,14 @@ class _Panel:
 
 
 class _View:
-    """One inverse covariance, one `W Wᵀ`, and the rows of the units that are left."""
+    """One inverse covariance, one `W Wᵀ`, the variances, and the rows of the units that are left."""
 
-    def __init__(self, inverse: Tensor, output: Tensor, rows: Tensor) -> None:
-        self.inverse, self.output, self.rows = inverse, output, rows
+    def __init__(self, inverse: Tensor, output: Tensor, variance: Tensor, rows: Tensor) -> None:
+        self.inverse, self.output, self.variance, self.rows = inverse, output, variance, rows
+
+    def off(self) -> Tensor:
+        """How far off each cost may be, [units]."""
+        return ROUNDING * (self.output.diagonal() * self.variance)[self.rows].sum(1)
 
     def costs(self) -> Tensor:
         """What each unit would add, [units]."""
@@ -114,7 +138,7 @@ class _View:
         """What concerns these units alone."""
         rows = self.rows[units].reshape(-1)
         grid = torch.arange(len(rows), device=rows.device).reshape(len(units), -1)
-        return _View(self.inverse[rows][:, rows], self.output[rows][:, rows], grid)
+        return _View(self.inverse[rows][:, rows], self.output[rows][:, rows], self.variance[rows], grid)
 
     def drop(self, gone: Tensor, stays: Tensor) -> None:
         """Give up several units and forget their rows."""
@@ -125,6 +149,7 @@ class _View:
         places = torch.cumsum(kept, 0) - 1
         self.inverse = self.inverse[kept][:, kept]
         self.output = self.output[kept][:, kept]
+        self.variance = self.variance[kept]
         self.rows = places[self.rows[stays]]
 
     def _update(self, rows: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 RIDGE = 1e-4  # of the mean variance; keeps nearly dependent units from large, opposite weights
+ROUNDING = 1e-5  # of what a unit gives: what its cost may be off by. Fits make more of the rounding of float32 sums
 
 
 def panel_units(units: int) -> int:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fairkern.ops.eliminate.config import ROUNDING
+
+
+def first_of_least(costs: np.ndarray, off: np.ndarray) -> int:
+    """The first unit whose cost is the least, or more by no more than one of the two may be `off`."""
+    least = int(np.argmin(costs))
+    return int(np.argmax(costs <= costs[least] + np.maximum(off, off[least])))
 
 
 def cost(covariance: Tensor, output: Tensor, removed: Tensor) -> float:
@@ -19,10 +28,22 @@ def cost(covariance: Tensor, output: Tensor, removed: Tensor) -> float:
     return float((left * output[removed][:, removed]).sum())
 
 
+def given(covariance: Tensor, output: Tensor, unit: Tensor, removed: Tensor) -> float:
+    """`Σ C_rr (W Wᵀ)_rr` over the positions of a unit, `W` being fitted to what is left: what it gives by itself."""
+    n = len(covariance)
+    stays = torch.ones(n, dtype=torch.bool)
+    stays[removed] = False
+    kept = torch.arange(n)[stays]
+    fitted = torch.eye(n, dtype=torch.float64)[kept]
+    fitted[:, removed] = torch.linalg.solve(covariance[kept][:, kept], covariance[kept][:, removed])
+    power = (fitted @ output @ fitted.T).diagonal() * covariance.diagonal()[kept]
+    return float(power[torch.isin(kept, unit)].sum())
+
+
 def eliminate(
     covariances: Sequence[Tensor], outputs: Sequence[Tensor], rows: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Order and added cost, every step exact; ties go to the lower index."""
+    """Order and added cost, every step exact; ties, up to rounding, go to the lower index."""
     alive = list(range(len(rows[0])))
     gone: list[int] = []
     order, added, before = [], [], 0.0
@@ -31,7 +52,11 @@ def eliminate(
             sum(cost(c, h, r[[*gone, unit]].reshape(-1)) for c, h, r in zip(covariances, outputs, rows, strict=True))
             for unit in alive
         ]
-        best = min(range(len(alive)), key=costs.__getitem__)
+        off = [
+            sum(given(c, h, r[unit], r[gone].reshape(-1)) for c, h, r in zip(covariances, outputs, rows, strict=True))
+            for unit in alive
+        ]
+        best = first_of_least(np.array(costs) - before, ROUNDING * np.array(off))
         added.append(costs[best] - before)
         before = costs[best]
         gone.append(alive[best])

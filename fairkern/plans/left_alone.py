@@ -1,0 +1,50 @@
+"""Kinds of units (channels, heads, experts) of which none goes, and why."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from fairkern.types import IndexArray, UnitMap
+
+
+def held_kinds(units: UnitMap) -> dict[str, str]:
+    """Per kind of unit that the model has, and of which none can be cut: in which modules, and why they stay."""
+    free = {units.groups[g].kind for g in units.prunable}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for kind, name, reason in [
+        *((group.kind, group.name, str(group.frozen)) for group in units.groups),
+        *((kept.kind, kept.module or "the model", kept.reason) for kept in units.kept),
+    ]:
+        if kind not in free:
+            found.setdefault(kind, []).append((name, reason))
+    return {kind: _said(stays) for kind, stays in found.items()}
+
+
+def left_alone(units: UnitMap, removed: Sequence[IndexArray]) -> list[str]:
+    """A line for every kind of unit that the model has and that loses nothing; none where nothing goes at all.
+
+    `removed`: per group of the map the units that go.
+    """
+    gone = {group.kind for group, taken in zip(units.groups, removed, strict=True) if taken.size}
+    free: dict[str, list[str]] = {}
+    for g in units.prunable:
+        free.setdefault(units.groups[g].kind, []).append(units.groups[g].name)
+    spared = {
+        kind: f"the plan takes none of {_several(names)}, which could be"
+        for kind, names in free.items()
+        if kind not in gone
+    }
+    return [f"no {kind} was cut: {why}" for kind, why in {**held_kinds(units), **spared}.items()] if gone else []
+
+
+def _said(stays: Sequence[tuple[str, str]]) -> str:
+    reasons = Counter(re.sub(rf" in {re.escape(name)}(?![\w.])", "", reason) for name, reason in stays)
+    (first, _), *others = reasons.most_common()
+    further = f" (and for {len(others)} further reasons)" if len(others) > 1 else " (and for another)" * len(others)
+    return f"those of {_several([name for name, _ in stays])} stay: {first}{further}"
+
+
+def _several(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
