@@ -112,6 +112,12 @@ class Rehearsal:
 
     def _located(self, batch: Batch) -> dict[Point, Layout]:
         """Layouts, by what is heard of the batch's last sample alone; what was heard of the batch is gone then."""
+        if batch.parts.entangled:
+            raise InputError(
+                f"where the {batch.samples} samples of batch {batch.index} lie shows by the last of them alone, which "
+                "cannot be taken out of the batch, since that has rows of other things beside those of samples: give "
+                "batches of one sample"
+            )
         heard = dict(self._listener.carriers)
         try:
             with torch.no_grad():
@@ -119,8 +125,8 @@ class Rehearsal:
         except (RuntimeError, ValueError, IndexError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise InputError(
-                f"where the {batch.samples} samples of batch {batch.index} lie in activations cannot be seen, since the "
-                f"model does not run on the last of them alone ({type(error).__name__}: {first[:160]}); "
+                f"where the {batch.samples} samples of batch {batch.index} lie in activations cannot be seen, since "
+                f"the model does not run on the last of them alone ({type(error).__name__}: {first[:160]}); "
                 "samples_of=lambda batch: 1 takes a batch for one sample (with class_of=False if it has no class)"
             ) from error
         found: dict[tuple[int, int], Layout] = {}  # experts share the tokens that they are given
