@@ -75,6 +75,8 @@ class OperatorMode(TorchDispatchMode):
         made = list(tensors_in(result))
         self._follow(func, arguments, tensors, before, strides, written, made)
         scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
+        if not still:
+            self._tracks.stir(written)
         self._tracks.keep_still(made, still)
         if still:
             found = self._tracing.graph.contractions
