@@ -78,7 +78,7 @@ class Tracks:
         return all(tensor in self._still for tensor in tensors)
 
     def stir(self, written: Iterable[Tensor]) -> None:
-        """Inputs have been written to these: they change what was filled with constants, and whatever shares its memory."""
+        """Inputs have been written to these: they change what held constants, and whatever shares its memory."""
         for tensor in written:
             if tensor in self._still:
                 self.keep_still([tensor, *(other for other, _ in self.aliases(tensor))], still=False)
