@@ -79,6 +79,8 @@ class OperatorMode(TorchDispatchMode):
         for t in made if unread else ():
             self._tracks.put(t, replace(self._tracks.of(t), mixed=tuple(unread)))
         scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
+        if not still:
+            self._tracks.stir(written)
         self._tracks.keep_still(made, still)
         if still:
             found = self._tracing.graph.contractions
