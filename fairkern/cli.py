@@ -131,14 +131,8 @@ def _add_fact(table: Table, name: str, value: Any) -> None:
 
 
 def _trace(arguments: argparse.Namespace) -> int:
-    units = fk.trace(
-        named(arguments.model),
-        named(arguments.inputs),
-        unused=arguments.unused,
-        verify=arguments.verify,
-        seed=arguments.seed,
-        time_limit=arguments.time_limit,
-    )
+    options = {name: getattr(arguments, name) for name in ("unused", "verify", "seed", "time_limit")}
+    units = fk.trace(named(arguments.model), named(arguments.inputs), **options)
     print(units.explain())  # noqa: T201
     return 0
 
@@ -155,7 +149,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out)
     plan = fk.Scores.load(_existing(arguments.scores)).plan(**_plan_options(arguments))
     plan.save(out)
-    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
+    _say_removed(arguments, plan, out)
     return 0
 
 
@@ -165,7 +159,7 @@ def _apply(arguments: argparse.Namespace) -> int:
     scores = fk.Scores.load(_existing(arguments.scores)) if arguments.scores else None
     small = fk.apply(named(arguments.model), plan, compensate=arguments.compensate, scores=scores, inplace=True)
     fk.save_pruned(small, plan, out)
-    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
+    _say_removed(arguments, plan, out)
     return 0
 
 
@@ -180,7 +174,7 @@ def _prune(arguments: argparse.Namespace) -> int:
     small = fk.apply(model, plan, compensate=arguments.compensate, scores=scores, loader=loader)
     fk.save_pruned(small, plan, out)
     scores.save(out / "scores.safetensors")
-    _say(arguments, f"{_removed(plan)}; written to {out}", *plan.result.get("left_alone", []))
+    _say_removed(arguments, plan, out)
     return 0
 
 
@@ -188,13 +182,12 @@ def _prune_in_steps(arguments: argparse.Namespace, model: Any, loader: Any, loss
     options = _score_options(arguments) | _plan_options(arguments)
     if not options["gram"]:
         del options["gram"]  # what compensation takes is kept anyway
-    steps = arguments.iterations
-    small, report = fk.prune(model, loader, loss, compensate=arguments.compensate, iterations=steps, **options)
+    options |= {"compensate": arguments.compensate, "iterations": arguments.iterations}
+    small, report = fk.prune(model, loader, loss, **options)
     assert report.plan is not None
     fk.save_pruned(small, report.plan, out)
     report.save(out / "report.json")
-    said = f"{_removed(report.plan)} in {steps} steps; written to {out}"
-    _say(arguments, said, *report.plan.result.get("left_alone", []))
+    _say_removed(arguments, report.plan, out, f" in {arguments.iterations} steps")
     return 0
 
 
@@ -238,14 +231,15 @@ def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return given | {name: getattr(arguments, name) for name in names}
 
 
-def _removed(plan: fk.Plan) -> str:
-    removed, units = sum(g.removed.size for g in plan.groups), sum(g.total for g in plan.groups)
-    return f"{removed} of {units} units in {len(plan.groups)} groups removed"
+def _say_removed(arguments: argparse.Namespace, plan: fk.Plan, out: Path, how: str = "") -> None:
+    removed, whole = plan.result["units_removed"], plan.result["units"]
+    what = f"{removed} of {whole} units in {len(plan.groups)} groups removed{how}; written to {out}"
+    _say(arguments, "\n".join([what, *plan.result.get("left_alone", [])]))
 
 
-def _say(arguments: argparse.Namespace, *lines: str) -> None:
+def _say(arguments: argparse.Namespace, text: str) -> None:
     if not arguments.quiet:
-        Console(stderr=True, highlight=False, soft_wrap=True).print("\n".join(lines), markup=False)
+        Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
 def _existing(path: Path) -> Path:
@@ -296,8 +290,7 @@ def _parser() -> argparse.ArgumentParser:
     trace = command("trace", _trace, "print what can be cut from a model, and why the rest cannot")
     trace.add_argument("model", metavar="MODEL", help="package.module:callable")
     trace.add_argument("inputs", metavar="INPUTS", help="package.module:callable: a tensor, a tuple or a dict")
-    unused = "parameter or module that no input ever reaches, by name or pattern; may be given several times"
-    trace.add_argument("--unused", action="append", default=[], metavar="PATTERN", help=unused)
+    trace.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
     trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
     trace.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="give up after this long")
     trace.add_argument("--seed", type=int, default=0)

@@ -1,5 +1,5 @@
-"""The models of the zoo: every torchvision classifier, a small member of timm's families, tiny transformers, and
-hand-written networks of other kinds. All randomly initialised; nothing is downloaded."""
+"""The models of the zoo: every torchvision classifier, a small member of timm's families, tiny transformers, models of
+other packages, and hand-written networks. All randomly initialised; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.zoo import transformer_models
+from bench.zoo import third_party, transformer_models
 from bench.zoo.entry import Batches, Entry
 from bench.zoo.handmade import MODELS
 
@@ -104,6 +104,7 @@ def entries(library: str | None = None) -> Iterator[Entry]:
         "timm": _timm,
         "transformers": transformer_models.models,
         "hand-written": _handmade,
+        **third_party.SOURCES,
     }
     for name, source in sources.items():
         if library in (None, name) and (source is _handmade or importlib.util.find_spec(name) is not None):

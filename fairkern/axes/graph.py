@@ -50,6 +50,7 @@ class Graph:
     batch_norms: list[BatchNormalisation] = field(default_factory=list)
     given_sizes: list[GivenSize] = field(default_factory=list)
     size_calls: list[SizeCallsOfModule] = field(default_factory=list)
+    slices: dict[bytes, tuple[np.ndarray, set[tuple[int, int]]]] = field(default_factory=dict)  # places of each whole
 
     def facts(self) -> Iterator[list[Fact]]:
         """The lists of facts."""
@@ -66,6 +67,20 @@ class Graph:
         """Position by position: `a[i]` and `b[i]` are cut together."""
         if a is not b:
             self.edges.append(Edge(a.reshape(-1), b.reshape(-1)))
+
+    def sliced(self, whole: np.ndarray, start: int, end: int) -> None:
+        """These positions of a dimension are taken."""
+        self.slices.setdefault(whole.tobytes(), (whole, set()))[1].add((start, end))
+
+    def join_parts(self) -> None:
+        """Couples what was sliced into parts of one size, as by a split, so that they stay equal."""
+        for whole, places in self.slices.values():
+            lengths = {end - start for start, end in places}
+            n = lengths.pop()
+            if not lengths and len(whole) % n == 0 and all(start % n == 0 for start, _ in places):
+                for other in np.split(whole, len(whole) // n)[1:]:
+                    self.join(whole[:n], other)
+        self.slices.clear()
 
     def freeze(self, dim: Dim, reason: str, unless: Unless = Unless.LISTED) -> None:
         """These positions stay, and why. The first reason recorded is the one that is told."""
@@ -102,12 +117,13 @@ class Graph:
             return CONSTANT
         if len(kept) == 1:
             return kept[0][1]
+        fixed = {d for _, d in kept if isinstance(d, Fixed)}
+        if CONSTANT in fixed and len(fixed) > 1 and all(isinstance(d, Fixed) for _, d in kept):
+            # what is alike along one of them may still meet units there: a key for all heads, folded into the batch
+            kept = [(n, d if d is CONSTANT else self.new(n)) for n, d in kept]
         tracked = [i for i, (_, d) in enumerate(kept) if isinstance(d, np.ndarray)]
         if not tracked:
-            first = kept[0][1]
-            return (
-                CONSTANT if CONSTANT in [d for _, d in kept] else first if all(d is first for _, d in kept) else UNIFORM
-            )
+            return fixed.pop() if len(fixed) == 1 else UNIFORM
         shape = tuple(n for n, _ in kept)
         if len(tracked) == 1:
             (i,) = tracked

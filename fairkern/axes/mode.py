@@ -111,7 +111,7 @@ class OperatorMode(TorchDispatchMode):
         if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return
-        if rule is None and torch.Tag.pointwise in func.tags:
+        if rule is None and (torch.Tag.pointwise in func.tags or _pointwise_in_place(name)):
             rule = pointwise
         if rule is None:
             if any(call.track(t).tracked for t in tensors):
@@ -165,6 +165,12 @@ def _same_dim(view: Tensor, dim: int, other: Tensor) -> int | None:
     if stride == 0 or abs(int(view.storage_offset()) - int(other.storage_offset())) // stride % length:
         return None
     return next((i for i, n in enumerate(other.shape) if n == length and other.stride(i) == stride), None)
+
+
+def _pointwise_in_place(name: str) -> bool:
+    """Whether this is `abs_` and the like: not all of them have the tag of what they are in place of."""
+    made = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return made is not None and any(torch.Tag.pointwise in getattr(made, o).tags for o in made.overloads())
 
 
 def _memory(tensor: Tensor) -> int | None:

@@ -138,8 +138,10 @@ def size_sites(
                 continue
             for place in range(count):
                 found = [[_follows(call, place, lengths, extent_of, extents) for call in run] for run in runs]
+                seen_dims = (call.numbers[place][1] for run in runs for call in run)
+                guessed = not any(isinstance(dim, np.ndarray) for dim in seen_dims)
                 for number, follows in _agreed(found):
-                    yield SizeSite(path, number, function, place, follows, seen[0].like, at)
+                    yield SizeSite(path, number, function, place, follows, seen[0].like, at, guessed)
 
 
 def size_places(calls: Sequence[SizeCallsOfModule]) -> dict[str, tuple[str, ...]]:

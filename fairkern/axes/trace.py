@@ -226,5 +226,6 @@ def _watched(
         mode,
     ):
         yield modules
+    tracing.graph.join_parts()
     if not training:
         tracing.graph.size_calls.extend(sizes.by_module(modules.calls, tracing.fused))

@@ -162,14 +162,14 @@ def _listed(names: Collection[str]) -> str:
 
 
 def remedies(tracing: Tracing, reasons: Collection[str]) -> Iterator[str]:
-    """A note on the parameters that hold something for one of these reasons: what would free it."""
-    holding = [place for reason, place in tracing.held.items() if reason in reasons]
-    if holding:
-        names = list(dict.fromkeys(name for name, _ in holding))
-        where = _listed(list(dict.fromkeys(code or "the model" for _, code in holding)))
+    """Where one of these reasons is that a parameter may be read: a note on all such, since behind the first that is
+    told others may hold the same; and what would free it."""
+    if tracing.held.keys() & set(reasons):
+        names = list(dict.fromkeys(name for name, _ in tracing.held.values()))
+        where = _listed(list(dict.fromkeys(code or "the model" for _, code in tracing.held.values())))
         yield (
             f"{_listed(names)}, not reached by the example inputs: holds what it may read in the code of {where}; to "
-            f"free that, give inputs that reach it as more=, or unused={names[:1]} if none does"
+            f"free that, give inputs that reach it as more=, or unused={names} if none does"
         )
 
 

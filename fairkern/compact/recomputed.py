@@ -7,6 +7,7 @@ Gradient checkpointing calls a function of the module's code a second time, when
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from types import FrameType, GeneratorType
 from typing import Any
@@ -17,11 +18,12 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 
 from fairkern.errors import InputError
 from fairkern.model.call_places import begins
+from fairkern.model.own_modes import OwnMode
 
 Start = Callable[[], TorchFunctionMode]
 
 
-class OwnCalls(TorchFunctionMode):
+class OwnCalls(OwnMode):
     """A function mode that means the calls of one module's own code, not those of modules that run inside."""
 
     running = 0  # modules that are running inside
@@ -45,11 +47,12 @@ def modes() -> list[OwnCalls]:
     return [mode for mode in entered if isinstance(mode, OwnCalls)]
 
 
-class _Again:
-    """A function that recomputes, under a mode."""
+class Under:
+    """A function, whenever it is called under a mode that `start` makes."""
 
     def __init__(self, function: Callable[..., Any], start: Start) -> None:
         self._function, self._start = function, start
+        functools.update_wrapper(self, function)
 
     @begins
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,8 +76,8 @@ def under(frame: FrameType, start: Start) -> None:
             raise InputError(
                 f"torch.utils.checkpoint of torch {torch.__version__} is not known: pass use_reentrant=True"
             )
-        if not isinstance(checkpoint.recompute_fn, _Again):
-            checkpoint.recompute_fn = _Again(checkpoint.recompute_fn, start)
+        if not isinstance(checkpoint.recompute_fn, Under):
+            checkpoint.recompute_fn = Under(checkpoint.recompute_fn, start)
         return
     node = frame.f_locals.get("ctx")
     if isinstance(node, BackwardCFunction) and not hasattr(node, "_fairkern_recomputes"):

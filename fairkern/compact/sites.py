@@ -11,18 +11,19 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.recomputed import OwnCalls, enter, leave, under
+from fairkern.compact.recomputed import OwnCalls, Under, enter, leave, under
 from fairkern.compact.symbolic import Proxy, proxies, traced
 from fairkern.errors import InputError
 from fairkern.model.call_places import begins, place, place_of, way, within
+from fairkern.model.replacements import leave_modes_out
 from fairkern.model.size_calls import SizeFunction, size_function
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan, SiteNumber, SizeChange
@@ -176,6 +177,16 @@ class _Substitution(OwnCalls):
             under(frame, functools.partial(_Substitution, self.sites, dict(self.calls), labels[inside:]))
         return place(labels)
 
+    def later(self, function: FunctionType) -> Callable[..., Any]:
+        """A function that the module's code calls now and that runs later: then under this mode, if it has sites."""
+        labels, own = way(function.__name__)
+        labels += self.outside
+        at = f"{place(labels)}/"
+        changes = (key for table in self.sites.tables for key, _ in table.changes)
+        if not own or not any(key.startswith(at) for key in changes):
+            return function
+        return Under(function, functools.partial(_Substitution, self.sites, dict(self.calls), labels))
+
     def _learned(self, change: SizeChange, function: SizeFunction, numbers: list[Any]) -> bool:
         """Whether the number is right by itself, or the cut led the module to another call: while learning only."""
         learned = self.sites.given
@@ -213,8 +224,8 @@ def _other(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> In
 def _check_unseen(table: _Table, function: SizeFunction, args: Any, numbers: list[Any], at: str) -> None:
     """InputError where a call that no trace saw may be given a size that has changed, and would not fail by itself.
 
-    That is a view that is to infer a size, a split into equal parts, a slice. A number that repeats a size of the tensor,
-    in front or behind, is right.
+    That is a view that is to infer a size, a split into equal parts, a slice. A number that repeats a size of the
+    tensor, in front or behind, is right.
     """
     given = args[0] if args and isinstance(args[0], Tensor) else None
     if given is None or not all(type(number) is int or isinstance(number, torch.SymInt) for number in numbers):
@@ -258,6 +269,7 @@ def install(model: nn.Module, changes: Iterable[SizeChange], seen: Mapping[str, 
             module._fairkern_sites = _Sites()
         table = _Table.of(calls, (seen or {}).get(path))
         module._fairkern_sites = _Sites((*module._fairkern_sites.tables, table))
+        leave_modes_out(module)
         for inner in module.modules():
             if inner is not module and enter not in inner._forward_pre_hooks.values():
                 inner.register_forward_pre_hook(enter)

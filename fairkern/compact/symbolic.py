@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FunctionType
 from typing import Any, Protocol
 
 from torch.fx.proxy import Proxy, TracerBase
@@ -17,6 +18,8 @@ class Substitutes(Protocol):
     inside: bool
 
     def substituted(self, function: SizeFunction, args: Any, kwargs: Any) -> tuple[Any, Any]: ...
+
+    def later(self, function: FunctionType) -> Callable[..., Any]: ...
 
 
 def proxies(value: Any) -> Iterator[Any]:
@@ -32,7 +35,10 @@ def proxies(value: Any) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def traced(tracer: TracerBase, mode: Substitutes) -> Iterator[None]:
-    """Within, methods that are called on what stands for tensors, which no function mode sees, are given to `mode`."""
+    """Within, methods that are called on what stands for tensors, which no function mode sees, are given to `mode`.
+
+    So are functions that stay whole in the graph (`torch.fx.wrap`) and run when that runs.
+    """
     own = vars(tracer).get("create_proxy")
     before = tracer.create_proxy
 
@@ -41,6 +47,8 @@ def traced(tracer: TracerBase, mode: Substitutes) -> Iterator[None]:
         function = size_function(name) if kind in ("call_method", "call_function") else None
         if function is not None and not mode.inside and not mode.running:
             args, kwargs = mode.substituted(function, args, kwargs)
+        elif kind == "call_function" and isinstance(target, FunctionType) and not mode.inside and not mode.running:
+            target = mode.later(target)
         return before(kind, target, args, kwargs, *rest, **more)
 
     tracer.create_proxy = create_proxy  # type: ignore[method-assign]

@@ -62,12 +62,18 @@ def layer_is_fused(
         and not (src.is_nested and (src_mask is not None or padding is not None))
         and heads % 2 == 0
         and not torch.is_autocast_enabled()
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
+        and not any(_hooked(module) for module in layer.modules())
         and _runs_here(
             [src, attention.in_proj_weight, attention.in_proj_bias]
             + [t for module in (attention.out_proj, *norms, *linears) for t in (module.weight, module.bias)]
         )
     )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether anybody but us has put hooks there."""
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(not str(getattr(hook, "__module__", "")).startswith("fairkern.") for hook in hooks)
 
 
 def _runs_here(tensors: list[Tensor]) -> bool:

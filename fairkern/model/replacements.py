@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fairkern.errors import InputError
 from fairkern.model.attention import added, attend, attending, calls_attention, masks
 from fairkern.model.fast_path import attention_is_fused, layer_is_fused, padded, unpadded
+from fairkern.model.own_modes import entered, left_out
 
 
 class MultiheadAttention(nn.MultiheadAttention):
@@ -51,6 +52,11 @@ class MultiheadAttention(nn.MultiheadAttention):
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention.forward`. A mask per head, [batch · heads, L, S], has the heads that are left."""
+        if entered():
+            with left_out():
+                return self.forward(
+                    query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+                )
         fused = attention_is_fused(self, self.whole_heads, query, key, value, (attn_mask, key_padding_mask))
         if query.is_nested or key.is_nested or value.is_nested:
             if not fused:
@@ -143,9 +149,13 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         is_causal: bool = False,
     ) -> Tensor:
         """As `nn.TransformerEncoderLayer.forward`."""
+        if entered():
+            with left_out():
+                return self.forward(src, src_mask, src_key_padding_mask, is_causal)
         attention = self.self_attn
-        assert isinstance(attention, MultiheadAttention)
-        if not layer_is_fused(self, attention.whole_heads, src, src_mask, src_key_padding_mask):
+        if not isinstance(attention, MultiheadAttention) or not layer_is_fused(
+            self, attention.whole_heads, src, src_mask, src_key_padding_mask
+        ):
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         x, behind = padded(src) if src.is_nested else (src, None)
         mask = attention._mask(x, src_mask, src_key_padding_mask if behind is None else behind, batched=True)
@@ -172,6 +182,23 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
     def _fed_forward(self, x: Tensor) -> Tensor:
         x = self.linear1(x)
         return self.linear2(F.gelu(x) if self.activation_relu_or_gelu == 2 else F.relu(x))
+
+
+class TransformerEncoder(nn.TransformerEncoder):
+    """`nn.TransformerEncoder` inside a module whose code runs under a mode of ours, which it is not to see."""
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Tensor:
+        """As `nn.TransformerEncoder.forward`."""
+        if entered():
+            with left_out():
+                return super().forward(src, mask, src_key_padding_mask, is_causal)
+        return super().forward(src, mask, src_key_padding_mask, is_causal)
 
 
 _BY_CLASS: Mapping[str, tuple[type[nn.Module], type[nn.Module]]] = {
@@ -222,6 +249,19 @@ def replace_modules(model: nn.Module, paths: Mapping[str, str]) -> None:
     for module in model.modules():
         if type(module) is nn.TransformerEncoderLayer and isinstance(module.self_attn, MultiheadAttention):
             module.__class__ = TransformerEncoderLayer
+
+
+def leave_modes_out(model: nn.Module) -> None:
+    """Let what may take one of torch's fused paths run without the modes of ours that `model` runs under."""
+    for module in model.modules():
+        if type(module) is nn.MultiheadAttention:
+            module.__class__ = MultiheadAttention
+            module._whole_heads = module.num_heads
+    for module in model.modules():
+        if type(module) is nn.TransformerEncoderLayer:
+            module.__class__ = TransformerEncoderLayer
+        elif type(module) is nn.TransformerEncoder:
+            module.__class__ = TransformerEncoder
 
 
 @contextlib.contextmanager

@@ -84,8 +84,12 @@ def _reasons(failed: Mapping[int, Failed]) -> dict[int, str]:
 def _with_and_without(
     candidate: UnitMap, sites: Sequence[SizeSite], groups: Iterable[int]
 ) -> list[tuple[UnitMap, bool]]:
-    sited = candidate.with_sites(sites, groups)
-    return [(candidate, False), (sited, True)] if sited.sites else [(candidate, False)]
+    """The map as it is; with its size sites; and without those that were recognised by their value alone."""
+    groups = tuple(groups)
+    sited, sure = (candidate.with_sites(s, groups) for s in (sites, [s for s in sites if not s.guessed]))
+    found = [(candidate, False)]
+    found += [(sited, True)] if sited.sites else []
+    return [*found, (sure, True)] if sure.sites and len(sure.sites) < len(sited.sites) else found
 
 
 def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
@@ -136,7 +140,7 @@ def proven(
     for candidate, known in tried:
         found = proof.whole(candidate, known)
         if found is not None:
-            return found
+            return found if candidate is not units else _dared(proof, found, tried[:-1])
     _, failed = proof.failing(units, learn=False, together=False)
     best, doubtful = units.freeze(_reasons(failed)), tuple(failed)
     *by_value, none = _fewer_observed(units, failed)

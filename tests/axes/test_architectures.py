@@ -58,6 +58,19 @@ def heads_first(m: Net, x: Tensor) -> Tensor:
     return m.last(torch.einsum("bthd,hdc->btc", torch.einsum("bhij,bjhd->bihd", weights, v), m.o).relu())
 
 
+def shared_keys(m: Net, x: Tensor) -> Tensor:
+    """Queries, keys and values in one projection, sliced at numbers; two query heads share a key head."""
+    qkv, n = m.a(m.norm(x)), m.heads * 2
+    q, k, v = (part.unflatten(-1, (-1, 2)).transpose(1, 2) for part in (qkv[..., :n], qkv[..., n:-4], qkv[..., -4:]))
+    return m.last(x + m.b(attended(q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1))))
+
+
+def one_key(m: Net, x: Tensor) -> Tensor:
+    """All query heads share the key and the value head that lie behind them."""
+    qkv = m.a(m.norm(x)).view(*x.shape[:2], m.heads + 2, 2).transpose(1, 2)
+    return m.last(x + m.b(attended(qkv[:, :-2], qkv[:, [-2]], qkv[:, [-1]])))
+
+
 def one_after_the_other(m: Net, x: Tensor) -> Tensor:
     """Branches whose weights lie in one parameter, [branches, out, in]."""
     gates = m.gate(x).softmax(-1)
@@ -112,6 +125,30 @@ CASES: dict[str, tuple[Callable[[], Net], tuple[int, ...], dict[str, int]]] = {
         ),
         (2, 5, 6),
         {"q": 4, "o": 7},
+    ),
+    "fused queries, keys and values of unequal number": (
+        lambda: net(
+            shared_keys,
+            heads=4,
+            a=lambda: nn.Linear(6, 16),
+            b=lambda: nn.Linear(8, 6),
+            norm=lambda: nn.LayerNorm(6),
+            last=lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3)),
+        ),
+        (2, 5, 6),
+        {"a": 2},
+    ),
+    "one key behind all queries": (
+        lambda: net(
+            one_key,
+            heads=5,
+            a=lambda: nn.Linear(6, 14),
+            b=lambda: nn.Linear(10, 6),
+            norm=lambda: nn.LayerNorm(6),
+            last=lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 3)),
+        ),
+        (2, 7, 6),
+        {"a": 5},
     ),
     "branches in one parameter": (
         lambda: net(

@@ -201,6 +201,7 @@ def test_heads_on_the_stages_of_a_network_are_no_siblings() -> None:
     assert not any("traced like" in note for note in units.notes)
     assert all("stages" not in g.name for g in units.groups), "the unreached head may read any of them"
     assert any("may be read by heads.2.weight" in f.reason for f in units.frozen)
+    assert any("unused=['heads.2'] if none does" in note for note in units.notes)
 
 
 class Folded(nn.Module):

@@ -206,3 +206,14 @@ def test_what_fails_in_any_case_does_not_hold_it_back() -> None:
     assert list(frozen) == ["last.1.experts"]
     assert frozen["last.1.experts"]
     assert_exact(model, units, random_removal(units, 0.5, seed=3), [X])
+
+
+def test_what_is_left_of_a_daring_map_is_kept() -> None:
+    """One part does not follow; the split by a list beside it does."""
+    model = net(listed, 12, 4)
+    model.other = Net(by_operator, a=nn.Linear(5, 16), b=nn.Linear(8, 3), c=nn.Linear(4, 3)).double().eval()
+    model.last = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    model.run = lambda m, x: listed(m, x) + m.other(x) + m.last(x)
+    units = fk.trace(model, X)
+    assert {units.groups[g].name: units.groups[g].units for g in units.prunable} == {"a": 12, "a[1]": 4, "last.0": 6}
+    assert_exact(model, units, random_removal(units, 0.5, seed=3), [X])

@@ -53,6 +53,21 @@ class OwnLayer(nn.TransformerEncoderLayer):
     """A user's class with torch's forward."""
 
 
+class Sized(nn.Module):
+    """An encoder behind code that passes on a size, and so runs under a mode once it is cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, 24), nn.Linear(24, WIDTH)
+        self.encoder, self.layer = nn.TransformerEncoder(layer(), 1), layer()
+
+    def forward(self, src: Tensor, src_key_padding_mask: Tensor | None = None) -> Tensor:
+        rows, length, width = src.shape
+        x = self.first(src.reshape(rows * length, width)).relu().reshape(rows, length, 24)
+        x = self.encoder(self.second(x), src_key_padding_mask=src_key_padding_mask)
+        return self.layer(x, torch.ones(length, length, dtype=x.dtype).tril(-2))
+
+
 class Nested(nn.Module):
     """Attention that is given samples of several lengths as one nested tensor."""
 
@@ -118,6 +133,26 @@ def test_cut_is_masked_in_every_state(name: str) -> None:
             found = small.train(train)(**inputs)
         assert found.shape == expected.shape
         assert float(((found - expected).abs().max() / expected.abs().max()).detach()) < LIMIT
+
+
+def test_modes_of_ours_are_not_seen_by_an_encoder() -> None:
+    """Torch takes no fused path under a function mode, and size sites are substituted under one."""
+    torch.manual_seed(0)
+    model, x = Sized().double().eval(), noise(2, 6, WIDTH)
+    small, plan, units = cut(model, x)
+    assert plan.sites
+    assert all(g.frozen is None for g in units.groups)
+    for grad, padding in itertools.product((True, False), (PADDING, None)):
+        with torch.set_grad_enabled(grad):
+            with plan.masked(model):
+                expected = model(x, padding)
+            assert float((small(x, padding) - expected).abs().max().detach()) < LIMIT
+    file = io.BytesIO()
+    torch.save(small, file)
+    file.seek(0)
+    with torch.no_grad():
+        for other in (copy.deepcopy(small), torch.load(file, weights_only=False)):
+            assert torch.equal(other(x, PADDING), small(x, PADDING))
 
 
 def test_nested_samples_given_to_attention_alone() -> None:

@@ -214,3 +214,28 @@ def test_a_state_that_a_module_keeps_is_not_cut_along(inplace: bool) -> None:
     model(x)
     small = fk.apply(model, plan, inplace=inplace)
     assert torch.allclose(small(x), expected, atol=1e-9)
+
+
+class Beside(nn.Module):
+    """As many heads as the output has places: only one of the two numbers in its code counts heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.bias = nn.Linear(5, HEADS * SIZE), nn.Linear(HEADS * SIZE, 2), nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.a(x).view(len(x), HEADS, SIZE)
+        heads = heads * heads.square().sum(-1, keepdim=True)
+        made = self.b(heads.reshape(len(x), -1))[:, :, None] + self.bias[:, None].expand(-1, HEADS)
+        return made * x[:, None, :HEADS]
+
+
+def test_a_number_that_fills_a_dimension_may_be_another() -> None:
+    torch.manual_seed(0)
+    model, x = Beside().double().eval(), torch.randn(3, 5).double()
+    units = fk.trace(model, x)
+    assert heads(units) == [HEADS]
+    assert {site.function for site in units.sites} == {"view"}
+    plan = half(units)
+    with plan.masked(model):
+        assert difference(model, fk.apply(model, plan), x) < 1e-9

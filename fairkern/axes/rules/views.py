@@ -147,12 +147,8 @@ def slice_(call: Call) -> list[Track]:
         if step > 1 and start < step and n % step == 0 and end == n:  # one of `step` interleaved parts
             for k in range(1, step):
                 call.graph.join(ids[::step], ids[k::step])
-        elif step == 1 and 1 < part < n and n % part == start % part == 0:  # one of several equal parts, as of a split
-            for other in np.split(ids, n // part)[1:]:
-                call.graph.join(ids[:part], other)
-            call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)  # the places may be fixed numbers
-            call.note_sizes([ids[:part]])
-        elif step == 1 and part > 1:  # a part that goes its own way, if the numbers follow
+        elif step == 1 and part > 1:  # equal parts stay equal, others go their own way, if the numbers follow
+            call.graph.sliced(ids, start, end)
             call.graph.freeze(ids, f"is sliced by {call.where}", Unless.PROVEN)
             call.note_sizes([ids[start:end]])
         else:
@@ -233,6 +229,16 @@ def stack(call: Call) -> list[Track]:
         ]
     dims.insert(dim, CONSTANT)
     return call.out(dims)
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> list[Track]:
+    """Sums, means or maxima over rows of a table."""
+    table = call.track("weight")
+    held = [d for t in call.tensors if t is not call.args["weight"] for d in call.track(t).dims]
+    for dim in (table.dims[0], *held):
+        call.graph.freeze(dim, f"rows are looked up by {call.where}")
+    return [call.out([CONSTANT, table.dims[1]])[0], *(Track.constant(o.shape) for o in call.outputs[1:])]
 
 
 @rule(
