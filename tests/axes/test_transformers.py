@@ -60,17 +60,6 @@ _VIDEO = {
     "patch_size": 4,
     "num_frames": 2,
 }
-_STREAMS = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "encoder_ffn_dim": 64,
-    "num_encoder_layers": 2,
-    "num_encoder_attention_heads": 4,
-    "decoder_ffn_dim": 64,
-    "num_decoder_layers": 2,
-    "num_decoder_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
 
 
 def _ids(length: int = 10) -> Tensor:
@@ -149,12 +138,19 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], Callable[[], dict[str, Tensor]
         lambda: {"input_ids": _ids()},
         ("layer.0.attention", "layer.1.attention"),
     ),
-    "ProphetNet": (
-        "ProphetNetForConditionalGeneration",
-        "ProphetNetConfig",
-        _STREAMS,
-        lambda: {"input_ids": _ids(), "decoder_input_ids": _ids(6)},
-        ("encoder.layers.0.self_attn", "decoder.layers.1.self_attn", "decoder.layers.1.cross_attn"),
+    "Phi-3": (
+        "Phi3ForCausalLM",
+        "Phi3Config",
+        _DECODER,
+        lambda: {"input_ids": _ids()},
+        ("layers.0.self_attn", "layers.1.self_attn"),
+    ),
+    "Falcon, one key for all heads": (
+        "FalconForCausalLM",
+        "FalconConfig",
+        {k: v for k, v in _TEXT.items() if k != "intermediate_size"} | {"multi_query": True},
+        lambda: {"input_ids": _ids()},
+        ("h.0.self_attention", "h.1.self_attention"),
     ),
 }
 
