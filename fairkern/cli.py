@@ -340,16 +340,9 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples-per-class", type=_positive, default=32, metavar="N")
     parser.add_argument("--projections", type=_positive, default=128, metavar="N")
-    parser.add_argument(
-        "--class-of",
-        metavar="FUNCTION",
-        help="package.module:callable that returns a function of a batch: its labels, one per sample or place",
-    )
-    parser.add_argument(
-        "--samples-of",
-        metavar="FUNCTION",
-        help="package.module:callable that returns a function of a batch: how many samples it holds",
-    )
+    for name, gives in (("class", "its labels, one per sample or place"), ("samples", "how many samples it holds")):
+        what = f"package.module:callable that returns a function of a batch: {gives}"
+        parser.add_argument(f"--{name}-of", metavar="FUNCTION", help=what)
     parser.add_argument(
         "--no-classes", dest="classes", action="store_false", help="the targets are no classes: leave out U"
     )

@@ -105,3 +105,14 @@ def images(*sizes: tuple[int, int], seed: int = 1) -> list[Tensor]:
 
 def targets(n: int) -> list[dict[str, Tensor]]:
     return [{"labels": torch.tensor([i % CLASSES])} for i in range(n)]
+
+
+class Records(nn.Module):
+    """Takes a dictionary for every image, which holds all that is known of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.detector = Detector()
+
+    def forward(self, batched):  # type: ignore[no-untyped-def]
+        return self.detector([record["image"] for record in batched], batched)

@@ -58,8 +58,9 @@ class OperatorMode(TorchDispatchMode):
         strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
         self._tracks.keep_still([t for t in tensors if t not in self._tracks])  # a list of numbers as an index
         before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
-        for track in before.values():
-            self._tracing.graph.read(track)
+        if not func.is_view:  # who looks at the same values in another way has not read them yet
+            for track in before.values():
+                self._tracing.graph.read(track)
         if func._schema.name.split("::")[1] not in RULES and func._can_decompose():
             with self:  # inference mode shows composite operators whole
                 return func.decompose(*args, **(kwargs or {}))
@@ -74,6 +75,9 @@ class OperatorMode(TorchDispatchMode):
                 scopes.uses(code, name)
         made = list(tensors_in(result))
         self._follow(func, arguments, tensors, before, strides, written, made)
+        unread = [reason for track in before.values() for reason in track.mixed] if func.is_view else []
+        for t in made if unread else ():
+            self._tracks.put(t, replace(self._tracks.of(t), mixed=tuple(unread)))
         scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
         self._tracks.keep_still(made, still)
         if still:
@@ -111,7 +115,7 @@ class OperatorMode(TorchDispatchMode):
         if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return
-        if rule is None and torch.Tag.pointwise in func.tags:
+        if rule is None and (torch.Tag.pointwise in func.tags or _pointwise_in_place(name)):
             rule = pointwise
         if rule is None:
             if any(call.track(t).tracked for t in tensors):
@@ -165,6 +169,12 @@ def _same_dim(view: Tensor, dim: int, other: Tensor) -> int | None:
     if stride == 0 or abs(int(view.storage_offset()) - int(other.storage_offset())) // stride % length:
         return None
     return next((i for i, n in enumerate(other.shape) if n == length and other.stride(i) == stride), None)
+
+
+def _pointwise_in_place(name: str) -> bool:
+    """Whether this is `abs_` and the like: not all of them have the tag of what they are in place of."""
+    made = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return made is not None and any(torch.Tag.pointwise in getattr(made, o).tags for o in made.overloads())
 
 
 def _memory(tensor: Tensor) -> int | None:

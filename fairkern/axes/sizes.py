@@ -22,6 +22,7 @@ _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]],
     ((nn.modules.batchnorm._NormBase,), {"num_features": ("weight|running_mean", 0)}),
     ((nn.Embedding,), {"num_embeddings": ("weight", 0), "embedding_dim": ("weight", 1)}),
     ((nn.PReLU,), {"num_parameters": ("weight", 0)}),
+    ((nn.Bilinear,), {"out_features": ("weight", 0), "in1_features": ("weight", 1), "in2_features": ("weight", 2)}),
     ((nn.RNNBase,), {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}),
     (
         (nn.MultiheadAttention,),

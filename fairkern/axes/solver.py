@@ -11,6 +11,7 @@ from fairkern.axes.graph import Graph
 from fairkern.deadline import Deadline
 
 FREE = -1
+ANOTHER = "another factor of a view carries the unit"
 NOT_READ = "no weight contracts over it"  # why positions stay that nothing could be made smaller by
 
 
@@ -49,6 +50,7 @@ class Solver:
         self.n = self.count = graph.nodes
         self.edges = list(graph.edges)
         self.reasons: list[str] = []
+        self.lost: list[tuple[np.ndarray, str]] = []  # what views made, and why one of their factors could not carry it
         self._codes: dict[str, int] = {}
         self._node_reason = np.full(self.n, FREE, dtype=np.int32)  # index into reasons
         self._news: list[tuple[np.ndarray, int]] = []  # nodes frozen since the last relabelling, and why
@@ -206,7 +208,7 @@ def _break_ties(solver: Solver, chosen: np.ndarray, read: np.ndarray, relations:
 
 
 def _urgency(chosen: np.ndarray, read: np.ndarray, relation: Factors) -> int:
-    """2 where a factor meets one that was chosen, and 1 where a weight reads the positions: 3 for both, 0 for none."""
+    """2 where a factor meets one that was chosen, plus 1 where a weight reads the positions."""
     meets = any(chosen[ids].any() for ids in relation.factors)
     return 2 * meets + any(read[part].any() for part in (relation.flat, *relation.factors))
 
@@ -220,7 +222,10 @@ def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int |
         return
     for k, ids in enumerate(relation.factors):
         if k != winner:
-            solver.freeze(ids, "another factor of a view carries the unit")
+            stays = solver.reason(ids)
+            if stays is not None and stays != ANOTHER:
+                solver.lost.append((relation.flat, stays))
+            solver.freeze(ids, ANOTHER)
     ids = relation.factors[winner]
     shape = [1] * relation.flat.ndim
     shape[winner] = -1

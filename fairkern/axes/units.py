@@ -27,6 +27,8 @@ from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
 from fairkern.types import AxisGroup, GroupAxis, Replacement, Silence, SizeAttribute, SizeSite, UnitMap
 
+ONE_UNIT = "all its positions are one unit"
+
 _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 
 
@@ -90,7 +92,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     _freeze_unconsumed(solver, graph)
     places = Places.of(tracing, solver.labels)
     grouping = Grouping.of(places, solver)
-    groups = _groups(model, graph, routing, places, grouping)
+    groups = _told(_groups(model, graph, routing, places, grouping), grouping, solver)
     sizes = Extents(grouping, [g.units for g in groups])
     params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
     flops = tuple(flop_terms(tracing, sizes))
@@ -157,6 +159,20 @@ def _groups(
     return tuple(replace(group, name=name) for group, name in zip(groups, names, strict=True))
 
 
+def _told(groups: Sequence[AxisGroup], grouping: Grouping, solver: Solver) -> tuple[AxisGroup, ...]:
+    """The groups; one with a single unit says which factors of its views had to stay, if those were several."""
+    told = []
+    for g, group in enumerate(groups):
+        if group.units == 1 and group.frozen == ONE_UNIT:
+            why = [reason for flat, reason in solver.lost if (grouping.group[grouping.labels[flat]] == g).any()]
+            first = list(dict.fromkeys(why))[:2]
+            if len(first) == 2:
+                said = f"{ONE_UNIT}: of its views one factor stays, as {first[0]}; of others another, as {first[1]}"
+                group = replace(group, frozen=said)
+        told.append(group)
+    return tuple(told)
+
+
 def _by_group(facts: Sequence[_OnNodes], grouping: Grouping) -> Mapping[int, list[_OnNodes]]:
     """The facts that concern each group."""
     found: dict[int, list[_OnNodes]] = defaultdict(list)
@@ -197,7 +213,7 @@ def _group(
         axes=tuple(axes),
         taps=input_taps((c, positions) for c, positions in read if positions is not None),
         outputs=output_taps((p, positions) for p, positions in made if positions is not None),
-        frozen="all its positions are one unit" if units == 1 else next(uneven, None),
+        frozen=ONE_UNIT if units == 1 else next(uneven, None),
     )
 
 

@@ -112,6 +112,12 @@ class Rehearsal:
 
     def _located(self, batch: Batch) -> dict[Point, Layout]:
         """Layouts, by what is heard of the batch's last sample alone; what was heard of the batch is gone then."""
+        if batch.parts.entangled:
+            raise InputError(
+                f"where the {batch.samples} samples of batch {batch.index} lie shows by the last of them alone, which "
+                "cannot be taken out of the batch, since that has rows of other things beside those of samples: give "
+                "batches of one sample"
+            )
         heard = dict(self._listener.carriers)
         try:
             with torch.no_grad():

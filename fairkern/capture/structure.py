@@ -31,6 +31,7 @@ class Parts:
     lists: bool = False  # whether lists of tensors hold one for every sample
     singly: bool = False
     hands_on: bool = False
+    entangled: bool = False  # whether a batch that the model takes whole has rows that are not those of its samples
 
     @property
     def divisible(self) -> bool:
@@ -80,25 +81,29 @@ class Reader:
         self._whole: bool | None = None  # whether it takes lists whole, where its signature does not say
 
     def read(self, index: int, raw: Any) -> Parts:
-        """A batch as the loader gives it, on the model's device.
+        """A batch as the loader gives it, on the model's device: `(inputs, targets)`, a mapping, a list of them.
 
-        Raises InputError for what is neither `(inputs, targets)` nor a mapping, or holds no tensor.
+        Raises InputError for what is none of these, or holds no tensor.
         """
+        inputs: Any = raw
+        records = _records(raw)
         if isinstance(raw, Mapping):
-            inputs, targets = raw, raw.get("labels", raw)
-            call = call_of(self._model, raw)
+            call, targets = call_of(self._model, raw), raw.get("labels", raw)
+        elif records:
+            call, targets = (list(raw),), raw
         elif isinstance(raw, (tuple, list)) and len(raw) == 2:
             inputs, targets = raw
             call, targets = self._call(inputs, targets)
         else:
             raise InputError(
-                f"batch {index} is {describe(raw)}; expected (inputs, targets) or a dict of keyword arguments"
+                f"batch {index} is {describe(raw)}; expected (inputs, targets), a dict of keyword arguments, or "
+                "a dict for every sample"
             )
         first = next(tensors_in(inputs), None)
-        if first is None or first.ndim == 0:
+        if first is None or (first.ndim == 0 and not records):
             raise InputError(f"batch {index} holds no tensor of samples in its inputs ({describe(raw)})")
         asked, hands_on = self._asked(call)
-        made = Parts(call, asked, targets, None, apart=not isinstance(raw, Mapping), hands_on=hands_on)
+        made = Parts(call, asked, targets, None, apart=inputs is not raw, hands_on=hands_on)
         given = None if self._samples_of is None else self._given(index, raw)
         return _counted(made, given)
 
@@ -135,10 +140,16 @@ class Reader:
         return call if self._key is None else (whole[self._key],), self._hands_on
 
 
+def _records(raw: Any) -> bool:
+    """Whether this is a mapping for every sample, with all that is known of it; inputs and targets have other keys."""
+    listed = isinstance(raw, (tuple, list)) and _each(raw, Mapping)
+    return listed and all(item.keys() == raw[0].keys() for item in raw)
+
+
 def _counted(made: Parts, given: int | None) -> Parts:
     """With the number of samples: what is `given`, else what lists and first dimensions agree on."""
     values = list(_values(made.asked))
-    lists = [v for v in values if isinstance(v, list) and _each(v, Tensor)]
+    lists = [v for v in values if isinstance(v, list) and (_each(v, Tensor) or _each(v, Mapping))]
     tensors = [v for v in values if isinstance(v, Tensor) and v.ndim]
     if not lists and not tensors:
         tensors = [t for t in tensors_in(values) if t.ndim]
@@ -156,7 +167,9 @@ def _counted(made: Parts, given: int | None) -> Parts:
     held = n is not None and any(len(items) == n for items in lists)
     each = held and n not in rows and all(len(items) == n == _of_list(items, told) for items in lists)
     singly = each and n is not None and all(_splits(value, n) for value in (*values, made.targets))
-    return replace(made, samples=n, lists=held, singly=singly)
+    whole = isinstance(made.asked, tuple) and len(made.asked) == 1 and isinstance(made.asked[0], Mapping)
+    entangled = whole and n is not None and not all(_splits(value, n) for value in values)
+    return replace(made, samples=n, lists=held, singly=singly, entangled=entangled)
 
 
 def _splits(value: Any, n: int) -> bool:
@@ -192,9 +205,9 @@ def _of_targets(targets: Any) -> int | None:
     return len(targets) if listed else None
 
 
-def _of_list(items: list[Tensor], told: set[int]) -> int | None:
-    """How many samples a list of tensors holds: one each, or a row of every one for each."""
-    rows = _common(items)
+def _of_list(items: list[Any], told: set[int]) -> int | None:
+    """How many samples a list holds: one each or, of tensors, a row of every one for each."""
+    rows = _common(items) if _each(items, Tensor) else None
     if rows is None or len(items) in told or rows == len(items):
         return len(items)
     return rows if rows in told else None

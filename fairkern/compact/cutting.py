@@ -92,7 +92,7 @@ def copy_with(
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}
     memo |= {id(cache): {} for cache in caches(model)}
-    memo |= {id(vars(module)[name]): None for module, name in held_states(model)}
+    memo |= {id(getattr(module, name)): None for module, name in held_states(model)}
     memo |= {id(module): nn.Module() for module in left_out}
     try:
         return copy.deepcopy(model, memo)

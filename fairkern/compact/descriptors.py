@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from fairkern.compact.config import config_value
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.model.attributes import read_attribute
+from fairkern.model.filled import filled_buffers
 from fairkern.model.linear import adds_bias
 from fairkern.model.replacements import misfit
 from fairkern.plans.renaming import Renaming, cut_lists
@@ -30,18 +31,21 @@ class Held:
 
 
 def tensors_of(model: nn.Module) -> list[Held]:
-    """Every parameter and buffer of `model`, non-persistent buffers included, each tensor object once.
+    """Every parameter and buffer of `model`, non-persistent buffers included, each tensor object once. Buffers that a
+    forward pass fills are none of them.
 
     Raises InputError for a lazy module that has not run yet.
     """
     found: dict[int, tuple[Tensor, list[str]]] = {}
+    filled = {id(module._buffers[name]) for module, name in filled_buffers(model)}
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ):
         if is_lazy(tensor):
             raise InputError(f"{name} has no shape yet: run the lazy module once before pruning the model")
-        found.setdefault(id(tensor), (tensor, []))[1].append(name)
+        if id(tensor) not in filled:
+            found.setdefault(id(tensor), (tensor, []))[1].append(name)
     return [Held(tensor, tuple(names)) for tensor, names in found.values()]
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fairkern.model.filled import filled_buffers
+
 LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer once, by its first name."""
+    """Every parameter and buffer once, by its first name, but for buffers that a forward pass fills."""
     found: dict[str, Tensor] = dict(model.named_parameters())
-    found.update(model.named_buffers())
+    filled = {id(module._buffers[name]) for module, name in filled_buffers(model)}
+    found.update((name, buffer) for name, buffer in model.named_buffers() if id(buffer) not in filled)
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fairkern.model.autocast import forget_casts
+from fairkern.model.filled import filled_buffers
 from fairkern.model.names import speaks_of_state
 from fairkern.model.nested import elements
 
@@ -101,7 +102,8 @@ def caches(model: nn.Module) -> Iterator[dict[Any, Tensor]]:
 
 def held_states(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Attributes in which modules keep a state from one call to the next: tensors that are neither parameters nor
-    buffers, under a name that speaks of a state, where the constructor put None."""
+    buffers, under a name that speaks of a state, where the constructor put None; and buffers that `forward` fills."""
+    yield from filled_buffers(model)
     for module in model.modules():
         kind: Any = type(module)
         for name, value in vars(module).items():

@@ -52,7 +52,7 @@ def latencies_ms(models: Sequence[nn.Module], example_inputs: Any, percentile: f
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluated(model))
-        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.no_grad())
         for _ in range(_WARM_UP):
             for model in models:
                 once(model)

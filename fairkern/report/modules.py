@@ -56,7 +56,7 @@ def layers_ms(
     taken: dict[str, list[float]] = defaultdict(list)
     own: list[float] = []
     others: list[float] = []
-    with evaluated(model), evaluated(beside), torch.inference_mode():
+    with evaluated(model), evaluated(beside), torch.no_grad():
         overhead = _overhead(clock)
         started = time.perf_counter()
         for i in range(_WARM_UP + _MOST):

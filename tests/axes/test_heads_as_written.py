@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +51,17 @@ class Base(nn.Module):
 
     def weights(self, q: Tensor, k: Tensor) -> Tensor:
         return (q @ k.transpose(-2, -1) * SIZE**-0.5).softmax(-1)
+
+
+class Net(nn.Module):
+    """Attention, and a layer that can be cut."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.attention, self.a, self.b = attention, nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(self.attention(x)).relu())
 
 
 class InLayers(Base):
@@ -106,6 +118,33 @@ class Gated(Attribute):
         return (self._split(mixed) * self._split(self.gate(x)).sigmoid()).transpose(1, 2).flatten(2)
 
 
+class Kept(Attribute):
+    """Adds a bias per head that grows with the distance, and keeps it in a buffer for shorter inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = Distance()
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = self._split(self.q(x)), self._split(self.k(x)), self._split(self.v(x))
+        scores = q @ k.transpose(-2, -1) * SIZE**-0.5 + self.position(x.shape[1])
+        return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+class Distance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.linspace(0.1, 0.4, HEADS)[:, None, None], persistent=False)
+        self.register_buffer("bias", None, persistent=False)
+
+    def forward(self, n: int) -> Tensor:
+        if self.bias is None or self.bias.shape[-1] < n:
+            places = torch.arange(n)
+            bias = -(places[:, None] - places).abs() * self.slopes
+            self.register_buffer("bias", bias, persistent=False)
+        return self.bias[:, -n:, -n:]
+
+
 class Talking(Attribute):
     """Scores of all heads are mixed before the softmax, weights after it."""
 
@@ -125,6 +164,7 @@ CASES: dict[type[Base], dict[str, int]] = {
     InLayers: {"q": HEADS},
     Private: {"q": HEADS},
     Gated: {"q": HEADS},
+    Kept: {"q": HEADS},
     Talking: {"q": HEADS, "v": SIZE, "before": HEADS},  # values lose a position of every head
 }
 
@@ -140,6 +180,42 @@ def test_heads_go(kind: Callable[[], Base]) -> None:
         small = assert_exact(model, units, random_removal(units, fraction, seed=1), [X])
         for again in (copy.deepcopy(small), pickle.loads(pickle.dumps(small))):
             assert torch.equal(again(X), small(X))
+
+
+class Normed(Attribute):
+    """A norm over mixed heads holds those of the values, a product the queries' positions; one matrix makes both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.q, self.k, self.v
+        self.qkv, self.over_heads = nn.Linear(WIDTH, 3 * HEADS * SIZE), nn.LayerNorm(HEADS)
+        self.mix = nn.Parameter(torch.randn(HEADS, HEADS))
+
+    def attend(self, x: Tensor) -> Tensor:
+        q, k, v = (self._split(part) for part in self.qkv(x).chunk(3, -1))
+        weights = torch.einsum("bhij,hg->bgij", self.weights(q, k), self.mix)
+        weights = self.over_heads(weights.movedim(1, -1)).movedim(-1, 1)
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def test_what_a_pass_keeps_in_a_buffer_is_no_part_of_the_model() -> None:
+    torch.manual_seed(0)
+    model = Kept().double().eval()
+    plans = []
+    for length in (None, 3, 7):  # before any call, and with what calls of other lengths have kept
+        if length is not None:
+            model(X.new_zeros(1, length, WIDTH))
+        units = fk.trace(model, X)
+        plans.append(build(units, random_removal(units, 0.5, seed=0)))
+        small = fk.apply(model, plans[0])
+        assert all(small(X.new_ones(1, n, WIDTH)).shape == (1, n, 3) for n in (3, 9, 5))
+    assert plans[0].shapes == plans[1].shapes == plans[2].shapes
+
+
+def test_a_group_of_one_unit_says_what_makes_it_one() -> None:
+    torch.manual_seed(0)
+    groups = {group.name: str(group.frozen) for group in fk.trace(Net(Normed()).double().eval(), X).groups}
+    assert re.search("one unit: .*two activations are contracted.*layer norm runs over it", groups["attention.qkv"])
 
 
 def test_numbers_in_collections_follow_and_the_model_keeps_its_own() -> None:

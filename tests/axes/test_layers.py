@@ -136,10 +136,10 @@ CASES = {
         {"0": "8: 0.bias:0 0.weight:0 1.weight:1* @ 1"},
         shape=(5,),
     ),
-    "bilinear": Case(
+    "bilinear, of one layer twice": Case(
         lambda: Net(lambda m, x: m.b(m.a(x), m.a(x)), a=nn.Linear(5, 8), b=nn.Bilinear(8, 8, 3)),
         {},
-        {"a.weight:0": "no rule for aten._trilinear"},
+        {"a.weight:0": "_trilinear in b reads nothing that could be tapped"},
         shape=(2, 5),
     ),
     "batch norm without affine": Case(

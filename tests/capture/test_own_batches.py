@@ -16,7 +16,7 @@ import fairkern as fk
 from fairkern.capture.joint import reading_points
 from fairkern.compensate.refit import other_taps
 from tests.axes.harness import Net
-from tests.detectors import CLASSES, Detector, Queries, TakesBatches, Unannotated, images, targets
+from tests.detectors import CLASSES, Detector, Queries, Records, TakesBatches, Unannotated, images, targets
 
 IMAGES = images((16, 16), (16, 24), (24, 16), (16, 16))
 TARGETS = targets(4)
@@ -69,21 +69,6 @@ def test_neither_neighbours_nor_the_size_of_a_batch_play_a_part(seed: int) -> No
     whole = score(model, [(IMAGES, TARGETS)], **options)
     same(whole, score(model, PAIRS, **options))
     same(whole, score(model, [([x], [t]) for x, t in zip(IMAGES, TARGETS, strict=True)], **options))
-
-
-def test_the_training_call_has_norms_and_dropout_of_eval_mode_and_draws_by_the_seed() -> None:
-    model = detector()
-    units = fk.trace(model, IMAGES[:2])
-    found = score(model, PAIRS, units=units, seed=5)
-    losses = []
-    for i, (image, target) in enumerate(zip(IMAGES, TARGETS, strict=True)):
-        torch.manual_seed(5 + i)
-        features = model.body(image[None])
-        places = torch.randperm(features.shape[2:].numel())[:5]
-        logits = model.head(features[0].flatten(1).T[places])
-        loss = F.cross_entropy(logits.mean(0), target["labels"][0]) + model.score(features).square().mean()
-        losses.append(loss.item())
-    assert found.provenance["loss"] == pytest.approx(np.mean(losses), rel=1e-12)
 
 
 def test_r_of_the_rows_of_an_image_is_that_of_the_image() -> None:
@@ -254,65 +239,6 @@ def test_classes_are_asked_for_where_they_cannot_be_known() -> None:
         score(detector(), PAIRS, class_of=None)
 
 
-LOSSES: dict[str, Callable[[Tensor], Any]] = {
-    "a number": lambda loss: loss,
-    "a tuple": lambda loss: (loss, loss.detach() * 3),
-    "a dictionary with one": lambda loss: {"loss": loss, "seen": torch.tensor(3)},
-    "a dictionary of losses": lambda loss: {"a": loss / 4, "b": [loss / 4, loss / 2]},
-    "losses and numbers for the log": lambda loss: {"loss_a": loss, "accuracy": torch.tensor(0.5)},
-    "losses and a prediction": lambda loss: ({"a": loss}, torch.zeros(4, 3)),
-}
-
-
-@pytest.mark.parametrize("form", LOSSES)
-@pytest.mark.parametrize("where", ["train mode", "eval mode"])
-def test_the_forms_of_a_models_own_loss(form: str, where: str) -> None:
-    def run(m: nn.Module, x: Tensor, y: Tensor | None = None) -> Any:
-        out = m.b(m.drop(m.a(x).relu()))
-        return out if y is None or not (m.training or where == "eval mode") else LOSSES[form](F.cross_entropy(out, y))
-
-    torch.manual_seed(0)
-    model = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3), drop=nn.Dropout(0.5)).double().eval()
-    x, y = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
-    units = fk.trace(model, x)
-    expected = fk.score(model, [(x, y)], F.cross_entropy, units=units, progress=False)
-    same(expected, fk.score(model, [(x, y)], units=units, progress=False))
-
-
-def test_a_training_call_that_fails_says_what_to_pass() -> None:
-    model = detector()
-    wrong = [(x, [{"classes": t["labels"]} for t in y]) for x, y in PAIRS]
-    with pytest.raises(
-        fk.InputError, match=r"training call.*batch 0 fails \(KeyError: 'labels'\).*pass loss_fn"
-    ) as info:
-        score(model, wrong)
-    assert isinstance(info.value.__cause__, KeyError)
-    with pytest.raises(KeyError, match="labels"):  # not the first batch: the model's own error
-        score(model, [PAIRS[0], wrong[1]])
-
-
-def test_a_model_that_gives_no_loss_in_either_mode() -> None:
-    model = Net(lambda m, x, y=None: m.b(m.a(x).relu()), a=nn.Linear(5, 8), b=nn.Linear(8, 3))
-    with pytest.raises(fk.InputError, match=r"no loss in eval mode or in its own training call.*pass loss_fn"):
-        score(model, [(torch.randn(4, 5), torch.arange(4))])
-
-
-def test_what_a_model_draws_at_random_is_drawn_by_the_seed() -> None:
-    def run(m: nn.Module, x: Tensor) -> Tensor:
-        return m.b((m.a(x) * torch.rand((), dtype=x.dtype)).relu())
-
-    torch.manual_seed(0)
-    model = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3)).double().eval()
-    x, y = torch.randn(12, 5, dtype=torch.float64), torch.arange(12) % 3
-    units = fk.trace(model, x, verify=False)
-    found = []
-    for ambient, seed in ((1, 0), (2, 0), (1, 1)):
-        torch.manual_seed(ambient)
-        found.append(fk.score(model, [(x, y)], F.cross_entropy, units=units, seed=seed, progress=False))
-    np.testing.assert_array_equal(found[0].signals["taylor"][0], found[1].signals["taylor"][0])
-    assert not np.array_equal(found[0].signals["taylor"][0], found[2].signals["taylor"][0])
-
-
 class Pair(nn.Module):
     """Two arguments that need not be of the same number of rows."""
 
@@ -374,18 +300,6 @@ def test_recalibrate_takes_the_batches_of_a_detector() -> None:
     torch.testing.assert_close(model.body[1].running_mean, expected)
 
 
-def test_units_that_hardly_answer_have_a_residual() -> None:
-    """Activations whose squares are too small for float32: a covariance of rounding."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3))
-    with torch.no_grad():
-        model[0].weight *= 1e-23
-        model[0].bias.zero_()
-    data = [(torch.randn(9, 6), torch.arange(9) % 3)]
-    found = fk.score(model, data, F.cross_entropy, gram=True, progress=False)
-    assert all(np.isfinite(values).all() for values in found.signals["residual"])
-
-
 class OneByOne(nn.Module):
     """Runs the images of a list one after the other: as many calls of its layers as there are images."""
 
@@ -410,3 +324,78 @@ def test_a_model_that_runs_images_one_by_one() -> None:
     torch.testing.assert_close(small(IMAGES), torch.cat([small([x]) for x in IMAGES]))
     with pytest.raises(fk.InputError, match=r"does not reach head#1:input.*trace with inputs like a list of one image"):
         score(model, loader, loss, units=fk.trace(model, IMAGES[:2]), **counted)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_dictionary_for_every_image(n: int) -> None:
+    model, records = Records().double().eval(), [{"image": x, **t} for x, t in zip(IMAGES, TARGETS, strict=True)]
+    units = fk.trace(model, records[:2])
+    loader = [records[:n], records[n:]]
+    found = score(model, loader, units=units, gram=True)
+    expected = score(detector(), PAIRS, units=fk.trace(detector(), IMAGES[:2]), gram=True)
+    assert found.provenance["loss"] == pytest.approx(expected.provenance["loss"], rel=1e-12)
+    same(expected, found)
+    small, _ = fk.prune(model, loader, keep_params=0.7, progress=False)
+    assert len(small(records)) == 4
+
+
+def test_a_pair_of_dictionaries_is_inputs_and_targets() -> None:
+    model, x, y = Stacked(3).double().eval(), torch.randn(8, 3, 5, 5, dtype=torch.float64), torch.arange(8) % 2
+    plain = nn.Sequential(model.a, nn.ReLU(), model.b, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    expected = score(plain, [(x, y)], F.cross_entropy)
+    loader = [[{"input": x}, {"classes": y}]]
+    same(expected, score(plain, loader, lambda out, t: F.cross_entropy(out, t["classes"])))
+
+
+class Boxes(nn.Module):
+    """Takes a batch whole, and does not call itself; its boxes are of the images that `batch_idx` names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = TakesBatches()
+
+    def forward(self, batch):  # type: ignore[no-untyped-def]
+        return {"loss": sum(self.model.loss(batch, self.model(batch["img"].flatten(0, 1)))[0])}
+
+
+def test_whole_batches_that_cannot_be_divided_are_run_as_they_are() -> None:
+    """Two images in each of two groups, of which no shape says where the samples lie."""
+    model, generator = Boxes().double().eval(), torch.Generator().manual_seed(1)
+
+    def batch(n: int) -> dict[str, Any]:
+        index = torch.arange(2 * n).repeat_interleave(3)
+        return {
+            "img": torch.rand(n, 2, 3, 8, 8, generator=generator, dtype=torch.float64),
+            "cls": torch.randint(0, CLASSES, (len(index), 1), generator=generator),
+            "batch_idx": index,
+            "names": tuple("ab"[:n]),
+        }
+
+    units = fk.trace(model, batch(2))
+    with pytest.raises(fk.InputError, match=r"cannot be taken out of the batch.*give batches of one sample"):
+        score(model, [batch(2)], units=units)
+    assert score(model, [batch(1), batch(1)], units=units).provenance["samples"] == 2
+    small, _ = fk.prune(model, [batch(1), batch(1)], keep_params=0.8, progress=False)
+    small(batch(2))["loss"].backward()
+
+
+class Remembers(nn.Module):
+    """Keeps what it made of one shape for the next time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kept is None:
+            self.kept = torch.ones(8, dtype=x.dtype) / 2
+        return self.b(self.a(x).relu() * self.kept.expand(len(x), -1)[:, : self.a.out_features])
+
+
+def test_a_model_that_was_timed_can_be_trained() -> None:
+    model, x = Remembers().double(), torch.randn(6, 5, dtype=torch.float64)
+    small, _ = fk.prune(model, [(x, torch.arange(6) % 3)], F.cross_entropy, keep_params=0.7, progress=False)
+    for net in (model, small):
+        net.train()(x).sum().backward()

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fairkern as fk
@@ -210,3 +211,15 @@ def test_a_covariance_that_is_not_finite_is_no_matter_of_the_ridge() -> None:
     reading = residual._Reading(nan, torch.eye(2, dtype=torch.float64), torch.arange(2)[:, None], 1.0, 1.0)
     with pytest.raises(fk.NonFiniteError):
         residual._eliminated([(reading, 1.0)])
+
+
+def test_units_that_hardly_answer_have_a_residual() -> None:
+    """Activations whose squares are too small for float32: a covariance of rounding."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 3))
+    with torch.no_grad():
+        model[0].weight *= 1e-23
+        model[0].bias.zero_()
+    data = [(torch.randn(9, 6), torch.arange(9) % 3)]
+    found = fk.score(model, data, F.cross_entropy, gram=True, progress=False)
+    assert all(np.isfinite(values).all() for values in found.signals["residual"])

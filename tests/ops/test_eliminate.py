@@ -75,3 +75,13 @@ def test_what_cannot_be_used_is_said() -> None:
         eliminate([good._replace(covariance=torch.zeros_like(good.covariance))])
     with pytest.raises(InputError, match="panel is 0"):
         eliminate([good], panel=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 1e-20])
+def test_how_small_covariances_are_makes_no_difference(scale: float) -> None:
+    """What is left in the rows of a unit that has gone is rounding of large numbers, and not to be solved with."""
+    given = [view(24, torch.arange(24).reshape(6, 4), seed) for seed in range(3)]
+    low = [View(v.covariance * scale**2, v.output, v.rows) for v in given]
+    expected, found = eliminate(given, panel=6), eliminate(low, panel=6)
+    assert found.order.tolist() == expected.order.tolist()
+    torch.testing.assert_close(found.error / scale**2, expected.error, rtol=1e-6, atol=0)

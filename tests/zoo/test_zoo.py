@@ -39,9 +39,7 @@ FAST = {
         "gpt-oss",
         "yolos",
     },
-    "x_transformers": {"decoder", "decoder gated values"},
-    "vit_pytorch": {"cait"},
-    "diffusers": {"autoencoder"},
+    "x_transformers": {"decoder gated values"},
     "open_clip": {"residual network"},
     "rtdl_revisiting_models": {"ft-transformer"},
 }

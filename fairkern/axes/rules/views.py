@@ -231,6 +231,16 @@ def stack(call: Call) -> list[Track]:
     return call.out(dims)
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> list[Track]:
+    """Sums, means or maxima over rows of a table."""
+    table = call.track("weight")
+    held = [d for t in call.tensors if t is not call.args["weight"] for d in call.track(t).dims]
+    for dim in (table.dims[0], *held):
+        call.graph.freeze(dim, f"rows are looked up by {call.where}")
+    return [call.out([CONSTANT, table.dims[1]])[0], *(Track.constant(o.shape) for o in call.outputs[1:])]
+
+
 @rule(
     "constant_pad_nd",
     "reflection_pad1d",

@@ -110,6 +110,8 @@ class _Panel:
         self.output += read
         self.output += read.T
         self.inverse += share @ across.T
+        self.inverse[rows] = 0  # but for rounding they are
+        self.inverse[:, rows] = 0
         self.inverse[rows, rows] = 1
 
 
