@@ -61,6 +61,18 @@ _VIDEO = {
     "num_frames": 2,
 }
 
+_STREAMS = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "encoder_ffn_dim": 64,
+    "num_encoder_layers": 2,
+    "num_encoder_attention_heads": 4,
+    "decoder_ffn_dim": 64,
+    "num_decoder_layers": 2,
+    "num_decoder_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
 
 def _ids(length: int = 10) -> Tensor:
     return torch.randint(3, 90, (2, length))
@@ -160,9 +172,6 @@ def loaded(kind: str, config: str, settings: dict[str, Any]) -> nn.Module:
         pytest.skip(f"this transformers has no {kind}")
     torch.manual_seed(0)
     model = getattr(transformers, kind)(getattr(transformers, config)(**settings)).eval()
-    for module in model.modules():  # a cache that is returned holds all heads
-        if hasattr(module, "config") and hasattr(module.config, "use_cache"):
-            module.config.use_cache = False
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the grouped product knows no float64
     return model
@@ -190,3 +199,15 @@ def test_a_norm_by_the_mean_over_channels_holds_them() -> None:
     model = loaded("ConvNextV2ForImageClassification", "ConvNextV2Config", settings)
     with pytest.raises(fk.InputError, match="mean runs over it"):
         fk.trace(model, {"pixel_values": torch.randn(2, 3, 32, 32)})
+
+
+def test_heads_that_generation_counts_stay() -> None:
+    """ProphetNet repeats a mask for as many heads as its configuration has; without a mask nothing counts them."""
+    model = loaded("ProphetNetForConditionalGeneration", "ProphetNetConfig", _STREAMS)
+    given = {"input_ids": _ids(), "decoder_input_ids": _ids(6)}
+    units = fk.trace(model, given)
+    reasons = {g.frozen for g in units.groups if g.frozen}
+    assert any("Attention weights should have size" in reason for reason in reasons), reasons
+    plan = fk.Plan(**vars(build(units, random_removal(units, 0.5, seed=1))))
+    small = fk.apply(model, plan)
+    assert small.generate(**given, max_new_tokens=2).shape == model.generate(**given, max_new_tokens=2).shape
