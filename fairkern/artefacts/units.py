@@ -100,8 +100,8 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         **({"seen": seen_content(seen)} if seen else {}),
         "replacements": [[r.module, r.name] for r in units.replacements],
         "lists": {path: [e.width, list(e.names)] for path, e in units.lists.items()},
-        "kept": [[k.kind, k.module, k.reason] for k in units.kept],
-        "computed": list(units.computed),
+        **({"kept": [[k.kind, k.module, k.reason] for k in units.kept]} if units.kept else {}),
+        **({"computed": list(units.computed)} if units.computed else {}),
         "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [

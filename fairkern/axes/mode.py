@@ -58,8 +58,9 @@ class OperatorMode(TorchDispatchMode):
         strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
         self._tracks.keep_still([t for t in tensors if t not in self._tracks])  # a list of numbers as an index
         before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
-        for track in before.values():
-            self._tracing.graph.read(track)
+        if not func.is_view:  # who looks at the same values in another way has not read them yet
+            for track in before.values():
+                self._tracing.graph.read(track)
         if func._schema.name.split("::")[1] not in RULES and func._can_decompose():
             with self:  # inference mode shows composite operators whole
                 return func.decompose(*args, **(kwargs or {}))
@@ -74,7 +75,12 @@ class OperatorMode(TorchDispatchMode):
                 scopes.uses(code, name)
         made = list(tensors_in(result))
         self._follow(func, arguments, tensors, before, strides, written, made)
+        unread = [reason for track in before.values() for reason in track.mixed] if func.is_view else []
+        for t in made if unread else ():
+            self._tracks.put(t, replace(self._tracks.of(t), mixed=tuple(unread)))
         scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
+        if not still:
+            self._tracks.stir(written)
         self._tracks.keep_still(made, still)
         if still:
             found = self._tracing.graph.contractions

@@ -77,6 +77,12 @@ class Tracks:
         """Whether no input changes any of these."""
         return all(tensor in self._still for tensor in tensors)
 
+    def stir(self, written: Iterable[Tensor]) -> None:
+        """Inputs have been written to these: they change what held constants, and whatever shares its memory."""
+        for tensor in written:
+            if tensor in self._still:
+                self.keep_still([tensor, *(other for other, _ in self.aliases(tensor))], still=False)
+
     def aliases(self, tensor: Tensor) -> list[tuple[Tensor, Track]]:
         """Other live tensors on the same memory."""
         return [(t, track) for t, track in self._by_tensor.items() if t is not tensor and _same_memory(t, tensor)]

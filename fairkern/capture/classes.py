@@ -127,7 +127,8 @@ class Choice:
 def _as_places(point: Point, act: Tensor, dim: int, layout: Layout, wanted: Grid) -> tuple[Tensor, Grid]:
     """An activation with units along `dim` as [samples · places, units], and its grid of places.
 
-    As many places as are labelled are taken to be those, in the same order; a single one is the sample.
+    As many places as are labelled are taken to be those, in the same order, and so many as a coarser grid of the same
+    proportions has are taken to be that; a single one is the sample.
     Raises InputError where they are not those of the labels: folded into windows, or of other dimensions.
     """
     sizes = tuple(n for d, n in enumerate(act.shape) if d not in (0, dim))
@@ -148,7 +149,18 @@ def _grid(sizes: Grid, long: Grid, wanted: Grid) -> Grid | None:
         return wanted
     if not long:
         return ()
-    return next((grid for grid in (long, sizes) if len(grid) == len(wanted)), None)
+    return next((grid for grid in (long, sizes, _unflattened(long, wanted)) if len(grid) == len(wanted)), None)
+
+
+def _unflattened(long: Grid, wanted: Grid) -> Grid:
+    """The coarser grid, of the proportions of `wanted`, that so many places in a row are; empty where there is none."""
+    by = (prod(wanted) / long[0]) ** (1 / len(wanted)) if len(long) == 1 else 0.0
+    grid = tuple(round(n / by) for n in wanted) if by > 1 else ()
+    return (
+        grid
+        if prod(grid) == prod(long) and all(abs(m * by - n) < 1e-6 * n for m, n in zip(grid, wanted, strict=True))
+        else ()
+    )
 
 
 def _on_grid(labels: Tensor, grid: Grid) -> Tensor:

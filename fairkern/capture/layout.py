@@ -71,7 +71,8 @@ def locate(point: Point, act: Tensor, alone: Tensor, samples: int) -> Layout:
                 return ways[best]
     raise InputError(
         f"the activation at {point.name} has shape {tuple(act.shape)} for {samples} samples and {tuple(alone.shape)} "
-        "for one: the model folds samples together before it, and its units cannot be told apart by class"
+        "for one, or other values: the model folds samples together before it, or mixes them, and its units cannot be "
+        "told apart by sample or class; batches of one sample need not be"
     )
 
 

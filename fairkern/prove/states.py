@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -49,12 +50,12 @@ def _fast() -> Iterator[None]:
 
 @functools.cache
 def _asks(kind: Any) -> bool:
-    """Whether `forward` asks for the state, or what it names: methods, and functions that are defined beside it."""
+    """Whether `forward` (not its decorators) asks, or what it names: methods, and functions defined beside it."""
     waiting: list[Any] = [kind.forward]
     seen: set[int] = set()
     while waiting:
         function = waiting.pop()
-        function = getattr(function, "__wrapped__", function)
+        function = inspect.unwrap(function) if callable(function) else function
         if not isinstance(function, FunctionType) or id(function) in seen:
             continue
         seen.add(id(function))

@@ -255,7 +255,7 @@ class SizeSite:
     within one forward pass, from 0; None: all of them. (`at` is empty in older files: `call` counts all size-taking
     calls that the module makes itself.) `function` is the name of the function and `place` counts the numbers that it
     is given (`fairkern.model.size_calls`). `like`: the module that makes the same calls, where the example inputs did
-    not reach this one. `guessed`: the number fills a dimension, and follows the extent for no other reason than its value.
+    not reach this one. `guessed`: the number fills a dimension, and follows the extent for its value alone.
     """
 
     module: str

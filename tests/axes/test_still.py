@@ -58,11 +58,16 @@ def test_a_unit_is_heard_where_inputs_change_it() -> None:
     fk.score(model, [(X, Y)], F.cross_entropy, units=fk.trace(model, X[:2]), progress=False, gram=True)
 
 
-@pytest.mark.parametrize("write", ["copy", "add"])
+@pytest.mark.parametrize("write", ["copy", "add", "rows", "padded"])
 def test_a_constant_that_an_input_is_written_to_is_none(write: str) -> None:
     def run(m: Net, x: Tensor) -> Tensor:
         held = torch.zeros(len(x), 4)
-        held = held.copy_(x) if write == "copy" else held.add_(x)
+        if write == "rows":
+            held[0] = x[0]
+        elif write == "padded":
+            held = torch.nn.utils.rnn.pad_sequence([x, x[:1]], batch_first=True)
+        else:
+            held = held.copy_(x) if write == "copy" else held.add_(x)
         return m.b(m.a(held).relu())
 
     units = unit_map(Net(run, a=nn.Linear(4, 8), b=nn.Linear(8, 3)), [X[:2, 0]])

@@ -98,6 +98,30 @@ def test_a_coarser_grid_has_the_nearest_labels() -> None:
     np.testing.assert_allclose(scores.signals["wasserstein"][g], expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (8, 16)])
+def test_a_coarser_grid_in_a_row_has_the_nearest_labels(size: tuple[int, int]) -> None:
+    """Patches of a transformer, as tokens: they have the proportions of the image."""
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.up, self.down = nn.Conv2d(1, 6, 4, 4), nn.Linear(6, 7), nn.Linear(7, CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = self.down(self.up(self.embed(x).flatten(2).transpose(1, 2)).relu())
+            return nn.functional.interpolate(tokens.mT.unflatten(2, (2, x.shape[3] // 4)), scale_factor=4)
+
+    torch.manual_seed(0)
+    model, x = Patches().double(), torch.randn(6, 1, *size, dtype=torch.float64)
+    y = torch.randint(0, CLASSES, (6, *size))
+    units = fk.trace(model, x)
+    scores = fk.score(model, [(x, y)], cross_entropy, class_of=second, units=units, progress=False)
+    read = torch.relu(model.up(model.embed(x).flatten(2).transpose(1, 2))).detach().flatten(0, 1)
+    expected = class_wasserstein(read, y[:, 2::4, 2::4].flatten(), "max", backend="reference")
+    g = next(g for g, group in enumerate(units.groups) if group.name == "up")
+    np.testing.assert_allclose(scores.signals["wasserstein"][g], expected, rtol=1e-9)
+
+
 def regions(n: int) -> Tensor:
     """Labels [n, 8, 8]: most places of a sample are of the class of its number, some of none, and some of others."""
     y = torch.randint(0, CLASSES, (n, 8, 8), generator=torch.Generator().manual_seed(2))

@@ -1,4 +1,4 @@
-"""Models of transformers as they come, with their caches on: what goes, and that the cut model generates as the masked."""
+"""Models of transformers as they come, with their caches on: what goes, and that the cut model generates like it."""
 
 from __future__ import annotations
 

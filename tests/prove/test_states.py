@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,24 @@ class WrongWith(Layers):
         return average(hidden) if torch.is_grad_enabled() else hidden
 
 
+def decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(function)
+    def inner(*args: Any) -> Tensor:
+        assert torch.is_grad_enabled() in (True, False)
+        return function(*args)
+
+    return inner
+
+
+class Decorated(Layers):
+    """What its decorators ask for is not its own affair (transformers' look whether checkpoints make sense)."""
+
+    @decorated
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
 class WrongOnTheFastPath(Layers):
     def between(self, hidden: Tensor) -> Tensor:
         return average(hidden) if torch.backends.mha.get_fastpath_enabled() else hidden
@@ -58,7 +78,13 @@ class WrongOnTheFastPath(Layers):
 
 @pytest.mark.parametrize(
     ("kind", "states", "fails"),
-    [(Plain, 1, False), (WrongWithout, 2, True), (WrongWith, 2, True), (WrongOnTheFastPath, 2, True)],
+    [
+        (Plain, 1, False),
+        (Decorated, 1, False),
+        (WrongWithout, 2, True),
+        (WrongWith, 2, True),
+        (WrongOnTheFastPath, 2, True),
+    ],
 )
 def test_what_fails_in_one_state_fails(kind: Callable[[], nn.Module], states: int, fails: bool) -> None:
     torch.manual_seed(0)
