@@ -71,6 +71,8 @@ def _lists(model: nn.Module, tracing: Tracing) -> Iterator[tuple[str, Entries]]:
         listed = isinstance(module, LISTS) and len(module) > 1
         if not path or not listed or tracing.calls[runner(model, path)] != 1:
             continue
+        if None in module._modules.values():  # an empty place, which is no expert
+            continue
         prefix = f"{path}."
         names = tuple(module._modules)
         entries = [module.get_submodule(name) for name in names]

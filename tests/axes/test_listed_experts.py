@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import fairkern as fk
 from bench.zoo.mixtures import Dense, Likeliest, Mixture, OneHot
 from fairkern.types import Silence
+from tests.axes.harness import Net
 from tests.listed import X, every_mixture, experts_of, net
 
 
@@ -96,3 +97,15 @@ def test_without_a_proof_they_stay() -> None:
     units = fk.trace(net(OneHot), X, verify=False)
     assert not units.lists
     assert not experts_of(units)
+
+
+def test_a_list_with_an_empty_place_is_none_of_experts() -> None:
+    def picked(m: Net, x: Tensor) -> Tensor:
+        chosen = m.gate(x).topk(2, -1).values.sum(-1, keepdim=True)
+        return m.last(m.parts[1](m.parts[0](x).relu()) * chosen)
+
+    parts = nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 4)])
+    parts.append(None)  # type: ignore[arg-type]
+    model = Net(picked, gate=nn.Linear(4, 3), parts=parts, last=nn.Linear(4, 2))
+    units = fk.trace(model, torch.randn(5, 4))
+    assert [units.groups[g].name for g in units.prunable] == ["parts.0", "parts.1"]
