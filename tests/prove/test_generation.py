@@ -239,3 +239,25 @@ def test_a_number_that_fills_a_dimension_may_be_another() -> None:
     plan = half(units)
     with plan.masked(model):
         assert difference(model, fk.apply(model, plan), x) < 1e-9
+
+
+class Shared(nn.Module):
+    """Two layers of heads that one tensor of zeros is added to, made for as many as one layer has (as T5's biases)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Linear(5, HEADS * SIZE) for _ in range(2))
+        self.a, self.b = (nn.Linear(HEADS * SIZE, 2) for _ in range(2))
+        self.n = HEADS
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.zeros(1, self.n, 1, dtype=x.dtype)
+        made = [p(x).view(len(x), -1, SIZE) + bias for p in (self.first, self.second)]
+        return self.a(made[0].flatten(1)) + self.b(made[1].flatten(1))
+
+
+def test_layers_that_have_to_lose_as_many_are_not_cut_apart() -> None:
+    torch.manual_seed(0)
+    model, x = Shared().double().eval(), torch.randn(3, 5).double()
+    with pytest.raises(fk.InputError, match="must match the size"):
+        fk.trace(model, x)
