@@ -3,29 +3,47 @@
 Every dimension of every tensor seen by the trace is one of four things: *tracked* (an int32 vector with a
 node id per position), *constant* (its positions mean nothing to any unit: batch, space, tokens), *uniform*
 (filled or expanded: every position holds the same value, so its length may follow whatever it meets), or *zero*
-(uniform, and the tensor holds zeros: a weight that contracts it contributes nothing).
+(uniform, and the tensor holds zeros: a weight that contracts it contributes nothing). All that one uniform dimension
+meets has its length, and is cut alike (`graph.meet`).
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fairkern.types import Axis
 
 
-class Fixed(enum.Enum):
-    """State of a dimension without nodes."""
-
-    CONSTANT = "constant"
-    UNIFORM = "uniform"
-    ZERO = "zero"
+@dataclass(frozen=True, eq=False)
+class Fixed:
+    """A dimension without nodes."""
 
 
-CONSTANT, UNIFORM, ZERO = Fixed.CONSTANT, Fixed.UNIFORM, Fixed.ZERO
+@dataclass(frozen=True, eq=False)
+class Uniform(Fixed):
+    """One whose positions hold the same value, or (`zero`) zeros.
+
+    `origin`: where it was made; the same for dimensions that have their length from there.
+    """
+
+    zero: bool = False
+    origin: object = field(default_factory=object)
+
+    @property
+    def filled(self) -> Uniform:
+        """A dimension of this length that may hold anything but zeros."""
+        return Uniform(origin=self.origin) if self.zero else self
+
+    @property
+    def another(self) -> Uniform:
+        """A dimension of the same values and another length."""
+        return Uniform(self.zero)
+
+
+CONSTANT = Fixed()
 
 Dim = np.ndarray | Fixed
 
@@ -81,7 +99,11 @@ class Track:
 
     @classmethod
     def uniform(cls, sizes: Sequence[int]) -> Track:
-        return cls(tuple(sizes), (UNIFORM,) * len(sizes))
+        return cls(tuple(sizes), tuple(Uniform() for _ in sizes))
+
+    @classmethod
+    def zeros(cls, sizes: Sequence[int]) -> Track:
+        return cls(tuple(sizes), tuple(Uniform(zero=True) for _ in sizes))
 
     @property
     def silenced(self) -> Source | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from fairkern.axes.dims import CONSTANT, UNIFORM, Dim, Fixed, Track
+from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track, Uniform
 from fairkern.axes.facts import (
     BatchNormalisation,
     Computed,
@@ -51,6 +51,8 @@ class Graph:
     given_sizes: list[GivenSize] = field(default_factory=list)
     size_calls: list[SizeCallsOfModule] = field(default_factory=list)
     slices: dict[bytes, tuple[np.ndarray, set[tuple[int, int]]]] = field(default_factory=dict)  # places of each whole
+    same: dict[object, object] = field(default_factory=dict)  # origins of uniform dimensions that met one another
+    met: dict[object, dict[int, np.ndarray]] = field(default_factory=dict)  # what those of an origin met, by length
 
     def facts(self) -> Iterator[list[Fact]]:
         """The lists of facts."""
@@ -105,10 +107,32 @@ class Graph:
             return a
         if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
             tracked, other = (a, b) if isinstance(a, np.ndarray) else (b, a)
-            if other is CONSTANT:
+            if isinstance(other, Uniform) and isinstance(tracked, np.ndarray):
+                self._met(other, tracked)
+            else:
                 self.freeze(tracked, reason)
             return tracked
-        return CONSTANT if CONSTANT in (a, b) else UNIFORM
+        if not (isinstance(a, Uniform) and isinstance(b, Uniform)):
+            return CONSTANT
+        self._alike(a, b)
+        return a.filled
+
+    def _met(self, dim: Uniform, nodes: np.ndarray) -> None:
+        """All that meets one uniform dimension has its length: a mask for the heads of every layer."""
+        self.join(self.met.setdefault(self._origin(dim), {}).setdefault(len(nodes), nodes), nodes)
+
+    def _alike(self, a: Uniform, b: Uniform) -> None:
+        first, second = self._origin(a), self._origin(b)
+        if first is not second:
+            self.same[second] = first
+            for nodes in self.met.pop(second, {}).values():
+                self._met(a, nodes)
+
+    def _origin(self, dim: Uniform) -> object:
+        origin = dim.origin
+        while origin in self.same:
+            origin = self.same[origin]
+        return origin
 
     def merge(self, sizes: Sequence[int], dims: Sequence[Dim]) -> Dim:
         """The single dimension that these, in order, flatten to."""
@@ -117,13 +141,13 @@ class Graph:
             return CONSTANT
         if len(kept) == 1:
             return kept[0][1]
-        fixed = {d for _, d in kept if isinstance(d, Fixed)}
-        if CONSTANT in fixed and len(fixed) > 1 and all(isinstance(d, Fixed) for _, d in kept):
+        uniform = [d for _, d in kept if isinstance(d, Uniform)]
+        if 0 < len(uniform) < len(kept) and all(isinstance(d, Fixed) for _, d in kept):
             # what is alike along one of them may still meet units there: a key for all heads, folded into the batch
-            kept = [(n, d if d is CONSTANT else self.new(n)) for n, d in kept]
+            kept = [(n, self.meet(self.new(n), d, "") if isinstance(d, Uniform) else d) for n, d in kept]
         tracked = [i for i, (_, d) in enumerate(kept) if isinstance(d, np.ndarray)]
         if not tracked:
-            return fixed.pop() if len(fixed) == 1 else UNIFORM
+            return Uniform(all(d.zero for d in uniform)) if uniform else CONSTANT
         shape = tuple(n for n, _ in kept)
         if len(tracked) == 1:
             (i,) = tracked
@@ -143,6 +167,8 @@ class Graph:
 
     def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:
         """The dimensions that one dimension becomes when it is viewed as `sizes`."""
+        if isinstance(dim, Uniform) and sum(n != 1 for n in sizes) > 1:
+            return [dim.another if n != 1 else CONSTANT for n in sizes]
         if isinstance(dim, Fixed):
             return [dim if n != 1 else CONSTANT for n in sizes]
         real = [i for i, n in enumerate(sizes) if n != 1]

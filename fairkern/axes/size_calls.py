@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim
+from fairkern.axes.dims import CONSTANT, Dim, Uniform
 from fairkern.axes.facts import SizeCall, SizeCallsOfModule
 from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
@@ -43,7 +43,7 @@ class SizeCalls(TorchFunctionMode):
         result = func(*args, **kwargs)
         numbers = function.numbers(args, kwargs)
         dims = self._dims(function, numbers, args, kwargs, result)
-        if function.kind == "filled" and isinstance(result, Tensor) and any(d is UNIFORM or d is ZERO for d in dims):
+        if function.kind == "filled" and isinstance(result, Tensor) and any(isinstance(d, Uniform) for d in dims):
             self._filled.append((site, len(self._calls[site]), self._tracks.watch(result)))
         self._calls[site].append(
             SizeCall(

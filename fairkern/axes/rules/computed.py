@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fairkern.axes.dims import ZERO, Source, Track
+from fairkern.axes.dims import Source, Track, Uniform
 from fairkern.axes.rules._call import Call
 from fairkern.types import Axis
 
@@ -105,7 +105,11 @@ def _common(call: Call, operands: Sequence[tuple[Source | None, Track]]) -> Sour
     numbers: list[Any] = [value for key, value in call.args.items() if key in ("self", "other")]
     if any(isinstance(value, (int, float)) and value != 0 for value in numbers):
         return None
-    sources = [source for source, track in operands if not (track.dims and all(d is ZERO for d in track.dims))]
+    sources = [
+        source
+        for source, track in operands
+        if not (track.dims and all(isinstance(d, Uniform) and d.zero for d in track.dims))
+    ]
     found = [s for s in sources if s is not None and s.silent]
     if not found or len(found) != len(sources):
         return None

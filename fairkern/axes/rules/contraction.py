@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from fairkern.axes.dims import CONSTANT, ZERO, Dim, Fixed, Track
+from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track, Uniform
 from fairkern.axes.facts import Computed, Contraction, Flops, GroupedConvolution, Product, Production
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import broadcast
@@ -54,7 +54,8 @@ def consume(call: Call, x: Dim, weight: Track, w_dim: int, positions: np.ndarray
             Contraction(axis, x, activation, dim, site, call.where, call.training, inner, side)
         )
         return
-    if x is ZERO:  # the first state of a recurrent layer
+    if isinstance(x, Uniform) and x.zero:  # the first state of a recurrent layer
+        call.graph.meet(x, w, "")
         return
     call.graph.freeze(x, f"is contracted with a tensor of fixed size in {call.where}")
     call.graph.freeze(w, f"contracts an input of fixed size in {call.where}")
@@ -219,7 +220,7 @@ def _grouped(call: Call, x: Track, w: Track, groups: int) -> Dim:
     per_in, per_out = x.sizes[1] // groups, w.sizes[0] // groups
     reason = f"meets a fixed size in {call.where}"
     call.note_sizes([channels])
-    if isinstance(made, Fixed) and made is not CONSTANT and per_in == per_out == 1:
+    if isinstance(made, Uniform) and per_in == per_out == 1:
         return channels  # one kernel for every channel
     if not isinstance(channels, np.ndarray) or not isinstance(made, np.ndarray):
         for d in (channels, *w.dims[:2]):

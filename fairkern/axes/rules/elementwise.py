@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim, Track
+from fairkern.axes.dims import CONSTANT, Dim, Track, Uniform
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.computed import computed
 from fairkern.axes.rules.registry import rule
@@ -26,7 +26,7 @@ def broadcast(call: Call, tracks: list[Track], ndim: int) -> list[Dim]:
                 continue
             here = track.dims[i]
             state = here if state is None else call.graph.meet(state, here, f"meets a fixed size in {call.where}")
-        dims.append(CONSTANT if state is None else UNIFORM if state is ZERO else state)
+        dims.append(CONSTANT if state is None else state.filled if isinstance(state, Uniform) else state)
     return dims
 
 
@@ -78,7 +78,7 @@ def created_uniform(call: Call) -> list[Track]:
 
 @rule("zeros", "new_zeros")
 def created_zero(call: Call) -> list[Track]:
-    return [Track(tuple(o.shape), (ZERO,) * o.ndim) for o in call.outputs]
+    return [Track.zeros(o.shape) for o in call.outputs]
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like")
@@ -92,8 +92,8 @@ def created_like(call: Call) -> list[Track]:
 @rule("bernoulli", "bernoulli_", "rand_like", "randn_like", "normal_", "uniform_")
 def drawn(call: Call) -> list[Track]:
     """Random numbers for every position of a tensor: no two are alike. In train mode that is dropout's noise."""
-    other = UNIFORM if call.training else CONSTANT
-    return call.out([d if isinstance(d, np.ndarray) else other for d in call.track("self").dims])
+    dims = call.track("self").dims
+    return call.out([d if isinstance(d, np.ndarray) else Uniform() if call.training else CONSTANT for d in dims])
 
 
 @rule("glu")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fairkern.axes.dims import CONSTANT, UNIFORM, ZERO, Dim, Track
+from fairkern.axes.dims import CONSTANT, Dim, Track, Uniform
 from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
@@ -103,9 +103,9 @@ def squeeze(call: Call) -> list[Track]:
 def expand(call: Call) -> list[Track]:
     track = call.track("self")
     extra = len(call.sizes) - len(track.sizes)
-    dims: list[Dim] = [UNIFORM] * extra
+    dims: list[Dim] = [Uniform() for _ in range(extra)]
     for n, d, m in zip(track.sizes, track.dims, call.sizes[extra:], strict=True):
-        dims.append(UNIFORM if n == 1 and m != 1 else d)
+        dims.append(Uniform() if n == 1 and m != 1 else d)
     _note(call, dims)
     return call.out(dims)
 
@@ -154,7 +154,14 @@ def slice_(call: Call) -> list[Track]:
         else:
             call.graph.freeze(ids, f"is sliced by {call.where}")
         dims[dim] = ids[start:end:step]
+    else:
+        dims[dim] = _another(ids)
     return call.moved(dims, track, range(len(dims)))
+
+
+def _another(dim: Dim) -> Dim:
+    """What part of a dimension is that has no nodes, or what several times it are."""
+    return dim.another if isinstance(dim, Uniform) else dim
 
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
@@ -165,7 +172,7 @@ def split(call: Call) -> list[Track]:
     dim = wrap(call.args["dim"], len(track.sizes))
     lengths = [int(o.shape[dim]) for o in call.outputs]
     ids = track.dims[dim]
-    parts: list[Dim] = [ids] * len(lengths)
+    parts: list[Dim] = [ids] if len(lengths) == 1 else [_another(ids) for _ in lengths]
     if isinstance(ids, np.ndarray) and len(lengths) > 1:
         cuts = np.split(ids, np.cumsum(lengths)[:-1])
         parts = list(cuts)
@@ -200,7 +207,7 @@ def concatenate(call: Call) -> list[Track]:
             for track in tracks[1:]:
                 state = call.graph.meet(state, track.dims[i], f"meets a fixed size in {call.where}")
             dims.append(state)
-        elif any(isinstance(t.dims[i], np.ndarray) or t.dims[i] is ZERO for t in tracks):
+        elif any(isinstance(t.dims[i], np.ndarray) or _zero(t.dims[i]) for t in tracks):
             dims.append(np.concatenate([_part(call, t.dims[i], t.sizes[i]) for t in tracks]))
         else:
             dims.append(CONSTANT)
@@ -213,9 +220,15 @@ def _part(call: Call, dim: Dim, n: int) -> np.ndarray:
     if isinstance(dim, np.ndarray):
         return dim
     nodes = call.graph.new(n)
+    if _zero(dim):
+        call.graph.meet(nodes, dim, "")
     reason = f"a part of fixed size is concatenated by {call.where}"
-    call.graph.freeze(nodes, reason, Unless.PROVEN if dim is ZERO else Unless.LISTED)
+    call.graph.freeze(nodes, reason, Unless.PROVEN if _zero(dim) else Unless.LISTED)
     return nodes
+
+
+def _zero(dim: Dim) -> bool:
+    return isinstance(dim, Uniform) and dim.zero
 
 
 @rule("stack")
@@ -288,9 +301,12 @@ def repeat(call: Call) -> list[Track]:
     track = call.track("self")
     times = list(call.args["repeats"])
     extra = len(times) - len(track.sizes)
-    dims: list[Dim] = [UNIFORM] * extra
+    dims: list[Dim] = [Uniform() for _ in range(extra)]
     for n, d, k in zip(track.sizes, track.dims, times[extra:], strict=True):
-        dims.append(np.tile(d, k) if isinstance(d, np.ndarray) else UNIFORM if n == 1 and k > 1 else d)
+        if isinstance(d, np.ndarray):
+            dims.append(np.tile(d, k))
+        else:
+            dims.append(d if k == 1 else Uniform() if n == 1 else _another(d))
     return call.out(dims)
 
 
