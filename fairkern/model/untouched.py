@@ -50,24 +50,16 @@ class Originals:
 def untouched(model: nn.Module) -> Iterator[Originals]:
     """Put back modes, attributes, buffers, parameters, random state and the attention fast path.
 
-    Attributes of every module go back to the objects that they held, and lists, dictionaries and sets among them
-    to what these held, so that a forward which caches or counts leaves no trace. Buffers are copied beforehand
-    (some operators write to running statistics without saying so), parameters when they are written to.
+    Buffers are copied beforehand (some operators write to running statistics without saying so), parameters when they
+    are written to.
     """
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
-    collections = [
-        (value, copy.copy(value))
-        for _, held in attributes
-        for value in held.values()
-        if type(value) in (list, dict, OrderedDict, set)
-    ]
     parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     originals = Originals(model)
     fast = torch.backends.mha.get_fastpath_enabled()
     generators = (random.getstate(), np.random.get_state())  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(devices), same_attributes(model):
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             yield originals
@@ -75,11 +67,6 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
             torch.backends.mha.set_fastpath_enabled(fast)
             random.setstate(generators[0])
             np.random.set_state(generators[1])  # noqa: NPY002
-            for module, held in attributes:
-                module.__dict__.clear()
-                module.__dict__.update(held)
-            for value, items in collections:
-                _refill(value, items)
             for parameter, data, wanted in parameters:
                 if elements(parameter) != elements(data):
                     parameter.data = data
@@ -89,6 +76,27 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
                 for buffer, saved in buffers:
                     if not valueless(buffer) and not torch.equal(buffer, saved):
                         buffer.resize_(saved.shape).copy_(saved)  # an observer's first range has a length of its own
+
+
+@contextlib.contextmanager
+def same_attributes(model: nn.Module) -> Iterator[None]:
+    """Put attributes of every module back to the objects that they held, and lists, dictionaries and sets among them to
+    what these held, so that a forward which caches, counts or replaces its modules leaves no trace."""
+    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
+    collections = [
+        (value, copy.copy(value))
+        for _, held in attributes
+        for value in held.values()
+        if type(value) in (list, dict, OrderedDict, set)
+    ]
+    try:
+        yield
+    finally:
+        for module, held in attributes:
+            module.__dict__.clear()
+            module.__dict__.update(held)
+        for value, items in collections:
+            _refill(value, items)
 
 
 def caches(model: nn.Module) -> Iterator[dict[Any, Tensor]]:

@@ -21,7 +21,7 @@ from fairkern.model.caches import Calls, calls_of, with_loop
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.nested import call_model, map_tensors
 from fairkern.model.raised import in_words, running
-from fairkern.model.untouched import forget, untouched, valueless
+from fairkern.model.untouched import forget, same_attributes, untouched, valueless
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, about_half, nothing
 from fairkern.plans.renaming import Renaming
@@ -201,14 +201,15 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
             stir(copy, seed + 2)
             mode = in_double(copy)
             try:
-                with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
-                    torch.manual_seed(seed)
-                    output = call_model(copy, cast)
-                with mode, running_as(copy, _experts(units)):
-                    calls = calls_of(copy, cast, output)
-                    forget(copy)
-                    calls, onward, _ = with_loop(calls, copy, cast)
-                    onward = onward or calls.onward(copy, cast, output)
+                with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
+                    with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
+                        torch.manual_seed(seed)
+                        output = call_model(copy, cast)
+                    with mode, running_as(copy, _experts(units)):
+                        calls = calls_of(copy, cast, output)
+                        forget(copy)
+                        calls, onward, _ = with_loop(calls, copy, cast)
+                        onward = onward or calls.onward(copy, cast, output)
             except Exception as error:
                 problem = error
                 continue
@@ -280,7 +281,7 @@ class _Trial:
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
             suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
             return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", True, suspects)
-        with masked(self.copy, plan):
+        with masked(self.copy, plan), same_attributes(self.copy):
             expected = self._run(self.copy)
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
         if self.numbers is not None and error_ <= self.tolerance:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.plans.build import build
+from fairkern.plans.removals import about_half
 from fairkern.prove import difference, prove, vary
 from fairkern.prove.inputs import distance
 from fairkern.prove.search import Failed, search
@@ -350,3 +352,27 @@ def test_a_trace_with_its_proof_leaves_the_random_state() -> None:
     model, state = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 2)), torch.get_rng_state()
     assert fk.trace(model, torch.ones(2, 4)).proven
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class FirstCall(nn.Module):
+    """Its first call says how many heads it has, as a module that is replaced there does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.n, self.called = nn.Linear(5, 24), nn.Linear(24, 3), 4, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.called:
+            self.n, self.called = 4, True
+        made = self.a(x).view(-1, self.n, 6)
+        return self.b((made * made.square().sum(-1, keepdim=True)).flatten(1))
+
+
+def test_what_is_cut_in_a_proof_has_not_run() -> None:
+    torch.manual_seed(0)
+    model, x = FirstCall().double(), torch.randn(3, 5).double()
+    units = fk.trace(model, x)
+    plan = fk.Plan(**vars(build(units, about_half(units, 1))))
+    small = fk.apply(model, plan)
+    with plan.masked(model):
+        assert difference(model, small, x) < 1e-9
