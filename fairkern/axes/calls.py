@@ -37,6 +37,7 @@ class ModuleCalls:
         self._stack: list[ModuleCall] = [ModuleCall(CallSite(""), None, None)]
         self.calls: Counter[str] = Counter()  # by module path
         self.widths: dict[str, int] = {}
+        self.picked: set[str] = set()  # modules that were given places that an index picked
         self._handles = contextlib.ExitStack()
 
     def current(self) -> ModuleCall:
@@ -60,6 +61,8 @@ class ModuleCalls:
             self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, entry, slots))
             self._pass(given)
             self.calls[path] += 1
+            if self._tracks.picked(given):
+                self.picked.add(path)
 
         def leave(_: nn.Module, args: Any, output: Any) -> None:
             self._stack.pop()

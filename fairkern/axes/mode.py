@@ -21,6 +21,9 @@ from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
 from fairkern.model.untouched import Originals
 
+_PICK = frozenset({"aten::index", "aten::index_select"})
+_SHOW = frozenset({"aten::_unsafe_view", "aten::_to_copy", "aten::clone"})  # beside views: the same values again
+
 
 class OperatorMode(TorchDispatchMode):
     """`held`: the parameters and buffers. `training`: the run in train mode, which only looks for what eval mode did
@@ -79,6 +82,9 @@ class OperatorMode(TorchDispatchMode):
         for t in made if unread else ():
             self._tracks.put(t, replace(self._tracks.of(t), mixed=tuple(unread)))
         scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
+        operator = func._schema.name
+        if operator in _PICK or ((func.is_view or operator in _SHOW) and self._tracks.picked(tensors)):
+            self._tracks.pick(made)
         if not still:
             self._tracks.stir(written)
         self._tracks.keep_still(made, still)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
@@ -12,6 +13,8 @@ from fairkern.axes.relocation import Relocation
 from fairkern.axes.solver import components
 from fairkern.axes.tracing import Tracing
 from fairkern.model.tensors import LISTS
+
+_UNHEARD = "is not reached by the example inputs, so that nothing scores it: more= takes inputs that do"
 
 _NONE, _SHARED = -1, -2  # owners of a component: no tensor, tensors of several modules
 
@@ -24,6 +27,9 @@ def follow_siblings(model: nn.Module, tracing: Tracing) -> None:
     one component with its counterparts (the stream that all of them read), or reaches nothing outside its module.
     That holds for experts, and not for the stages of a network or heads on its stages. What does not qualify is left
     unreached, and so freezes whatever it may read.
+
+    What is inside of such a module can go only if its siblings were given places that an index picked: an expert
+    without a token is heard to add nothing. A layer behind the end of a truncated stack is not heard, and so stays.
     """
     if tracing.reached.issuperset(tracing.parameters):
         return
@@ -34,7 +40,7 @@ def follow_siblings(model: nn.Module, tracing: Tracing) -> None:
                 place = _Place.of(tracing, alike)
                 if place is not None:
                     for entry in waiting:
-                        place.take(entry)
+                        place.take(entry, heard=not tracing.picked.isdisjoint(alike))
                         tracing.notes.append(f"{entry} is not reached by the example inputs; traced like {alike[0]}")
 
 
@@ -108,9 +114,11 @@ class _Place:
         whole = _closed(graph, labels, owner, inside)
         return cls(tracing, alike[0], held[alike[0]], outer, inside[labels]) if whole else None
 
-    def take(self, entry: str) -> None:
-        """`entry` takes this place: every fact about the module alone is said of it as well."""
+    def take(self, entry: str, heard: bool) -> None:
+        """`entry` takes this place: every fact about the module alone is said of it as well. `heard`: a pass that does
+        not reach it tells something of its units."""
         graph, tensors = self._tracing.graph, self._tracing.tensors
+        contractions, productions = len(graph.contractions), len(graph.productions)
         names = {name: entry + name.removeprefix(self._entry) for name in self._held}
         nodes = np.arange(graph.nodes, dtype=np.int32)
         own = np.concatenate([self._own, np.zeros(graph.nodes - len(self._own), dtype=bool)])  # of those before as well
@@ -122,9 +130,14 @@ class _Place:
                         graph.join(mine, theirs)
                     else:
                         nodes[mine] = theirs
+                        if not heard:
+                            graph.freeze(theirs, _UNHEARD)
         to = Relocation(self._entry, entry, names, own, nodes)
         for facts, known in zip(graph.facts(), self._known, strict=True):
             facts += [moved for fact in facts[:known] if (moved := fact.moved(to)) is not None]
+        if not heard:
+            graph.contractions[contractions:] = [replace(c, training=True) for c in graph.contractions[contractions:]]
+            del graph.productions[productions:]
         self._tracing.reached.update(names.values())
 
 

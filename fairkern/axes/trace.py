@@ -136,6 +136,7 @@ def _run(
         output = call_with(model, inputs)
     if training is None:
         tracing.calls |= modules.calls
+        tracing.picked |= modules.picked
         tracing.widths.update(modules.widths)
     calls = calls_of(model, inputs, output) if training is None else training
     _freeze_results(calls.results(output), tracks)

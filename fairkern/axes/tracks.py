@@ -29,6 +29,7 @@ class Tracks:
         self._still: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._by_memory: dict[int, tuple[StorageWeakRef, Track]] = {}  # the weak reference keeps the key unique
         self._filled: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._picked: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self._by_tensor
@@ -76,6 +77,15 @@ class Tracks:
     def still(self, tensors: Iterable[Tensor]) -> bool:
         """Whether no input changes any of these."""
         return all(tensor in self._still for tensor in tensors)
+
+    def pick(self, tensors: Iterable[Tensor]) -> None:
+        """Note of tensors that they are places of another one that an index picked."""
+        for tensor in tensors:
+            self._picked[tensor] = True
+
+    def picked(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether any of these was picked, or only shows in another way what was."""
+        return any(tensor in self._picked for tensor in tensors)
 
     def stir(self, written: Iterable[Tensor]) -> None:
         """Inputs have been written to these: they change what held constants, and whatever shares its memory."""

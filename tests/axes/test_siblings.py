@@ -108,7 +108,7 @@ class Viewed(nn.Module):
 
 
 class Some(nn.Module):
-    """A list of which the first few run, each on the stream and added to it."""
+    """A list of which the first few run, each on places of the stream that are picked, and added to it."""
 
     def __init__(self, parts: list[nn.Module], runs: int) -> None:
         super().__init__()
@@ -118,13 +118,44 @@ class Some(nn.Module):
     def forward(self, x: Tensor, runs: int | None = None) -> Tensor:
         x = self.embed(x)
         for part in list(self.parts)[: runs or self.runs]:
-            x = x + part(x)
+            x = x + part(x[torch.arange(len(x))])
         return self.head(x)
 
 
 def some(part: Callable[[], nn.Module], runs: int, last: Callable[[], nn.Module] | None = None) -> Some:
     torch.manual_seed(0)
     return Some([part(), part(), (last or part)()], runs).double().eval()
+
+
+class Truncated(nn.Module):
+    """A stack that ends early; a longer run takes more of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(4))
+
+    def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+        x = self.embed(x)
+        for layer in self.layers[:depth]:
+            x = x + layer(x)
+        return self.head(x)
+
+
+def test_layers_behind_the_end_of_a_stack_stay_and_the_rest_is_scored() -> None:
+    torch.manual_seed(0)
+    model, x, labels = Truncated().double().eval(), torch.randn(12, 4).double(), torch.arange(12) % 2
+    units = fk.trace(model, x)
+    assert {g.name for g in units.groups} == {"embed", "layers.0.0", "layers.1.0"}
+    reasons = {str(f.axis): f.reason for f in units.frozen}
+    assert "so that nothing scores it: more= takes" in reasons["layers.2.0.weight:0"]
+    assert "so that nothing scores it" in reasons["layers.3.2.weight:1"]
+    small, report = fk.prune(model, [(x, labels)], F.cross_entropy, keep_params=0.6, compensate="none", progress=False)
+    assert report.plan is not None
+    with report.plan.masked(model):
+        assert prove.difference(model, small, (x, 4)) < 1e-9
+    everywhere = fk.trace(model, x, more=[(x, 4)])
+    assert {g.name for g in everywhere.groups} == {"embed", *(f"layers.{k}.0" for k in range(4))}
 
 
 def test_views_inside_a_sibling_are_followed() -> None:
