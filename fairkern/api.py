@@ -76,6 +76,7 @@ def trace(
         [('0', 8)]
     """
     check_model(model)
+    unused = (unused,) if isinstance(unused, str) else tuple(unused)
     deadline = Deadline(time_limit)
     if verify:
         check_values(model)
@@ -90,7 +91,7 @@ def trace(
     if not units.prunable:
         said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
-    return UnitMap.of(units)
+    return UnitMap.of(replace(units, unused=unused, more=len(more)))
 
 
 def score(

@@ -26,7 +26,7 @@ from fairkern.timing import plan_latency
 
 AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
-_KEYWORDS = ("tod", *_BUDGETS, "latency", "iterations", "compensate", "inplace")
+_KEYWORDS = ("tod", *_BUDGETS, "latency", "iterations", "compensate", "inplace", "more", "unused")
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
 
 
@@ -62,6 +62,8 @@ def prune(
     iterations: int = 1,
     compensate: str | None = None,
     inplace: bool = False,
+    more: Sequence[Any] = (),
+    unused: Iterable[str] = (),
     **options: Unpack[PruningOptions],
 ) -> tuple[nn.Module, Report]:
     """Trace, score, plan and cut: the smaller model and what was done.
@@ -83,9 +85,10 @@ def prune(
         compensate: None takes "sequential" where it can be had: the loader can be iterated again, the model need not be
             cut in place, and what is held of all batches at one depth is expected to stay below 4 GiB; else
             "least_squares". `Report.choices["compensation"]` says which.
+        more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
 
-    Raises what these stages raise, and InputError: fewer than one step, several with `tod`, with `latency` or with a
-    loader that can be iterated once only.
+    Raises what these stages raise, and InputError: fewer than one step, several with `tod`, with `latency`, with a
+    loader that can be iterated once only, or with `units` that were traced with `more` where `more` is not given.
     Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
     """
     check_model(model)
@@ -108,7 +111,12 @@ def prune(
     ):
         scoring["class_of"] = False
     given = scoring.pop("units", None)
-    asked = _Asked(target, keep, latency, iterations, planning, scoring, method, again, inplace)
+    unused = (unused,) if isinstance(unused, str) else tuple(unused)
+    if given is not None:
+        _check_traced(given, iterations, more)
+        unused = unused or given.unused
+    tracing = {"more": list(more), "unused": unused}
+    asked = _Asked(target, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
     run = _Run(model, head(first, model, samples_of), loader, loss_fn, asked)
     for number in range(1, iterations + 1):
         run.step(number, given if number == 1 else None)
@@ -156,6 +164,14 @@ def _check_steps(
         )
 
 
+def _check_traced(units: types.UnitMap, iterations: int, more: Sequence[Any]) -> None:
+    if iterations > 1 and units.more > len(more):
+        raise InputError(
+            f"iterations={iterations} traces the model anew after every step, and units= was traced with {units.more} "
+            f"further example inputs, of which {len(more)} are given: pass those as more= here as well"
+        )
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What one call of `prune` was asked for, checked."""
@@ -166,6 +182,7 @@ class _Asked:
     iterations: int
     planning: dict[str, Any]
     scoring: dict[str, Any]
+    tracing: dict[str, Any]
     method: Compensation | None  # None: the best that can be had
     again: bool  # whether the data may be looked at again, beside the model as it was
     inplace: bool
@@ -227,7 +244,7 @@ class _Run:
 
     def _traced(self) -> types.UnitMap:
         """The map of a step's model; what a later one has that the first has not is left alone."""
-        units = trace(self.current, self.example)
+        units = trace(self.current, self.example, **self.asked.tracing)
         return matching(self.done[0][0], self._plans(), units) if self.done else units
 
     def _plans(self) -> list[Plan]:

@@ -227,3 +227,54 @@ def test_sets_are_composed_each_for_itself() -> None:
     assert together.groups[group].removed.tolist() == [[0, 1], [1, 2], [1, 2], [3, 4]]
     with pytest.raises(fk.PlanMismatchError, match="the plans before it left 4 × 4 units"):
         compose(units, [first, first])
+
+
+class Deeper(nn.Module):
+    """A branch that a second argument opens, and a parameter that no input reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+        self.mask_token = nn.Parameter(torch.randn(12, 12))
+
+    def forward(self, x: Tensor, deep: bool = False, masked: bool = False) -> Tensor:
+        x = self.a(x).relu()
+        x = self.b(x).relu() if deep else x
+        return self.c(x @ self.mask_token if masked else x)
+
+
+def test_every_step_is_traced_with_what_the_caller_says() -> None:
+    torch.manual_seed(0)
+    model = Deeper().double().eval()
+    x = torch.randn(24, 6).double()
+    data, more, unused = [(x, torch.arange(24) % 3)], [(x[:2], True)], ["mask_token"]
+    units = fk.trace(model, x[:2], unused=unused)
+    assert (units.unused, units.more) == (("mask_token",), 0)
+    assert [g.name for g in units.groups] == ["a"]
+    options: dict[str, Any] = {"keep_params": 0.9, "iterations": 2, "compensate": "none", "progress": False}
+    for given in ({"units": units}, {"unused": unused}):
+        _, report = fk.prune(model, data, F.cross_entropy, **given, **options)
+        steps = report.plan.result["steps"]  # type: ignore[union-attr]
+        assert 0 < steps[0]["units_removed"] < steps[1]["units_removed"]
+    units = fk.trace(model, x[:2], more=more, unused=unused)
+    with pytest.raises(fk.InputError, match="traced with 1 further example inputs, of which 0 are given: pass those"):
+        fk.prune(model, data, F.cross_entropy, units=units, **options)
+
+
+def test_a_step_knows_the_other_inputs() -> None:
+    """What only the other input says (the branch may be left out, so that both ends of it go together) holds later."""
+    torch.manual_seed(0)
+    model = Deeper().double().eval()
+    x, labels = torch.randn(24, 6).double(), torch.arange(24) % 3
+    data, more = [((x, True), labels)], [x[:2]]
+    units = fk.trace(model, (x[:2], True), more=more, unused="mask_token")
+    assert (units.more, units.unused) == (1, ("mask_token",))
+
+    for given in ({"units": units}, {"unused": ["mask_token"]}):
+        options: dict[str, Any] = {"keep_params": 0.7, "iterations": 2, "compensate": "none", "progress": False}
+        small, report = fk.prune(model, data, F.cross_entropy, more=more, **given, **options)
+        assert report.plan is not None
+        with report.plan.masked(model):
+            expected = [model(x), model(x, True)]
+        for a, b in zip(expected, [small(x), small(x, True)], strict=True):
+            torch.testing.assert_close(a, b)

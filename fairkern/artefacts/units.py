@@ -102,6 +102,8 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "lists": {path: [e.width, list(e.names)] for path, e in units.lists.items()},
         **({"kept": [[k.kind, k.module, k.reason] for k in units.kept]} if units.kept else {}),
         **({"computed": list(units.computed)} if units.computed else {}),
+        **({"unused": list(units.unused)} if units.unused else {}),
+        **({"more": units.more} if units.more else {}),
         "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
@@ -193,6 +195,8 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         seen=read_seen(content),
         kept=tuple(kept),
         computed=tuple(name.text() for name in content.optional_items("computed")),
+        unused=tuple(name.text() for name in content.optional_items("unused")),
+        more=content.get("more", 0).whole(),
     )
 
 

@@ -317,6 +317,8 @@ class UnitMap:
     kept: tuple[KeptUnits, ...] = ()
     computed: tuple[str, ...] = ()  # tensors that are not contracted themselves, but what is computed from them
     seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by module with size sites: where it takes sizes
+    unused: tuple[str, ...] = ()  # what no input reaches, as the caller of `trace` said
+    more: int = 0  # how many further example inputs were traced
 
     @property
     def prunable(self) -> tuple[int, ...]:
