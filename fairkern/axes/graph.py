@@ -121,6 +121,10 @@ class Graph:
         """All that meets one uniform dimension has its length: a mask for the heads of every layer."""
         self.join(self.met.setdefault(self._origin(dim), {}).setdefault(len(nodes), nodes), nodes)
 
+    def met_by(self, dim: Dim, length: int) -> Dim:
+        """What a uniform dimension of this length met, if it has nodes; all others are what they are."""
+        return self.met.get(self._origin(dim), {}).get(length, dim) if isinstance(dim, Uniform) else dim
+
     def _alike(self, a: Uniform, b: Uniform) -> None:
         first, second = self._origin(a), self._origin(b)
         if first is not second:

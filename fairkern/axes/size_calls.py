@@ -72,6 +72,8 @@ class SizeCalls(TorchFunctionMode):
             depthwise = isinstance(channels, np.ndarray) and numbers == (len(channels),)
             return [channels] if depthwise else nothing
         dims = self._tracks.of(result).dims
+        if function.kind == "filled" and len(dims) == len(numbers):  # of a repeat only where there was one place before
+            return [d if n == size else CONSTANT for d, n, size in zip(dims, numbers, result.shape, strict=True)]
         start = 0
         if function.kind == "unflatten":
             dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
@@ -89,6 +91,11 @@ class SizeCalls(TorchFunctionMode):
             numbers = tuple((n, d if n else CONSTANT) for (n, _), d in zip(call.numbers, dims, strict=False))
             self._calls[site][k] = replace(call, numbers=numbers)
         self._filled.clear()
+        for made in self._calls.values():
+            for k, call in enumerate(made):
+                if any(isinstance(d, Uniform) for _, d in call.numbers):
+                    numbers = tuple((n, self._tracks.graph.met_by(d, n)) for n, d in call.numbers)
+                    made[k] = replace(call, numbers=numbers)
         for path, count in calls.items():
             for number in range(count if path not in replaced else 0):
                 yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))

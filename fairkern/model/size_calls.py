@@ -179,6 +179,7 @@ _TABLE = (
     SizeFunction("view", "shape", 1, ("size",), variadic=True),
     SizeFunction("reshape", "shape", 1, ("shape",), variadic=True),
     SizeFunction("expand", "filled", 1, ("size",), variadic=True),
+    SizeFunction("repeat", "filled", 1, ("repeats",), variadic=True),
     SizeFunction("new_zeros", "filled", 1, ("size",), variadic=True),
     SizeFunction("new_ones", "filled", 1, ("size",), variadic=True),
     SizeFunction("new_empty", "filled", 1, ("size",), variadic=True),

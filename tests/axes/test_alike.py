@@ -9,6 +9,9 @@ from torch import Tensor, nn
 import fairkern as fk
 from fairkern.axes.dims import Uniform
 from fairkern.axes.graph import Graph
+from fairkern.plans.build import build
+from fairkern.plans.removals import random_removal
+from fairkern.prove import difference
 from tests.axes.harness import Case, Net, check_exact, lines, make, unit_map
 
 HEADS, SIZE = 4, 3
@@ -81,6 +84,32 @@ def test_heads_of_layers_that_share_a_mask_are_one_group(run: object) -> None:
         assert (group.kind, group.frozen) == ("head", None)
         assert len(group.axes) == 4 * 7  # weights and biases that make heads, a weight that reads them
     check_exact(case)
+
+
+def repeated(m: Net, x: Tensor) -> Tensor:
+    """The number of heads is nobody's attribute, and no other number of this module follows them."""
+    mask = 1 - x[:, None, :, :1].tanh().repeat(1, HEADS, 1, x.shape[1])
+    for layer in m.layers:
+        x = x + layer(x, mask)[0].relu()
+    return x
+
+
+def literal(m: Net, x: Tensor) -> Tensor:
+    mask = x[:, None, :, :1].tanh().expand(-1, HEADS, -1, x.shape[1])
+    for layer in m.layers:
+        x = x + layer(x, mask + 1)[0].relu()
+    return x
+
+
+@pytest.mark.parametrize("run", [repeated, literal], ids=lambda run: run.__name__)
+def test_a_number_that_fills_a_dimension_follows_what_that_meets(run: object) -> None:
+    model, inputs = make(Case(lambda: net(run, 2), shape=(2, 5, 8)))
+    units = fk.trace(model, inputs[0])
+    (group,) = units.groups
+    assert (group.kind, group.frozen) == ("head", None)
+    plan = fk.Plan(**vars(build(units, random_removal(units, 0.5, seed=1))))
+    with plan.masked(model):
+        assert difference(model, fk.apply(model, plan), inputs[0]) < 1e-9
 
 
 def test_layers_with_a_mask_of_their_own_are_not() -> None:

@@ -26,6 +26,8 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "torch.reshape": (lambda: torch.reshape(X, (4, 6)), (4, 6)),
     "torch.reshape, by keyword": (lambda: torch.reshape(X, shape=(4, 6)), (4, 6)),
     "expand": (lambda: X[:, None].expand(-1, 5, 12), (-1, 5, 12)),
+    "repeat": (lambda: X[:, None].repeat(1, 5, 1), (1, 5, 1)),
+    "repeat, by keyword": (lambda: X[:, None].repeat(repeats=(1, 5, 1)), (1, 5, 1)),
     "new_zeros": (lambda: X.new_zeros(3, 4), (3, 4)),
     "new_full": (lambda: X.new_full((3, 4), 2.0), (3, 4)),
     "zeros": (lambda: torch.zeros(3, 4), (3, 4)),
