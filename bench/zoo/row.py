@@ -75,8 +75,7 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
             model, inputs = prepared(model, inputs, double=not large)
             start = time.process_time()
             if units is None or not large:
-                with in_double(model):  # a router that is cast to float32 would be one of other weights
-                    units = fk.trace(model, inputs, seed=seed, time_limit=None)
+                units = fk.trace(model, inputs, seed=seed, time_limit=None)
             proof = time.process_time() - start
         except fk.InputError as error:
             return Row(entry.library, entry.name, trace_s=time.process_time() - start, frozen=str(error)[:200])
