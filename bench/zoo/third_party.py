@@ -272,9 +272,14 @@ def _graph() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(9, 8), torch.randint(0, 9, (2, 30))
 
 
+def _nodes(graph: tuple[torch.Tensor, torch.Tensor]) -> Batches:
+    """The whole graph, and a class for every node."""
+    return [(graph, torch.arange(len(graph[0])) % 3)] * 2, nn.functional.cross_entropy
+
+
 GRAPHS: dict[str, Model] = {
     name.lower(): Model(f"torch_geometric.nn:{name}", _graph, options, (8, 16, 2, 3))
-    for name, options in {"GCN": {}, "GAT": {"heads": 2}, "GraphSAGE": {}, "GIN": {}}.items()
+    for name, options in {"GCN": {}, "GAT": {"heads": 2}, "GraphSAGE": {}, "GIN": {}, "EdgeCNN": {}}.items()
 }
 
 _TOWER: dict[str, Any] = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 8}
@@ -320,8 +325,9 @@ _OTHERS: dict[str, dict[str, Model]] = {
 
 
 def _listed(library: str) -> Iterator[Entry]:
+    batches = _nodes if library == "torch_geometric" else unlabelled
     for name, model in _OTHERS[library].items():
-        yield Entry(library, name, model.load, use=model.use)
+        yield Entry(library, name, model.load, batches, model.use)
 
 
 SOURCES: dict[str, Callable[[], Iterator[Entry]]] = {

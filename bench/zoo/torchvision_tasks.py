@@ -25,6 +25,7 @@ DETECTORS: dict[str, dict[str, Any]] = {
     "maskrcnn_resnet50_fpn": _SMALL,
     "keypointrcnn_resnet50_fpn": {**_SMALL, "num_keypoints": 3},
 }
+_PICKS = {"ssd": "head", "rcnn": "roi_heads.box_predictor"}  # where boxes of equal scores compete for what is returned
 SEGMENTERS = ("lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50")
 VIDEOS: dict[str, tuple[int, ...]] = {
     "r3d_18": (2, 3, 4, 32, 32),
@@ -39,7 +40,9 @@ VIDEOS: dict[str, tuple[int, ...]] = {
 def models() -> Iterator[Entry]:
     found = importlib.import_module("torchvision.models")
     for name, options in DETECTORS.items():
-        yield Entry("torchvision", name, partial(_detector, found.detection, name, options), _boxed)
+        made = partial(_detector, found.detection, name, options)
+        picks = next((module for kind, module in _PICKS.items() if kind in name), "")
+        yield Entry("torchvision", name, made, _boxed, learn=_losses, decides_after=picks)
     for name in SEGMENTERS:
         yield Entry("torchvision", name, partial(_segmenter, found.segmentation, name), _pixels)
     for name, shape in VIDEOS.items():
@@ -48,7 +51,7 @@ def models() -> Iterator[Entry]:
 
 def _detector(package: Any, name: str, options: Mapping[str, Any]) -> tuple[nn.Module, tuple[list[Tensor]]]:
     model = getattr(package, name)(**_PLAIN, num_classes=3, **options).eval()
-    return model, ([torch.rand(3, 64, 64), torch.rand(3, 64, 80)],)
+    return model, ([torch.rand(3, 64, 64), torch.rand(3, 64, 64)],)
 
 
 def _boxed(inputs: tuple[list[Tensor]]) -> Batches:
@@ -65,6 +68,11 @@ def _boxed(inputs: tuple[list[Tensor]]) -> Batches:
         for image in images
     ]
     return [(images, targets)] * 2, None
+
+
+def _losses(model: nn.Module, inputs: tuple[list[Tensor]]) -> Any:
+    ((images, targets), *_), _ = _boxed(inputs)
+    return model(images, targets)
 
 
 def _segmenter(package: Any, name: str) -> tuple[nn.Module, Tensor]:
