@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -51,7 +52,7 @@ class OperatorMode(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
         self._tracing.deadline.check(f"{func._schema.name} in {self._modules.current().site.module or 'the model'}")
         arguments = _bind(func, args, kwargs or {})
-        tensors = [t for value in arguments.values() for t in tensors_in(value)]
+        tensors = list(tensors_in(arguments))
         written = _written(func, arguments)
         for t in written:
             self._originals.about_to_write(t)
@@ -185,21 +186,21 @@ def _memory(tensor: Tensor) -> int | None:
 
 
 def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    bound: dict[str, Any] = {}
-    for i, argument in enumerate(func._schema.arguments):
-        if i < len(args):
-            bound[argument.name] = args[i]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
+    named, _ = _arguments(func)
+    bound = dict(named)
+    bound.update(zip(bound, args, strict=False))
+    bound.update(kwargs)
     return bound
 
 
 def _written(func: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
-    return [
-        t
-        for a in func._schema.arguments
-        if a.alias_info is not None and a.alias_info.is_write
-        for t in tensors_in(arguments[a.name])
-    ]
+    _, written = _arguments(func)
+    return [t for name in written for t in tensors_in(arguments[name])]
+
+
+@functools.cache
+def _arguments(func: Any) -> tuple[list[tuple[str, Any]], list[str]]:
+    """An operator's arguments, in order, with their defaults; and those that it writes to."""
+    arguments = func._schema.arguments
+    written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return [(a.name, a.default_value) for a in arguments], written

@@ -91,8 +91,9 @@ def copy_with(
     Raises InputError when the model cannot be copied.
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}
-    memo |= {id(cache): {} for cache in caches(model)}
-    memo |= {id(getattr(module, name)): None for module, name in held_states(model)}
+    modules = list(model.modules())
+    memo |= {id(cache): {} for cache in caches(modules)}
+    memo |= {id(getattr(module, name)): None for module, name in held_states(modules)}
     memo |= {id(module): nn.Module() for module in left_out}
     try:
         return copy.deepcopy(model, memo)

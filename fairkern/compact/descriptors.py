@@ -37,7 +37,7 @@ def tensors_of(model: nn.Module) -> list[Held]:
     Raises InputError for a lazy module that has not run yet.
     """
     found: dict[int, tuple[Tensor, list[str]]] = {}
-    filled = {id(module._buffers[name]) for module, name in filled_buffers(model)}
+    filled = {id(module._buffers[name]) for module, name in filled_buffers(model.modules())}
     for name, tensor in (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
