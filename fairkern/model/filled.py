@@ -11,7 +11,8 @@ from torch import nn
 
 
 def filled_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
-    """Buffers of these modules that hold a tensor, are not saved, and that the constructor left empty and `forward` fills."""
+    """Buffers of these modules that hold a tensor, are not saved, and that the constructor left empty and `forward`
+    fills."""
     for module in modules:
         if module._non_persistent_buffers_set:
             kind: Any = type(module)
