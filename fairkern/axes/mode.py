@@ -51,9 +51,9 @@ class OperatorMode(TorchDispatchMode):
         if func.namespace == "prim":  # the device or layout of a fake tensor
             return func(*args, **(kwargs or {}))
         self._tracing.deadline.check(f"{func._schema.name} in {self._modules.current().site.module or 'the model'}")
-        arguments = _bind(func, args, kwargs or {})
+        arguments, writes = _bind(func, args, kwargs or {})
         tensors = list(tensors_in(arguments))
-        written = _written(func, arguments)
+        written = [t for name in writes for t in tensors_in(arguments[name])]
         for t in written:
             self._originals.about_to_write(t)
         strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
@@ -185,22 +185,15 @@ def _memory(tensor: Tensor) -> int | None:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
-def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    named, _ = _arguments(func)
-    bound = dict(named)
-    bound.update(zip(bound, args, strict=False))
-    bound.update(kwargs)
-    return bound
-
-
-def _written(func: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
-    _, written = _arguments(func)
-    return [t for name in written for t in tensors_in(arguments[name])]
+def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
+    """What an operator is given, by argument; and the arguments that it writes to."""
+    defaults, writes = _arguments(func)
+    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}, writes
 
 
 @functools.cache
-def _arguments(func: Any) -> tuple[list[tuple[str, Any]], list[str]]:
+def _arguments(func: Any) -> tuple[dict[str, Any], Sequence[str]]:
     """An operator's arguments, in order, with their defaults; and those that it writes to."""
     arguments = func._schema.arguments
-    written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [(a.name, a.default_value) for a in arguments], written
+    writes = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return {a.name: a.default_value for a in arguments}, writes

@@ -69,9 +69,9 @@ class WeightCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         given = list(tensors_in([args, kwargs]))
         owners = [self._names(tensor) for tensor in given]
-        weights = dict.fromkeys(name for names in owners for name in names)
-        if not weights:
+        if not any(owners):
             return func(*args, **kwargs)
+        weights = dict.fromkeys(name for names in owners for name in names)
         if all(names or tensor.dim() == 0 for names, tensor in zip(owners, given, strict=True)):
             result = func(*args, **kwargs)
             self._keep(result, tuple(weights))
