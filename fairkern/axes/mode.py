@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
 from fairkern.axes.dims import CONSTANT, Fixed, Track
@@ -20,10 +19,11 @@ from fairkern.axes.rules.registry import RULES
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
+from fairkern.model.operator_mode import UncompiledMode
 from fairkern.model.untouched import Originals
 
 
-class OperatorMode(TorchDispatchMode):
+class OperatorMode(UncompiledMode):
     """`held`: the parameters and buffers. `training`: the run in train mode, which only looks for what eval mode did
     not reach."""
 
