@@ -98,7 +98,9 @@ def test_a_layer_with_code_of_its_own_shows_no_states() -> None:
     assert taps(fk.trace(Sequence(Own).eval(), torch.randn(3, 5, 6))) == []
 
 
-def test_a_cell_called_step_by_step_keeps_its_units() -> None:
+def test_a_cell_called_step_by_step_is_cut_with_its_first_state() -> None:
+    """The size of that follows the cell, which is what meets it."""
+
     class Steps(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -110,5 +112,13 @@ def test_a_cell_called_step_by_step_keeps_its_units() -> None:
                 h = self.cell(step, h)
             return self.leave(h)
 
-    units = fk.trace(Steps().eval(), torch.randn(3, 5, 6))
-    assert [g.name for g in units.groups if g.frozen is None] == ["enter"]
+    torch.manual_seed(0)
+    model, x = randomised(Steps().double().eval()), torch.randn(12, 5, 6).double()
+    units = fk.trace(model, x)
+    assert [g.name for g in units.groups if g.frozen is None] == ["enter", "cell"]
+    scores = fk.score(model, [(x, torch.arange(12) % 3)], nn.CrossEntropyLoss(), units=units, progress=False)
+    plan = scores.plan(keep_params=0.5)
+    small = fk.apply(model, plan)
+    assert small.cell.hidden_size < 8
+    with plan.masked(model):
+        assert difference(model, small, x) < 1e-9
