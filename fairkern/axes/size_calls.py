@@ -117,7 +117,8 @@ def size_sites(
     Calls made at one place of the code are one site where all of them follow the same; else they are told apart by
     their number, where every run makes as many. A number that fills a dimension (`expand`, `zeros`) says nothing of
     units: it follows the only extent of that length that the module's other numbers follow, if there is just one, and
-    if the call is given that length once (a square is a mask over places). The proof has the last word.
+    if the call is given that length once (a square is a mask over places). Where the positions that it counts are all
+    different, nothing was folded into them, and the size may be given outright. The proof has the last word.
     """
     by_path: dict[str, list[SizeCallsOfModule]] = defaultdict(list)
     for made in calls:
@@ -138,10 +139,11 @@ def size_sites(
                 continue
             for place in range(count):
                 found = [[_follows(call, place, lengths, extent_of, extents) for call in run] for run in runs]
-                seen_dims = (call.numbers[place][1] for run in runs for call in run)
-                guessed = not any(isinstance(dim, np.ndarray) for dim in seen_dims)
+                dims = [call.numbers[place][1] for run in runs for call in run]
+                guessed = not any(isinstance(dim, np.ndarray) for dim in dims)
+                outright = all(isinstance(dim, np.ndarray) and len(np.unique(dim)) == len(dim) for dim in dims)
                 for number, follows in _agreed(found):
-                    yield SizeSite(path, number, function, place, follows, seen[0].like, at, guessed)
+                    yield SizeSite(path, number, function, place, follows, seen[0].like, at, guessed, outright)
 
 
 def size_places(calls: Sequence[SizeCallsOfModule]) -> dict[str, tuple[str, ...]]:

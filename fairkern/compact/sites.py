@@ -26,7 +26,7 @@ from fairkern.model.call_places import begins, place, place_of, way, within
 from fairkern.model.replacements import leave_modes_out
 from fairkern.model.size_calls import SizeFunction, size_function
 from fairkern.plans.renaming import Renaming
-from fairkern.types import Plan, SiteNumber, SizeChange
+from fairkern.types import Passed, Plan, SiteNumber, SizeChange
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class _Table:
         return (*always, *counted, *self.changes.get(("", total), ()))
 
 
-def _sizes(changes: Sequence[SizeChange]) -> list[tuple[int, int, int]]:
-    return [(change.place, change.before, change.after) for change in changes]
+def _sizes(changes: Sequence[SizeChange]) -> list[tuple[int, int, int, bool]]:
+    return [(change.place, change.before, change.after, change.outright) for change in changes]
 
 
 @dataclass
@@ -202,14 +202,15 @@ def _fits(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> boo
 
 
 def _number(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> Any:
-    """A number that was computed from the old size keeps its multiple: a batch folded into heads, say."""
+    """A number that was computed from the old size keeps its multiple: a batch folded into heads, say. In place of one
+    that may be the size of something else the new size is given outright; a multiple of that would be larger."""
     before, after = change.before // change.common, change.after // change.common
     if not _fits(change, function, numbers):
         raise _other(change, function, numbers)
     number = numbers[change.place]
-    if not isinstance(number, Proxy) and number % before:
+    if not isinstance(number, Proxy) and (number > change.before if change.outright else number % before):
         raise _other(change, function, numbers)
-    return number // before * after
+    return change.after if change.outright else number // before * after
 
 
 def _other(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> InputError:
@@ -283,10 +284,10 @@ def learn(model: nn.Module) -> None:
             module._fairkern_sites.given = {}
 
 
-def needless(model: nn.Module, plan: Plan) -> dict[SiteNumber, bool]:
-    """Of each changed number that was passed since `learn`: whether every call passed the right one by itself.
+def learned(model: nn.Module, plan: Plan) -> dict[SiteNumber, Passed]:
+    """Of each number of the plan that was passed since `learn`: what the calls passed by themselves.
 
-    Such a number comes from the shape of a tensor that has been cut; to scale it again would be wrong.
+    The right one comes from the shape of a tensor that has been cut; to scale it again would be wrong.
     """
     found, renaming = {}, Renaming(plan)
     for change in plan.sites:
@@ -294,5 +295,6 @@ def needless(model: nn.Module, plan: Plan) -> dict[SiteNumber, bool]:
         assert isinstance(module, SizedForward)
         given = (module._fairkern_sites.given or {}).get(change.number)
         if given is not None:
-            found[change.number] = given == {change.after}
+            known = Passed.BEFORE if given <= {change.before, change.after} else Passed.OTHER
+            found[change.number] = Passed.RIGHT if given == {change.after} else known
     return found

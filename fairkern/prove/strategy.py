@@ -12,7 +12,7 @@ from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.prove.search import Failed
 from fairkern.prove.trial import Prepared, failing, prepare
-from fairkern.types import Axis, AxisGroup, SiteNumber, SizeAttribute, SizeSite, UnitMap
+from fairkern.types import Axis, AxisGroup, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
@@ -31,13 +31,13 @@ class _Proof:
         doubtful: Iterable[int] | None = None,
         most: int | None = None,
     ) -> tuple[UnitMap, dict[int, Failed]]:
-        """What fails, and the map without the sites whose numbers turn out right by themselves.
+        """What fails, and the map with what was learned of its sites.
 
         `doubtful`: the groups that may fail; those beside them have passed together. `most`: as many failing groups are
         too many to look for others.
         """
         failed: dict[int, Failed] = {}
-        numbers: dict[SiteNumber, bool] | None = {} if learn else None
+        numbers: dict[SiteNumber, Passed] | None = {} if learn else None
         for number, inputs in enumerate(self._runs):
             tried = candidate.freeze(_reasons(failed)) if failed else candidate
             known = (id(tried), number)
@@ -59,8 +59,7 @@ class _Proof:
             failed |= found
             if most is not None and len(failed) >= most:
                 break
-        gone = [number for number, right in (numbers or {}).items() if right]
-        return candidate.without_sites(gone) if gone else candidate, failed
+        return candidate if numbers is None else candidate.with_learned(numbers), failed
 
     def _prepare(self, units: UnitMap, number: int) -> Prepared:
         if self._prepared is None or self._prepared[0] != number:
