@@ -97,7 +97,15 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "flops": [[t.coefficient, list(t.extents)] for t in units.flops],
         "attributes": [[a.module, a.attribute, a.extent, a.observed] for a in units.attributes],
         "sites": [
-            [s.module, s.call, s.function, s.place, s.extent, *([s.at] if s.at else []), *([True] if s.outright else [])]
+            [
+                s.module,
+                s.call,
+                s.function,
+                s.place,
+                s.extent,
+                *([s.at] if s.at else []),
+                *([True] if s.outright else []),
+            ]
             for s in units.sites
         ],
         **({"seen": seen_content(seen)} if seen else {}),
