@@ -24,7 +24,7 @@ from fairkern.compact.symbolic import Proxy, proxies, traced
 from fairkern.errors import InputError
 from fairkern.model.call_places import begins, place, place_of, way, within
 from fairkern.model.replacements import leave_modes_out
-from fairkern.model.size_calls import SizeFunction, size_function
+from fairkern.model.size_calls import BY_NAME, Asked, SizeFunction, size_function
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Passed, Plan, SiteNumber, SizeChange
 
@@ -35,13 +35,14 @@ class _Table:
 
     `changes`: by place and number of the call. `seen`: the places that its trace saw, None where that is not known.
     `alike`: by call within its function, what is changed wherever that function is called from; None where it depends.
-    `sizes`: those that change.
+    `sizes`: those that change. `asked`: some are answers to the code's own questions.
     """
 
     changes: Mapping[tuple[str, int | None], tuple[SizeChange, ...]]
     seen: frozenset[str] | None
     alike: Mapping[str, tuple[SizeChange, ...] | None]
     sizes: tuple[int, ...]
+    asked: bool
 
     @classmethod
     def of(cls, changes: Mapping[tuple[str, int | None], Sequence[SizeChange]], seen: Iterable[str] | None) -> _Table:
@@ -54,7 +55,8 @@ class _Table:
             if at in counted or same is None or _sizes(same) != _sizes(entries):
                 alike[within(at)] = None
         sizes = sorted({change.before for entries in by_call.values() for change in entries})
-        return cls(by_call, None if seen is None else frozenset(seen), alike, tuple(sizes))
+        asked = any(BY_NAME[change.function].kind == "asked" for entries in by_call.values() for change in entries)
+        return cls(by_call, None if seen is None else frozenset(seen), alike, tuple(sizes), asked)
 
     def at(self, place: str, number: int, total: int) -> tuple[SizeChange, ...] | None:
         """What the call changes; None where that is not known."""
@@ -133,6 +135,9 @@ class _Substitution(OwnCalls):
         function = size_function(func)
         if function is None or self.running:
             return func(*args, **kwargs)
+        if isinstance(function, Asked):
+            answer = func(*args, **kwargs)
+            return self.answered(function, args, kwargs) if any(t.asked for t in self.sites.tables) else answer
         args, kwargs = self.substituted(function, args, kwargs)
         self.inside = True
         try:
@@ -163,6 +168,18 @@ class _Substitution(OwnCalls):
                 if numbers:
                     args, kwargs = function.with_numbers(args, kwargs, numbers)
         return args, kwargs
+
+    def answered(self, function: Asked, args: Any, kwargs: Any) -> Any:
+        """The sizes of a tensor as they were before the cut, for code that divides them by numbers of its own."""
+        numbers = list(function.numbers(args, kwargs))
+        at = self._place(function.name)
+        if at is not None:
+            number = self.calls.get(at, 0)
+            self.calls[at] = number + 1
+            for table in reversed(self.sites.tables):
+                for change in table.at(at, number, -1) or ():
+                    numbers[change.place] = _number_before(change, function, numbers)
+        return function.answer(args, kwargs, numbers)
 
     def _place(self, name: str) -> str | None:
         """Where the module's code makes the call that is under way; None where it is a submodule's."""
@@ -211,6 +228,13 @@ def _number(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> A
     if not isinstance(number, Proxy) and (number > change.before if change.outright else number % before):
         raise _other(change, function, numbers)
     return change.after if change.outright else number // before * after
+
+
+def _number_before(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> Any:
+    before, after = change.before // change.common, change.after // change.common
+    if not _fits(change, function, numbers) or numbers[change.place] % after:
+        raise _other(change, function, numbers)
+    return numbers[change.place] // after * before
 
 
 def _other(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> InputError:

@@ -10,6 +10,7 @@ from torch import nn
 
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
+from fairkern.model.size_calls import BY_NAME
 from fairkern.prove.search import Failed
 from fairkern.prove.trial import Prepared, failing, prepare
 from fairkern.types import Axis, AxisGroup, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
@@ -83,12 +84,17 @@ def _reasons(failed: Mapping[int, Failed]) -> dict[int, str]:
 def _with_and_without(
     candidate: UnitMap, sites: Sequence[SizeSite], groups: Iterable[int]
 ) -> list[tuple[UnitMap, bool]]:
-    """The map as it is; with its size sites; and without those that were recognised by their value alone."""
+    """The map as it is; with its size sites; without those that were recognised by their value alone; and with those
+    at which the code asks for sizes that it then divides."""
     groups = tuple(groups)
-    sited, sure = (candidate.with_sites(s, groups) for s in (sites, [s for s in sites if not s.guessed]))
+    passed = [s for s in sites if BY_NAME[s.function].kind != "asked"]
+    every, sited, sure = (
+        candidate.with_sites(s, groups) for s in (sites, passed, [s for s in passed if not s.guessed])
+    )
     found = [(candidate, False)]
     found += [(sited, True)] if sited.sites else []
-    return [*found, (sure, True)] if sure.sites and len(sure.sites) < len(sited.sites) else found
+    found += [(sure, True)] if sure.sites and len(sure.sites) < len(sited.sites) else []
+    return [*found, (every, True)] if len(every.sites) > len(sited.sites) else found
 
 
 def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
