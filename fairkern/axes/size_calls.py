@@ -103,16 +103,19 @@ class SizeCalls(TorchFunctionMode):
         self._filled.clear()
         for path, count in calls.items():
             for number in range(count if path not in replaced else 0):
-                site = CallSite(path, number)
-                calls = self._calls.get(site, ())
-                used = {call.at for k, call in enumerate(calls) if (site, k) in self._used} - {""}  # torch's own questions
-                yield SizeCallsOfModule(
-                    path,
-                    tuple(
-                        call if BY_NAME[call.function].kind != "asked" or call.at in used else replace(call, numbers=())
-                        for call in calls
-                    ),
-                )
+                yield SizeCallsOfModule(path, tuple(self._without_idle_questions(CallSite(path, number))))
+
+    def _without_idle_questions(self, site: CallSite) -> Iterator[SizeCall]:
+        """A module call's calls. Sizes that were asked for follow only where the tensor was viewed later, and not those
+        that torch's own code asks for."""
+        calls = self._calls.get(site, ())
+        used = {call.at for k, call in enumerate(calls) if (site, k) in self._used} - {""}
+        for call in calls:
+            if BY_NAME[call.function].kind != "asked" or call.at in used:
+                yield call
+            else:
+                constant = ((0, CONSTANT),) * len(call.numbers) if used and call.at else ()
+                yield replace(call, numbers=constant)
 
 
 def countable(calls: Sequence[SizeCallsOfModule], even: Callable[[np.ndarray], bool]) -> list[SizeCallsOfModule]:
