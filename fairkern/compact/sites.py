@@ -80,6 +80,13 @@ class _Sites:
     tables: tuple[_Table, ...] = ()
     given: dict[SiteNumber, set[int]] | None = field(default=None, compare=False)
 
+    @property
+    def answers(self) -> bool:
+        return any(table.asked for table in self.tables)
+
+
+_UNCOMPILED = "its code divides sizes that it asks for, and is answered with those before the cut"
+
 
 class SizedForward(nn.Module):
     """Marks the subclasses made here; `_original` is the class that the module had."""
@@ -90,17 +97,20 @@ class SizedForward(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(2)
         assert isinstance(reduced, tuple)
-        return (_remade, (self._original,), *reduced[2:])
+        return (_remade, (self._original, self._fairkern_sites.answers), *reduced[2:])
 
 
-def _remade(original: Any) -> nn.Module:
-    made = _sized(original)
+def _remade(original: Any, answers: bool = False) -> nn.Module:
+    made = _sized(original, answers)
     return made.__new__(made)
 
 
 @functools.cache
-def _sized(original: Any) -> Any:
-    """The subclass, under the name of the original: other code knows modules by the name of their class."""
+def _sized(original: Any, answers: bool) -> Any:
+    """The subclass, under the name of the original: other code knows modules by the name of their class.
+
+    One that answers its code's questions is not compiled: no mode hears there what is asked.
+    """
 
     @functools.wraps(original.forward)
     @begins
@@ -114,7 +124,8 @@ def _sized(original: Any) -> Any:
         with mode:
             return original.forward(self, *args, **kwargs)
 
-    names = {"forward": forward, "_original": original, "__module__": original.__module__, "__doc__": original.__doc__}
+    run = torch.compiler.disable(forward, reason=_UNCOMPILED) if answers else forward
+    names = {"forward": run, "_original": original, "__module__": original.__module__, "__doc__": original.__doc__}
     return type(original.__name__, (SizedForward, original), {**names, "__qualname__": original.__qualname__})
 
 
@@ -137,7 +148,7 @@ class _Substitution(OwnCalls):
             return func(*args, **kwargs)
         if isinstance(function, Asked):
             answer = func(*args, **kwargs)
-            return self.answered(function, args, kwargs) if any(t.asked for t in self.sites.tables) else answer
+            return self.answered(function, args, kwargs) if self.sites.answers else answer
         args, kwargs = self.substituted(function, args, kwargs)
         self.inside = True
         try:
@@ -287,13 +298,14 @@ def install(model: nn.Module, changes: Iterable[SizeChange], seen: Mapping[str, 
         by_module[change.module][change.at, change.call].append(change)
     for path, calls in by_module.items():
         module = model.get_submodule(path)
-        if not isinstance(module, SizedForward):
-            original: Any = type(module)
-            module.__class__ = _sized(original)
-            assert isinstance(module, SizedForward)
-            module._fairkern_sites = _Sites()
-        table = _Table.of(calls, (seen or {}).get(path))
-        module._fairkern_sites = _Sites((*module._fairkern_sites.tables, table))
+        original: Any = type(module)
+        tables: tuple[_Table, ...] = ()
+        if isinstance(module, SizedForward):
+            original, tables = module._original, module._fairkern_sites.tables
+        sites = _Sites((*tables, _Table.of(calls, (seen or {}).get(path))))
+        module.__class__ = _sized(original, sites.answers)
+        assert isinstance(module, SizedForward)
+        module._fairkern_sites = sites
         leave_modes_out(module)
         for inner in module.modules():
             if inner is not module and enter not in inner._forward_pre_hooks.values():
