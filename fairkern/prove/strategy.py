@@ -84,17 +84,16 @@ def _reasons(failed: Mapping[int, Failed]) -> dict[int, str]:
 def _with_and_without(
     candidate: UnitMap, sites: Sequence[SizeSite], groups: Iterable[int]
 ) -> list[tuple[UnitMap, bool]]:
-    """The map as it is; with its size sites; without those that were recognised by their value alone; and with those
-    at which the code asks for sizes that it then divides."""
+    """The map as it is; with its size sites; without those that were recognised by their value alone; and the same two
+    with those at which the code asks for sizes that it then divides."""
     groups = tuple(groups)
     passed = [s for s in sites if BY_NAME[s.function].kind != "asked"]
-    every, sited, sure = (
-        candidate.with_sites(s, groups) for s in (sites, passed, [s for s in passed if not s.guessed])
-    )
-    found = [(candidate, False)]
-    found += [(sited, True)] if sited.sites else []
-    found += [(sure, True)] if sure.sites and len(sure.sites) < len(sited.sites) else []
-    return [*found, (every, True)] if len(every.sites) > len(sited.sites) else found
+    sited: list[UnitMap] = []
+    for chosen in (passed, [s for s in passed if not s.guessed], sites, [s for s in sites if not s.guessed]):
+        tried = candidate.with_sites(chosen, groups)
+        if tried.sites and all(tried.sites != other.sites for other in sited):
+            sited.append(tried)
+    return [(candidate, False), *((tried, True) for tried in sited)]
 
 
 def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
@@ -149,9 +148,13 @@ def proven(
     _, failed = proof.failing(units, learn=False, together=False)
     best, doubtful = units.freeze(_reasons(failed)), tuple(failed)
     *by_value, none = _fewer_observed(units, failed)
+    compared = [
+        *_compared(units, certain.compared, failed),
+        *(_compared(units, (*certain.compared, *certain.filled), failed) if certain.filled else []),
+    ]
     others = [
         (candidate, learn, any(other is one for one in by_value))
-        for other in (*_compared(units, certain.compared, failed), *by_value, none)
+        for other in (*compared, *by_value, none)
         for candidate, learn in _with_and_without(other, sites, failed)
         if candidate is not units
     ]
