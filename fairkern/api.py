@@ -23,7 +23,7 @@ from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
-from fairkern.prove import check_values, described, proven
+from fairkern.prove import check_values, proven
 from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
 
 
@@ -84,9 +84,7 @@ def trace(
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
         units = certain.units
         if verify and (units.prunable or daring is not None):
-            units = replace(proven(model, certain, daring, (example_inputs, *more), seed, deadline), proven=True)
-            deadline.check("proving groups")
-            units = described(model, units, example_inputs, seed)
+            units = proven(model, certain, daring, (example_inputs, *more), seed, deadline)
     if not units.prunable:
         said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.zoo import third_party, transformer_models
+from bench.zoo import third_party, torchvision_tasks, transformer_models
 from bench.zoo.entry import Batches, Entry
 from bench.zoo.handmade import MODELS
 
@@ -116,6 +116,7 @@ def _torchvision() -> Iterator[Entry]:
     models = importlib.import_module("torchvision.models")
     for name in models.list_models(module=models):
         yield Entry("torchvision", name, lambda name=name, models=models: _image(models.get_model, name), _classes)
+    yield from torchvision_tasks.models()
 
 
 # input sizes: what a model is built for, or small, where its convolutions carry few or many parameters over any size

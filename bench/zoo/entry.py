@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.model.nested import map_tensors, tensors_in
+from fairkern.model.nested import call_model, map_tensors, tensors_in
 
 Batches = tuple[
     list[Any], Callable[[Any, Any], Tensor] | None
@@ -33,7 +33,9 @@ class Entry:
     """A model of a library by name; `load` builds it, in eval mode, with example inputs.
 
     `batches`: what its own training loop goes over, from the example inputs. `use`: its own way of being called when it
-    is deployed (predict, generate with a cache), where that is another than calling it.
+    is deployed (predict, generate with a cache), where that is another than calling it. `learn`: its own way of being
+    called in train mode. `decides_after`: the module behind which it picks among values that may be equal (boxes by
+    their scores), where rounding decides; what that module returns is compared then.
     """
 
     library: str
@@ -41,6 +43,21 @@ class Entry:
     load: Callable[[], tuple[nn.Module, Any]]
     batches: Callable[[Any], Batches] = unlabelled
     use: Callable[[nn.Module, Any], Any] | None = None
+    learn: Callable[[nn.Module, Any], Any] = call_model
+    decides_after: str = ""
+
+    def results(self, model: nn.Module, inputs: Any) -> Any:
+        """What is compared of a call."""
+        if not self.decides_after:
+            return call_model(model, inputs)
+        found: list[Any] = []
+        module = model.get_submodule(self.decides_after)
+        handle = module.register_forward_hook(lambda *call: found.append(call[2]))
+        try:
+            call_model(model, inputs)
+        finally:
+            handle.remove()
+        return found
 
     def __str__(self) -> str:
         return f"{self.library} {self.name}"

@@ -16,10 +16,8 @@ from bench.zoo.entry import Entry, prepared
 from bench.zoo.reload import Reloader
 from bench.zoo.rival import cut_by_rival_alone
 from bench.zoo.uses import Uses, tried
-from fairkern.model.nested import call_model
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
-from fairkern.prove import difference
 from fairkern.prove.double import in_double
 from fairkern.prove.inputs import distance
 from fairkern.types import IndexArray, Plan
@@ -75,13 +73,12 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
             model, inputs = prepared(model, inputs, double=not large)
             start = time.process_time()
             if units is None or not large:
-                with in_double(model):  # a router that is cast to float32 would be one of other weights
-                    units = fk.trace(model, inputs, seed=seed, time_limit=None)
+                units = fk.trace(model, inputs, seed=seed, time_limit=None)
             proof = time.process_time() - start
         except fk.InputError as error:
             return Row(entry.library, entry.name, trace_s=time.process_time() - start, frozen=str(error)[:200])
         removals = [random_removal(units, fraction, seed=1) for fraction in (0.0, 0.3, 0.7)]  # 0: a unit of each
-        worst = max(_error(model, units, removed, inputs) for removed in removals)
+        worst = max(_error(entry, model, units, removed, inputs) for removed in removals)
         plan = build(units, removals[1])
         small = fk.apply(model, plan)
         reloads = None if large else reloader.agrees(entry, seed, small, plan, inputs)
@@ -147,12 +144,14 @@ def without_rule(units: fk.UnitMap) -> tuple[str, ...]:
     return tuple(op for note in units.notes if note.startswith(said) for op in note.removeprefix(said).split(", "))
 
 
-def _error(model: nn.Module, units: fk.UnitMap, removed: list[IndexArray], inputs: Any) -> float:
+def _error(entry: Entry, model: nn.Module, units: fk.UnitMap, removed: list[IndexArray], inputs: Any) -> float:
     """The larger one of those without and with gradients, since some modules take another path then."""
     plan = build(units, removed)
     small = fk.apply(model, plan)
-    with fk.Plan(**vars(plan)).masked(model):
-        without = difference(model, small, inputs)
-        with torch.enable_grad(), in_double(model):
-            expected, found = call_model(model, inputs), call_model(small, inputs)
-    return max(without, distance(expected, found))
+    worst = 0.0
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), in_double(model):
+            with fk.Plan(**vars(plan)).masked(model):
+                expected = entry.results(model, inputs)
+            worst = max(worst, distance(expected, entry.results(small, inputs)))
+    return worst

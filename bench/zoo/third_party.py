@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.zoo.entry import Entry
+from bench.zoo.entry import Batches, Entry, unlabelled
 
 Use = Callable[[nn.Module, Any], Any]
 
@@ -245,20 +245,41 @@ YOLO = (
 def _yolo(name: str) -> tuple[nn.Module, torch.Tensor]:
     logging.getLogger("ultralytics").setLevel(logging.ERROR)
     ultralytics = importlib.import_module("ultralytics")
-    return ultralytics.YOLO(f"{name}.yaml").model.eval(), torch.randn(2, 3, 64, 64)
+    model = ultralytics.YOLO(f"{name}.yaml").model.eval()
+    model.args = importlib.import_module("ultralytics.cfg").get_cfg()  # what its loss weighs its parts by
+    return model, torch.randn(2, 3, 64, 64)
+
+
+def _boxes(images: torch.Tensor) -> Batches:
+    """A batch as its own loader makes it, with two objects an image; the model has the loss."""
+    samples = len(images)
+    where = {"cls": torch.randint(0, 80, (2 * samples, 1)).float(), "bboxes": torch.rand(2 * samples, 4) * 0.4 + 0.3}
+    return [{"img": images, **where, "batch_idx": torch.arange(samples).repeat_interleave(2).float()}] * 2, None
+
+
+def _fused(model: nn.Module, images: torch.Tensor) -> Any:
+    """Convolutions with their norms folded in, as it is deployed."""
+    return model.fuse(verbose=False)(images)  # type: ignore[operator]
 
 
 def _ultralytics() -> Iterator[Entry]:
-    yield from (Entry("ultralytics", name, partial(_yolo, name)) for name in YOLO)
+    for name in YOLO:
+        plain = all(task not in name for task in ("seg", "pose", "cls", "obb"))
+        yield Entry("ultralytics", name, partial(_yolo, name), _boxes if plain else unlabelled, _fused)
 
 
 def _graph() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(9, 8), torch.randint(0, 9, (2, 30))
 
 
+def _nodes(graph: tuple[torch.Tensor, torch.Tensor]) -> Batches:
+    """The whole graph, and a class for every node."""
+    return [(graph, torch.arange(len(graph[0])) % 3)] * 2, nn.functional.cross_entropy
+
+
 GRAPHS: dict[str, Model] = {
     name.lower(): Model(f"torch_geometric.nn:{name}", _graph, options, (8, 16, 2, 3))
-    for name, options in {"GCN": {}, "GAT": {"heads": 2}, "GraphSAGE": {}, "GIN": {}}.items()
+    for name, options in {"GCN": {}, "GAT": {"heads": 2}, "GraphSAGE": {}, "GIN": {}, "EdgeCNN": {}}.items()
 }
 
 _TOWER: dict[str, Any] = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width": 8}
@@ -304,8 +325,9 @@ _OTHERS: dict[str, dict[str, Model]] = {
 
 
 def _listed(library: str) -> Iterator[Entry]:
+    batches = _nodes if library == "torch_geometric" else unlabelled
     for name, model in _OTHERS[library].items():
-        yield Entry(library, name, model.load, use=model.use)
+        yield Entry(library, name, model.load, batches, model.use)
 
 
 SOURCES: dict[str, Callable[[], Iterator[Entry]]] = {

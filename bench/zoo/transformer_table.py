@@ -15,12 +15,12 @@ _DECODER = {
 _GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 67, "n_positions": 64}
 _VISION = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 
-# inner layers three times as wide as the stream, as in models that people use
+# inner layers three times as wide as the stream, and several of them, so that tables of embeddings weigh little
 _WIDE = {
     "vocab_size": 67,
     "hidden_size": 32,
     "intermediate_size": 96,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }
@@ -28,7 +28,7 @@ _GROUPED = {**_WIDE, "num_key_value_heads": 2}
 _IMAGES = {
     "hidden_size": 32,
     "intermediate_size": 96,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "image_size": 32,
     "patch_size": 8,
@@ -36,8 +36,8 @@ _IMAGES = {
 _SEQ2SEQ = {
     "vocab_size": 67,
     "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
+    "encoder_layers": 3,
+    "decoder_layers": 3,
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
     "encoder_ffn_dim": 96,
@@ -51,7 +51,7 @@ _SEQ2SEQ = {
 _WAVES = {
     "vocab_size": 32,
     "hidden_size": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "intermediate_size": 96,
     "conv_dim": (16, 16),
@@ -432,7 +432,7 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any], str]] = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 24,
             "shared_expert_intermediate_size": 24,
-            "layer_types": ["linear_attention", "full_attention"],
+            "layer_types": ["linear_attention", "full_attention"] * 2,
         },
         "ids",
     ),

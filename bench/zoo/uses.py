@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 import fairkern as fk
 from bench.zoo.entry import Entry, squared
-from fairkern.model.nested import call_model
 from fairkern.prove.inputs import distance
 
 CLOSE = 1e-9  # of gradients with checkpointing to those without, in float64
@@ -38,8 +38,8 @@ def tried(entry: Entry, model: nn.Module, small: nn.Module, inputs: Any) -> Uses
     """All of them, on copies: `model` and `small`, what is left of it, stay as they are."""
     keep = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     return Uses(
-        trains=_both(_gradients, model, small, inputs),
-        checkpoints=_both(_checkpointed, model, small, inputs),
+        trains=_both(partial(_gradients, entry), model, small, inputs),
+        checkpoints=_both(partial(_checkpointed, entry), model, small, inputs),
         workflow="" if entry.use is None else _both(entry.use, model, small, inputs),
         **_by_own_batches(entry, keep),
     )
@@ -76,7 +76,7 @@ def _both(use: Callable[[nn.Module, Any], Any], model: nn.Module, small: nn.Modu
     return _outcome(lambda: use(copy.deepcopy(small), inputs))
 
 
-def _gradients(model: nn.Module, inputs: Any, checkpointed: bool = False) -> dict[str, Tensor]:
+def _gradients(entry: Entry, model: nn.Module, inputs: Any, checkpointed: bool = False) -> dict[str, Tensor]:
     """Of every parameter, after one step in train mode with the random state of the seed."""
     model.train()
     if checkpointed and hasattr(model, "gradient_checkpointing_enable"):
@@ -88,15 +88,15 @@ def _gradients(model: nn.Module, inputs: Any, checkpointed: bool = False) -> dic
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         if checkpointed:
-            output = checkpoint(call_model, model, inputs, use_reentrant=False)
+            output = checkpoint(entry.learn, model, inputs, use_reentrant=False)
         else:
-            output = call_model(model, inputs)
+            output = entry.learn(model, inputs)
         squared(output).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def _checkpointed(model: nn.Module, inputs: Any) -> None:
-    plain, again = _gradients(copy.deepcopy(model), inputs), _gradients(model, inputs, checkpointed=True)
+def _checkpointed(entry: Entry, model: nn.Module, inputs: Any) -> None:
+    plain, again = _gradients(entry, copy.deepcopy(model), inputs), _gradients(entry, model, inputs, checkpointed=True)
     close = CLOSE if all(g.dtype == torch.float64 for g in plain.values()) else COARSE
     if plain.keys() != again.keys() or (apart := distance(plain, again)) > close:
         raise RuntimeError(f"gradients are {apart:.0e} apart with checkpointing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
 from fairkern.axes.dims import CONSTANT, Fixed, Track
@@ -19,10 +19,11 @@ from fairkern.axes.rules.registry import RULES
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
+from fairkern.model.operator_mode import UncompiledMode
 from fairkern.model.untouched import Originals
 
 
-class OperatorMode(TorchDispatchMode):
+class OperatorMode(UncompiledMode):
     """`held`: the parameters and buffers. `training`: the run in train mode, which only looks for what eval mode did
     not reach."""
 
@@ -50,9 +51,9 @@ class OperatorMode(TorchDispatchMode):
         if func.namespace == "prim":  # the device or layout of a fake tensor
             return func(*args, **(kwargs or {}))
         self._tracing.deadline.check(f"{func._schema.name} in {self._modules.current().site.module or 'the model'}")
-        arguments = _bind(func, args, kwargs or {})
-        tensors = [t for value in arguments.values() for t in tensors_in(value)]
-        written = _written(func, arguments)
+        arguments, writes = _bind(func, args, kwargs or {})
+        tensors = list(tensors_in(arguments))
+        written = [t for name in writes for t in tensors_in(arguments[name])]
         for t in written:
             self._originals.about_to_write(t)
         strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
@@ -184,22 +185,15 @@ def _memory(tensor: Tensor) -> int | None:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
 
 
-def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    bound: dict[str, Any] = {}
-    for i, argument in enumerate(func._schema.arguments):
-        if i < len(args):
-            bound[argument.name] = args[i]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
+def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
+    """What an operator is given, by argument; and the arguments that it writes to."""
+    defaults, writes = _arguments(func)
+    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}, writes
 
 
-def _written(func: Any, arguments: Mapping[str, Any]) -> list[Tensor]:
-    return [
-        t
-        for a in func._schema.arguments
-        if a.alias_info is not None and a.alias_info.is_write
-        for t in tensors_in(arguments[a.name])
-    ]
+@functools.cache
+def _arguments(func: Any) -> tuple[dict[str, Any], Sequence[str]]:
+    """An operator's arguments, in order, with their defaults; and those that it writes to."""
+    arguments = func._schema.arguments
+    writes = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
+    return {a.name: a.default_value for a in arguments}, writes

@@ -17,16 +17,14 @@ class Scopes:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, dict[int, np.ndarray]] = defaultdict(dict)  # by id: the same vector comes often
+        self._seen: dict[str, dict[int, Track]] = defaultdict(dict)  # by id: the same track comes often
         self._users: dict[str, set[str]] = defaultdict(set)
 
     def saw(self, code: str, tracks: Iterable[Track]) -> None:
         """Tensors passed through this code: an operator took or made them, or a module that it calls."""
         seen = self._seen[code]
         for track in tracks:
-            for dim in track.dims:
-                if isinstance(dim, np.ndarray):
-                    seen[id(dim)] = dim
+            seen[id(track)] = track
 
     def uses(self, code: str, name: str) -> None:
         """This code called the module, or read the parameter or buffer, of this name."""
@@ -34,7 +32,8 @@ class Scopes:
 
     def streams(self, code: str) -> list[np.ndarray]:
         """The tracked dimensions of all tensors that passed through this code."""
-        return list(self._seen[code].values()) if code in self._seen else []
+        tracks = self._seen[code].values() if code in self._seen else ()
+        return list({id(dim): dim for track in tracks for dim in track.dims if isinstance(dim, np.ndarray)}.values())
 
     def touched(self, path: str) -> bool:
         """Whether any code used the module at `path` or anything in it."""

@@ -80,9 +80,10 @@ def _trace(
 
 def _couple_recurrent(model: nn.Module, tracing: Tracing) -> None:
     """All layers and directions of a recurrent module have one hidden size: their units go together."""
-    names = {id(t): n for n, t in model.named_parameters()}
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
+    recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    if recurrent:
+        names = {id(t): n for n, t in model.named_parameters()}
+        for module in recurrent:
             states = [tracing.tensors[names[id(w)]][1] for n, w in module.named_parameters() if "weight_hh" in n]
             hidden = [nodes for nodes in states if nodes is not None]
             for other in hidden[1:]:

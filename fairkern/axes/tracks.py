@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.axes.dims import Dim, Track
 from fairkern.axes.graph import Graph
+from fairkern.model.by_tensor import ByTensor
 from fairkern.model.nested import elements, tensors_in
 
 _DATA: Any = Tensor.data
@@ -25,10 +25,10 @@ class Tracks:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._by_tensor: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._still: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._by_tensor: ByTensor[Track] = ByTensor()
+        self._still: ByTensor[bool] = ByTensor()
         self._by_memory: dict[int, tuple[StorageWeakRef, Track]] = {}  # the weak reference keeps the key unique
-        self._filled: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._filled: ByTensor[list[Dim]] = ByTensor()
 
     def __contains__(self, tensor: Tensor) -> bool:
         return tensor in self._by_tensor
@@ -71,7 +71,7 @@ class Tracks:
             if still:
                 self._still[tensor] = True
             else:
-                self._still.pop(tensor, None)
+                self._still.discard(tensor)
 
     def still(self, tensors: Iterable[Tensor]) -> bool:
         """Whether no input changes any of these."""

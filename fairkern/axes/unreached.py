@@ -59,6 +59,8 @@ def freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
     called = sorted(tracing.unused & reached)
     if called:
         raise InputError(f"unused= takes in {called[0]}, which the example inputs reach")
+    if not missed:
+        return
     unread = _Unread(model, tracing)
     for name in missed:
         if not (name not in tracing.unused and unread.goes_along(name)):

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fairkern.model.nested import tensors_in
+from fairkern.model.operator_mode import UncompiledMode
 
 _PICKING = {torch.ops.aten.index, torch.ops.aten.index_select, torch.ops.aten.gather, torch.ops.aten.take}
 _ADDING = {torch.ops.aten.add, torch.ops.aten.add_}
@@ -20,7 +20,7 @@ _PUTTING = {
 }
 
 
-class Chosen(TorchDispatchMode):
+class Chosen(UncompiledMode):
     """Follows what is picked by decisions over computed values: the largest of scores, boxes that suppression leaves.
 
     A tensor is *computed* where a weight of the model went into it, a *decision* where it says something of computed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.config import follow_config
-from fairkern.compact.descriptors import Held, Index, check, check_pruned, kept, match
+from fairkern.compact.descriptors import Held, Index, check_pruned, cuts
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
 from fairkern.model.attributes import write_attribute
@@ -37,22 +37,21 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
     Raises PlanMismatchError (plan for another architecture), InputError (a model that cannot be copied, a
     sparse or quantised tensor), BackendError (`backend`, as in `fairkern.ops.gather`).
     """
-    check(model, plan)
-    cuts = match(model, kept(plan))
-    for held, _ in cuts:
+    found = cuts(model, plan)
+    for held, _ in found:
         if held.tensor.layout != torch.strided or held.tensor.is_quantized:
             raise InputError(f"{held.names[0]} is {held.tensor.layout} {held.tensor.dtype}: only dense tensors are cut")
     with torch.no_grad():
         if inplace:
             small = model
             set_sizes(small, plan)
-            for held, index in cuts:
+            for held, index in found:
                 _replace(held.tensor, index, backend)
             forget(model)
             forget_casts()
         else:
-            gathered = gather_dense([(held.tensor, index) for held, index in cuts], backend)
-            cut = [(held, tensor) for (held, _), tensor in zip(cuts, gathered, strict=True)]
+            gathered = gather_dense([(held.tensor, index) for held, index in found], backend)
+            cut = [(held, tensor) for (held, _), tensor in zip(found, gathered, strict=True)]
             small = copy_with(model, cut, gone(model, plan))
             set_sizes(small, plan)
             check_pruned(small, plan)
@@ -91,8 +90,9 @@ def copy_with(
     Raises InputError when the model cannot be copied.
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}
-    memo |= {id(cache): {} for cache in caches(model)}
-    memo |= {id(getattr(module, name)): None for module, name in held_states(model)}
+    modules = list(model.modules())
+    memo |= {id(cache): {} for cache in caches(modules)}
+    memo |= {id(getattr(module, name)): None for module, name in held_states(modules)}
     memo |= {id(module): nn.Module() for module in left_out}
     try:
         return copy.deepcopy(model, memo)

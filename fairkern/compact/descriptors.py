@@ -37,15 +37,16 @@ def tensors_of(model: nn.Module) -> list[Held]:
     Raises InputError for a lazy module that has not run yet.
     """
     found: dict[int, tuple[Tensor, list[str]]] = {}
-    filled = {id(module._buffers[name]) for module, name in filled_buffers(model)}
-    for name, tensor in (
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ):
+    modules = list(model.named_modules(remove_duplicate=False))
+    filled = {id(module._buffers[name]) for module, name in filled_buffers(module for _, module in modules)}
+    for kind in ("_parameters", "_buffers"):
+        for path, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in filled:
+                    found.setdefault(id(tensor), (tensor, []))[1].append(f"{path}.{name}" if path else name)
+    for tensor, names in found.values():
         if is_lazy(tensor):
-            raise InputError(f"{name} has no shape yet: run the lazy module once before pruning the model")
-        if id(tensor) not in filled:
-            found.setdefault(id(tensor), (tensor, []))[1].append(name)
+            raise InputError(f"{names[0]} has no shape yet: run the lazy module once before pruning the model")
     return [Held(tensor, tuple(names)) for tensor, names in found.values()]
 
 
@@ -99,8 +100,12 @@ def match(model: nn.Module, indices: dict[str, Index]) -> list[tuple[Held, Index
 
     Raises PlanMismatchError when two names of one tensor ask for different positions.
     """
+    return _matched(tensors_of(model), indices) if indices else []
+
+
+def _matched(tensors: Iterable[Held], indices: dict[str, Index]) -> list[tuple[Held, Index]]:
     matched = []
-    for held in tensors_of(model):
+    for held in tensors:
         merged: Index = {}
         for name in held.names:
             for dim, positions in indices.get(name, {}).items():
@@ -121,6 +126,15 @@ def check(model: nn.Module, plan: Plan) -> None:
     of its names at least), nothing else may be there, and every attribute has to hold what the plan found.
     Raises PlanMismatchError naming the first axis that differs.
     """
+    _checked(model, plan)
+
+
+def cuts(model: nn.Module, plan: Plan) -> list[tuple[Held, Index]]:
+    """The tensors that `plan` cuts, each with the positions that stay; checks as `check` does."""
+    return _matched(*_checked(model, plan))
+
+
+def _checked(model: nn.Module, plan: Plan) -> tuple[list[Held], dict[str, Index]]:
     held = tensors_of(model)
     known = {name for item in held for name in item.names}
     absent = next((name for name in plan.shapes if name not in known), None)
@@ -138,7 +152,7 @@ def check(model: nn.Module, plan: Plan) -> None:
             )
         for name in names:
             _check_shape(name, tuple(item.tensor.shape), model, plan)
-    kept(plan)
+    staying = kept(plan)
     _check_lists(model, plan)
     for change in plan.attributes:
         try:
@@ -153,7 +167,7 @@ def check(model: nn.Module, plan: Plan) -> None:
         value = config_value(vars(model).get("config"), field)
         if value != field.before:
             raise PlanMismatchError(f"config.{field.name} is {value!r} here, the plan expects {field.before}")
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules()) if plan.sites or plan.replacements else {}
     for site in plan.sites:
         if site.module not in modules:
             raise PlanMismatchError(f"the plan changes sizes that {site.module} passes on: no such module")
@@ -164,10 +178,11 @@ def check(model: nn.Module, plan: Plan) -> None:
             raise PlanMismatchError(
                 f"{replacement.module} is a {type(found).__name__} here, the plan expects {expected}"
             )
+    return held, staying
 
 
 def _check_lists(model: nn.Module, plan: Plan) -> None:
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules()) if plan.lists else {}
     for path, names in plan.lists.items():
         found = tuple(modules[path]._modules) if path in modules else None
         if found != names:

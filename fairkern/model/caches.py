@@ -86,10 +86,13 @@ class Calls:
         return self.results(call_with(model, {**arguments, **states}))
 
 
-def calls_of(model: nn.Module, inputs: Any, output: Any) -> Calls:
+def calls_of(model: nn.Module, inputs: Any, output: Any, onward: bool = True) -> Calls:
     """How `model` is called on from `output`, which it gave for `inputs`: what looks like a further call is tried.
 
-    Cost: nothing where it returns no state, else one or two calls.
+    `onward=False`: only what of the output is a state.
+
+    Cost: nothing where it returns no state, else one or two calls; with `onward=False` only where nothing else tells a
+    state.
     """
     parameters, arguments = _parameters(model), given(model, inputs)
     entries = _entries(output)
@@ -102,7 +105,7 @@ def calls_of(model: nn.Module, inputs: Any, output: Any) -> Calls:
         if _listed(output) and 0 < len(free) < len(output) and not any(map(is_cache, output)):
             found = _with_step(replace(calls, last=tuple(free)), model, inputs, output)
             return found if found.step and _told_apart(found, model, inputs, output) else calls
-        return _with_step(calls, model, inputs, output)
+        return _with_step(calls, model, inputs, output) if onward else calls
 
 
 def with_loop(calls: Calls, model: nn.Module, inputs: Any) -> tuple[Calls, list[Tensor], str | None]:

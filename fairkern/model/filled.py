@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dis
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import CodeType
 from typing import Any
 
 from torch import nn
 
 
-def filled_buffers(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Buffers that hold a tensor, are not saved, and that the constructor left empty and `forward` fills."""
-    for module in model.modules():
+def filled_buffers(modules: Iterable[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
+    """Buffers of these modules that hold a tensor, are not saved, and that the constructor left empty and `forward`
+    fills."""
+    for module in modules:
         if module._non_persistent_buffers_set:
             kind: Any = type(module)
             for name in sorted(module._non_persistent_buffers_set & _filled_by_forward(kind)):

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -178,15 +178,26 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor of nested sequences, mappings and dataclasses, in order."""
     if isinstance(value, Tensor):
         yield value
+        return
+    if type(value) in _WITHOUT_TENSORS:
+        return
+    items: Iterable[Any] = ()
+    if isinstance(value, (tuple, list)):
+        items = value
     elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
+        items = value.values()
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors_in(getattr(value, field.name))
+        items = (getattr(value, field.name) for field in dataclasses.fields(value))
+    for item in items:
+        if isinstance(item, Tensor):
+            yield item
+        elif type(item) not in _WITHOUT_TENSORS:
+            yield from tensors_in(item)
+
+
+_WITHOUT_TENSORS = frozenset(
+    [type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format]
+)
 
 
 def tensors_within(value: Any, caches: bool = True) -> Iterator[Tensor]:

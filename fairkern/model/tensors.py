@@ -12,9 +12,15 @@ LISTS = (nn.ModuleList, nn.ModuleDict)
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer once, by its first name, but for buffers that a forward pass fills."""
-    found: dict[str, Tensor] = dict(model.named_parameters())
-    filled = {id(module._buffers[name]) for module, name in filled_buffers(model)}
-    found.update((name, buffer) for name, buffer in model.named_buffers() if id(buffer) not in filled)
+    modules = dict(model.named_modules())
+    filled = {id(module._buffers[name]) for module, name in filled_buffers(modules.values())}
+    found: dict[str, Tensor] = {}
+    for kind, left_out in (("_parameters", set[int]()), ("_buffers", filled)):
+        for path, module in modules.items():
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in left_out:
+                    left_out.add(id(tensor))
+                    found[f"{path}.{name}" if path else name] = tensor
     return found
 
 

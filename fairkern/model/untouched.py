@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dis
 import functools
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
     """
     attributes = [(module, dict(module.__dict__)) for module in model.modules()]
     collections = [
-        (value, copy.copy(value))
+        (value, value.copy())
         for _, held in attributes
         for value in held.values()
         if type(value) in (list, dict, OrderedDict, set)
@@ -91,37 +90,38 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
                         buffer.resize_(saved.shape).copy_(saved)  # an observer's first range has a length of its own
 
 
-def caches(model: nn.Module) -> Iterator[dict[Any, Tensor]]:
-    """Dictionaries of tensors that modules keep between runs under a name with "cache" in it: what they hold was
+def caches(modules: Iterable[nn.Module]) -> Iterator[dict[Any, Tensor]]:
+    """Dictionaries of tensors that these modules keep between runs under a name with "cache" in it: what they hold was
     computed from the weights, and is computed again where it is missing."""
-    for module in model.modules():
+    for module in modules:
         for name, value in vars(module).items():
             if "cache" in name and type(value) is dict and value and all(isinstance(v, Tensor) for v in value.values()):
                 yield value
 
 
-def held_states(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """Attributes in which modules keep a state from one call to the next: tensors that are neither parameters nor
+def held_states(modules: Collection[nn.Module]) -> Iterator[tuple[nn.Module, str]]:
+    """Attributes in which these modules keep a state from one call to the next: tensors that are neither parameters nor
     buffers, under a name that speaks of a state, where the constructor put None; and buffers that `forward` fills."""
-    yield from filled_buffers(model)
-    for module in model.modules():
+    yield from filled_buffers(modules)
+    for module in modules:
         kind: Any = type(module)
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and speaks_of_state(name) and name in _left_empty(kind):
+        for name in _empty_states(kind):
+            if isinstance(vars(module).get(name), Tensor):
                 yield module, name
 
 
 def forget(model: nn.Module) -> None:
     """Empty the caches, and put held states back to None."""
-    for cache in caches(model):
+    modules = list(model.modules())
+    for cache in caches(modules):
         cache.clear()
-    for module, name in list(held_states(model)):
+    for module, name in list(held_states(modules)):
         setattr(module, name, None)
 
 
 @functools.cache
-def _left_empty(kind: Any) -> frozenset[str]:
-    """The attributes that a class's constructors set to None."""
+def _empty_states(kind: Any) -> tuple[str, ...]:
+    """The attributes that a class's constructors set to None, of a name that speaks of a state."""
     found = set()
     for code in (getattr(made.__dict__.get("__init__"), "__code__", None) for made in kind.__mro__):
         value = None
@@ -132,7 +132,7 @@ def _left_empty(kind: Any) -> frozenset[str]:
                 value = step
             elif not step.opname.startswith(("LOAD_FAST", "COPY", "DUP_TOP", "STORE_ATTR")):
                 value = None
-    return frozenset(found)
+    return tuple(sorted(filter(speaks_of_state, found)))
 
 
 def valueless(tensor: Tensor) -> bool:

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
+from fairkern.model.by_tensor import ByTensor
 from fairkern.model.nested import map_tensors, tensors_in
 
 
@@ -48,7 +48,7 @@ class WeightCalls(TorchFunctionMode):
             if memory is not None:
                 owners.setdefault(memory, {}).setdefault(int(tensor.storage_offset()), name)
         self._owners = {memory: sorted(at.items()) for memory, at in owners.items()}
-        self._computed: WeakIdKeyDictionary = WeakIdKeyDictionary()  # from weights: their names
+        self._computed: ByTensor[tuple[str, ...]] = ByTensor()  # from weights: their names
 
     def _names(self, tensor: Tensor) -> tuple[str, ...]:
         """The weight that this tensor is, or is a view of; those that it was computed from; empty for an activation."""
@@ -69,9 +69,9 @@ class WeightCalls(TorchFunctionMode):
         kwargs = kwargs or {}
         given = list(tensors_in([args, kwargs]))
         owners = [self._names(tensor) for tensor in given]
-        weights = dict.fromkeys(name for names in owners for name in names)
-        if not weights:
+        if not any(owners):
             return func(*args, **kwargs)
+        weights = dict.fromkeys(name for names in owners for name in names)
         if all(names or tensor.dim() == 0 for names, tensor in zip(owners, given, strict=True)):
             result = func(*args, **kwargs)
             self._keep(result, tuple(weights))

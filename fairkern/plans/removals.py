@@ -58,17 +58,21 @@ def drawn(group: AxisGroup, count: int, generator: np.random.Generator) -> Index
 
 
 def about_half(units: UnitMap, seed: int) -> list[IndexArray]:
-    """Between three and five eighths of every prunable group, so that sizes seldom coincide by chance.
+    """Between three and five eighths of every prunable group, so that sizes seldom coincide by chance; of small groups
+    of one size in turn one unit less than half, one more, and half: what has to lose as many as another shows.
 
     What no kernel runs on need not be a multiple. Draws from a generator of its own, as `random_removal` does.
     """
     generator = np.random.default_rng(seed)
     removed = []
+    seen: dict[int, int] = {}
     for group in units.groups:
         if group.frozen is not None or group.units <= group.least:
             removed.append(NONE)
             continue
         slack = group.units // 8
-        count = min(group.units // 2 + int(generator.integers(-slack, slack + 1)), group.units - group.least)
+        turn = seen[group.units] = seen.get(group.units, -1) + 1
+        shift = int(generator.integers(-slack, slack + 1)) if slack else (-1, 1, 0)[turn % 3]
+        count = min(max(group.units // 2 + shift, 1), group.units - group.least)
         removed.append(drawn(group, count, generator))
     return removed

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from fairkern.prove.description import described
 from fairkern.prove.inputs import vary
 from fairkern.prove.strategy import proven
 from fairkern.prove.trial import check_values, difference, failure, prove
 
-__all__ = ["check_values", "described", "difference", "failure", "prove", "proven", "vary"]
+__all__ = ["check_values", "difference", "failure", "prove", "proven", "vary"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +18,16 @@ from fairkern.model.raised import in_words
 from fairkern.model.tensors import named_tensors
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, random_removal
-from fairkern.prove.trial import failure
+from fairkern.prove.trial import Prepared, failure
 from fairkern.types import Plan, UnitMap
 
 
-def described(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> UnitMap:
+def described(
+    model: nn.Module, units: UnitMap, inputs: Any, seed: int, prepared: Callable[[], Prepared] | None = None
+) -> UnitMap:
     """The map with the fields of the model's configuration that follow a cut.
+
+    `prepared()`: the copy that a proof on these inputs with this seed used.
 
     Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that
     are left, and the cut model still computes what the masked one does. Heads are left out if it fails with them.
@@ -39,7 +43,9 @@ def described(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> UnitM
         removed = [half[g] if g in cut else NONE for g in range(len(units.groups))]
         candidate = replace(units, config=tuple(tried))
         plan = build(candidate, removed)
-        reason = undescribed(model, plan, shapes_after(plan)) or failure(model, candidate, removed, inputs, seed=seed)
+        reason = undescribed(model, plan, shapes_after(plan)) or failure(
+            model, candidate, removed, inputs, seed=seed, prepared=None if prepared is None else prepared()
+        )
         if reason is None:
             return replace(candidate, notes=(*units.notes, *notes))
         names = ", ".join(f.name for f in tried)

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern.model.nested import map_tensors
+from fairkern.model.operator_mode import UncompiledMode
 
 _COARSER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
-class Double(TorchDispatchMode):
+class Double(UncompiledMode):
     """`x.float()`, `softmax(x, dtype=torch.float32)` and the like give float64, in scripted functions too.
 
     It looks at operators and not at torch's functions: torch takes no fused path under a mode for those, and the model

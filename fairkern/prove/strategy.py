@@ -11,6 +11,7 @@ from torch import nn
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.model.size_calls import BY_NAME
+from fairkern.prove.description import described
 from fairkern.prove.search import Failed
 from fairkern.prove.trial import Prepared, failing, prepare
 from fairkern.types import Axis, AxisGroup, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
@@ -49,7 +50,7 @@ class _Proof:
                 seed=self._seed,
                 numbers=numbers,
                 together=together,
-                prepared=self._prepare(tried, number),
+                prepared=self.prepared(tried, number),
                 doubtful=doubtful,
                 most=None if most is None else most - len(failed),
                 said=self._said[known][1] if known in self._said else None,
@@ -62,7 +63,8 @@ class _Proof:
                 break
         return candidate if numbers is None else candidate.with_learned(numbers), failed
 
-    def _prepare(self, units: UnitMap, number: int) -> Prepared:
+    def prepared(self, units: UnitMap, number: int) -> Prepared:
+        """The copy that the proofs on this run use."""
         if self._prepared is None or self._prepared[0] != number:
             self._prepared = None
             self._prepared = number, prepare(self._model, units, self._runs[number], self._seed)
@@ -125,7 +127,16 @@ def proven(
     seed: int,
     deadline: Deadline,
 ) -> UnitMap:
-    """The map with every group frozen that fails on any of the inputs.
+    """The map with every group frozen that fails on any of the inputs, and with what of the model's configuration
+    follows a cut."""
+    proof = _Proof(model, runs, seed, deadline)
+    units = replace(_proven(proof, certain, daring), proven=True)
+    deadline.check("proving groups")
+    return described(model, units, runs[0], seed, lambda: proof.prepared(units, 0))
+
+
+def _proven(proof: _Proof, certain: Solution, daring: Solution | None) -> UnitMap:
+    """The map with every group frozen that fails.
 
     `daring`, which cuts more than the trace vouches for, is taken if all of its groups pass together, or all but
     those that fail in the certain map too; else what is left of it, where that is more than of the certain map. Of
@@ -134,7 +145,6 @@ def proven(
     be a coincidence (those of one value, then all), and with those that the code may compare its inputs with. If none
     of these passes whole, the one with which the fewest groups fail.
     """
-    proof = _Proof(model, runs, seed, deadline)
     units, sites = certain.units, certain.sites
     tried = [(units, sites)]
     if daring is not None:

@@ -19,6 +19,7 @@ from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
 from fairkern.model.caches import Calls, calls_of, with_loop
 from fairkern.model.fused import one_by_one, running_as
+from fairkern.model.generation import can_generate
 from fairkern.model.nested import call_model, map_tensors
 from fairkern.model.raised import in_words, running
 from fairkern.model.untouched import forget, untouched, valueless
@@ -51,7 +52,7 @@ def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
     with torch.no_grad():
         with untouched(model), in_double(model):
             expected = call_model(model, inputs)
-            calls = calls_of(model, inputs, expected)
+            calls = calls_of(model, inputs, expected, onward=False)
         with in_double(small):
             return distance(calls.results(expected), calls.results(call_model(small, inputs)))
 
@@ -156,14 +157,22 @@ def check_values(model: nn.Module) -> None:
 
 
 def failure(
-    model: nn.Module, units: UnitMap, removed: Sequence[IndexArray], inputs: Any, *, seed: int = 0
+    model: nn.Module,
+    units: UnitMap,
+    removed: Sequence[IndexArray],
+    inputs: Any,
+    *,
+    seed: int = 0,
+    prepared: Prepared | None = None,
 ) -> str | None:
     """Why the model without these units is not the masked model, on inputs as `prove` makes them; None when it is.
+
+    `prepared`: as of `failing`.
 
     Cost and errors as of `prove` when nothing fails.
     """
     with _own_random_state(model), torch.no_grad():
-        trial = _Trial(prepare(model, units, inputs, seed), units, removed, None, None)
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, None)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
 
@@ -205,10 +214,7 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
                     torch.manual_seed(seed)
                     output = call_model(copy, cast)
                 with mode, running_as(copy, _experts(units)):
-                    calls = calls_of(copy, cast, output)
-                    forget(copy)
-                    calls, onward, _ = with_loop(calls, copy, cast)
-                    onward = onward or calls.onward(copy, cast, output)
+                    calls, onward = _onward(copy, cast, output)
             except Exception as error:
                 problem = error
                 continue
@@ -221,6 +227,20 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
     if problem is not None:
         raise problem
     return prepared
+
+
+def _onward(model: nn.Module, inputs: Any, output: Any) -> tuple[Calls, list[Tensor]]:
+    """How the model is called on, by its own loop where that runs, and what that gives."""
+    generates = can_generate(model)
+    calls, onward = calls_of(model, inputs, output, onward=not generates), list[Tensor]()
+    if generates:
+        forget(model)
+        calls, onward, problem = with_loop(calls, model, inputs)
+        if problem is not None:
+            forget(model)
+            output = call_model(model, inputs)
+            calls = calls_of(model, inputs, output)
+    return calls, onward or calls.onward(model, inputs, output)
 
 
 def _experts(units: UnitMap) -> dict[str, Any]:

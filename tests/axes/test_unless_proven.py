@@ -136,6 +136,7 @@ ALLOWED = {
 @pytest.mark.parametrize("name", ALLOWED)
 def test_what_follows_the_cut_goes(name: str) -> None:
     build, expected = ALLOWED[name]
+    torch.manual_seed(0)  # a unit that is off on all samples would tell nothing
     assert unit_map(build(), [X]).prunable == (), "the trace alone cannot know"
     model = build()
     units = fk.trace(model, X)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern.plans.build import build
-from fairkern.plans.removals import random_removal
+from fairkern.plans.removals import about_half, random_removal
 from fairkern.prove import difference
 
 HEADS, SIZE, WIDTH, PLACES = 4, 3, 8, 16
@@ -239,3 +239,10 @@ def test_a_number_that_fills_a_dimension_may_be_another() -> None:
     plan = half(units)
     with plan.masked(model):
         assert difference(model, fk.apply(model, plan), x) < 1e-9
+
+
+def test_a_proof_cuts_layers_of_one_size_unlike() -> None:
+    """Layers that only hold together while they lose as many (one tensor of zeros is added to both) so fail."""
+    torch.manual_seed(0)
+    units = fk.trace(Language(TupleCache).double().eval(), torch.randint(0, 11, (2, 5)))
+    assert sorted(len(removed) for removed in about_half(units, 0)) == [HEADS // 2 - 1, HEADS // 2 + 1]

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any], int]] = {
     "Mamba": ("MambaForCausalLM", MAMBA, 0),
     "Mamba2": ("Mamba2ForCausalLM", {**MAMBA, "num_heads": 4, "head_dim": 8, "n_groups": 2, "chunk_size": 4}, 2),
     "RecurrentGemma": ("RecurrentGemmaForCausalLM", {**G, "block_types": ("recurrent", "attention")}, 1),
-    "T5": ("T5ForConditionalGeneration", {**T5, "decoder_start_token_id": 0, "pad_token_id": 0}, 4),
+    "T5": ("T5ForConditionalGeneration", {**T5, "decoder_start_token_id": 0, "pad_token_id": 0}, 2),
     "Bart": ("BartForConditionalGeneration", SEQUENCES, 5),
 }
 
