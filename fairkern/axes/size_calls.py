@@ -155,7 +155,7 @@ def size_sites(
                     extent = extent_of(dim)
                     if extents[extent].parts:
                         lengths[len(dim)].add(extent)
-        if not lengths:
+        if not lengths and not any(c.numbers and BY_NAME[c.function].kind == "asked" for m in seen for c in m.calls):
             continue
         for at, runs in _by_place(seen).items():
             function, count = runs[0][0].function, len(runs[0][0].numbers)

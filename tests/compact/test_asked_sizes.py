@@ -38,6 +38,13 @@ def checked(x: Tensor) -> Tensor:
     return x.unflatten(dim=-1, sizes=(4, size[-1] // 4)).transpose(1, 2)
 
 
+def checked_and_inferred(x: Tensor) -> Tensor:
+    """No number follows but the one that is asked for."""
+    if x.shape[-1] % 4:
+        raise ValueError(f"{x.shape[-1]} is not divisible by 4")
+    return x.unflatten(-1, (-1, 6)).transpose(1, 2)
+
+
 def by_pattern(x: Tensor) -> Tensor:
     einops = pytest.importorskip("einops")
     return einops.rearrange(x, "b n (h d) -> b h n d", h=4)
@@ -47,6 +54,7 @@ SPLITS: dict[str, Split] = {
     "divided": by_division,
     "one at a time": by_last_size,
     "checked": checked,
+    "checked, and inferred": checked_and_inferred,
     "einops": by_pattern,
 }
 
