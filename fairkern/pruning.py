@@ -82,7 +82,8 @@ def prune(
             is one plan for the whole model; `Report.choices["steps"]` has what each step left.
         compensate: None takes "sequential" where it can be had: the loader can be iterated again, the model need not be
             cut in place, the model keeps nothing of a batch in its modules (as a causal cache does), and what is held
-            of all batches at one depth is expected to stay below 4 GiB; else "least_squares". `Report.choices["compensation"]` says which.
+            of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
+            `Report.choices["compensation"]` says which.
 
     Raises what these stages raise, and InputError: fewer than one step, several with `tod`, with `latency` or with a
     loader that can be iterated once only.
