@@ -83,8 +83,9 @@ def prune(
             biases counted that compensation has added before. `max_remove` is spread over the steps likewise. The plan
             is one plan for the whole model; `Report.choices["steps"]` has what each step left.
         compensate: None takes "sequential" where it can be had: the loader can be iterated again, the model need not be
-            cut in place, and what is held of all batches at one depth is expected to stay below 4 GiB; else
-            "least_squares". `Report.choices["compensation"]` says which.
+            cut in place, the model keeps nothing of a batch in its modules (as a causal cache does), and what is held
+            of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
+            `Report.choices["compensation"]` says which.
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
 
     Raises what these stages raise, and InputError: fewer than one step, several with `tod`, with `latency`, with a
@@ -297,7 +298,7 @@ class _Run:
             return Compensation.NONE
         known = self.scores.provenance
         held = 2 * known["predicted_bytes"]["layer"] * known["samples" if known["singly"] else "batches"]
-        sequential = self.asked.again and held <= AT_ONCE
+        sequential = self.asked.again and held <= AT_ONCE and not known.get("keeps")
         return Compensation.SEQUENTIAL if sequential else Compensation.LEAST_SQUARES
 
     def _latencies(self) -> tuple[float, float]:

@@ -80,6 +80,7 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
                 "before": s.before,
                 "after": s.after,
                 **({"at": s.at} if s.at else {}),
+                **({"outright": True} if s.outright else {}),
             }
             for s in plan.sites
         ],
@@ -128,6 +129,7 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
             s["before"].whole(1),
             s["after"].whole(1),
             s.get("at", "").text(),
+            s.get("outright", False).flag(),
         )
         for s in content.optional_items("sites")
     )

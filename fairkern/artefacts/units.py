@@ -96,7 +96,18 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "params": [[t.coefficient, list(t.extents)] for t in units.params],
         "flops": [[t.coefficient, list(t.extents)] for t in units.flops],
         "attributes": [[a.module, a.attribute, a.extent, a.observed] for a in units.attributes],
-        "sites": [[s.module, s.call, s.function, s.place, s.extent, *([s.at] if s.at else [])] for s in units.sites],
+        "sites": [
+            [
+                s.module,
+                s.call,
+                s.function,
+                s.place,
+                s.extent,
+                *([s.at] if s.at else []),
+                *([True] if s.outright else []),
+            ]
+            for s in units.sites
+        ],
         **({"seen": seen_content(seen)} if seen else {}),
         "replacements": [[r.module, r.name] for r in units.replacements],
         "lists": {path: [e.width, list(e.names)] for path, e in units.lists.items()},
@@ -152,12 +163,15 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     for entry in content.optional_items("sites"):
         items = entry.items()
         module, call, function, place, extent, *at = (
-            items if len(items) == 6 else entry.items(5)
-        )  # six by place of code
+            items if len(items) in (6, 7) else entry.items(5)
+        )  # six by place of code, seven where given outright
         where = extent.whole(below=len(extents))
         at_text = at[0].text() if at else ""
         number = call.optional_whole() if at_text else call.whole()
-        sites.append(SizeSite(module.text(), number, function.text(), place.whole(), where, at=at_text))
+        outright = len(at) == 2 and at[1].flag()
+        sites.append(
+            SizeSite(module.text(), number, function.text(), place.whole(), where, at=at_text, outright=outright)
+        )
     replacements = []
     for entry in content.optional_items("replacements"):
         module, name = entry.items(2)

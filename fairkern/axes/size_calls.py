@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.axes.dims import CONSTANT, Dim, Uniform
 from fairkern.axes.facts import SizeCall, SizeCallsOfModule
@@ -21,7 +22,7 @@ from fairkern.axes.rules._call import ModuleCall
 from fairkern.axes.tracks import Tracks
 from fairkern.model.call_places import place_of
 from fairkern.model.nested import tensors_in
-from fairkern.model.size_calls import BY_NAME, SizeFunction, Span, Spans, size_function
+from fairkern.model.size_calls import BY_NAME, Asked, SizeFunction, Span, Spans, size_function
 from fairkern.types import CallSite, Extent, SizeSite
 
 
@@ -33,6 +34,8 @@ class SizeCalls(TorchFunctionMode):
         self._current, self._tracks = current, tracks
         self._calls: dict[CallSite, list[SizeCall]] = defaultdict(list)
         self._filled: list[tuple[CallSite, int, list[Dim]]] = []  # calls that fill a tensor; what is written there
+        self._asked = WeakIdKeyDictionary()  # where the sizes of a tensor were asked for
+        self._used: set[tuple[CallSite, int]] = set()  # calls that asked for sizes of a tensor that was then viewed
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -45,6 +48,10 @@ class SizeCalls(TorchFunctionMode):
         dims = self._dims(function, numbers, args, kwargs, result)
         if function.kind == "filled" and isinstance(result, Tensor) and any(isinstance(d, Uniform) for d in dims):
             self._filled.append((site, len(self._calls[site]), self._tracks.watch(result)))
+        elif function.kind == "asked":
+            self._asked.setdefault(args[0], []).append((site, len(self._calls[site])))
+        elif function.kind in ("shape", "unflatten") and args:
+            self._used.update(call for call in self._asked.get(args[0], ()) if call[0] == site)
         self._calls[site].append(
             SizeCall(
                 place_of(function.name) if numbers else "",
@@ -58,6 +65,11 @@ class SizeCalls(TorchFunctionMode):
 
     def _dims(self, function: SizeFunction, numbers: Sequence[Any], args: Any, kwargs: Any, result: Any) -> list[Dim]:
         nothing: list[Dim] = [CONSTANT] * len(numbers)
+        if isinstance(function, Asked):
+            if args[0] not in self._tracks:
+                return nothing
+            dims, dim = self._tracks.of(args[0]).dims, function.dim(args, kwargs)
+            return list(dims) if dim is None else [dims[dim]]
         if isinstance(function, Spans):
             tensor = args[0] if args else kwargs["input"]
             return self._counted(tensor, function.spans(args, kwargs)) if tensor in self._tracks else nothing
@@ -98,7 +110,19 @@ class SizeCalls(TorchFunctionMode):
                     made[k] = replace(call, numbers=numbers)
         for path, count in calls.items():
             for number in range(count if path not in replaced else 0):
-                yield SizeCallsOfModule(path, tuple(self._calls.get(CallSite(path, number), ())))
+                yield SizeCallsOfModule(path, tuple(self._without_idle_questions(CallSite(path, number))))
+
+    def _without_idle_questions(self, site: CallSite) -> Iterator[SizeCall]:
+        """A module call's calls. Sizes that were asked for follow only where the tensor was viewed later, and not those
+        that torch's own code asks for."""
+        calls = self._calls.get(site, ())
+        used = {call.at for k, call in enumerate(calls) if (site, k) in self._used} - {""}
+        for call in calls:
+            if BY_NAME[call.function].kind != "asked" or call.at in used:
+                yield call
+            else:
+                constant = ((0, CONSTANT),) * len(call.numbers) if used and call.at else ()
+                yield replace(call, numbers=constant)
 
 
 def countable(calls: Sequence[SizeCallsOfModule], even: Callable[[np.ndarray], bool]) -> list[SizeCallsOfModule]:
@@ -124,7 +148,8 @@ def size_sites(
     Calls made at one place of the code are one site where all of them follow the same; else they are told apart by
     their number, where every run makes as many. A number that fills a dimension (`expand`, `zeros`) says nothing of
     units: it follows the only extent of that length that the module's other numbers follow, if there is just one, and
-    if the call is given that length once (a square is a mask over places). The proof has the last word.
+    if the call is given that length once (a square is a mask over places). Where the positions that it counts are all
+    different, nothing was folded into them, and the size may be given outright. The proof has the last word.
     """
     by_path: dict[str, list[SizeCallsOfModule]] = defaultdict(list)
     for made in calls:
@@ -132,12 +157,12 @@ def size_sites(
     for path, seen in by_path.items():
         lengths: dict[int, set[int]] = defaultdict(set)
         for call in (call for made in seen for call in made.calls):
-            for _, dim in call.numbers:
+            for _, dim in call.numbers if BY_NAME[call.function].kind != "asked" else ():
                 if isinstance(dim, np.ndarray):
                     extent = extent_of(dim)
                     if extents[extent].parts:
                         lengths[len(dim)].add(extent)
-        if not lengths:
+        if not lengths and not any(c.numbers and BY_NAME[c.function].kind == "asked" for m in seen for c in m.calls):
             continue
         for at, runs in _by_place(seen).items():
             function, count = runs[0][0].function, len(runs[0][0].numbers)
@@ -145,10 +170,13 @@ def size_sites(
                 continue
             for place in range(count):
                 found = [[_follows(call, place, lengths, extent_of, extents) for call in run] for run in runs]
-                seen_dims = (call.numbers[place][1] for run in runs for call in run)
-                guessed = not any(isinstance(dim, np.ndarray) for dim in seen_dims)
+                dims = [call.numbers[place][1] for run in runs for call in run]
+                guessed = not any(isinstance(dim, np.ndarray) for dim in dims)
+                outright = BY_NAME[function].kind != "asked" and all(
+                    isinstance(dim, np.ndarray) and len(np.unique(dim)) == len(dim) for dim in dims
+                )
                 for number, follows in _agreed(found):
-                    yield SizeSite(path, number, function, place, follows, seen[0].like, at, guessed)
+                    yield SizeSite(path, number, function, place, follows, seen[0].like, at, guessed, outright)
 
 
 def size_places(calls: Sequence[SizeCallsOfModule]) -> dict[str, tuple[str, ...]]:

@@ -113,10 +113,9 @@ def observed_attributes(
         extent = extent_of(given.nodes)
         if cut(extent):
             by_module.setdefault(given.module, {}).setdefault(len(given.nodes), set()).add(extent)
-    known: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, *(c for classes, _ in _BY_CLASS for c in classes))
     for path, lengths in by_module.items():
         module = model.get_submodule(path)
-        if isinstance(module, known) or transposed_linear(module):
+        if _known(module):
             continue
         for length, extents in lengths.items():
             if len(extents) == 1:
@@ -153,6 +152,33 @@ def attributes_like_children(
             if name not in found and len(others) == 1:
                 found[name] = next(iter(others))
         yield from (SizeAttribute(path, name, extent, observed=True) for name, extent in found.items())
+
+
+def attributes_like_own(
+    model: nn.Module, tracing: Tracing, extent_of: Callable[[np.ndarray], int], extents: Sequence[Extent]
+) -> Iterator[SizeAttribute]:
+    """Whole-number attributes that equal one length of the tensors that the module holds itself, where that is of one
+    extent only: what code fills up such a tensor to (a slope per head)."""
+    lengths: dict[str, dict[int, set[int]]] = {}
+    for name, dims in tracing.tensors.items():
+        for nodes in dims:
+            extent = extent_of(nodes) if nodes is not None else None
+            if extent is not None and extents[extent].parts:
+                held = lengths.setdefault(name.rpartition(".")[0], {})
+                held.setdefault(extents[extent].length, set()).add(extent)
+    for path, found in lengths.items():
+        module = model.get_submodule(path)
+        if not _known(module):
+            for length, same in found.items():
+                if len(same) == 1:
+                    held_by = _equal(whole_numbers(module), length)
+                    yield from (SizeAttribute(path, name, next(iter(same)), observed=True) for name in held_by)
+
+
+def _known(module: nn.Module) -> bool:
+    """Whether its attributes are known by its class."""
+    kinds: tuple[type[nn.Module], ...] = (nn.modules.conv._ConvNd, *(c for classes, _ in _BY_CLASS for c in classes))
+    return isinstance(module, kinds) or transposed_linear(module)
 
 
 def _equal(numbers: Iterable[tuple[str, int]], length: int) -> list[str]:

@@ -18,7 +18,7 @@ from fairkern.axes.kinds import holder, kept_units, kind_of
 from fairkern.axes.places import Places
 from fairkern.axes.routing import Routing
 from fairkern.axes.size_calls import countable, size_places, size_sites
-from fairkern.axes.sizes import attributes_like_children
+from fairkern.axes.sizes import attributes_like_children, attributes_like_own
 from fairkern.axes.solver import NOT_READ, Solver, components, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
@@ -39,6 +39,7 @@ class Solution:
     units: UnitMap
     sites: tuple[SizeSite, ...]
     compared: tuple[SizeAttribute, ...] = ()
+    filled: tuple[SizeAttribute, ...] = ()  # to which code may fill up a tensor that its module holds
 
     @property
     def positions(self) -> int:
@@ -97,6 +98,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
+    filled = tuple(a for a in attributes_like_own(model, tracing, sizes.of, sizes.extents) if a not in held)
     sites = tuple(size_sites(countable(graph.size_calls, sizes.even), sizes.of, sizes.extents))
     sited = {site.module for site in sites}
     frozen = tuple(places.frozen(solver))
@@ -120,7 +122,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
     compared = tuple(attributes_like_children(model, held, sizes.extents))
-    return Solution(units.freeze(sizes.uneven), sites, compared)
+    return Solution(units.freeze(sizes.uneven), sites, compared, filled)
 
 
 def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:

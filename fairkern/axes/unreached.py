@@ -50,7 +50,8 @@ def freeze_unreached(model: nn.Module, tracing: Tracing) -> None:
       (an expert, a head for large images), or train mode could not be looked at.
     - A parameter of a module that was called (a mask token, a branch by a flag) holds what it may read in the code of
       that module. A vector that fits one stream there alone goes along with it instead: whether it is added, put in, or
-      multiplied and summed, what is left of it fits what is left of the stream.
+      multiplied and summed, what is left of it fits what is left of the stream. So does a tensor of the shape of
+      others of its module that were read and that go together (biases per head).
     - What the caller says is unused holds nothing.
     """
     reached = tracing.reached | tracing.reached_training
@@ -85,11 +86,16 @@ class _Unread:
         self._labels: np.ndarray | None = None
 
     def goes_along(self, name: str) -> bool:
-        """Joins a vector with the stream that it fits; False where it is none, or fits none or several."""
+        """Joins a vector with the stream that it fits, and another tensor with those that are like it; False where it
+        fits none or several."""
         graph, scopes = self.tracing.graph, self.tracing.scopes
         owner = runner(self.model, name.rpartition(".")[0])
         long = [(dim, nodes) for dim, nodes in enumerate(self.tracing.tensors[name]) if nodes is not None]
-        if len(long) != 1 or not scopes.called(owner):
+        if not scopes.called(owner):
+            return False
+        if len(long) > 1:
+            return self._goes_with_sibling(name, owner)
+        if not long:
             return False
         (dim, nodes) = long[0]
         streams = [stream for stream in scopes.streams(owner) if len(stream) == len(nodes)]
@@ -97,12 +103,43 @@ class _Unread:
             self._labels = components(graph.edges, graph.nodes)
         if len({self._labels[stream].tobytes() for stream in streams}) != 1:
             return False
-        graph.join(nodes, streams[0])
+        self._join(name, owner, dim, streams[0])
+        self.along.append(name)
+        return True
+
+    def _goes_with_sibling(self, name: str, owner: str) -> bool:
+        """Joins a tensor, by its last dimensions, with the tensors of its module that were read and have that shape
+        (`[heads, size]`, beside a bias per head); False where there is none, or they do not go together."""
+        path, shape, tensors = name.rpartition(".")[0], self.shapes[name], self.tracing.tensors
+        beside = [
+            (other, tuple(self.shapes[other]))
+            for other in sorted(self.tracing.reached & tensors.keys())
+            if other.rpartition(".")[0] == path and len(self.shapes[other]) > 1
+        ]
+        alike = [(other, size) for other, size in beside if shape[-len(size) :] == size and len(set(size)) == len(size)]
+        lines = [[nodes for nodes in tensors[other] if nodes is not None] for other, _ in alike]
+        if not alike or any(len(line) != len(alike[0][1]) for line in lines):
+            return False
+        if self._labels is None:
+            self._labels = components(self.tracing.graph.edges, self.tracing.graph.nodes)
+        if any(len({self._labels[nodes].tobytes() for nodes in same}) != 1 for same in zip(*lines, strict=True)):
+            return False
+        first = len(shape) - len(lines[0])
+        for dim, nodes in enumerate(tensors[name]):
+            if dim >= first:
+                self._join(name, owner, dim, lines[0][dim - first])
+            elif nodes is not None:
+                self.tracing.graph.freeze(nodes, "is not reached by the example inputs")
+        self.along.append(name)
+        return True
+
+    def _join(self, name: str, owner: str, dim: int, stream: np.ndarray) -> None:
+        graph, nodes = self.tracing.graph, self.tracing.tensors[name][dim]
+        assert nodes is not None
+        graph.join(nodes, stream)
         # silenced with its units, lest the masked model sum over what the cut one has not; heard nowhere
         axis, site = Axis(name, dim), CallSite(owner)
         graph.contractions.append(Contraction(axis, nodes, None, -1, site, "an unread branch", training=True))
-        self.along.append(name)
-        return True
 
     def hold(self, name: str) -> None:
         """Freezes what the parameter may read in the code that may read it."""
@@ -146,8 +183,8 @@ class _Unread:
             )
         if self.along:
             yield (
-                f"{_listed(self.along)}, not reached by the example inputs: goes along with the one stream that it "
-                "fits; give inputs that reach it as more= to have that proven"
+                f"{_listed(self.along)}, not reached by the example inputs: goes along with what it "
+                "fits there; give inputs that reach it as more= to have that proven"
             )
 
     def _named(self, name: str) -> str:

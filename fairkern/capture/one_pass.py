@@ -28,6 +28,7 @@ from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.fused import running_as
+from fairkern.model.kept import changed, kept_objects
 from fairkern.model.tensors import device_of
 from fairkern.types import Side
 
@@ -61,6 +62,7 @@ class Pass:
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.singly = False  # whether samples of a batch came one by one
+        self.keeps: list[str] = []  # attributes of modules that every batch puts something into
         self.loss_sum = 0.0
         self.prediction: Prediction | None = None
 
@@ -72,7 +74,10 @@ class Pass:
             for batch in batches(loader, self._model, self._settings.class_of, self._settings.samples_of):
                 self.batches = batch.index + 1
                 self.singly |= batch.parts.singly
+                before = kept_objects(self._model) if self.batches == 2 else {}  # the first may make what all use
                 self._step(batch)
+                if self.batches == 2:
+                    self.keeps = changed(before, kept_objects(self._model))
                 self._settings.on_batch(self.batches, total, stage)
         if self.batches == 0:
             raise InputError("the loader yields no batch")

@@ -52,6 +52,7 @@ def provenance(
         "classes": {str(label): count for label, count in sorted(counts.items())},
         "no_classes": no_classes,
         "singly": first.singly,
+        **({"keeps": first.keeps} if first.keeps else {}),
         "samples_per_class": settings.samples_per_class,
         "projections": settings.projections,
         "seed": settings.seed,

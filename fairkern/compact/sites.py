@@ -24,9 +24,9 @@ from fairkern.compact.symbolic import Proxy, proxies, traced
 from fairkern.errors import InputError
 from fairkern.model.call_places import begins, place, place_of, way, within
 from fairkern.model.replacements import leave_modes_out
-from fairkern.model.size_calls import SizeFunction, size_function
+from fairkern.model.size_calls import BY_NAME, Asked, SizeFunction, size_function
 from fairkern.plans.renaming import Renaming
-from fairkern.types import Plan, SiteNumber, SizeChange
+from fairkern.types import Passed, Plan, SiteNumber, SizeChange
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,14 @@ class _Table:
 
     `changes`: by place and number of the call. `seen`: the places that its trace saw, None where that is not known.
     `alike`: by call within its function, what is changed wherever that function is called from; None where it depends.
-    `sizes`: those that change.
+    `sizes`: those that change. `asked`: some are answers to the code's own questions.
     """
 
     changes: Mapping[tuple[str, int | None], tuple[SizeChange, ...]]
     seen: frozenset[str] | None
     alike: Mapping[str, tuple[SizeChange, ...] | None]
     sizes: tuple[int, ...]
+    asked: bool
 
     @classmethod
     def of(cls, changes: Mapping[tuple[str, int | None], Sequence[SizeChange]], seen: Iterable[str] | None) -> _Table:
@@ -54,7 +55,8 @@ class _Table:
             if at in counted or same is None or _sizes(same) != _sizes(entries):
                 alike[within(at)] = None
         sizes = sorted({change.before for entries in by_call.values() for change in entries})
-        return cls(by_call, None if seen is None else frozenset(seen), alike, tuple(sizes))
+        asked = any(BY_NAME[change.function].kind == "asked" for entries in by_call.values() for change in entries)
+        return cls(by_call, None if seen is None else frozenset(seen), alike, tuple(sizes), asked)
 
     def at(self, place: str, number: int, total: int) -> tuple[SizeChange, ...] | None:
         """What the call changes; None where that is not known."""
@@ -64,8 +66,8 @@ class _Table:
         return (*always, *counted, *self.changes.get(("", total), ()))
 
 
-def _sizes(changes: Sequence[SizeChange]) -> list[tuple[int, int, int]]:
-    return [(change.place, change.before, change.after) for change in changes]
+def _sizes(changes: Sequence[SizeChange]) -> list[tuple[int, int, int, bool]]:
+    return [(change.place, change.before, change.after, change.outright) for change in changes]
 
 
 @dataclass
@@ -78,6 +80,13 @@ class _Sites:
     tables: tuple[_Table, ...] = ()
     given: dict[SiteNumber, set[int]] | None = field(default=None, compare=False)
 
+    @property
+    def answers(self) -> bool:
+        return any(table.asked for table in self.tables)
+
+
+_UNCOMPILED = "its code divides sizes that it asks for, and is answered with those before the cut"
+
 
 class SizedForward(nn.Module):
     """Marks the subclasses made here; `_original` is the class that the module had."""
@@ -88,17 +97,20 @@ class SizedForward(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced = super().__reduce_ex__(2)
         assert isinstance(reduced, tuple)
-        return (_remade, (self._original,), *reduced[2:])
+        return (_remade, (self._original, self._fairkern_sites.answers), *reduced[2:])
 
 
-def _remade(original: Any) -> nn.Module:
-    made = _sized(original)
+def _remade(original: Any, answers: bool = False) -> nn.Module:
+    made = _sized(original, answers)
     return made.__new__(made)
 
 
 @functools.cache
-def _sized(original: Any) -> Any:
-    """The subclass, under the name of the original: other code knows modules by the name of their class."""
+def _sized(original: Any, answers: bool) -> Any:
+    """The subclass, under the name of the original: other code knows modules by the name of their class.
+
+    One that answers its code's questions is not compiled: no mode hears there what is asked.
+    """
 
     @functools.wraps(original.forward)
     @begins
@@ -112,7 +124,8 @@ def _sized(original: Any) -> Any:
         with mode:
             return original.forward(self, *args, **kwargs)
 
-    names = {"forward": forward, "_original": original, "__module__": original.__module__, "__doc__": original.__doc__}
+    run = torch.compiler.disable(forward, reason=_UNCOMPILED) if answers else forward
+    names = {"forward": run, "_original": original, "__module__": original.__module__, "__doc__": original.__doc__}
     return type(original.__name__, (SizedForward, original), {**names, "__qualname__": original.__qualname__})
 
 
@@ -133,6 +146,9 @@ class _Substitution(OwnCalls):
         function = size_function(func)
         if function is None or self.running:
             return func(*args, **kwargs)
+        if isinstance(function, Asked):
+            answer = func(*args, **kwargs)
+            return self.answered(function, args, kwargs) if self.sites.answers else answer
         args, kwargs = self.substituted(function, args, kwargs)
         self.inside = True
         try:
@@ -163,6 +179,18 @@ class _Substitution(OwnCalls):
                 if numbers:
                     args, kwargs = function.with_numbers(args, kwargs, numbers)
         return args, kwargs
+
+    def answered(self, function: Asked, args: Any, kwargs: Any) -> Any:
+        """The sizes of a tensor as they were before the cut, for code that divides them by numbers of its own."""
+        numbers = list(function.numbers(args, kwargs))
+        at = self._place(function.name)
+        if at is not None:
+            number = self.calls.get(at, 0)
+            self.calls[at] = number + 1
+            for table in reversed(self.sites.tables):
+                for change in table.at(at, number, -1) or ():
+                    numbers[change.place] = _number_before(change, function, numbers)
+        return function.answer(args, kwargs, numbers)
 
     def _place(self, name: str) -> str | None:
         """Where the module's code makes the call that is under way; None where it is a submodule's."""
@@ -202,14 +230,22 @@ def _fits(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> boo
 
 
 def _number(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> Any:
-    """A number that was computed from the old size keeps its multiple: a batch folded into heads, say."""
+    """A number that was computed from the old size keeps its multiple: a batch folded into heads, say. In place of one
+    that may be the size of something else the new size is given outright; a multiple of that would be larger."""
     before, after = change.before // change.common, change.after // change.common
     if not _fits(change, function, numbers):
         raise _other(change, function, numbers)
     number = numbers[change.place]
-    if not isinstance(number, Proxy) and number % before:
+    if not isinstance(number, Proxy) and (number > change.before if change.outright else number % before):
         raise _other(change, function, numbers)
-    return number // before * after
+    return change.after if change.outright else number // before * after
+
+
+def _number_before(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> Any:
+    before, after = change.before // change.common, change.after // change.common
+    if not _fits(change, function, numbers) or numbers[change.place] % after:
+        raise _other(change, function, numbers)
+    return numbers[change.place] // after * before
 
 
 def _other(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> InputError:
@@ -262,13 +298,14 @@ def install(model: nn.Module, changes: Iterable[SizeChange], seen: Mapping[str, 
         by_module[change.module][change.at, change.call].append(change)
     for path, calls in by_module.items():
         module = model.get_submodule(path)
-        if not isinstance(module, SizedForward):
-            original: Any = type(module)
-            module.__class__ = _sized(original)
-            assert isinstance(module, SizedForward)
-            module._fairkern_sites = _Sites()
-        table = _Table.of(calls, (seen or {}).get(path))
-        module._fairkern_sites = _Sites((*module._fairkern_sites.tables, table))
+        original: Any = type(module)
+        tables: tuple[_Table, ...] = ()
+        if isinstance(module, SizedForward):
+            original, tables = module._original, module._fairkern_sites.tables
+        sites = _Sites((*tables, _Table.of(calls, (seen or {}).get(path))))
+        module.__class__ = _sized(original, sites.answers)
+        assert isinstance(module, SizedForward)
+        module._fairkern_sites = sites
         leave_modes_out(module)
         for inner in module.modules():
             if inner is not module and enter not in inner._forward_pre_hooks.values():
@@ -283,10 +320,10 @@ def learn(model: nn.Module) -> None:
             module._fairkern_sites.given = {}
 
 
-def needless(model: nn.Module, plan: Plan) -> dict[SiteNumber, bool]:
-    """Of each changed number that was passed since `learn`: whether every call passed the right one by itself.
+def learned(model: nn.Module, plan: Plan) -> dict[SiteNumber, Passed]:
+    """Of each number of the plan that was passed since `learn`: what the calls passed by themselves.
 
-    Such a number comes from the shape of a tensor that has been cut; to scale it again would be wrong.
+    The right one comes from the shape of a tensor that has been cut; to scale it again would be wrong.
     """
     found, renaming = {}, Renaming(plan)
     for change in plan.sites:
@@ -294,5 +331,6 @@ def needless(model: nn.Module, plan: Plan) -> dict[SiteNumber, bool]:
         assert isinstance(module, SizedForward)
         given = (module._fairkern_sites.given or {}).get(change.number)
         if given is not None:
-            found[change.number] = given == {change.after}
+            known = Passed.BEFORE if given <= {change.before, change.after} else Passed.OTHER
+            found[change.number] = Passed.RIGHT if given == {change.after} else known
     return found

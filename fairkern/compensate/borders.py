@@ -11,6 +11,11 @@ from torch import Tensor, nn
 
 from fairkern.types import Scores, Tap
 
+_OWN = frozenset(
+    kind.forward
+    for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+)
+
 
 def grids_of(taps: Iterable[Tap], scores: Scores) -> Mapping[tuple[int, ...], int]:
     """Sizes of what a module reads at different taps, and how many samples had them.
@@ -34,9 +39,12 @@ def kernel_shares(module: nn.Module, grids: Mapping[tuple[int, ...], int]) -> Te
     outputs with a part of its kernel.
 
     `grids`: sizes of what the module reads, and how many samples had them; weighed by their outputs.
-    None: the whole kernel counts everywhere (no convolution, no padding with zeros, or sizes that are not known).
+    None: the whole kernel counts everywhere (no convolution, no padding with zeros, a subclass with a forward of its
+    own, or sizes that are not known).
     """
     if not isinstance(module, nn.modules.conv._ConvNd) or module.padding_mode != "zeros":
+        return None
+    if type(module).forward not in _OWN:  # how it pads is not known (a causal convolution)
         return None
     known = {grid: samples for grid, samples in grids.items() if len(grid) == len(module.kernel_size)}
     carried, outputs = torch.zeros(module.kernel_size, dtype=torch.float64), 0

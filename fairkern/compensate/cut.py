@@ -36,6 +36,11 @@ def cut(
         return apply(model, plan, inplace=inplace, backend=backend), []
     if scores is None:
         raise InputError(f"compensate={method.value!r} needs the scores that the plan was made from: pass scores=")
+    if method is Compensation.SEQUENTIAL and scores.provenance.get("keeps"):
+        raise InputError(
+            f"compensate='sequential' walks through all batches together; this {type(model).__name__} keeps what is "
+            f"of one batch in its modules (in {scores.provenance['keeps'][0]}): use compensate='least_squares'"
+        )
     with without_autocast():
         if method is Compensation.SEQUENTIAL:
             found = corrections(model, plan, scores, Compensation.LEAST_SQUARES)

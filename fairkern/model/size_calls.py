@@ -20,7 +20,8 @@ class SizeFunction:
 
     `kind`: "shape" (dimension j of the result), "filled" (the same, of a result that is alike along it), "unflatten"
     (dimension dim + j of the result), "split" (the length of part j; a single number is the length of every part),
-    "groups" (the groups of a convolution), "spans" (it counts the positions of the `j`-th span, see `Spans`).
+    "groups" (the groups of a convolution), "spans" (it counts the positions of the `j`-th span, see `Spans`), "asked"
+    (dimension j of the argument: it is not given but answered, see `Asked`).
     """
 
     name: str
@@ -175,6 +176,21 @@ class TensorSplit(Spans):
         return tuple(value) if isinstance(value, (tuple, list)) else ()  # a single number counts the parts
 
 
+class Asked(SizeFunction):
+    """`x.shape`, `x.size()`, `x.size(dim)`: the numbers are what it answers."""
+
+    def numbers(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        dim = self.dim(args, kwargs)
+        return tuple(args[0].shape) if dim is None else (args[0].shape[dim],)
+
+    def dim(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The one that is asked for; None for all of them."""
+        return args[1] if len(args) > 1 else kwargs.get("dim")
+
+    def answer(self, args: Sequence[Any], kwargs: Mapping[str, Any], numbers: Sequence[Any]) -> Any:
+        return torch.Size(numbers) if self.dim(args, kwargs) is None else numbers[0]
+
+
 _TABLE = (
     SizeFunction("view", "shape", 1, ("size",), variadic=True),
     SizeFunction("reshape", "shape", 1, ("shape",), variadic=True),
@@ -198,6 +214,8 @@ _TABLE = (
     SizeFunction("conv1d", "groups", 6, ("groups",)),
     SizeFunction("conv2d", "groups", 6, ("groups",)),
     SizeFunction("conv3d", "groups", 6, ("groups",)),
+    Asked("shape", "asked", 1, ()),
+    Asked("size", "asked", 1, ()),
 )
 BY_NAME: Mapping[str, SizeFunction] = {function.name: function for function in _TABLE}
 
@@ -207,4 +225,7 @@ def size_function(function: Callable[..., Any] | str) -> SizeFunction | None:
 
     `Tensor.split` and `torch.split` are one. (By the function itself, torch.compile finds some and not others.)
     """
-    return BY_NAME.get(function if isinstance(function, str) else getattr(function, "__name__", ""))
+    name = function if isinstance(function, str) else getattr(function, "__name__", "")
+    if name == "__get__":
+        name = "shape" if getattr(function, "__self__", None) is Tensor.shape else ""
+    return BY_NAME.get(name)

@@ -74,9 +74,10 @@ def build(
     axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
     config, left = _config(units, chosen)
     sites = tuple(
-        SizeChange(s.module, s.call, s.function, s.place, units.extents[s.extent].length, sizes[s.extent], s.at)
+        SizeChange(s.module, s.call, s.function, s.place, before, after, s.at, s.outright)
         for s in units.sites
-        if sizes[s.extent] != units.extents[s.extent].length and not f"{s.module}.".startswith(gone)
+        for before, after in ((units.extents[s.extent].length, sizes[s.extent]),)
+        if (before != after or (s.outright and axes)) and not f"{s.module}.".startswith(gone)
     )
     return Plan(
         model=units.model,

@@ -10,10 +10,11 @@ from torch import nn
 
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
+from fairkern.model.size_calls import BY_NAME
 from fairkern.prove.description import described
 from fairkern.prove.search import Failed
 from fairkern.prove.trial import Prepared, failing, prepare
-from fairkern.types import Axis, AxisGroup, SiteNumber, SizeAttribute, SizeSite, UnitMap
+from fairkern.types import Axis, AxisGroup, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
@@ -32,13 +33,13 @@ class _Proof:
         doubtful: Iterable[int] | None = None,
         most: int | None = None,
     ) -> tuple[UnitMap, dict[int, Failed]]:
-        """What fails, and the map without the sites whose numbers turn out right by themselves.
+        """What fails, and the map with what was learned of its sites.
 
         `doubtful`: the groups that may fail; those beside them have passed together. `most`: as many failing groups are
         too many to look for others.
         """
         failed: dict[int, Failed] = {}
-        numbers: dict[SiteNumber, bool] | None = {} if learn else None
+        numbers: dict[SiteNumber, Passed] | None = {} if learn else None
         for number, inputs in enumerate(self._runs):
             tried = candidate.freeze(_reasons(failed)) if failed else candidate
             known = (id(tried), number)
@@ -60,8 +61,7 @@ class _Proof:
             failed |= found
             if most is not None and len(failed) >= most:
                 break
-        gone = [number for number, right in (numbers or {}).items() if right]
-        return candidate.without_sites(gone) if gone else candidate, failed
+        return candidate if numbers is None else candidate.with_learned(numbers), failed
 
     def prepared(self, units: UnitMap, number: int) -> Prepared:
         """The copy that the proofs on this run use."""
@@ -86,12 +86,16 @@ def _reasons(failed: Mapping[int, Failed]) -> dict[int, str]:
 def _with_and_without(
     candidate: UnitMap, sites: Sequence[SizeSite], groups: Iterable[int]
 ) -> list[tuple[UnitMap, bool]]:
-    """The map as it is; with its size sites; and without those that were recognised by their value alone."""
+    """The map as it is; with its size sites; without those that were recognised by their value alone; and the same two
+    with those at which the code asks for sizes that it then divides."""
     groups = tuple(groups)
-    sited, sure = (candidate.with_sites(s, groups) for s in (sites, [s for s in sites if not s.guessed]))
-    found = [(candidate, False)]
-    found += [(sited, True)] if sited.sites else []
-    return [*found, (sure, True)] if sure.sites and len(sure.sites) < len(sited.sites) else found
+    passed = [s for s in sites if BY_NAME[s.function].kind != "asked"]
+    sited: list[UnitMap] = []
+    for chosen in (passed, [s for s in passed if not s.guessed], sites, [s for s in sites if not s.guessed]):
+        tried = candidate.with_sites(chosen, groups)
+        if tried.sites and all(tried.sites != other.sites for other in sited):
+            sited.append(tried)
+    return [(candidate, False), *((tried, True) for tried in sited)]
 
 
 def _fewer_observed(units: UnitMap, failed: Iterable[int]) -> list[UnitMap]:
@@ -154,9 +158,13 @@ def _proven(proof: _Proof, certain: Solution, daring: Solution | None) -> UnitMa
     _, failed = proof.failing(units, learn=False, together=False)
     best, doubtful = units.freeze(_reasons(failed)), tuple(failed)
     *by_value, none = _fewer_observed(units, failed)
+    compared = [
+        *_compared(units, certain.compared, failed),
+        *(_compared(units, (*certain.compared, *certain.filled), failed) if certain.filled else []),
+    ]
     others = [
         (candidate, learn, any(other is one for one in by_value))
-        for other in (*_compared(units, certain.compared, failed), *by_value, none)
+        for other in (*compared, *by_value, none)
         for candidate, learn in _with_and_without(other, sites, failed)
         if candidate is not units
     ]

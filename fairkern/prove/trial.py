@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fairkern.compact.cutting import apply, copy_with
 from fairkern.compact.descriptors import check, tensors_of
 from fairkern.compact.mask import masked
-from fairkern.compact.sites import learn, needless
+from fairkern.compact.sites import learn, learned
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
 from fairkern.model.caches import Calls, calls_of, with_loop
@@ -31,7 +31,7 @@ from fairkern.prove.inputs import distance, vary
 from fairkern.prove.search import Failed, search
 from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
-from fairkern.types import IndexArray, Plan, SiteNumber, UnitMap
+from fairkern.types import IndexArray, Passed, Plan, SiteNumber, UnitMap
 
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
@@ -64,7 +64,7 @@ def prove(
     *,
     seed: int = 0,
     tolerance: float | None = None,
-    numbers: dict[SiteNumber, bool] | None = None,
+    numbers: dict[SiteNumber, Passed] | None = None,
     together: bool = False,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, str]:
@@ -82,8 +82,8 @@ def prove(
     replaced by random ones and normalisation statistics by those of its own activations, perturbed: the zeros and ones
     of a fresh model would hide wrong cuts. `model` and the global random generators stay as they are.
 
-    `numbers`: a dictionary that learns of the numbers at the map's size sites whether they were always right without a
-    substitution, over several proofs; without it every one is substituted.
+    `numbers`: a dictionary that learns what the code passes at the map's size sites without a substitution, over
+    several proofs; without it every one is substituted.
     `together`: do not search; if all groups together fail, each has that reason.
     `tolerance` defaults to 1e-9 in float64, 1e-3 in float32, 5e-2 in half precision.
 
@@ -112,7 +112,7 @@ def failing(
     *,
     seed: int,
     tolerance: float | None = None,
-    numbers: dict[SiteNumber, bool] | None = None,
+    numbers: dict[SiteNumber, Passed] | None = None,
     together: bool = False,
     prepared: Prepared | None = None,
     doubtful: Iterable[int] | None = None,
@@ -259,7 +259,7 @@ class _Trial:
         units: UnitMap,
         removed: Sequence[IndexArray],
         tolerance: float | None,
-        numbers: dict[SiteNumber, bool] | None,
+        numbers: dict[SiteNumber, Passed] | None,
     ) -> None:
         self.prepared, self.copy, self.inputs = prepared, prepared.copy, prepared.inputs
         self.units, self.removed, self.numbers = units, removed, numbers
@@ -305,8 +305,8 @@ class _Trial:
             expected = self._run(self.copy)
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
         if self.numbers is not None and error_ <= self.tolerance:
-            for number, right in needless(small, plan).items():
-                self.numbers[number] = self.numbers.get(number, True) and right
+            for number, passed in learned(small, plan).items():
+                self.numbers[number] = max(self.numbers.get(number, Passed.RIGHT), passed)
         return None if error_ <= self.tolerance else Failed(f"pruned differs from masked by {error_:.1e}")
 
     def _suspects(self, error: Exception, small: nn.Module, plan: Plan, chosen: set[int]) -> frozenset[int]:

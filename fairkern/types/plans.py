@@ -56,7 +56,10 @@ class AttributeChange:
 
 @dataclass(frozen=True)
 class SizeChange:
-    """What a size site is given after the cut, in place of what it was given before (see `SizeSite`)."""
+    """What a size site is given after the cut, in place of what it was given before (see `SizeSite`).
+
+    `outright`: in place of any number up to that; then both may be the same.
+    """
 
     module: str
     call: int | None
@@ -65,6 +68,7 @@ class SizeChange:
     before: int
     after: int
     at: str = ""
+    outright: bool = False
 
     @property
     def number(self) -> SiteNumber:

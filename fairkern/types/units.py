@@ -247,6 +247,14 @@ class SiteNumber(NamedTuple):
     place: int
 
 
+class Passed(enum.IntEnum):
+    """What the code of a cut model passes at a size site by itself, ordered by how much has to be done about it."""
+
+    RIGHT = 0  # always the size that is left
+    BEFORE = 1  # the size before the cut
+    OTHER = 2  # something else: what is left of another group, of which as many units were meant
+
+
 @dataclass(frozen=True)
 class SizeSite:
     """A size that a module's own code passes to a call, as a number, and the extent that it follows.
@@ -256,6 +264,8 @@ class SizeSite:
     calls that the module makes itself.) `function` is the name of the function and `place` counts the numbers that it
     is given (`fairkern.model.size_calls`). `like`: the module that makes the same calls, where the example inputs did
     not reach this one. `guessed`: the number fills a dimension, and follows the extent for its value alone.
+    `outright`: the size is given whatever the code passes, which may be the size of something else that was as long;
+    where that is not so, what the code passes keeps its multiple.
     """
 
     module: str
@@ -266,6 +276,7 @@ class SizeSite:
     like: str = field(default="", compare=False)
     at: str = ""
     guessed: bool = field(default=False, compare=False)
+    outright: bool = field(default=False, compare=False)
 
     @property
     def number(self) -> SiteNumber:
@@ -340,10 +351,12 @@ class UnitMap:
         more = (s for s in sites if self.follows(s.extent) & wanted and s not in self.sites)
         return replace(self, sites=(*self.sites, *more))
 
-    def without_sites(self, numbers: Iterable[SiteNumber]) -> UnitMap:
-        """The same map without the size sites of these numbers, and in modules traced like those."""
-        gone = set(numbers)
-        return replace(self, sites=tuple(s for s in self.sites if s.number not in gone))
+    def with_learned(self, numbers: Mapping[SiteNumber, Passed]) -> UnitMap:
+        """The same map without the size sites at which the right numbers are passed, here and in modules traced like
+        these; the size is given outright only where the code was seen to pass that of something else."""
+        sites = (s for s in self.sites if numbers.get(s.number) is not Passed.RIGHT)
+        other = (replace(s, outright=s.outright and numbers.get(s.number) is Passed.OTHER) for s in sites)
+        return replace(self, sites=tuple(other))
 
     def follows(self, extent: int) -> set[int]:
         """Indices of the groups that an extent shrinks with."""

@@ -53,3 +53,43 @@ def test_a_number_follows_where_the_code_refuses_another(how: str, kept: tuple[i
     assert (small.up.channels, small.up.out_channels) == kept
     with plan.masked(model):
         assert torch.allclose(model(x), small(x), rtol=1e-12)
+
+
+class Slopes(nn.Module):
+    """A bias that grows with the distance, for heads that have a slope; zeros for others up to a number."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.total_heads = heads
+        self.register_buffer("slopes", torch.linspace(0.1, 0.4, 4)[:, None, None], persistent=False)
+
+    def forward(self, n: int) -> Tensor:
+        places = torch.arange(n)
+        bias = -(places[:, None] - places).abs() * self.slopes
+        return nn.functional.pad(bias, (0, 0, 0, 0, 0, self.total_heads - bias.shape[0]))
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.bias = nn.LayerNorm(24), Slopes(4)
+        self.q, self.k, self.v, self.out = (nn.Linear(24, 24) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        q, k, v = (part(y).unflatten(-1, (-1, 6)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        weights = (q @ k.transpose(-2, -1) + self.bias(x.shape[1])).softmax(-1)
+        return x + self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_number_follows_to_which_the_module_fills_up_its_own_tensor() -> None:
+    torch.manual_seed(0)
+    model, x = Attention().double().eval(), torch.randn(2, 5, 24, dtype=torch.float64)
+    units = fk.trace(model, x)
+    assert [(g.units, g.frozen) for g in units.groups] == [(4, None)]
+    for fraction in (0.3, 0.5, 0.8):
+        plan = fk.Plan(**vars(build(units, random_removal(units, fraction, seed=0))))
+        small = fk.apply(model, plan)
+        assert small.bias.total_heads == len(small.bias.slopes) < 4
+        with plan.masked(model):
+            assert torch.allclose(model(x), small(x), rtol=1e-12)
