@@ -47,7 +47,8 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
             if followed and all(count % groups[i].units == 0 for i in followed):
                 fields.append(ConfigField(prefix + name, count, count, tuple(followed)))
         width = _read(config, "hidden_size")
-        if heads and type(vars(config).get("head_dim")) is not int and type(width) is int:
+        stored = getattr(config, "attribute_map", {}).get("head_dim", "head_dim")  # the field that an alias stands for
+        if heads and type(vars(config).get(stored)) is not int and type(width) is int:
             size = width // next(iter(counts.values()))
             fields.append(ConfigField(f"{prefix}head_dim", None, size, tuple(heads), fixed=True))
         for name in _INNER:

@@ -24,6 +24,7 @@ _BY_CLASS: tuple[tuple[tuple[type[nn.Module], ...], dict[str, tuple[str, int]]],
     ((nn.PReLU,), {"num_parameters": ("weight", 0)}),
     ((nn.Bilinear,), {"out_features": ("weight", 0), "in1_features": ("weight", 1), "in2_features": ("weight", 2)}),
     ((nn.RNNBase,), {"input_size": ("weight_ih_l0", 1), "hidden_size": ("weight_hh_l0", 1)}),
+    ((nn.RNNCellBase,), {"input_size": ("weight_ih", 1), "hidden_size": ("weight_hh", 1)}),
     (
         (nn.MultiheadAttention,),
         {
@@ -94,11 +95,14 @@ _PER_HEAD = frozenset(
 
 # Words of attributes that say which of its kind a module is (`layer_idx`), and so where its cache lies.
 _WHICH = frozenset({"idx", "index", "id"})
+# Words of attributes that count places in a sequence (`relative_attention_num_buckets`). That there are as many buckets
+# as heads, or as a projection is wide, is a coincidence that no proof sees on short sequences.
+_PLACES = frozenset({"bucket", "buckets", "distance", "distances", "positions", "window"})
 
 
 def _may_count(attribute: str) -> bool:
     """Whether an attribute may hold how many units there are, going by its name."""
-    return attribute.lstrip("_") not in _PER_HEAD and not words(attribute) & _WHICH
+    return attribute.lstrip("_") not in _PER_HEAD and not words(attribute) & (_WHICH | _PLACES)
 
 
 def observed_attributes(

@@ -58,21 +58,24 @@ def drawn(group: AxisGroup, count: int, generator: np.random.Generator) -> Index
 
 
 def about_half(units: UnitMap, seed: int) -> list[IndexArray]:
-    """Between three and five eighths of every prunable group, so that sizes seldom coincide by chance; of small groups
-    of one size in turn one unit less than half, one more, and half: what has to lose as many as another shows.
+    """Between three and five eighths of every prunable group, so that sizes seldom coincide by chance.
 
+    Of a few units (heads) one more or one less than half goes. Groups of one size are dealt their counts like cards, so
+    that two coincide only once all counts have come by: two that have to stay equally large are told apart by that.
     What no kernel runs on need not be a multiple. Draws from a generator of its own, as `random_removal` does.
     """
     generator = np.random.default_rng(seed)
     removed = []
-    seen: dict[int, int] = {}
+    dealt: dict[tuple[int, int], list[int]] = {}
     for group in units.groups:
         if group.frozen is not None or group.units <= group.least:
             removed.append(NONE)
             continue
-        slack = group.units // 8
-        turn = seen[group.units] = seen.get(group.units, -1) + 1
-        shift = int(generator.integers(-slack, slack + 1)) if slack else (-1, 1, 0)[turn % 3]
-        count = min(max(group.units // 2 + shift, 1), group.units - group.least)
-        removed.append(drawn(group, count, generator))
+        counts = dealt.setdefault((group.units, group.least), [])
+        if not counts:
+            half, slack = group.units // 2, max(group.units // 8, 1)
+            most = group.units - group.least
+            wanted = range(max(half - slack, 1), min(half + slack, most) + 1) or [most]
+            counts.extend(int(n) for n in generator.permutation(wanted))
+        removed.append(drawn(group, counts.pop(), generator))
     return removed

@@ -98,7 +98,50 @@ def test_a_layer_with_code_of_its_own_shows_no_states() -> None:
     assert taps(fk.trace(Sequence(Own).eval(), torch.randn(3, 5, 6))) == []
 
 
-def test_a_cell_called_step_by_step_is_cut_with_its_first_state() -> None:
+class Joined(nn.Module):
+    """A cell written by hand: input and state side by side."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.read = nn.Linear(inputs + hidden, hidden)
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(self.read(torch.cat([x, h], 1)))
+
+
+class Steps(nn.Module):
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.cell, self.leave = nn.Linear(6, 7), kind(7, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = c = x.new_zeros(len(x), 8)
+        for step in torch.relu(self.enter(x)).unbind(1):
+            if isinstance(self.cell, nn.LSTMCell):
+                h, c = self.cell(step, (h, c))
+            else:
+                h = self.cell(step, h)
+        return self.leave(h)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell, Joined])
+def test_a_cell_called_step_by_step_loses_units_with_its_first_state(kind: type[nn.Module]) -> None:
+    model, x = Steps(kind).double().eval(), torch.randn(3, 5, 6, dtype=torch.float64)
+    units = fk.trace(model, x)
+    assert [units.groups[g].units for g in units.prunable] == [7, 8]
+    plan = units.plan(keep_params=0.7)
+    small = fk.apply(model, plan)
+    if kind is not Joined:
+        assert (small.cell.input_size, small.cell.hidden_size) == tuple(
+            t.shape[1] for t in list(small.cell.parameters())[:2]
+        )
+    with plan.masked(model):
+        for given in (x, torch.randn(4, 9, 6, dtype=torch.float64)):
+            assert torch.allclose(model(given), small(given), rtol=1e-9)
+
+
+def test_a_cell_called_step_by_step_is_scored() -> None:
     """The size of that follows the cell, which is what meets it."""
 
     class Steps(nn.Module):

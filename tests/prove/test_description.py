@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -204,3 +204,38 @@ def test_a_value_that_is_refused_leaves_the_configuration(tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match="multiple of 8"):
         again = fk.load_pruned(Attending(model.config).double(), tmp_path / "small")
     assert torch.equal(again(x), small(x))
+
+
+class Aliased(Config):
+    """The size of a head is a field of another name, as T5's is."""
+
+    attribute_map: ClassVar = {"head_dim": "d_kv"}
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "head_dim":
+            return vars(self)["d_kv"]
+        raise AttributeError(name)
+
+
+class Heads(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.size = config, config.d_kv
+        self.q, self.k, self.v = (nn.Linear(8, config.num_heads * config.d_kv) for _ in range(3))
+        self.out = nn.Linear(config.num_heads * config.d_kv, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.out(((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_heads_follow_where_their_size_has_another_name() -> None:
+    torch.manual_seed(0)
+    model, x = Heads(Aliased(num_heads=4, d_kv=2, hidden_size=8)).double(), torch.randn(3, 5, 8).double()
+    units = fk.trace(model, x)
+    assert not units.notes
+    small, _ = cut(model, units, even(units))
+    assert (small.config.num_heads, small.config.d_kv, "head_dim" in vars(small.config)) == (2, 2, False)
+    rebuilt = Heads(small.config).double()
+    rebuilt.load_state_dict(small.state_dict())
+    assert torch.equal(rebuilt(x), small(x))
