@@ -60,8 +60,9 @@ def drawn(group: AxisGroup, count: int, generator: np.random.Generator) -> Index
 def about_half(units: UnitMap, seed: int) -> list[IndexArray]:
     """Between three and five eighths of every prunable group, so that sizes seldom coincide by chance.
 
-    Of a few units (heads) one more or one less than half goes. Groups of one size are dealt their counts like cards, so
-    that two coincide only once all counts have come by: two that have to stay equally large are told apart by that.
+    Groups of one size are dealt their counts like cards, so that two coincide only once all counts have come by: two
+    that have to stay equally large are told apart by that. Just half comes last, which code that checks or divides by
+    a number is likeliest to bear.
     What no kernel runs on need not be a multiple. Draws from a generator of its own, as `random_removal` does.
     """
     generator = np.random.default_rng(seed)
@@ -76,6 +77,7 @@ def about_half(units: UnitMap, seed: int) -> list[IndexArray]:
             half, slack = group.units // 2, max(group.units // 8, 1)
             most = group.units - group.least
             wanted = range(max(half - slack, 1), min(half + slack, most) + 1) or [most]
-            counts.extend(int(n) for n in generator.permutation(wanted))
+            others = [int(n) for n in generator.permutation(wanted) if n != half]
+            counts.extend([half, *others] if half in wanted else others)  # the last one is dealt first
         removed.append(drawn(group, counts.pop(), generator))
     return removed
