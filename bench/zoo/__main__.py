@@ -41,8 +41,8 @@ was not tried. `torch-pruning`: layers left alone here of which torch-pruning ta
 left gives what the model gives with those silenced; – where it cannot build its graph of the model.
 
 `trace` is the processor time of tracing in float32 without the proof, the forward pass included, `proof` that of
-tracing and proving in float64. Models above 200 million parameters are proven and cut in float32, where their copies
-fit into memory: their `error` is that of float32, and marked so.
+tracing and proving in float64. Models above 200 million parameters, and those whose code does not bear float64, are
+proven and cut in float32: their `error` is that of float32, and marked so.
 
 """
 _COLUMNS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from bench.zoo.entry import Entry, prepared
 from bench.zoo.reload import Reloader
 from bench.zoo.rival import cut_by_rival_alone
 from bench.zoo.uses import Uses, tried
+from fairkern.model.nested import call_model
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
 from fairkern.prove.double import in_double
@@ -70,7 +72,8 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         try:
             units = _unproven(model, inputs, large)
             seconds = time.process_time() - start
-            model, inputs = prepared(model, inputs, double=not large)
+            coarse = large or not _runs_in_double(model, inputs)
+            model, inputs = prepared(model, inputs, double=not coarse)
             start = time.process_time()
             if units is None or not large:
                 units = fk.trace(model, inputs, seed=seed, time_limit=None)
@@ -81,7 +84,7 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         worst = max(_error(entry, model, units, removed, inputs) for removed in removals)
         plan = build(units, removals[1])
         small = fk.apply(model, plan)
-        reloads = None if large else reloader.agrees(entry, seed, small, plan, inputs)
+        reloads = None if coarse else reloader.agrees(entry, seed, small, plan, inputs)
         rival = None if large else cut_by_rival_alone(model, units, inputs)
         uses = Uses() if large else tried(entry, model, small, inputs)
     except Exception as error:  # a row of the table, not the end of the run
@@ -100,7 +103,7 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         sizes=_means(units, plan),
         reloads=reloads,
         frozen="; ".join([*train_only(units), *(f"{count}× {reason}" for reason, count in reasons.most_common(2))]),
-        checked="float32" if large else "float64",
+        checked="float32" if coarse else "float64",
         unknown=without_rule(units),
         proof_s=proof,
         rival=rival,
@@ -116,6 +119,17 @@ def _unproven(model: nn.Module, inputs: Any, large: bool) -> fk.UnitMap | None:
         if large:
             raise
         return None
+
+
+def _runs_in_double(model: nn.Module, inputs: Any) -> bool:
+    """Whether its code bears float64 at all: a mask of float64's least number in a float32 tensor overflows."""
+    model, inputs = prepared(copy.deepcopy(model), inputs)
+    try:
+        with torch.no_grad():
+            call_model(model, inputs)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _means(units: fk.UnitMap, plan: Plan) -> str:
