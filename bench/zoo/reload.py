@@ -44,6 +44,7 @@ class Reloader:
             threads = torch.get_num_threads()
             torch.set_num_threads(1)  # on several, products may be shared out otherwise in another process
             try:
+                torch.manual_seed(seed)
                 expected = list(tensors_in(call_model(small, inputs)))
             finally:
                 torch.set_num_threads(threads)
@@ -62,4 +63,5 @@ def _outputs(library: str, name: str, seed: int, folder: str) -> None:
         for parameter in fresh.parameters():
             parameter.zero_()
         small = fk.load_pruned(fresh, f"{folder}/small")
+        torch.manual_seed(seed)
         torch.save(list(tensors_in(call_model(small, inputs))), f"{folder}/outputs.pt")
