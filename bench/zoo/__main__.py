@@ -120,7 +120,7 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
             error += " (float32)" if r.checked == "float32" else ""
             lines.append(
                 f"| {r.name} | {r.prunable} of {r.groups} | {r.units:,} | {100 * r.share:.0f} % | {error} | "
-                f"{r.trace_s:.2f} s | {r.proof_s:.1f} s | {r.sizes} | {reloads} | {_trains(r.uses)} | "
+                f"{r.trace_s:.2f} s | {_proof(r)} | {r.sizes} | {reloads} | {_trains(r.uses)} | "
                 f"{_cell(r.uses.workflow) or '–'} | {_own_batches(r.uses)} | {_rival(r.rival)} | {_cell(r.frozen)} |"
             )
     return _HEAD + "\n".join(lines) + "\n"
@@ -129,6 +129,10 @@ def page(rows: Sequence[Row], document: dict[str, Any]) -> str:
 def _share_of(what: str, outcomes: Sequence[str]) -> str:
     tried = [outcome for outcome in outcomes if outcome]
     return f"{sum(outcome == 'yes' for outcome in tried)} of {len(tried)} {what}"
+
+
+def _proof(row: Row) -> str:
+    return f"{row.proof_s:.1f} s" if row.proof_s else "–"
 
 
 def _rival(alone: tuple[str, ...] | None) -> str:
