@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fairkern.model.fields import read_field
 from fairkern.types import AxisGroup, ConfigField
 
 _INNER = (
@@ -46,7 +47,7 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
             followed = _side(name, heads, groups)
             if followed and all(count % groups[i].units == 0 for i in followed):
                 fields.append(ConfigField(prefix + name, count, count, tuple(followed)))
-        width = _read(config, "hidden_size")
+        width = read_field(config, "hidden_size")
         stored = getattr(config, "attribute_map", {}).get("head_dim", "head_dim")  # the field that an alias stands for
         if heads and type(vars(config).get(stored)) is not int and type(width) is int:
             size = width // next(iter(counts.values()))
@@ -61,14 +62,6 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
                 followed = [i for i in others if groups[i].units == held]
                 fields.append(ConfigField(prefix + name, held, held, tuple(followed)))
     return fields
-
-
-def _read(config: Any, name: str) -> Any:
-    """A field, which may be an alias of another or be computed; None where it cannot be read."""
-    try:
-        return getattr(config, name, None)
-    except Exception:  # a property raises what it likes
-        return None
 
 
 def _side(name: str, candidates: Sequence[int], groups: Sequence[AxisGroup]) -> list[int]:

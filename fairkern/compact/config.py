@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fairkern.model.fields import read_field
 from fairkern.model.raised import in_words
 from fairkern.types import ConfigChange, Plan
 
@@ -43,10 +44,9 @@ def follow_config(model: nn.Module, plan: Plan) -> None:
 
 def config_value(config: Any, change: ConfigChange) -> Any:
     """What a field holds; None where it is absent."""
-    try:
-        return getattr(_owner(config, change), change.name.rpartition(".")[2], None)
-    except Exception:  # a field that is computed raises what it likes
-        return None
+    for part in change.name.split("."):
+        config = read_field(config, part)
+    return config
 
 
 def _owner(config: Any, change: ConfigChange) -> Any:
