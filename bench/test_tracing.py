@@ -1,5 +1,6 @@
-"""Tracing of torchvision models (the slowest two among them), without and with the proving run, against one forward
-pass; and of a decoder of 70 billion parameters on the meta device, against half of its layers."""
+"""Tracing of torchvision models (the slowest two among them), without and with the proving run, and of YOLO models with
+position-sensitive attention, against one forward pass; and of a decoder of 70 billion parameters on the meta device,
+against half of its layers."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ MOST_S = {
     ("resnet50", 224, True): 10.0,
     ("densenet121", 224, True): 30.0,
 }
+YOLO_MOST_S = {"yolo11n": 6.0, "yolo26n-seg": 15.0}
 
 
 @pytest.mark.parametrize(("name", "size", "verify"), MOST_S)
@@ -45,6 +47,36 @@ def test_tracing(name: str, size: int, verify: bool, benchmark: Any, record: Cal
         benchmark, timed, op="trace", shape=f"{name}, 1 x 3 x {size} x {size}", rival="one forward pass", verify=verify
     )
     assert timed.ours.p50 < MOST_S[name, size, verify]
+
+
+@pytest.mark.parametrize("name", YOLO_MOST_S)
+def test_yolo(name: str, benchmark: Any, record: Callable[..., None]) -> None:
+    model = pytest.importorskip("ultralytics").YOLO(f"{name}.yaml").model.eval()
+    x = torch.rand(1, 3, 640, 640, generator=torch.Generator().manual_seed(0))
+
+    def ours() -> fk.UnitMap:
+        return fk.trace(model, x)
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(x)
+
+    units = ours()
+    timed = compare(ours, forward, rounds=3, warmup=0)
+    benchmark.pedantic(ours, rounds=1)
+    record(
+        benchmark,
+        timed,
+        op="trace",
+        shape=f"{name}, 1 x 3 x 640 x 640",
+        rival="one forward pass",
+        verify=True,
+        prunable=len(units.prunable),
+        groups=len(units.groups),
+    )
+    assert units.proven
+    assert len(units.prunable) == len(units.groups)
+    assert timed.ours.p50 < YOLO_MOST_S[name]
 
 
 def test_llama_70b_without_values(benchmark: Any, record: Callable[..., None]) -> None:
