@@ -17,7 +17,7 @@ from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation, Correction
 from fairkern.compensate.cut import cut
 from fairkern.errors import BudgetError, InputError
-from fairkern.options import TABLE, UNITS, choose, flag, instance, names, whole
+from fairkern.options import TABLE, UNITS, choose, flag, function, instance, names, whole
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
@@ -101,7 +101,12 @@ def prune(
     check_model(model)
     check_data(loader, loss_fn)
     refuse_unknown("prune()", options, PruningOptions.__annotations__, _KEYWORDS)
-    more, unused, inplace = check_more(more), names("unused", unused, "['mask_token']"), flag("inplace", inplace)
+    more, unused, iterations = (
+        check_more(more),
+        names("unused", unused, "['mask_token']"),
+        whole("iterations", iterations, 1),
+    )
+    inplace, keep_scores = flag("inplace", inplace), flag("keep_scores", keep_scores)
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
     planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
@@ -117,8 +122,10 @@ def prune(
         _check_traced(given, iterations, more)
         unused = unused or given.unused
     _check_method(method, scoring, loader, inplace)
-    first, batches = first_batch(loader)
     samples_of = scoring.get("samples_of")
+    if samples_of is not None:
+        function("samples_of", samples_of, "a function of a batch")
+    first, batches = first_batch(loader)
     _fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
     again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
     tracing = {"more": more, "unused": unused}
@@ -127,7 +134,7 @@ def prune(
     for number in range(1, iterations + 1):
         run.step(number, given if number == 1 else None)
     report = run.report()
-    return run.current, replace(report, scores=run.scores) if flag("keep_scores", keep_scores) else report
+    return run.current, replace(report, scores=run.scores) if keep_scores else report
 
 
 def _fit_together(
@@ -181,7 +188,7 @@ def _check_method(
         return
     asked = f"compensate={method.value!r}"
     if method is Compensation.MEAN and _is(scoring.get("recipe"), "paper"):
-        raise InputError(f"{asked} takes means that recipe='paper' does not: use compensate='least_squares'")
+        raise InputError(f"{asked} folds in means of what consumers read: use recipe='default', not 'paper'")
     if method is not Compensation.MEAN and scoring.get("gram") is False:
         raise InputError(f"{asked} solves from second moments, which gram=False leaves out: leave out gram=")
     if method is Compensation.SEQUENTIAL and inplace:
@@ -196,7 +203,7 @@ def _check_method(
 def _check_steps(iterations: int, target: Target, latency: types.LatencyTable | None, loader: Iterable[Any]) -> None:
     if latency is not None:
         instance("latency", latency, types.LatencyTable, TABLE)
-    if whole("iterations", iterations, 1) == 1:
+    if iterations == 1:
         return
     if target is Target.TOD:
         raise InputError(

@@ -30,7 +30,8 @@ def defaults(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> 
     elif tolerance:
         kind = Allocation.TOD
     else:
-        pooled = best != WASSERSTEIN if removal is None else best == RESIDUAL == name_of(removal)
+        asked = removal if isinstance(removal, str) else ""
+        pooled = best != WASSERSTEIN if removal is None else best == RESIDUAL == asked
         kind = Allocation.GLOBAL if pooled else Allocation.TOD
     if removal is None:
         removal = WASSERSTEIN if kind is Allocation.TOD else best
