@@ -19,6 +19,7 @@ from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
+from fairkern.model.untouched import same_grads
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
@@ -250,7 +251,8 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """
     check_model(model)
     check_data(loader)
-    return capture.recalibrate(model, loader)
+    with same_grads(model):
+        return capture.recalibrate(model, loader)
 
 
 def summarise(
