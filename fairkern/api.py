@@ -27,6 +27,8 @@ from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, proven
 from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
 
+RUN = "nothing can be computed with it; build the model on a real device, with its weights"
+
 
 def trace(
     model: nn.Module,
@@ -174,6 +176,7 @@ def score(
     """
     check_model(model)
     check_data(loader, loss_fn)
+    check_values(model, RUN)
     kind = choose(Recipe, "recipe", recipe)
     default = Reduction.SIGNED if kind is Recipe.PAPER else Reduction.PER_SAMPLE
     settings = Settings(
@@ -251,6 +254,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """
     check_model(model)
     check_data(loader)
+    check_values(model, RUN)
     with same_grads(model):
         return capture.recalibrate(model, loader)
 

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from fairkern import capture, report, types
 from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, parse_target, refuse_unknown
-from fairkern.api import check_data, check_model, check_more, score, summarise, trace
+from fairkern.api import RUN, check_data, check_model, check_more, score, summarise, trace
 from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation, Correction
 from fairkern.compensate.cut import cut
@@ -21,6 +21,7 @@ from fairkern.options import TABLE, UNITS, choose, flag, function, instance, nam
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
+from fairkern.prove import check_values
 from fairkern.results import Plan, Report, Scores
 from fairkern.timing import plan_latency
 
@@ -100,6 +101,7 @@ def prune(
     """
     check_model(model)
     check_data(loader, loss_fn)
+    check_values(model, RUN)
     refuse_unknown("prune()", options, PruningOptions.__annotations__, _KEYWORDS)
     more, unused, iterations = (
         check_more(more),

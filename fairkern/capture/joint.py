@@ -23,6 +23,8 @@ from fairkern.model.replacements import in_place
 from fairkern.model.untouched import untouched
 from fairkern.types import JointMoments, Side, Tap, UnitMap
 
+_NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
+
 
 def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, others: Sequence[Tap]) -> list[Point]:
     """Where consumers read, in the order in which a forward pass comes there: the groups' taps and those of `others`.
@@ -38,7 +40,7 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
         model.eval()
         inputs = next(inputs_of(loader, model, singly=True), None)
         if inputs is None:
-            raise InputError("the loader yields no batch")
+            raise InputError(_NO_BATCH)
         chosen = Chosen(model, inputs)
         with listener.hearing(), listed.followed(), chosen:
             call_model(model, inputs)
@@ -72,7 +74,7 @@ def joint_moments(
             net.eval()
         inputs = list(inputs_of(loader, model, singly=True))
         if not inputs:
-            raise InputError("the loader yields no batch; sequential compensation needs one that can be iterated again")
+            raise InputError(_NO_BATCH)
         walks = [stack.enter_context(Walk(model, x, points, contextlib.nullcontext, i)) for i, x in enumerate(inputs)]
         walks += [stack.enter_context(Walk(changed, x, points, around, i)) for i, x in enumerate(inputs)]
         per_unit = {p: offsets(p, units) for p in points}
