@@ -167,8 +167,9 @@ def _fit_together(
         if compares:
             why = "class_of=False says that there are none" if none else "the targets are no class labels"
             raise InputError(
-                f"{' and '.join(compares)} compare{'s' if len(compares) == 1 else ''} classes, and {why}: pass a "
-                f"function as class_of= that says which class a sample is of, or {', '.join(compares.values())}"
+                f"{' and '.join(compares)} compare{'s' if len(compares) == 1 else ''} classes, and {why}: pass "
+                "class_of= to say which class a sample belongs to (class_of=lambda batch: batch[1] to compare places), "
+                f"or {', '.join(compares.values())}"
             )
         scoring["class_of"], none = False, True
     residual = [f"{n}='residual'" for n, s in (("removal", removal), ("protect", protect)) if _is(s, "residual")]
