@@ -15,7 +15,7 @@ from fairkern.capture.chosen import Chosen
 from fairkern.capture.listed import ListedExperts
 from fairkern.capture.listener import Listener
 from fairkern.capture.lockstep import Around, Walk, in_step
-from fairkern.capture.moments import offsets
+from fairkern.capture.moments import holds_squares, offsets
 from fairkern.capture.points import Point, hidden_points, points_of
 from fairkern.errors import InputError
 from fairkern.model.nested import call_model
@@ -120,10 +120,18 @@ def _joint(point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_un
     sums: list[Any] = []
     for act, changed in zip(before, now, strict=True):
         a, b = _vectors(point, act, per_unit), _vectors(point, changed, per_unit)
-        made = [(a @ b.T).double(), (b @ b.T).double(), a.sum(1).double(), b.sum(1).double(), a.shape[1]]
+        made = _products(a, b)
+        if a.dtype != torch.float64 and not (holds_squares(made[0]) and holds_squares(made[1])):
+            made = _products(a.double(), b.double())
         sums = [x + y for x, y in zip(sums, made, strict=True)] if sums else made
     cross, gram, total, other = (t.cpu() for t in sums[:4])
     return JointMoments(cross, gram, total, other, sums[4], per_unit)
+
+
+def _products(a: Tensor, b: Tensor) -> list[Any]:
+    """`a bᵀ`, `b bᵀ`, the sums of both, and of how many vectors."""
+    made = a @ b.T, b @ b.T, a.sum(1), b.sum(1)
+    return [*(sums.double() for sums in made), a.shape[1]]
 
 
 def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:

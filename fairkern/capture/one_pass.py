@@ -90,6 +90,8 @@ class Pass:
         if batch.labels.ndim > 1 and self._settings.reduction is Reduction.PER_CLASS:
             raise InputError("reduction='per_class' needs one class label per sample, not one for every place")
         self.choice.begin(batch.labels, done)
+        if self._moments is not None:
+            self._moments.batch = batch.index
         if self._taylor is None:
             with torch.no_grad():
                 self._rehearsal.forward(batch)
@@ -105,6 +107,8 @@ class Pass:
                     self._moments.add(point, act, 1, act.numel())
             else:
                 self._keep(point, act)
+        if self._moments is not None:
+            self._moments.settle()
         self.seen += batch.samples
         self._listener.reset(device_of(self._model))
 
