@@ -65,7 +65,7 @@ def batches(
                 "samples_of=, a function of a batch as the loader gives it, that returns their number"
             )
         if class_of is False:
-            labels = torch.zeros(parts.samples, dtype=torch.int64)
+            labels = torch.zeros(parts.samples, dtype=torch.int64, device="cpu")
         else:
             given = parts.targets if class_of is None else class_of(raw)
             labels = _labels(index, given, parts.samples, class_of is not None)

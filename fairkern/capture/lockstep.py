@@ -38,7 +38,7 @@ class Walk:
         self._listener = Listener(model, points, gradients=False)
         self._listener.on_heard = self._arrive
         self._modes = {module: module.training for module in model.modules()}
-        self._drawn = torch.Generator().manual_seed(seed).get_state()
+        self._drawn = torch.Generator("cpu").manual_seed(seed).get_state()
         self._attached = contextlib.ExitStack()
         self._go, self._come = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)

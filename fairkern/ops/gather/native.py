@@ -20,12 +20,12 @@ def gather_many(jobs: Sequence[tuple[Tensor, Mapping[int, Tensor]]]) -> list[Ten
     table: list[list[int]] = []
     for weight, indices in jobs:
         shape = [indices[d].shape[-1] if d in indices else length for d, length in enumerate(weight.shape)]
-        result = torch.empty(shape, dtype=weight.dtype)
+        result = torch.empty(shape, dtype=weight.dtype, device="cpu")
         held = {dim: index.contiguous() for dim, index in indices.items()}
         keep_alive.extend(held.values())
         results.append(result)
         table.extend(_descriptor(*part) for part in _parts(weight, result, held))
-    packed = torch.tensor(table, dtype=torch.int64)
+    packed = torch.tensor(table, dtype=torch.int64, device="cpu")
     _native.extension().gather(table=packed.data_ptr(), jobs=len(table), threads=torch.get_num_threads())
     return results
 

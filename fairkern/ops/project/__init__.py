@@ -94,4 +94,4 @@ def directions(d: int, p: int, seed: int) -> Tensor:
     for name, value in (("d", d), ("p", p)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
-    return torch.ones(1, 1) if d == 1 else reference.directions(d, p, seed)
+    return torch.ones(1, 1, dtype=torch.float32, device="cpu") if d == 1 else reference.directions(d, p, seed)

@@ -24,7 +24,7 @@ def taylor_sums(act: Tensor, grad: Tensor, dim: int, out: Sums | None = None, sc
     if channels_last:
         act, grad, dim = act.movedim(dim, -1), grad.movedim(dim, -1), act.ndim - 1
     act, grad = act.contiguous(), grad.contiguous()
-    made = torch.empty(3, channels, dtype=accumulator(act.dtype)).unbind() if out is None else out
+    made = torch.empty(3, channels, dtype=accumulator(act.dtype), device="cpu").unbind() if out is None else out
     signed, per_sample, activation = made
     _native.extension().taylor(
         element=_native.ELEMENTS[act.dtype],

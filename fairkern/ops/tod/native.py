@@ -13,8 +13,8 @@ from fairkern.ops import _native
 def tod_curves(u: Tensor, r: Tensor, sizes: Sequence[int]) -> Tensor:
     """[total], [total], without NaN → float64 [total]: the curve of each group, group after group."""
     u, r = u.to(torch.float64).contiguous(), r.to(torch.float64).contiguous()
-    counts = torch.tensor(list(sizes), dtype=torch.int64)
-    out = torch.empty(len(u), dtype=torch.float64)
+    counts = torch.tensor(list(sizes), dtype=torch.int64, device="cpu")
+    out = torch.empty(len(u), dtype=torch.float64, device="cpu")
     _native.extension().tod_curves(
         u=u.data_ptr(),
         r=r.data_ptr(),

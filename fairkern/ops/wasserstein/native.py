@@ -32,7 +32,7 @@ def class_wasserstein(
         directions = directions.contiguous()
     order, offsets = order.contiguous(), offsets.contiguous()
     shape = (classes * (classes - 1) // 2, units) if reduce == "pairs" else (units,)
-    out = torch.empty(shape, dtype=accumulator(x.dtype))
+    out = torch.empty(shape, dtype=accumulator(x.dtype), device="cpu")
     _native.extension().class_wasserstein(
         element=_native.ELEMENTS[x.dtype],
         x=x.data_ptr(),
@@ -57,7 +57,7 @@ def class_wasserstein(
 
 def wasserstein_1d(x: Tensor, y: Tensor, p: int, isa: int = 0, limit: int | None = None) -> Tensor:
     """[N, C], [M, C] of one dtype, any strides → [C]; `isa` and `limit` as for `class_wasserstein`."""
-    out = torch.empty(x.shape[1], dtype=accumulator(x.dtype))
+    out = torch.empty(x.shape[1], dtype=accumulator(x.dtype), device="cpu")
     _native.extension().wasserstein_1d(
         element=_native.ELEMENTS[x.dtype],
         x=x.data_ptr(),
