@@ -60,8 +60,10 @@ def project(
     if rows is not None:
         rows = _check.index("rows", rows, len(x), x.device)
     made = (len(x) if rows is None else len(rows), x.shape[1], directions.shape[1])
-    if out is not None and (tuple(out.shape) != made or out.dtype != wide or not out.is_contiguous()):
-        raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
+    if out is not None:
+        _check.same_device(x=x, out=_check.tensor("out", out))
+        if tuple(out.shape) != made or out.dtype != wide or not out.is_contiguous():
+            raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
     if chosen is not Backend.REFERENCE:
         result = torch.empty(made, dtype=wide, device=x.device) if out is None else out
         if chosen is Backend.NATIVE:

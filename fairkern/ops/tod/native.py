@@ -16,11 +16,11 @@ def tod_curves(u: Tensor, r: Tensor, sizes: Sequence[int]) -> Tensor:
     counts = torch.tensor(list(sizes), dtype=torch.int64, device="cpu")
     out = torch.empty(len(u), dtype=torch.float64, device="cpu")
     _native.extension().tod_curves(
-        u=u.data_ptr(),
-        r=r.data_ptr(),
-        sizes=counts.data_ptr(),
+        u=_native.address("u", u, torch.float64),
+        r=_native.address("r", r, torch.float64),
+        sizes=_native.address("sizes", counts, torch.int64),
         groups=len(counts),
-        out=out.data_ptr(),
+        out=_native.address("out", out, torch.float64),
         threads=torch.get_num_threads(),
     )
     return out
