@@ -19,14 +19,17 @@ from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
+from fairkern.model.nested import map_tensors
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, proven
 from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
+from fairkern.surroundings import check_ordinary, ordinary, stage
 
 
+@stage
 def trace(
     model: nn.Module,
     example_inputs: Any,
@@ -81,7 +84,7 @@ def trace(
     if verify:
         check_values(model)
     with without_autocast():
-        example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
+        example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
         units = certain.units
         if verify and (units.prunable or daring is not None):
@@ -92,6 +95,7 @@ def trace(
     return UnitMap.of(replace(units, unused=unused, more=len(more)))
 
 
+@stage
 def score(
     model: nn.Module,
     loader: Iterable[Any],
@@ -202,6 +206,7 @@ def score(
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 
 
+@stage
 def apply(
     model: nn.Module,
     plan: types.Plan,
@@ -236,6 +241,7 @@ def apply(
     return cut(model, plan, method, scores, loader, inplace=inplace, backend=backend)[0]
 
 
+@stage
 def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """Take BatchNorm's running statistics anew from one forward pass over `loader`, in place.
 
@@ -283,16 +289,19 @@ def summarise(
     return Report(**vars(made), plan=Plan.of(plan))
 
 
+@stage
 def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
     """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
     report.save_picture(scores, plan, path)
 
 
+@stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
     compact.save_pruned(small, plan, folder)
 
 
+@stage
 def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
     """A pruned model back from `save_pruned`, given the unpruned architecture with any weights (meta is fine)."""
     return compact.load_pruned(fresh_model, folder)
@@ -306,6 +315,7 @@ def info() -> dict[str, Any]:
 def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    check_ordinary(model)
 
 
 def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:

@@ -15,17 +15,20 @@ from typing_extensions import Unpack
 from fairkern import allocate, artefacts, compact, report, types
 from fairkern.allocate import PlanningOptions, refuse_unknown
 from fairkern.errors import InputError
-from fairkern.model.nested import tensors_in
+from fairkern.model.nested import map_tensors, tensors_in
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.results import PathLike, Plan, Scores
+from fairkern.surroundings import ordinary, stage
 
 
+@stage
 def latency(model: nn.Module, example_inputs: Any) -> float:
     """Median milliseconds of a forward pass in eval mode on these inputs, after warming up."""
-    return report.latency_ms(model, example_inputs)
+    return report.latency_ms(model, map_tensors(example_inputs, ordinary))
 
 
+@stage
 def latency_table(
     model: nn.Module,
     units: types.UnitMap,
@@ -55,6 +58,7 @@ def latency_table(
     Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
     Cost: twice as many cuts as shares, and for each about a second, or 24 passes of a slow model.
     """
+    example_inputs = map_tensors(example_inputs, ordinary)
     key = {**_key(model, example_inputs), "shares": list(shares), "round_to": round_to, "seed": seed}
     if cache is not None and os.path.exists(cache):
         known = artefacts.load_latency(cache)
@@ -82,6 +86,7 @@ def latency_table(
     return table
 
 
+@stage
 def plan_latency(
     scores: Scores,
     model: nn.Module,
@@ -115,6 +120,7 @@ def plan_latency(
     refuse_unknown("plan_latency()", options, PlanningOptions.__annotations__, ("latency", "looks", "within"))
     if looks < 1:
         raise InputError(f"looks is {looks}; expected at least 1")
+    example_inputs = map_tensors(example_inputs, ordinary)
     if latency is None:
         latency = latency_table(model, scores.units, example_inputs, round_to=options.get("round_to", 1))
     found: list[tuple[float, Plan]] = []

@@ -16,6 +16,7 @@ from fairkern.errors import InputError
 from fairkern.model.nested import Call, map_tensors
 from fairkern.model.own_calls import call_of, handed_on
 from fairkern.model.tensors import device_of
+from fairkern.surroundings import ordinary
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _read(
 ) -> Iterator[tuple[int, Any, Parts]]:
     reader, device = Reader(model, samples_of), device_of(model)
     for index, given in enumerate(loader):
-        raw = map_tensors(given, lambda t: t.detach().to(device, non_blocking=True))
+        raw = map_tensors(given, lambda t: ordinary(t.detach()).to(device, non_blocking=True))
         yield index, raw, reader.read(index, raw)
 
 
