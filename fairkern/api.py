@@ -19,6 +19,7 @@ from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
+from fairkern.model.nested import map_tensors
 from fairkern.model.untouched import same_grads
 from fairkern.ops import describe
 from fairkern.options import choose
@@ -26,8 +27,10 @@ from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, proven
 from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
+from fairkern.surroundings import check_ordinary, ordinary, stage
 
 
+@stage
 def trace(
     model: nn.Module,
     example_inputs: Any,
@@ -82,7 +85,7 @@ def trace(
     if options.flag("verify", verify):
         check_values(model)
     with without_autocast():
-        example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
+        example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
         units = certain.units
         if verify and (units.prunable or daring is not None):
@@ -93,6 +96,7 @@ def trace(
     return UnitMap.of(replace(units, unused=unused, more=len(more)))
 
 
+@stage
 def score(
     model: nn.Module,
     loader: Iterable[Any],
@@ -205,6 +209,7 @@ def score(
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 
 
+@stage
 def apply(
     model: nn.Module,
     plan: types.Plan,
@@ -243,6 +248,7 @@ def apply(
     return cut(model, plan, method, scores, loader, inplace=options.flag("inplace", inplace), backend=backend)[0]
 
 
+@stage
 def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """Take BatchNorm's running statistics anew from one forward pass over `loader`, in place.
 
@@ -307,6 +313,7 @@ def summarise(
     return Report(**vars(made), plan=Plan.of(plan))
 
 
+@stage
 def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
     """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
     _check_plan(plan)
@@ -314,6 +321,7 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
     report.save_picture(scores, plan, options.place("path", path))
 
 
+@stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
     check_model(small, "small")
@@ -321,6 +329,7 @@ def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     compact.save_pruned(small, plan, options.place("folder", folder))
 
 
+@stage
 def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
     """A pruned model back from `save_pruned`, given the unpruned architecture with any weights (meta is fine)."""
     check_model(fresh_model, "fresh_model")
@@ -334,6 +343,7 @@ def info() -> dict[str, Any]:
 
 def check_model(model: object, name: str = "model") -> None:
     options.instance(name, model, nn.Module, options.MODEL)
+    check_ordinary(model)
 
 
 def check_data(loader: object, loss_fn: object = None) -> None:
