@@ -133,7 +133,7 @@ def _freeze_unconsumed(solver: Solver, contractions: Sequence[Contraction]) -> N
         if c.summed:
             continue
         consumed[solver.labels[c.nodes]] = True
-        still[solver.labels[c.nodes]] |= c.still
+        still[solver.labels[c.nodes]] |= c.still and not c.training
         if c.untapped or c.inner:
             continue
         tapped[solver.labels[c.nodes]] = True
@@ -143,8 +143,9 @@ def _freeze_unconsumed(solver: Solver, contractions: Sequence[Contraction]) -> N
         if c.summed and not consumed[solver.labels[c.nodes]].any():
             solver.freeze(c.nodes, f"{c.op} runs over it")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), NOT_READ)
-    solver.freeze(np.flatnonzero((still & ~tapped)[solver.labels]), "no input changes it, so that no sample scores it")
-    solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")
+    solver.freeze(
+        np.flatnonzero(~(tapped | still)[solver.labels]), "is consumed in train mode only, or by its own layer"
+    )
     solver.relabel()
 
 
