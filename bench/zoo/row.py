@@ -85,7 +85,7 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         plan = build(units, removals[1])
         small = fk.apply(model, plan)
         reloads = None if coarse else reloader.agrees(entry, seed, small, plan, inputs)
-        rival = None if large else cut_by_rival_alone(model, units, inputs)
+        rival = None if large else cut_by_rival_alone(model, units, inputs, entry.results)
         uses = Uses() if large else tried(entry, model, small, inputs)
     except Exception as error:  # a row of the table, not the end of the run
         return Row(entry.library, entry.name, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
