@@ -19,6 +19,7 @@ from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
+from fairkern.model.nested import map_tensors
 from fairkern.model.untouched import same_grads
 from fairkern.ops import describe
 from fairkern.options import choose
@@ -26,10 +27,12 @@ from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, proven
 from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
+from fairkern.surroundings import check_ordinary, ordinary, stage
 
 RUN = "nothing can be computed with it; build the model on a real device, with its weights"
 
 
+@stage
 def trace(
     model: nn.Module,
     example_inputs: Any,
@@ -84,7 +87,7 @@ def trace(
     if options.flag("verify", verify):
         check_values(model)
     with without_autocast():
-        example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
+        example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
         units = certain.units
         if verify and (units.prunable or daring is not None):
@@ -95,6 +98,7 @@ def trace(
     return UnitMap.of(replace(units, unused=unused, more=len(more)))
 
 
+@stage
 def score(
     model: nn.Module,
     loader: Iterable[Any],
@@ -208,6 +212,7 @@ def score(
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 
 
+@stage
 def apply(
     model: nn.Module,
     plan: types.Plan,
@@ -246,6 +251,7 @@ def apply(
     return cut(model, plan, method, scores, loader, inplace=options.flag("inplace", inplace), backend=backend)[0]
 
 
+@stage
 def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """Take BatchNorm's running statistics anew from one forward pass over `loader`, in place.
 
@@ -292,7 +298,7 @@ def summarise(
     for correction in corrected:
         options.instance("corrected", correction, Correction, "corrections")
     if small is not None:
-        check_model(small, "small")
+        options.instance("small", small, nn.Module, options.MODEL)
     done = {
         "compensation": compensation,
         "compensated": sum(c.weight is not None for c in corrected),
@@ -311,6 +317,7 @@ def summarise(
     return Report(**vars(made), plan=Plan.of(plan))
 
 
+@stage
 def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
     """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
     _check_plan(plan)
@@ -318,16 +325,18 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
     report.save_picture(scores, plan, options.place("path", path))
 
 
+@stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
-    check_model(small, "small")
+    options.instance("small", small, nn.Module, options.MODEL)
     _check_plan(plan)
     compact.save_pruned(small, plan, options.place("folder", folder))
 
 
+@stage
 def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
     """A pruned model back from `save_pruned`, given the unpruned architecture with any weights (meta is fine)."""
-    check_model(fresh_model, "fresh_model")
+    options.instance("fresh_model", fresh_model, nn.Module, options.MODEL)
     return compact.load_pruned(fresh_model, options.place("folder", folder))
 
 
@@ -336,8 +345,8 @@ def info() -> dict[str, Any]:
     return describe()
 
 
-def check_model(model: object, name: str = "model") -> None:
-    options.instance(name, model, nn.Module, options.MODEL)
+def check_model(model: object) -> None:
+    check_ordinary(options.instance("model", model, nn.Module, options.MODEL))
 
 
 def check_data(loader: object, loss_fn: object = None) -> None:

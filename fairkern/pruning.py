@@ -23,6 +23,7 @@ from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values
 from fairkern.results import Plan, Report, Scores
+from fairkern.surroundings import stage
 from fairkern.timing import plan_latency
 
 AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
@@ -50,6 +51,7 @@ class PruningOptions(PlanningOptions, total=False):
     progress: bool
 
 
+@stage
 def prune(
     model: nn.Module,
     loader: Iterable[Any],

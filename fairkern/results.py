@@ -11,6 +11,7 @@ from typing_extensions import Unpack
 from fairkern import allocate, artefacts, compact, options, report, types
 from fairkern.allocate import LimitOptions, PlanningOptions
 from fairkern.plans.cost import per_unit
+from fairkern.surroundings import stage
 
 PathLike = str | os.PathLike[str]
 
@@ -29,6 +30,7 @@ class UnitMap(types.UnitMap):
         params, flops = per_unit(self)
         return report.render(report.explain_table(self, params.tolist(), flops.tolist()))
 
+    @stage
     def plan(
         self,
         *,
@@ -64,6 +66,7 @@ class Scores(types.Scores):
         """The same scores, with the methods of this class, and so their map."""
         return data if isinstance(data, Scores) else cls(**{**vars(data), "units": UnitMap.of(data.units)})
 
+    @stage
     def plan(
         self,
         *,
@@ -106,11 +109,13 @@ class Scores(types.Scores):
         )
         return Plan.of(plan)
 
+    @stage
     def save(self, path: PathLike) -> None:
         """One safetensors file, written atomically."""
         artefacts.save_scores(self, options.place("path", path))
 
     @classmethod
+    @stage
     def load(cls, path: PathLike) -> Scores:
         """Raises ArtefactError for a truncated, foreign or newer file."""
         return cls.of(artefacts.load_scores(options.place("path", path)))
@@ -130,11 +135,13 @@ class Plan(types.Plan):
         options.instance("model", model, nn.Module, options.MODEL)
         return compact.masked(model, self)
 
+    @stage
     def save(self, path: PathLike) -> None:
         """JSON, written atomically."""
         artefacts.save_plan(self, options.place("path", path))
 
     @classmethod
+    @stage
     def load(cls, path: PathLike) -> Plan:
         """Raises ArtefactError for a truncated, foreign or newer file."""
         return cls.of(artefacts.load_plan(options.place("path", path)))
@@ -152,11 +159,13 @@ class Report(types.Report):
         """Measures before and after, a row per group, seconds per stage."""
         return report.render(report.report_table(self))
 
+    @stage
     def save(self, path: PathLike) -> None:
         """JSON, written atomically."""
         report.save_report(self, options.place("path", path))
 
     @classmethod
+    @stage
     def load(cls, path: PathLike) -> Report:
         """Raises ArtefactError for a truncated, foreign or newer file."""
         return cls(**vars(report.load_report(options.place("path", path))))

@@ -15,20 +15,23 @@ from typing_extensions import Unpack
 from fairkern import allocate, artefacts, compact, report, types
 from fairkern.allocate import PlanningOptions, refuse_unknown
 from fairkern.errors import InputError
-from fairkern.model.nested import tensors_in
+from fairkern.model.nested import map_tensors, tensors_in
 from fairkern.options import MODEL, SCORES, UNITS, instance, iterable, place, real, whole
 from fairkern.options import seed as checked_seed
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.results import PathLike, Plan, Scores
+from fairkern.surroundings import ordinary, stage
 
 
+@stage
 def latency(model: nn.Module, example_inputs: Any) -> float:
     """Median milliseconds of a forward pass in eval mode on these inputs, after warming up."""
     _check(model, example_inputs)
-    return report.latency_ms(model, example_inputs)
+    return report.latency_ms(model, map_tensors(example_inputs, ordinary))
 
 
+@stage
 def latency_table(
     model: nn.Module,
     units: types.UnitMap,
@@ -58,6 +61,7 @@ def latency_table(
     Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
     Cost: twice as many cuts as shares, and for each about a second, or 24 passes of a slow model.
     """
+    example_inputs = map_tensors(example_inputs, ordinary)
     _check(model, example_inputs)
     instance("units", units, types.UnitMap, UNITS)
     iterable("shares", shares, "numbers above 0, at most 1")
@@ -91,6 +95,7 @@ def latency_table(
     return table
 
 
+@stage
 def plan_latency(
     scores: Scores,
     model: nn.Module,
@@ -125,6 +130,7 @@ def plan_latency(
     instance("scores", scores, Scores, SCORES)
     _check(model, example_inputs)
     looks, within = whole("looks", looks, 1), real("within", within)
+    example_inputs = map_tensors(example_inputs, ordinary)
     if latency is None:
         latency = latency_table(model, scores.units, example_inputs, round_to=options.get("round_to", 1))
     found: list[tuple[float, Plan]] = []

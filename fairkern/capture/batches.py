@@ -17,6 +17,7 @@ from fairkern.model.nested import Call, map_tensors, tensors_in
 from fairkern.model.own_calls import call_of, handed_on
 from fairkern.model.tensors import device_of
 from fairkern.model.untouched import valueless
+from fairkern.surroundings import ordinary
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def batches(
                 "samples_of=, a function of a batch as the loader gives it, that returns their number"
             )
         if class_of is False:
-            labels = torch.zeros(parts.samples, dtype=torch.int64)
+            labels = torch.zeros(parts.samples, dtype=torch.int64, device="cpu")
         else:
             given = parts.targets if class_of is None else class_of(raw)
             labels = _labels(index, given, parts.samples, class_of is not None)
@@ -101,7 +102,7 @@ def _read(
             raise InputError(
                 f"batch {index} holds a tensor without values (on the meta device, or fake); give real ones"
             )
-        raw = map_tensors(given, lambda t: t.detach().to(device, non_blocking=True))
+        raw = map_tensors(given, lambda t: ordinary(t.detach()).to(device, non_blocking=True))
         yield index, raw, reader.read(index, raw)
 
 

@@ -34,14 +34,14 @@ class Selection:
             if label >= 0 and self.counts[label] < self.per_class:
                 self.counts[label] += 1
                 rows.append(row)
-        index = torch.tensor(rows, dtype=torch.int64)
+        index = torch.tensor(rows, dtype=torch.int64, device="cpu")
         self._labels.append(labels[index])
         return index
 
     @property
     def labels(self) -> Tensor:
         """Of all rows that were taken, int64 on the CPU."""
-        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._labels])
+        return torch.cat([torch.zeros(0, dtype=torch.int64, device="cpu"), *self._labels])
 
     def expected(self, done: float) -> int:
         """Rows that are likely to be taken in all, once this share of the batches has come: what classes that are not
@@ -50,8 +50,8 @@ class Selection:
 
     def several(self, labels: Tensor) -> Tensor:
         """Which of these are labels of classes with two rows or more."""
-        alone = torch.tensor([label for label, count in self.counts.items() if count < 2], dtype=torch.int64)
-        return ~torch.isin(labels, alone.to(labels.device))
+        alone = [label for label, count in self.counts.items() if count < 2]
+        return ~torch.isin(labels, torch.tensor(alone, dtype=torch.int64, device=labels.device))
 
     @property
     def compared(self) -> int:
@@ -85,7 +85,7 @@ class Choice:
     def __init__(self, per_class: int) -> None:
         self._per_class = per_class
         self._grids: dict[Grid, Selection] = {}
-        self._batch = torch.zeros(0, dtype=torch.int64)
+        self._batch = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._rows: dict[Grid, Tensor] = {}
         self.done = 0.5  # share of the batches that have come; as many again, where that is not known
 
@@ -175,7 +175,7 @@ def _on_grid(labels: Tensor, grid: Grid) -> Tensor:
     for d, n in enumerate(grid, start=1):
         length = labels.shape[d]
         if length != n and d not in pooled:
-            nearest = ((torch.arange(n) + 0.5) * length / n).long()
+            nearest = (torch.arange(n, device=labels.device) * 2 + 1) * length // (2 * n)
             labels = labels.index_select(d, nearest)
     if pooled:
         labels = _most(labels.movedim(pooled, list(range(-len(pooled), 0))).flatten(-len(pooled)))
@@ -192,4 +192,4 @@ def _most(labels: Tensor) -> Tensor:
     for row in rows:  # classes may be many, and places too: no table of both
         counts = row[row >= 0].bincount(minlength=1)
         found.append(int(counts.argmax()) if int(counts.max()) else -1)
-    return torch.tensor(found, dtype=torch.int64).view(labels.shape[:-1])
+    return torch.tensor(found, dtype=torch.int64, device=labels.device).view(labels.shape[:-1])

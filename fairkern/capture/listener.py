@@ -50,7 +50,7 @@ class Listener:
                     self._by_weight.setdefault((site.weight, site.call), []).append((site, p))
         self._calls: dict[tuple[str, Side], int] = {}
         self._aliases: dict[Point, Tensor] = {}
-        self.root = torch.zeros((), requires_grad=True)
+        self.root = _leaf(torch.device("cpu"))
         self.heard: dict[Point, Tensor] = {}
         self.carriers: dict[Point, Tensor] = {}  # where the samples lie: what was heard, or the tokens it was made of
         self._rows: dict[Point, Tensor] = {}  # the tokens that the rows of an expert belong to
@@ -67,7 +67,7 @@ class Listener:
         self.carriers.clear()
         self._rows.clear()
         self.versions.clear()
-        self.root = torch.zeros((), device=device, requires_grad=True)
+        self.root = _leaf(device)
 
     def backward(self, loss: Tensor, on_gradient: Callable[[Point, Tensor], None]) -> None:
         """Call back for every point's gradient of the loss. What else goes backward, within a model or a loss function,
@@ -231,6 +231,10 @@ class Listener:
         self.versions[point] = states._version
         self.on_heard(point, self.heard[point])
         return self.on_heard is not _ignore
+
+
+def _leaf(device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
 
 
 def _ignore(point: Point, value: Tensor) -> None:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fairkern.errors import InputError
 from fairkern.options import iterable, whole
@@ -23,7 +25,23 @@ def tensor(name: str, value: object) -> Tensor:
         raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
     if value.layout != torch.strided:
         raise InputError(f"{name} has layout {value.layout}; expected a dense tensor: call to_dense() first")
-    return value.detach()
+    without = _without_memory(value)
+    if without is not None:
+        raise InputError(f"{name} {without}")
+    return value.detach().resolve_conj().resolve_neg()
+
+
+def _without_memory(value: Tensor) -> str | None:
+    """Why a tensor that says it is dense has no memory in which its values lie one beside the other; None if it has."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return "belongs to a transform of torch.func (vmap, grad, jvp); call this outside of it, on plain tensors"
+    if isinstance(value, FakeTensor):
+        return "is a fake tensor, which has no values; torch.ops.fairkern has operators with fakes"
+    if value.is_nested:
+        return "is a nested tensor; expected a dense one: call to_padded_tensor() first"
+    if is_traceable_wrapper_subclass(value):
+        return f"is packed or distributed ({type(value).__name__}); expected a plain tensor"
+    return None
 
 
 def floating(name: str, value: object) -> Tensor:

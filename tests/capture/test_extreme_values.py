@@ -103,7 +103,7 @@ def test_classes_are_added_up_in_full_precision() -> None:
     def found(dtype: torch.dtype) -> fk.Scores:
         model = net(dtype=dtype)
         with torch.no_grad():
-            model[6].weight.mul_(2000)
+            model[6].weight.mul_(4000)
         return fk.score(model, data(dtype), steep, reduction="per_class", projections=4, progress=False)
 
     half, full = found(torch.float16), found(torch.float32)

@@ -78,7 +78,7 @@ def _by_triton(weight: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
 
 
 def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict[int, Tensor]]:
-    source = _check.tensor(f"weight {number}", weight).resolve_conj().resolve_neg()
+    source = _check.tensor(f"weight {number}", weight)
     if not isinstance(indices, Mapping):
         raise InputError(f"indices {number} is a {type(indices).__name__}; expected a mapping from dimension to index")
     valid: dict[int, Tensor] = {}
@@ -93,15 +93,16 @@ def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict
     return source, valid
 
 
-def _checked_index(name: str, index: object, source: Tensor, axis: int) -> Tensor:
-    if not isinstance(index, Tensor) or index.ndim != 2:
+def _checked_index(name: str, given: object, source: Tensor, axis: int) -> Tensor:
+    index = _check.tensor(name, given)
+    if index.ndim != 2:
         return _check.index(name, index, source.shape[axis], source.device)
     if axis == 0 or len(index) != len(source):
         raise InputError(
             f"{name} has shape {tuple(index.shape)} for a tensor {tuple(source.shape)}; an index of two dimensions "
             "has a row per position of dimension 0 and belongs to another dimension"
         )
-    flat = _check.index(name, _check.tensor(name, index).reshape(-1), source.shape[axis], source.device)
+    flat = _check.index(name, index.reshape(-1), source.shape[axis], source.device)
     return flat.view(index.shape)
 
 

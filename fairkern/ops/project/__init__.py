@@ -63,10 +63,10 @@ def project(
     if rows is not None:
         rows = _check.index("rows", rows, len(x), x.device)
     made = (len(x) if rows is None else len(rows), x.shape[1], directions.shape[1])
-    if out is not None and (
-        tuple(_check.tensor("out", out).shape) != made or out.dtype != wide or not out.is_contiguous()
-    ):
-        raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
+    if out is not None:
+        _check.same_device(x=x, out=_check.tensor("out", out))
+        if tuple(out.shape) != made or out.dtype != wide or not out.is_contiguous():
+            raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
     if chosen is not Backend.REFERENCE:
         result = torch.empty(made, dtype=wide, device=x.device) if out is None else out
         if chosen is Backend.NATIVE:
@@ -97,4 +97,4 @@ def directions(d: int, p: int, seed: int) -> Tensor:
         True
     """
     d, p, seed = whole("d", d, 1, _MOST), whole("p", p, 1, _MOST), whole("seed", seed, 0, 2**64 - 1)
-    return torch.ones(1, 1) if d == 1 else reference.directions(d, p, seed)
+    return torch.ones(1, 1, dtype=torch.float32, device="cpu") if d == 1 else reference.directions(d, p, seed)
