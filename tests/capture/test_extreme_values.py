@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
+from fairkern.capture import moments
 
 LABELS = torch.arange(3).repeat(10)
 X = torch.randn(30, 6, generator=torch.Generator().manual_seed(1)) + LABELS[:, None]
@@ -54,10 +55,10 @@ def test_scores_are_those_of_ordinary_activations(exponent: int) -> None:
         (inner, last), (found, same) = plain.signals[name], other.signals[name]
         assert found == pytest.approx(inner * (2.0**exponent if name == "wasserstein" else 1.0), rel=rel, abs=0), name
         assert same == pytest.approx(last, rel=rel, abs=0), name
-    for name, moments in plain.moments.items():
+    for name, known in plain.moments.items():
         scale = 1.0 if name.startswith("6") else 4.0**exponent
-        assert np.allclose(other.moments[name].gram / scale, moments.gram, rtol=1e-5, atol=1e-6)
-        assert other.moments[name].count == moments.count
+        assert np.allclose(other.moments[name].gram / scale, known.gram, rtol=1e-5, atol=1e-6)
+        assert other.moments[name].count == known.count
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
@@ -132,3 +133,26 @@ def test_what_only_compensation_reads_is_named_where_it_is_not_finite() -> None:
     batches[1][0][3, 0] = 2e3
     with pytest.raises(fk.NonFiniteError, match="at b:input are not finite in batch 1"):
         scored(model, batches, units=units, recipe="paper")
+
+
+@pytest.mark.parametrize("exponent", [0, 64, -100])
+def test_what_waits_on_a_gpu_is_taken_again_as_well(exponent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There flags are looked at once a batch, and gradients are in the first batch only."""
+    at_once = scored(net(2.0**exponent), data())
+    monkeypatch.setattr(moments, "AT_ONCE", ())
+    waited = scored(net(2.0**exponent), data())
+    for name, values in at_once.signals.items():
+        for a, b in zip(values, waited.signals[name], strict=True):
+            assert np.array_equal(a, b), name
+
+
+def test_gradients_of_a_later_batch_that_are_not_looked_at_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    scale = iter([1.0, 2.0**70])
+
+    def steeper(output: Tensor, labels: Tensor) -> Tensor:
+        return next(scale) * loss(output, labels)
+
+    monkeypatch.setattr(moments, "AT_ONCE", ())
+    units = fk.trace(net(), X[:2])
+    with pytest.raises(fk.NonFiniteError, match=r"squares of gradients at .*:input are not finite"):
+        fk.score(net(), data(), steeper, units=units, gram=True, projections=4, progress=False)
