@@ -253,3 +253,20 @@ def test_a_model_without_an_output() -> None:
 
     with pytest.raises(fk.InputError, match=r"without any tensor.*return what the loss reads"):
         fk.trace(Silent(), X[:2])
+
+
+def test_lazy_models_are_refused_wherever_they_are_given() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    ready = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    units = fk.trace(ready, x[:2], verify=False)
+    plan = units.plan(keep_params=0.7)
+    for run in (
+        lambda: fk.trace(lazy, x[:2]),
+        lambda: fk.score(lazy, [(x, y)], nn.functional.cross_entropy, units=units, progress=False),
+        lambda: fk.prune(lazy, [(x, y)], nn.functional.cross_entropy, keep_params=0.7, progress=False),
+        lambda: fk.apply(lazy, plan),
+        lambda: plan.masked(lazy).__enter__(),
+    ):
+        with pytest.raises(fk.InputError, match="has no shape yet: run the lazy module once"):
+            run()
