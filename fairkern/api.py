@@ -289,7 +289,7 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
 
 
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
-    """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
+    """Write a pruned model: safetensors weights and the plan, in one folder; a new one is complete or absent."""
     compact.save_pruned(small, plan, folder)
 
 

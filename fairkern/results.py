@@ -112,7 +112,7 @@ class Scores(types.Scores):
 
     @classmethod
     def load(cls, path: PathLike) -> Scores:
-        """Raises ArtefactError for a truncated, foreign or newer file."""
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls.of(artefacts.load_scores(path))
 
 
@@ -130,12 +130,12 @@ class Plan(types.Plan):
         return compact.masked(model, self)
 
     def save(self, path: PathLike) -> None:
-        """JSON, written atomically."""
+        """JSON, written atomically: to be read. To change a plan, load it, `dataclasses.replace` and save it."""
         artefacts.save_plan(self, path)
 
     @classmethod
     def load(cls, path: PathLike) -> Plan:
-        """Raises ArtefactError for a truncated, foreign or newer file."""
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls.of(artefacts.load_plan(path))
 
 
@@ -155,5 +155,5 @@ class Report(types.Report):
 
     @classmethod
     def load(cls, path: PathLike) -> Report:
-        """Raises ArtefactError for a truncated, foreign or newer file."""
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls(**vars(report.load_report(path)))
