@@ -19,6 +19,7 @@ from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
+from fairkern.model.in_use import at_work
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
@@ -77,10 +78,10 @@ def trace(
     """
     check_model(model)
     unused = (unused,) if isinstance(unused, str) else tuple(unused)
-    deadline = Deadline(time_limit)
-    if verify:
-        check_values(model)
-    with without_autocast():
+    with at_work(model, "trace()"), without_autocast():
+        deadline = Deadline(time_limit)  # from when it is our turn
+        if verify:
+            check_values(model)
         example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
         units = certain.units
@@ -189,15 +190,16 @@ def score(
         samples_of=samples_of,
     )
     traced = 0.0
-    if units is None:
-        started = time.perf_counter()
-        first, loader = first_batch(loader)
-        units = trace(model, head(first, model, samples_of))
-        traced = time.perf_counter() - started
-    else:
-        compact.check(model, build(units, nothing(units)))
-    with report.progress(progress) as on_batch:
-        scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
+    with at_work(model, "score()"):
+        if units is None:
+            started = time.perf_counter()
+            first, loader = first_batch(loader)
+            units = trace(model, head(first, model, samples_of))
+            traced = time.perf_counter() - started
+        else:
+            compact.check(model, build(units, nothing(units)))
+        with report.progress(progress) as on_batch:
+            scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
     seconds = {"trace": traced, **scores.provenance["seconds"]}
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 

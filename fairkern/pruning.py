@@ -17,6 +17,7 @@ from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation, Correction
 from fairkern.compensate.cut import cut
 from fairkern.errors import BudgetError, InputError
+from fairkern.model.in_use import at_work
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
@@ -103,25 +104,26 @@ def prune(
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
     scoring.setdefault("gram", method in _FITS)
     again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
-    first, loader = first_batch(loader)
     samples_of = scoring.get("samples_of")
-    if (
-        "class_of" not in scoring
-        and not _compares(planning, target, scoring["gram"])
-        and not capture.labelled(first, model, samples_of)
-    ):
-        scoring["class_of"] = False
     given = scoring.pop("units", None)
     unused = (unused,) if isinstance(unused, str) else tuple(unused)
     if given is not None:
         _check_traced(given, iterations, more)
         unused = unused or given.unused
     tracing = {"more": list(more), "unused": unused}
-    asked = _Asked(target, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
-    run = _Run(model, head(first, model, samples_of), loader, loss_fn, asked)
-    for number in range(1, iterations + 1):
-        run.step(number, given if number == 1 else None)
-    return run.current, run.report()
+    with at_work(model, "prune()"):
+        first, loader = first_batch(loader)
+        if (
+            "class_of" not in scoring
+            and not _compares(planning, target, scoring["gram"])
+            and not capture.labelled(first, model, samples_of)
+        ):
+            scoring["class_of"] = False
+        asked = _Asked(target, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
+        run = _Run(model, head(first, model, samples_of), loader, loss_fn, asked)
+        for number in range(1, iterations + 1):
+            run.step(number, given if number == 1 else None)
+        return run.current, run.report()
 
 
 def _compares(planning: dict[str, Any], target: str, gram: bool) -> bool:

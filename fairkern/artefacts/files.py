@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fairkern.errors import ArtefactError, InputError
+from fairkern.interrupts import unbroken
 
 SCHEMA = 3
 """Version of the file layout. Readers take no newer one, and older ones down to `_OLDEST`, else 1.
@@ -39,6 +40,7 @@ def package_version() -> str:
 
 
 @contextmanager
+@unbroken
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same folder that takes the place of `path` when the block ends well.
 

@@ -23,6 +23,8 @@ from fairkern.artefacts.files import check_header, compact, package_version, par
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
 from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, may_be_added, shapes_left, tensors_of
 from fairkern.errors import ArtefactError, InputError
+from fairkern.interrupts import unbroken
+from fairkern.model.in_use import in_use
 from fairkern.model.linear import give_bias
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan
@@ -42,6 +44,11 @@ def save_pruned(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) ->
     with something other than dense tensors with values), OSError (the folder above does not exist, cannot be
     written).
     """
+    with in_use(small, "save_pruned()", reading=True):
+        _save(small, plan, folder)
+
+
+def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
     check_pruned(small, plan)
     tensors, shared = _stored(small)
     content = {
@@ -87,7 +94,7 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     if absent or foreign:
         what = f"lacks {absent[0]!r}" if absent else f"holds {foreign[0]!r}, which the model does not have"
         raise ArtefactError(f"{place / WEIGHTS} {what}: it was written for another version of this model")
-    with torch.no_grad():
+    with in_use(fresh_model, "load_pruned()", reading=True), torch.no_grad():
         small = copy_with(fresh_model, _emptied(fresh_model, plan, stored), gone(fresh_model, plan))
     set_sizes(small, plan)
     for name in extra:  # biases that compensation added
@@ -191,6 +198,7 @@ def _digest(plan: Plan) -> str:
 
 
 @contextmanager
+@unbroken
 def _folder(target: Path) -> Iterator[Path]:
     """Where to write: `target` if it holds files, else a folder beside it that takes its place at the end."""
     if target.is_dir() and any(target.iterdir()):
