@@ -29,9 +29,11 @@ T = TypeVar("T")
 _MAY_RAISE = ("SIGALRM", "SIGBREAK", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # the last is put back last
 _SIGNALS = [getattr(signal, name) for name in _MAY_RAISE if hasattr(signal, name)]
 _PUTTING = frozenset({"__enter__", "__exit__", "enter_context", "callback", "undivided"})
-_LIBRARY = tuple(sys.modules[module].__file__ or "" for module in ("contextlib", "threading"))
+_UNHEARD = frozenset({"__del__", "remove", "gone"})  # called by the garbage collector, which drops what is raised there
+_LIBRARY = tuple(sys.modules[module].__file__ or "" for module in ("contextlib", "threading", "weakref"))
 _OURS = os.path.dirname(__file__) + os.sep
 _WHOSE = (*_LIBRARY, _OURS, os.path.dirname(torch.__file__) + os.sep)
+_WAITED_FOR = _PUTTING | _UNHEARD
 _MOMENT = 0.001  # seconds
 
 
@@ -80,7 +82,7 @@ class _Handlers:
         """Whether nothing is being put in place or back in this frame, nor in those that called it."""
         while frame is not None and frame is not self._outside:
             code = frame.f_code
-            if code.co_name in _PUTTING and code.co_filename.startswith(_WHOSE):
+            if code.co_name in _WAITED_FOR and code.co_filename.startswith(_WHOSE):
                 return False
             frame = frame.f_back
         return True

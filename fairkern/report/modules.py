@@ -17,6 +17,7 @@ from fairkern.model.in_use import in_use
 from fairkern.model.nested import call_model, tensors_in
 from fairkern.model.own_calls import call_of
 from fairkern.model.threads import of_this_thread
+from fairkern.model.untouched import same_attributes
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 2, 6, 60, 0.6
 UNDISTURBED = 10  # percentile: what other processes take is in the upper ones
@@ -98,10 +99,8 @@ def clock_for(example_inputs: Any) -> Clock:
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's mode is put back."""
-    with in_use(model, "timing"), ExitStack() as modes:
-        for module in model.modules():
-            modes.callback(setattr, module, "training", module.training)
+    """Eval mode inside; every module's mode and what else it holds is put back."""
+    with in_use(model, "timing"), same_attributes(model):
         model.eval()
         yield
 
