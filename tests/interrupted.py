@@ -1,8 +1,8 @@
 """Ctrl-C at any line: what Python does there when a signal has come, and what must not be left behind.
 
 Python runs a signal's handler between two instructions, with the frame that it has come to. So does the trace function
-here, at every function that is entered and every line: in fairkern's files, and in those of the context managers that it
-uses. What the handler raises is raised in that frame.
+here, at every function that is entered and every line: in fairkern's files, and in those of the context managers that
+are used there. What the handler raises is raised in that frame.
 """
 
 from __future__ import annotations

@@ -241,9 +241,24 @@ def test_at_the_latest_it_strikes_at_the_end() -> None:
 
 
 def test_between_enter_and_exit_it_strikes_at_once() -> None:
-    with pytest.raises(KeyboardInterrupt), PLAN.masked(MODEL):
+    went_on = False
+    with pytest.raises(KeyboardInterrupt), PLAN.masked(MODEL):  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
-        pytest.fail("went on")
+        went_on = True
+    assert not went_on
+
+
+def test_a_signal_during_the_last_operation_in_a_mask_takes_it_off() -> None:
+    """After an operator Python looks for signals in the next function that is entered: `__exit__`."""
+    left, large = Left(MODEL), torch.randn(1500, 1500, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        later = threading.Timer(0.005, signal.raise_signal, [signal.SIGINT])
+        with pytest.raises(KeyboardInterrupt):
+            later.start()
+            with PLAN.masked(MODEL):
+                _ = large @ large
+            later.join()
+        assert left.differences() == []
 
 
 def test_handlers_that_are_set_within_stay() -> None:

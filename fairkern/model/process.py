@@ -60,8 +60,8 @@ class _Turn:
 
     def wait(self) -> None:
         """A signal that comes while another thread has its turn strikes here."""
+        _TURNS.append(self)
         try:
-            _TURNS.append(self)
             while _TURNS[0] is not self:
                 let_through()
                 with contextlib.suppress(queue.Empty):
