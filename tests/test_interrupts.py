@@ -251,13 +251,16 @@ def test_between_enter_and_exit_it_strikes_at_once() -> None:
 def test_a_signal_during_the_last_operation_in_a_mask_takes_it_off() -> None:
     """After an operator Python looks for signals in the next function that is entered: `__exit__`."""
     left, large = Left(MODEL), torch.randn(1500, 1500, generator=torch.Generator().manual_seed(0))
+
+    def stopped(later: threading.Timer) -> None:
+        later.start()
+        with PLAN.masked(MODEL):
+            _ = large @ large
+        later.join()
+
     for _ in range(2):
-        later = threading.Timer(0.005, signal.raise_signal, [signal.SIGINT])
         with pytest.raises(KeyboardInterrupt):
-            later.start()
-            with PLAN.masked(MODEL):
-                _ = large @ large
-            later.join()
+            stopped(threading.Timer(0.005, signal.raise_signal, [signal.SIGINT]))
         assert left.differences() == []
 
 

@@ -12,6 +12,7 @@ from fairkern.compact.descriptors import Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
 from fairkern.model.autocast import forget_casts
 from fairkern.model.in_use import in_use
+from fairkern.surroundings import check_ordinary, refuse, uncompiled
 from fairkern.types import Plan, Silence
 
 
@@ -39,9 +40,13 @@ class masked:
         self._plan = plan
         self._entered: list[contextlib.ExitStack] = []
 
+    @uncompiled
     def __enter__(self) -> nn.Module:
+        refuse("masked")
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._model, "a mask"))
+            if not torch.is_inference_mode_enabled():
+                check_ordinary(self._model)
             if self._strict:
                 check(self._model, self._plan)
             targets = match(self._model, silenced(self._plan, Silence.ZERO))
@@ -56,6 +61,7 @@ class masked:
             self._entered.append(stack.pop_all())
         return self._model
 
+    @uncompiled
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -45,13 +45,13 @@ class Originals:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[Originals]:
-    """Put back modes, attributes, buffers, parameters, random state and the attention fast path.
+    """Put back modes, attributes, buffers, parameters, gradients, random state and the attention fast path.
 
     Buffers are copied beforehand (some operators write to running statistics without saying so), parameters when they
     are written to. What cannot be put back does not keep the rest from it: all else is as it was, and the error is
     raised at the end. Signals wait meanwhile, and other threads are refused (`in_use`).
     """
-    with at_work(model, "a run"), same_attributes(model), contextlib.ExitStack() as steps:
+    with at_work(model, "a run"), same_attributes(model), same_grads(model), contextlib.ExitStack() as steps:
         originals = Originals(model)
         for buffer in model.buffers():
             steps.callback(_put_back_values, buffer, buffer.data, buffer.detach().clone())
@@ -92,6 +92,18 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
                 if type(value) in _REFILLED:
                     steps.callback(_REFILLED[type(value)], value, value.copy())
             steps.callback(_refill, held, held.copy())
+        yield
+
+
+@contextlib.contextmanager
+def same_grads(model: nn.Module) -> Iterator[None]:
+    """Put the gradients of all parameters back to the tensors that they were. Within there are none, so that what a
+    model or a loss adds that goes backward by itself is gone afterwards."""
+    with contextlib.ExitStack() as steps:
+        for parameter in model.parameters():
+            if parameter.is_leaf:
+                steps.callback(setattr, parameter, "grad", parameter.grad)
+                parameter.grad = None
         yield
 
 
