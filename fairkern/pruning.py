@@ -17,6 +17,7 @@ from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation, Correction
 from fairkern.compensate.cut import cut
 from fairkern.errors import BudgetError, InputError
+from fairkern.model.in_use import at_work
 from fairkern.options import TABLE, UNITS, choose, flag, function, instance, names, whole
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
@@ -129,15 +130,16 @@ def prune(
     samples_of = scoring.get("samples_of")
     if samples_of is not None:
         function("samples_of", samples_of, "a function of a batch")
-    first, batches = first_batch(loader)
-    _fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
-    again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
-    tracing = {"more": more, "unused": unused}
-    asked = _Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
-    run = _Run(model, head(first, model, samples_of), batches, loss_fn, asked)
-    for number in range(1, iterations + 1):
-        run.step(number, given if number == 1 else None)
-    report = run.report()
+    with at_work(model, "prune()"):
+        first, batches = first_batch(loader)
+        _fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
+        again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
+        tracing = {"more": more, "unused": unused}
+        asked = _Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
+        run = _Run(model, head(first, model, samples_of), batches, loss_fn, asked)
+        for number in range(1, iterations + 1):
+            run.step(number, given if number == 1 else None)
+        report = run.report()
     return run.current, replace(report, scores=run.scores) if keep_scores else report
 
 

@@ -29,6 +29,7 @@ from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.fused import running_as
 from fairkern.model.kept import changed, kept_objects
+from fairkern.model.process import let_others_in
 from fairkern.model.tensors import device_of
 from fairkern.types import Side
 
@@ -79,6 +80,7 @@ class Pass:
                 if self.batches == 2:
                     self.keeps = changed(before, kept_objects(self._model))
                 self._settings.on_batch(self.batches, total, stage)
+                let_others_in()
         if self.batches == 0:
             raise InputError("the loader yields no batch")
         if self.seen == 0:
