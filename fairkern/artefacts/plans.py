@@ -181,7 +181,7 @@ def _refuse_vast(content: Fields) -> None:
     for entry in (*content["groups"].items(), *content["axes"].items()):
         removed = entry["removed"]
         for row in [removed] if entry.get("sets", 1).whole(1) == 1 else removed.items():
-            lengths = [stop - start for start, stop in row.pairs()]
+            lengths = [max(stop - start, 0) for start, stop in row.pairs()]
             runs, positions = runs + len(lengths), positions + sum(lengths)
     if positions > _MOST + _MOST_PER_RUN * runs:
         content.fail(f"{positions} positions that go, in {runs} runs")
@@ -201,12 +201,11 @@ def _positions(entry: Fields, length: int) -> IndexArray:
     """The positions of runs that ascend, do not meet, and stay below `length`."""
     runs, end = [], -1
     for i, (start, stop) in enumerate(entry.pairs()):
+        run = f"the run [{start}, {stop})"
         if start <= end or stop <= start:
-            entry.items()[i].fail(
-                f"the run [{start}, {stop}) does not ascend: runs are [start, stop), apart and in order"
-            )
+            entry.items()[i].fail(f"{run} does not ascend: runs are [start, stop), apart and in order")
         if stop > length:
-            entry.items()[i].fail(f"the run [{start}, {stop}) ends beyond the length {length}")
+            entry.items()[i].fail(f"{run} ends beyond the length {length}")
         runs.append(np.arange(start, stop, dtype=np.int64))
         end = stop
     return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)
