@@ -315,7 +315,7 @@ def info() -> dict[str, Any]:
 def check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    check_ordinary(model)
+    check_ordinary((*model.named_parameters(), *model.named_buffers()))
 
 
 def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
@@ -23,9 +24,11 @@ _Made = TypeVar("_Made")
 
 
 def stage(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
-    """A function that users call, wherever they do: outside of inference mode, never compiled, never traced.
+    """A function that users call, wherever they do: it is never compiled, and leaves two of what may be entered there.
 
     In inference mode it runs as under `no_grad`, which is what its caller's own code (a loader, a loss) then sees.
+    Where the default device is meta, it is the CPU: a model with values that makes an index in its forward would pick
+    rows with an index that has none, and torch would hand it whatever lies in memory.
     Raises InputError where tensors have no values (`FakeTensorMode`, a `torch.func` transform, tracing by `make_fx`,
     `torch.export` or `torch.jit.trace`).
     """
@@ -34,9 +37,13 @@ def stage(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
     @functools.wraps(function)
     def run(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
         refuse(function.__name__)
-        if not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():  # the first alone would turn gradients on
+        with ExitStack() as left:
+            if torch.is_inference_mode_enabled():
+                left.enter_context(torch.inference_mode(False))
+                left.enter_context(torch.no_grad())  # the first alone would turn gradients on
+            default = _device_context()
+            if default is not None and default.device.type == "meta":
+                left.enter_context(torch.device("cpu"))
             return function(*args, **kwargs)
 
     return run
@@ -94,23 +101,24 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def check_ordinary(model: nn.Module) -> None:
-    """InputError for a model that was made in inference mode: torch neither writes to its tensors outside of that, nor
-    lets gradients past them."""
-    for tensors in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in tensors:
-            if tensor.is_inference():
-                raise InputError(
-                    f"{name} was made in torch.inference_mode(), and torch neither writes to such tensors nor takes "
-                    "gradients past them; for a model of ordinary ones: "
-                    "with torch.inference_mode(False): model = copy.deepcopy(model)"
-                )
+def check_ordinary(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """InputError for a model's tensors, by name, that were made in inference mode."""
+    for name, tensor in tensors:
+        if tensor.is_inference():
+            raise InputError(
+                f"{name} was made in torch.inference_mode(), and outside of that torch neither writes to it nor takes "
+                "gradients past it; for a model of ordinary tensors: "
+                "with torch.inference_mode(False): model = copy.deepcopy(model)"
+            )
 
 
 def default_device() -> Callable[[], AbstractContextManager[object]]:
     """What another thread enters to make tensors where the thread that asks does: it begins without a default."""
-    for depth in range(torch._C._len_torch_function_stack()):
-        mode = torch._C._get_function_stack_at(depth)
-        if isinstance(mode, DeviceContext):
-            return lambda: torch.device(mode.device)
-    return nullcontext
+    default = _device_context()
+    return nullcontext if default is None else partial(torch.device, default.device)
+
+
+def _device_context() -> DeviceContext | None:
+    """The default device, if there is one: the innermost, which lies on top."""
+    modes = map(torch._C._get_function_stack_at, reversed(range(torch._C._len_torch_function_stack())))
+    return next((mode for mode in modes if isinstance(mode, DeviceContext)), None)

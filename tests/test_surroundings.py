@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,11 +248,10 @@ def threads(count: int) -> Iterator[None]:
 
 AROUND: dict[str, Callable[[], Any]] = {
     "device context": lambda: torch.device("meta"),
+    "a device that is not there": lambda: torch.device("cuda:0"),
     "default device": lambda: default_device("meta"),
-    "default device as it is": lambda: default_device("cpu"),
     "float64": lambda: default_dtype(torch.float64),
     "bfloat16": lambda: default_dtype(torch.bfloat16),
-    "float16": lambda: default_dtype(torch.float16),
     "inference mode": torch.inference_mode,
     "no_grad": torch.no_grad,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
@@ -288,7 +288,14 @@ def given(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Given(model, lambda: request.param().eval(), loader, tmp_path_factory.mktemp("files"))
 
 
-@pytest.mark.parametrize("around", AROUND)
+FOR_BOTH = ("a device that is not there", "bfloat16", "inference mode", "autocast", "function mode", "dispatch mode")
+
+
+@pytest.mark.parametrize(
+    ("given", "around"),
+    [*((Convolutions, around) for around in AROUND), *((Attention, around) for around in FOR_BOTH)],
+    indirect=["given"],
+)
 def test_the_same_within(given: Given, around: str) -> None:
     for name, stage in STAGES.items():
         if (around, name) in OTHERWISE:
@@ -423,28 +430,48 @@ def test_a_fresh_model_is_made_within(given: Given, where: str) -> None:
     assert same(given.plain["load"], of_model(loaded))
 
 
-class Where(nn.Module):
-    """Writes down where its own tensors would lie."""
+SEEN: set[tuple[str, torch.dtype]] = set()
+
+
+class Making(nn.Module):
+    """Makes an index in its forward where the default says, if it is there, and writes down what the defaults are."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 4)
-        self.seen: set[tuple[str, torch.dtype]] = set()
+        self.table, self.first, self.last = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        made = torch.zeros(())
-        self.seen.add((made.device.type, made.dtype))
-        return self.last(torch.relu(self.second(torch.relu(self.first(x)))))
+        default = torch.get_default_device()
+        SEEN.add((str(default), torch.get_default_dtype()))
+        places = torch.arange(x.shape[1], device="cpu" if default.type == "cuda" else None)
+        return self.last(torch.relu(self.first(x + self.table(places))).mean(1))
+
+
+def with_places() -> list[tuple[Tensor, Tensor]]:
+    x = torch.randn(24, 5, 6, generator=torch.Generator().manual_seed(0))
+    return list(zip(x.split(12), (torch.arange(24) % 4).split(12), strict=True))
 
 
 @pytest.mark.parametrize("compensate", ["least_squares", "sequential"])
 def test_the_model_itself_has_the_defaults_in_every_thread(compensate: str) -> None:
-    model, x = Where().eval(), torch.randn(24, 6)
-    seen, model.seen = model.seen, set()
-    loader = list(zip(x.split(12), (torch.arange(24) % 4).split(12), strict=True))
-    with torch.device("meta"), default_dtype(torch.float64):
+    """On no device at all: whatever is made there is an error."""
+    model, loader = Making().eval(), with_places()
+    SEEN.clear()
+    with torch.device("cuda:0"), default_dtype(torch.float64):
         fk.prune(model, loader, LOSS, keep_params=0.5, compensate=compensate, progress=False)
-    assert seen == set()
+    assert {("cuda:0", torch.float64)} == SEEN
+
+
+def test_a_model_that_makes_an_index_is_run_where_it_has_values() -> None:
+    """On the meta device it would pick rows that nobody has written, without an error."""
+    torch.manual_seed(0)
+    model, loader = Making().eval(), with_places()
+    expected = pruned(types.SimpleNamespace(model=model, loader=loader))
+    with torch.device("meta"):
+        assert same(expected, pruned(types.SimpleNamespace(model=model, loader=loader)))
+    with default_device("meta"):
+        units = fk.trace(copy.deepcopy(model).to("meta"), loader[0][0].to("meta"), verify=False)
+    assert same(of_map(fk.trace(model, loader[0][0], verify=False)), of_map(units))
 
 
 OPERATORS: dict[str, Callable[[str], Any]] = {

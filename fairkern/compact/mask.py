@@ -39,11 +39,11 @@ class masked:
     @uncompiled
     def __enter__(self) -> nn.Module:
         refuse("masked")
-        if not torch.is_inference_mode_enabled():
-            check_ordinary(self._model)
         if self._strict:
             check(self._model, self._plan)
         targets = match(self._model, silenced(self._plan, Silence.ZERO))
+        if not torch.is_inference_mode_enabled():
+            check_ordinary((held.names[0], held.tensor) for held, _ in targets)
         saved: list[_Saved] = []
         try:
             for held, index in targets:
