@@ -176,6 +176,7 @@ def score(
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
     check_model(model)
+    check_values(model, "it cannot be scored; give it weights first (model.to_empty, load_state_dict)")
     kind = choose(Recipe, "recipe", recipe)
     default = Reduction.SIGNED if kind is Recipe.PAPER else Reduction.PER_SAMPLE
     settings = Settings(
@@ -249,6 +250,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     were; raises InputError where there is none, or no batch.
     """
     check_model(model)
+    check_values(model, "there are no statistics to take; give it weights first (model.to_empty, load_state_dict)")
     return capture.recalibrate(model, loader)
 
 

@@ -21,6 +21,7 @@ from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
+from fairkern.prove import check_values
 from fairkern.results import Plan, Report, Scores
 from fairkern.surroundings import stage
 from fairkern.timing import plan_latency
@@ -95,6 +96,7 @@ def prune(
     Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
     """
     check_model(model)
+    check_values(model, "it cannot be scored; give it weights first (model.to_empty, load_state_dict)")
     refuse_unknown("prune()", options, PruningOptions.__annotations__, _KEYWORDS)
     target, keep = _target(tod, keep_params, keep_flops, keep_latency)
     _check_steps(iterations, target, keep, latency, loader)

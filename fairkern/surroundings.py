@@ -11,7 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._device import DeviceContext
@@ -24,20 +24,23 @@ _Made = TypeVar("_Made")
 
 
 def stage(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
-    """A function that users call, wherever they do: it is never compiled, and leaves two of what may be entered there.
+    """A function that users call, wherever they do: it is never compiled, and leaves some of what may be entered there.
 
     In inference mode it runs as under `no_grad`, which is what its caller's own code (a loader, a loss) then sees.
-    Where the default device is meta, it is the CPU: a model with values that makes an index in its forward would pick
-    rows with an index that has none, and torch would hand it whatever lies in memory.
-    Raises InputError where tensors have no values (`FakeTensorMode`, a `torch.func` transform, tracing by `make_fx`,
-    `torch.export` or `torch.jit.trace`).
+    `FakeTensorMode` is left (models of fake tensors are traced in their own). Where the default device is meta, it is
+    the CPU: a model with values that makes an index in its forward would pick rows with an index that has none, and
+    torch would hand it whatever lies in memory. Whether gradients are on, other modes, the default device and dtype
+    stay: they belong to the model and to what its caller hands over.
+
+    Raises InputError within a `torch.func` transform, `make_fx`, `torch.export` and `torch.jit.trace`.
     """
 
     @uncompiled
     @functools.wraps(function)
     def run(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
-        refuse(function.__name__)
         with ExitStack() as left:
+            left.enter_context(unset_fake_temporarily())
+            refuse(function.__name__)
             if torch.is_inference_mode_enabled():
                 left.enter_context(torch.inference_mode(False))
                 left.enter_context(torch.no_grad())  # the first alone would turn gradients on
@@ -85,12 +88,10 @@ def refuse(name: str) -> None:
 def _around() -> str | None:
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func (vmap, grad, jvp, functionalize)"
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
-    for mode in _get_current_dispatch_mode_stack():
-        if isinstance(mode, _WITHOUT_VALUES):
-            return type(mode).__name__
-    return None
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else ()
+    return next((type(mode).__name__ for mode in modes if isinstance(mode, _WITHOUT_VALUES)), None)
 
 
 _WITHOUT_VALUES = (FakeTensorMode, FunctionalTensorMode, ProxyTorchDispatchMode)
