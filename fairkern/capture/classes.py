@@ -72,7 +72,10 @@ class Selection:
             return
         label, count = min(self.counts.items(), key=lambda item: (item[1], item[0]))
         if count < 2:
-            raise InputError(f"class {label} has one sample; the U-score needs two or more of every class")
+            raise InputError(
+                f"class {label} has one sample; the U-score needs two or more of every class (give more samples, or "
+                "class_of=False to do without U)"
+            )
 
 
 class Choice:

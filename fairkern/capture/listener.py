@@ -56,7 +56,7 @@ class Listener:
         self._rows: dict[Point, Tensor] = {}  # the tokens that the rows of an expert belong to
         self.versions: dict[Point, int] = {}
         self.copied: set[Point] = set()  # points whose activation is overwritten later in the pass
-        self.on_gradient: Callable[[Point, Tensor], None] = _ignore
+        self._on_gradient: Callable[[Point, Tensor], None] = _ignore
         self.on_heard: Callable[[Point, Tensor], None] = _ignore
 
     def reset(self, device: torch.device) -> None:
@@ -68,6 +68,22 @@ class Listener:
         self._rows.clear()
         self.versions.clear()
         self.root = _leaf(device)
+
+    def backward(self, loss: Tensor, on_gradient: Callable[[Point, Tensor], None]) -> None:
+        """Call back for every point's gradient of the loss. What else goes backward, within a model or a loss function,
+        is not ours and is not heard. Raises InputError where it has freed the graph."""
+        self._on_gradient = on_gradient
+        try:
+            torch.autograd.grad(loss, [self.root], allow_unused=True)
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise InputError(
+                "the graph of the loss is gone: the loss function or the model calls backward() or autograd.grad() "
+                "itself, which frees it; leave that out, or pass retain_graph=True there"
+            ) from error
+        finally:
+            self._on_gradient = _ignore
 
     def missing(self) -> Point | None:
         """The first point that the forward pass did not reach."""
@@ -151,7 +167,7 @@ class Listener:
         if not self._gradients or not torch.is_grad_enabled():
             return x
         alias: Tensor = _Root.apply(x, self.root)
-        alias.register_hook(lambda grad: self.on_gradient(point, grad))
+        alias.register_hook(lambda grad: self._on_gradient(point, grad))
         self._aliases[point] = alias
         return alias
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fairkern.errors import InputError
+from fairkern.options import iterable, whole
 from fairkern.surroundings import refuse
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -59,12 +61,30 @@ def option(name: str, value: object, enum: type[Option]) -> Option:
         raise InputError(f"{name} is {value!r}; expected one of {expected}") from None
 
 
+def jobs(value: Any, fields: str) -> list[Sequence[Any]]:
+    """A list of things that go together: so many of each, as `fields` names them."""
+    iterable("jobs", value, f"a list of ({fields})")
+    given = list(value)
+    for number, job in enumerate(given):
+        if not isinstance(job, (tuple, list)) or len(job) != fields.count(",") + 1:
+            raise InputError(f"job {number} is a {type(job).__name__}; expected ({fields})")
+    return given
+
+
+def device(value: Any) -> torch.device:
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError, ValueError):
+        raise InputError(f"device is {value!r}; expected one of torch, for example 'cpu' or 'cuda:0'") from None
+
+
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """The dtype that sums are kept and returned in: float32, or float64 for float64 input."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def dimension(name: str, dim: int, rank: int) -> int:
+def dimension(name: str, dim: object, rank: int) -> int:
+    dim = whole(name, dim)
     if not -rank <= dim < rank:
         raise InputError(f"{name} is {dim}; expected {-rank} to {rank - 1} for a tensor of {rank} dimensions")
     return dim % rank

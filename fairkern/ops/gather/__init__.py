@@ -58,7 +58,8 @@ def gather_many(jobs: Iterable[tuple[Tensor, Mapping[int, Tensor]]], *, backend:
         >>> gather_many([(weight, {0: keep}), (bias, {0: keep})])
         [tensor([[0., 0., 1.]]), tensor([2.])]
     """
-    checked = [_checked(number, weight, indices) for number, (weight, indices) in enumerate(jobs)]
+    given = _check.jobs(jobs, "weight, indices")
+    checked = [_checked(number, weight, indices) for number, (weight, indices) in enumerate(given)]
     chosen = [resolve("gather", backend, weight.device, _why_not(weight, indices)) for weight, indices in checked]
     batches: dict[tuple[Backend, torch.device], list[int]] = defaultdict(list)
     for number, (which, (weight, _)) in enumerate(zip(chosen, checked, strict=True)):

@@ -9,8 +9,11 @@ from fairkern.errors import InputError
 from fairkern.ops import _check, _triton
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.project import native, reference
+from fairkern.options import whole
 
 __all__ = ["directions", "project"]
+
+_MOST = 2**31
 
 
 def project(
@@ -93,7 +96,5 @@ def directions(d: int, p: int, seed: int) -> Tensor:
         >>> directions(3, 2, seed=0).norm(dim=0).allclose(torch.ones(2))
         True
     """
-    for name, value in (("d", d), ("p", p)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
+    d, p, seed = whole("d", d, 1, _MOST), whole("p", p, 1, _MOST), whole("seed", seed, 0, 2**64 - 1)
     return torch.ones(1, 1, dtype=torch.float32, device="cpu") if d == 1 else reference.directions(d, p, seed)
