@@ -501,9 +501,10 @@ def test_operators(around: str) -> None:
     calls = {(name, b): partial(call, b) for name, call in OPERATORS.items() for b in ("auto", "reference")}
     calls |= {
         ("gram", "auto"): lambda: fk.ops.gram(A),
-        ("directions", "auto"): lambda: fk.ops.directions(3, 2, 0),
         ("eliminate", "auto"): lambda: fk.ops.eliminate([VIEW]),
     }
+    if around != "fake tensors":  # nothing is given, and fake ones are what is asked for there
+        calls["directions", ""] = lambda: fk.ops.directions(3, 2, 0)
     for name, call in calls.items():
         expected = call()
         refused = around == "fake tensors"
