@@ -7,17 +7,19 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.nn.parameter import is_lazy
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fairkern.errors import InputError
+from fairkern.interrupts import interrupts_wait
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -38,7 +40,7 @@ def stage(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
     @uncompiled
     @functools.wraps(function)
     def run(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
-        with ExitStack() as left:
+        with interrupts_wait(), ExitStack() as left:
             left.enter_context(unset_fake_temporarily())
             refuse(function.__name__)
             if torch.is_inference_mode_enabled():
@@ -64,6 +66,8 @@ def uncompiled(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
             made.append(torch.compiler.disable(function))
         return made[0](*args, **kwargs)
 
+    named: Any = run
+    named.__code__ = named.__code__.replace(co_name=function.__name__)  # an `__exit__` is known by it (`interrupts`)
     return run
 
 
@@ -105,7 +109,7 @@ def ordinary(tensor: Tensor) -> Tensor:
 def check_ordinary(tensors: Iterable[tuple[str, Tensor]]) -> None:
     """InputError for a model's tensors, by name, that were made in inference mode."""
     for name, tensor in tensors:
-        if tensor.is_inference():
+        if not is_lazy(tensor) and tensor.is_inference():
             raise InputError(
                 f"{name} was made in torch.inference_mode(), and outside of that torch neither writes to it nor takes "
                 "gradients past it; for a model of ordinary tensors: "

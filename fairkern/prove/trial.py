@@ -147,11 +147,11 @@ def failing(
         return search([c for c in candidates if c in wanted], attempt, settled, said, most)
 
 
-def check_values(model: nn.Module, so: str = "groups cannot be proven, pass verify=False") -> None:
-    """InputError for a model with tensors on the meta device or fake ones, `so` saying what follows."""
+def check_values(model: nn.Module, instead: str = "groups cannot be proven, pass verify=False") -> None:
+    """InputError for a model with tensors on the meta device or fake ones, with what to do `instead`."""
     without = next((held.names[0] for held in tensors_of(model) if valueless(held.tensor)), None)
     if without is not None:
-        raise InputError(f"{without} has no values (it is on the meta device, or fake): {so}")
+        raise InputError(f"{without} has no values (it is on the meta device, or fake): {instead}")
 
 
 def failure(

@@ -87,7 +87,7 @@ def test_nothing_is_scored_without_values() -> None:
             lambda m: fk.prune(m, loader, nn.CrossEntropyLoss(), keep_params=0.5, progress=False),
             lambda m: fk.recalibrate(m, loader),
         ):
-            with pytest.raises(InputError, match=r"0\.weight has no values .*give it weights first"):
+            with pytest.raises(InputError, match=r"0\.weight has no values"):
                 stage(given)
 
 
