@@ -349,7 +349,8 @@ def info() -> dict[str, Any]:
 
 
 def check_model(model: object) -> None:
-    check_ordinary(options.instance("model", model, nn.Module, options.MODEL))
+    given = options.instance("model", model, nn.Module, options.MODEL)
+    check_ordinary((*given.named_parameters(), *given.named_buffers()))
 
 
 def check_data(loader: object, loss_fn: object = None) -> None:
