@@ -1,0 +1,112 @@
+"""`python -m bench.mutation`: of small changes to the code that decides, how many a test notices.
+
+For each room a sample of its mutants, drawn with a seed; writes bench/results/mutation.json. Every mutant is given the
+tests of its room's list that run its line. Kept beside mutmut, which changes no decorated function (here: every rule),
+and cosmic-ray, which starts an interpreter for every mutant and draws no sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bench.mutation.children import Reach, noticed, prepare, reach
+from bench.mutation.equivalent import EQUIVALENT
+from bench.mutation.mutants import Mutant, mutants
+from bench.provenance import ROOT, versions, write_results
+
+RESULTS = ROOT / "bench" / "results" / "mutation.json"
+ROOMS = {  # what is changed
+    "allocate": "fairkern/allocate/*.py",
+    "plans": "fairkern/plans/*.py",
+    "axes/rules": "fairkern/axes/rules/*.py",
+    "references": "fairkern/ops/*/reference.py",
+}
+TESTS = ("tests/allocate", "tests/plans", "tests/axes", "tests/ops")
+TARGET = 0.85
+LEVEL = 1.96  # standard deviations: 95 % of a normal distribution
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parsed(arguments)
+    torch.set_num_threads(1)
+    prepare()
+    begin = time.perf_counter()
+    everything = {room: in_room(pattern) for room, pattern in ROOMS.items() if room in options.rooms}
+    found = reach(ROOT, sorted({mutant.path for room in everything.values() for mutant in room}), TESTS)
+    print(f"{len(found.tests)} tests, reached in {time.perf_counter() - begin:.0f} s", file=sys.stderr)
+    rows = []
+    for room, all_of_it in everything.items():
+        drawn = random.Random(f"{options.seed} {room}").sample(all_of_it, min(options.sample, len(all_of_it)))
+        start = time.perf_counter()
+        fates = judged(drawn, found)
+        rows.append(row(room, len(all_of_it), fates, time.perf_counter() - start))
+        print({key: value for key, value in rows[-1].items() if key != "survivors"}, file=sys.stderr)
+    if set(options.rooms) == set(ROOMS):
+        tests = {"tests": list(TESTS), "versions": versions(("torch", "numpy", "pytest", "hypothesis", "coverage"))}
+        write_results(RESULTS, seed=options.seed, target=TARGET, **tests, rows=rows)
+    return 0 if all(row["killed_share"] >= TARGET for row in rows) else 1
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.mutation", description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sample", type=int, default=300, help="mutants of each room")
+    parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS), help="with fewer, nothing is written")
+    return parser.parse_args(arguments)
+
+
+def in_room(pattern: str) -> list[Mutant]:
+    paths = [str(path.relative_to(ROOT)) for path in sorted(ROOT.glob(pattern))]
+    return [mutant for path in paths for mutant in mutants(ROOT, path)]
+
+
+def judged(drawn: Sequence[Mutant], found: Reach) -> dict[Mutant, str]:
+    fates = {}
+    for mutant in sorted(drawn, key=lambda m: (m.path, m.number)):
+        tests, seconds = found.of(ROOT, mutant)
+        fates[mutant] = "equivalent" if mutant.name in EQUIVALENT else noticed(ROOT, mutant, tests, seconds)
+        if fates[mutant] == "survived":
+            print(f"survived {len(tests)} tests, line {mutant.line}: {mutant.name}", file=sys.stderr, flush=True)
+    return fates
+
+
+def row(room: str, population: int, fates: Mapping[Mutant, str], seconds: float) -> dict[str, Any]:
+    """`killed_share` is of the sample but for equivalent mutants; with it the 95 % interval for the whole room."""
+    count = Counter(fates.values())
+    judged_ones = len(fates) - count["equivalent"]
+    killed = count["killed"] + count["too long"]
+    low, high = interval(killed, judged_ones, population)
+    return {
+        "room": room,
+        "mutants": population,
+        "sample": len(fates),
+        "equivalent": count["equivalent"],
+        "killed": killed,
+        "of_these_by_time": count["too long"],
+        "killed_share": round(killed / judged_ones, 4),
+        "interval": [round(low, 4), round(high, 4)],
+        "seconds": round(seconds, 1),
+        "survivors": [f"{mutant.name} (line {mutant.line})" for mutant, fate in fates.items() if fate == "survived"],
+    }
+
+
+def interval(killed: int, sample: int, population: int) -> tuple[float, float]:
+    """Wilson's interval, narrowed by what the sample is of the whole (finite population correction)."""
+    share = killed / sample
+    z = LEVEL * math.sqrt(max(population - sample, 0) / max(population - 1, 1))
+    middle = (share + z * z / (2 * sample)) / (1 + z * z / sample)
+    half = z / (1 + z * z / sample) * math.sqrt(share * (1 - share) / sample + z * z / (4 * sample * sample))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
