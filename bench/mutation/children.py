@@ -1,148 +1,151 @@
-"""Tests in forked children of a process that has imported everything but fairkern.
+"""Tests in forked children: what every child needs is imported once, and the tests are collected once.
 
-Importing torch takes seconds, fairkern a fraction of one; and its rules register themselves on import, so that a change
-has to be there before. A child imports fairkern with one module changed, runs the tests that reach the changed line and
-stops at the first that fails.
+A change inside a function is made in a fork of a process that has collected all tests: the function that is registered,
+imported or bound anywhere is one object, and is given other code. What runs on import (tables, defaults, decorators) is
+changed before fairkern is imported, in a fork of a process that has imported everything but fairkern. A child runs the
+tests that reach the changed line, and ends at the first that fails.
 """
 
 from __future__ import annotations
 
-import ast
+import gc
+import inspect
+import math
 import os
 import pickle
+import resource
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import Any
 
 import hypothesis
 import pytest
 
 from bench.mutation.mutants import Mutant
+from bench.mutation.reach import measured, tracer
 
 IMPORTS = ("scipy.stats", "scipy.optimize", "safetensors.torch", "rich", "torch.utils.flop_counter", "torchvision")
-OPTIONS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly")
-FORGIVING = 10  # times as long as the tests took without a change; more counts as noticed
-LEAST_TIME = 20.0  # seconds that a child has at least
-MOST_TIME = 60.0  # seconds of tests that a mutant is given, the quickest first
+OPTIONS = ("-x", "-q", "-s", "--tb=no", "--no-header", "-W", "ignore",
+           *(word for name in ("cacheprovider", "unraisableexception", "threadexception")
+             for word in ("-p", f"no:{name}")))  # fmt: skip
+FORGIVING = 5  # times the processor time that the tests took without a change; more counts as noticed
+LEAST_TIME = 5  # seconds of processor time that a child has at least
+WAITING = 20  # times as long by the clock: for what waits for ever
 PASSED, NO_TESTS = int(pytest.ExitCode.OK), int(pytest.ExitCode.NO_TESTS_COLLECTED)
+CRASHED = 70
+SURVIVED = "survived"
+
+Fates = dict[Mutant, str]
+Told = Callable[[Mutant, str, int], None]
+Functions = dict[tuple[str, int], list[FunctionType]]  # by file and first line
 
 
 def prepare() -> None:
     """What every child needs, imported once; tests that draw their examples draw the same ones in each."""
     for name in IMPORTS:
         __import__(name)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     hypothesis.settings.register_profile("mutation", derandomize=True, database=None)
     hypothesis.settings.load_profile("mutation")
     loaded = [name for name in sys.modules if name.partition(".")[0] in ("fairkern", "tests")]
     assert not loaded, f"{loaded[0]} is imported already, so no child would see its change"
 
 
-@dataclass
-class Reach:
-    """Which tests run a line: `lines[path][line]`, numbers of tests; those of import time are not there."""
+def judged(root: Path, tests: Sequence[str], chosen: Sequence[Mutant], told: Told) -> Fates:
+    """Of every mutant "killed", "too long" or "survived"; `told` hears it, with the number of tests that it was given.
 
-    tests: list[str] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    lines: dict[str, dict[int, set[int]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
-
-    def of(self, root: Path, mutant: Mutant) -> tuple[list[str], float]:
-        """Tests that reach a mutant, the quickest first, up to `MOST_TIME`, and the seconds they take.
-
-        What runs on import only (tables, defaults, decorators) is reached by all tests of the function that it belongs
-        to, or of the file.
-        """
-        lines = self.lines.get(mutant.path, {})
-        found = lines.get(mutant.line, set())
-        if not found:
-            first, last = _stretch(root / mutant.path, mutant.line)
-            found = set().union(*(tests for line, tests in lines.items() if first <= line <= last))
-        chosen, total = [], 0.0
-        for test in sorted(found, key=lambda k: self.seconds[k]):
-            total += self.seconds[test]
-            if total > MOST_TIME:
-                break
-            chosen.append(self.tests[test])
-        return chosen, total
-
-
-def _stretch(path: Path, line: int) -> tuple[int, int]:
-    """First and last line of the definition around a line that is run on import; of the whole file where there is none."""
-    first, last = 1, sys.maxsize
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            begin = min(part.lineno for part in (node, *node.decorator_list))
-            if begin <= line <= (node.end_lineno or begin) and node.body[0].lineno > line:
-                first, last = begin, node.end_lineno or begin
-    return first, last
-
-
-def reach(root: Path, sources: Sequence[str], tests: Sequence[str]) -> Reach:
-    """Runs all tests once, unchanged, with coverage by test. RuntimeError where one fails."""
+    RuntimeError where a test fails without any change.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "reach"
-        status = in_child(lambda: _measured(root, sources, tests, file), seconds=3600, loud=True)
-        if status != PASSED:
+        file = Path(folder) / "found"
+        status = in_child(_Loop(root, tests, chosen, file, told).start)
+        if status != PASSED or not file.exists():
             raise RuntimeError(f"the tests fail without any change (status {status}); mutants would say nothing")
-        return pickle.loads(file.read_bytes())
+        found, fates = pickle.loads(file.read_bytes())
+    for mutant in chosen:
+        if mutant not in fates:
+            own, seconds = found.of(mutant)
+            fates[mutant] = _fate(partial(_imported, root, mutant, own), seconds) if own else SURVIVED
+            told(mutant, fates[mutant], len(own))
+    return fates
 
 
-def _measured(root: Path, sources: Sequence[str], tests: Sequence[str], file: Path) -> int:
-    import coverage
+class _Loop:
+    """Takes the place of pytest's loop over the tests that it has collected; judges what importing does not run."""
 
-    tracer = coverage.Coverage(data_file=None, include=[str(root / s) for s in sources], config_file=False)
-    tracer.set_option("run:core", "ctrace")  # the only one that tells tests apart on every Python
-    made = Reach()
-    numbers: dict[str, int] = {}
+    def __init__(self, root: Path, tests: Sequence[str], chosen: Sequence[Mutant], file: Path, told: Told) -> None:
+        self.root, self.tests, self.chosen, self.file, self.told = root, tests, chosen, file, told
+        self.paths = sorted({mutant.path for mutant in chosen})
+        self.tracer = tracer(root, self.paths)
 
-    class Watch:
-        @pytest.hookimpl(wrapper=True)
-        def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-            numbers[item.nodeid] = len(made.tests)
-            made.tests.append(item.nodeid)
-            tracer.switch_context(item.nodeid)
-            begin = time.perf_counter()
-            result = yield
-            made.seconds.append(time.perf_counter() - begin)
-            tracer.switch_context("")
-            return result
+    def start(self) -> int:
+        self.tracer.start()
+        return _pytest(self.root, self.tests, [self])
 
-    tracer.start()
-    status = run_tests(root, tests, plugins=[Watch()])
-    tracer.stop()
-    data = tracer.get_data()
-    for path in data.measured_files():
-        relative = str(Path(path).relative_to(root))
-        for line, contexts in data.contexts_by_lineno(path).items():
-            made.lines[relative][line] |= {numbers[c] for c in contexts if c}
-    plain = Reach(made.tests, made.seconds, {path: dict(lines) for path, lines in made.lines.items()})
-    file.write_bytes(pickle.dumps(plain))
-    return status
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        functions = _functions({str(self.root / path) for path in self.paths})
+        gc.freeze()  # so that children share these pages
+        if in_child(lambda: measured(self.root, self.tracer, list(items.values()), self.file)) != PASSED:
+            return True
+        self.tracer.stop()
+        found, fates = pickle.loads(self.file.read_bytes()), {}
+        for mutant in self.chosen:
+            if found.runs(mutant):
+                names, seconds = found.of(mutant)
+                own = [items[name] for name in names]
+                fates[mutant] = _fate(partial(_exchanged, self.root, mutant, functions, own), seconds)
+                self.told(mutant, fates[mutant], len(own))
+        self.file.write_bytes(pickle.dumps((found, fates)))
+        return True
 
 
-def noticed(root: Path, mutant: Mutant, tests: Sequence[str], seconds: float) -> str:
-    """"killed", "too long" or "survived": what these tests, which take so many seconds, make of a mutant."""
-    if not tests:
-        return "survived"
-    status = in_child(lambda: _changed(root, mutant, tests), max(LEAST_TIME, FORGIVING * seconds))
-    if status == NO_TESTS:
-        raise RuntimeError(f"none of the chosen tests was found: {tests[:3]}")
-    return "too long" if status is None else "survived" if status == PASSED else "killed"
+def _functions(files: set[str]) -> Functions:
+    found: Functions = defaultdict(list)
+    for thing in gc.get_objects():
+        if type(thing) is FunctionType and thing.__code__.co_filename in files:
+            found[thing.__code__.co_filename, thing.__code__.co_firstlineno].append(thing)
+    return found
 
 
-def _changed(root: Path, mutant: Mutant, tests: Sequence[str]) -> int:
-    code = compile(mutant.tree(root), str(root / mutant.path), "exec", dont_inherit=True)
-    sys.meta_path.insert(0, _Finder(mutant.path, root, code))
-    return run_tests(root, tests)
+def _exchanged(root: Path, mutant: Mutant, functions: Functions, items: Sequence[pytest.Item]) -> int:
+    """Gives the function that a mutant changes its new code, and runs tests until one fails."""
+    path = str(root / mutant.path)
+    code = next(c for c in _codes(mutant.compiled(root)) if c.co_firstlineno == mutant.function)
+    for function in functions[path, mutant.function or 0]:
+        if function.__code__.co_name == code.co_name:
+            function.__code__ = code
+    for k, item in enumerate(items):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=items[k + 1] if k + 1 < len(items) else None)
+        if item.session.testsfailed:
+            return int(pytest.ExitCode.TESTS_FAILED)
+    return PASSED
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """Of a module's functions and methods, and of what is in them: outer ones first."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            if constant.co_flags & inspect.CO_OPTIMIZED:  # a function, not the body of a class
+                yield constant
+            yield from _codes(constant)
+
+
+def _imported(root: Path, mutant: Mutant, tests: Sequence[str]) -> int:
+    sys.meta_path.insert(0, _Finder(mutant.path, root, mutant.compiled(root)))
+    return _pytest(root, tests)
 
 
 class _Finder(MetaPathFinder):
@@ -167,33 +170,48 @@ class _Loader(SourceFileLoader):
         return self.code
 
 
-def run_tests(root: Path, tests: Iterable[str], plugins: Sequence[object] = ()) -> int:
+def _pytest(root: Path, tests: Sequence[str], plugins: Sequence[object] = ()) -> int:
     os.chdir(root)
     sys.path.insert(0, str(root))
     return int(pytest.main([*OPTIONS, "--rootdir", str(root), *tests], plugins=list(plugins)))
 
 
-def in_child(work: Callable[[], int], seconds: float, loud: bool = False) -> int | None:
-    """The status that the work ends with in a fork of this process: negative by a signal, None where it is stopped."""
+def _fate(work: Callable[[], int], seconds: float) -> str:
+    status = in_child(work, round(LEAST_TIME + FORGIVING * seconds))
+    if status == NO_TESTS:
+        raise RuntimeError("none of the chosen tests was found")
+    return "too long" if status is None else SURVIVED if status == PASSED else "killed"
+
+
+def in_child(work: Callable[[], int], limit: int | None = None) -> int | None:
+    """The status that the work ends with in a fork of this process, negative by a signal.
+
+    `limit`: seconds of processor time, and `WAITING` times that by the clock; such a child says nothing. None where it
+    is stopped.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        status = 70
+        status = CRASHED
         try:
-            os.setsid()  # so that what the tests start is stopped with them
-            if not loud:
+            if limit is not None:
+                os.setsid()  # so that what the tests start is stopped with them
+                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
                 quiet = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(quiet, 1)
                 os.dup2(quiet, 2)
             status = work()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
-    end, pause = time.monotonic() + seconds, 0.005
+    end, pause = time.monotonic() + (limit * WAITING if limit is not None else math.inf), 0.002
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
-            return os.waitstatus_to_exitcode(status)
+            ended = os.waitstatus_to_exitcode(status)
+            return None if ended in (-signal.SIGXCPU, -signal.SIGKILL) else ended
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
     os.killpg(child, signal.SIGKILL)

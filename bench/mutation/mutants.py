@@ -1,14 +1,14 @@
 """What is changed in a source file, one change a mutant.
 
-Operators: comparisons (`<` to `<=` and to `>=`, `==` to `!=`, `is`, `in`), arithmetic and bitwise ones (`+` to `-`, also in
-`+=`), `and` to `or`, `not`, minus and `~` dropped. Constants: numbers plus one, truth values turned, names in quotes
+Operators: comparisons (`<` to `<=` and to `>=`, `==` to `!=`, `is`, `in`), arithmetic and bitwise ones (`+` to `-`, in
+`+=` too), `and` to `or`, `not`, minus and `~` dropped. Constants: numbers plus one, truth values turned, names in quotes
 altered. Conditions that are no comparison are negated. Calls: `min` to `max`, `any` to `all`, `sorted` to `list`, an
-optional keyword dropped. Slices lose a bound. Statements are left out: a call for its effect, `+=`, a write to an element,
-`raise`, an early `return`; `break` to `continue`.
+optional keyword dropped. Slices lose a bound. Statements are left out: a call for its effect, `+=`, a write to an
+element, `raise`, an early `return`; `break` to `continue`.
 
-Left as they are, because no test could or should tell: annotations and type aliases, docstrings, wording (strings with a
-blank, what `raise` is given, f-strings with a blank, `__repr__`), `__all__`, imports, `assert`, `strict=` (a check of the
-code by itself), options of a class (`frozen`).
+Left as they are, because no test could or should tell: annotations and aliases of types, docstrings, wording (strings
+with a blank, what `raise` is given, f-strings with a blank, `__repr__`), `__all__`, imports, `assert`, `strict=` (a
+check of the code by itself), options of a class (`frozen`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import CodeType
 
 _COMPARED: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.Lt: (ast.LtE, ast.GtE),
@@ -57,13 +58,14 @@ class Mutant:
     path: str  # from the repository's root
     number: int
     line: int
+    function: int | None  # first line of the outermost function whose body is changed; None: what runs on import
     name: str  # path::function: before → after
 
-    def tree(self, root: Path) -> ast.Module:
-        """The file's syntax tree with this change."""
+    def compiled(self, root: Path) -> CodeType:
+        """The file's code with this change."""
         tree = ast.parse((root / self.path).read_text())
-        next(change for k, change in enumerate(_changes(tree, "")) if k == self.number).make()
-        return ast.fix_missing_locations(tree)
+        next(change for k, change in enumerate(_changes(tree)) if k == self.number).make()
+        return compile(ast.fix_missing_locations(tree), str(root / self.path), "exec", dont_inherit=True)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class _Change:
     """A node of a field (`place`: of a list) of `parent`, and what takes its place."""
 
     where: str  # functions and classes around it
+    function: int | None  # see `Mutant`
     parent: ast.AST
     field: str
     place: int | None
@@ -97,19 +100,22 @@ class _Change:
 
 def mutants(root: Path, path: str) -> list[Mutant]:
     """Every mutant of a file, in the order of its source."""
-    changes = _changes(ast.parse((root / path).read_text()), "")
-    return [Mutant(path, k, change.line, f"{path}::{change.text}") for k, change in enumerate(changes)]
+    changes = _changes(ast.parse((root / path).read_text()))
+    return [Mutant(path, k, c.line, c.function, f"{path}::{c.text}") for k, c in enumerate(changes)]
 
 
-def _changes(node: ast.AST, where: str) -> Iterator[_Change]:
+def _changes(node: ast.AST, where: str = "", function: int | None = None) -> Iterator[_Change]:
     for field, value in ast.iter_fields(node):
+        inside = function
+        if inside is None and isinstance(node, ast.FunctionDef) and field == "body":
+            inside = min(part.lineno for part in (node, *node.decorator_list))
         for place, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(child, ast.AST) or _left(node, field, child):
                 continue
             for new in _alternatives(node, field, child):
-                yield _Change(where, node, field, place, child, new)
+                yield _Change(where, inside, node, field, place, child, new)
             named = isinstance(child, (ast.FunctionDef, ast.ClassDef))
-            yield from _changes(child, f"{where}.{child.name}".lstrip(".") if named else where)
+            yield from _changes(child, f"{where}.{child.name}".lstrip(".") if named else where, inside)
 
 
 def _left(parent: ast.AST, field: str, child: ast.AST) -> bool:
