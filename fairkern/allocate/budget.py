@@ -264,11 +264,10 @@ def _give_back(steps: _Steps, taken: int, limit: Limits, budget: _Budget) -> Ind
     """
     counts = steps.counts(taken)
     remaining = steps.group[:taken][::-1]
-    open_ = counts > 0
+    open_ = np.full(len(counts), True)
     while True:
         removed = _removed(limit, counts)
-        last = np.where(counts > 1, limit.step, np.where(counts > 0, limit.first, 0))
-        open_ &= (counts > 0) & budget.fits_alone(removed, last)
+        open_ &= budget.fits_alone(removed, np.where(counts > 1, limit.step, limit.first))
         candidate = np.flatnonzero(open_[remaining])
         if not len(candidate):
             return counts
@@ -292,4 +291,4 @@ def _longest(candidates: IndexArray, counts: IndexArray, limit: Limits, budget: 
         reach *= 2
     if reach >= len(candidates) and not exceeds(len(candidates)):
         return len(candidates)
-    return _first_true(reach // 2 + 1 if reach > 1 else 1, min(reach, len(candidates)), exceeds) - 1
+    return _first_true(1, min(reach, len(candidates)), exceeds) - 1

@@ -153,3 +153,10 @@ def test_a_map_that_costs_nothing_has_no_budget() -> None:
 def test_latency_needs_its_table() -> None:
     with pytest.raises(InputError, match="keep_latency= needs the table"):
         plan([[1.0, 2.0]], [1.0], keep_latency=0.5)
+
+
+def test_what_fits_as_a_sum_but_not_as_a_whole_is_not_returned() -> None:
+    """Costs of 0.7 and 1.4: a step's cost, added, gives the budget exactly, and the new sum is above by rounding."""
+    found = plan([[1.0, 0.0, 2.0], [0.5, 1.5, 2.5]], [0.7, 1.4], keep_params=5 / 9)
+    assert gone(found) == [[], [0, 1]]
+    assert found.result["params_after"] / found.result["params_before"] <= 5 / 9
