@@ -1,13 +1,16 @@
 """`python -m bench.mutation`: of small changes to the code that decides, how many a test notices.
 
 For each room a sample of its mutants, drawn with a seed; writes bench/results/mutation.json. Every mutant is given the
-tests of its room that run its line. Kept beside mutmut, which changes no decorated function (here: every rule),
-and cosmic-ray, which starts an interpreter for every mutant and draws no sample.
+tests of its room that run its line. An own runner and not mutmut, which changes no decorated function (here: every
+rule), and not cosmic-ray, which starts an interpreter for every mutant and draws no sample.
+
+`--rooms` runs some rooms again and keeps the rows of the others; the file is written after every room.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import random
 import sys
@@ -21,7 +24,7 @@ import torch
 from bench.mutation.children import judged, prepare
 from bench.mutation.equivalent import EQUIVALENT
 from bench.mutation.mutants import Mutant, mutants
-from bench.provenance import ROOT, versions, write_results
+from bench.provenance import ROOT, provenance, versions, write_results
 
 RESULTS = ROOT / "bench" / "results" / "mutation.json"
 ROOMS = {  # what is changed, and the tests that should notice
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parsed(arguments)
     torch.set_num_threads(1)
     prepare()
-    rows = []
+    rows = {} if set(options.rooms) == set(ROOMS) else _kept()
     for room in options.rooms:
         pattern, tests = ROOMS[room]
         everything = in_room(pattern)
@@ -46,19 +49,28 @@ def main(arguments: Sequence[str]) -> int:
         begin = time.perf_counter()
         fates = judged(ROOT, tests, [mutant for mutant in chosen if mutant.name not in EQUIVALENT], tell)
         fates = {mutant: fates.get(mutant, "equivalent") for mutant in chosen}
-        rows.append(row(room, len(everything), fates, time.perf_counter() - begin))
-        print({key: value for key, value in rows[-1].items() if key != "survivors"}, file=sys.stderr, flush=True)
-    if set(options.rooms) == set(ROOMS):
-        packages = versions(("torch", "numpy", "pytest", "hypothesis", "coverage"))
-        write_results(RESULTS, seed=options.seed, target=TARGET, versions=packages, rows=rows)
-    return 0 if all(row["killed_share"] >= TARGET for row in rows) else 1
+        made = row(room, len(everything), fates)
+        run = {"seed": options.seed, "seconds": round(time.perf_counter() - begin), "commit": provenance()["commit"]}
+        rows[room] = {**made, **run, "survivors": survivors(fates)}
+        print({**made, **run}, file=sys.stderr, flush=True)
+        if not options.dry:
+            packages = versions(("torch", "numpy", "pytest", "hypothesis", "coverage"))
+            ordered = [rows[room] for room in ROOMS if room in rows]
+            write_results(RESULTS, target=TARGET, versions=packages, rows=ordered)
+    return 0 if all(row["killed_share"] >= TARGET for row in rows.values()) else 1
+
+
+def _kept() -> dict[str, dict[str, Any]]:
+    """Rows of the file as it is."""
+    return {row["room"]: row for row in json.loads(RESULTS.read_text())["rows"]} if RESULTS.exists() else {}
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.mutation", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sample", type=int, default=300, help="mutants of each room")
-    parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS), help="with fewer, nothing is written")
+    parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS), help="of others, rows are kept")
+    parser.add_argument("--dry", action="store_true", help="print, and write nothing")
     return parser.parse_args(arguments)
 
 
@@ -78,7 +90,7 @@ def tell(mutant: Mutant, fate: str, tests: int) -> None:
         print(f"{fate} ({tests} tests), line {mutant.line}: {mutant.name}", file=sys.stderr, flush=True)
 
 
-def row(room: str, population: int, fates: Mapping[Mutant, str], seconds: float) -> dict[str, Any]:
+def row(room: str, population: int, fates: Mapping[Mutant, str]) -> dict[str, Any]:
     """`killed_share` is of the sample but for equivalent mutants; with it the 95 % interval for the whole room."""
     count = Counter(fates.values())
     judged_ones = len(fates) - count["equivalent"]
@@ -91,11 +103,13 @@ def row(room: str, population: int, fates: Mapping[Mutant, str], seconds: float)
         "equivalent": count["equivalent"],
         "killed": killed,
         "of_these_by_time": count["too long"],
-        "seconds": round(seconds),
         "killed_share": round(killed / judged_ones, 4),
         "interval": [round(low, 4), round(high, 4)],
-        "survivors": [f"{mutant.name} (line {mutant.line})" for mutant, fate in fates.items() if fate == "survived"],
     }
+
+
+def survivors(fates: Mapping[Mutant, str]) -> list[str]:
+    return [f"{mutant.name} (line {mutant.line})" for mutant, fate in fates.items() if fate == "survived"]
 
 
 def interval(killed: int, sample: int, population: int) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """What is changed in a source file, one change a mutant.
 
-Operators: comparisons (`<` to `<=` and to `>=`, `==` to `!=`, `is`, `in`), arithmetic and bitwise ones (`+` to `-`, in
-`+=` too), `and` to `or`, `not`, minus and `~` dropped. Constants: numbers plus one, truth values turned, names in quotes
+Operators: comparisons (`<` to `<=` and to `>=`, `==` to `!=`, `is`, `in`), arithmetic and bitwise ones (`+` to `-`, `+=`
+alike), `and` to `or`, `not`, minus and `~` dropped. Constants: numbers plus one, truth values turned, names in quotes
 altered. Conditions that are no comparison are negated. Calls: `min` to `max`, `any` to `all`, `sorted` to `list`, an
 optional keyword dropped. Slices lose a bound. Statements are left out: a call for its effect, `+=`, a write to an
 element, `raise`, an early `return`; `break` to `continue`.

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import coverage
@@ -30,24 +31,27 @@ class Reach:
 
     def runs(self, mutant: Mutant) -> bool:
         """Whether tests run the line in a function: exchanging that one is enough."""
-        return mutant.function is not None and bool(self._lines(mutant).get(mutant.line))
+        return mutant.function is not None and bool(self.lines.get(mutant.path, {}).get(mutant.line))
 
-    def _lines(self, mutant: Mutant) -> Mapping[int, set[int]]:
-        return self.lines.get(mutant.path, {})
+    @cached_property
+    def _idle(self) -> set[int]:
+        """Tests that run no line."""
+        every = (tests for lines in self.lines.values() for tests in lines.values())
+        return set(range(len(self.tests))).difference(*every)
 
     def of(self, mutant: Mutant) -> tuple[list[str], float]:
-        """Tests that reach a mutant, up to `MOST_TIME`, and the seconds that they take: first the quickest of every test
-        function, then the second of each, and so on.
+        """Tests that reach a mutant, up to `MOST_TIME`, and the seconds that they take.
 
-        What runs on import only (tables, defaults, decorators) is reached by all tests of the function that it belongs
-        to, or of the file where no test runs that.
+        First the quickest of every test function, then the second of each, and so on. What runs on import only (tables,
+        defaults, decorators) is reached by all tests of the function that it belongs to, or of the file where no test
+        runs that; and by tests that run none of these files, so that they can look at nothing else.
         """
-        lines = self._lines(mutant)
+        lines = self.lines.get(mutant.path, {})
         found = lines.get(mutant.line, set())
         if mutant.function is None or (mutant.line in lines and not found):
             first, last = _stretch(self.root / mutant.path, mutant.line)
             found = set().union(*(tests for line, tests in lines.items() if first <= line <= last))
-            found = found or set().union(*lines.values())
+            found = (found or set().union(*lines.values())) | self._idle
         chosen, total = [], 0.0
         for test in self._varied(found):
             if chosen and total + self.seconds[test] > MOST_TIME:

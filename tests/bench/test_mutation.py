@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("coverage")
 
-from bench.mutation.__main__ import interval, row, sample
+from bench.mutation.__main__ import interval, row, sample, survivors
 from bench.mutation.mutants import Mutant, mutants
 from bench.provenance import ROOT
 
@@ -126,10 +126,10 @@ def test_a_sample_is_drawn_by_its_seed_and_says_how_sure_it_is() -> None:
     assert drawn == sorted(drawn, key=lambda m: m.number)
     assert sample(everything, 1000, seed=0) == everything
     fates = dict(zip(drawn, ["killed"] * 6 + ["too long", "survived", "equivalent", "equivalent"], strict=True))
-    made = row("a", 100, fates, 1.0)
+    made = row("a", 100, fates)
     assert (made["sample"], made["killed"], made["of_these_by_time"], made["equivalent"]) == (10, 7, 1, 2)
     assert made["killed_share"] == 0.875
-    assert made["survivors"] == [f"{drawn[7].name} (line {drawn[7].line})"]
+    assert survivors(fates) == [f"{drawn[7].name} (line {drawn[7].line})"]
     low, high = interval(87, 100, 10**9)
     assert (low, high) == pytest.approx((0.790, 0.922), abs=1e-3)  # Wilson's, from tables
     assert interval(87, 100, 100) == pytest.approx((0.87, 0.87))
