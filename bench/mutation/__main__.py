@@ -68,7 +68,7 @@ def _kept() -> dict[str, dict[str, Any]]:
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.mutation", description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sample", type=int, default=300, help="mutants of each room")
+    parser.add_argument("--sample", type=int, default=100, help="mutants of each room")
     parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS), help="of others, rows are kept")
     parser.add_argument("--dry", action="store_true", help="print, and write nothing")
     return parser.parse_args(arguments)
