@@ -1,7 +1,7 @@
 """What is changed in a source file, one change a mutant.
 
-Operators: comparisons (`<` to `<=` and to `>=`, `==` to `!=`, `is`, `in`), arithmetic and bitwise ones (`+` to `-`, `+=`
-alike), `and` to `or`, `not`, minus and `~` dropped. Constants: numbers plus one, truth values turned, names in quotes
+Operators: comparisons (`<` to `<=` and to `>=`, `==` to `!=`, `is`, `in`), arithmetic and bitwise ones (`+` to `-`, and
+in `+=`), `and` to `or`, `not`, minus and `~` dropped. Constants: numbers plus one, truth values turned, names in quotes
 altered. Conditions that are no comparison are negated. Calls: `min` to `max`, `any` to `all`, `sorted` to `list`, an
 optional keyword dropped. Slices lose a bound. Statements are left out: a call for its effect, `+=`, a write to an
 element, `raise`, an early `return`; `break` to `continue`.
@@ -17,6 +17,7 @@ import ast
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import CodeType
 
@@ -63,7 +64,7 @@ class Mutant:
 
     def compiled(self, root: Path) -> CodeType:
         """The file's code with this change."""
-        tree = ast.parse((root / self.path).read_text())
+        tree = ast.parse(_source(root / self.path))
         next(change for k, change in enumerate(_changes(tree)) if k == self.number).make()
         return compile(ast.fix_missing_locations(tree), str(root / self.path), "exec", dont_inherit=True)
 
@@ -100,8 +101,14 @@ class _Change:
 
 def mutants(root: Path, path: str) -> list[Mutant]:
     """Every mutant of a file, in the order of its source."""
-    changes = _changes(ast.parse((root / path).read_text()))
+    changes = _changes(ast.parse(_source(root / path)))
     return [Mutant(path, k, c.line, c.function, f"{path}::{c.text}") for k, c in enumerate(changes)]
+
+
+@cache
+def _source(path: Path) -> str:
+    """As it was when mutants were counted: children do not see what is edited since."""
+    return path.read_text()
 
 
 def _changes(node: ast.AST, where: str = "", function: int | None = None) -> Iterator[_Change]:

@@ -17,6 +17,7 @@ import pytest
 
 from bench.mutation.mutants import Mutant
 
+QUICK = 0.02  # seconds
 MOST_TIME = 5.0  # seconds of tests that a mutant is given
 
 
@@ -42,9 +43,9 @@ class Reach:
     def of(self, mutant: Mutant) -> tuple[list[str], float]:
         """Tests that reach a mutant, up to `MOST_TIME`, and the seconds that they take.
 
-        First the quickest of every test function, then the second of each, and so on. What runs on import only (tables,
-        defaults, decorators) is reached by all tests of the function that it belongs to, or of the file where no test
-        runs that; and by tests that run none of these files, so that they can look at nothing else.
+        First all quick ones, then the quickest of every test function, the second of each, and so on. What runs on
+        import only (tables, defaults, decorators) is reached by all tests of the function that it belongs to, or of the
+        file where no test runs that; and by tests that run none of these files, so that they can look at nothing else.
         """
         lines = self.lines.get(mutant.path, {})
         found = lines.get(mutant.line, set())
@@ -66,7 +67,7 @@ class Reach:
         for test in sorted(tests, key=lambda k: self.seconds[k]):
             function = self.tests[test].partition("[")[0]
             seen[function] += 1
-            turns.append((seen[function], self.seconds[test], test))
+            turns.append((seen[function] if self.seconds[test] > QUICK else 0, self.seconds[test], test))
         return [test for _, _, test in sorted(turns)]
 
 

@@ -207,7 +207,8 @@ CALLS: dict[str, tuple[Callable[[Speech], list[str]] | str, ...]] = {  # a call,
         "B . .", "B", "N stays: runs over it", "M stays: runs over it"),
     "matrix exponential": (lambda x: x.of(a.linalg_matrix_exp.default, x("N3 M3", torch.eye(3))),
         ". .", "N stays: runs over it", "M stays: runs over it"),
-    "checked": (lambda x: x.of(a._linalg_check_errors.default, x("B2", torch.zeros(2, dtype=torch.int32)), "f", is_matrix=False),),
+    "checked": (lambda x: x.of(a._linalg_check_errors.default, x("B2", torch.zeros(2, dtype=torch.int32)), "f",
+        is_matrix=False),),
 }
 # fmt: on
 

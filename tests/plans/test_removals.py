@@ -48,6 +48,8 @@ def left(units: int, fraction: float, **limits: int) -> int:
         (12, 0.01, {"multiple": 4}, 8),
         (14, 0.01, {"multiple": 4}, 12),
         (14, 0.5, {"multiple": 4}, 8),
+        (13, 0.5, {"multiple": 3}, 9),
+        (13, 0.01, {"multiple": 5}, 10),
         (4, 0.9, {"multiple": 4}, 4),
         (12, 0.9, {"multiple": 4, "least": 5}, 8),
         (12, 0.01, {"multiple": 8, "least": 8}, 8),
