@@ -61,5 +61,8 @@ def eliminate(
         before = costs[best]
         gone.append(alive[best])
         order.append(alive.pop(best))
-    device = covariances[0].device
-    return torch.tensor(order, device=device), torch.tensor(added, dtype=torch.float64, device=device)
+    device = rows[0].device
+    return (
+        torch.tensor(order, dtype=torch.int64, device=device),
+        torch.tensor(added, dtype=torch.float64, device=device),
+    )

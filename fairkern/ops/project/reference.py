@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fairkern.surroundings import uncast
 
+
+@uncast
 def project(x: Tensor, directions: Tensor, out: Tensor | None = None) -> Tensor:
     """[N, C, D], [D, P] → [N, C, P], into `out` if given."""
     return torch.matmul(x, directions, out=out)
