@@ -192,16 +192,24 @@ class Speech:
         return [
             *(f"{nodes(e.a)} with {nodes(e.b)}" for e in graph.edges),
             *(f"{nodes(f.nodes)} stays{self._unless(f.unless)}: {self._plain(f.reason)}" for f in graph.freezes),
+            *(
+                f"{nodes(f.flat)} is {' by '.join(map(nodes, f.factors))}{', first' * bool(f.first)}"
+                for f in graph.factors
+            ),
             *(f"{nodes(r.nodes)} ranked, {r.k}" for r in graph.rankings),
             *(
                 f"{c.weight} reads {nodes(c.nodes)} {c.side.value} {c.dim} {c.site}{' summed' * c.summed}"
+                f"{'' if c.whole is None else f' within {nodes(c.whole)}'}"
                 for c in graph.contractions
             ),
             *(f"{p.weight} makes {nodes(p.nodes)} {p.dim} {p.site}" for p in graph.productions),
             *(f"apart {nodes(p.nodes)}" for p in graph.products),
             *(f"computed {c.tensor}" for c in graph.computed),
             *(f"flops {f.factor:g} {' '.join(map(nodes, f.dims))}".rstrip() for f in graph.flops),
-            *(f"grouped {g.weight}: {nodes(g.channels)}" for g in graph.grouped_convolutions),
+            *(
+                f"grouped {g.weight}: {nodes(g.channels)}{'' if g.groups is None else f' as {nodes(g.groups)}'}"
+                for g in graph.grouped_convolutions
+            ),
             *(f"group norm {nodes(g.channels)}" for g in graph.group_norms),
             *(f"batch norm {nodes(b.channels)}" for b in graph.batch_norms),
             *(f"given {nodes(g.nodes)}" for g in graph.given_sizes),
