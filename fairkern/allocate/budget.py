@@ -87,8 +87,9 @@ def allocate(
     Cost: two sorts of every group's scores, one of all thresholds, and about log2(units) evaluations of the cost.
 
     Example:
-        >>> from fairkern.types import AxisGroup, CostTerm, Extent
-        >>> layer = AxisGroup("fc1", "neuron", 4, axes=(), taps=())
+        >>> from fairkern.types import Axis, AxisGroup, CallSite, CostTerm, Extent, Side, Tap
+        >>> heard = Tap((CallSite("fc2"),), Side.INPUT, 1, 4, np.arange(4)[:, None], (Axis("fc2.weight", 1),))
+        >>> layer = AxisGroup("fc1", "neuron", 4, axes=(), taps=(heard,))
         >>> units = UnitMap("Net", (layer,), (), (Extent(4, ((0, 1),)),), (CostTerm(10.0, (0,)),), (), (), {})
         >>> u, r = np.array([0.1, 0.4, 0.3, 0.2]), np.array([1.0, 4.0, 2.0, 3.0])
         >>> plan = allocate(Scores(units, {"wasserstein": (u,), "taylor": (r,)}, {}), keep_params=0.5)

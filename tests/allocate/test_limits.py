@@ -13,7 +13,6 @@ from fairkern.allocate.options import (
     Target,
     ignored_groups,
     limits,
-    parse_allocation,
     parse_target,
     refuse_unknown,
 )
@@ -83,7 +82,7 @@ def test_units_that_nothing_produces_are_counted_where_they_are_read() -> None:
         ({"max_remove": 0.0}, "max_remove=0.0 is not a share"),
         ({"max_remove": 1.0}, "between 0 and 1"),
         ({"max_remove": -0.5}, "between 0 and 1"),
-        ({"max_remove": np.bool_(True)}, "max_remove=.*True.* is a bool"),
+        ({"max_remove": np.bool_(True)}, "max_remove is a bool"),
         ({"min_keep": 0}, "min_keep=0 is too small"),
         ({"min_keep": np.bool_(True)}, "expected a whole number"),
         ({"min_keep": 1.5}, "min_keep=1.5 is a float"),
@@ -111,7 +110,6 @@ def test_a_target_and_its_value() -> None:
         parse_target(tod, None, None, None, 2)
     with pytest.raises(InputError, match="got keep_flops and keep_latency"):
         parse_target(tod, None, None, 0.5, 0.5)
-    assert [parse_allocation(kind.value) for kind in Allocation] == list(Allocation)
 
 
 def test_unknown_keywords_are_told_what_is_near() -> None:
@@ -137,9 +135,9 @@ def test_patterns_are_held_against_groups_modules_and_their_parents() -> None:
         ("head.out", set()),
         ([], set()),
     ):
-        found, patterns = ignored_groups(units, given)
-        assert found == frozenset(hit)
-        assert patterns == ([given] if isinstance(given, str) else list(given))
+        asked = Planning(ignore=given).ignore
+        assert asked == ((given,) if isinstance(given, str) else tuple(given))
+        assert ignored_groups(units, asked) == frozenset(hit)
     for wrong in ("ENC", "fc", "head.out.weight", "Net"):
         with pytest.raises(InputError, match=f"{wrong!r} matches no group and no module"):
             ignored_groups(units, ["enc", wrong])

@@ -14,11 +14,12 @@ from fairkern.allocate.options import Allocation
 from fairkern.allocate.signals import defaults, levels, name_of, read_signal
 from fairkern.errors import InputError
 from fairkern.types import AxisGroup, Scores, UnitMap
+from tests.plans.maps import heard
 
 GROUPS = (
-    AxisGroup("a", "channel", 3, (), ()),
-    AxisGroup("b", "channel", 2, (), (), frozen="asked"),
-    AxisGroup("c", "channel", 2, (), (), sets=2),
+    AxisGroup("a", "channel", 3, (), heard(3)),
+    AxisGroup("b", "channel", 2, (), heard(2), frozen="asked"),
+    AxisGroup("c", "channel", 2, (), heard(2), sets=2),
 )
 UNITS = UnitMap("Net", GROUPS, (), (), (), (), (), {})
 ARRAYS = (np.array([3.0, 1.0, 2.0]), np.zeros(0), np.array([1.0, 2.0, 4.0, 3.0]))

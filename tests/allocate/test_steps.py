@@ -10,11 +10,13 @@ import pytest
 from fairkern.allocate import allocate
 from fairkern.errors import InputError
 from fairkern.types import AxisGroup, CostTerm, Extent, Plan, Scores, UnitMap
+from tests.plans.maps import heard
 
 
 def plan(signals: list[list[float]], weights: list[float], fixed: float = 0.0, sets: int = 1, **options: Any) -> Plan:
     """Of groups whose units cost as much each, beside a cost that stays."""
-    groups = tuple(AxisGroup(f"g{i}", "channel", len(s) // sets, (), (), sets=sets) for i, s in enumerate(signals))
+    sizes = [len(s) // sets for s in signals]
+    groups = tuple(AxisGroup(f"g{i}", "channel", n, (), heard(n), sets=sets) for i, n in enumerate(sizes))
     extents = tuple(Extent(g.units, ((i, 1),)) for i, g in enumerate(groups))
     terms = (*(CostTerm(w, (i,)) for i, w in enumerate(weights)), CostTerm(fixed, ()))
     units = UnitMap("Net", groups, (), extents, terms, terms, (), {})

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fairkern.types import Axis, AxisGroup, GroupAxis, IndexArray, Silence, UnitMap
+from fairkern.types import Axis, AxisGroup, CallSite, GroupAxis, IndexArray, Side, Silence, Tap, UnitMap
 
 
 def group(name: str, units: int, *axes: GroupAxis, kind: str = "channel", **more: Any) -> AxisGroup:
@@ -17,6 +17,11 @@ def group(name: str, units: int, *axes: GroupAxis, kind: str = "channel", **more
 def held(tensor: str, dim: int, units: int, silence: Silence = Silence.NONE) -> GroupAxis:
     """An axis with one position for each unit."""
     return GroupAxis(Axis(tensor, dim), units, np.arange(units)[:, None], silence)
+
+
+def heard(units: int) -> tuple[Tap, ...]:
+    """Where so many units are scored."""
+    return (Tap((CallSite("next"),), Side.INPUT, 1, units, np.arange(units)[:, None], (Axis("next.weight", 1),)),)
 
 
 def unit_map(*groups: AxisGroup, **more: Any) -> UnitMap:
