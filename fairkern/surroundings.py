@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.nn.parameter import is_lazy
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
@@ -99,7 +100,7 @@ def check_ordinary(model: nn.Module) -> None:
     lets gradients past them."""
     for tensors in (model.named_parameters(), model.named_buffers()):
         for name, tensor in tensors:
-            if tensor.is_inference():
+            if not is_lazy(tensor) and tensor.is_inference():  # a lazy one has no values to ask
                 raise InputError(
                     f"{name} was made in torch.inference_mode(), and torch neither writes to such tensors nor takes "
                     "gradients past them; for a model of ordinary ones: "

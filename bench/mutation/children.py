@@ -35,7 +35,7 @@ import pytest
 from bench.mutation.mutants import Mutant
 from bench.mutation.reach import measured, tracer
 
-IMPORTS = ("scipy.stats", "scipy.optimize", "safetensors.torch", "rich", "torch.utils.flop_counter", "torchvision")
+IMPORTS = ("scipy.stats", "scipy.optimize", "rich", "torch.utils.flop_counter", "torchvision")
 OPTIONS = ("-x", "-q", "-s", "--tb=no", "--no-header", "-W", "ignore",
            *(word for name in ("cacheprovider", "unraisableexception", "threadexception")
              for word in ("-p", f"no:{name}")))  # fmt: skip
