@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("coverage")
 
-from bench.mutation.__main__ import interval, row, sample, survivors
+from bench.mutation.__main__ import ROOMS, in_room, interval, row, sample, survivors
+from bench.mutation.equivalent import EQUIVALENT
 from bench.mutation.mutants import Mutant, mutants
 from bench.provenance import ROOT
 
@@ -133,3 +134,9 @@ def test_a_sample_is_drawn_by_its_seed_and_says_how_sure_it_is() -> None:
     low, high = interval(87, 100, 10**9)
     assert (low, high) == pytest.approx((0.790, 0.922), abs=1e-3)  # Wilson's, from tables
     assert interval(87, 100, 100) == pytest.approx((0.87, 0.87))
+
+
+def test_equivalent_mutants_are_known_by_their_names() -> None:
+    named = [mutant.name for pattern, _ in ROOMS.values() for mutant in in_room(pattern)]
+    assert [name for name in EQUIVALENT if named.count(name) != 1] == []
+    assert len(set(named)) > 2000
