@@ -35,9 +35,9 @@ ROOMS = {  # what is changed, and the tests that should notice: the quick ones o
         tuple(
             f"tests/axes/test_{name}.py"
             for name in (
-                "rules", "rules_of_places", "rules_of_sums", "rules_of_values", "rules_of_zeros", "attention", "computed",
-                "experts", "grouped", "indexing", "layers", "losses", "pointwise", "products", "recurrent", "reductions",
-                "transforms", "views", "vision_operators",
+                "rules", "rules_of_places", "rules_of_sums", "rules_of_values", "rules_of_zeros", "attention",
+                "computed", "experts", "grouped", "indexing", "layers", "losses", "pointwise", "products", "recurrent",
+                "reductions", "transforms", "views", "vision_operators",
             )
         ),
     ),
