@@ -6,7 +6,7 @@ import functools
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fairkern.errors import InputError
+from fairkern.interrupts import interrupts_wait
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -37,7 +38,7 @@ def stage(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
         refuse(function.__name__)
         if not torch.is_inference_mode_enabled():
             return function(*args, **kwargs)
-        with torch.inference_mode(False), torch.no_grad():  # the first alone would turn gradients on
+        with interrupts_wait(), torch.inference_mode(False), torch.no_grad():  # the first alone would turn gradients on
             return function(*args, **kwargs)
 
     return run
@@ -55,6 +56,8 @@ def uncompiled(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
             made.append(torch.compiler.disable(function))
         return made[0](*args, **kwargs)
 
+    named: Any = run
+    named.__code__ = named.__code__.replace(co_name=function.__name__)  # an `__exit__` is known by it (`interrupts`)
     return run
 
 
@@ -100,7 +103,7 @@ def check_ordinary(model: nn.Module) -> None:
     lets gradients past them."""
     for tensors in (model.named_parameters(), model.named_buffers()):
         for name, tensor in tensors:
-            if not is_lazy(tensor) and tensor.is_inference():  # a lazy one has no values to ask
+            if not is_lazy(tensor) and tensor.is_inference():
                 raise InputError(
                     f"{name} was made in torch.inference_mode(), and torch neither writes to such tensors nor takes "
                     "gradients past them; for a model of ordinary ones: "
