@@ -48,7 +48,7 @@ class Tracks:
     def of(self, tensor: Tensor) -> Track:
         """A tensor never seen is constant; on the memory of one that was tracked, that one is frozen."""
         track = self._by_tensor.get(tensor)
-        if track is None or track.sizes != tuple(tensor.shape):
+        if track is None or track.sizes != tensor.shape:
             if tensor.layout is torch.strided:
                 known = self._by_memory.get(tensor.untyped_storage()._cdata)
                 if known is not None and not known[0].expired():

@@ -83,7 +83,7 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
     what these held, so that a forward which caches, counts or replaces its modules leaves no trace."""
     attributes = [(module, dict(module.__dict__)) for module in model.modules()]
     collections = [
-        (value, value.copy())
+        (value, value.copy() if value else ())
         for _, held in attributes
         for value in held.values()
         if type(value) in (list, dict, OrderedDict, set)
@@ -149,8 +149,9 @@ def valueless(tensor: Tensor) -> bool:
 
 
 def _refill(value: Any, items: Any) -> None:
-    value.clear()
-    (value.extend if isinstance(value, list) else value.update)(items)
+    if value or items:  # most hold nothing, before and after
+        value.clear()
+        (value.extend if isinstance(value, list) else value.update)(items)
 
 
 def _memory(tensor: Tensor) -> int:
