@@ -70,7 +70,8 @@ def reshape(call: Call) -> list[Track]:
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
     _note(call, dims)
-    return [replace(out, indexes=track.indexes) for out in call.moved(dims, track, origin)]
+    out = call.moved(dims, track, origin)
+    return out if track.indexes is None else [replace(made, indexes=track.indexes) for made in out]
 
 
 def _carrier(taken: Sequence[tuple[int, Dim, int]]) -> int | tuple[int, ...] | None:
