@@ -9,7 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.graphs import attention, blocks, experts, images, joins, recurrent, tokens, vectors, volumes, weights  # noqa: F401
+from bench.graphs import (  # noqa: F401
+    attention,
+    blocks,
+    experts,
+    heads,
+    images,
+    joins,
+    recurrent,
+    tokens,
+    traps,
+    vectors,
+    volumes,
+    weights,
+)
 from bench.graphs.pieces import PIECES, Draw, Kind, Piece, Shape, suiting
 
 AGAIN = "again"  # the module of an earlier step once more

@@ -190,14 +190,14 @@ def repeated(d: Draw, x: Shape) -> nn.Module:
 
 @_image
 def softmax_of_places(d: Draw, x: Shape) -> nn.Module:
-    return built(lambda m, x: x.flatten(2).softmax(2).view_as(x) * 16)
+    return built(lambda m, x: x * x.flatten(2).softmax(2).view_as(x) * 16)
 
 
 @_image
 def literal_view(d: Draw, x: Shape) -> nn.Module:
     n, side = d.width(), x[2]
     return built(
-        lambda m, x: m.leave(m.enter(x).view(-1, n, side * side).relu().view(-1, n, side, side)),
+        lambda m, x: m.leave(m.enter(x).view(len(x), n, side * side).relu().view(-1, n, side, side)),
         enter=nn.Conv2d(x[1], n, 1),
         leave=nn.Conv2d(n, d.width(), 1),
     )
