@@ -21,7 +21,7 @@ from fairkern.types import AxisGroup, Moments, Side, Tap, UnitMap
 def residual(
     model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
 ) -> dict[int, np.ndarray]:
-    """Per prunable group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
+    """Per scored group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
 
     That is the second-order saliency of Optimal Brain Surgeon, with the squared gradient for the curvature (Fisher's),
     taken to be the same in all directions of what the consumers give: the squared error that is left there, times the
@@ -40,7 +40,7 @@ def residual(
     """
     tensors = named_tensors(model)
     scores = {}
-    for g in units.prunable:
+    for g in units.scored:
         group = units.groups[g]
         if any(tap.side.whole for tap in group.taps):
             scores[g] = _whole(group, moments, powers)
@@ -123,8 +123,8 @@ class _Reading(NamedTuple):
     def ridged(self, by: float) -> Tensor:
         """The covariance and so many mean variances; something in their place where there are none."""
         scale = float(self.covariance.diagonal().mean())
-        ridge = torch.full((len(self.covariance),), by * scale if scale > 0 else 1.0, dtype=torch.float64)
-        return self.covariance + torch.diag(ridge).to(self.covariance)
+        ridge = torch.full_like(self.covariance.diagonal(), by * scale if scale > 0 else 1.0)
+        return self.covariance + torch.diag(ridge)
 
 
 def _reading(
