@@ -19,8 +19,8 @@ from fairkern.axes.rules.registry import RULES
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
-from fairkern.model.tensors import memory_of
 from fairkern.model.operator_mode import UncompiledMode
+from fairkern.model.tensors import memory_of
 from fairkern.model.untouched import Originals
 
 _PICK = frozenset({"aten::index", "aten::index_select"})

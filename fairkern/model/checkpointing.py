@@ -14,8 +14,8 @@ import torch
 from torch.utils import checkpoint
 
 _lock = threading.Lock()
-_inside = 0
-_theirs: tuple[Any, Any] | None = None
+_inside: set[object] = set()  # who is, in whatever thread
+_THEIRS = checkpoint.CheckpointFunction, checkpoint._checkpoint_hook
 
 
 class _Kept:
@@ -34,21 +34,21 @@ def kept_instead() -> Iterator[None]:
     first, and passes none on where no input asks for any; the other compares what is saved in both runs. Of the whole
     process, as long as any thread is inside.
     """
-    global _inside, _theirs
-    with _lock:
-        if _inside == 0:
-            _theirs = checkpoint.CheckpointFunction, checkpoint._checkpoint_hook
-            checkpoint.CheckpointFunction = _Kept  # type: ignore[misc,assignment]
-            checkpoint._checkpoint_hook = contextlib.nullcontext  # type: ignore[misc,assignment]
-        _inside += 1
+    me = object()
     try:
+        with _lock:
+            _inside.add(me)
+            _put(_Kept, contextlib.nullcontext)
         yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0 and _theirs is not None:
-                checkpoint.CheckpointFunction, checkpoint._checkpoint_hook = _theirs  # type: ignore[misc]
-                _theirs = None
+            _inside.discard(me)
+            if not _inside:
+                _put(*_THEIRS)
+
+
+def _put(function: Any, hook: Any) -> None:
+    checkpoint.CheckpointFunction, checkpoint._checkpoint_hook = function, hook  # type: ignore[misc]
 
 
 def running_function() -> str | None:
@@ -65,11 +65,11 @@ def running_function() -> str | None:
     return None
 
 
-def _kinds(kind: type) -> Iterator[type]:
+def _kinds(kind: Any) -> Iterator[Any]:
     for below in kind.__subclasses__():
         yield below
         yield from _kinds(below)
 
 
-def _code(kind: type) -> CodeType | None:
-    return getattr(inspect.unwrap(kind.forward), "__code__", None)  # type: ignore[attr-defined]
+def _code(kind: Any) -> CodeType | None:
+    return getattr(inspect.unwrap(kind.forward), "__code__", None)

@@ -1,4 +1,4 @@
-"""Whether the proof sees what it is for: in a real network as it comes (gammas of one, biases of zero), for any seed."""
+"""Whether the proof sees what it is for: in a real network as it comes (gammas of one, biases of zero), any seed."""
 
 from __future__ import annotations
 
