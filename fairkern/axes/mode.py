@@ -20,6 +20,7 @@ from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
 from fairkern.model.operator_mode import UncompiledMode
+from fairkern.model.tensors import memory_of
 from fairkern.model.untouched import Originals
 
 _PICK = frozenset({"aten::index", "aten::index_select"})
@@ -82,7 +83,7 @@ class OperatorMode(UncompiledMode):
         super().__init__()
         self._tracing, self._tracks, self._by_id = tracing, tracks, by_id
         self._modules, self._functions, self._originals = modules, functions, originals
-        self._memories = {memory for t in held if (memory := _memory(t)) is not None}
+        self._memories = {memory for t in held if (memory := memory_of(t)) is not None}
         self._reached = tracing.reached_training if training else tracing.reached
         self._training, self._count_flops = training, count_flops
 
@@ -178,7 +179,7 @@ class OperatorMode(UncompiledMode):
     def _write(self, call: Call, tensor: Tensor, made: Track) -> Track:
         """An in-place result. Other views of the same memory must not be left behind with an older meaning."""
         graph, before = call.graph, call.track(tensor)
-        if before.source is not None and _memory(tensor) in self._memories:
+        if before.source is not None and memory_of(tensor) in self._memories:
             for dim in (*before.dims, *made.dims):
                 graph.freeze(dim, f"{before.source.name} is written to by {call.where}")
             return before
@@ -219,8 +220,3 @@ def _pointwise_in_place(name: str) -> bool:
     """Whether this is `abs_` and the like: not all of them have the tag of what they are in place of."""
     made = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
     return made is not None and any(torch.Tag.pointwise in getattr(made, o).tags for o in made.overloads())
-
-
-def _memory(tensor: Tensor) -> int | None:
-    """What tensors on the same memory have in common."""
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None

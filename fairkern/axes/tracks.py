@@ -15,6 +15,7 @@ from fairkern.axes.dims import Dim, Track
 from fairkern.axes.graph import Graph
 from fairkern.model.by_tensor import ByTensor
 from fairkern.model.nested import elements, tensors_in
+from fairkern.model.tensors import memory_of
 
 unseen = torch._C.DisableTorchFunction  # what our own code asks of a tensor inside is no call of the model's
 _DATA: Any = Tensor.data
@@ -40,7 +41,7 @@ class Tracks:
         dims = self._filled.get(tensor) if self._filled else None
         if dims is not None and len(dims) == len(track.dims):
             dims[:] = [old if isinstance(old, np.ndarray) else new for old, new in zip(dims, track.dims, strict=True)]
-        if track.tracked and tensor.layout is torch.strided:
+        if track.tracked and memory_of(tensor) is not None:
             storage = tensor.untyped_storage()
             known = self._by_memory.get(storage._cdata)
             self._by_memory[storage._cdata] = (known[0] if known else StorageWeakRef(storage), track)
@@ -49,8 +50,9 @@ class Tracks:
         """A tensor never seen is constant; on the memory of one that was tracked, that one is frozen."""
         track = self._by_tensor.get(tensor)
         if track is None or track.sizes != tensor.shape:
-            if tensor.layout is torch.strided:
-                known = self._by_memory.get(tensor.untyped_storage()._cdata)
+            memory = memory_of(tensor)
+            if memory is not None:
+                known = self._by_memory.get(memory)
                 if known is not None and not known[0].expired():
                     self._freeze(known[1], "is seen again in a tensor that no operator made")
             track = Track.constant(tensor.shape)
@@ -147,4 +149,5 @@ class Escapes(TorchFunctionMode):
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.layout is b.layout is torch.strided and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    memory = memory_of(a)
+    return memory is not None and memory == memory_of(b)

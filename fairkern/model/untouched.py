@@ -18,22 +18,23 @@ from fairkern.model.filled import filled_buffers
 from fairkern.model.in_use import at_work
 from fairkern.model.names import speaks_of_state
 from fairkern.model.nested import elements
+from fairkern.model.tensors import memory_of
 
 
 class Originals:
     """Parameters as they were before a forward pass wrote to them: copied on the first write only."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._owners: dict[int, list[nn.Parameter]] = {}
+        self._owners: dict[int | None, list[nn.Parameter]] = {}
         for parameter in model.parameters():
             if parameter.layout is torch.strided and not valueless(parameter):
-                self._owners.setdefault(_memory(parameter), []).append(parameter)
+                self._owners.setdefault(memory_of(parameter), []).append(parameter)
         self._saved: list[tuple[nn.Parameter, Tensor]] = []
 
     def about_to_write(self, tensor: Tensor) -> None:
         """Call before an operator writes to `tensor`, which may be a view of a parameter."""
         if self._owners and tensor.layout is torch.strided:
-            for parameter in self._owners.pop(_memory(tensor), ()):
+            for parameter in self._owners.pop(memory_of(tensor), ()):
                 self._saved.append((parameter, parameter.detach().clone()))
 
     def put_back(self) -> None:
@@ -189,7 +190,3 @@ def _refill_entries(held: dict[Any, Any], before: dict[Any, Any]) -> None:
 
 
 _EMPTY: dict[type, Any] = {dict: {}, OrderedDict: {}, list: [], set: set()}
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata

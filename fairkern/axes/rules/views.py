@@ -121,7 +121,8 @@ def select(call: Call) -> list[Track]:
         call.graph.freeze(nodes, reason, Unless.PROVEN)  # the others, if the number still points there
     rest = [i for i in range(len(track.sizes)) if i != dim]
     (made,) = call.moved([track.dims[i] for i in rest], track, rest)
-    return [replace(made, source=made.source and replace(made.source, part=True))]
+    part = track.sizes[dim] > 1  # of one position the whole is selected
+    return [replace(made, source=made.source and replace(made.source, part=made.source.part or part))]
 
 
 @rule("unbind")
