@@ -77,6 +77,10 @@ class Kind:
         return self.text(self.load(folder, model), model)
 
 
+def plan_text(plan: fk.Plan) -> str:
+    return json.dumps(plan_payload(plan), sort_keys=True)
+
+
 def _array(values: Any) -> list[Any]:
     tensor = torch.as_tensor(values)
     stored = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
@@ -105,7 +109,7 @@ def _given(name: str) -> tuple[nn.Module, Tensor]:
     return build(name, seed=9), batches(name)[0][0][:3]
 
 
-def _model_text(model: nn.Module, name: str) -> str:
+def model_text(model: nn.Module, name: str) -> str:
     """Every tensor to the bit, every size that a module holds, and what the model gives."""
     with torch.no_grad():
         result = model(_given(name)[1])
@@ -130,8 +134,8 @@ def _fields(value: Any, name: str) -> str:
 
 
 KINDS: dict[str, Kind] = {
-    "weights": Kind("model.safetensors", _save_pruned, _load_pruned, _model_text),
-    "folder's plan": Kind("plan.json", _save_pruned, _load_pruned, _model_text),
+    "weights": Kind("model.safetensors", _save_pruned, _load_pruned, model_text),
+    "folder's plan": Kind("plan.json", _save_pruned, _load_pruned, model_text),
     "scores": Kind(
         "scores.safetensors",
         lambda made, folder: made.scores.save(folder / "scores.safetensors"),
@@ -142,7 +146,7 @@ KINDS: dict[str, Kind] = {
         "plan.json",
         lambda made, folder: made.plan.save(folder / "plan.json"),
         lambda folder, name: fk.Plan.load(folder / "plan.json"),
-        lambda plan, name: json.dumps(plan_payload(plan), sort_keys=True),
+        lambda plan, name: plan_text(plan),
     ),
     "latency table": Kind(
         "latency.json",
