@@ -94,6 +94,14 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "reliability",
+            "python -m bench.reliability",
+            "damaged files, kills, interrupts, threads, fuzzing, random models, a soak, coverage: what came of them",
+            "hours",
+            ("bench/results/reliability.json", "docs/reliability.md"),
+            "reliability",
+        ),
+        Entry(
             "documents",
             "python -m bench.documents",
             "measures nothing: fills the documents from the results files and from this registry",

@@ -18,7 +18,11 @@ from bench.reliability.rows import Row
 
 COUNT, SEED = 1, None  # runs of the tests; there is nothing to draw
 BOUND = 0.92
-ON_A_GPU = ("*/triton_kernel.py", "*/ops/gather/cuda.py", "*/ops/_cuda.py")  # Triton compiles the bodies of kernels itself
+ON_A_GPU = (
+    "*/triton_kernel.py",
+    "*/ops/gather/cuda.py",
+    "*/ops/_cuda.py",
+)  # Triton compiles the bodies of kernels itself
 BELOW, ENOUGH = f"below {BOUND:.0%}", f"{BOUND:.0%} or more"
 
 
@@ -62,7 +66,9 @@ def run(seed: int | None = SEED, count: int = COUNT, tests: tuple[str, ...] = ("
 def _missing(report: Mapping[str, Any]) -> dict[str, str]:
     """Lines by file, neighbours together."""
     return {
-        path: ", ".join(_spans(entry["missing_lines"])) for path, entry in report["files"].items() if entry["missing_lines"]
+        path: ", ".join(_spans(entry["missing_lines"]))
+        for path, entry in report["files"].items()
+        if entry["missing_lines"]
     }
 
 

@@ -48,16 +48,15 @@ def run(seed: int = SEED, count: int = COUNT) -> Iterator[Row]:
     """A row per kind of file."""
     begun = time.perf_counter()
     tallies = {case: Tally(FAULTS) for case in CASES}
-    number = 0
-    while number < count:
+    done = 0
+    while done < count:
         try:
-            for number, outcome, said in isolated.items(tried, seed, number, count):
+            for number, outcome, said in isolated.items(tried, seed, done, count):
                 tallies[CASES[number % len(CASES)]].add(outcome, said)
-            number = count
-        except isolated.Died as died:  # by the file after the last one that was told of
-            number += 1
-            tallies[CASES[number % len(CASES)]].add(DIED, f"case {number}: {died}")
-            number += 1
+                done = number + 1
+        except isolated.Died as died:  # by the first file that was not told of
+            tallies[CASES[done % len(CASES)]].add(DIED, f"case {done}: {died}")
+            done += 1
     share = (time.perf_counter() - begun) / len(CASES)
     for case, tally in tallies.items():
         yield replace(tally.row("damage", case, seed=seed), seconds=share)
@@ -78,7 +77,7 @@ def tried(seed: int, start: int, stop: int) -> Iterator[tuple[int, str, str]]:
             what, kind, accepted = _damage(case, model, originals, place, draw)
             outcome, said = _outcome(kind, place, model, accepted)
             shutil.rmtree(place)
-            yield number, outcome, f"case {number}, {case} of {model}, {what}: {said}"
+            yield number, outcome, f"case {number}, {model}, {what}{said and ': '}{said}"
 
 
 class _Original:

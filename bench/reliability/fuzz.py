@@ -34,7 +34,11 @@ def run(seed: int = SEED, count: int = COUNT) -> Iterator[Row]:
 
 def _readers(seed: int, count: int) -> Iterator[Row]:
     if importlib.util.find_spec("atheris") is None:
-        yield Row("fuzz", "readers", not_run="atheris is not installed (pip install atheris; there are builds up to CPython 3.13)")
+        yield Row(
+            "fuzz",
+            "readers",
+            not_run="atheris is not installed (pip install atheris; there are builds up to CPython 3.13)",
+        )
         return
     for kind in KINDS:
         yield _reader(kind, seed, count // len(KINDS))

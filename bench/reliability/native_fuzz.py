@@ -1,4 +1,4 @@
-"""The entry points of the CPU extension under libFuzzer, AddressSanitizer and UndefinedBehaviorSanitizer, with clang."""
+"""The entry points of the CPU extension under libFuzzer, with sanitizers of addresses and undefined behaviour."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def compiler() -> str:
         raise Unavailable("no clang++ (on Debian: apt-get install clang libclang-rt-14-dev)")
     for name in found:
         probe = [name, "-fsanitize=fuzzer,address,undefined", "-x", "c++", "-", "-o", os.devnull]
-        source = '#include <cstdint>\nextern "C" int LLVMFuzzerTestOneInput(const uint8_t*, unsigned long) { return 0; }'
+        source = (
+            '#include <cstdint>\nextern "C" int LLVMFuzzerTestOneInput(const uint8_t*, unsigned long) { return 0; }'
+        )
         if subprocess.run(probe, input=source, text=True, capture_output=True, check=False).returncode == 0:
             return name
     raise Unavailable(f"{found[0]} has no libFuzzer or sanitizers (on Debian: apt-get install libclang-rt-14-dev)")
@@ -98,5 +100,7 @@ def outcome(said: str, code: int) -> tuple[int, str]:
     (executed,) = re.findall(r"stat::number_of_executed_units: (\d+)", said) or ["0"]
     if code == 0:
         return int(executed), ""
-    lines = re.findall(r"^(WRONG: .*|SUMMARY: .*|.*runtime error: .*|Base64: .*|.*Uncaught Python exception.*)$", said, re.M)
+    lines = re.findall(
+        r"^(WRONG: .*|SUMMARY: .*|.*runtime error: .*|Base64: .*|.*Uncaught Python exception.*)$", said, re.M
+    )
     return int(executed), " | ".join(lines)[:600] or f"exit code {code}: {said[-300:]}"

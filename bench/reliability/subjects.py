@@ -94,10 +94,10 @@ def _scores_text(scores: fk.Scores) -> str:
         "index": _array(pool.joined()),
         "signals": {name: [_array(values) for values in groups] for name, groups in scores.signals.items()},
         "means": {name: _array(values) for name, values in scores.means.items()},
-        "moments": {
-            name: [_array(m.gram), _array(m.total), m.count, m.per_unit] for name, m in scores.moments.items()
+        "moments": {name: [_array(m.gram), _array(m.total), m.count, m.per_unit] for name, m in scores.moments.items()},
+        "grids": {
+            name: sorted((*grid, count) for grid, count in sizes.items()) for name, sizes in scores.grids.items()
         },
-        "grids": {name: sorted((*grid, count) for grid, count in sizes.items()) for name, sizes in scores.grids.items()},
         "provenance": scores.provenance,
     }
     return json.dumps(content, sort_keys=True)
