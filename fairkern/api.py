@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fairkern import axes, capture, compact, report, types
+from fairkern import axes, capture, compact, options, report, types
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.capture.batches import example, first_batch, head
 from fairkern.compensate import Compensation, Correction, unexplained
@@ -19,14 +19,18 @@ from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
+from fairkern.model.nested import map_tensors
+from fairkern.model.untouched import same_grads
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, proven
 from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
+from fairkern.surroundings import check_ordinary, ordinary, stage
 
 
+@stage
 def trace(
     model: nn.Module,
     example_inputs: Any,
@@ -76,12 +80,12 @@ def trace(
         [('0', 8)]
     """
     check_model(model)
-    unused = (unused,) if isinstance(unused, str) else tuple(unused)
+    unused, more, seed = options.names("unused", unused, "['mask_token']"), check_more(more), options.seed(seed)
     deadline = Deadline(time_limit)
-    if verify:
+    if options.flag("verify", verify):
         check_values(model)
     with without_autocast():
-        example_inputs, *more = (example(model, inputs) for inputs in (example_inputs, *more))
+        example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
         units = certain.units
         if verify and (units.prunable or daring is not None):
@@ -92,6 +96,7 @@ def trace(
     return UnitMap.of(replace(units, unused=unused, more=len(more)))
 
 
+@stage
 def score(
     model: nn.Module,
     loader: Iterable[Any],
@@ -172,6 +177,7 @@ def score(
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
     check_model(model)
+    check_data(loader, loss_fn)
     kind = choose(Recipe, "recipe", recipe)
     default = Reduction.SIGNED if kind is Recipe.PAPER else Reduction.PER_SAMPLE
     settings = Settings(
@@ -188,20 +194,22 @@ def score(
         class_of=class_of,
         samples_of=samples_of,
     )
-    traced = 0.0
+    show, traced = options.flag("progress", progress), 0.0
     if units is None:
         started = time.perf_counter()
         first, loader = first_batch(loader)
         units = trace(model, head(first, model, samples_of))
         traced = time.perf_counter() - started
     else:
+        options.instance("units", units, types.UnitMap, options.UNITS)
         compact.check(model, build(units, nothing(units)))
-    with report.progress(progress) as on_batch:
+    with report.progress(show) as on_batch:
         scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
     seconds = {"trace": traced, **scores.provenance["seconds"]}
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 
 
+@stage
 def apply(
     model: nn.Module,
     plan: types.Plan,
@@ -232,10 +240,15 @@ def apply(
         InputError: a model that cannot be copied, compensation without the scores that it needs.
     """
     check_model(model)
+    _check_plan(plan)
+    _check_scores(scores)
     method = choose(Compensation, "compensate", compensate)
-    return cut(model, plan, method, scores, loader, inplace=inplace, backend=backend)[0]
+    if loader is not None:
+        check_data(loader)
+    return cut(model, plan, method, scores, loader, inplace=options.flag("inplace", inplace), backend=backend)[0]
 
 
+@stage
 def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """Take BatchNorm's running statistics anew from one forward pass over `loader`, in place.
 
@@ -243,7 +256,9 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     were; raises InputError where there is none, or no batch.
     """
     check_model(model)
-    return capture.recalibrate(model, loader)
+    check_data(loader)
+    with same_grads(model):
+        return capture.recalibrate(model, loader)
 
 
 def summarise(
@@ -265,6 +280,21 @@ def summarise(
     `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
     its removed activations that the units that stay do not predict.
     """
+    _check_plan(plan)
+    _check_scores(scores)
+    for name, given in (("title", title), ("compensation", compensation)):
+        if given is not None:
+            options.instance(name, given, str, "a text")
+    for name, measures in (("before", before), ("after", after), ("stages", stages)):
+        if measures is not None:
+            options.mapping(name, measures, "a dictionary of numbers by name")
+            for key, value in measures.items():
+                options.real(f"{name}[{key!r}]", value)
+    options.iterable("corrected", corrected, "corrections")
+    for correction in corrected:
+        options.instance("corrected", correction, Correction, "corrections")
+    if small is not None:
+        check_model(small, "small")
     done = {
         "compensation": compensation,
         "compensated": sum(c.weight is not None for c in corrected),
@@ -283,19 +313,27 @@ def summarise(
     return Report(**vars(made), plan=Plan.of(plan))
 
 
+@stage
 def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
     """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
-    report.save_picture(scores, plan, path)
+    _check_plan(plan)
+    options.instance("scores", scores, types.Scores, options.SCORES)
+    report.save_picture(scores, plan, options.place("path", path))
 
 
+@stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
-    compact.save_pruned(small, plan, folder)
+    check_model(small, "small")
+    _check_plan(plan)
+    compact.save_pruned(small, plan, options.place("folder", folder))
 
 
+@stage
 def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
     """A pruned model back from `save_pruned`, given the unpruned architecture with any weights (meta is fine)."""
-    return compact.load_pruned(fresh_model, folder)
+    check_model(fresh_model, "fresh_model")
+    return compact.load_pruned(fresh_model, options.place("folder", folder))
 
 
 def info() -> dict[str, Any]:
@@ -303,9 +341,31 @@ def info() -> dict[str, Any]:
     return describe()
 
 
-def check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+def check_model(model: object, name: str = "model") -> None:
+    options.instance(name, model, nn.Module, options.MODEL)
+    check_ordinary(model)
+
+
+def check_data(loader: object, loss_fn: object = None) -> None:
+    options.iterable("loader", loader, "an iterable of batches, as a DataLoader or a list")
+    if loss_fn is not None:
+        options.function("loss_fn", loss_fn, "a function of output and targets, or None for the model's own loss")
+
+
+def _check_plan(plan: object) -> None:
+    options.instance("plan", plan, types.Plan, options.PLAN)
+
+
+def _check_scores(scores: object) -> None:
+    if scores is not None:
+        options.instance("scores", scores, types.Scores, options.SCORES)
+
+
+def check_more(more: Any) -> list[Any]:
+    if isinstance(more, (Tensor, Mapping)):  # one for all, and no list of them
+        raise InputError(f"more is a {type(more).__name__}; expected a list of example inputs: pass more=[…]")
+    options.iterable("more", more, "a list of example inputs")
+    return list(more)
 
 
 def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:

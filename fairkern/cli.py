@@ -132,7 +132,7 @@ def _add_fact(table: Table, name: str, value: Any) -> None:
 
 def _trace(arguments: argparse.Namespace) -> int:
     options = {name: getattr(arguments, name) for name in ("unused", "verify", "seed", "time_limit")}
-    units = fk.trace(named(arguments.model), named(arguments.inputs), **options)
+    units = fk.trace(named(arguments.model), named(arguments.inputs), **options, **_more(arguments))
     print(units.explain())  # noqa: T201
     return 0
 
@@ -165,29 +165,20 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 def _prune(arguments: argparse.Namespace) -> int:
     out = _folder(arguments.out)
-    model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
-    if arguments.iterations > 1:
-        return _prune_in_steps(arguments, model, loader, loss, out)
-    fits = arguments.compensate in ("least_squares", "sequential")
-    scores = fk.score(model, loader, loss, **_score_options(arguments) | {"gram": fits or arguments.gram})
-    plan = scores.plan(**_plan_options(arguments))
-    small = fk.apply(model, plan, compensate=arguments.compensate, scores=scores, loader=loader)
-    fk.save_pruned(small, plan, out)
-    scores.save(out / "scores.safetensors")
-    _say_removed(arguments, plan, out)
-    return 0
-
-
-def _prune_in_steps(arguments: argparse.Namespace, model: Any, loader: Any, loss: Any, out: Path) -> int:
-    options = _score_options(arguments) | _plan_options(arguments)
+    options = _score_options(arguments) | _plan_options(arguments) | _more(arguments)
     if not options["gram"]:
-        del options["gram"]  # what compensation takes is kept anyway
-    options |= {"compensate": arguments.compensate, "iterations": arguments.iterations}
+        del options["gram"]  # where it is needed it is kept anyway
+    options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused")}
+    options["keep_scores"] = arguments.iterations == 1  # later ones are of what the steps before have left
+    model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
     small, report = fk.prune(model, loader, loss, **options)
     assert report.plan is not None
     fk.save_pruned(small, report.plan, out)
     report.save(out / "report.json")
-    _say_removed(arguments, report.plan, out, f" in {arguments.iterations} steps")
+    if report.scores is not None:
+        report.scores.save(out / "scores.safetensors")
+    steps = f" in {arguments.iterations} steps" if arguments.iterations > 1 else ""
+    _say_removed(arguments, report.plan, out, steps)
     return 0
 
 
@@ -208,6 +199,10 @@ def _report(arguments: argparse.Namespace) -> int:
     if picture and scores is not None:
         fk.picture(scores, plan, picture)
     return 0
+
+
+def _more(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"more": [named(spec) for spec in arguments.more]}
 
 
 def _loss(arguments: argparse.Namespace) -> Any:
@@ -290,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     trace = command("trace", _trace, "print what can be cut from a model, and why the rest cannot")
     trace.add_argument("model", metavar="MODEL", help="package.module:callable")
     trace.add_argument("inputs", metavar="INPUTS", help="package.module:callable: a tensor, a tuple or a dict")
-    trace.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
+    _add_tracing(trace)
     trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
     trace.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="give up after this long")
     trace.add_argument("--seed", type=int, default=0)
@@ -316,11 +311,12 @@ def _parser() -> argparse.ArgumentParser:
     prune = command("prune", _prune, "score, plan, cut and save in one go")
     _add_scoring(prune)
     _add_planning(prune)
+    _add_tracing(prune)
     methods = (*COMPENSATIONS, "sequential")
-    prune.add_argument("--compensate", choices=methods, default="sequential", help="fold in what goes")
-    steps = "cut, score again and cut, in so many steps towards the budget; then a report is written, no scores"
+    prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
+    steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
     prune.add_argument("--iterations", type=_positive, default=1, metavar="N", help=steps)
-    prune.add_argument("--out", type=Path, required=True, help="folder for the weights, the plan and the scores")
+    prune.add_argument("--out", type=Path, required=True, help="folder for the weights, plan, report and scores")
 
     report = command("report", _report, "measure a model before and after a plan: parameters, FLOPs, latency")
     report.add_argument("model", metavar="MODEL", help="package.module:callable")
@@ -330,6 +326,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="JSON file to write")
     report.add_argument("--picture", type=Path, help="PNG file to write")
     return parser
+
+
+def _add_tracing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
+    more = "package.module:callable: further inputs, which reach more code"
+    parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from fairkern.errors import InputError, TimeLimitError
+from fairkern.options import real
+
+_EXPECTED = "a number of seconds above 0, or None"
 
 
 class Deadline:
@@ -14,10 +18,11 @@ class Deadline:
     """
 
     def __init__(self, seconds: float | None) -> None:
-        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds > 0):
-            raise InputError(f"time_limit={seconds!r} is not a number of seconds; expected one above 0, or None")
-        self._seconds = seconds
-        self._end = None if seconds is None else time.monotonic() + seconds
+        unlimited = seconds is None or (isinstance(seconds, float) and seconds == math.inf)
+        self._seconds = None if unlimited else real("time_limit", seconds, _EXPECTED)
+        if self._seconds is not None and self._seconds <= 0:
+            raise InputError(f"time_limit={seconds!r} is too small; expected {_EXPECTED}")
+        self._end = None if self._seconds is None else time.monotonic() + self._seconds
 
     def check(self, doing: str) -> None:
         """TimeLimitError if the time is up; `doing` ends "after … s in …"."""

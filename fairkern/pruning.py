@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fairkern import capture, report, types
-from fairkern.allocate import Planning, PlanningOptions, refuse_unknown
-from fairkern.api import check_model, score, summarise, trace
+from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, parse_target, refuse_unknown
+from fairkern.api import check_data, check_model, check_more, score, summarise, trace
 from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation, Correction
 from fairkern.compensate.cut import cut
 from fairkern.errors import BudgetError, InputError
-from fairkern.options import choose
+from fairkern.options import TABLE, UNITS, choose, flag, function, instance, names, whole
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.results import Plan, Report, Scores
+from fairkern.surroundings import stage
 from fairkern.timing import plan_latency
 
 AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
-_KEYWORDS = ("tod", *_BUDGETS, "latency", "iterations", "compensate", "inplace", "more", "unused")
+_KEYWORDS = ("tod", *_BUDGETS, "latency", "iterations", "compensate", "inplace", "more", "unused", "keep_scores")
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
 
 
@@ -49,6 +50,7 @@ class PruningOptions(PlanningOptions, total=False):
     progress: bool
 
 
+@stage
 def prune(
     model: nn.Module,
     loader: Iterable[Any],
@@ -64,15 +66,17 @@ def prune(
     inplace: bool = False,
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
+    keep_scores: bool = False,
     **options: Unpack[PruningOptions],
 ) -> tuple[nn.Module, Report]:
     """Trace, score, plan and cut: the smaller model and what was done.
 
     Budget as in `Scores.plan`, `inplace` as in `apply`. Every other keyword is an option of `Scores.plan`
     (`allocation`, `removal`, `protect`, `round_to`, `max_remove`, `min_keep`, `ignore`) or of `score`, with the
-    defaults that they have there. Where the targets are no class labels (a language model's), nothing is asked for that
-    compares classes, and no `class_of` is given, the U-score is left out (`class_of=False`). The report holds the plan
-    (`Report.plan`), as `save_pruned` needs it.
+    defaults that they have there. What is left open is chosen so that it fits what is given: where the targets are no
+    class labels (a language model's), nothing is asked for that compares classes, and no `class_of` is given, the
+    U-score is left out (`class_of=False`); second moments are kept (`gram`) where compensation or a signal takes them,
+    and where there is no U to plan by. The report holds the plan (`Report.plan`), as `save_pruned` needs it.
 
     Args:
         keep_latency: the share of the model's time, on a few samples of the loader's first batch, that may be left.
@@ -87,75 +91,126 @@ def prune(
             of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
             `Report.choices["compensation"]` says which.
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
+        keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
+            second moments, which take much memory.
 
-    Raises what these stages raise, and InputError: fewer than one step, several with `tod`, with `latency`, with a
-    loader that can be iterated once only, or with `units` that were traced with `more` where `more` is not given.
+    Raises what these stages raise, and InputError, before anything is run: options that contradict each other (what
+    compares classes where there are none, compensation without what it takes), fewer than one step, several with
+    `tod`, with `latency`, with a loader that can be iterated once only, or with `units` that were traced with `more`
+    where `more` is not given.
     Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
     """
     check_model(model)
+    check_data(loader, loss_fn)
     refuse_unknown("prune()", options, PruningOptions.__annotations__, _KEYWORDS)
-    target, keep = _target(tod, keep_params, keep_flops, keep_latency)
-    _check_steps(iterations, target, keep, latency, loader)
-    method = None if compensate is None else choose(Compensation, "compensate", compensate)
+    more, unused, iterations = (
+        check_more(more),
+        names("unused", unused, "['mask_token']"),
+        whole("iterations", iterations, 1),
+    )
+    inplace, keep_scores = flag("inplace", inplace), flag("keep_scores", keep_scores)
+    if isinstance(options.get("ignore"), Iterator):
+        options["ignore"] = list(options["ignore"])  # read by every plan
     planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
-    if isinstance(planning.get("ignore"), Iterator):
-        planning["ignore"] = list(planning["ignore"])  # read by every plan
+    asked_of = Planning(**planning).allocation
+    kind = Allocation.TOD if asked_of is None else Allocation(asked_of)
+    target, keep = parse_target(kind, tod, keep_params, keep_flops, keep_latency)
+    _check_steps(iterations, target, latency, loader)
+    method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
-    scoring.setdefault("gram", method in _FITS)
-    again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
-    first, loader = first_batch(loader)
-    samples_of = scoring.get("samples_of")
-    if (
-        "class_of" not in scoring
-        and not _compares(planning, target, scoring["gram"])
-        and not capture.labelled(first, model, samples_of)
-    ):
-        scoring["class_of"] = False
     given = scoring.pop("units", None)
-    unused = (unused,) if isinstance(unused, str) else tuple(unused)
     if given is not None:
+        instance("units", given, types.UnitMap, UNITS)
         _check_traced(given, iterations, more)
         unused = unused or given.unused
-    tracing = {"more": list(more), "unused": unused}
-    asked = _Asked(target, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
-    run = _Run(model, head(first, model, samples_of), loader, loss_fn, asked)
+    _check_method(method, scoring, loader, inplace)
+    samples_of = scoring.get("samples_of")
+    if samples_of is not None:
+        function("samples_of", samples_of, "a function of a batch")
+    first, batches = first_batch(loader)
+    _fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
+    again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
+    tracing = {"more": more, "unused": unused}
+    asked = _Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
+    run = _Run(model, head(first, model, samples_of), batches, loss_fn, asked)
     for number in range(1, iterations + 1):
         run.step(number, given if number == 1 else None)
-    return run.current, run.report()
+    report = run.report()
+    return run.current, replace(report, scores=run.scores) if keep_scores else report
 
 
-def _compares(planning: dict[str, Any], target: str, gram: bool) -> bool:
-    """Whether a signal that compares classes is asked for, or taken where none is named."""
-    tolerant = target == "tod" or planning.get("allocation") == "tod" or not gram
-    removal, protect = planning.get("removal"), planning.get("protect")
-    return "wasserstein" in (removal, protect) or (removal is None and tolerant)
-
-
-def _target(
-    tod: float | None, keep_params: float | None, keep_flops: float | None, keep_latency: float | None
-) -> tuple[str, Any]:
-    """The name and value of what was asked; several or none are refused where plans are made, with all of them."""
-    given = {"tod": tod, "keep_params": keep_params, "keep_flops": keep_flops, "keep_latency": keep_latency}
-    named = [(name, value) for name, value in given.items() if value is not None]
-    if len(named) != 1:
-        what = " and ".join(name for name, _ in named) if named else "none of them"
-        raise InputError(f"give exactly one of tod=, keep_params=, keep_flops=, keep_latency=; got {what}")
-    return named[0]
-
-
-def _check_steps(
-    iterations: int, target: str, keep: Any, latency: types.LatencyTable | None, loader: Iterable[Any]
+def _fit_together(
+    scoring: dict[str, Any],
+    planning: Mapping[str, Any],
+    target: Target,
+    method: Compensation | None,
+    labelled: Callable[[], bool],
 ) -> None:
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise InputError(f"iterations={iterations!r}; expected a whole number, at least 1")
+    """Choose what the caller left open of `class_of` and `gram`, so that it fits what he fixed.
+
+    Raises InputError where what he fixed does not fit together itself, and says what would.
+    """
+    removal, protect, gram = planning.get("removal"), planning.get("protect"), scoring.get("gram")
+    tolerant = target is Target.TOD or planning.get("allocation") == Allocation.TOD.value
+    instead = "removal='taylor'" if gram is False else "removal='residual'"
+    compares: dict[str, str] = {}  # what does, and what does not
+    if _is(removal, "wasserstein"):
+        compares["removal='wasserstein'"] = instead
+    elif removal is None and tolerant:
+        compares["tod=" if target is Target.TOD else "allocation='tod'"] = instead
+    if _is(protect, "wasserstein"):
+        compares["protect='wasserstein'"] = "protect='taylor'"
+    if _is(scoring.get("reduction"), "per_class"):
+        compares["reduction='per_class'"] = "reduction='per_sample'"
+    none = scoring.get("class_of") is False
+    if none or (scoring.get("class_of") is None and not labelled()):
+        if compares:
+            why = "class_of=False says that there are none" if none else "the targets are no class labels"
+            raise InputError(
+                f"{' and '.join(compares)} compare{'s' if len(compares) == 1 else ''} classes, and {why}: pass a "
+                f"function as class_of= that says which class a sample is of, or {', '.join(compares.values())}"
+            )
+        scoring["class_of"], none = False, True
+    residual = [f"{n}='residual'" for n, s in (("removal", removal), ("protect", protect)) if _is(s, "residual")]
+    if gram is None:
+        scoring["gram"] = method in _FITS or bool(residual) or (none and removal is None)
+    elif not flag("gram", gram) and residual:
+        raise InputError(f"{residual[0]} comes from second moments, which gram=False leaves out: leave out gram=")
+
+
+def _is(given: Any, name: str) -> bool:
+    return isinstance(given, str) and given == name
+
+
+def _check_method(
+    method: Compensation | None, scoring: Mapping[str, Any], loader: Iterable[Any], inplace: bool
+) -> None:
+    """Raises InputError where compensation that was asked for will not have what it takes."""
+    if method is None or method is Compensation.NONE:
+        return
+    asked = f"compensate={method.value!r}"
+    if method is Compensation.MEAN and _is(scoring.get("recipe"), "paper"):
+        raise InputError(f"{asked} folds in means of what consumers read: use recipe='default', not 'paper'")
+    if method is not Compensation.MEAN and scoring.get("gram") is False:
+        raise InputError(f"{asked} solves from second moments, which gram=False leaves out: leave out gram=")
+    if method is Compensation.SEQUENTIAL and inplace:
+        raise InputError(f"{asked} compares with the uncut model: use compensate='least_squares' with inplace=True")
+    if method is Compensation.SEQUENTIAL and isinstance(loader, Iterator):
+        raise InputError(
+            f"{asked} looks at the data again, and this loader can be iterated once only: give a re-iterable one, or "
+            "use compensate='least_squares'"
+        )
+
+
+def _check_steps(iterations: int, target: Target, latency: types.LatencyTable | None, loader: Iterable[Any]) -> None:
+    if latency is not None:
+        instance("latency", latency, types.LatencyTable, TABLE)
     if iterations == 1:
         return
-    if target not in _BUDGETS:
+    if target is Target.TOD:
         raise InputError(
             f"iterations={iterations} needs a budget to approach in steps: give one of {_BUDGETS}, not tod"
         )
-    if isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0 < keep <= 1:
-        raise InputError(f"{target}={keep!r} is not a share; expected a number above 0, at most 1")
     if latency is not None:
         raise InputError("several iterations measure a latency table for the model of every step: leave out latency=")
     if isinstance(loader, Iterator):
@@ -274,7 +329,7 @@ class _Run:
 
     def _solved(self, keep: float, options: dict[str, Any]) -> Plan:
         if self.asked.target != "keep_latency":
-            return self.scores.plan(**{self.asked.target: keep, **options})
+            return self.scores.plan(**{self.asked.target: keep, "latency": self.asked.latency, **options})
         return plan_latency(self.scores, self.current, self.example, keep, latency=self.asked.latency, **options)
 
     def _spent(self) -> float:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from torch import nn
 from typing_extensions import Unpack
 
-from fairkern import allocate, artefacts, compact, report, types
+from fairkern import allocate, artefacts, compact, options, report, types
 from fairkern.allocate import LimitOptions, PlanningOptions
 from fairkern.plans.cost import per_unit
+from fairkern.surroundings import stage
 
 PathLike = str | os.PathLike[str]
 
@@ -29,6 +30,7 @@ class UnitMap(types.UnitMap):
         params, flops = per_unit(self)
         return report.render(report.explain_table(self, params.tolist(), flops.tolist()))
 
+    @stage
     def plan(
         self,
         *,
@@ -46,7 +48,7 @@ class UnitMap(types.UnitMap):
         allocate.refuse_unknown(
             "UnitMap.plan()", limits, LimitOptions.__annotations__, ("keep_params", "keep_flops", "seed")
         )
-        drawn = types.Scores(self, {}, {}, {"seed": seed})
+        drawn = types.Scores(self, {}, {}, {"seed": options.seed(seed)})
         plan = allocate.allocate(
             drawn, keep_params=keep_params, keep_flops=keep_flops, allocation="uniform", removal="random", **limits
         )
@@ -64,6 +66,7 @@ class Scores(types.Scores):
         """The same scores, with the methods of this class, and so their map."""
         return data if isinstance(data, Scores) else cls(**{**vars(data), "units": UnitMap.of(data.units)})
 
+    @stage
     def plan(
         self,
         *,
@@ -72,14 +75,14 @@ class Scores(types.Scores):
         keep_flops: float | None = None,
         keep_latency: float | None = None,
         latency: types.LatencyTable | None = None,
-        **options: Unpack[PlanningOptions],
+        **choices: Unpack[PlanningOptions],
     ) -> Plan:
         """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
 
         Exactly one of `tod` (the tolerance α), `keep_params`, `keep_flops` and `keep_latency` (at most this share of
         the whole model stays; `latency` from `latency_table`) is given. Scores with the residual, a second-order
         saliency (`score(…, gram=True)`), take one threshold on it for all groups, others the Tolerance of Difference,
-        unless `allocation` and `removal` say otherwise.
+        or, where no classes were compared, one threshold on R, unless `allocation` and `removal` say otherwise.
 
         Options, all of them keywords:
             allocation=None: how removal is spread over groups: "tod", "uniform", "global" or "normalized".
@@ -94,7 +97,7 @@ class Scores(types.Scores):
         Errors and method: `fairkern.allocate.allocate`.
         """
         targets = ("tod", "keep_params", "keep_flops", "keep_latency", "latency")
-        allocate.refuse_unknown("Scores.plan()", options, PlanningOptions.__annotations__, targets)
+        allocate.refuse_unknown("Scores.plan()", choices, PlanningOptions.__annotations__, targets)
         plan = allocate.allocate(
             self,
             tod=tod,
@@ -102,18 +105,20 @@ class Scores(types.Scores):
             keep_flops=keep_flops,
             keep_latency=keep_latency,
             latency=latency,
-            **options,
+            **choices,
         )
         return Plan.of(plan)
 
+    @stage
     def save(self, path: PathLike) -> None:
         """One safetensors file, written atomically."""
-        artefacts.save_scores(self, path)
+        artefacts.save_scores(self, options.place("path", path))
 
     @classmethod
+    @stage
     def load(cls, path: PathLike) -> Scores:
         """Raises ArtefactError for a truncated, foreign or newer file."""
-        return cls.of(artefacts.load_scores(path))
+        return cls.of(artefacts.load_scores(options.place("path", path)))
 
 
 @dataclass(frozen=True)
@@ -127,33 +132,40 @@ class Plan(types.Plan):
 
     def masked(self, model: nn.Module) -> compact.masked:
         """Context manager: inside, every removed unit contributes zero to every consumer; put back on exit."""
+        options.instance("model", model, nn.Module, options.MODEL)
         return compact.masked(model, self)
 
+    @stage
     def save(self, path: PathLike) -> None:
         """JSON, written atomically."""
-        artefacts.save_plan(self, path)
+        artefacts.save_plan(self, options.place("path", path))
 
     @classmethod
+    @stage
     def load(cls, path: PathLike) -> Plan:
         """Raises ArtefactError for a truncated, foreign or newer file."""
-        return cls.of(artefacts.load_plan(path))
+        return cls.of(artefacts.load_plan(options.place("path", path)))
 
 
 @dataclass(frozen=True)
 class Report(types.Report):
-    """What a run did (see `fairkern.types.Report`). `plan`, by which it was cut, is not part of its file."""
+    """What a run did (see `fairkern.types.Report`). `plan`, by which it was cut, and `scores`, where `prune` was asked
+    to keep them, are not part of its file."""
 
     plan: Plan | None = field(default=None, repr=False, compare=False)
+    scores: Scores | None = field(default=None, repr=False, compare=False)
 
     def table(self) -> str:
         """Measures before and after, a row per group, seconds per stage."""
         return report.render(report.report_table(self))
 
+    @stage
     def save(self, path: PathLike) -> None:
         """JSON, written atomically."""
-        report.save_report(self, path)
+        report.save_report(self, options.place("path", path))
 
     @classmethod
+    @stage
     def load(cls, path: PathLike) -> Report:
         """Raises ArtefactError for a truncated, foreign or newer file."""
-        return cls(**vars(report.load_report(path)))
+        return cls(**vars(report.load_report(options.place("path", path))))

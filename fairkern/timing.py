@@ -15,17 +15,23 @@ from typing_extensions import Unpack
 from fairkern import allocate, artefacts, compact, report, types
 from fairkern.allocate import PlanningOptions, refuse_unknown
 from fairkern.errors import InputError
-from fairkern.model.nested import tensors_in
+from fairkern.model.nested import map_tensors, tensors_in
+from fairkern.options import MODEL, SCORES, UNITS, instance, iterable, place, real, whole
+from fairkern.options import seed as checked_seed
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.results import PathLike, Plan, Scores
+from fairkern.surroundings import ordinary, stage
 
 
+@stage
 def latency(model: nn.Module, example_inputs: Any) -> float:
     """Median milliseconds of a forward pass in eval mode on these inputs, after warming up."""
-    return report.latency_ms(model, example_inputs)
+    _check(model, example_inputs)
+    return report.latency_ms(model, map_tensors(example_inputs, ordinary))
 
 
+@stage
 def latency_table(
     model: nn.Module,
     units: types.UnitMap,
@@ -55,7 +61,14 @@ def latency_table(
     Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
     Cost: twice as many cuts as shares, and for each about a second, or 24 passes of a slow model.
     """
-    key = {**_key(model, example_inputs), "shares": list(shares), "round_to": round_to, "seed": seed}
+    example_inputs = map_tensors(example_inputs, ordinary)
+    _check(model, example_inputs)
+    instance("units", units, types.UnitMap, UNITS)
+    iterable("shares", shares, "numbers above 0, at most 1")
+    shares = [real("shares", share, "numbers above 0, at most 1") for share in shares]
+    round_to, seed = whole("round_to", round_to, 1), checked_seed(seed)
+    key = {**_key(model, example_inputs), "shares": shares, "round_to": round_to, "seed": seed}
+    cache = None if cache is None else place("cache", cache)
     if cache is not None and os.path.exists(cache):
         known = artefacts.load_latency(cache)
         if known.key == key and dict(known.shapes) == dict(units.shapes):
@@ -70,11 +83,11 @@ def latency_table(
         layers = measured[0][1].layers if measured else None
         timed = report.layers_ms(small, model, example_inputs, layers)
         measured.append((removed, timed))
-    whole = float(np.median([timed.beside_ms for _, timed in measured]))
+    uncut = float(np.median([timed.beside_ms for _, timed in measured]))
     table = allocate.fit(
         units,
         [name for name, _ in model.named_parameters()],
-        [_cut(removed, timed, whole / timed.beside_ms) for removed, timed in measured],
+        [_cut(removed, timed, uncut / timed.beside_ms) for removed, timed in measured],
         key,
     )
     if cache is not None:
@@ -82,6 +95,7 @@ def latency_table(
     return table
 
 
+@stage
 def plan_latency(
     scores: Scores,
     model: nn.Module,
@@ -113,8 +127,10 @@ def plan_latency(
     Cost: a table, and for every look a cut and a second, or 26 passes of a slow model.
     """
     refuse_unknown("plan_latency()", options, PlanningOptions.__annotations__, ("latency", "looks", "within"))
-    if looks < 1:
-        raise InputError(f"looks is {looks}; expected at least 1")
+    instance("scores", scores, Scores, SCORES)
+    _check(model, example_inputs)
+    looks, within = whole("looks", looks, 1), real("within", within)
+    example_inputs = map_tensors(example_inputs, ordinary)
     if latency is None:
         latency = latency_table(model, scores.units, example_inputs, round_to=options.get("round_to", 1))
     found: list[tuple[float, Plan]] = []
@@ -123,16 +139,24 @@ def plan_latency(
         plan = scores.plan(keep_latency=keep_latency, latency=latency, **options)
         predicted = plan.result["latency_after_ms"] / plan.result["latency_before_ms"]
         small = compact.apply(model, plan)
-        whole, left = report.latencies_ms([model, small], example_inputs, report.UNDISTURBED)
-        seen.append([predicted, left / whole])
-        found.append((abs(left / whole / predicted - 1), plan))
+        uncut, left = report.latencies_ms([model, small], example_inputs, report.UNDISTURBED)
+        seen.append([predicted, left / uncut])
+        found.append((abs(left / uncut / predicted - 1), plan))
         if found[-1][0] <= within:
             break
         counts = {group.name: group.removed.shape[-1] for group in plan.groups}
         removed = np.array([counts.get(group.name, 0) for group in scores.units.groups], dtype=np.int64)
-        latency = allocate.corrected(scores.units, latency, removed, left / whole)
+        latency = allocate.corrected(scores.units, latency, removed, left / uncut)
     _, best = min(found, key=lambda item: item[0])
     return replace(best, result={**best.result, "latency_looks": seen})
+
+
+def _check(model: object, example_inputs: Any) -> None:
+    instance("model", model, nn.Module, MODEL)
+    if next(iter(tensors_in(example_inputs)), None) is None:
+        raise InputError(
+            f"example inputs hold no tensor (got {type(example_inputs).__name__}); give what is to be timed"
+        )
 
 
 def _in_place(units: types.UnitMap) -> types.UnitMap:

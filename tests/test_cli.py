@@ -27,6 +27,21 @@ def model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3))
 
+class TwoWays(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.aside, self.out = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x, aside=False):
+        return self.out(torch.relu(self.aside(x) if aside else self.fc(x)))
+
+def two_ways():
+    torch.manual_seed(0)
+    return TwoWays()
+
+def other_way():
+    return {"x": inputs(), "aside": True}
+
 def other_model():
     return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
 
@@ -154,6 +169,27 @@ def test_prune(here: Path) -> None:
     before = sum(p.numel() for p in named("parts:model").parameters())
     assert sum(p.numel() for p in small.parameters()) < before
     assert isinstance(small, nn.Module)
+    again, plan = (
+        fk.Scores.load(here / "small" / "scores.safetensors").plan(keep_flops=0.5),
+        fk.Plan.load("small/plan.json"),
+    )
+    assert [g.removed.tolist() for g in again.groups] == [g.removed.tolist() for g in plan.groups]
+    assert json.loads((here / "small" / "report.json").read_text())["choices"]["compensation"] == "sequential"
+
+
+def test_prune_is_told_what_inputs_reach(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", "parts:two_ways", "parts:inputs"]) == 0
+    assert "not reached by the example inputs" in capsys.readouterr().out
+    assert main(["trace", "parts:two_ways", "parts:inputs", "--more", "parts:other_way"]) == 0
+    assert "not reached by the example inputs" not in capsys.readouterr().out
+    command = ["prune", "parts:two_ways", "parts:loader", LOSS, "--keep-params", "0.6", "--out", "small", "--quiet"]
+    for options, both in ([], False), (["--more", "parts:other_way"], True), (["--unused", "aside"], False):
+        assert main([*command, *options]) == 0
+        cut = {item.axis.tensor for item in fk.Plan.load("small/plan.json").axes if item.removed.size}
+        assert "fc.weight" in cut
+        assert ("aside.weight" in cut) == both
+    assert main([*command, "--unused", "asid"]) == 2
+    assert "near names: aside" in capsys.readouterr().err
 
 
 def test_prune_in_steps(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +319,7 @@ def test_ctrl_c_during_the_demo(here: Path) -> None:
 def test_a_detector_with_the_batches_of_its_own_loop(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "parts:detector", "parts:images"]) == 0
     assert "body" in capsys.readouterr().out
-    command = ["prune", "parts:detector", "parts:images_and_targets", "--no-classes", "--keep-params", "0.6", "--quiet"]
+    command = ["prune", "parts:detector", "parts:images_and_targets", "--keep-params", "0.6", "--quiet"]
     assert main([*command, "--out", "small"]) == 0
     plan = fk.Plan.load("small/plan.json")
     assert 0 < plan.result["params_after"] < 0.7 * plan.result["params_before"]

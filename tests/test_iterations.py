@@ -189,7 +189,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"iterations": 1.5}, "expected a whole number, at least 1"),
     ({"iterations": True}, "expected a whole number, at least 1"),
     ({"iterations": 2, "keep_params": None, "tod": 0.1}, "needs a budget"),
-    ({"iterations": 2, "keep_params": "half"}, "is not a share"),
+    ({"iterations": 2, "keep_params": "half"}, "is a str; expected a number"),
     ({"iterations": 2, "keep_params": -0.5}, "is not a share"),
     ({"iterations": 2, "keep_flops": 0.5}, "give exactly one of"),
     ({"keep_params": None}, "give exactly one of"),

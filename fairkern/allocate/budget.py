@@ -21,9 +21,10 @@ from fairkern.allocate.options import (
     limits,
     parse_target,
 )
-from fairkern.allocate.signals import RANDOM, defaults, levels, name_of, read_signal
+from fairkern.allocate.signals import RANDOM, check_signal, defaults, is_function, levels, name_of, read_signal
 from fairkern.allocate.tod import fraction_need, normalized_need, pooled_need, removal_order, tolerance_needs
 from fairkern.errors import BudgetError, InputError
+from fairkern.options import TABLE, instance
 from fairkern.plans.build import build
 from fairkern.plans.cost import Cost, Order, told_apart
 from fairkern.plans.removals import NONE
@@ -63,9 +64,10 @@ def allocate(
         keep_latency: the same for the milliseconds that `latency` predicts.
         latency: the measured table that `keep_latency` is solved with.
         allocation: "tod", "uniform", "global" or "normalized"; None takes "global" where the scores hold the residual
-            (the second-order saliency), else and for a tolerance "tod".
+            (the second-order saliency) or compare no classes, else and for a tolerance "tod".
         removal: signal that decides the order; low goes first. A name in `scores.signals`, "random", or a function
-            `AxisGroup → scores [units]`. None: "residual" where there is one ("wasserstein" with "tod").
+            `AxisGroup → scores [units]`. None: "residual" where there is one ("wasserstein" with "tod"), else
+            "wasserstein", or "taylor" where no classes were compared.
         protect: signal that ToD holds against it; high stays. Only read for `allocation="tod"`.
         round_to: channels that stay in a group are a multiple of this, where the group is cut at all.
         max_remove: at most `floor(max_remove · n)` of a group's n units go; between 0 and 1.
@@ -96,14 +98,16 @@ def allocate(
     asked = Planning(**options)
     kind, removal = defaults(scores, asked.allocation, asked.removal, tod is not None)
     target, value = parse_target(kind, tod, keep_params, keep_flops, keep_latency)
-    if target is Target.LATENCY and latency is None:
+    if latency is not None:
+        instance("latency", latency, LatencyTable, TABLE)
+    elif target is Target.LATENCY:
         raise InputError("keep_latency= needs the table that was measured on this device: pass latency=")
     units = scores.units
     if not units.prunable:
         raise InputError(f"no group of {units.model} can be cut; print(units.explain()) names the reasons")
-    ignored, patterns = ignored_groups(units, asked.ignore)
+    ignored = ignored_groups(units, asked.ignore)
     if ignored.issuperset(units.prunable):
-        raise InputError(f"ignore={patterns!r} leaves no group to cut; name fewer")
+        raise InputError(f"ignore={list(asked.ignore)!r} leaves no group to cut; name fewer")
     limit = limits(units, ignored, asked)
     first_signal = read_signal(scores, "removal", removal)
     ranked = levels(removal, first_signal)
@@ -113,7 +117,9 @@ def allocate(
         needs = tolerance_needs(both, held, {g: int(limit.most[g]) for g in both})
     else:
         needs = _needs(kind, first_signal, limit)
-    measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (callable(removal) or removal == RANDOM)
+        if not isinstance(asked.protect, str) or asked.protect != Planning.protect:
+            check_signal(scores, "protect", asked.protect)  # it is not read, but the plan names it
+    measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
     steps = _order(needs, limit, measured)
 
     request = {
@@ -121,10 +127,10 @@ def allocate(
         "allocation": kind.value,
         "removal": name_of(removal),
         "protect": name_of(asked.protect),
-        "round_to": int(asked.round_to),
-        "max_remove": float(asked.max_remove),
-        "min_keep": int(asked.min_keep),
-        "ignore": patterns,
+        "round_to": asked.round_to,
+        "max_remove": asked.max_remove,
+        "min_keep": asked.min_keep,
+        "ignore": list(asked.ignore),
     }
     if target is Target.TOD:
         taken = int(np.searchsorted(steps.need, value, side="right"))

@@ -6,7 +6,6 @@ import difflib
 import enum
 import fnmatch
 import math
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -14,11 +13,13 @@ from typing import Any, TypedDict
 import numpy as np
 
 from fairkern.errors import InputError
-from fairkern.options import near, with_parents
+from fairkern.options import choose, names, near, real, whole, with_parents
 from fairkern.types import AxisGroup, IndexArray, UnitMap
 
 Signal = str | Callable[[AxisGroup], Any]
 """A name in `scores.signals`, "random", or a function of a group that returns a score per unit, set after set."""
+
+_MOST = 2**31  # whole numbers of units; no dimension is longer
 
 
 class Allocation(enum.Enum):
@@ -68,14 +69,32 @@ class Planning:
     min_keep: int = 1
     ignore: Iterable[str] = ()
 
+    def __post_init__(self) -> None:
+        """Raises InputError for an option of the wrong kind or out of range."""
+        if self.allocation is not None:
+            choose(Allocation, "allocation", self.allocation)
+        share = real("max_remove", self.max_remove, "a number between 0 and 1")
+        if not 0.0 < share < 1.0:
+            raise InputError(
+                f"max_remove={self.max_remove!r} is not a share of a group; expected a number between 0 and 1"
+            )
+        checked = {
+            "max_remove": share,
+            "min_keep": whole("min_keep", self.min_keep, 1, _MOST),
+            "round_to": whole("round_to", self.round_to, 1, _MOST),
+            "ignore": names("ignore", self.ignore, "['head', 'layer4.*']"),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
 
 def refuse_unknown(function: str, options: Mapping[str, Any], *allowed: Iterable[str]) -> None:
     """TypeError, as for a function that lists its keywords, unless all of these options are among those `allowed`."""
-    names = sorted({name for group in allowed for name in group})
-    unknown = next((name for name in options if name not in names), None)
+    known = sorted({name for group in allowed for name in group})
+    unknown = next((name for name in options if name not in known), None)
     if unknown is not None:
-        close = difflib.get_close_matches(unknown, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"options are {', '.join(names)}"
+        close = difflib.get_close_matches(unknown, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"options are {', '.join(known)}"
         raise TypeError(f"{function} got an unexpected keyword argument {unknown!r}; {hint}")
 
 
@@ -89,14 +108,6 @@ class Limits:
     most: IndexArray
     first: IndexArray
     step: IndexArray
-
-
-def parse_allocation(name: Any) -> Allocation:
-    try:
-        return Allocation(name)
-    except ValueError:
-        choices = ", ".join(repr(a.value) for a in Allocation)
-        raise InputError(f"allocation={name!r} is unknown; choose one of {choices}") from None
 
 
 def parse_target(
@@ -114,7 +125,7 @@ def parse_target(
         what = " and ".join(target.value for target, _ in named) if named else "none of them"
         raise InputError(f"give exactly one of tod=, keep_params=, keep_flops=, keep_latency=; got {what}")
     target, value = named[0]
-    number = _real(target.value, value)
+    number = real(target.value, value, "a number from 0 to 1")
     if target is Target.TOD:
         if allocation is not Allocation.TOD:
             raise InputError(
@@ -128,13 +139,8 @@ def parse_target(
 
 
 def limits(units: UnitMap, ignored: frozenset[int], asked: Planning) -> Limits:
-    """Checks `max_remove`, `min_keep` and `round_to`, and turns them into counts per group."""
-    share = _real("max_remove", asked.max_remove)
-    if not 0.0 < share < 1.0:
-        raise InputError(
-            f"max_remove={asked.max_remove!r} is not a share of a group; expected a number between 0 and 1"
-        )
-    keep, multiple = _positive("min_keep", asked.min_keep), _positive("round_to", asked.round_to)
+    """`max_remove`, `min_keep` and `round_to` as counts per group."""
+    share, keep, multiple = asked.max_remove, asked.min_keep, asked.round_to
     count = len(units.groups)
     most, first, step = np.zeros(count, np.int64), np.ones(count, np.int64), np.ones(count, np.int64)
     for g in units.prunable:
@@ -153,46 +159,23 @@ def _produced_positions(group: AxisGroup) -> int:
     return max(1, produced[0].positions.shape[1]) if produced else 1
 
 
-def ignored_groups(units: UnitMap, ignore: Any) -> tuple[frozenset[int], list[str]]:
-    """Groups that the patterns protect, and the patterns as a list.
+def ignored_groups(units: UnitMap, patterns: Iterable[str]) -> frozenset[int]:
+    """Groups that the patterns protect.
 
     A pattern (`fnmatch`, case-sensitive) is held against the group's name and against the modules that produce
     its units together with their parents: `layer4` and `layer4.*` both protect all that layer4 produces.
 
     Raises:
-        InputError: a pattern that is not a string, or that matches no group and no module of the model.
+        InputError: a pattern that matches no group and no module of the model.
     """
-    if isinstance(ignore, str):
-        ignore = [ignore]
-    patterns = list(ignore) if isinstance(ignore, Iterable) else [ignore]
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise InputError(f"ignore={ignore!r} is not a list of name patterns; expected for example ['head', 'layer4.*']")
-    names = [{group.name}.union(*map(with_parents, group.producer_modules)) for group in units.groups]
+    own = [{group.name}.union(*map(with_parents, group.producer_modules)) for group in units.groups]
     modules = set().union(*(with_parents(tensor.rpartition(".")[0]) for tensor in units.shapes))
-    known = sorted(modules.union(*names) - {""})
+    known = sorted(modules.union(*own) - {""})
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in known):
             raise InputError(f"ignore pattern {pattern!r} matches no group and no module{near(pattern, known)}")
-    hit = frozenset(
+    return frozenset(
         g
-        for g, own in enumerate(names)
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in own)
+        for g, named in enumerate(own)
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns for name in named)
     )
-    return hit, patterns
-
-
-def _real(name: str, value: Any) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
-        raise InputError(f"{name}={value!r} is a {type(value).__name__}; expected a number")
-    number = float(value)
-    if not math.isfinite(number):
-        raise InputError(f"{name}={value!r} is not finite; expected a number from 0 to 1")
-    return number
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
-        raise InputError(f"{name}={value!r} is a {type(value).__name__}; expected a whole number, at least 1")
-    if value < 1:
-        raise InputError(f"{name}={value!r} is too small; expected a whole number, at least 1")
-    return int(value)

@@ -2,37 +2,69 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
 
 from fairkern import ties
-from fairkern.allocate.options import Allocation, parse_allocation
+from fairkern.allocate.options import Allocation
 from fairkern.errors import InputError
+from fairkern.options import choose
 from fairkern.types import AxisGroup, FloatArray, Scores
 
-RANDOM, RESIDUAL, WASSERSTEIN = "random", "residual", "wasserstein"
+RANDOM, RESIDUAL, TAYLOR, WASSERSTEIN = "random", "residual", "taylor", "wasserstein"
 
 
 def defaults(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> tuple[Allocation, Any]:
     """The allocation and the removal signal, where they are not given the best that these scores can do.
 
     With the residual, a second-order saliency (scored with `gram=True`), that is one threshold on it for all groups; a
-    tolerance, or scores without it, take the Tolerance of Difference with the Wasserstein signal.
+    tolerance, or scores without it, take the Tolerance of Difference with the Wasserstein signal. Where no classes were
+    compared there is neither: one threshold on the Taylor signal, which is in the currency of the loss as well.
     """
-    fitted = RESIDUAL in scores.signals and not tolerance
-    if allocation is None:
-        kind = Allocation.GLOBAL if fitted and removal in (None, RESIDUAL) else Allocation.TOD
+    first_order = WASSERSTEIN if _of_classes(scores) else TAYLOR
+    best = RESIDUAL if RESIDUAL in scores.signals and not tolerance else first_order
+    if allocation is not None:
+        kind = choose(Allocation, "allocation", allocation)
+    elif tolerance:
+        kind = Allocation.TOD
     else:
-        kind = parse_allocation(allocation)
+        asked = removal if isinstance(removal, str) else ""
+        pooled = best != WASSERSTEIN if removal is None else best == RESIDUAL == asked
+        kind = Allocation.GLOBAL if pooled else Allocation.TOD
     if removal is None:
-        removal = RESIDUAL if fitted and kind is not Allocation.TOD else WASSERSTEIN
+        removal = WASSERSTEIN if kind is Allocation.TOD else best
     return kind, removal
+
+
+def _of_classes(scores: Scores) -> bool:
+    """Whether classes were compared anywhere."""
+    without = scores.provenance.get("no_classes", ())
+    return WASSERSTEIN in scores.signals and any(
+        scores.units.groups[g].name not in without for g in scores.units.prunable
+    )
+
+
+def is_function(signal: Any) -> bool:
+    return callable(signal) and not isinstance(signal, type)
 
 
 def name_of(signal: Any) -> Any:
     """What a plan records of a signal."""
-    return f"function {getattr(signal, '__name__', type(signal).__name__)}" if callable(signal) else signal
+    return f"function {getattr(signal, '__name__', type(signal).__name__)}" if is_function(signal) else signal
+
+
+def check_signal(scores: Scores, role: str, signal: Any) -> None:
+    """Raises InputError for what is no function and none of the names that these scores know."""
+    if is_function(signal) or (isinstance(signal, str) and (signal in scores.signals or signal == RANDOM)):
+        return
+    choices = ", ".join(repr(s) for s in sorted(scores.signals)) or "none at all"
+    or_score = ", or score with classes" if isinstance(signal, str) and signal == WASSERSTEIN else ""
+    raise InputError(
+        f"{role}={reprlib.repr(signal)} is not among the signals of these scores; they hold {choices}: pass {role}= "
+        f"one of those, 'random' or a function{or_score}"
+    )
 
 
 def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]:
@@ -44,15 +76,13 @@ def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]
         InputError: no such signal, a group without scores or with too many, NaN or Inf.
     """
     units = scores.units
-    if callable(signal):
+    check_signal(scores, role, signal)
+    if is_function(signal):
         return {g: _checked(units.groups[g], name_of(signal), signal(units.groups[g])) for g in units.prunable}
     if signal == RANDOM and RANDOM not in scores.signals:
         seed = int(scores.provenance.get("seed", 0))
         drawn = {g: np.random.default_rng((seed, g)).random(units.groups[g].total) for g in units.prunable}
         return {g: _checked(units.groups[g], RANDOM, values) for g, values in drawn.items()}
-    if not isinstance(signal, str) or signal not in scores.signals:
-        choices = ", ".join(repr(s) for s in sorted(scores.signals)) or "none at all"
-        raise InputError(f"{role}={signal!r} is not among the signals of these scores; they hold {choices}")
     arrays = scores.signals[signal]
     if len(arrays) != len(units.groups):
         raise InputError(f"signal {signal!r} has scores for {len(arrays)} groups; the map has {len(units.groups)}")
@@ -70,7 +100,7 @@ def levels(signal: Any, values: dict[int, FloatArray]) -> dict[int, FloatArray]:
     one number, and so go by unit index. The residual is in an order already, ties broken; what is drawn, or what a
     function gives, is taken as it is.
     """
-    if callable(signal) or signal in (RANDOM, RESIDUAL) or not values:
+    if is_function(signal) or signal in (RANDOM, RESIDUAL) or not values:
         return values
     flat = np.concatenate([v.reshape(-1) for v in values.values()])
     sizes = [v.shape[-1] for v in values.values() for _ in range(v.size // v.shape[-1])]

@@ -16,6 +16,7 @@ from fairkern.errors import InputError
 from fairkern.model.nested import Call, map_tensors
 from fairkern.model.own_calls import call_of, handed_on
 from fairkern.model.tensors import device_of
+from fairkern.surroundings import ordinary
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def batches(
                 "samples_of=, a function of a batch as the loader gives it, that returns their number"
             )
         if class_of is False:
-            labels = torch.zeros(parts.samples, dtype=torch.int64)
+            labels = torch.zeros(parts.samples, dtype=torch.int64, device="cpu")
         else:
             given = parts.targets if class_of is None else class_of(raw)
             labels = _labels(index, given, parts.samples, class_of is not None)
@@ -96,7 +97,7 @@ def _read(
 ) -> Iterator[tuple[int, Any, Parts]]:
     reader, device = Reader(model, samples_of), device_of(model)
     for index, given in enumerate(loader):
-        raw = map_tensors(given, lambda t: t.detach().to(device, non_blocking=True))
+        raw = map_tensors(given, lambda t: ordinary(t.detach()).to(device, non_blocking=True))
         yield index, raw, reader.read(index, raw)
 
 

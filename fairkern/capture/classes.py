@@ -33,14 +33,14 @@ class Selection:
             if label >= 0 and self.counts[label] < self.per_class:
                 self.counts[label] += 1
                 rows.append(row)
-        index = torch.tensor(rows, dtype=torch.int64)
+        index = torch.tensor(rows, dtype=torch.int64, device="cpu")
         self._labels.append(labels[index])
         return index
 
     @property
     def labels(self) -> Tensor:
         """Of all rows that were taken, int64 on the CPU."""
-        return torch.cat([torch.zeros(0, dtype=torch.int64), *self._labels])
+        return torch.cat([torch.zeros(0, dtype=torch.int64, device="cpu"), *self._labels])
 
     @property
     def expected(self) -> int:
@@ -49,8 +49,8 @@ class Selection:
 
     def several(self, labels: Tensor) -> Tensor:
         """Which of these are labels of classes with two rows or more."""
-        alone = torch.tensor([label for label, count in self.counts.items() if count < 2], dtype=torch.int64)
-        return ~torch.isin(labels, alone.to(labels.device))
+        alone = [label for label, count in self.counts.items() if count < 2]
+        return ~torch.isin(labels, torch.tensor(alone, dtype=torch.int64, device=labels.device))
 
     @property
     def compared(self) -> int:
@@ -72,7 +72,10 @@ class Selection:
             return
         label, count = min(self.counts.items(), key=lambda item: (item[1], item[0]))
         if count < 2:
-            raise InputError(f"class {label} has one sample; the U-score needs two or more of every class")
+            raise InputError(
+                f"class {label} has one sample; the U-score needs two or more of every class (give more samples, or "
+                "class_of=False to do without U)"
+            )
 
 
 class Choice:
@@ -81,7 +84,7 @@ class Choice:
     def __init__(self, per_class: int) -> None:
         self._per_class = per_class
         self._grids: dict[Grid, Selection] = {}
-        self._batch = torch.zeros(0, dtype=torch.int64)
+        self._batch = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._rows: dict[Grid, Tensor] = {}
 
     def begin(self, labels: Tensor) -> None:
@@ -170,7 +173,7 @@ def _on_grid(labels: Tensor, grid: Grid) -> Tensor:
     for d, n in enumerate(grid, start=1):
         length = labels.shape[d]
         if length != n and d not in pooled:
-            nearest = ((torch.arange(n) + 0.5) * length / n).long()
+            nearest = (torch.arange(n, device=labels.device) * 2 + 1) * length // (2 * n)
             labels = labels.index_select(d, nearest)
     if pooled:
         labels = _most(labels.movedim(pooled, list(range(-len(pooled), 0))).flatten(-len(pooled)))
@@ -187,4 +190,4 @@ def _most(labels: Tensor) -> Tensor:
     for row in rows:  # classes may be many, and places too: no table of both
         counts = row[row >= 0].bincount(minlength=1)
         found.append(int(counts.argmax()) if int(counts.max()) else -1)
-    return torch.tensor(found, dtype=torch.int64).view(labels.shape[:-1])
+    return torch.tensor(found, dtype=torch.int64, device=labels.device).view(labels.shape[:-1])

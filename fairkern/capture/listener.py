@@ -50,13 +50,13 @@ class Listener:
                     self._by_weight.setdefault((site.weight, site.call), []).append((site, p))
         self._calls: dict[tuple[str, Side], int] = {}
         self._aliases: dict[Point, Tensor] = {}
-        self.root = torch.zeros((), requires_grad=True)
+        self.root = _leaf(torch.device("cpu"))
         self.heard: dict[Point, Tensor] = {}
         self.carriers: dict[Point, Tensor] = {}  # where the samples lie: what was heard, or the tokens it was made of
         self._rows: dict[Point, Tensor] = {}  # the tokens that the rows of an expert belong to
         self.versions: dict[Point, int] = {}
         self.copied: set[Point] = set()  # points whose activation is overwritten later in the pass
-        self.on_gradient: Callable[[Point, Tensor], None] = _ignore
+        self._on_gradient: Callable[[Point, Tensor], None] = _ignore
         self.on_heard: Callable[[Point, Tensor], None] = _ignore
 
     def reset(self, device: torch.device) -> None:
@@ -67,7 +67,23 @@ class Listener:
         self.carriers.clear()
         self._rows.clear()
         self.versions.clear()
-        self.root = torch.zeros((), device=device, requires_grad=True)
+        self.root = _leaf(device)
+
+    def backward(self, loss: Tensor, on_gradient: Callable[[Point, Tensor], None]) -> None:
+        """Call back for every point's gradient of the loss. What else goes backward, within a model or a loss function,
+        is not ours and is not heard. Raises InputError where it has freed the graph."""
+        self._on_gradient = on_gradient
+        try:
+            torch.autograd.grad(loss, [self.root], allow_unused=True)
+        except RuntimeError as error:
+            if "backward through the graph a second time" not in str(error):
+                raise
+            raise InputError(
+                "the graph of the loss is gone: the loss function or the model calls backward() or autograd.grad() "
+                "itself, which frees it; leave that out, or pass retain_graph=True there"
+            ) from error
+        finally:
+            self._on_gradient = _ignore
 
     def missing(self) -> Point | None:
         """The first point that the forward pass did not reach."""
@@ -151,7 +167,7 @@ class Listener:
         if not self._gradients or not torch.is_grad_enabled():
             return x
         alias: Tensor = _Root.apply(x, self.root)
-        alias.register_hook(lambda grad: self.on_gradient(point, grad))
+        alias.register_hook(lambda grad: self._on_gradient(point, grad))
         self._aliases[point] = alias
         return alias
 
@@ -215,6 +231,10 @@ class Listener:
         self.versions[point] = states._version
         self.on_heard(point, self.heard[point])
         return self.on_heard is not _ignore
+
+
+def _leaf(device: torch.device) -> Tensor:
+    return torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
 
 
 def _ignore(point: Point, value: Tensor) -> None:

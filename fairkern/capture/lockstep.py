@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fairkern.capture.listener import Listener
 from fairkern.capture.points import Point
 from fairkern.model.nested import Call, call_model
+from fairkern.surroundings import default_device
 
 Around = Callable[[], contextlib.AbstractContextManager[object]]
 
@@ -38,7 +39,8 @@ class Walk:
         self._listener = Listener(model, points, gradients=False)
         self._listener.on_heard = self._arrive
         self._modes = {module: module.training for module in model.modules()}
-        self._drawn = torch.Generator().manual_seed(seed).get_state()
+        self._drawn = torch.Generator("cpu").manual_seed(seed).get_state()
+        self._device = default_device()
         self._attached = contextlib.ExitStack()
         self._go, self._come = threading.Semaphore(0), threading.Semaphore(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -95,7 +97,7 @@ class Walk:
         try:
             if not self._left:
                 self._go_on()
-                with torch.no_grad(), self._around(), self._listener.hearing():
+                with self._device(), torch.no_grad(), self._around(), self._listener.hearing():
                     call_model(self._model, self._inputs)
         except _Abandoned:
             pass

@@ -129,8 +129,7 @@ class Pass:
 
     def _backward(self, batch: Batch, taylor: TaylorStore, weight: int) -> float:
         """Forward, and backward to the points; the Taylor sums are added to those in `taylor`, `weight` times."""
-        listener = self._listener
-        listener.on_gradient = gradient = partial(self._add_gradient, taylor, weight)
+        listener, gradient = self._listener, partial(self._add_gradient, taylor, weight)
         loss = self._rehearsal.forward(batch)
         value = float(loss.detach())
         if not np.isfinite(value):
@@ -138,7 +137,7 @@ class Pass:
         room = 2 * max(act.nbytes for act in listener.heard.values())  # as `memory.Prediction` has it
         taylor.begin(weight, room, batch.labels)
         if loss.requires_grad:
-            torch.autograd.grad(loss, [listener.root], allow_unused=True)
+            listener.backward(loss, gradient)
         for point, act in listener.heard.items():
             if not act.numel() and not taylor.heard(point):  # an expert without a token: zeros count as well
                 gradient(point, act)

@@ -123,8 +123,8 @@ class _Reading(NamedTuple):
     def ridged(self, by: float) -> Tensor:
         """The covariance and so many mean variances; something in their place where there are none."""
         scale = float(self.covariance.diagonal().mean())
-        ridge = torch.full((len(self.covariance),), by * scale if scale > 0 else 1.0, dtype=torch.float64)
-        return self.covariance + torch.diag(ridge).to(self.covariance)
+        ridge = torch.full_like(self.covariance.diagonal(), by * scale if scale > 0 else 1.0)
+        return self.covariance + torch.diag(ridge)
 
 
 def _reading(

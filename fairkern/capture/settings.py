@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from fairkern import options
 from fairkern.errors import InputError
 
 ClassOf = Callable[[Any], Tensor]
@@ -44,6 +45,9 @@ class LossReduction(enum.Enum):
     SUM = "sum"
 
 
+DIRECTIONS = 2**20  # more would not fit into memory, and tell nothing new
+
+
 def _silent(done: int, total: int | None, stage: str) -> None:
     return None
 
@@ -67,20 +71,24 @@ class Settings:
     on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
 
     def __post_init__(self) -> None:
-        for name, least in (("samples_per_class", 2), ("projections", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed!r}; expected a whole number from 0 to 2**63 - 1")
-        budget = self.memory_budget
-        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
-            raise InputError(f"memory_budget is {budget!r}; expected a positive number of bytes or None")
-        if self.class_of is not None and self.class_of is not False and not callable(self.class_of):
-            raise InputError(f"class_of is {self.class_of!r}; expected a function of a batch, or False for no classes")
-        if self.samples_of is not None and not callable(self.samples_of):
-            raise InputError(f"samples_of is {self.samples_of!r}; expected a function of a batch")
+        self._set(
+            samples_per_class=options.whole("samples_per_class", self.samples_per_class, 2),
+            projections=options.whole("projections", self.projections, 1, DIRECTIONS),
+            seed=options.seed(self.seed),
+            gram=options.flag("gram", self.gram),
+        )
+        if self.memory_budget is not None:
+            self._set(memory_budget=options.whole("memory_budget", self.memory_budget, 1))
+        if self.class_of is not None and self.class_of is not False:
+            options.function("class_of", self.class_of, "a function of a batch, or False for no classes")
+        if self.samples_of is not None:
+            options.function("samples_of", self.samples_of, "a function of a batch")
         if self.class_of is False and self.reduction is Reduction.PER_CLASS:
             raise InputError(
-                "reduction='per_class' adds up within classes, and class_of=False says that there are none"
+                "reduction='per_class' adds up within classes, and class_of=False says that there are none; leave out "
+                "one of the two"
             )
+
+    def _set(self, **checked: Any) -> None:
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)

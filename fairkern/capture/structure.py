@@ -12,6 +12,7 @@ from fairkern.capture.settings import SamplesOf
 from fairkern.errors import InputError
 from fairkern.model.nested import Call, as_call, takes_list, tensors_in
 from fairkern.model.own_calls import call_of, handed_on
+from fairkern.options import whole
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,7 @@ class Reader:
     def _given(self, index: int, raw: Any) -> int:
         assert self._samples_of is not None
         count = self._samples_of(raw)
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise InputError(f"samples_of(batch) of batch {index} is {count!r}; expected a number of samples")
-        return count
+        return whole(f"samples_of(batch {index})", count, 0)
 
     def _call(self, inputs: Any, targets: Any) -> tuple[Call, Any]:
         """What the model is called with, and the targets: samples that are paired with a mapping each go as a list."""

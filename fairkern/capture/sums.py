@@ -42,7 +42,7 @@ class TaylorStore:
     def __init__(self, points: Sequence[Point], backend: str, device: torch.device, *, by_class: bool = False) -> None:
         self._points, self._backend = points, backend
         self._by_class: dict[Point, dict[int, Tensor]] | None = {p: {} for p in points} if by_class else None
-        self._labels = torch.zeros(0, dtype=torch.int64)
+        self._labels = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._elements: dict[Point, int] = dict.fromkeys(points, 0)
         lengths = [length for p in points for length in _lengths(p)]
         self._flat = torch.zeros(sum(lengths), dtype=torch.float64, device=device)
@@ -128,7 +128,7 @@ class TaylorStore:
                 if self._by_class is not None:
                     classes = [block.view(total, 0) for _, total in sorted(self._by_class[point].items())]
                     totals = [t if block.per_unit == 1 else t.sum(1) for t in classes]
-                    found = torch.stack(totals).abs().sum(0) if totals else torch.zeros(block.units)
+                    found = torch.stack(totals).abs().sum(0) if totals else self._flat.new_zeros(block.units)
                     scores.append((block, found.cpu().numpy() / samples))
                     continue
                 chosen = own.signed.abs() if reduction is Reduction.SIGNED else own.per_sample

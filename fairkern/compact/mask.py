@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fairkern.compact.descriptors import Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
 from fairkern.model.autocast import forget_casts
+from fairkern.surroundings import check_ordinary, refuse, uncompiled
 from fairkern.types import Plan, Silence
 
 
@@ -35,7 +36,11 @@ class masked:
         self._plan = plan
         self._entered: list[tuple[list[_Saved], silent_experts | None]] = []
 
+    @uncompiled
     def __enter__(self) -> nn.Module:
+        refuse("masked")
+        if not torch.is_inference_mode_enabled():
+            check_ordinary(self._model)
         if self._strict:
             check(self._model, self._plan)
         targets = match(self._model, silenced(self._plan, Silence.ZERO))
@@ -53,6 +58,7 @@ class masked:
             silent.__enter__()
         return self._model
 
+    @uncompiled
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:

@@ -47,7 +47,7 @@ def kernel_shares(module: nn.Module, grids: Mapping[tuple[int, ...], int]) -> Te
     if type(module).forward not in _OWN:  # how it pads is not known (a causal convolution)
         return None
     known = {grid: samples for grid, samples in grids.items() if len(grid) == len(module.kernel_size)}
-    carried, outputs = torch.zeros(module.kernel_size, dtype=torch.float64), 0
+    carried, outputs = torch.zeros(module.kernel_size, dtype=torch.float64, device="cpu"), 0
     for grid, samples in known.items():
         counts = [_counts(module, d, n) for d, n in enumerate(grid)]
         carried += samples * _outer([reached for reached, _ in counts])
@@ -67,7 +67,8 @@ def _counts(module: nn.modules.conv._ConvNd, d: int, n: int) -> tuple[Tensor, in
         before, after = _padding(module, d, reach)
         made = (n + before + after - reach - 1) // stride + 1
         first, counted, limit, step = -before, made, n, stride
-    places = first + step * torch.arange(counted)[:, None] + dilation * torch.arange(kernel)
+    outputs, positions = (torch.arange(count, device="cpu") for count in (counted, kernel))
+    places = first + step * outputs[:, None] + dilation * positions
     return ((places >= 0) & (places < limit)).double().sum(0), made
 
 
@@ -78,7 +79,7 @@ def _padding(module: nn.modules.conv._ConvNd, d: int, reach: int) -> tuple[int, 
 
 
 def _outer(counts: Sequence[Tensor]) -> Tensor:
-    made = torch.ones((), dtype=torch.float64)
+    made = torch.ones((), dtype=torch.float64, device="cpu")
     for along in counts:
         made = made[..., None] * along
     return made

@@ -83,7 +83,7 @@ class Consumer:
             yield 0, self.weight, self.index
             return
         rows = len(self.weight) // self.groups
-        stays = self.index.get(0, torch.arange(len(self.weight)))
+        stays = self.index.get(0, torch.arange(len(self.weight), device="cpu"))
         for g in range(self.groups):
             here = stays[(stays >= g * rows) & (stays < (g + 1) * rows)] - g * rows
             if len(here):
@@ -181,10 +181,10 @@ def _bias(model: nn.Module, axis: Axis) -> nn.Parameter:
 
 def _places(index: Index, shape: Sequence[int]) -> tuple[Tensor, ...]:
     """Where the values that stay lie in a tensor of this shape: positions per dimension, broadcast to their shape."""
-    rows = index.get(0, torch.arange(shape[0]))
+    rows = index.get(0, torch.arange(shape[0], device="cpu"))
     found = []
     for dim, length in enumerate(shape):
-        positions = index.get(dim, torch.arange(length))
+        positions = index.get(dim, torch.arange(length, device="cpu"))
         lead = [1] * dim
         if positions.ndim == 2:  # every position of dimension 0 keeps others
             positions, lead = positions[rows], [len(rows), *lead[1:]]

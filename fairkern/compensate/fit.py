@@ -44,7 +44,7 @@ class Fit:
 def by_means(mean: Tensor, removed: IndexArray) -> Fit:
     """The removed units' means and nothing of what they do around them."""
     kept = _others(len(mean), removed)
-    weights = torch.zeros((len(removed), len(kept)), dtype=torch.float64)
+    weights = torch.zeros((len(removed), len(kept)), dtype=torch.float64, device="cpu")
     return Fit(removed, kept, weights, mean[torch.from_numpy(removed)], 1.0)
 
 
@@ -73,7 +73,7 @@ def by_least_squares(
     if joint is not None:
         cross[k] -= inner
     weights, added = solve(inner, cross, ridge)
-    shift = torch.zeros(len(t), dtype=torch.float64)
+    shift = torch.zeros(len(t), dtype=torch.float64, device="cpu")
     if intercept:
         shift = read[t] - weights @ now[k]
         if joint is not None:

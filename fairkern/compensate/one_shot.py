@@ -93,7 +93,7 @@ def _of_experts(
     weight, dim = tensor_of(model, item.axis.tensor).detach(), item.axis.dim
     rest = {d - 1: positions for d, positions in index.items() if d not in (0, dim)}
     weights, shares = [], []
-    for expert in index.get(0, torch.arange(len(weight))).tolist():
+    for expert in index.get(0, torch.arange(len(weight), device="cpu")).tolist():
         names = [tap.of_expert(expert) for tap in taps]
         statistics = of_taps(names, scores, Compensation.LEAST_SQUARES, ridge)
         removed = item.removed[expert] if item.removed.ndim == 2 else item.removed

@@ -43,7 +43,7 @@ def digits() -> Digits:
     train_x, test_x, train_y, test_y = train_test_split(
         bunch.images, bunch.target, test_size=TEST_SHARE, stratify=bunch.target, random_state=SPLIT_SEED
     )
-    return Digits(_images(train_x), torch.as_tensor(train_y), _images(test_x), torch.as_tensor(test_y))
+    return Digits(_images(train_x), _labels(train_y), _images(test_x), _labels(test_y))
 
 
 def calibration() -> Batches:
@@ -63,7 +63,7 @@ def example() -> Tensor:
 
 def shuffled(x: Tensor, y: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of equal size in random order, every image moved by up to one pixel; a remainder is left out."""
-    order = torch.randperm(len(x), generator=generator)
+    order = torch.randperm(len(x), generator=generator, device="cpu")
     for picked in order[: len(x) // size * size].split(size):
         yield _moved(x[picked], generator), y[picked]
 
@@ -74,7 +74,11 @@ def missing(package: str, error: ImportError) -> str:
 
 
 def _images(pixels: object) -> Tensor:
-    return torch.as_tensor(pixels, dtype=torch.float32).unsqueeze(1) / 8 - 1
+    return torch.as_tensor(pixels, dtype=torch.float32, device="cpu").unsqueeze(1) / 8 - 1
+
+
+def _labels(numbers: object) -> Tensor:
+    return torch.as_tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 def _batches(x: Tensor, y: Tensor, size: int) -> Batches:
@@ -84,7 +88,7 @@ def _batches(x: Tensor, y: Tensor, size: int) -> Batches:
 def _moved(x: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = x.shape
     padded = torch.nn.functional.pad(x, (1, 1, 1, 1), value=-1.0)
-    top, left = torch.randint(0, 3, (2, n, 1), generator=generator)
-    rows = (top + torch.arange(height))[:, :, None]
-    columns = (left + torch.arange(width))[:, None, :]
-    return padded[torch.arange(n)[:, None, None], 0, rows, columns].unsqueeze(1)
+    top, left = torch.randint(0, 3, (2, n, 1), generator=generator, device="cpu")
+    rows = (top + torch.arange(height, device="cpu"))[:, :, None]
+    columns = (left + torch.arange(width, device="cpu"))[:, None, :]
+    return padded[torch.arange(n, device="cpu")[:, None, None], 0, rows, columns].unsqueeze(1)

@@ -87,10 +87,9 @@ def _runs_here(tensors: list[Tensor]) -> bool:
 
 def padded(nested: Tensor) -> tuple[Tensor, Tensor]:
     """Samples of several lengths as one tensor [N, longest, …], zero behind their ends; where that is, [N, longest]."""
-    lengths = torch.tensor([len(sample) for sample in nested.unbind()])
     filled = nested.to_padded_tensor(0.0)
-    hidden = torch.arange(filled.shape[1])[None] >= lengths[:, None]
-    return filled, hidden.to(filled.device)
+    lengths = torch.tensor([len(sample) for sample in nested.unbind()], dtype=torch.int64, device=filled.device)
+    return filled, torch.arange(filled.shape[1], device=filled.device)[None] >= lengths[:, None]
 
 
 def unpadded(filled: Tensor, hidden: Tensor) -> Tensor:

@@ -93,6 +93,6 @@ def _before(states: Tensor, sizes: Tensor | None, first: Tensor, *, backwards: b
     if backwards:  # every sequence starts at its own end; its first state is read by none
         return torch.cat([first, states[int(sizes[0]) :]])
     starts = sizes.cumsum(0) - sizes
-    more = [torch.arange(s, s + n) for s, n in zip(starts[:-1].tolist(), sizes[1:].tolist(), strict=True)]
-    index = torch.cat(more) if more else torch.zeros(0, dtype=torch.int64)
-    return torch.cat([first, states[index.to(states.device)]])
+    runs = zip(starts[:-1].tolist(), sizes[1:].tolist(), strict=True)
+    index = [place for start, length in runs for place in range(start, start + length)]
+    return torch.cat([first, states[torch.tensor(index, dtype=torch.int64, device=states.device)]])

@@ -47,7 +47,7 @@ class Originals:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[Originals]:
-    """Put back modes, attributes, buffers, parameters, random state and the attention fast path.
+    """Put back modes, attributes, buffers, parameters, gradients, random state and the attention fast path.
 
     Buffers are copied beforehand (some operators write to running statistics without saying so), parameters when they
     are written to.
@@ -58,7 +58,7 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
     fast = torch.backends.mha.get_fastpath_enabled()
     generators = (random.getstate(), np.random.get_state())  # noqa: NPY002
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), same_attributes(model):
+    with torch.random.fork_rng(devices), same_attributes(model), same_grads(model):
         try:
             torch.backends.mha.set_fastpath_enabled(False)
             yield originals
@@ -96,6 +96,18 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
             module.__dict__.update(held)
         for value, items in collections:
             _refill(value, items)
+
+
+@contextlib.contextmanager
+def same_grads(model: nn.Module) -> Iterator[None]:
+    """Put the gradients of all parameters back to the tensors that they were. Within there are none, so that what a
+    model or a loss adds that goes backward by itself is gone afterwards."""
+    with contextlib.ExitStack() as steps:
+        for parameter in model.parameters():
+            if parameter.is_leaf:
+                steps.callback(setattr, parameter, "grad", parameter.grad)
+                parameter.grad = None
+        yield
 
 
 def caches(modules: Iterable[nn.Module]) -> Iterator[dict[Any, Tensor]]:

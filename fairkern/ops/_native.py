@@ -6,8 +6,9 @@ from functools import lru_cache
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
-from fairkern.errors import BackendError
+from fairkern.errors import BackendError, InputError
 
 INTERFACE = 4  # the extension's entry points that this version calls
 ELEMENTS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as csrc/cpu/floats.h
@@ -39,3 +40,19 @@ def extension() -> ModuleType:
     if module is None:
         raise BackendError(f"backend 'native' was asked for, but {reason}")
     return module
+
+
+def address(name: str, tensor: Tensor, dtype: torch.dtype) -> int:
+    """Where the values of a tensor begin, for the extension to read or write with its shape and strides.
+
+    InputError where they do not lie in CPU memory in this type: on another device, in another layout or type, or made
+    lazily (a negation, a conjugate, zeros that take no memory).
+    """
+    lazy = tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor()
+    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.dtype != dtype or lazy:
+        how = ", made lazily" if lazy else ""
+        raise InputError(
+            f"{name} is {tensor.dtype} on {tensor.device}, {tensor.layout}{how}; the compiled extension reads {dtype} "
+            "in CPU memory: pass a dense tensor there"
+        )
+    return tensor.data_ptr()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fairkern.errors import BackendError, InputError
-from fairkern.ops import _cuda, _native, _triton
+from fairkern.ops import _check, _cuda, _native, _triton
 
 
 class Backend(str, Enum):
@@ -64,7 +64,7 @@ def resolve(
     BackendError with the reason for one that cannot run.
     """
     known = OPERATORS[op]
-    if backend not in _NAMES:
+    if not isinstance(backend, str) or backend not in _NAMES:
         raise InputError(f"backend is {backend!r}; expected one of {', '.join(_NAMES)}")
 
     def why_not(candidate: Backend) -> str | None:
@@ -88,7 +88,7 @@ def backends(device: torch.device | str = "cpu") -> dict[str, dict[str, str | No
         >>> backends()["gather"]["reference"] is None
         True
     """
-    on = torch.device(device)
+    on = _check.device(device)
     return {op: {b.value: _WHY_NOT[b](on) for b in known} for op, known in OPERATORS.items()}
 
 

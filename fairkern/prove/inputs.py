@@ -18,20 +18,20 @@ def vary(inputs: Any, seed: int) -> Any:
     constant); integer tensors keep their values in another order, so that they stay valid indices, and bool tensors
     their rows, so that masks of samples with padding stay such.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def other(tensor: Tensor) -> Tensor:
         if tensor.numel() == 0:
             return tensor.clone()
         if tensor.dtype == torch.bool and tensor.dim() > 1:
-            return tensor[torch.randperm(len(tensor), generator=generator).to(tensor.device)]
+            return tensor[torch.randperm(len(tensor), generator=generator, device="cpu").to(tensor.device)]
         if not (tensor.is_floating_point() or tensor.is_complex()):
-            order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+            order = torch.randperm(tensor.numel(), generator=generator, device="cpu").to(tensor.device)
             return tensor.reshape(-1)[order].reshape(tensor.shape)
         wide = torch.complex128 if tensor.is_complex() else torch.float64
         example = tensor.detach().to("cpu", wide)
         spread = example.std(correction=0)
-        noise = torch.randn(tensor.shape, dtype=wide, generator=generator)
+        noise = torch.randn(tensor.shape, dtype=wide, generator=generator, device="cpu")
         return (example.mean() + noise * (spread if spread > 0 else 1)).to(tensor.device, tensor.dtype)
 
     return map_tensors(inputs, other)

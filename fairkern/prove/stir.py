@@ -20,7 +20,7 @@ def stir(model: nn.Module, seed: int) -> None:
     scalars, between 0.5 and 1.5 of their value (of 0.5 where it is below 0.05, such as a layer scale); the
     rest, their value plus noise of the size of an initialisation. Affine buffers of frozen normalisation too.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     frozen = {
         id(value)
         for module in model.modules()
@@ -38,10 +38,10 @@ def stir(model: nn.Module, seed: int) -> None:
         vector = tensor.numel() == max(tensor.shape, default=1)
         if vector and not held.names[0].rpartition(".")[2].startswith("bias"):
             base = value if abs(value) >= 0.05 else 0.5
-            new = base * (0.5 + torch.rand(tensor.shape, dtype=torch.float64, generator=generator))
+            new = base * (0.5 + torch.rand(tensor.shape, dtype=torch.float64, generator=generator, device="cpu"))
         else:
             scale = 0.1 if vector else max(0.02, (tensor.numel() / tensor.shape[0]) ** -0.5)
-            new = value + scale * torch.randn(tensor.shape, dtype=torch.float64, generator=generator)
+            new = value + scale * torch.randn(tensor.shape, dtype=torch.float64, generator=generator, device="cpu")
         tensor.data.copy_(new)
 
 
@@ -53,7 +53,7 @@ def calibrate(model: nn.Module, seed: int) -> Iterator[None]:
     layers may fade through a deep fresh network below any tolerance. The perturbation (mean by a tenth of the
     deviation, variance by a factor between 0.5 and 1.5) makes every position distinct.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def take(module: nn.Module, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
@@ -68,8 +68,8 @@ def calibrate(model: nn.Module, seed: int) -> Iterator[None]:
             return
         whole = whole if whole > 0 else torch.ones_like(whole)
         variance = torch.where(variance > 1e-6 * whole, variance, whole)
-        noise = torch.randn(len(mean), generator=generator).to(mean)
-        factor = (0.5 + torch.rand(len(mean), generator=generator)).to(mean)
+        noise = torch.randn(len(mean), dtype=torch.float32, generator=generator, device="cpu").to(mean)
+        factor = (0.5 + torch.rand(len(mean), dtype=torch.float32, generator=generator, device="cpu")).to(mean)
         module.running_mean.data.copy_(mean + 0.1 * variance.sqrt() * noise)  # type: ignore[operator]
         module.running_var.data.copy_(variance * factor)  # type: ignore[operator]
 

@@ -14,6 +14,7 @@ from torch import nn
 from fairkern.model.nested import call_model
 from fairkern.model.own_calls import call_of
 from fairkern.model.tensors import device_of
+from fairkern.model.untouched import same_grads
 from fairkern.report.modules import clock_for, evaluated
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 10, 200, 0.5
@@ -52,6 +53,7 @@ def latencies_ms(models: Sequence[nn.Module], example_inputs: Any, percentile: f
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(evaluated(model))
+            stack.enter_context(same_grads(model))
         stack.enter_context(torch.no_grad())
         for _ in range(_WARM_UP):
             for model in models:

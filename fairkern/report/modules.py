@@ -159,10 +159,10 @@ class _Watch:
 def _overhead(clock: Clock, calls: int = 200) -> float:
     """Seconds between the two hooks of a module that does nothing."""
     nothing = nn.Sequential(nn.Identity())
-    nothing.register_parameter("none", nn.Parameter(torch.zeros(1)))
+    x = torch.zeros(1, dtype=torch.float32, device="cpu")
+    nothing.register_parameter("none", nn.Parameter(x.clone()))
     watch = _Watch(clock)
     taken = []
-    x = torch.zeros(1)
     with watch.on(nothing):
         for _ in range(calls):
             watch.reset()

@@ -28,7 +28,9 @@ class Moments:
 
     def __post_init__(self) -> None:
         for name in ("gram", "total"):
-            object.__setattr__(self, name, torch.as_tensor(getattr(self, name)))
+            given = getattr(self, name)
+            if not isinstance(given, Tensor):  # torch.as_tensor would move it to the default device
+                object.__setattr__(self, name, torch.from_numpy(given))
 
 
 @dataclass(frozen=True, eq=False)

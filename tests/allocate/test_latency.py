@@ -147,7 +147,7 @@ def test_plans_are_looked_at_until_they_agree(monkeypatch: pytest.MonkeyPatch) -
     assert plan.request["max_remove"] == 0.9
     only = fk.plan_latency(scores, model, X, 0.8, latency=times, looks=1)
     assert len(only.result["latency_looks"]) == 1
-    with pytest.raises(fk.InputError, match="looks is 0"):
+    with pytest.raises(fk.InputError, match="looks=0 is too small"):
         fk.plan_latency(scores, model, X, 0.8, latency=times, looks=0)
 
 

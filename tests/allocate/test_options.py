@@ -39,11 +39,11 @@ NAN, INF = float("nan"), float("inf")
         ({"keep_flops": [0.5]}, "keep_flops=\\[0.5\\] is a list"),
         (
             {"tod": 0.1, "allocation": "even"},
-            "'even' is unknown; choose one of 'tod', 'uniform', 'global', 'normalized'",
+            "allocation is 'even'; expected one of 'tod', 'uniform', 'global', 'normalized'",
         ),
         ({"keep_params": 0.5, "removal": lambda group: "many"}, "function <lambda> of group .* gives a str"),
         ({"keep_params": 0.5, "removal": lambda group: [1.0]}, r"has shape \(1,\)"),
-        ({"tod": 0.1, "allocation": ["tod"]}, "is unknown"),
+        ({"tod": 0.1, "allocation": ["tod"]}, "expected one of"),
         ({"tod": 0.1, "removal": "wassertein"}, "removal='wassertein' is not .* they hold 'taylor', 'wasserstein'"),
         ({"tod": 0.1, "removal": 3}, "removal=3 is not among"),
         ({"tod": 0.1, "protect": "l1"}, "protect='l1' is not among"),

@@ -123,5 +123,5 @@ def test_the_proof_is_within_the_time(clock: list[float]) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1, "long"])
 def test_no_number_of_seconds(limit: Any) -> None:
-    with pytest.raises(InputError, match=r"time_limit=.* is not a number of seconds"):
+    with pytest.raises(InputError, match=r"time_limit=.*; expected a number of seconds above 0"):
         fk.trace(MODELS["tied"](), X, time_limit=limit)

@@ -54,15 +54,15 @@ def test_batches(name: str) -> None:
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "samples": ({"samples_per_class": 1}, fk.InputError, "samples_per_class is 1"),
+    "samples": ({"samples_per_class": 1}, fk.InputError, "samples_per_class=1 is too small"),
     "samples as text": ({"samples_per_class": "32"}, fk.InputError, "samples_per_class"),
-    "projections": ({"projections": 0}, fk.InputError, "projections is 0"),
-    "seed": ({"seed": -1}, fk.InputError, "seed is -1"),
+    "projections": ({"projections": 0}, fk.InputError, "projections=0 is too small"),
+    "seed": ({"seed": -1}, fk.InputError, "seed=-1 is too small"),
     "recipe": ({"recipe": "papr"}, fk.InputError, "'default', 'paper'"),
     "reduction": ({"reduction": "max"}, fk.InputError, "'signed', 'per_sample'"),
     "loss reduction": ({"loss_reduction": "none"}, fk.InputError, "'mean', 'sum'"),
-    "budget": ({"memory_budget": 0}, fk.InputError, "memory_budget is 0"),
-    "class_of": ({"class_of": 3}, fk.InputError, "class_of is 3"),
+    "budget": ({"memory_budget": 0}, fk.InputError, "memory_budget=0 is too small"),
+    "class_of": ({"class_of": 3}, fk.InputError, "class_of=3 is a int; expected a function"),
     "backend": ({"backend": "metal"}, fk.InputError, "backend is 'metal'"),
 }
 

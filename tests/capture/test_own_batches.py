@@ -260,9 +260,9 @@ def test_how_many_samples_there_are_is_said_where_it_cannot_be_known() -> None:
 
     with pytest.raises(fk.InputError, match=r"how many samples batch 0 holds cannot be told.*samples_of="):
         score(model, [((table, index), None)], loss, units=units)
-    with pytest.raises(fk.InputError, match=r"samples_of\(batch\) of batch 0 is 2.5"):
+    with pytest.raises(fk.InputError, match=r"samples_of\(batch 0\)=2.5 is a float"):
         score(model, [((table, index), None)], loss, units=units, samples_of=lambda batch: 2.5)
-    with pytest.raises(fk.InputError, match="samples_of is 3"):
+    with pytest.raises(fk.InputError, match="samples_of=3 is a int"):
         score(model, [((table, index), None)], loss, units=units, samples_of=3)
     found = score(model, [((table, index), None)], loss, units=units, samples_of=lambda batch: len(batch[0][0]))
     assert found.provenance["samples"] == 7

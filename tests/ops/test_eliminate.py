@@ -73,7 +73,7 @@ def test_what_cannot_be_used_is_said() -> None:
         eliminate([good, view(5, torch.arange(5)[:, None])])
     with pytest.raises(NonFiniteError, match="add a ridge"):
         eliminate([good._replace(covariance=torch.zeros_like(good.covariance))])
-    with pytest.raises(InputError, match="panel is 0"):
+    with pytest.raises(InputError, match="panel=0 is too small"):
         eliminate([good], panel=0)
 
 

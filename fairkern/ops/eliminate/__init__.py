@@ -12,6 +12,7 @@ from fairkern.errors import InputError, NonFiniteError
 from fairkern.ops import _check
 from fairkern.ops.eliminate import blocked
 from fairkern.ops.eliminate.config import panel_units
+from fairkern.options import instance, iterable, whole
 
 __all__ = ["Elimination", "View", "eliminate"]
 
@@ -58,11 +59,14 @@ def eliminate(views: Sequence[View], *, panel: int | None = None) -> Elimination
         >>> eliminate([View(covariance, output, torch.arange(3)[:, None])])
         Elimination(order=tensor([1, 2, 0]), error=tensor([1., 2., 3.], dtype=torch.float64))
     """
+    iterable("views", views, "views")
+    views = [instance(f"view {i}", view, View, "an ops.View") for i, view in enumerate(views)]
     if not views:
         raise InputError("no views were given; expected one or more")
-    units = len(views[0].rows)
+    units = sum(_check.tensor("rows 0", views[0].rows).shape[:1])
     for i, view in enumerate(views):
-        n = len(view.covariance)
+        n = sum(_check.tensor(f"covariance {i}", view.covariance).shape[:1])
+        _check.tensor(f"rows {i}", view.rows)
         for name, matrix in (("covariance", view.covariance), ("output", view.output)):
             if _check.floating(f"{name} {i}", matrix).dtype != torch.float64 or matrix.shape != (n, n):
                 raise InputError(
@@ -72,8 +76,7 @@ def eliminate(views: Sequence[View], *, panel: int | None = None) -> Elimination
         _check.index(f"rows {i}", view.rows.reshape(-1), n, view.rows.device)
         if view.rows.ndim != 2 or len(view.rows) != units:
             raise InputError(f"rows {i} has shape {tuple(view.rows.shape)}; expected [{units}, positions of a unit]")
-    if panel is not None and panel < 1:
-        raise InputError(f"panel is {panel}; expected at least 1")
+    panel = panel_units(units) if panel is None else whole("panel", panel, 1)
     inverses = []
     for i, view in enumerate(views):
         factor, failed = torch.linalg.cholesky_ex(view.covariance)
@@ -85,6 +88,6 @@ def eliminate(views: Sequence[View], *, panel: int | None = None) -> Elimination
         [v.output.clone() for v in views],
         [v.covariance.diagonal() for v in views],
         [v.rows for v in views],
-        panel or panel_units(units),
+        panel,
     )
     return Elimination(order, error.clamp_min(0).cummax(0).values)

@@ -78,7 +78,8 @@ def _within(parts: Sequence[_View], bound: float) -> tuple[Tensor, Tensor]:
         for panel in panels:
             panel.refit(unit)
     device = parts[0].rows.device
-    return torch.tensor(chosen, device=device), torch.tensor(added, dtype=torch.float64, device=device)
+    order = torch.tensor(chosen, dtype=torch.int64, device=device)
+    return order, torch.tensor(added, dtype=torch.float64, device=device)
 
 
 class _Panel:

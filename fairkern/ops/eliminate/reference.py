@@ -20,9 +20,9 @@ def first_of_least(costs: np.ndarray, off: np.ndarray) -> int:
 def cost(covariance: Tensor, output: Tensor, removed: Tensor) -> float:
     """`tr(W_Rᵀ S W_R)` for `S = C_RR − C_RK C_KK⁻¹ C_KR`."""
     n = len(covariance)
-    stays = torch.ones(n, dtype=torch.bool)
+    stays = torch.ones(n, dtype=torch.bool, device=covariance.device)
     stays[removed] = False
-    kept = torch.arange(n)[stays]
+    (kept,) = stays.nonzero(as_tuple=True)
     own, cross = covariance[removed][:, removed], covariance[removed][:, kept]
     left = own - cross @ torch.linalg.solve(covariance[kept][:, kept], cross.T) if len(kept) else own
     return float((left * output[removed][:, removed]).sum())
@@ -31,10 +31,10 @@ def cost(covariance: Tensor, output: Tensor, removed: Tensor) -> float:
 def given(covariance: Tensor, output: Tensor, unit: Tensor, removed: Tensor) -> float:
     """`Σ C_rr (W Wᵀ)_rr` over the positions of a unit, `W` being fitted to what is left: what it gives by itself."""
     n = len(covariance)
-    stays = torch.ones(n, dtype=torch.bool)
+    stays = torch.ones(n, dtype=torch.bool, device=covariance.device)
     stays[removed] = False
-    kept = torch.arange(n)[stays]
-    fitted = torch.eye(n, dtype=torch.float64)[kept]
+    (kept,) = stays.nonzero(as_tuple=True)
+    fitted = torch.eye(n, dtype=torch.float64, device=covariance.device)[kept]
     fitted[:, removed] = torch.linalg.solve(covariance[kept][:, kept], covariance[kept][:, removed])
     power = (fitted @ output @ fitted.T).diagonal() * covariance.diagonal()[kept]
     return float(power[torch.isin(kept, unit)].sum())
@@ -61,4 +61,8 @@ def eliminate(
         before = costs[best]
         gone.append(alive[best])
         order.append(alive.pop(best))
-    return torch.tensor(order), torch.tensor(added, dtype=torch.float64)
+    device = rows[0].device
+    return (
+        torch.tensor(order, dtype=torch.int64, device=device),
+        torch.tensor(added, dtype=torch.float64, device=device),
+    )

@@ -58,7 +58,8 @@ def gather_many(jobs: Iterable[tuple[Tensor, Mapping[int, Tensor]]], *, backend:
         >>> gather_many([(weight, {0: keep}), (bias, {0: keep})])
         [tensor([[0., 0., 1.]]), tensor([2.])]
     """
-    checked = [_checked(number, weight, indices) for number, (weight, indices) in enumerate(jobs)]
+    given = _check.jobs(jobs, "weight, indices")
+    checked = [_checked(number, weight, indices) for number, (weight, indices) in enumerate(given)]
     chosen = [resolve("gather", backend, weight.device, _why_not(weight, indices)) for weight, indices in checked]
     batches: dict[tuple[Backend, torch.device], list[int]] = defaultdict(list)
     for number, (which, (weight, _)) in enumerate(zip(chosen, checked, strict=True)):
@@ -77,7 +78,7 @@ def _by_triton(weight: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
 
 
 def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict[int, Tensor]]:
-    source = _check.tensor(f"weight {number}", weight).resolve_conj().resolve_neg()
+    source = _check.tensor(f"weight {number}", weight)
     if not isinstance(indices, Mapping):
         raise InputError(f"indices {number} is a {type(indices).__name__}; expected a mapping from dimension to index")
     valid: dict[int, Tensor] = {}
@@ -92,15 +93,16 @@ def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict
     return source, valid
 
 
-def _checked_index(name: str, index: object, source: Tensor, axis: int) -> Tensor:
-    if not isinstance(index, Tensor) or index.ndim != 2:
+def _checked_index(name: str, given: object, source: Tensor, axis: int) -> Tensor:
+    index = _check.tensor(name, given)
+    if index.ndim != 2:
         return _check.index(name, index, source.shape[axis], source.device)
     if axis == 0 or len(index) != len(source):
         raise InputError(
             f"{name} has shape {tuple(index.shape)} for a tensor {tuple(source.shape)}; an index of two dimensions "
             "has a row per position of dimension 0 and belongs to another dimension"
         )
-    flat = _check.index(name, _check.tensor(name, index).reshape(-1), source.shape[axis], source.device)
+    flat = _check.index(name, index.reshape(-1), source.shape[axis], source.device)
     return flat.view(index.shape)
 
 

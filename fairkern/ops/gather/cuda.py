@@ -45,8 +45,8 @@ def plan(jobs: Sequence[Job], module: ModuleType) -> tuple[list[Tensor], Tensor,
         keep_alive.extend(held.values())
         results.append(result)
         table.append(descriptor(weight, result, held))
-    rows = torch.tensor(table, dtype=torch.int64)
-    tasks = torch.zeros(len(jobs) * module.TASK_BYTES, dtype=torch.uint8)
+    rows = torch.tensor(table, dtype=torch.int64, device="cpu")
+    tasks = torch.zeros(len(jobs) * module.TASK_BYTES, dtype=torch.uint8, device="cpu")
     blocks = module.gather_plan(table=rows.data_ptr(), jobs=len(jobs), tasks=tasks.data_ptr())
     return results, tasks, blocks, keep_alive
 

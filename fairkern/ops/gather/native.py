@@ -20,13 +20,14 @@ def gather_many(jobs: Sequence[tuple[Tensor, Mapping[int, Tensor]]]) -> list[Ten
     table: list[list[int]] = []
     for weight, indices in jobs:
         shape = [indices[d].shape[-1] if d in indices else length for d, length in enumerate(weight.shape)]
-        result = torch.empty(shape, dtype=weight.dtype)
+        result = torch.empty(shape, dtype=weight.dtype, device="cpu")
         held = {dim: index.contiguous() for dim, index in indices.items()}
         keep_alive.extend(held.values())
         results.append(result)
         table.extend(_descriptor(*part) for part in _parts(weight, result, held))
-    packed = torch.tensor(table, dtype=torch.int64)
-    _native.extension().gather(table=packed.data_ptr(), jobs=len(table), threads=torch.get_num_threads())
+    packed = torch.tensor(table, dtype=torch.int64, device="cpu")
+    address = _native.address("table", packed, torch.int64)
+    _native.extension().gather(table=address, jobs=len(table), threads=torch.get_num_threads())
     return results
 
 
@@ -47,11 +48,12 @@ def _descriptor(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor]) -
     for d, length in enumerate(result.shape):
         stride, index = weight.stride(d) * size, indices.get(d)
         if index is not None:
-            dims.append((length, stride, index.data_ptr()))
+            dims.append((length, stride, _native.address(f"the index of dimension {d}", index, torch.int64)))
         elif dims and dims[-1][2] == 0 and dims[-1][1] == stride * length:
             dims[-1] = (dims[-1][0] * length, stride, 0)  # two whole dimensions that are one in memory
         elif length != 1:
             dims.append((length, stride, 0))
     padding = [0] * (MAX_DIMS - len(dims))
     columns = [[dim[i] for dim in dims] + padding for i in range(3)]
-    return [weight.data_ptr(), result.data_ptr(), size, len(dims), *columns[0], *columns[1], *columns[2]]
+    places = [_native.address(name, t, weight.dtype) for name, t in (("weight", weight), ("result", result))]
+    return [*places, size, len(dims), *columns[0], *columns[1], *columns[2]]

@@ -9,8 +9,11 @@ from fairkern.errors import InputError
 from fairkern.ops import _check, _triton
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.project import native, reference
+from fairkern.options import whole
 
 __all__ = ["directions", "project"]
+
+_MOST = 2**31
 
 
 def project(
@@ -60,8 +63,10 @@ def project(
     if rows is not None:
         rows = _check.index("rows", rows, len(x), x.device)
     made = (len(x) if rows is None else len(rows), x.shape[1], directions.shape[1])
-    if out is not None and (tuple(out.shape) != made or out.dtype != wide or not out.is_contiguous()):
-        raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
+    if out is not None:
+        _check.same_device(x=x, out=_check.tensor("out", out))
+        if tuple(out.shape) != made or out.dtype != wide or not out.is_contiguous():
+            raise InputError(f"out is {out.dtype} of shape {tuple(out.shape)}; expected contiguous {wide} {made}")
     if chosen is not Backend.REFERENCE:
         result = torch.empty(made, dtype=wide, device=x.device) if out is None else out
         if chosen is Backend.NATIVE:
@@ -91,7 +96,5 @@ def directions(d: int, p: int, seed: int) -> Tensor:
         >>> directions(3, 2, seed=0).norm(dim=0).allclose(torch.ones(2))
         True
     """
-    for name, value in (("d", d), ("p", p)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; expected a whole number of at least 1")
-    return torch.ones(1, 1) if d == 1 else reference.directions(d, p, seed)
+    d, p, seed = whole("d", d, 1, _MOST), whole("p", p, 1, _MOST), whole("seed", seed, 0, 2**64 - 1)
+    return torch.ones(1, 1, dtype=torch.float32, device="cpu") if d == 1 else reference.directions(d, p, seed)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fairkern.ops import _native
+from fairkern.ops._check import accumulator
 from fairkern.ops._strides import merged
 
 
@@ -25,17 +26,17 @@ def project(x: Tensor, directions: Tensor, rows: Tensor | None, out: Tensor, isa
     rows = None if rows is None else rows.contiguous()
     _native.extension().project(
         element=_native.ELEMENTS[x.dtype],
-        x=x.data_ptr(),
+        x=_native.address("x", x, x.dtype),
         stride_n=x.stride(0),
         stride_c=x.stride(1),
         stride_d=stride_d,
-        rows=0 if rows is None else rows.data_ptr(),
+        rows=0 if rows is None else _native.address("rows", rows, torch.int64),
         samples=out.shape[0],
         channels=out.shape[1],
         positions=positions,
-        directions=directions.data_ptr(),
+        directions=_native.address("directions", directions, out.dtype),
         projections=out.shape[2],
-        out=out.data_ptr(),
+        out=_native.address("out", out, accumulator(x.dtype)),
         threads=torch.get_num_threads(),
         isa=isa,
     )

@@ -13,6 +13,7 @@ from fairkern.errors import InputError
 from fairkern.ops import _check, _triton
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.taylor import native, reference
+from fairkern.options import instance, iterable, real, whole
 
 __all__ = ["TaylorSums", "taylor", "taylor_many", "taylor_sums"]
 
@@ -37,7 +38,8 @@ class TaylorSums:
         cls, channels: int, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> TaylorSums:
         """Running sums to begin with, for `out=`."""
-        return cls(*torch.zeros(3, channels, dtype=dtype, device=device).unbind())
+        channels, dtype = whole("channels", channels, 0, 2**31), instance("dtype", dtype, torch.dtype, "one of torch")
+        return cls(*torch.zeros(3, channels, dtype=dtype, device=_check.device(device)).unbind())
 
     @property
     def fields(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,7 +121,7 @@ def taylor_sums(
         >>> running.signed, running.activation
         (tensor([80., 80., 80.], dtype=torch.float64), tensor([8., 8., 8.], dtype=torch.float64))
     """
-    job = _Job.of(act, grad, dim, out, "")
+    scale, job = real("scale", scale), _Job.of(act, grad, dim, out, "")
     return _sums(job, scale, _resolved(job.act, backend))
 
 
@@ -141,8 +143,10 @@ def taylor_many(
         >>> [sums.signed for sums in taylor_many([(x, x, 1), (y, -y, 2)])]
         [tensor([2., 2., 2.]), tensor([-8., -8., -8., -8., -8.])]
     """
-    given = list(jobs)
-    outs: Sequence[TaylorSums | None] = [None] * len(given) if out is None else out
+    scale, given = real("scale", scale), _check.jobs(jobs, "act, grad, dim")
+    if out is not None:
+        iterable("out", out, "running sums, one per job")
+    outs: Sequence[TaylorSums | None] = [None] * len(given) if out is None else list(out)
     if len(outs) != len(given):
         raise InputError(f"out holds {len(outs)} running sums for {len(given)} jobs; expected one per job")
     checked = [
@@ -205,7 +209,9 @@ def _sums(job: _Job, scale: float, which: Backend) -> TaylorSums:
 
 
 def _check_out(out: TaylorSums, act: Tensor, dim: int) -> None:
+    instance("out", out, TaylorSums, "TaylorSums, as from TaylorSums.zeros(channels)")
     for name, total in zip(("signed", "per_sample", "activation"), out.fields, strict=True):
+        _check.tensor(f"out.{name}", total)
         fits = total.dtype in (torch.float64, _check.accumulator(act.dtype)) and total.dtype == out.signed.dtype
         if not fits or total.shape != (act.shape[dim],) or not total.is_contiguous() or total.device != act.device:
             raise InputError(

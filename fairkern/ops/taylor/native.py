@@ -24,19 +24,19 @@ def taylor_sums(act: Tensor, grad: Tensor, dim: int, out: Sums | None = None, sc
     if channels_last:
         act, grad, dim = act.movedim(dim, -1), grad.movedim(dim, -1), act.ndim - 1
     act, grad = act.contiguous(), grad.contiguous()
-    made = torch.empty(3, channels, dtype=accumulator(act.dtype)).unbind() if out is None else out
+    made = torch.empty(3, channels, dtype=accumulator(act.dtype), device="cpu").unbind() if out is None else out
     signed, per_sample, activation = made
     _native.extension().taylor(
         element=_native.ELEMENTS[act.dtype],
-        act=act.data_ptr(),
-        grad=grad.data_ptr(),
+        act=_native.address("act", act, act.dtype),
+        grad=_native.address("grad", grad, act.dtype),
         samples=act.shape[0],
         before=act.shape[1:dim].numel(),
         channels=channels,
         after=act.shape[dim + 1 :].numel(),
-        signed_sum=signed.data_ptr(),
-        per_sample=per_sample.data_ptr(),
-        activation=activation.data_ptr(),
+        signed_sum=_native.address("signed", signed, signed.dtype),
+        per_sample=_native.address("per_sample", per_sample, signed.dtype),
+        activation=_native.address("activation", activation, signed.dtype),
         wide=signed.dtype == torch.float64,
         accumulate=out is not None,
         scale=scale,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fairkern.surroundings import uncast
 
+
+@uncast
 def taylor_sums(act: Tensor, grad: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Σ a·g, Σ_samples |Σ a·g| and Σ a per channel; samples are dimension 0, `dim` ≥ 1."""
     positions = [d for d in range(1, act.ndim) if d != dim]

@@ -357,7 +357,7 @@ def _launch(layers: Sequence[_Layer], outs: Sequence[Sums | None], scale: float)
         programs += layer.rows * -(-layer.channels // layer.tile.channels)
         sum_programs += -(-layer.channels // SUM_TILE.channels)
         partial_size += layer.rows * 3 * layer.channels
-    packed = torch.tensor(table, dtype=torch.int64).to(device)
+    packed = torch.tensor(table, dtype=torch.int64, device="cpu").to(device)
     partials = torch.empty(partial_size, dtype=torch.float32, device=device)
     shared = {
         "partials": partials,

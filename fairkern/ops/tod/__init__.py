@@ -11,6 +11,7 @@ from fairkern.errors import InputError
 from fairkern.ops import _check
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.tod import native, reference
+from fairkern.options import iterable, whole
 
 __all__ = ["tod_curve", "tod_curves"]
 
@@ -65,7 +66,9 @@ def tod_curves(u: Tensor, r: Tensor, sizes: Sequence[int], *, backend: str = "au
         tensor([1.0000, 1.0000, 0.0000, 0.5000, 1.0000], dtype=torch.float64)
     """
     u, r = _checked(u, r)
-    if not len(sizes) or min(sizes) < 1 or sum(sizes) != len(u):
+    iterable("sizes", sizes, "whole numbers, units per group")
+    sizes = [whole("sizes", size, 1) for size in sizes]
+    if not sizes or sum(sizes) != len(u):
         raise InputError(f"sizes are {list(sizes)}; expected sizes of at least 1 that make {len(u)} together")
     return _curves(u, r, sizes, backend)
 

@@ -11,6 +11,7 @@ from fairkern.errors import InputError
 from fairkern.ops import _check, _triton
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.wasserstein import native, reference
+from fairkern.options import whole
 
 __all__ = ["class_wasserstein", "wasserstein_1d"]
 
@@ -102,8 +103,7 @@ def wasserstein_1d(x: Tensor, y: Tensor, p: int = 1, *, backend: str = "auto") -
         )
     if x.dtype != y.dtype:
         raise InputError(f"x is {x.dtype} and y is {y.dtype}; expected one dtype")
-    if p not in (1, 2):
-        raise InputError(f"p is {p!r}; expected 1 or 2")
+    p = whole("p", p, 1, 2)
     if resolve("wasserstein_1d", backend, x.device) is Backend.NATIVE:
         return native.wasserstein_1d(x, y, p)
     wide = _check.accumulator(x.dtype)

@@ -32,23 +32,23 @@ def class_wasserstein(
         directions = directions.contiguous()
     order, offsets = order.contiguous(), offsets.contiguous()
     shape = (classes * (classes - 1) // 2, units) if reduce == "pairs" else (units,)
-    out = torch.empty(shape, dtype=accumulator(x.dtype))
+    out = torch.empty(shape, dtype=accumulator(x.dtype), device="cpu")
     _native.extension().class_wasserstein(
         element=_native.ELEMENTS[x.dtype],
-        x=x.data_ptr(),
+        x=_native.address("x", x, x.dtype),
         stride_n=x.stride(0),
         stride_c=x.stride(1),
         stride_p=x.stride(2),
         units=units,
         projections=columns if directions is None else directions.shape[1],
-        rows=order.data_ptr(),
-        offsets=offsets.data_ptr(),
+        rows=_native.address("order", order, torch.int64),
+        offsets=_native.address("offsets", offsets, torch.int64),
         classes=classes,
         reduce=_REDUCTIONS[reduce],
-        out=out.data_ptr(),
+        out=_native.address("out", out, accumulator(x.dtype)),
         threads=torch.get_num_threads(),
         isa=isa,
-        directions=0 if directions is None else directions.data_ptr(),
+        directions=0 if directions is None else _native.address("directions", directions, out.dtype),
         positions=columns,
         network_limit=network_limit(out.dtype) if limit is None else limit,
     )
@@ -57,21 +57,21 @@ def class_wasserstein(
 
 def wasserstein_1d(x: Tensor, y: Tensor, p: int, isa: int = 0, limit: int | None = None) -> Tensor:
     """[N, C], [M, C] of one dtype, any strides → [C]; `isa` and `limit` as for `class_wasserstein`."""
-    out = torch.empty(x.shape[1], dtype=accumulator(x.dtype))
+    out = torch.empty(x.shape[1], dtype=accumulator(x.dtype), device="cpu")
     _native.extension().wasserstein_1d(
         element=_native.ELEMENTS[x.dtype],
-        x=x.data_ptr(),
+        x=_native.address("x", x, x.dtype),
         x_stride_n=x.stride(0),
         x_stride_c=x.stride(1),
         n=x.shape[0],
-        y=y.data_ptr(),
+        y=_native.address("y", y, x.dtype),
         y_stride_n=y.stride(0),
         y_stride_c=y.stride(1),
         m=y.shape[0],
         columns=x.shape[1],
         power=p,
         network_limit=network_limit(out.dtype) if limit is None else limit,
-        out=out.data_ptr(),
+        out=_native.address("out", out, accumulator(x.dtype)),
         threads=torch.get_num_threads(),
         isa=isa,
     )

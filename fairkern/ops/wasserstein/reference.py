@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fairkern.surroundings import uncast
+
 
 def quantile_steps(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The common refinement of the grids i/n and j/m: index into the first, into the second, and width.
@@ -36,11 +38,13 @@ def distance_of_sorted(x: Tensor, y: Tensor, p: int) -> Tensor:
     return mean if p == 1 else mean.sqrt()
 
 
+@uncast
 def wasserstein_1d(x: Tensor, y: Tensor, p: int) -> Tensor:
     """[N, C], [M, C] → [C]."""
     return distance_of_sorted(x.sort(0).values, y.sort(0).values, p)
 
 
+@uncast
 def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str) -> Tensor:
     """[N, C, P]; `order` lists the rows class after class, `offsets` [K + 1] where each class begins in it."""
     bounds = offsets.tolist()

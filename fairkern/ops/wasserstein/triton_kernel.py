@@ -114,7 +114,7 @@ def class_wasserstein(
     classes, (_, units, projections) = len(counts), x.shape
     slots = Slots.of(counts)
     chosen = settings(classes, projections, slots, 64 if torch.version.hip else 32, network_limit)
-    numbers = torch.tensor(slots.numbers, device=x.device)
+    numbers = torch.tensor(slots.numbers, dtype=torch.int64, device=x.device)
     pairs = classes * (classes - 1) // 2
     blocks = -(-units // chosen.units)
     block_size = (
@@ -269,7 +269,7 @@ def _unequal_launches(
     arguments = {
         "out": _result(x, results, groups, reduce),
         "numbers": numbers,
-        "counts": torch.tensor([counts[number] for number in slots.numbers], device=x.device),
+        "counts": torch.tensor([counts[number] for number in slots.numbers], dtype=torch.int64, device=x.device),
         "pairs": pairs,
         "units": x.shape[1],
         "classes": len(counts),
