@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from bench.provenance import ROOT, provenance, versions, write_results, write_whole
-from bench.reliability import coverage, damage, fuzz, graphs, interrupts, kills, page, soak, threads
+from bench.reliability import coverage, damage, fuzz, graphs, interrupts, kills, options, page, soak, threads
 from bench.reliability.rows import Row
 
 RESULTS = ROOT / "bench" / "results" / "reliability.json"
@@ -28,6 +28,7 @@ PARTS: dict[str, ModuleType] = {
     "kills": kills,
     "interrupts": interrupts,
     "threads": threads,
+    "options": options,
     "graphs": graphs,
     "soak": soak,
     "coverage": coverage,

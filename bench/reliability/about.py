@@ -37,6 +37,10 @@ gave. (A sweep over every line is a test.)""",
     "threads": """\
 Two threads score and plan two models or one, or one traces the model that the other calls. Each must give what it
 gives alone, or raise InputError, and nothing may be left behind. Every thread's outcome is counted.""",
+    "options": """\
+Every option of every public function is given values of the wrong kind or out of range (texts, truth values, None,
+lists, arrays, NaN, negative numbers, classes, objects of no kind), one at a time. Each must raise InputError that
+names the option. (What options do to each other is `tests/test_fitting_options.py`.)""",
     "graphs": """\
 Models of up to nine random pieces (convolutions, norms, attention, recurrent layers, experts, computed weights,
 joins, views and more) are traced twice, proven, cut at random and by scores, and compared with themselves masked:

@@ -30,14 +30,9 @@ MIXED = "mixed folders"  # every file whole, of one save or of another
 CASES = (*KINDS, MIXED)
 
 REFUSED, SAME = "ArtefactError", "read as it was"
-DIFFERENT, ESCAPED, MEMORY, SLOW, DIED = (
-    "another result",
-    "another exception",
-    "memory",
-    f"over {PATIENCE:.0f} s",
-    "process died",
-)
-FAULTS = (DIFFERENT, ESCAPED, MEMORY, SLOW, DIED)
+DIFFERENT, ESCAPED = "another result", "another exception"
+MEMORY, SLOW = "memory", f"over {PATIENCE:.0f} s"
+FAULTS = (DIFFERENT, ESCAPED, MEMORY, SLOW, isolated.DIED)
 
 
 class _TooSlow(BaseException):
@@ -55,7 +50,7 @@ def run(seed: int = SEED, count: int = COUNT) -> Iterator[Row]:
                 tallies[CASES[number % len(CASES)]].add(outcome, said)
                 done = number + 1
         except isolated.Died as died:  # by the first file that was not told of
-            tallies[CASES[done % len(CASES)]].add(DIED, f"case {done}: {died}")
+            tallies[CASES[done % len(CASES)]].add(isolated.DIED, f"case {done}: {died}")
             done += 1
     share = (time.perf_counter() - begun) / len(CASES)
     for case, tally in tallies.items():

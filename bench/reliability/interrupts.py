@@ -9,7 +9,6 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch import nn
 
 import fairkern as fk
 from bench.reliability import isolated
-from bench.reliability.rows import Row, Tally
+from bench.reliability.rows import Row
 from bench.reliability.state import Before, hooks
 from bench.reliability.subjects import LOSS, make
 from tests.fixtures.models import PLANNING, batches, build
@@ -27,22 +26,17 @@ COUNT, SEED = 360, 0
 MODELS = ("convolutions", "attention", "fused")
 
 DONE, INTERRUPTED = "done before it", "interrupted, all as before"
-LEFT, WRONG, ESCAPED, DIED = "something left behind", "another result afterwards", "another exception", "process died"
-FAULTS = (LEFT, WRONG, ESCAPED, DIED)
+LEFT, WRONG, ESCAPED = "something left behind", "another result afterwards", "another exception"
+LOST = "interrupt that nobody hears of"
+FAULTS = (LEFT, WRONG, ESCAPED, LOST)
 
 Work = Callable[[], object]
 
 
 def run(seed: int = SEED, count: int = COUNT) -> Iterator[Row]:
     """A row per kind of work, `count` interrupts in all."""
-    for i, case in enumerate(CASES):
-        begun, tally = time.perf_counter(), Tally(FAULTS)
-        try:
-            for outcome, said in isolated.items(_interrupts, case, seed, len(range(i, count, len(CASES)))):
-                tally.add(outcome, said)
-        except isolated.Died as died:
-            tally.add(DIED, str(died))
-        yield replace(tally.row("interrupts", case, seed=seed), seconds=time.perf_counter() - begun)
+    shares = {case: len(range(i, count, len(CASES))) for i, case in enumerate(CASES)}
+    yield from isolated.rows("interrupts", _interrupts, shares, seed, FAULTS)
 
 
 def _trace(name: str, model: nn.Module, folder: Path) -> Work:
@@ -147,7 +141,8 @@ def _given(model: nn.Module, name: str) -> bytes:
 
 
 def _interrupted(work: Work, after: float) -> tuple[str, str]:
-    sender = threading.Thread(target=_send, args=(after, stop := threading.Event()), daemon=True)
+    stop, sent = threading.Event(), threading.Event()
+    sender = threading.Thread(target=_send, args=(after, stop, sent), daemon=True)
     try:
         try:
             sender.start()
@@ -159,9 +154,10 @@ def _interrupted(work: Work, after: float) -> tuple[str, str]:
         return INTERRUPTED, ""
     except Exception as error:
         return ESCAPED, f"{type(error).__name__}: {error}"[:300]
-    return DONE, ""
+    return (LOST if sent.is_set() else DONE), ""
 
 
-def _send(after: float, stop: threading.Event) -> None:
+def _send(after: float, stop: threading.Event, sent: threading.Event) -> None:
     if not stop.wait(after):
+        sent.set()
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)

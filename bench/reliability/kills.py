@@ -8,7 +8,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,18 @@ import torch
 
 import fairkern as fk
 from bench.reliability import isolated
-from bench.reliability.rows import Row, Tally
+from bench.reliability.rows import Row
 from bench.reliability.subjects import KINDS, make, mirrored
 
 COUNT, SEED = 300, 0
 MODEL = "convolutions"
 NEW_FOLDER, BESIDE = "folder that was not there", "folder, read beside a writer"
-CASES = ("weights", "scores", "plan", "latency table", "report", NEW_FOLDER)
+FILES = {
+    "pruned folder": "weights",
+    NEW_FOLDER: "weights",
+    **{kind: kind for kind in ("scores", "plan", "latency table", "report")},
+}
+CASES = tuple(FILES)
 
 OLD, NEW, REFUSED, ABSENT = "old", "new", "ArtefactError", "nothing there"
 MIXED, ESCAPED, UNRECOVERED, LEFT = "something else", "another exception", "next write does not recover", "files left"
@@ -31,27 +35,25 @@ FAULTS = (MIXED, ESCAPED, UNRECOVERED, LEFT)
 
 def run(seed: int = SEED, count: int = COUNT) -> Iterator[Row]:
     """A row per kind of file, `count` kills in all, and one for `count` readings beside a writer."""
-    for i, case in enumerate((*CASES, BESIDE)):
-        begun = time.perf_counter()
-        tally = Tally(FAULTS)
-        share = count if case == BESIDE else len(range(i, count, len(CASES)))
-        for outcome, said in isolated.items(_readings if case == BESIDE else _kills, case, seed, share):
-            tally.add(outcome, said)
-        name = case if case in (NEW_FOLDER, BESIDE) else {"weights": "pruned folder"}.get(case, case)
-        yield replace(tally.row("kills", name, seed=seed), seconds=time.perf_counter() - begun)
+    shares = {case: len(range(i, count, len(CASES))) for i, case in enumerate(CASES)}
+    yield from isolated.rows("kills", _tries, {**shares, BESIDE: count}, seed, FAULTS)
+
+
+def _tries(case: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
+    torch.set_num_threads(1)
+    return _readings(count) if case == BESIDE else _kills(case, seed, count)
 
 
 def _kills(case: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
     """The writer is a fork that writes what it holds; when it is killed is drawn from the time that a write takes."""
-    torch.set_num_threads(1)
     draw = np.random.default_rng([seed, CASES.index(case)])
-    kind = KINDS["weights" if case == NEW_FOLDER else case]
+    kind = KINDS[FILES[case]]
     old, new = make(MODEL), mirrored(make(MODEL))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "written"
         texts, takes = {}, 0.0
         for name, made in ((NEW, new), (OLD, old)):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
             folder.mkdir()
             kind.write(made, folder)
             begun = time.perf_counter()
@@ -60,7 +62,7 @@ def _kills(case: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
             texts[name] = kind.read(folder, MODEL)
         files = sorted(os.listdir(folder))
         for number in range(count):
-            shutil.rmtree(folder)
+            _remove(folder)
             if case != NEW_FOLDER:
                 folder.mkdir()
                 kind.write(old, folder)
@@ -75,8 +77,15 @@ def _kills(case: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
                 elif left:
                     outcome, said = LEFT, ", ".join(left)
             for name in set(os.listdir(scratch)) - {folder.name}:
-                shutil.rmtree(Path(scratch) / name)
+                _remove(Path(scratch) / name)
             yield outcome if killed else "written before the kill", f"kill {number}: {said}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _killed(write: Callable[[], None], after: float) -> bool:
@@ -108,9 +117,8 @@ def _read(read: Callable[[], str], texts: dict[str, str], folder: Path) -> tuple
     return next((name for name, known in texts.items() if known == text), MIXED), ""
 
 
-def _readings(case: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
+def _readings(count: int) -> Iterator[tuple[str, str]]:
     """While a fork writes the old and the new in turn into one folder, without a pause."""
-    torch.set_num_threads(1)
     kind, old = KINDS["weights"], make(MODEL)
     new = mirrored(old)
     with tempfile.TemporaryDirectory() as scratch:

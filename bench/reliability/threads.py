@@ -7,13 +7,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import torch
 
 import fairkern as fk
 from bench.reliability import isolated
-from bench.reliability.rows import Row, Tally
+from bench.reliability.rows import Row
 from bench.reliability.state import Before, hooks
 from bench.reliability.subjects import LOSS, plan_text
 from tests.fixtures.models import PLANNING, batches, build
@@ -23,27 +22,16 @@ MODELS = ("convolutions", "attention", "recurrent")
 PATIENCE = 120.0  # seconds
 
 RIGHT, REFUSED = "right", "InputError"
-WRONG, ESCAPED, LEFT, HUNG, DIED = (
-    "another result",
-    "another exception",
-    "something left behind",
-    "does not end",
-    "process died",
-)
-FAULTS = (WRONG, ESCAPED, LEFT, HUNG, DIED)
+WRONG, ESCAPED = "another result", "another exception"
+LEFT, HUNG = "something left behind", "does not end"
+FAULTS = (WRONG, ESCAPED, LEFT, HUNG)
 CASES = ("two models", "one model", "one model, traced and called")
 
 
 def run(seed: int = SEED, count: int = COUNT) -> Iterator[Row]:
     """A row per case, `count` runs of two threads in all; what each thread gives is counted."""
-    for i, case in enumerate(CASES):
-        begun, tally = time.perf_counter(), Tally(FAULTS)
-        try:
-            for outcome, said in isolated.items(_runs, case, seed, len(range(i, count, len(CASES)))):
-                tally.add(outcome, said)
-        except isolated.Died as died:
-            tally.add(DIED, str(died))
-        yield replace(tally.row("threads", case, seed=seed), seconds=time.perf_counter() - begun)
+    shares = {case: len(range(i, count, len(CASES))) for i, case in enumerate(CASES)}
+    yield from isolated.rows("threads", _runs, shares, seed, FAULTS)
 
 
 def _runs(case: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
