@@ -18,27 +18,31 @@ from fairkern.artefacts import load_latency, save_latency
 from fairkern.types import Silence
 from tests.fixtures.models import MODELS, PLANNING, batches, build
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*was written before files had a sum")
+
 FOLDER = Path(__file__).parent / "fixtures" / "eb63876"
 CUT = {**{name: name for name in MODELS}, "steps": "convolutions", "latency": "convolutions"}  # folder → its model
 PRUNED = [name for name in CUT if name != "latency"]
 
 
+OWN = ("fairkern", "schema", "sha256", "plan")  # the version that wrote a file and its layout, and sums
+
+
 def content(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, but for the version that wrote it."""
-    return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key != "fairkern"}
+    """What a JSON file holds, but for what is its writer's own."""
+    return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in OWN}
 
 
-def tensors(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The metadata of a safetensors file, but for the version that wrote it, and its arrays."""
+def tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metadata of a safetensors file, but for what is its writer's own, and its arrays."""
     with safe_open(path, "numpy") as file:
         metadata = dict(file.metadata())
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    texts: dict[str, Any] = {key: value for key, value in metadata.items() if key not in OWN}
     for key in ("content", "fairkern"):
         if metadata.get(key, "").startswith("{"):
-            metadata[key] = {k: v for k, v in json.loads(metadata[key]).items() if k != "fairkern"}
-    if isinstance(metadata.get("fairkern"), str):
-        del metadata["fairkern"]
-    return metadata, {n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()}
+            texts[key] = {k: v for k, v in json.loads(metadata[key]).items() if k not in OWN}
+    return texts, {n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()}
 
 
 def difference(one: Tensor, other: Tensor) -> float:
