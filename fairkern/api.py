@@ -294,7 +294,7 @@ def summarise(
     for correction in corrected:
         options.instance("corrected", correction, Correction, "corrections")
     if small is not None:
-        check_model(small, "small")
+        options.instance("small", small, nn.Module, options.MODEL)
     done = {
         "compensation": compensation,
         "compensated": sum(c.weight is not None for c in corrected),
@@ -324,7 +324,7 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
 @stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
-    check_model(small, "small")
+    options.instance("small", small, nn.Module, options.MODEL)
     _check_plan(plan)
     compact.save_pruned(small, plan, options.place("folder", folder))
 
@@ -332,7 +332,7 @@ def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
 @stage
 def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
     """A pruned model back from `save_pruned`, given the unpruned architecture with any weights (meta is fine)."""
-    check_model(fresh_model, "fresh_model")
+    options.instance("fresh_model", fresh_model, nn.Module, options.MODEL)
     return compact.load_pruned(fresh_model, options.place("folder", folder))
 
 
@@ -341,9 +341,8 @@ def info() -> dict[str, Any]:
     return describe()
 
 
-def check_model(model: object, name: str = "model") -> None:
-    options.instance(name, model, nn.Module, options.MODEL)
-    check_ordinary(model)
+def check_model(model: object) -> None:
+    check_ordinary(options.instance("model", model, nn.Module, options.MODEL))
 
 
 def check_data(loader: object, loss_fn: object = None) -> None:

@@ -141,7 +141,7 @@ def _score(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out)
     scores = fk.score(named(arguments.model), named(arguments.loader), _loss(arguments), **_score_options(arguments))
     scores.save(out)
-    _say(arguments, f"{len(scores.units.prunable)} groups scored; written to {out}")
+    _say(arguments, f"{len(scores.units.scored)} groups scored; written to {out}")
     return 0
 
 

@@ -1,7 +1,8 @@
 """Torch-Pruning beside a row: is there a group that it cuts exactly, by the zoo's rule, and that fairkern holds back?
 
 Its dependency graph says what goes with half of a layer's outputs. Exact is the rule of the zoo: the cut model gives
-what the model gives in which the weights that read those outputs are zero there.
+what the model gives in which the weights that read those outputs are zero there. Of a model that picks among what it
+finds that is what it picks from: the same boxes may be left of other ones.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 import fairkern as fk
-from fairkern.model.nested import call_model, tensors_in
+from fairkern.model.nested import tensors_in
 from fairkern.prove.inputs import distance
 
 LIMIT = 1e-9
@@ -24,8 +25,10 @@ TELLS = 1e-6  # of the masked model's outputs to the whole one's: less, and a wr
 SECONDS = 5.0
 MOST = 16  # layers that are tried, evenly over those that are held back
 
+Results = Callable[[nn.Module, Any], Any]  # what is compared of a call
 
-def cut_by_rival_alone(model: nn.Module, units: fk.UnitMap, inputs: Any) -> tuple[str, ...] | None:
+
+def cut_by_rival_alone(model: nn.Module, units: fk.UnitMap, inputs: Any, results: Results) -> tuple[str, ...] | None:
     """Layers that fairkern leaves alone and it cuts exactly, by name. None where it is not installed, or cannot build
     its graph of the model. `model` in float64, in eval mode."""
     try:
@@ -35,7 +38,7 @@ def cut_by_rival_alone(model: nn.Module, units: fk.UnitMap, inputs: Any) -> tupl
         return None
     cut = {(a.axis.tensor, a.axis.dim) for g in units.prunable for a in units.groups[g].axes}
     held = [name for name, transposed in _layers(model) if (f"{name}.weight", int(transposed)) not in cut]
-    return tuple(name for name in held[:: max(1, len(held) // MOST)] if _exact(model, name, inputs))
+    return tuple(name for name in held[:: max(1, len(held) // MOST)] if _exact(model, name, inputs, results))
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, bool]]:
@@ -45,7 +48,7 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, bool]]:
             yield name, bool(getattr(module, "transposed", False))
 
 
-def _exact(model: nn.Module, name: str, inputs: Any) -> bool:
+def _exact(model: nn.Module, name: str, inputs: Any, results: Results) -> bool:
     """Whether it cuts half of this layer's outputs, and what is left gives what the masked model gives."""
     import torch_pruning as tp
 
@@ -76,7 +79,7 @@ def _exact(model: nn.Module, name: str, inputs: Any) -> bool:
                 reader = masked.get_submodule(path)
                 dim = 0 if getattr(reader, "transposed", False) else 1
                 reader.weight.index_fill_(dim, torch.tensor(places), 0.0)
-            whole, expected, found = (call_model(net, inputs) for net in (model, masked, small))
+            whole, expected, found = (results(net, inputs) for net in (model, masked, small))
     except Exception:  # it cannot cut this layer, or what is left does not run
         return False
     return distance(whole, expected) >= TELLS and distance(expected, found) <= LIMIT

@@ -85,8 +85,9 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         plan = build(units, removals[1])
         small = fk.apply(model, plan)
         reloads = None if coarse else reloader.agrees(entry, seed, small, plan, inputs)
-        rival = None if large else cut_by_rival_alone(model, units, inputs)
-        uses = Uses() if large else tried(entry, model, small, inputs)
+        rival = None if large else cut_by_rival_alone(model, units, inputs, entry.results)
+        widest = max((units.groups[g].total for g in units.prunable), default=0)
+        uses = Uses() if large else tried(entry, model, small, inputs, widest)
     except Exception as error:  # a row of the table, not the end of the run
         return Row(entry.library, entry.name, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
     on_axes = {a.axis.tensor for g in units.prunable for a in units.groups[g].axes}

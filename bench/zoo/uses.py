@@ -21,6 +21,7 @@ from fairkern.prove.inputs import distance
 
 CLOSE = 1e-9  # of gradients with checkpointing to those without, in float64
 COARSE = 1e-3  # in float32
+WIDE = 1000  # units of a group; the default's order takes minutes for one of several thousand, whatever the model is
 
 
 @dataclass(frozen=True)
@@ -34,19 +35,21 @@ class Uses:
     pruned: str = ""
 
 
-def tried(entry: Entry, model: nn.Module, small: nn.Module, inputs: Any) -> Uses:
-    """All of them, on copies: `model` and `small`, what is left of it, stay as they are."""
+def tried(entry: Entry, model: nn.Module, small: nn.Module, inputs: Any, widest: int) -> Uses:
+    """All of them, on copies: `model` and `small`, what is left of it, stay as they are. `widest`: the most units that
+    a group of it has."""
     keep = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     return Uses(
         trains=_both(partial(_gradients, entry), model, small, inputs),
         checkpoints=_both(partial(_checkpointed, entry), model, small, inputs),
         workflow="" if entry.use is None else _both(entry.use, model, small, inputs),
-        **_by_own_batches(entry, keep),
+        **_by_own_batches(entry, keep, widest),
     )
 
 
-def _by_own_batches(entry: Entry, keep: float) -> dict[str, str]:
-    """Scored and pruned as a user would: nothing said of units or classes, the model as it comes."""
+def _by_own_batches(entry: Entry, keep: float, widest: int) -> dict[str, str]:
+    """Scored and pruned as a user would: nothing said of units or classes, the model as it comes. Where it has a group
+    above `WIDE`, nothing is compensated."""
     torch.manual_seed(0)
     model, inputs = entry.load()
     batches, loss_fn = entry.batches(inputs)
@@ -55,7 +58,8 @@ def _by_own_batches(entry: Entry, keep: float) -> dict[str, str]:
         fk.score(model, batches, loss_fn, class_of=False, progress=False)
 
     def prune() -> None:
-        fk.prune(model, batches, loss_fn, keep_params=keep, progress=False)
+        compensate = None if widest <= WIDE else "none"
+        fk.prune(model, batches, loss_fn, keep_params=keep, compensate=compensate, progress=False)
 
     return {"scored": _outcome(score), "pruned": _outcome(prune)}
 

@@ -70,7 +70,8 @@ def check_signal(scores: Scores, role: str, signal: Any) -> None:
 def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]:
     """The signal's scores for every prunable group, float64 `[units]` or `[sets, units]`, checked to be finite.
 
-    Without the groups that were heard in fewer than two classes, which have no U.
+    What was measured is without the groups that no input changes, and U without those that were heard in fewer than two
+    classes.
 
     Raises:
         InputError: no such signal, a group without scores or with too many, NaN or Inf.
@@ -87,9 +88,10 @@ def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]
     if len(arrays) != len(units.groups):
         raise InputError(f"signal {signal!r} has scores for {len(arrays)} groups; the map has {len(units.groups)}")
     without = set(scores.provenance.get("no_classes", ())) if signal == WASSERSTEIN else set()
-    scored = [g for g in units.prunable if units.groups[g].name not in without]
+    scored = [g for g in units.scored if units.groups[g].name not in without]
     if not scored:
-        raise InputError(f"{role}={signal!r}: every group was heard in fewer than two classes; use another signal")
+        why = "was heard in fewer than two classes" if without else "is what no input changes"
+        raise InputError(f"{role}={signal!r}: every group {why}; use another signal")
     return {g: _checked(units.groups[g], repr(signal), arrays[g]) for g in scored}
 
 

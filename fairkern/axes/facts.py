@@ -67,18 +67,21 @@ class Freeze(Fact):
 
 @dataclass(frozen=True, eq=False)
 class Factors(Fact):
-    """A view that splits or merges tracked positions: `flat[i, j, …]` stands for `factors[0][i], factors[1][j], …`.
+    """A view that splits or merges tracked positions, or channels that lie in groups: `flat[i, j, …]` stands for
+    `factors[0][i], factors[1][j], …`.
 
-    Which factor carries the unit is decided when all is known (`solver.py`).
+    Which factor carries the unit is decided when all is known (`solver.py`). With a reason why others stay then, the
+    first one does wherever it may: whole groups of a grouped convolution, and not one channel of each.
     """
 
     flat: np.ndarray  # [n0, n1, …]
     factors: tuple[np.ndarray, ...]  # [n0], [n1], …
+    first: str = ""
 
     def moved(self, to: Relocation) -> Factors | None:
         if not any(to.own[nodes].any() for nodes in (self.flat, *self.factors)):
             return None
-        return Factors(to.nodes[self.flat], tuple(to.nodes[nodes] for nodes in self.factors))
+        return replace(self, flat=to.nodes[self.flat], factors=tuple(to.nodes[nodes] for nodes in self.factors))
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +120,7 @@ class Contraction(Fact):
     inner: bool = False  # a recurrent layer reads its own unit, which is scored where it leaves
     side: Side = Side.INPUT  # of the tap
     summed: bool = False  # a sum over the weight itself: it is silenced here, and heard where it is contracted
+    whole: np.ndarray | None = None  # groups of a convolution: it contracts within them, unless they go as a whole
     still: bool = False  # no input changes the activation: no sample tells its units apart, so nothing to tap
 
     @property
@@ -132,6 +136,7 @@ class Contraction(Fact):
             nodes=to.nodes[self.nodes],
             activation=to.track(self.activation),
             site=to.site(self.site),
+            whole=None if self.whole is None else to.nodes[self.whole],
         )
 
 

@@ -166,7 +166,7 @@ class Graph:
 
     def factors_of(self, flat: np.ndarray) -> tuple[np.ndarray, ...] | None:
         """What was merged or split to give exactly these positions; None if nothing was."""
-        same = (f.factors for f in reversed(self.factors) if np.array_equal(f.flat.reshape(-1), flat))
+        same = (f.factors for f in reversed(self.factors) if not f.first and np.array_equal(f.flat.reshape(-1), flat))
         return next(same, None)
 
     def split(self, dim: Dim, sizes: Sequence[int]) -> list[Dim]:

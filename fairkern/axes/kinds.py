@@ -44,7 +44,7 @@ def kept_units(model: nn.Module, tracing: Tracing, solver: Solver) -> Iterator[K
 
     parts = np.zeros(solver.count, dtype=bool)
     for relation in graph.factors:
-        for ids in relation.factors:
+        for ids in () if relation.first else relation.factors:
             parts[solver.labels[ids]] = True
     for product in graph.products:
         if parts[solver.labels[product.nodes]].all():

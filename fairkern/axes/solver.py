@@ -97,6 +97,10 @@ class Solver:
         """Which of these nodes lie in components that nothing freezes."""
         return self.component_reason[self.labels[nodes.reshape(-1)]] == FREE
 
+    def meet(self, a: np.ndarray, b: np.ndarray) -> bool:
+        """Whether any of these nodes goes with any of those."""
+        return bool(np.isin(self.labels[a], self.labels[b]).any())
+
     def reason(self, nodes: np.ndarray) -> str | None:
         """Why all of these nodes stay; None if any of them may go."""
         codes = self.component_reason[self.labels[nodes.reshape(-1)]]
@@ -120,7 +124,7 @@ def decide_factors(solver: Solver, factors: Iterable[Factors], read: np.ndarray,
     alone positions still differ; then one that meets a factor already chosen; then the larger. Ties are decided one per
     connected neighbourhood and round, so that every decision sees the ones before it: first those that meet a choice,
     then those of positions that a weight contracts over (`read`: per node), since the number of tokens must not decide
-    over heads. What no weight reads stays.
+    over heads. What no weight reads stays. A factor that goes before others is chosen when nothing is certain any more.
     """
     open_ = list(factors)
     chosen = np.zeros(solver.n, dtype=bool)
@@ -135,7 +139,12 @@ def decide_factors(solver: Solver, factors: Iterable[Factors], read: np.ndarray,
                 continue
             certain = True
             _choose(solver, chosen, relation, candidates[0] if len(candidates) == 1 else None)
-        if not certain:
+        leading = [] if certain else [relation for relation in rest if relation.first]
+        for relation in leading:
+            _choose(solver, chosen, relation, 0)
+        if leading:
+            rest = [relation for relation in rest if not relation.first]
+        elif not certain:
             rest = _break_ties(solver, chosen, _spread(solver, read), rest)
         solver.relabel()
         chosen = _spread(solver, chosen)
@@ -152,7 +161,7 @@ def _spread(solver: Solver, nodes: np.ndarray) -> np.ndarray:
 def _candidates(solver: Solver, relation: Factors) -> list[int]:
     """The factors that may carry the unit. Where each leaves only one unit, all that are free."""
     free = [k for k, ids in enumerate(relation.factors) if solver.free(ids).any()]
-    if len(free) < 2:
+    if len(free) < 2 or relation.first:
         return free
     carrier = _carrier(solver, relation)
     several = [k for k in free if not _collapses(solver, relation, k)]
@@ -225,7 +234,7 @@ def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int |
             stays = solver.reason(ids)
             if stays is not None and stays != ANOTHER:
                 solver.lost.append((relation.flat, stays))
-            solver.freeze(ids, ANOTHER)
+            solver.freeze(ids, relation.first or ANOTHER)
     ids = relation.factors[winner]
     shape = [1] * relation.flat.ndim
     shape[winner] = -1

@@ -71,7 +71,7 @@ def _read(graph: Graph) -> np.ndarray:
     """Per node: whether a weight contracts over it."""
     read = np.zeros(graph.nodes, dtype=bool)
     for c in graph.contractions:
-        if not c.summed:
+        if not c.summed and c.whole is None:
             read[c.nodes] = True
     return read
 
@@ -90,10 +90,11 @@ def _whole(view: Factors) -> np.ndarray:
 def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver) -> Solution:
     graph = tracing.graph
     decide_factors(solver, graph.factors, _read(graph), tracing.deadline)
-    _freeze_unconsumed(solver, graph)
+    contractions = [c for c in graph.contractions if c.whole is None or not solver.meet(c.whole, c.nodes)]
+    _freeze_unconsumed(solver, contractions)
     places = Places.of(tracing, solver.labels)
     grouping = Grouping.of(places, solver)
-    groups = _told(_groups(model, graph, routing, places, grouping), grouping, solver)
+    groups = _told(_groups(model, graph, contractions, routing, places, grouping), grouping, solver)
     sizes = Extents(grouping, [g.units for g in groups])
     params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
     flops = tuple(flop_terms(tracing, sizes))
@@ -125,32 +126,38 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     return Solution(units.freeze(sizes.uneven), sites, compared, filled)
 
 
-def _freeze_unconsumed(solver: Solver, graph: Graph) -> None:
+def _freeze_unconsumed(solver: Solver, contractions: Sequence[Contraction]) -> None:
     """What no weight reads, or where it could not be heard, stays."""
     consumed, tapped, still = (np.zeros(solver.count, dtype=bool) for _ in range(3))
-    for c in graph.contractions:
+    for c in contractions:
         if c.summed:
             continue
         consumed[solver.labels[c.nodes]] = True
-        still[solver.labels[c.nodes]] |= c.still
+        still[solver.labels[c.nodes]] |= c.still and not c.training
         if c.untapped or c.inner:
             continue
         tapped[solver.labels[c.nodes]] = True
         if c.activation is None or c.dim < 0:
             solver.freeze(c.nodes, f"its consumer {c.op} reads nothing that could be tapped")
-    for c in graph.contractions:
+    for c in contractions:
         if c.summed and not consumed[solver.labels[c.nodes]].any():
             solver.freeze(c.nodes, f"{c.op} runs over it")
     solver.freeze(np.flatnonzero(~consumed[solver.labels]), NOT_READ)
-    solver.freeze(np.flatnonzero((still & ~tapped)[solver.labels]), "no input changes it, so that no sample scores it")
-    solver.freeze(np.flatnonzero(~tapped[solver.labels]), "is consumed in train mode only, or by its own layer")
+    solver.freeze(
+        np.flatnonzero(~(tapped | still)[solver.labels]), "is consumed in train mode only, or by its own layer"
+    )
     solver.relabel()
 
 
 def _groups(
-    model: nn.Module, graph: Graph, routing: Routing, places: Places, grouping: Grouping
+    model: nn.Module,
+    graph: Graph,
+    found: Sequence[Contraction],
+    routing: Routing,
+    places: Places,
+    grouping: Grouping,
 ) -> tuple[AxisGroup, ...]:
-    contractions, productions = _by_group(graph.contractions, grouping), _by_group(graph.productions, grouping)
+    contractions, productions = _by_group(found, grouping), _by_group(graph.productions, grouping)
     rankings = _by_group(graph.rankings, grouping)
     modules = dict(model.named_modules())
     groups = []

@@ -52,13 +52,13 @@ class Point:
 
 
 def points_of(units: UnitMap, side: Side) -> list[Point]:
-    """Every point at which a prunable group can be heard, in the order of the groups; experts have points of their own.
+    """Every point at which a scored group can be heard, in the order of the groups; experts have points of their own.
 
     `side`: INPUT for the consumers' inputs, OUTPUT for what the producing layers return.
     Raises InputError for a group without such a tap.
     """
     merged: dict[tuple[object, ...], list[tuple[int, Tap]]] = {}
-    for g in units.prunable:
+    for g in units.scored:
         group = units.groups[g]
         taps = group.taps if side is Side.INPUT or any(tap.side.whole for tap in group.taps) else group.outputs
         if not taps:
@@ -77,7 +77,7 @@ def expert_points(model: nn.Module, units: UnitMap) -> list[Point]:
     """
     layouts = fused_experts(model)
     points = []
-    for g in units.prunable:
+    for g in units.scored:
         group = units.groups[g]
         for tap in group.taps:
             if not tap.side.of_experts:
@@ -96,7 +96,7 @@ def expert_points(model: nn.Module, units: UnitMap) -> list[Point]:
 
 def hidden_points(units: UnitMap) -> list[Point]:
     """States of recurrent layers that their own weights read, once each; their units are scored elsewhere."""
-    taps = {tap.name: tap for g in units.prunable for tap in units.groups[g].taps if tap.side is Side.HIDDEN}
+    taps = {tap.name: tap for g in units.scored for tap in units.groups[g].taps if tap.side is Side.HIDDEN}
     return [Point(name, tap.sites, tap.side, tap.dim, tap.length, ()) for name, tap in taps.items()]
 
 

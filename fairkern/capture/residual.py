@@ -21,7 +21,7 @@ from fairkern.types import AxisGroup, Moments, Side, Tap, UnitMap
 def residual(
     model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
 ) -> dict[int, np.ndarray]:
-    """Per prunable group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
+    """Per scored group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
 
     That is the second-order saliency of Optimal Brain Surgeon, with the squared gradient for the curvature (Fisher's),
     taken to be the same in all directions of what the consumers give: the squared error that is left there, times the
@@ -40,7 +40,7 @@ def residual(
     """
     tensors = named_tensors(model)
     scores = {}
-    for g in units.prunable:
+    for g in units.scored:
         group = units.groups[g]
         if any(tap.side.whole for tap in group.taps):
             scores[g] = _whole(group, moments, powers)

@@ -29,10 +29,10 @@ from fairkern.types import Moments, Scores, Side, UnitMap
 def capture(
     model: nn.Module, loader: Iterable[Any], loss_fn: LossFunction | None, units: UnitMap, settings: Settings
 ) -> Scores:
-    """Score every prunable unit of `units` in one pass over `loader`; `model` is left as it was.
+    """Score every unit of `units` that may be cut and that inputs change, in one pass over `loader`.
 
-    The first pass gives R, the means and U. Blocks of units whose class samples did not fit `memory_budget`
-    get their U from further passes, forward only.
+    `model` is left as it was. The first pass gives R, the means and U. Blocks of units whose class samples did not fit
+    `memory_budget` get their U from further passes, forward only.
 
     Raises InputError (batches, labels, options, a loss that does not depend on the model, a loader that cannot
     be iterated twice when that is needed), NonFiniteError. What loader, model and loss raise passes through.
@@ -54,6 +54,8 @@ def _captured(
     """Under `ambient` the model and its loss run, and nothing else."""
     if not units.prunable:
         raise InputError("no group of the unit map may be cut; print(units.explain()) gives the reasons")
+    if not units.scored:
+        raise InputError("no input changes any of the groups that may be cut: there is nothing to score")
     points, moments, states = _listened(model, units, settings)
     clock = Clock("pass", "wasserstein", "residual")
     with untouched(model), in_place(model):
@@ -76,7 +78,7 @@ def _captured(
             utilization.update(store.utilization())
             stores.append(store)
     compared = by_group(utilization.items(), largest=True)
-    alone = [g for g in units.prunable if settings.class_of is not False and not _whole(compared, g, units)]
+    alone = [g for g in units.scored if settings.class_of is not False and not _whole(compared, g, units)]
     signals = (
         {} if settings.class_of is False else {"wasserstein": {g: u for g, u in compared.items() if g not in alone}}
     )

@@ -1,4 +1,4 @@
-"""Kinds of units (channels, heads, experts) of which none goes, and why."""
+"""Units that a plan leaves alone, and why: kinds (channels, heads, experts) of which none goes; what has no score."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ def held_kinds(units: UnitMap) -> dict[str, str]:
         if kind not in free:
             found.setdefault(kind, []).append((name, reason))
     return {kind: _said(stays) for kind, stays in found.items()}
+
+
+def unscored(units: UnitMap) -> list[str]:
+    """A line on the groups that could be cut and that no sample scores, if there are any."""
+    names = [units.groups[g].name for g in sorted({*units.prunable} - {*units.scored})]
+    why = "no sample scores it, and plans that go by what was measured leave it alone"
+    return [f"no input changes what is in {_several(names)}: {why}"] if names else []
 
 
 def left_alone(units: UnitMap, removed: Sequence[IndexArray]) -> list[str]:

@@ -82,13 +82,14 @@ def _matplotlib() -> Any:
 
 
 def _signal(scores: Scores, plan: Plan, role: str) -> list[FloatArray]:
-    """The plan's removal or protection signal, an array per plan group."""
+    """The plan's removal or protection signal, an array per plan group; empty where it has none and loses nothing."""
     name = plan.request.get(role, {"removal": "wasserstein", "protect": "taylor"}[role])
     if name not in scores.signals:
         raise InputError(f"the plan was made with {role}={name!r}; these scores hold {sorted(scores.signals)}")
     by_name = {group.name: values for group, values in zip(scores.units.groups, scores.signals[name], strict=True)}
     for group in plan.groups:
-        if group.name not in by_name or len(by_name[group.name]) != group.total:
+        expected = (group.total,) if group.removed.size else (0, group.total)
+        if group.name not in by_name or len(by_name[group.name]) not in expected:
             raise InputError(f"the scores have no {name} of the {group.total} units of group {group.name!r}")
     return [by_name[group.name] for group in plan.groups]
 
@@ -139,6 +140,8 @@ def _curves(
 ) -> None:
     many = len(plan.groups) > 30
     for group, u, r, colour in zip(plan.groups, removal, protect, colours, strict=True):
+        if not (len(u) and len(r)):
+            continue
         sets = zip(u.reshape(group.sets, -1), r.reshape(group.sets, -1), strict=True)
         curve = np.mean([tod_curve(torch.from_numpy(a), torch.from_numpy(b)).numpy() for a, b in sets], axis=0)
         share = 100 * np.arange(1, group.units + 1) / group.units
@@ -179,9 +182,11 @@ def _curves(
 def _scatter(
     axes: Axes, groups: Sequence[PlanGroup], removal: Sequence[FloatArray], protect: Sequence[FloatArray]
 ) -> None:
-    sets = [(g, row) for g in groups for row in g.removed.reshape(g.sets, -1)]
+    shown = [(g, u, r) for g, u, r in zip(groups, removal, protect, strict=True) if len(u) and len(r)]
+    sets = [(g, row) for g, _, _ in shown for row in g.removed.reshape(g.sets, -1)]
     gone = np.concatenate([np.isin(np.arange(g.units), row) for g, row in sets]) if sets else np.zeros(0, bool)
-    x, y = (np.concatenate([_by_median(v) for v in values] or [np.zeros(0)]) for values in (removal, protect))
+    both = ([u for _, u, _ in shown], [r for _, _, r in shown])
+    x, y = (np.concatenate([_by_median(v) for v in values] or [np.zeros(0)]) for values in both)
     size = float(np.clip(9000 / max(1, len(x)), 3.0, 18.0))
     for which, colour, label, alpha in ((~gone, _KEPT, "stays", 0.6), (gone, _REMOVED, "removed", 0.75)):
         text = f"{label} ({int(which.sum()):,})"

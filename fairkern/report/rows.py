@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from fairkern.artefacts.files import package_version
+from fairkern.plans.left_alone import unscored
 from fairkern.types import Plan, Report, Scores
 
 
@@ -52,7 +53,9 @@ def summary(
             "config": {c.name: [c.before, c.after] for c in plan.config},
             "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,
-            "notes": [] if scores is None else [*scores.units.notes, *_without_classes(scores)],
+            "notes": []
+            if scores is None
+            else [*scores.units.notes, *unscored(scores.units), *_without_classes(scores)],
             "scoring": {} if scores is None else dict(scores.provenance),
         },
         versions=versions(),

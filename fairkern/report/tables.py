@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fairkern.plans.left_alone import held_kinds
+from fairkern.plans.left_alone import held_kinds, unscored
 from fairkern.types import Axis, AxisGroup, FrozenAxis, Report, UnitMap
 
 _SHOWN_REASONS = 12
@@ -73,7 +73,7 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
         parts.append(_axes_table(units.frozen))
     proven = "proven: pruned equals masked" if units.proven else "not proven"
     held = [f"no {kind} can be cut: {why}" for kind, why in held_kinds(units).items()]
-    parts.append(Text("\n".join([proven, *held, *_adapted(units), *units.notes]), style="dim"))
+    parts.append(Text("\n".join([proven, *held, *unscored(units), *_adapted(units), *units.notes]), style="dim"))
     return Group(*parts)
 
 

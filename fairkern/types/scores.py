@@ -53,9 +53,10 @@ class Scores:
     """Per group and unit: removal and protection signals, and what a later stage needs of the same pass.
 
     `signals["wasserstein"][g]` is the U-score and `signals["taylor"][g]` the R-score of group `g`:
-    float64 `[sets · units]`, empty for a frozen group. `means[tap name]` is the mean activation per tap position,
-    float64 `[length]`. `moments[tap name]` is there, for every tap that consumers read, if scoring was asked to keep
-    them. `grids[tap name]`, where units have places behind their dimension: how many samples had a grid of which size.
+    float64 `[sets · units]`, empty for a group that is frozen or that no input changes. `means[tap name]` is the mean
+    activation per tap position, float64 `[length]`. `moments[tap name]` is there, for every tap that consumers read, if
+    scoring was asked to keep them. `grids[tap name]`, where units have places behind their dimension: how many samples
+    had a grid of which size.
     `provenance` says how they came about: settings, sample counts, backends, seconds.
     """
 

@@ -144,7 +144,8 @@ class Tap:
 class AxisGroup:
     """All units that touch the same axes: what the paper calls a layer.
 
-    `taps` are the inputs of the consumers, `outputs` what the producing layers return (the paper's tap).
+    `taps` are the inputs of the consumers, `outputs` what the producing layers return (the paper's tap). Without taps,
+    no input changes the units, and no sample scores them.
     `frozen` is None, or why no unit of this group may be cut. At least `least` units stay (an expert for each that
     a token is sent to); where a plan cuts the group, a whole `multiple` of units stays (what a kernel asks for). Where
     `sets` is above 1, `units` are those of one set.
@@ -335,6 +336,11 @@ class UnitMap:
     def prunable(self) -> tuple[int, ...]:
         """Indices of the groups that may be cut."""
         return tuple(i for i, group in enumerate(self.groups) if group.frozen is None)
+
+    @property
+    def scored(self) -> tuple[int, ...]:
+        """Indices of those that samples score: without what no input changes, which is heard nowhere."""
+        return tuple(i for i in self.prunable if self.groups[i].taps)
 
     def without_observed(self, groups: Iterable[int], value: int | None = None) -> UnitMap:
         """The same map without observed attributes that follow any of these groups; of one value only, if given."""

@@ -106,6 +106,7 @@ MOVES: list[tuple[Fact, Fact | None]] = [
     (Freeze(ids(0, 2), "why", Unless.NEVER), Freeze(ids(4), "why", Unless.NEVER)),
     (Freeze(ids(2), "why", Unless.LISTED), None),
     (Factors(ids(0, 1), (ids(0), ids(2, 3))), Factors(ids(4, 5), (ids(4), ids(2, 3)))),
+    (Factors(ids(0, 1), (ids(0), ids(2, 3)), "why"), Factors(ids(4, 5), (ids(4), ids(2, 3)), "why")),
     (Factors(ids(2, 3), (ids(2), ids(3))), None),
     (Ranking(ids(0, 2), 2), Ranking(ids(4, 2), 2)),
     (Ranking(ids(3), 1), None),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fairkern.axes.dims import Dim, Track
 from fairkern.axes.rules._call import Call
-from fairkern.axes.rules.contraction import consume, produce
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
+from fairkern.axes.rules.weights import consume, produce
 
 
 @rule("mv", "addmv", "dot")
