@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
+from bench.reliability.signing import put_together, taken_apart
 
 Draw = np.random.Generator
 Way = Callable[[bytes, bytes, Draw], bytes]  # the file, another valid one of its kind, the draw
@@ -180,15 +181,8 @@ def entries(data: bytes, other: bytes, draw: Draw) -> bytes:
     return _written(content, draw)
 
 
-def _taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
-    (length,) = struct.unpack("<Q", data[:8])
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
 def _put_together(header: bytes, body: bytes, draw: Draw) -> bytes:
-    if draw.random() < 0.8:
-        header += b" " * (-len(header) % 8)
-    return struct.pack("<Q", len(header)) + header + body
+    return put_together(header + (b" " * (-len(header) % 8) if draw.random() < 0.8 else b""), body)
 
 
 def _tensors(header: dict[str, Any]) -> list[str]:
@@ -212,7 +206,7 @@ def _pair(header: dict[str, Any], draw: Draw) -> tuple[str, str]:
 
 def tensors(data: bytes, other: bytes, draw: Draw) -> bytes:
     """A safetensors file whose tensors are swapped, zeroed, relabelled, renamed, turned, or taken from another."""
-    header, body = _taken_apart(data)
+    header, body = taken_apart(data)
     names, how = _tensors(header), draw.random()
     name = names[int(draw.integers(len(names)))]
     entry = header[name]
@@ -240,7 +234,7 @@ def tensors(data: bytes, other: bytes, draw: Draw) -> bytes:
     elif how < 0.8:
         header[f"{name}x"] = header.pop(name)
     elif how < 0.9:
-        foreign, values = _taken_apart(other)
+        foreign, values = taken_apart(other)
         if name in foreign and foreign[name]["shape"] == entry["shape"]:
             (start, stop), (a, b) = entry["data_offsets"], foreign[name]["data_offsets"]
             body = body[:start] + values[a:b] + body[stop:]
@@ -254,8 +248,8 @@ def tensors(data: bytes, other: bytes, draw: Draw) -> bytes:
 
 def metadata(data: bytes, other: bytes, draw: Draw) -> bytes:
     """A safetensors file with entries of its metadata edited, also of the JSON that is written within it."""
-    header, body = _taken_apart(data)
-    said, foreign = header["__metadata__"], _taken_apart(other)[0]["__metadata__"]
+    header, body = taken_apart(data)
+    said, foreign = header["__metadata__"], taken_apart(other)[0]["__metadata__"]
     nested = [key for key, text in said.items() if text.startswith("{")]
     if nested and draw.random() < 0.8:
         key = nested[0]

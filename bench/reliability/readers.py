@@ -34,6 +34,7 @@ def main(kind_name: str, options: list[str]) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED):
         import fairkern as fk
         from bench.reliability.damages import damaged
+        from bench.reliability.signing import signed, whole
         from bench.reliability.subjects import KINDS, Made, make
 
     warnings.simplefilter("ignore")
@@ -58,14 +59,13 @@ def main(kind_name: str, options: list[str]) -> None:
         (corpus / str(i)).write_bytes(data)
 
     def mutated(data: bytes, most: int, seed: int) -> bytes:
-        """A change that knows the layout, or one of the fuzzer's own."""
+        """A change that knows the layout, or one of the fuzzer's own; mostly with the sum made anew."""
         draw = np.random.default_rng(seed)
-        if draw.random() < 0.5:
-            try:
-                return damaged(name, data, files[int(draw.integers(len(files)))], draw)[1][:most]
-            except Exception:  # what is damaged already has no layout to know
-                pass
-        return atheris.Mutate(data, most)
+        if draw.random() < 0.5 and whole(name, data):
+            data = damaged(name, data, files[int(draw.integers(len(files)))], draw)[1]
+        else:
+            data = atheris.Mutate(data, most)
+        return (signed(name, data) if draw.random() < 0.8 else data)[:most]
 
     def one(data: bytes) -> None:
         (place / name).write_bytes(data)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fairkern as fk
 from bench.provenance import ROOT
 from bench.reliability import __main__ as command
 from bench.reliability import (
@@ -30,6 +31,7 @@ from bench.reliability import (
 )
 from bench.reliability.damages import BYTES, JSON_WAYS, TENSOR_WAYS, damaged
 from bench.reliability.rows import Row, Tally
+from bench.reliability.signing import signed
 from bench.reliability.subjects import KINDS, Made, make, mirrored, retrained
 
 
@@ -209,3 +211,25 @@ def test_the_page_speaks_of_every_part() -> None:
     assert set(command.PARTS) == set(page.ABOUT)
     text = (ROOT / "docs" / "reliability.md").read_text()
     assert re.findall(r"^## (\w+)", text, re.MULTILINE)[: len(command.PARTS)] == [p.capitalize() for p in command.PARTS]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_sums_are_made_anew(name: str, made: Made, tmp_path: Path) -> None:
+    kind, path = KINDS[name], tmp_path / KINDS[name].file
+    kind.write(made, tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(signed(kind.file, data))
+    expected = kind.read(tmp_path, made.name)
+    was, becomes = {"latency table": (b"3.25", b"3.26"), "report": (b'"cut": 0.5', b'"cut": 0.6')}.get(
+        name, (b"Convolutions", b"Konvolutions")
+    )
+    changed = data.replace(was, becomes)
+    path.write_bytes(changed)
+    with pytest.raises(fk.ArtefactError, match="does not have the sum"):
+        kind.read(tmp_path, made.name)
+    path.write_bytes(signed(kind.file, changed))
+    if name == "folder's plan":  # the weights name another
+        with pytest.raises(fk.ArtefactError, match="was written with another plan"):
+            kind.read(tmp_path, made.name)
+    else:
+        assert (kind.read(tmp_path, made.name) == expected) == (name == "weights")  # which names the model for people
