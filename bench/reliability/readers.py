@@ -34,7 +34,7 @@ def main(kind_name: str, options: list[str]) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED):
         import fairkern as fk
         from bench.reliability.damages import damaged
-        from bench.reliability.signing import signed, whole
+        from bench.reliability.signing import NO_LAYOUT, signed
         from bench.reliability.subjects import KINDS, Made, make
 
     warnings.simplefilter("ignore")
@@ -61,10 +61,12 @@ def main(kind_name: str, options: list[str]) -> None:
     def mutated(data: bytes, most: int, seed: int) -> bytes:
         """A change that knows the layout, or one of the fuzzer's own; mostly with the sum made anew."""
         draw = np.random.default_rng(seed)
-        if draw.random() < 0.5 and whole(name, data):
-            data = damaged(name, data, files[int(draw.integers(len(files)))], draw)[1]
-        else:
-            data = atheris.Mutate(data, most)
+        try:
+            knowing = draw.random() < 0.5
+            changed = damaged(name, data, files[int(draw.integers(len(files)))], draw)[1] if knowing else data
+        except NO_LAYOUT:
+            changed = data
+        data = atheris.Mutate(data, most) if changed == data else changed
         return (signed(name, data) if draw.random() < 0.8 else data)[:most]
 
     def one(data: bytes) -> None:

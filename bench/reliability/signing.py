@@ -9,6 +9,9 @@ from typing import Any
 
 from fairkern.artefacts.files import SUM
 
+NO_LAYOUT = (ValueError, LookupError, RecursionError, struct.error, TypeError, AttributeError)
+"""What the code here, and of `damages.py`, may raise for a file that has been damaged before."""
+
 _METADATA = "__metadata__"
 
 
@@ -20,24 +23,6 @@ def taken_apart(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 def put_together(header: bytes, body: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + body
-
-
-def whole(name: str, data: bytes) -> bool:
-    """Whether a file of that name still has a layout that can be changed entry by entry."""
-    try:
-        if name.endswith(".json"):
-            return isinstance(json.loads(data), dict)
-        header, _ = taken_apart(data)
-        entries = [header[key] for key in header if key != _METADATA]
-        texts = isinstance(header[_METADATA], dict) and all(isinstance(v, str) for v in header[_METADATA].values())
-        return texts and len(entries) > 0 and all(_is_entry(entry) for entry in entries)
-    except (ValueError, KeyError, RecursionError, struct.error, TypeError):
-        return False
-
-
-def _is_entry(entry: Any) -> bool:
-    start, stop = entry["data_offsets"]
-    return isinstance(entry["shape"], list) and 0 <= start <= stop and isinstance(entry["dtype"], str)
 
 
 def signed(name: str, data: bytes) -> bytes:
@@ -62,7 +47,7 @@ def signed(name: str, data: bytes) -> bytes:
         texts[SUM] = _sum({"metadata": said, "tensors": tensors})
         text = json.dumps(header, ensure_ascii=False).encode()
         return put_together(text + b" " * (-len(text) % 8), body)
-    except (ValueError, KeyError, RecursionError, struct.error, TypeError):
+    except NO_LAYOUT:
         return data
 
 
