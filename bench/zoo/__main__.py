@@ -18,7 +18,7 @@ from typing import Any
 from bench.provenance import ROOT, provenance, versions, write_results, write_whole
 from bench.zoo.catalogue import entries
 from bench.zoo.reload import Reloader
-from bench.zoo.row import Row, examine
+from bench.zoo.row import HEAVY, LARGE, Row, examine
 from bench.zoo.uses import WIDE, Uses
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
@@ -42,8 +42,9 @@ it was not tried. `torch-pruning`: layers left alone here of which torch-pruning
 is left gives what the model gives with those silenced; – where it cannot build its graph of the model.
 
 `trace` is the processor time of tracing in float32 without the proof, the forward pass included, `proof` that of
-tracing and proving in float64. Models above 200 million parameters, and those whose code does not bear float64, are
-proven and cut in float32: their `error` is that of float32, and marked so.
+tracing and proving in float64. Models above {LARGE // 10**6} million parameters, and those whose code does not bear
+float64, are proven and cut in float32: their `error` is that of float32, and marked so. Training, own batches and
+torch-pruning are not tried on models above {HEAVY // 10**6} million parameters.
 
 """
 _COLUMNS = (
