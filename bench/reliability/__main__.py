@@ -1,7 +1,7 @@
 """`python -m bench.reliability [PART …]`: what was tried to break the product: docs/reliability.md and a results file.
 
 Parts: those of `PARTS`; rows of parts that are not run stay as they were. `--count` and `--seed` are for one part;
-`--document` only writes the document anew. Both files are written after every part.
+`--document` only writes the document anew. Both files are written after every row.
 """
 
 from __future__ import annotations
@@ -48,13 +48,20 @@ def main(arguments: Sequence[str]) -> int:
         write_whole(PAGE, written())
         return 0
     for name in chosen.parts or PARTS:
-        rows = list(told(PARTS[name].run, name, chosen.seed, chosen.count))
-        kept = {part: found for part, found in stored().items() if part in PARTS and part != name}
-        parts = {part: rows if part == name else kept[part] for part in PARTS if part == name or part in kept}
-        content = [asdict(row) for found in parts.values() for row in found]
-        write_results(RESULTS, packages=versions(PACKAGES), rows=content)
-        write_whole(PAGE, written())
+        new: list[Row] = []
+        for row in told(PARTS[name].run, name, chosen.seed, chosen.count):
+            new.append(row)
+            store(name, new, [old for old in stored().get(name, ()) if old.case not in {row.case for row in new}])
+        store(name, new, [])
     return 1 if any(row.wrong for found in stored().values() for row in found) else 0
+
+
+def store(name: str, new: Sequence[Row], old: Sequence[Row]) -> None:
+    """Both files with these rows of a part, and with those of the other parts as they were."""
+    rows = {**stored(), name: [*new, *old]}
+    content = [asdict(row) for part in PARTS for row in rows.get(part, ())]
+    write_results(RESULTS, packages=versions(PACKAGES), rows=content)
+    write_whole(PAGE, written())
 
 
 def told(run: Callable[..., Iterator[Row]], name: str, seed: int | None, count: int | None) -> Iterator[Row]:

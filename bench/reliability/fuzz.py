@@ -18,8 +18,8 @@ from bench.reliability import native_fuzz
 from bench.reliability.rows import Row, Tally
 from bench.reliability.subjects import KINDS
 
-COUNT, SEED = 1_250_000, 0
-NATIVE = 0.8  # share of the executions
+COUNT, SEED = 1_200_000, 0
+NATIVE = 0.9  # share of the executions
 READ, FOUND = "read or ArtefactError", native_fuzz.FOUND
 MEMORY = 2048  # megabytes: of a process with torch in it; the files are below 100 kB
 

@@ -17,7 +17,7 @@ from bench.provenance import ROOT
 from bench.reliability.rows import Row, Tally
 
 HERE = Path(__file__).parent / "native"
-SHARES = {"gather": 8, "tod_curves": 5, "taylor": 4, "project": 2, "wasserstein_1d": 0.6, "class_wasserstein": 0.4}
+SHARES = {"gather": 45, "tod_curves": 24, "taylor": 16, "project": 9, "wasserstein_1d": 3.5, "class_wasserstein": 2.5}
 FLAGS = (
     *("-std=c++17", "-O1", "-g1", "-ffp-contract=off", f"-I{ROOT / 'csrc'}", f"-I{HERE / 'without_python'}"),
     *("-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined"),
