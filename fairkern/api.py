@@ -323,7 +323,7 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
 
 @stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
-    """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
+    """Write a pruned model: safetensors weights and the plan, in one folder; a new one is complete or absent."""
     options.instance("small", small, nn.Module, options.MODEL)
     _check_plan(plan)
     compact.save_pruned(small, plan, options.place("folder", folder))

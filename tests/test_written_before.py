@@ -21,10 +21,9 @@ from tests.fixtures.models import MODELS, PLANNING, batches, build
 pytestmark = pytest.mark.filterwarnings("ignore:.*was written before files had a sum")
 
 FOLDER = Path(__file__).parent / "fixtures" / "eb63876"
+SUMMED = Path(__file__).parent / "fixtures" / "d62281e"  # the first whose files have sums
 CUT = {**{name: name for name in MODELS}, "steps": "convolutions", "latency": "convolutions"}  # folder → its model
 PRUNED = [name for name in CUT if name != "latency"]
-
-
 OWN = ("fairkern", "schema", "sha256", "plan")  # the version that wrote a file and its layout, and sums
 
 
@@ -172,3 +171,37 @@ def test_every_kind_of_content_is_there() -> None:
     assert [name for name, s in scores.items() if "wasserstein" not in s.signals] == ["attention", "configured"]
     assert "convolutions" in [name for name, s in scores.items() if s.grids]
     assert [name for name, s in scores.items() if s.units.config] == ["configured"]
+
+
+@pytest.mark.filterwarnings("error:.*had a sum")
+def test_files_with_sums_are_read_without_a_note(tmp_path: Path) -> None:
+    """Sums that were written then are those of today, so that no such file is ever taken for a damaged one."""
+    folder = SUMMED / "convolutions"
+    fk.Scores.load(folder / "scores.safetensors").save(tmp_path / "scores.safetensors")
+    assert tensors(tmp_path / "scores.safetensors") == tensors(folder / "scores.safetensors")
+    fk.Plan.load(folder / "plan.json").save(tmp_path / "plan.json")
+    fk.Report.load(folder / "report.json").save(tmp_path / "report.json")
+    save_latency(load_latency(SUMMED / "latency" / "latency.json"), tmp_path / "latency.json")
+    fk.Plan.load(SUMMED / "latency" / "plan.json")
+    for name in ("convolutions/plan.json", "convolutions/report.json", "latency/latency.json"):
+        assert content(tmp_path / Path(name).name) == content(SUMMED / name)
+    small, stored = (
+        fk.load_pruned(build("convolutions", seed=9), folder / "small"),
+        load_file(folder / "outputs.safetensors"),
+    )
+    with torch.no_grad():
+        assert difference(small(stored["x"]), stored["y"]) < 1e-12
+
+
+@pytest.mark.filterwarnings("default:.*had a sum")
+def test_files_without_sums_are_read_with_a_note() -> None:
+    folder = FOLDER / "convolutions"
+    for load in (
+        lambda: fk.Scores.load(folder / "scores.safetensors"),
+        lambda: fk.Plan.load(folder / "plan.json"),
+        lambda: fk.Report.load(folder / "report.json"),
+        lambda: load_latency(FOLDER / "latency" / "latency.json"),
+        lambda: fk.load_pruned(build("convolutions"), folder / "small"),
+    ):
+        with pytest.warns(UserWarning, match="written before files had a sum"):
+            load()

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import sys
 import warnings
 from collections import Counter
@@ -34,6 +35,7 @@ _OLDEST = {"scores": 2}
 _SUMMED = 4  # files of older schemas have no sum
 
 _HEADER = ("format", "schema", "fairkern", SUM)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DEEPEST = 64  # levels of lists and mappings within an entry that users fill
 
 
@@ -197,8 +199,14 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def parse(text: str) -> Any:
-    """`json.loads` of what JSON is: no NaN, no infinity (1e999 is one), no key twice. ValueError or RecursionError."""
-    return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_entries)
+    """`json.loads` of what JSON is: no NaN, no infinity (1e999 is one), no key twice, no half of a surrogate pair.
+
+    ValueError or RecursionError if it is not.
+    """
+    value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_entries)
+    if _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a pair of them is a character
+    return value
 
 
 def _no_number(constant: str) -> None:

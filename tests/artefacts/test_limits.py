@@ -140,6 +140,8 @@ def read(path: Path) -> None:
         (b'{"a": {}, "a": {}}', b"", "comes twice"),
         (b"\xff\xff", b"", "not a safetensors file"),
         (b"[" * 100_000, b"", "not a safetensors file"),
+        (b'{"__metadata__": {"a": "\\ud800"}}', b"", "not a safetensors file"),
+        (b'{"\\ud800": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}', b"", "not a safetensors file"),
         (b'{"a": 1e999}', b"", "1e999 is beyond every number"),
     ],
 )
