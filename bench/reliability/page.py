@@ -19,7 +19,7 @@ ordinary tests (`tests/bench/test_reliability.py`).
 _NOT = """## What this does not cover
 
 - Whoever writes a file and its sum anew on purpose is believed: a sum finds damage, not forgery. Files of before there
-  were sums have none, and are read with a note.
+  were sums have none, and are read with a warning.
 - Only this machine's system, file system and processor. Losing power is not tried, only killed processes.
 - Kernels of a GPU: their tests run with `pytest -m gpu`, memory errors with compute-sanitizer (CONTRIBUTING.md).
 - What torch, safetensors or a model's own code does wrong by itself.
