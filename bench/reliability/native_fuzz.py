@@ -100,7 +100,7 @@ def outcome(said: str, code: int) -> tuple[int, str]:
     (executed,) = re.findall(r"stat::number_of_executed_units: (\d+)", said) or ["0"]
     if code == 0:
         return int(executed), ""
-    lines = re.findall(
-        r"^(WRONG: .*|SUMMARY: .*|.*runtime error: .*|Base64: .*|.*Uncaught Python exception.*)$", said, re.M
-    )
+    telling = r"^(WRONG: .*|SUMMARY: .*|.*runtime error: .*|.*Uncaught Python exception.*)$"
+    lines = re.findall(telling, said, re.MULTILINE)
+    lines += re.findall(r"^Base64: .*$", said, re.MULTILINE)[-1:]  # the last input: those before it were slow
     return int(executed), " | ".join(lines)[:600] or f"exit code {code}: {said[-300:]}"

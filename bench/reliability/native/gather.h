@@ -20,9 +20,10 @@ struct Picked {
     i64 elements = 1, step = 1, span = 1;
     offset = given.rarely(3) ? given.between(1, 4) : 0;
     for (i64 d = dims - 1; d >= 0; --d) {
-      const i64 most = elements > 4096 ? 2 : d == dims - 1 && given.rarely(3) ? 1500 : 7;
+      const bool large = step > 1 << 12;  // enough: what follows is of one position
+      const i64 most = large ? 1 : d == dims - 1 && given.rarely(16) ? 1500 : 7;
       const i64 length = given.rarely(24) ? 0 : given.between(1, most);
-      const i64 positions = length + given.below(4);
+      const i64 positions = length + (large ? 0 : given.below(4));
       strides[d] = (given.rarely(16) ? 0 : step) * size;
       step *= positions + (given.rarely(8) ? 1 : 0);
       span += (positions ? positions - 1 : 0) * strides[d] / size;
