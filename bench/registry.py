@@ -94,6 +94,13 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "graphs",
+            "python -m bench.graphs",
+            "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",
+            "half an hour",
+            (),
+        ),
+        Entry(
             "reliability",
             "python -m bench.reliability",
             "damaged files, kills, interrupts, threads, fuzzing, random models, a soak, coverage: what came of them",
