@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 from bench.graphs import figures, run
 from bench.graphs.check import examine, one_thread
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=9)
     parser.add_argument("--scored-every", type=int, default=3)
     parser.add_argument("--reduce", type=int)
+    parser.add_argument("--rows", type=Path, help="a file for the rows, a line each")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     if options.reduce is not None:
@@ -47,6 +49,9 @@ def main() -> None:
     rows = []
     for row in run(range(first, last), most=options.most, scored_every=options.scored_every):
         rows.append(row)
+        if options.rows is not None:
+            with options.rows.open("a") as file:
+                file.write(json.dumps(asdict(row)) + "\n")
         if row.problem:
             print(row.seed, row.problem, row.pieces, flush=True)
     print(json.dumps(figures(rows), indent=1))
