@@ -30,6 +30,8 @@ from fairkern.prove import check_values, proven
 from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
 from fairkern.surroundings import check_ordinary, ordinary, stage
 
+RUN = "nothing can be computed with it; build the model on a real device, with its weights"
+
 
 @stage
 def trace(
@@ -119,7 +121,7 @@ def score(
     gram: bool = False,
     progress: bool = True,
 ) -> Scores:
-    """U-score and R-score of every prunable unit, in one pass over `loader`.
+    """U-score and R-score of every unit that can be cut and that inputs change, in one pass over `loader`.
 
     The pass is a forward and a backward for activation gradients only; no weight gradient is computed. The model
     runs in eval mode and is left as it was (parameters, buffers, modes, `.grad`, hooks, random state), also after
@@ -180,6 +182,7 @@ def score(
     """
     check_model(model)
     check_data(loader, loss_fn)
+    check_values(model, RUN)
     kind = choose(Recipe, "recipe", recipe)
     default = Reduction.SIGNED if kind is Recipe.PAPER else Reduction.PER_SAMPLE
     settings = Settings(
@@ -260,6 +263,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """
     check_model(model)
     check_data(loader)
+    check_values(model, RUN)
     with same_grads(model):
         return capture.recalibrate(model, loader)
 
@@ -326,7 +330,7 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
 
 @stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
-    """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
+    """Write a pruned model: safetensors weights and the plan, in one folder; a new one is complete or absent."""
     options.instance("small", small, nn.Module, options.MODEL)
     _check_plan(plan)
     compact.save_pruned(small, plan, options.place("folder", folder))
@@ -345,7 +349,8 @@ def info() -> dict[str, Any]:
 
 
 def check_model(model: object) -> None:
-    check_ordinary(options.instance("model", model, nn.Module, options.MODEL))
+    given = options.instance("model", model, nn.Module, options.MODEL)
+    check_ordinary((*given.named_parameters(), *given.named_buffers()))
 
 
 def check_data(loader: object, loss_fn: object = None) -> None:

@@ -16,6 +16,7 @@ from fairkern.axes.graph import Graph
 from fairkern.model.by_tensor import ByTensor
 from fairkern.model.nested import elements, tensors_in
 
+unseen = torch._C.DisableTorchFunction  # what our own code asks of a tensor inside is no call of the model's
 _DATA: Any = Tensor.data
 _TAKEN = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
 
@@ -47,7 +48,7 @@ class Tracks:
     def of(self, tensor: Tensor) -> Track:
         """A tensor never seen is constant; on the memory of one that was tracked, that one is frozen."""
         track = self._by_tensor.get(tensor)
-        if track is None or track.sizes != tuple(tensor.shape):
+        if track is None or track.sizes != tensor.shape:
             if tensor.layout is torch.strided:
                 known = self._by_memory.get(tensor.untyped_storage()._cdata)
                 if known is not None and not known[0].expired():
@@ -120,18 +121,19 @@ class Escapes(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if unmoved or isinstance(func, torch._ops.OpOverload):  # scripted code: on its way to the dispatcher
             return result
-        if func == Tensor.__deepcopy__:
-            self._tracks.put(result, self._tracks.of(args[0]))
-        elif func in _TAKEN:
-            self._tracks.freeze(args[0], f"is taken out of torch by {func.__name__}")
-        elif func == _DATA.__set__:
-            for tensor in args:
-                self._tracks.freeze(tensor, "is put in place of a tensor's data")
-            self._tracks.put(args[0], Track.constant(args[0].shape))
-        elif isinstance(result, (Tensor, tuple, list)):
-            for tensor in tensors_in(result):
-                if tensor not in self._tracks:
-                    self._escaped(func, tensor, list(tensors_in([args, kwargs])))
+        with unseen():
+            if func == Tensor.__deepcopy__:
+                self._tracks.put(result, self._tracks.of(args[0]))
+            elif func in _TAKEN:
+                self._tracks.freeze(args[0], f"is taken out of torch by {func.__name__}")
+            elif func == _DATA.__set__:
+                for tensor in args:
+                    self._tracks.freeze(tensor, "is put in place of a tensor's data")
+                self._tracks.put(args[0], Track.constant(args[0].shape))
+            elif isinstance(result, (Tensor, tuple, list)):
+                for tensor in tensors_in(result):
+                    if tensor not in self._tracks:
+                        self._escaped(func, tensor, list(tensors_in([args, kwargs])))
         return result
 
     def _escaped(self, func: Any, tensor: Tensor, given: Sequence[Tensor]) -> None:

@@ -106,8 +106,8 @@ def copy_with(
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"this {type(model).__name__} cannot be copied ({error}); prune it with inplace=True, "
-            "or remove what holds tensors that are results of other tensors (weight norm as a hook does)"
+            f"this {type(model).__name__} cannot be copied ({error}); remove what holds tensors that are results of "
+            "other tensors (weight norm as a hook does), or trace with verify=False and apply with inplace=True"
         ) from error
 
 
