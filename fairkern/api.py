@@ -21,7 +21,6 @@ from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
-from fairkern.model.untouched import same_grads
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
@@ -264,8 +263,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     check_model(model)
     check_data(loader)
     check_values(model, RUN)
-    with same_grads(model):
-        return capture.recalibrate(model, loader)
+    return capture.recalibrate(model, loader)
 
 
 def summarise(

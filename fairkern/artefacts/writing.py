@@ -49,7 +49,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
     """`replacing` for files that belong together: all of them are on the disk before the first is renamed.
 
-    They are renamed one after the other, so they have to say themselves which belong together.
+    They are renamed one after the other, so they have to say themselves which belong together. Of several writers, one
+    renames at a time (where the system has locks), so that the last one's files stay together.
     """
     targets = [Path(os.path.realpath(path)) for path in paths]
     for target in targets:
@@ -67,8 +68,9 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path
             for temporary in temporaries:
                 with open(temporary, "rb+") as file:
                     os.fsync(file.fileno())
-            for temporary, target in zip(temporaries, targets, strict=True):
-                os.replace(temporary, target)
+            with _one_writer(targets[0].parent):
+                for temporary, target in zip(temporaries, targets, strict=True):
+                    os.replace(temporary, target)
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
@@ -84,7 +86,7 @@ def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Where to write a folder's files: the folder itself if it exists, else one beside it that becomes it at the end.
 
     A folder that exists keeps its identity: permissions, mounts, processes that work in it. A new one appears with all
-    that the block wrote, or not at all.
+    that the block wrote, or not at all. Where another writer's has appeared meanwhile, it gets our files.
 
     Raises:
         OSError: the folder above does not exist or cannot be written, there is a file of that name.
@@ -99,8 +101,30 @@ def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise FileNotFoundError(errno.ENOENT, f"no such folder to write {target.name} to", str(target.parent))
     with _temporary(target.parent, folder=True) as place:
         yield place
-        os.rename(place, target)
+        try:
+            os.rename(place, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not target.is_dir():
+                raise
+            with _one_writer(target):
+                for name in sorted(os.listdir(place)):
+                    os.replace(place / name, target / name)
+            _finish(target)
     _finish(target.parent)
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Within, others that rename several files in `folder` wait. A temporary one is its writer's, who has locked it."""
+    if os.name != "posix" or _TEMPORARY.fullmatch(folder.name):
+        yield
+        return
+    descriptor = _open(folder)
+    try:
+        _lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

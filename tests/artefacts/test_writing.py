@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,39 @@ def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_written(tmp_
     ):
         pytest.fail("the block ran")
     assert names(tmp_path) == ["b"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no locks")
+def test_of_two_writers_the_last_ones_files_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace, between, other = os.replace, threading.Event(), ThreadPoolExecutor(1)
+
+    def both(text: str) -> None:
+        with replacing_all([tmp_path / "a", tmp_path / "b"]) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text(text)
+
+    def slow(one: Path, target: Path) -> None:
+        replace(one, target)
+        if target.name == "a" and not between.is_set():
+            between.set()
+            waiting.append(other.submit(both, "theirs"))
+            time.sleep(0.05)  # in which the other one would rename both
+
+    waiting: list[Future[None]] = []
+    monkeypatch.setattr(os, "replace", slow)
+    both("ours")
+    waiting[0].result(timeout=30)
+    other.shutdown()
+    assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["theirs", "theirs"]
+
+
+def test_a_folder_that_another_writer_has_made_meanwhile_gets_our_files(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "folder") as ours, whole_folder(tmp_path / "folder") as theirs:
+        for place, text in ((ours, "ours"), (theirs, "theirs")):
+            (place / "a").write_text(text)
+        (theirs / "notes").write_text("theirs")
+    assert names(tmp_path) == ["folder"]
+    assert [(tmp_path / "folder" / name).read_text() for name in names(tmp_path / "folder")] == ["ours", "theirs"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")

@@ -54,3 +54,22 @@ def test_nothing_changes_where_it_cannot_be_done() -> None:
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
     with pytest.raises(fk.InputError, match="no BatchNorm"):
         fk.recalibrate(nn.Linear(3, 3), [X])
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.calls = nn.BatchNorm2d(2, dtype=torch.float64), [0]
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.calls[0] += 1
+        return self.norm(x)
+
+
+def test_what_the_forward_pass_counts_is_put_back() -> None:
+    model = Counting()
+    assert fk.recalibrate(model, [(X, torch.zeros(24, dtype=torch.int64))]) == 1
+    assert (float(model.count), model.calls) == (0, [0])
+    torch.testing.assert_close(model.norm.running_mean, X.mean((0, 2, 3)))
