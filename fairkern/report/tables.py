@@ -127,7 +127,8 @@ def report_table(report: Report) -> RenderableType:
             listed.add_column("", no_wrap=True)
             listed.add_column("", overflow="fold")
             for name, value in entries.items():
-                listed.add_row(Text(name), Text(_cell(name, value)))
+                if value is not None and value not in ({}, [], ()):
+                    listed.add_row(Text(_LABELS.get(name, name.replace("_", " "))), Text(_cell(name, value)))
             parts.append(listed)
     return Group(*parts)
 
@@ -146,6 +147,7 @@ _LABELS = {
     "flops": "FLOPs",
     "latency_ms": "latency",
     "latency_predicted_ms": "latency, predicted",
+    "config_left": "config left as it was",
 }
 
 

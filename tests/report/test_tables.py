@@ -131,6 +131,8 @@ def test_report():
             "backend": {"gather": "native", "per_class": {"a": 1}, "many": list(range(9)), "no": []},
             "list": [1, 2],
             "none": None,
+            "not_compensated": {},
+            "config_left": ["width"],
             "flag": True,
         },
         {"torch": "2.9"},
@@ -151,11 +153,13 @@ def test_report():
         "passes 1",
         "backend gather native, per class (a 1), many (9 entries), no (–)",
         "list 1, 2",
-        "none –",
+        "config left as it was width",
         "flag yes",
         "torch 2.9",
     ):
         assert line in [" ".join(found.split()) for found in text.splitlines()]
+    assert "none" not in text
+    assert "not compensated" not in text, "what is empty says nothing"
 
 
 @pytest.mark.parametrize(
