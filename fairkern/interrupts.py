@@ -31,9 +31,7 @@ T = TypeVar("T")
 _MAY_RAISE = ("SIGALRM", "SIGBREAK", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # the last is put back last
 _SIGNALS = [getattr(signal, name) for name in _MAY_RAISE if hasattr(signal, name)]
 _PUTTING = frozenset({"__enter__", "__exit__", "enter_context", "callback", "undivided"})
-_UNHEARD = frozenset(
-    {"__del__", "remove", "_remove", "gone"}
-)  # called by the garbage collector, which drops what is raised there
+_UNHEARD = frozenset({"__del__", "remove", "_remove", "gone"})  # called as objects go: what is raised there is dropped
 _LIBRARY = tuple(
     kind.__init__.__code__.co_filename
     for kind in (contextlib.ExitStack, threading.Thread, weakref.WeakValueDictionary, weakref.WeakSet)
