@@ -101,6 +101,19 @@ class Fields:
     def wholes(self) -> tuple[int, ...]:
         return tuple(item.whole() for item in self.items())
 
+    def pairs(self) -> list[tuple[int, int]]:
+        """A list of pairs of whole numbers."""
+        found = []
+        for i, value in enumerate(self.value if isinstance(self.value, list) else self.items()):
+            if type(value) is list and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+                first, second = value  # files have many; what is wrong in one is said by the others' checks
+                if 0 <= first < LIMIT and 0 <= second < LIMIT:
+                    found.append((first, second))
+                    continue
+            one, other = Fields(value, self.path, f"{self.where}[{i}]").items(2)
+            found.append((one.whole(), other.whole()))
+        return found
+
     def names(self) -> tuple[str, ...]:
         """Texts, no two of them equal."""
         found = tuple(item.text() for item in self.items())

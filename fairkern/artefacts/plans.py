@@ -176,14 +176,13 @@ def _sets(entry: Fields, sets: int, length: int) -> IndexArray:
 
 
 def _refuse_vast(content: Fields) -> None:
-    """Complains before memory is asked for that no model's plan takes: lengths are no more than what the file says."""
+    """Complains before memory is asked for that no model's plan takes: a length is no more than what the file says."""
     runs = positions = 0
     for entry in (*content["groups"].items(), *content["axes"].items()):
-        removed = entry["removed"].items()
-        rows = [removed] if entry.get("sets", 1).whole(1) == 1 else [row.items() for row in removed]
-        for run in (run for row in rows for run in row):
-            start, stop = run.items(2)
-            runs, positions = runs + 1, positions + max(stop.whole() - start.whole(), 0)
+        removed = entry["removed"]
+        for row in [removed] if entry.get("sets", 1).whole(1) == 1 else removed.items():
+            lengths = [max(stop - start, 0) for start, stop in row.pairs()]
+            runs, positions = runs + len(lengths), positions + sum(lengths)
     if positions > _MOST + _MOST_PER_RUN * runs:
         content.fail(f"{positions} positions that go, in {runs} runs")
 
@@ -201,13 +200,12 @@ def _runs(positions: IndexArray) -> list[list[int]]:
 def _positions(entry: Fields, length: int) -> IndexArray:
     """The positions of runs that ascend, do not meet, and stay below `length`."""
     runs, end = [], -1
-    for item in entry.items():
-        first, last = item.items(2)
-        start, stop = first.whole(), last.whole()
+    for i, (start, stop) in enumerate(entry.pairs()):
+        run = f"the run [{start}, {stop})"
         if start <= end or stop <= start:
-            item.fail(f"the run [{start}, {stop}) does not ascend: runs are [start, stop), apart and in order")
+            entry.items()[i].fail(f"{run} does not ascend: runs are [start, stop), apart and in order")
         if stop > length:
-            item.fail(f"the run [{start}, {stop}) ends beyond the length {length}")
+            entry.items()[i].fail(f"{run} ends beyond the length {length}")
         runs.append(np.arange(start, stop, dtype=np.int64))
         end = stop
     return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)

@@ -13,10 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from fairkern.interrupts import unbroken
+
 _TEMPORARY = re.compile(r"\.fairkern-[0-9a-f]{16}\.tmp")
 
 
 @contextmanager
+@unbroken
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path in the same folder that takes the place of `path` when the block ends well.
 
@@ -41,6 +44,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+@unbroken
 def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
     """`replacing` for files that belong together: all of them are on the disk before the first is renamed.
 
@@ -71,6 +75,7 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path
 
 
 @contextmanager
+@unbroken
 def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Where to write a folder's files: the folder itself if it exists, else one beside it that becomes it at the end.
 

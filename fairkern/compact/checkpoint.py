@@ -31,6 +31,7 @@ from fairkern.artefacts.writing import replacing_all, whole_folder
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
 from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, may_be_added, shapes_left, tensors_of
 from fairkern.errors import ArtefactError, InputError
+from fairkern.model.in_use import in_use
 from fairkern.model.linear import give_bias
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan
@@ -55,6 +56,11 @@ def save_pruned(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) ->
     Cost: one pass over the weights, which sums them up and writes them; of those on a GPU, one tensor at a time is
     copied.
     """
+    with in_use(small, "save_pruned()", reading=True):
+        _save(small, plan, folder)
+
+
+def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
     check_pruned(small, plan)
     tensors, shared = _stored(small)
     payload = plain(plan_payload(plan), "plan")
@@ -104,7 +110,7 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     if absent or foreign:
         what = f"lacks {absent[0]!r}" if absent else f"holds {foreign[0]!r}, which the model does not have"
         raise ArtefactError(f"{place / WEIGHTS} {what}: it was written for another version of this model")
-    with torch.no_grad():
+    with in_use(fresh_model, "load_pruned()", reading=True), torch.no_grad():
         small = copy_with(fresh_model, _emptied(fresh_model, plan, stored), gone(fresh_model, plan))
     set_sizes(small, plan)
     for name in extra:  # biases that compensation added

@@ -45,6 +45,7 @@ def test_a_truncated_file(share: float, tmp_path: Path) -> None:
             load(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*before files had a sum")
 @pytest.mark.parametrize(
     ("content", "message"),
     [

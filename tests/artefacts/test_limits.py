@@ -41,11 +41,17 @@ def vast_group(content: dict[str, Any]) -> None:
     content["groups"][0].update(units=2**52, removed=[[0, 2**51]])
 
 
+def hidden_group(content: dict[str, Any]) -> None:
+    """A run that goes backward does not make up for one that is too long."""
+    content["groups"][0].update(units=2**40, removed=[[0, 10**9]])
+    content["groups"][1]["removed"] = [[10**9, 0]]
+
+
 def many_rows(content: dict[str, Any]) -> None:
     content["groups"][0].update(units=2**40, sets=3, removed=[[[0, 2**40]]] * 3)
 
 
-@pytest.mark.parametrize("edit", [vast_axis, vast_group, many_rows])
+@pytest.mark.parametrize("edit", [vast_axis, vast_group, hidden_group, many_rows])
 def test_a_small_plan_of_many_positions(edit: Callable[[dict], None], tmp_path: Path) -> None:
     save_plan(some_plan(), tmp_path / "plan.json")
     edit_json(tmp_path / "plan.json", edit)
