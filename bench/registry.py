@@ -94,6 +94,14 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "mutation",
+            "python -m bench.mutation",
+            "small changes to the code that decides, and how many of them a test notices",
+            "half an hour",
+            ("bench/results/mutation.json",),
+            "test",
+        ),
+        Entry(
             "documents",
             "python -m bench.documents",
             "measures nothing: fills the documents from the results files and from this registry",

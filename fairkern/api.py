@@ -19,6 +19,7 @@ from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
+from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
 from fairkern.model.untouched import same_grads
 from fairkern.ops import describe
@@ -28,6 +29,8 @@ from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, proven
 from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
 from fairkern.surroundings import check_ordinary, ordinary, stage
+
+RUN = "nothing can be computed with it; build the model on a real device, with its weights"
 
 
 @stage
@@ -81,10 +84,11 @@ def trace(
     """
     check_model(model)
     unused, more, seed = options.names("unused", unused, "['mask_token']"), check_more(more), options.seed(seed)
-    deadline = Deadline(time_limit)
-    if options.flag("verify", verify):
-        check_values(model)
-    with without_autocast():
+    verify = options.flag("verify", verify)
+    with at_work(model, "trace()"), without_autocast():
+        deadline = Deadline(time_limit)  # from when it is our turn
+        if verify:
+            check_values(model)
         example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
         units = certain.units
@@ -178,6 +182,7 @@ def score(
     """
     check_model(model)
     check_data(loader, loss_fn)
+    check_values(model, RUN)
     kind = choose(Recipe, "recipe", recipe)
     default = Reduction.SIGNED if kind is Recipe.PAPER else Reduction.PER_SAMPLE
     settings = Settings(
@@ -195,16 +200,17 @@ def score(
         samples_of=samples_of,
     )
     show, traced = options.flag("progress", progress), 0.0
-    if units is None:
-        started = time.perf_counter()
-        first, loader = first_batch(loader)
-        units = trace(model, head(first, model, samples_of))
-        traced = time.perf_counter() - started
-    else:
-        options.instance("units", units, types.UnitMap, options.UNITS)
-        compact.check(model, build(units, nothing(units)))
-    with report.progress(show) as on_batch:
-        scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
+    with at_work(model, "score()"):
+        if units is None:
+            started = time.perf_counter()
+            first, loader = first_batch(loader)
+            units = trace(model, head(first, model, samples_of))
+            traced = time.perf_counter() - started
+        else:
+            options.instance("units", units, types.UnitMap, options.UNITS)
+            compact.check(model, build(units, nothing(units)))
+        with report.progress(show) as on_batch:
+            scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
     seconds = {"trace": traced, **scores.provenance["seconds"]}
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 
@@ -257,6 +263,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """
     check_model(model)
     check_data(loader)
+    check_values(model, RUN)
     with same_grads(model):
         return capture.recalibrate(model, loader)
 
@@ -323,7 +330,7 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
 
 @stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
-    """Write a pruned model: safetensors weights and the plan, in one folder that is complete or absent."""
+    """Write a pruned model: safetensors weights and the plan, in one folder; a new one is complete or absent."""
     options.instance("small", small, nn.Module, options.MODEL)
     _check_plan(plan)
     compact.save_pruned(small, plan, options.place("folder", folder))
@@ -342,7 +349,8 @@ def info() -> dict[str, Any]:
 
 
 def check_model(model: object) -> None:
-    check_ordinary(options.instance("model", model, nn.Module, options.MODEL))
+    given = options.instance("model", model, nn.Module, options.MODEL)
+    check_ordinary((*given.named_parameters(), *given.named_buffers()))
 
 
 def check_data(loader: object, loss_fn: object = None) -> None:

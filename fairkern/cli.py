@@ -89,7 +89,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     console = Console(quiet=arguments.quiet)
     models = tuple(run.BUILDERS) if arguments.model == "both" else (arguments.model,)
     options = run.Options(
-        out=_folder(arguments.out),
+        out=_writable(arguments.out, folder=True),
         models=models,
         keep_params=arguments.keep_params,
         seed=arguments.seed,
@@ -154,7 +154,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _apply(arguments: argparse.Namespace) -> int:
-    out = _folder(arguments.out)
+    out = _writable(arguments.out, folder=True)
     plan = fk.Plan.load(_existing(arguments.plan))
     scores = fk.Scores.load(_existing(arguments.scores)) if arguments.scores else None
     small = fk.apply(named(arguments.model), plan, compensate=arguments.compensate, scores=scores, inplace=True)
@@ -164,7 +164,7 @@ def _apply(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    out = _folder(arguments.out)
+    out = _writable(arguments.out, folder=True)
     options = _score_options(arguments) | _plan_options(arguments) | _more(arguments)
     if not options["gram"]:
         del options["gram"]  # where it is needed it is kept anyway
@@ -243,8 +243,11 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _writable(path: Path) -> Path:
-    """The same path, once its folder exists and can be written to: better known before an hour's work."""
+def _writable(path: Path, *, folder: bool = False) -> Path:
+    """The same path, once a file or folder can be written there: better known before an hour's work."""
+    if path.exists() and path.is_dir() != folder:
+        is_, expected = ("file", "folder") if folder else ("folder", "file")
+        raise fk.InputError(f"cannot write {path}: it is a {is_}, and a {expected} is expected")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -252,13 +255,6 @@ def _writable(path: Path) -> Path:
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise fk.InputError(f"cannot write {path}: no permission")
     return path
-
-
-def _folder(path: Path) -> Path:
-    """The same path, once a folder can be made there or written to."""
-    if path.exists() and not path.is_dir():
-        raise fk.InputError(f"cannot write {path}: it is a file, and a folder is expected")
-    return _writable(path)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -272,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     demo = command("demo", _demo, "train, score, plan and cut two small networks on real handwritten digits")
-    demo.add_argument("--out", type=Path, default=Path("fairkern-demo"), help="folder for its files")
+    demo.add_argument("--out", type=_path, default=Path("fairkern-demo"), help="folder for its files")
     demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both")
     demo.add_argument("--keep-params", type=_share, default=0.25, metavar="SHARE", help="default: 0.25")
     demo.add_argument("--epochs", type=_positive, help="train for so many epochs instead of each model's own number")
@@ -292,20 +288,20 @@ def _parser() -> argparse.ArgumentParser:
 
     score = command("score", _score, "score every unit of a model in one pass over a loader")
     _add_scoring(score)
-    score.add_argument("--out", type=Path, required=True, help="file to write, for example scores.safetensors")
+    score.add_argument("--out", type=_path, required=True, help="file to write, for example scores.safetensors")
 
     plan = command("plan", _plan, "turn scores into a plan for a budget")
-    plan.add_argument("scores", metavar="SCORES", type=Path, help="file written by `fairkern score`")
+    plan.add_argument("scores", metavar="SCORES", type=_path, help="file written by `fairkern score`")
     _add_planning(plan)
-    plan.add_argument("--out", type=Path, required=True, help="file to write, for example plan.json")
+    plan.add_argument("--out", type=_path, required=True, help="file to write, for example plan.json")
     plan.add_argument("--quiet", action="store_true", help="print nothing")
 
     apply = command("apply", _apply, "cut a model by a plan and save what is left")
     apply.add_argument("model", metavar="MODEL", help="package.module:callable")
-    apply.add_argument("plan", metavar="PLAN", type=Path, help="file written by `fairkern plan`")
+    apply.add_argument("plan", metavar="PLAN", type=_path, help="file written by `fairkern plan`")
     apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help="fold in what goes; needs --scores")
-    apply.add_argument("--scores", type=Path, help="file written by `fairkern score` (with --gram for least_squares)")
-    apply.add_argument("--out", type=Path, required=True, help="folder for the weights and the plan")
+    apply.add_argument("--scores", type=_path, help="file written by `fairkern score` (with --gram for least_squares)")
+    apply.add_argument("--out", type=_path, required=True, help="folder for the weights and the plan")
     apply.add_argument("--quiet", action="store_true", help="print nothing")
 
     prune = command("prune", _prune, "score, plan, cut and save in one go")
@@ -316,15 +312,15 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
     steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
     prune.add_argument("--iterations", type=_positive, default=1, metavar="N", help=steps)
-    prune.add_argument("--out", type=Path, required=True, help="folder for the weights, plan, report and scores")
+    prune.add_argument("--out", type=_path, required=True, help="folder for the weights, plan, report and scores")
 
     report = command("report", _report, "measure a model before and after a plan: parameters, FLOPs, latency")
     report.add_argument("model", metavar="MODEL", help="package.module:callable")
     report.add_argument("plan", metavar="PLAN", type=Path)
     report.add_argument("inputs", metavar="INPUTS", help="package.module:callable: what to run the model on")
-    report.add_argument("--scores", type=Path, help="also show what was scored")
-    report.add_argument("--out", type=Path, help="JSON file to write")
-    report.add_argument("--picture", type=Path, help="PNG file to write")
+    report.add_argument("--scores", type=_path, help="also show what was scored")
+    report.add_argument("--out", type=_path, help="JSON file to write")
+    report.add_argument("--picture", type=_path, help="PNG file to write")
     return parser
 
 
@@ -369,6 +365,12 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")
     parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized"))
     parser.add_argument("--removal", metavar="SIGNAL", help="signal that orders the units; low goes first")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; '.' is the current folder")
+    return Path(text)
 
 
 def _positive(text: str) -> int:

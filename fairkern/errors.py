@@ -32,4 +32,4 @@ class TimeLimitError(FairkernError, TimeoutError):
 
 
 class ArtefactError(FairkernError, ValueError):
-    """A file that is truncated, not fairkern's, or written by a newer schema."""
+    """A file that is truncated, damaged or edited, not fairkern's, or written by a newer schema."""

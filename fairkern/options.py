@@ -30,7 +30,7 @@ def choose(kind: type[Choice], name: str, value: Any) -> Choice:
         return kind(value)
     except ValueError:
         known = ", ".join(repr(member.value) for member in kind)
-        raise InputError(f"{name} is {reprlib.repr(value)}; expected one of {known}") from None
+        raise InputError(f"{name} is {short(value)}; expected one of {known}") from None
 
 
 def instance(name: str, value: Any, kind: type[Kind], expected: str) -> Kind:
@@ -48,9 +48,9 @@ def whole(name: str, value: Any, least: int | None = None, most: int | None = No
         raise InputError(f"{_shown(name, value)}; expected {expected}")
     number = int(number)
     if least is not None and number < least:
-        raise InputError(f"{name}={reprlib.repr(number)} is too small; expected {expected}")
+        raise InputError(f"{name}={short(number)} is too small; expected {expected}")
     if most is not None and number > most:
-        raise InputError(f"{name}={reprlib.repr(number)} is too large; expected a whole number, at most {most}")
+        raise InputError(f"{name}={short(number)} is too large; expected a whole number, at most {most}")
     return number
 
 
@@ -64,7 +64,7 @@ def real(name: str, value: Any, expected: str = "a number") -> float:
     except OverflowError:
         made = math.inf
     if not math.isfinite(made):
-        raise InputError(f"{name}={reprlib.repr(number)} is not finite; expected {expected}")
+        raise InputError(f"{name}={short(number)} is not finite; expected {expected}")
     return made
 
 
@@ -131,6 +131,11 @@ def near(name: str, known: Sequence[str]) -> str:
     return f"; names are for example {', '.join(known[:4])}" if known else ""
 
 
+def short(value: Any) -> str:
+    """A value in a few words of one line."""
+    return " ".join(reprlib.repr(value).split())
+
+
 def _scalar(value: Any) -> Any:
     """The Python number in an array or tensor without dimensions; anything else as it is."""
     single = getattr(value, "ndim", None) == 0 and hasattr(value, "item") and not getattr(value, "is_meta", False)
@@ -147,5 +152,6 @@ def _shown(name: str, value: Any) -> str:
         return f"{name} is None"
     if isinstance(value, type):
         return f"{name} is the class {value.__name__}"
-    short = isinstance(value, (str, bytes, numbers.Number, list, tuple, set, dict))
-    return f"{name}{f'={reprlib.repr(value)}' if short else ''} is a {type(value).__name__}"
+    items = value if isinstance(value, (list, tuple, set)) else [value]
+    plain = all(isinstance(item, (str, bytes, numbers.Number, bool, type(None))) for item in items)
+    return f"{name}{f'={short(value)}' if plain else ''} is a {type(value).__name__}"

@@ -12,15 +12,17 @@ from typing_extensions import Unpack
 
 from fairkern import capture, report, types
 from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, parse_target, refuse_unknown
-from fairkern.api import check_data, check_model, check_more, score, summarise, trace
+from fairkern.api import RUN, check_data, check_model, check_more, score, summarise, trace
 from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation, Correction
 from fairkern.compensate.cut import cut
 from fairkern.errors import BudgetError, InputError
+from fairkern.model.in_use import at_work
 from fairkern.options import TABLE, UNITS, choose, flag, function, instance, names, whole
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
+from fairkern.prove import check_values
 from fairkern.results import Plan, Report, Scores
 from fairkern.surroundings import stage
 from fairkern.timing import plan_latency
@@ -102,6 +104,7 @@ def prune(
     """
     check_model(model)
     check_data(loader, loss_fn)
+    check_values(model, RUN)
     refuse_unknown("prune()", options, PruningOptions.__annotations__, _KEYWORDS)
     more, unused, iterations = (
         check_more(more),
@@ -127,15 +130,16 @@ def prune(
     samples_of = scoring.get("samples_of")
     if samples_of is not None:
         function("samples_of", samples_of, "a function of a batch")
-    first, batches = first_batch(loader)
-    _fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
-    again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
-    tracing = {"more": more, "unused": unused}
-    asked = _Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
-    run = _Run(model, head(first, model, samples_of), batches, loss_fn, asked)
-    for number in range(1, iterations + 1):
-        run.step(number, given if number == 1 else None)
-    report = run.report()
+    with at_work(model, "prune()"):
+        first, batches = first_batch(loader)
+        _fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
+        again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
+        tracing = {"more": more, "unused": unused}
+        asked = _Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
+        run = _Run(model, head(first, model, samples_of), batches, loss_fn, asked)
+        for number in range(1, iterations + 1):
+            run.step(number, given if number == 1 else None)
+        report = run.report()
     return run.current, replace(report, scores=run.scores) if keep_scores else report
 
 
@@ -167,8 +171,9 @@ def _fit_together(
         if compares:
             why = "class_of=False says that there are none" if none else "the targets are no class labels"
             raise InputError(
-                f"{' and '.join(compares)} compare{'s' if len(compares) == 1 else ''} classes, and {why}: pass a "
-                f"function as class_of= that says which class a sample is of, or {', '.join(compares.values())}"
+                f"{' and '.join(compares)} compare{'s' if len(compares) == 1 else ''} classes, and {why}: pass "
+                "class_of= to say which class a sample belongs to (class_of=lambda batch: batch[1] to compare places), "
+                f"or {', '.join(compares.values())}"
             )
         scoring["class_of"], none = False, True
     residual = [f"{n}='residual'" for n, s in (("removal", removal), ("protect", protect)) if _is(s, "residual")]

@@ -117,7 +117,7 @@ class Scores(types.Scores):
     @classmethod
     @stage
     def load(cls, path: PathLike) -> Scores:
-        """Raises ArtefactError for a truncated, foreign or newer file."""
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls.of(artefacts.load_scores(options.place("path", path)))
 
 
@@ -137,13 +137,13 @@ class Plan(types.Plan):
 
     @stage
     def save(self, path: PathLike) -> None:
-        """JSON, written atomically."""
+        """JSON, written atomically: to be read. To change a plan, load it, `dataclasses.replace` and save it."""
         artefacts.save_plan(self, options.place("path", path))
 
     @classmethod
     @stage
     def load(cls, path: PathLike) -> Plan:
-        """Raises ArtefactError for a truncated, foreign or newer file."""
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls.of(artefacts.load_plan(options.place("path", path)))
 
 
@@ -167,5 +167,5 @@ class Report(types.Report):
     @classmethod
     @stage
     def load(cls, path: PathLike) -> Report:
-        """Raises ArtefactError for a truncated, foreign or newer file."""
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls(**vars(report.load_report(options.place("path", path))))

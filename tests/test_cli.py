@@ -224,6 +224,12 @@ WRONG = [
     (["prune", "parts:model", "parts:loader", LOSS, "--tod", "0.1", "--out", "parts.py"], "it is a file"),
     (["report", "parts:model", "plan.json", "parts:inputs", "--picture", "p.png"], "--scores"),
     (["report", "parts:model", "absent.json", "parts:inputs"], "absent.json"),
+    (["report", "parts:model", "plan.json", "parts:inputs", "--out", "."], "it is a folder"),
+    (["score", "parts:model", "parts:loader", LOSS, "--out", "."], "it is a folder"),
+    (["score", "parts:loader", "parts:loader", LOSS, "--out", "s"], "model is a list; expected a torch.nn.Module"),
+    (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--class-of", "parts:loader"], "class_of is a list"),
+    (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--seed", "-1"], "seed=-1 is too small"),
+    (["trace", "parts:model", "parts:inputs", "--time-limit", "nan"], "time_limit=nan is not finite"),
 ]
 
 
@@ -274,6 +280,8 @@ def test_a_plan_for_another_model(here: Path, capsys: pytest.CaptureFixture[str]
         ["plan", "s", "--tod", "0.1", "--keep-params", "0.5", "--out", "p"],
         ["plan", "s", "--keep", "0.5", "--out", "p"],
         ["score", "m:m", "l:l"],
+        ["score", "m:m", "l:l", "--out", ""],
+        ["apply", "m:m", "p", "--out", ""],
         ["prune", "m:m", "l:l", "--keep-params", "half", "--out", "o"],
     ],
     ids=" ".join,

@@ -18,27 +18,30 @@ from fairkern.artefacts import load_latency, save_latency
 from fairkern.types import Silence
 from tests.fixtures.models import MODELS, PLANNING, batches, build
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*was written before files had a sum")
+
 FOLDER = Path(__file__).parent / "fixtures" / "eb63876"
+SUMMED = Path(__file__).parent / "fixtures" / "d62281e"  # the first whose files have sums
 CUT = {**{name: name for name in MODELS}, "steps": "convolutions", "latency": "convolutions"}  # folder → its model
 PRUNED = [name for name in CUT if name != "latency"]
+OWN = ("fairkern", "schema", "sha256", "plan")  # the version that wrote a file and its layout, and sums
 
 
 def content(path: Path) -> dict[str, Any]:
-    """What a JSON file holds, but for the version that wrote it."""
-    return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key != "fairkern"}
+    """What a JSON file holds, but for what is its writer's own."""
+    return {key: value for key, value in json.loads(path.read_text("utf-8")).items() if key not in OWN}
 
 
-def tensors(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The metadata of a safetensors file, but for the version that wrote it, and its arrays."""
+def tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The metadata of a safetensors file, but for what is its writer's own, and its arrays."""
     with safe_open(path, "numpy") as file:
         metadata = dict(file.metadata())
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    texts: dict[str, Any] = {key: value for key, value in metadata.items() if key not in OWN}
     for key in ("content", "fairkern"):
         if metadata.get(key, "").startswith("{"):
-            metadata[key] = {k: v for k, v in json.loads(metadata[key]).items() if k != "fairkern"}
-    if isinstance(metadata.get("fairkern"), str):
-        del metadata["fairkern"]
-    return metadata, {n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()}
+            texts[key] = {k: v for k, v in json.loads(metadata[key]).items() if k not in OWN}
+    return texts, {n: (a.dtype, a.shape, a.tobytes()) for n, a in arrays.items()}
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -168,3 +171,37 @@ def test_every_kind_of_content_is_there() -> None:
     assert [name for name, s in scores.items() if "wasserstein" not in s.signals] == ["attention", "configured"]
     assert "convolutions" in [name for name, s in scores.items() if s.grids]
     assert [name for name, s in scores.items() if s.units.config] == ["configured"]
+
+
+@pytest.mark.filterwarnings("error:.*had a sum")
+def test_files_with_sums_are_read_without_a_note(tmp_path: Path) -> None:
+    """Sums that were written then are those of today, so that no such file is ever taken for a damaged one."""
+    folder = SUMMED / "convolutions"
+    fk.Scores.load(folder / "scores.safetensors").save(tmp_path / "scores.safetensors")
+    assert tensors(tmp_path / "scores.safetensors") == tensors(folder / "scores.safetensors")
+    fk.Plan.load(folder / "plan.json").save(tmp_path / "plan.json")
+    fk.Report.load(folder / "report.json").save(tmp_path / "report.json")
+    save_latency(load_latency(SUMMED / "latency" / "latency.json"), tmp_path / "latency.json")
+    fk.Plan.load(SUMMED / "latency" / "plan.json")
+    for name in ("convolutions/plan.json", "convolutions/report.json", "latency/latency.json"):
+        assert content(tmp_path / Path(name).name) == content(SUMMED / name)
+    small, stored = (
+        fk.load_pruned(build("convolutions", seed=9), folder / "small"),
+        load_file(folder / "outputs.safetensors"),
+    )
+    with torch.no_grad():
+        assert difference(small(stored["x"]), stored["y"]) < 1e-12
+
+
+@pytest.mark.filterwarnings("default:.*had a sum")
+def test_files_without_sums_are_read_with_a_note() -> None:
+    folder = FOLDER / "convolutions"
+    for load in (
+        lambda: fk.Scores.load(folder / "scores.safetensors"),
+        lambda: fk.Plan.load(folder / "plan.json"),
+        lambda: fk.Report.load(folder / "report.json"),
+        lambda: load_latency(FOLDER / "latency" / "latency.json"),
+        lambda: fk.load_pruned(build("convolutions"), folder / "small"),
+    ):
+        with pytest.warns(UserWarning, match="written before files had a sum"):
+            load()

@@ -18,7 +18,7 @@ from typing import Any
 from bench.provenance import ROOT, provenance, versions, write_results, write_whole
 from bench.zoo.catalogue import entries
 from bench.zoo.reload import Reloader
-from bench.zoo.row import Row, examine
+from bench.zoo.row import HEAVY, LARGE, Row, examine
 from bench.zoo.uses import WIDE, Uses
 
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "torch-pruning")
@@ -36,14 +36,15 @@ for bit (–: not tried, in rows from a commit before that column, or nothing to
 `error` is the worse one of those without and with gradients, since some modules take another path then. `trains`: a
 step in train mode, and with activation checkpointing the same gradients. `workflow`: what the model has of its own
 beside being called (predict, generate with its cache). `own batches`: scored and pruned by batches as the model's own
-training loop goes over, nothing else said (without compensation where a group has more than {WIDE:,} units, since the
-order that it comes with takes minutes there). Each is asked of the whole model first; –: that does not do it either, or
-it was not tried. `torch-pruning`: layers left alone here of which torch-pruning takes half of the outputs, so that what
-is left gives what the model gives with those silenced; – where it cannot build its graph of the model.
+training loop goes over, nothing else said (without second moments where a group has more than {WIDE:,} units, since
+the order that is solved from them takes minutes there). Each is asked of the whole model first; –: that does not do it
+either, or it was not tried. `torch-pruning`: layers left alone here of which torch-pruning takes half of the outputs,
+so that what is left gives what the model gives with those silenced; – where it cannot build its graph of the model.
 
 `trace` is the processor time of tracing in float32 without the proof, the forward pass included, `proof` that of
-tracing and proving in float64. Models above 200 million parameters, and those whose code does not bear float64, are
-proven and cut in float32: their `error` is that of float32, and marked so.
+tracing and proving in float64. Models above {LARGE // 10**6} million parameters, and those whose code does not bear
+float64, are proven and cut in float32: their `error` is that of float32, and marked so. Training, own batches and
+torch-pruning are not tried on models above {HEAVY // 10**6} million parameters.
 
 """
 _COLUMNS = (

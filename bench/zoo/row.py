@@ -27,6 +27,7 @@ from fairkern.types import IndexArray, Plan
 LIMIT = 1e-9
 COARSE_LIMIT = 1e-4  # of float32: rounding through a deep network stays below 1e-5, a wrong cut shows at 1e-3
 LARGE = 200_000_000  # parameters above which float64 copies do not fit beside each other
+HEAVY = 100_000_000  # above which those of training, with gradients, do not either
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ def examine(entry: Entry, reloader: Reloader, seed: int = 0) -> Row:
         plan = build(units, removals[1])
         small = fk.apply(model, plan)
         reloads = None if coarse else reloader.agrees(entry, seed, small, plan, inputs)
-        rival = None if large else cut_by_rival_alone(model, units, inputs, entry.results)
+        heavy = total > HEAVY
+        rival = None if heavy else cut_by_rival_alone(model, units, inputs, entry.results)
         widest = max((units.groups[g].total for g in units.prunable), default=0)
-        uses = Uses() if large else tried(entry, model, small, inputs, widest)
+        uses = Uses() if heavy else tried(entry, model, small, inputs, widest)
     except Exception as error:  # a row of the table, not the end of the run
         return Row(entry.library, entry.name, problem=f"{type(error).__name__}: {str(error).splitlines()[0][:160]}")
     on_axes = {a.axis.tensor for g in units.prunable for a in units.groups[g].axes}

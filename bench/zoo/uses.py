@@ -49,7 +49,7 @@ def tried(entry: Entry, model: nn.Module, small: nn.Module, inputs: Any, widest:
 
 def _by_own_batches(entry: Entry, keep: float, widest: int) -> dict[str, str]:
     """Scored and pruned as a user would: nothing said of units or classes, the model as it comes. Where it has a group
-    above `WIDE`, nothing is compensated."""
+    above `WIDE`, without second moments."""
     torch.manual_seed(0)
     model, inputs = entry.load()
     batches, loss_fn = entry.batches(inputs)
@@ -58,8 +58,8 @@ def _by_own_batches(entry: Entry, keep: float, widest: int) -> dict[str, str]:
         fk.score(model, batches, loss_fn, class_of=False, progress=False)
 
     def prune() -> None:
-        compensate = None if widest <= WIDE else "none"
-        fk.prune(model, batches, loss_fn, keep_params=keep, compensate=compensate, progress=False)
+        options: dict[str, Any] = {} if widest <= WIDE else {"compensate": "none", "gram": False}
+        fk.prune(model, batches, loss_fn, keep_params=keep, progress=False, **options)
 
     return {"scored": _outcome(score), "pruned": _outcome(prune)}
 

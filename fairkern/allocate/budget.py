@@ -87,8 +87,9 @@ def allocate(
     Cost: two sorts of every group's scores, one of all thresholds, and about log2(units) evaluations of the cost.
 
     Example:
-        >>> from fairkern.types import AxisGroup, CostTerm, Extent
-        >>> layer = AxisGroup("fc1", "neuron", 4, axes=(), taps=())
+        >>> from fairkern.types import Axis, AxisGroup, CallSite, CostTerm, Extent, Side, Tap
+        >>> heard = Tap((CallSite("fc2"),), Side.INPUT, 1, 4, np.arange(4)[:, None], (Axis("fc2.weight", 1),))
+        >>> layer = AxisGroup("fc1", "neuron", 4, axes=(), taps=(heard,))
         >>> units = UnitMap("Net", (layer,), (), (Extent(4, ((0, 1),)),), (CostTerm(10.0, (0,)),), (), (), {})
         >>> u, r = np.array([0.1, 0.4, 0.3, 0.2]), np.array([1.0, 4.0, 2.0, 3.0])
         >>> plan = allocate(Scores(units, {"wasserstein": (u,), "taylor": (r,)}, {}), keep_params=0.5)
@@ -270,11 +271,10 @@ def _give_back(steps: _Steps, taken: int, limit: Limits, budget: _Budget) -> Ind
     """
     counts = steps.counts(taken)
     remaining = steps.group[:taken][::-1]
-    open_ = counts > 0
+    open_ = np.full(len(counts), True)
     while True:
         removed = _removed(limit, counts)
-        last = np.where(counts > 1, limit.step, np.where(counts > 0, limit.first, 0))
-        open_ &= (counts > 0) & budget.fits_alone(removed, last)
+        open_ &= budget.fits_alone(removed, np.where(counts > 1, limit.step, limit.first))
         candidate = np.flatnonzero(open_[remaining])
         if not len(candidate):
             return counts
@@ -298,4 +298,4 @@ def _longest(candidates: IndexArray, counts: IndexArray, limit: Limits, budget: 
         reach *= 2
     if reach >= len(candidates) and not exceeds(len(candidates)):
         return len(candidates)
-    return _first_true(reach // 2 + 1 if reach > 1 else 1, min(reach, len(candidates)), exceeds) - 1
+    return _first_true(1, min(reach, len(candidates)), exceeds) - 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import reprlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from fairkern import ties
 from fairkern.allocate.options import Allocation
 from fairkern.errors import InputError
-from fairkern.options import choose
+from fairkern.options import choose, short
 from fairkern.types import AxisGroup, FloatArray, Scores
 
 RANDOM, RESIDUAL, TAYLOR, WASSERSTEIN = "random", "residual", "taylor", "wasserstein"
@@ -62,7 +61,7 @@ def check_signal(scores: Scores, role: str, signal: Any) -> None:
     choices = ", ".join(repr(s) for s in sorted(scores.signals)) or "none at all"
     or_score = ", or score with classes" if isinstance(signal, str) and signal == WASSERSTEIN else ""
     raise InputError(
-        f"{role}={reprlib.repr(signal)} is not among the signals of these scores; they hold {choices}: pass {role}= "
+        f"{role}={short(signal)} is not among the signals of these scores; they hold {choices}: pass {role}= "
         f"one of those, 'random' or a function{or_score}"
     )
 

@@ -13,7 +13,7 @@ from fairkern.types import FloatArray, IndexArray
 
 def removal_order(removal: FloatArray) -> IndexArray:
     """Unit indices in order of removal: ascending score, ties by index. float64 `[.., n]` → int64 `[.., n]`."""
-    return np.argsort(removal, axis=-1, kind="stable")
+    return np.argsort(removal, kind="stable")
 
 
 def tolerance_needs(

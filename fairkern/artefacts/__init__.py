@@ -1,14 +1,15 @@
-"""Files of scores, plans and latency tables: safetensors and JSON with a schema version, written atomically. No pickle.
+"""Files of scores, plans and latency tables: safetensors and JSON with a schema version and a sum, written atomically.
 
-What a report's file holds is said in `report/files.py`.
+No pickle. What a report's file holds is said in `report/files.py`.
 """
 
 from __future__ import annotations
 
-from fairkern.artefacts.files import SCHEMA, read_json, replacing, write_json
+from fairkern.artefacts.files import SCHEMA, read_json, write_json
 from fairkern.artefacts.latency import load_latency, save_latency
 from fairkern.artefacts.plans import load_plan, save_plan
 from fairkern.artefacts.scores import load_scores, save_scores
+from fairkern.artefacts.writing import replacing
 
 __all__ = [
     "SCHEMA",

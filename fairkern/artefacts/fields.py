@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+import reprlib
+import sys
 from typing import Any, NoReturn
 
-from fairkern.errors import ArtefactError
+from fairkern.artefacts.files import plain
+from fairkern.errors import ArtefactError, InputError
+
+LIMIT = 2**53
+"""Whole numbers in files stay below it: up to there a JSON reader of any language tells them apart."""
+
+_SHOWN = reprlib.Repr()  # of values without end, only the beginning
+_SHOWN.maxlist = _SHOWN.maxdict = 20
+_SHOWN.maxstring = _SHOWN.maxlong = _SHOWN.maxother = 60
 
 
 class Fields:
@@ -19,7 +29,7 @@ class Fields:
         raise ArtefactError(f"{self.path}{place}: {what}; the file is damaged or was edited: write it again")
 
     def _wrong(self, expected: str) -> NoReturn:
-        shown = repr(self.value)
+        shown = _SHOWN.repr(self.value)
         self.fail(f"found {shown if len(shown) < 60 else shown[:57] + '…'}, expected {expected}")
 
     def __getitem__(self, key: str) -> Fields:
@@ -63,29 +73,46 @@ class Fields:
             self._wrong("true or false")
         return self.value
 
-    def whole(self, least: int | None = 0, below: int | None = None) -> int:
+    def whole(self, least: int = 0, below: int = LIMIT) -> int:
         """A whole number, at least `least`, less than `below`."""
         value = self.value
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int)
-            or (least is not None and value < least)
-            or (below is not None and value >= below)
-        ):
-            low = "" if least is None else f", at least {least}"
-            self._wrong(f"a whole number{low}{'' if below is None else f', less than {below}'}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < below:
+            low = "" if least == -LIMIT else f", at least {least}"
+            self._wrong(f"a whole number{low}, less than {below if below < LIMIT else '2^53'}")
         return value
 
     def optional_whole(self) -> int | None:
         return None if self.value is None else self.whole()
 
     def number(self) -> float:
-        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
-            self._wrong("a number")
-        return self.value
+        value = self.value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+            self._wrong("a number, a finite one")
+        return value
+
+    def mapping(self) -> dict[str, Any]:
+        """An object of which this reader asks no more than that it can be written again."""
+        self.entries()
+        try:
+            return plain(self.value, self.where)
+        except InputError as error:
+            self.fail(str(error))
 
     def wholes(self) -> tuple[int, ...]:
         return tuple(item.whole() for item in self.items())
+
+    def pairs(self) -> list[tuple[int, int]]:
+        """A list of pairs of whole numbers."""
+        found = []
+        for i, value in enumerate(self.value if isinstance(self.value, list) else self.items()):
+            if type(value) is list and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+                first, second = value  # files have many; what is wrong in one is said by the others' checks
+                if 0 <= first < LIMIT and 0 <= second < LIMIT:
+                    found.append((first, second))
+                    continue
+            one, other = Fields(value, self.path, f"{self.where}[{i}]").items(2)
+            found.append((one.whole(), other.whole()))
+        return found
 
     def names(self) -> tuple[str, ...]:
         """Texts, no two of them equal."""

@@ -1,33 +1,42 @@
-"""Atomic writes, JSON files with a header, and what every header must say."""
+"""JSON files with a header and a sum, and what every header must say."""
 
 from __future__ import annotations
 
-import errno
+import hashlib
 import importlib.metadata
 import json
 import math
 import os
-import secrets
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fairkern.artefacts.writing import replacing
 from fairkern.errors import ArtefactError, InputError
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the file layout. Readers take no newer one, and older ones down to `_OLDEST`, else 1.
 
 2: groups with several sets, experts (`sets`, `least`, `multiple`, `routes`), size sites, replacements, configuration; 1
-has none of them. 3: lists of modules that are experts (`lists`, extents of one unit).
+has none of them. 3: lists of modules that are experts (`lists`, extents of one unit). 4: a sum of the
+whole file.
 """
 
-_OLDEST = {"scores": 2}
+SUM = "sha256"
+"""The entry of a header with the sum of everything else in the file."""
 
-_HEADER = ("format", "schema", "fairkern")
+_OLDEST = {"scores": 2}
+_SUMMED = 4  # files of older schemas have no sum
+
+_HEADER = ("format", "schema", "fairkern", SUM)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_DEEPEST = 64  # levels of lists and mappings within an entry that users fill
 
 
 def package_version() -> str:
@@ -38,76 +47,41 @@ def package_version() -> str:
         return "unknown"
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path in the same folder that takes the place of `path` when the block ends well.
-
-    The file is fsynced, renamed over `path`, and the folder fsynced. If the block raises (also Ctrl-C) the
-    temporary file is removed and `path` stays as it was. A link is followed, not replaced.
-
-    Raises:
-        OSError: the folder does not exist or cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with replacing(f"{folder}/notes.txt") as temporary:
-        ...         _ = temporary.write_text("whole or not at all")
-        ...     os.listdir(folder)
-        ['notes.txt']
-    """
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(target.parent))
-    temporary = target.parent / f".fairkern-{secrets.token_hex(8)}.tmp"
-    try:
-        temporary.touch(exist_ok=False)  # fails early, and with the caller's permissions
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        temporary.chmod(mode)  # a writer may have made the file anew, for its owner alone
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(target.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last, where the system can."""
-    if os.name == "posix":
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
 def write_json(path: str | os.PathLike[str], kind: str, payload: Mapping[str, Any]) -> None:
-    """Writes `payload` as a JSON object with a header: `format` ("fairkern.<kind>"), `schema`, `fairkern`.
-
-    One line per entry at the top level and one level below, compact further down. NumPy scalars and arrays,
-    tuples and mappings are written as plain JSON.
+    """Writes `payload` atomically as a JSON object, with the header of `json_file`.
 
     Raises:
         InputError: a value that JSON cannot hold (NaN and Inf among them); names its place.
-        OSError: the folder does not exist or cannot be written. Nothing half-written stays.
+        OSError: the folder does not exist or cannot be written, the disk is full. Nothing half-written stays.
+    """
+    data = json_file(kind, payload)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def json_file(kind: str, payload: Mapping[str, Any]) -> bytes:
+    """A file of `payload`: a JSON object with the header `format` ("fairkern.<kind>"), `schema`, `fairkern`, `sha256`.
+
+    One line per entry at the top level and one level below, compact further down. NumPy scalars and arrays,
+    tuples and mappings are written as plain JSON. The sum is over all that the file says, not over how it is laid out.
+
+    Raises InputError (a value that JSON cannot hold).
     """
     clash = [key for key in _HEADER if key in payload]
     if clash:
         raise InputError(f"{kind}: the entry {clash[0]!r} belongs to the file's header; give it another name")
-    content = plain({"format": f"fairkern.{kind}", "schema": SCHEMA, "fairkern": package_version(), **payload}, kind)
-    text = _lines(content)
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    header = {"format": f"fairkern.{kind}", "schema": SCHEMA, "fairkern": package_version()}
+    content = plain(payload, kind)
+    return _lines({**header, SUM: sum_of({**header, **content}), **content}).encode("utf-8")
 
 
 def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """The entries of a file that `write_json` wrote, without the header.
 
+    The file is opened once. One of an older schema, without a sum, is read with a warning.
+
     Raises:
-        ArtefactError: truncated, not JSON, of another format or a newer schema; says what was found.
+        ArtefactError: truncated, not JSON, of another format or a newer schema, edited or damaged; says what was found.
         FileNotFoundError: there is no such file.
 
     Example:
@@ -120,6 +94,7 @@ def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     data = Path(path).read_bytes()
     try:
         content = parse(data.decode("utf-8"))
+        found = sum_of({key: value for key, value in content.items() if key != SUM}) if type(content) is dict else ""
     except UnicodeDecodeError:
         raise ArtefactError(f"{path} is not a text file; expected the JSON of a fairkern {kind}") from None
     except (ValueError, RecursionError) as error:
@@ -128,6 +103,7 @@ def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ArtefactError(f"{path} holds a JSON {type(content).__name__}; expected the object of a fairkern {kind}")
     check_header(content, path, kind)
+    check_sum(content, found, path, kind)
     return {key: value for key, value in content.items() if key not in _HEADER}
 
 
@@ -157,37 +133,99 @@ def check_header(header: Mapping[str, Any], path: str | os.PathLike[str], kind: 
         )
 
 
-def plain(value: Any, where: str) -> Any:
+def check_sum(header: Mapping[str, Any], found: str, path: str | os.PathLike[str], kind: str) -> None:
+    """Raises ArtefactError unless the header names the sum that was found; warns if it is too old to name one."""
+    if SUM not in header and header["schema"] < _SUMMED:
+        warnings.warn(
+            f"{path} was written before files had a sum (schema {header['schema']}): whether its content is what was "
+            f"written cannot be told; write the {kind} again to have that checked from now on",
+            stacklevel=2,
+        )
+    elif header.get(SUM) != found:
+        raise ArtefactError(
+            f"{path}: its content does not have the sum that it names: the file was edited or damaged after it was "
+            f"written. Write the {kind} again; what shall be another in it is changed in Python (load it, "
+            "dataclasses.replace, save it)"
+        )
+
+
+def sum_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of plain JSON content, in hexadecimal: over keys and values in their order, however they are laid out.
+
+    ValueError, RecursionError: what `plain` would refuse.
+    """
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def encoded(text: str, what: str) -> bytes:
+    """UTF-8; InputError where a name holds half of a surrogate pair."""
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} holds text that no file can: {error}") from None
+
+
+def plain(value: Any, where: str, depth: int = 0) -> Any:
     """`value` as what `json.loads` would give back: dict, list, str, int, float, bool, None.
 
     Raises:
-        InputError: a key that is not a string, a number that is not finite, any other type.
+        InputError: a key that is not a string, a number that is not finite or beyond every float, any other type,
+            lists and mappings within each other without end.
     """
-    if value is None or isinstance(value, (str, bool, int)):
+    if isinstance(value, str):
+        encoded(value, where)
         return value
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InputError(f"{where} is {value}; JSON holds finite numbers only")
-        return float(value)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, (int, float)):
+        if not abs(value) <= sys.float_info.max:
+            shown = value if isinstance(value, float) else f"a whole number of {value.bit_length()} bits"
+            raise InputError(f"{where} is {shown}; JSON holds finite numbers only")
+        return float(value) if isinstance(value, float) else value
     if isinstance(value, (np.generic, np.ndarray)):
-        return plain(value.tolist(), where)
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise InputError(f"{where} has the key {key!r}; JSON keys are strings")
-        return {key: plain(entry, f"{where}.{key}") for key, entry in value.items()}
+        return plain(value.tolist(), where, depth)
+    if not isinstance(value, (Mapping, list, tuple)):
+        raise InputError(f"{where} is a {type(value).__name__}; expected numbers, text, lists and mappings")
+    if depth == _DEEPEST:
+        raise InputError(f"{where} lies deeper than {_DEEPEST} lists and mappings within each other")
     if isinstance(value, (list, tuple)):
-        return [plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
-    raise InputError(f"{where} is a {type(value).__name__}; expected numbers, text, lists and mappings")
+        return [plain(entry, f"{where}[{i}]", depth + 1) for i, entry in enumerate(value)]
+    for key in value:
+        if not isinstance(key, str):
+            raise InputError(f"{where} has the key {key!r}; JSON keys are strings")
+        encoded(key, where)
+    return {key: plain(entry, f"{where}.{key}", depth + 1) for key, entry in value.items()}
 
 
 def parse(text: str) -> Any:
-    """`json.loads` without NaN and Infinity, which are not JSON. ValueError or RecursionError if it is not JSON."""
+    """`json.loads` of what JSON is: no NaN, no infinity (1e999 is one), no key twice, no half of a surrogate pair.
 
-    def reject(constant: str) -> None:
-        raise ValueError(f"{constant} is not a JSON number")
+    ValueError or RecursionError if it is not.
+    """
+    value = json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_entries)
+    if _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode("utf-8")  # a pair of them is a character
+    return value
 
-    return json.loads(text, parse_constant=reject)
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:40]} is beyond every number that a file holds")
+    return value
+
+
+def _entries(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:40]!r} comes twice")
+    return entries
 
 
 def compact(value: Any) -> str:

@@ -28,10 +28,8 @@ def save_latency(table: LatencyTable, path: str | os.PathLike[str]) -> None:
 
 
 def load_latency(path: str | os.PathLike[str]) -> LatencyTable:
-    """What `save_latency` wrote. Raises ArtefactError (truncated, foreign, newer), FileNotFoundError."""
+    """What `save_latency` wrote. Raises ArtefactError (truncated, foreign, newer, edited), FileNotFoundError."""
     content = Fields(read_json(path, "latency"), path)
-    key = content["key"]
-    key.entries()
     return LatencyTable(
         {name: _numbers(entry) for name, entry in content["layers"].entries().items()},
         _numbers(content["rest"]),
@@ -40,7 +38,7 @@ def load_latency(path: str | os.PathLike[str]) -> LatencyTable:
         content["shapes"].shapes(),
         content["whole"].number(),
         content["error"].number(),
-        key.value,
+        content["key"].mapping(),
     )
 
 

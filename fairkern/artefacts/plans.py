@@ -24,13 +24,17 @@ from fairkern.types import (
     SizeChange,
 )
 
+_MOST, _MOST_PER_RUN = 2**25, 2**12  # positions of a plan: what a file may ask for that says little
+
 
 def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
-    """Writes a plan atomically as readable JSON ("fairkern.plan").
+    """Writes a plan atomically as readable JSON ("fairkern.plan"), to be read and not to be edited: it has a sum.
+
+    A plan is changed in Python: `dataclasses.replace(load_plan(path), …)`.
 
     Raises:
         InputError: a request or result that JSON cannot hold.
-        OSError: the folder does not exist or cannot be written.
+        OSError: the folder does not exist or cannot be written, the disk is full.
     """
     write_json(path, "plan", plan_payload(plan))
 
@@ -39,7 +43,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
     """Reads what `save_plan` wrote; the same plan, tuples in `request` and `result` having become lists.
 
     Raises:
-        ArtefactError: truncated, foreign, newer or inconsistent; says what was found and where.
+        ArtefactError: truncated, foreign, newer, edited or inconsistent; says what was found and where.
         FileNotFoundError: there is no such file.
     """
     return read_plan_payload(read_json(path, "plan"), path)
@@ -98,6 +102,7 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
     shapes = content["shapes"].shapes()
     lists = {path: entry.names() for path, entry in content.get("lists", {}).entries().items()}
     lengths = {**shapes, **{path: (len(names),) for path, names in lists.items()}}
+    _refuse_vast(content)
     groups = []
     for entry in content["groups"].items():
         count, sets = entry["units"].whole(1), entry.get("sets", 1).whole(1)
@@ -118,8 +123,6 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         AttributeChange(a["module"].text(), a["attribute"].text(), a["before"].whole(), a["after"].whole())
         for a in content["attributes"].items()
     )
-    request, result = content["request"], content["result"]
-    request.entries(), result.entries()
     sites = tuple(
         SizeChange(
             s["module"].text(),
@@ -147,8 +150,8 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         tuple(axes.values()),
         attributes,
         shapes,
-        request.value,
-        result.value,
+        content["request"].mapping(),
+        content["result"].mapping(),
         sites,
         replacements,
         config,
@@ -172,6 +175,18 @@ def _sets(entry: Fields, sets: int, length: int) -> IndexArray:
     return np.stack(rows)
 
 
+def _refuse_vast(content: Fields) -> None:
+    """Complains before memory is asked for that no model's plan takes: a length is no more than what the file says."""
+    runs = positions = 0
+    for entry in (*content["groups"].items(), *content["axes"].items()):
+        removed = entry["removed"]
+        for row in [removed] if entry.get("sets", 1).whole(1) == 1 else removed.items():
+            lengths = [max(stop - start, 0) for start, stop in row.pairs()]
+            runs, positions = runs + len(lengths), positions + sum(lengths)
+    if positions > _MOST + _MOST_PER_RUN * runs:
+        content.fail(f"{positions} positions that go, in {runs} runs")
+
+
 def _runs(positions: IndexArray) -> list[list[int]]:
     """Ascending positions as half-open runs: [2, 3, 4, 9] → [[2, 5], [9, 10]]."""
     array = np.asarray(positions)
@@ -185,13 +200,12 @@ def _runs(positions: IndexArray) -> list[list[int]]:
 def _positions(entry: Fields, length: int) -> IndexArray:
     """The positions of runs that ascend, do not meet, and stay below `length`."""
     runs, end = [], -1
-    for item in entry.items():
-        first, last = item.items(2)
-        start, stop = first.whole(), last.whole()
+    for i, (start, stop) in enumerate(entry.pairs()):
+        run = f"the run [{start}, {stop})"
         if start <= end or stop <= start:
-            item.fail(f"the run [{start}, {stop}) does not ascend: runs are [start, stop), apart and in order")
+            entry.items()[i].fail(f"{run} does not ascend: runs are [start, stop), apart and in order")
         if stop > length:
-            item.fail(f"the run [{start}, {stop}) ends beyond the length {length}")
+            entry.items()[i].fail(f"{run} ends beyond the length {length}")
         runs.append(np.arange(start, stop, dtype=np.int64))
         end = stop
     return np.concatenate(runs) if runs else np.zeros(0, dtype=np.int64)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from torch import Tensor
 
 from fairkern.artefacts.fields import Fields
-from fairkern.artefacts.files import SCHEMA, check_header, compact, package_version, parse, plain, replacing
+from fairkern.artefacts.files import SCHEMA, check_header, check_sum, compact, package_version, parse, plain
+from fairkern.artefacts.tensors import open_tensors, write_tensors
 from fairkern.artefacts.units import IndexPool, StoredIndices, read_units, units_content
+from fairkern.artefacts.writing import replacing
 from fairkern.errors import ArtefactError, InputError
 from fairkern.types import FloatArray, Moments, Scores, UnitMap
 
@@ -24,12 +26,12 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
 
     Tensors: `signal.<name>` float64 (all groups, one after the other), `means` float64 (all taps), `index` int64
     (the map's index arrays, each distinct one once), `gram.<k>` float64 [n, n] and `totals` (all taps with moments,
-    in order). The metadata holds `format`, `schema`, `fairkern` and the
+    in order). The metadata holds `format`, `schema`, `fairkern`, `sha256` (a sum over all that the file says) and the
     rest as JSON under `content`. Arrays come back bitwise.
 
     Raises:
         InputError: provenance that JSON cannot hold, or arrays that are not float64.
-        OSError: the folder does not exist or cannot be written.
+        OSError: the folder does not exist or cannot be written, the disk is full.
     """
     pool = IndexPool()
     content = {
@@ -59,42 +61,35 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
         "fairkern": package_version(),
         "content": compact(content),
     }
-    data = save(tensors, metadata)
     with replacing(path) as temporary:
-        temporary.write_bytes(data)
+        write_tensors(temporary, {name: torch.from_numpy(array) for name, array in tensors.items()}, metadata)
 
 
 def load_scores(path: str | os.PathLike[str]) -> Scores:
     """Reads what `save_scores` wrote; tuples in `provenance` have become lists.
 
     Raises:
-        ArtefactError: truncated, foreign, newer or inconsistent; says what was found and where.
-        FileNotFoundError: there is no such file.
+        ArtefactError: truncated, foreign, newer, edited or inconsistent; says what was found and where.
+        OSError: there is no such file, or it cannot be read.
     """
-    with open(path, "rb"):  # a missing file, a folder, a lack of permission: the usual OSError
-        pass
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            schema = metadata.get("schema", "")
-            header = {**metadata, "schema": int(schema) if schema.isdecimal() else schema}
-            check_header(header, path, "scores")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ArtefactError(f"{path} is truncated or not a safetensors file ({error}); score again") from None
+    with open_tensors(path) as file:
+        metadata = file.metadata
+        schema = metadata.get("schema", "")
+        header = {**metadata, "schema": int(schema) if re.fullmatch("[0-9]{1,9}", schema) else schema}
+        check_header(header, path, "scores")
+        tensors, found = file.read()
+    check_sum(header, found, path, "scores")
     try:
         content = Fields(parse(metadata.get("content", "")), path)
     except (ValueError, RecursionError) as error:
         raise ArtefactError(f"{path} has metadata that is not JSON ({error}); score again") from None
-    stored = StoredIndices(content["index"], _tensor(content, tensors, "index", np.int64))
-    units = read_units(content["units"], stored)
-    provenance = content["provenance"]
-    provenance.entries()
+    indices = StoredIndices(content["index"], _tensor(content, tensors, "index", torch.int64))
+    units = read_units(content["units"], indices)
     return Scores(
         units,
         {name: _signal(entry, name, units, tensors) for name, entry in content["signals"].entries().items()},
         _means(content["means"], units, tensors),
-        provenance.value,
+        content["provenance"].mapping(),
         _moments(content["moments"], units, tensors),
         _grids(content.get("grids", {})),
     )
@@ -118,24 +113,32 @@ def _joined(what: str, arrays: Any) -> FloatArray:
     return np.concatenate([np.zeros(0), *parts])
 
 
-def _tensor(entry: Fields, tensors: Mapping[str, np.ndarray], name: str, dtype: type) -> np.ndarray:
+def _tensor(entry: Fields, tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> np.ndarray:
     if name not in tensors:
         entry.fail(f"the tensor {name!r} is missing")
-    array = tensors[name]
-    if array.dtype != dtype or array.ndim != 1:
-        entry.fail(f"the tensor {name!r} is {array.dtype} of shape {array.shape}, expected flat {np.dtype(dtype)}")
-    return array
+    tensor = tensors[name]
+    if tensor.dtype != dtype or tensor.ndim != 1:
+        entry.fail(f"the tensor {name!r} is {_kind(tensor)}, expected flat {_named(dtype)}")
+    return tensor.numpy()
 
 
-def _split(entry: Fields, name: str, lengths: list[int], tensors: Mapping[str, np.ndarray]) -> list[FloatArray]:
-    array = _tensor(entry, tensors, name, np.float64)
+def _kind(tensor: Tensor) -> str:
+    return f"{_named(tensor.dtype)} of shape {tuple(tensor.shape)}"
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _split(entry: Fields, name: str, lengths: list[int], tensors: Mapping[str, Tensor]) -> list[FloatArray]:
+    array = _tensor(entry, tensors, name, torch.float64)
     if sum(lengths) != len(array):
         entry.fail(f"the tensor {name!r} has {len(array)} values, expected {sum(lengths)}")
     ends = np.cumsum([0, *lengths])
     return [array[start:stop] for start, stop in itertools.pairwise(ends)]
 
 
-def _signal(entry: Fields, name: str, units: UnitMap, tensors: Mapping[str, np.ndarray]) -> tuple[FloatArray, ...]:
+def _signal(entry: Fields, name: str, units: UnitMap, tensors: Mapping[str, Tensor]) -> tuple[FloatArray, ...]:
     items = entry.items(len(units.groups))
     lengths = [item.whole() for item in items]
     for item, length, group in zip(items, lengths, units.groups, strict=True):
@@ -144,7 +147,7 @@ def _signal(entry: Fields, name: str, units: UnitMap, tensors: Mapping[str, np.n
     return tuple(_split(entry, f"signal.{name}", lengths, tensors))
 
 
-def _means(entry: Fields, units: UnitMap, tensors: Mapping[str, np.ndarray]) -> dict[str, FloatArray]:
+def _means(entry: Fields, units: UnitMap, tensors: Mapping[str, Tensor]) -> dict[str, FloatArray]:
     taps = _lengths(units)
     named = entry.entries()
     lengths = [item.whole() for item in named.values()]
@@ -158,17 +161,17 @@ def _lengths(units: UnitMap) -> dict[str, int]:
     return {tap.name: tap.length for group in units.groups for tap in (*group.taps, *group.outputs)}
 
 
-def _moments(entry: Fields, units: UnitMap, tensors: Mapping[str, np.ndarray]) -> dict[str, Moments]:
+def _moments(entry: Fields, units: UnitMap, tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
     taps = _lengths(units)
     named = {name: [part.whole(1) for part in item.items(3)] for name, item in entry.entries().items()}
     totals = _split(entry, "totals", [n for n, _, _ in named.values()], tensors)
     found = {}
     for k, ((name, (n, count, per_unit)), total) in enumerate(zip(named.items(), totals, strict=True)):
         square = tensors.get(f"gram.{k}")
-        if square is None or square.dtype != np.float64 or square.shape != (n, n):
-            what = "missing" if square is None else f"{square.dtype} of shape {square.shape}"
+        if square is None or square.dtype != torch.float64 or square.shape != (n, n):
+            what = "missing" if square is None else _kind(square)
             entry.fail(f"the tensor 'gram.{k}' is {what}, expected float64 of shape {(n, n)}")
         if taps.get(name, n * per_unit) != n * per_unit:
             entry.fail(f"moments of {n} · {per_unit} positions for the tap {name!r} of length {taps[name]}")
-        found[name] = Moments(torch.from_numpy(square), torch.from_numpy(total), count, per_unit)
+        found[name] = Moments(square, torch.from_numpy(total), count, per_unit)
     return found

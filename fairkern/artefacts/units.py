@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fairkern.artefacts.fields import Fields
+from fairkern.artefacts.fields import LIMIT, Fields
 from fairkern.types import (
     Axis,
     AxisGroup,
@@ -63,6 +63,8 @@ class StoredIndices:
             array = joined[start : start + rows * columns]
             if len(array) != rows * columns:
                 item.fail(f"the tensor 'index' ends after {len(joined)} positions")
+            if rows and not columns:
+                item.fail(f"{rows} units that hold no position")
             start += rows * columns
             array = array.reshape(rows, columns)
             if array.size and (array.min() < 0 or (np.diff(array, axis=1) <= 0).any()):
@@ -243,6 +245,8 @@ def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ..
         item.axis_length(shapes, axis.tensor, axis.dim, length.whole())
         places = stored.positions(positions, units, length.value)
         axes.append(GroupAxis(axis, length.value, places, silence(consumer, i in routes)))
+    if not axes:
+        entry.fail(f"{units} units that hold no axis")
     sets = entry.get("sets", 1).whole(1)
     if sets > 1 and any(a.axis.dim == 0 or shapes[a.axis.tensor][0] != sets for a in axes):
         entry.fail(f"{sets} sets of units on a tensor whose first dimension has another length")
@@ -281,7 +285,7 @@ def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
     side = _side(entry["side"])
     length = entry["length"].whole()
     positions = stored.positions(entry["positions"], units, length)
-    return Tap(tuple(sites), side, entry["dim"].whole(None), length, positions, tuple(weights))
+    return Tap(tuple(sites), side, entry["dim"].whole(-LIMIT), length, positions, tuple(weights))
 
 
 def _side(entry: Fields) -> Side:

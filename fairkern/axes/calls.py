@@ -17,6 +17,7 @@ from fairkern.axes.scopes import Scopes
 from fairkern.axes.tracks import Tracks
 from fairkern.model.linear import transposed_linear
 from fairkern.model.nested import tensors_in
+from fairkern.model.threads import of_this_thread
 from fairkern.model.weight_calls import WeightCall
 from fairkern.types import CallSite
 
@@ -70,9 +71,9 @@ class ModuleCalls:
             if isinstance(output, Tensor) and output.ndim:
                 self.widths[path] = output.shape[-1]
 
-        before = module.register_forward_pre_hook(enter, with_kwargs=True)
+        before = module.register_forward_pre_hook(of_this_thread(enter), with_kwargs=True)
         self._handles.callback(before.remove)
-        after = module.register_forward_hook(leave, always_call=True)
+        after = module.register_forward_hook(of_this_thread(leave), always_call=True)
         self._handles.callback(after.remove)
 
     def _pass(self, tensors: Iterable[Tensor]) -> None:

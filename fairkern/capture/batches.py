@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from fairkern.capture.settings import ClassOf, SamplesOf
 from fairkern.capture.structure import Parts, Reader, describe
 from fairkern.errors import InputError
-from fairkern.model.nested import Call, map_tensors
+from fairkern.model.nested import Call, map_tensors, tensors_in
 from fairkern.model.own_calls import call_of, handed_on
 from fairkern.model.tensors import device_of
+from fairkern.model.untouched import valueless
 from fairkern.surroundings import ordinary
 
 
@@ -97,6 +98,10 @@ def _read(
 ) -> Iterator[tuple[int, Any, Parts]]:
     reader, device = Reader(model, samples_of), device_of(model)
     for index, given in enumerate(loader):
+        if any(valueless(tensor) for tensor in tensors_in(given)) and device.type != "meta":
+            raise InputError(
+                f"batch {index} holds a tensor without values (on the meta device, or fake); give real ones"
+            )
         raw = map_tensors(given, lambda t: ordinary(t.detach()).to(device, non_blocking=True))
         yield index, raw, reader.read(index, raw)
 
@@ -169,7 +174,9 @@ def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
         )
     labels = labels.to("cpu", torch.int64)
     if labels.ndim == 1 and len(labels) and int(labels.min()) < 0:
-        raise InputError(f"{source} of batch {index} hold the negative label {int(labels.min())}{hint}")
+        raise InputError(
+            f"{source} of batch {index} hold the negative label {int(labels.min())}; expected classes from 0 on{hint}"
+        )
     return labels
 
 

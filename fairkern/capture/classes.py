@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from math import prod
 
@@ -42,10 +43,10 @@ class Selection:
         """Of all rows that were taken, int64 on the CPU."""
         return torch.cat([torch.zeros(0, dtype=torch.int64, device="cpu"), *self._labels])
 
-    @property
-    def expected(self) -> int:
-        """Rows that the classes seen so far will fill."""
-        return self.per_class * len(self.counts)
+    def expected(self, done: float) -> int:
+        """Rows that are likely to be taken in all, once this share of the batches has come: what classes that are not
+        full yet have is taken to grow with it."""
+        return sum(min(self.per_class, math.ceil(count / done)) for count in self.counts.values())
 
     def several(self, labels: Tensor) -> Tensor:
         """Which of these are labels of classes with two rows or more."""
@@ -86,10 +87,11 @@ class Choice:
         self._grids: dict[Grid, Selection] = {}
         self._batch = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._rows: dict[Grid, Tensor] = {}
+        self.done = 0.5  # share of the batches that have come; as many again, where that is not known
 
-    def begin(self, labels: Tensor) -> None:
-        """The labels of the next batch, [samples] or [samples, places …]."""
-        self._batch = labels
+    def begin(self, labels: Tensor, done: float = 0.5) -> None:
+        """The labels of the next batch, [samples] or [samples, places …]; with it, so much of the data is `done`."""
+        self._batch, self.done = labels, done
         self._rows = {}
         self.rows(tuple(labels.shape[1:]))
 

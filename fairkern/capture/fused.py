@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fairkern.capture.listener import Listener
 from fairkern.capture.points import Point
-from fairkern.model.fused import Forward, by_expert
+from fairkern.model.fused import Forward, by_expert, one_by_one
 from fairkern.types import Side
 
 
@@ -23,6 +23,8 @@ def listening(points: Iterable[Point], listener: Listener) -> Mapping[str, Forwa
 
     def run(path: str) -> Forward:
         def forward(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+            if not listener.hears():
+                return one_by_one(module, hidden, index, weights)
             site, carrier = listener.next_site(path, Side.EXPERT), hidden.detach()
 
             def hear(side: Side) -> Callable[[int, Tensor, Tensor], Tensor]:

@@ -15,13 +15,15 @@ from fairkern.capture.chosen import Chosen
 from fairkern.capture.listed import ListedExperts
 from fairkern.capture.listener import Listener
 from fairkern.capture.lockstep import Around, Walk, in_step
-from fairkern.capture.moments import offsets
+from fairkern.capture.moments import holds_squares, offsets
 from fairkern.capture.points import Point, hidden_points, points_of
 from fairkern.errors import InputError
 from fairkern.model.nested import call_model
 from fairkern.model.replacements import in_place
 from fairkern.model.untouched import untouched
 from fairkern.types import JointMoments, Side, Tap, UnitMap
+
+_NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
 
 
 def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, others: Sequence[Tap]) -> list[Point]:
@@ -38,7 +40,7 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
         model.eval()
         inputs = next(inputs_of(loader, model, singly=True), None)
         if inputs is None:
-            raise InputError("the loader yields no batch")
+            raise InputError(_NO_BATCH)
         chosen = Chosen(model, inputs)
         with listener.hearing(), listed.followed(), chosen:
             call_model(model, inputs)
@@ -72,7 +74,7 @@ def joint_moments(
             net.eval()
         inputs = list(inputs_of(loader, model, singly=True))
         if not inputs:
-            raise InputError("the loader yields no batch; sequential compensation needs one that can be iterated again")
+            raise InputError(_NO_BATCH)
         walks = [stack.enter_context(Walk(model, x, points, contextlib.nullcontext, i)) for i, x in enumerate(inputs)]
         walks += [stack.enter_context(Walk(changed, x, points, around, i)) for i, x in enumerate(inputs)]
         per_unit = {p: offsets(p, units) for p in points}
@@ -118,10 +120,18 @@ def _joint(point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_un
     sums: list[Any] = []
     for act, changed in zip(before, now, strict=True):
         a, b = _vectors(point, act, per_unit), _vectors(point, changed, per_unit)
-        made = [(a @ b.T).double(), (b @ b.T).double(), a.sum(1).double(), b.sum(1).double(), a.shape[1]]
+        made = _products(a, b)
+        if a.dtype != torch.float64 and not (holds_squares(made[0]) and holds_squares(made[1])):
+            made = _products(a.double(), b.double())
         sums = [x + y for x, y in zip(sums, made, strict=True)] if sums else made
     cross, gram, total, other = (t.cpu() for t in sums[:4])
     return JointMoments(cross, gram, total, other, sums[4], per_unit)
+
+
+def _products(a: Tensor, b: Tensor) -> list[Any]:
+    """`a bᵀ`, `b bᵀ`, the sums of both, and of how many vectors."""
+    made = a @ b.T, b @ b.T, a.sum(1), b.sum(1)
+    return [*(sums.double() for sums in made), a.shape[1]]
 
 
 def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fairkern.capture.points import Point
 from fairkern.model.nested import map_tensors, tensors_in
 from fairkern.model.tensors import LISTS
+from fairkern.model.threads import of_this_thread
 
 _RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
 _KEEPS_ROWS = _RESHAPES | {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
@@ -159,9 +160,13 @@ class ListedExperts:
         with ExitStack() as handles:
             for entry in {".".join(place) for place in self._entry.values()}:
                 module = self._model.get_submodule(entry)
-                handles.callback(module.register_forward_pre_hook(before(entry), with_kwargs=True).remove)
+                handles.callback(
+                    module.register_forward_pre_hook(of_this_thread(before(entry)), with_kwargs=True).remove
+                )
             for entry, point in self._whole.items():
-                handles.callback(self._model.get_submodule(entry).register_forward_hook(after(point)).remove)
+                handles.callback(
+                    self._model.get_submodule(entry).register_forward_hook(of_this_thread(after(point))).remove
+                )
             with picked:
                 yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from fairkern.capture.recurrent import StateReader
 from fairkern.errors import InputError
 from fairkern.model.checkpointing import running_function
 from fairkern.model.tensors import named_tensors
+from fairkern.model.threads import python_thread
 from fairkern.model.weight_calls import WeightCall, WeightCalls
 from fairkern.types import CallSite, Side
 
@@ -41,6 +43,7 @@ class Listener:
     def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
         self._model, self.points, self._gradients = model, points, gradients
         self.active = True
+        self._thread = 0  # that of the pass
         whole = [p for p in points if p.expert is None and p.side.of_call]
         self._states = StateReader(points, self._hear_states)
         self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
@@ -120,7 +123,8 @@ class Listener:
                 self.reset(torch.device("cpu"))
 
     def hearing(self) -> contextlib.AbstractContextManager[object]:
-        """Around one forward pass: the function calls that are given a weight of some point directly."""
+        """Around one forward pass, in its thread: the function calls that are given a weight of some point directly."""
+        self._thread = threading.get_ident()
         if not self._by_weight:
             return contextlib.nullcontext()
         return WeightCalls(named_tensors(self._model), self._around)
@@ -144,8 +148,12 @@ class Listener:
         """How many calls of this module there were so far, counted for this side."""
         return self._calls.get((path, side), 0)
 
+    def hears(self) -> bool:
+        """Whether this call is one of the pass, and not of somebody else who calls the model in another thread."""
+        return self.active and (threading.get_ident() == self._thread or not python_thread())
+
     def _next(self, path: str, side: Side) -> Point | None:
-        return None if not self.active else self._by_site.get((self.next_site(path, side), side))
+        return None if not self.hears() else self._by_site.get((self.next_site(path, side), side))
 
     def hear(self, point: Point, x: Tensor) -> Tensor:
         """What arrives at a point; returns what to go on with."""
@@ -229,7 +237,7 @@ class Listener:
     def _recurrent(self, path: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
             assert isinstance(module, nn.RNNBase)
-            if not self.active:
+            if not self.hears():
                 return None
             return self._states.heard(self.next_site(path, Side.HIDDEN), module, args, kwargs, output)
 

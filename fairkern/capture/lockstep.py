@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -42,46 +43,53 @@ class Walk:
         self._drawn = torch.Generator("cpu").manual_seed(seed).get_state()
         self._device = default_device()
         self._attached = contextlib.ExitStack()
-        self._go, self._come = threading.Semaphore(0), threading.Semaphore(0)
+        self._go: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._come: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._at: tuple[Point, Tensor] | None = None
         self._error: BaseException | None = None
         self._left = False
 
     def __enter__(self) -> Walk:
-        self._attached.enter_context(self._listener.attached())
-        self._listener.active = False
-        self._thread.start()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._listener.attached())
+            self._listener.active = False
+            self._thread.start()
+            self._attached = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._left = True
-        self._go.release()
-        self._thread.join()
-        self._attached.close()
+        with self._attached:
+            self._left = True
+            self._go.put(None)
+            self._thread.join()
 
     def advance(self) -> tuple[Point, Tensor] | None:
         """Go on to the next point; what is read there, or None at the end of the pass. Raises what the model raises."""
         self._at = None  # and what was heard there goes with it
         self._listener.active = True
-        self._go.release()
-        self._come.acquire()
+        self._go.put(None)
+        self._come.get()
         self._listener.active = False
         if self._error is not None:
             raise self._error
         return self._at
 
     def _arrive(self, point: Point, act: Tensor) -> None:
+        self._check()
         self._at = (point, act)
         for module in self._modes:
             self._modes[module] = module.training
         self._drawn = torch.get_rng_state()
-        self._come.release()
-        self._go.acquire()
+        self._come.put(None)
+        self._go.get()
+        self._check()
         self._go_on()
         self._listener.forget(point)
+
+    def _check(self) -> None:
         if self._left:
             raise _Abandoned
 
@@ -93,7 +101,7 @@ class Walk:
         torch.set_rng_state(self._drawn)
 
     def _run(self) -> None:
-        self._go.acquire()
+        self._go.get()
         try:
             if not self._left:
                 self._go_on()
@@ -104,7 +112,7 @@ class Walk:
         except BaseException as error:  # handed to whoever waits for this pass
             self._error = error
         finally:
-            self._come.release()
+            self._come.put(None)
 
 
 def in_step(walks: Sequence[Walk]) -> Iterator[list[tuple[Point, Tensor]]]:

@@ -45,8 +45,11 @@ class Losses:
             return None
         if loss is None and self._loss_fn is None:
             raise self._without()
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            raise InputError(f"the loss of batch {batch.index} is {describe(loss)}; expected a tensor with one element")
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            raise InputError(
+                f"the loss of batch {batch.index} is {describe(loss)}; expected a tensor with one element, "
+                "of a floating dtype"
+            )
         self._sure, self._training = True, bool(self._training)
         return loss.reshape(())
 
@@ -87,7 +90,7 @@ class Losses:
     def _without(self) -> InputError:
         where = "in eval mode or in its own training call" if self._training else "in eval mode"
         return InputError(
-            f"the model returns no loss {where}, but something {self._returned}, and loss_fn is None; "
+            f"the model returns no loss {where} (what it returns is {self._returned}), and loss_fn is None; "
             "pass loss_fn(output, targets)"
         )
 

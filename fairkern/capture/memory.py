@@ -16,12 +16,12 @@ from fairkern.capture.settings import Settings
 class Prediction:
     """Made of the first batch's activations, before any sample is kept. Bytes.
 
-    `per_class`: samples of a class, of every unit the lesser of its positions and the projections.
+    `per_sample`: a sample that has a class, of every unit the lesser of its positions and the projections.
     `layer`: the largest activation and its gradient, which one layer's sums may copy.
     `moments`: second moments, where they are asked for.
     """
 
-    per_class: int
+    per_sample: int
     layer: int
     moments: int
 
@@ -37,8 +37,8 @@ class Prediction:
                 whole = positions * act.element_size()
                 per_sample += block.units * (projected if positions > settings.projections or by_token else whole)
             layer = max(layer, 2 * act.nbytes)
-        return cls(per_sample * settings.samples_per_class, layer, moments)
+        return cls(per_sample, layer, moments)
 
-    def of_classes(self, classes: int) -> dict[str, int]:
-        """For so many classes in one pass over the data."""
-        return {"samples": self.per_class * classes, "layer": self.layer, "moments": self.moments}
+    def bytes_of(self, samples: int) -> dict[str, int]:
+        """For so many samples that enter, in one pass over the data."""
+        return {"samples": self.per_sample * samples, "layer": self.layer, "moments": self.moments}

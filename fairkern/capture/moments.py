@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,12 +10,17 @@ import torch
 from torch import Tensor
 
 from fairkern.capture.points import Point
-from fairkern.ops.gram import gram
+from fairkern.capture.sums import AT_ONCE
+from fairkern.errors import NonFiniteError
+from fairkern.ops.gram import Gram, gram
 from fairkern.types import Moments, UnitMap
+
+_LEAST = 2.0**-80  # sums of squares below it have lost what smaller units give, or all
 
 
 class MomentStore:
-    """Per point `Σ a`, `Σ a aᵀ` and how many vectors `a` were added, in float64 (float32 sums per batch).
+    """Per point `Σ a`, `Σ a aᵀ` and how many vectors `a` were added, in float64 (float32 sums per batch, but of
+    activations whose squares float32 does not hold: 1e19, or 1e-19).
 
     Sums are taken of what is left of `a` without the first batch's mean, which is put back in float64: where units
     hardly vary, what they vary by would drown in the rounding of their means.
@@ -32,6 +38,9 @@ class MomentStore:
         self._powers: dict[Point, Tensor | float] = dict.fromkeys(self._per_unit, 0.0)
         self._elements: dict[Point, list[int]] = {p: [0, 0] for p in self._per_unit}  # heard, and with silent tokens
         self._shifts: dict[Point, Tensor] = {}
+        self.batch = 0  # the number of the one under way, for errors
+        self._told: set[Point] = set()  # points whose gradients float32 was seen to hold
+        self._waiting: list[tuple[Point, Tensor, Tensor]] = []  # vectors, and whether float32 holds their squares
 
     @property
     def points(self) -> list[Point]:
@@ -45,13 +54,22 @@ class MomentStore:
 
     def add_gradient(self, point: Point, grad: Tensor, weight: int) -> None:
         """Of one batch at one point; `weight`: what makes it the gradient of a sum over samples."""
-        if point in self._per_unit:
-            dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
-            norm = torch.linalg.vector_norm(grad, dtype=dtype).double()
-            self._powers[point] = self._powers[point] + (weight * norm).square()
+        if point not in self._per_unit:
+            return
+        dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        norm = torch.linalg.vector_norm(grad, dtype=dtype)
+        if point not in self._told or grad.device.type in AT_ONCE:
+            if _LEAST <= float(norm) ** 2 < math.inf:
+                self._told.add(point)
+            else:
+                norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
+                self._check(point, norm, "gradients")
+        self._powers[point] = self._powers[point] + (weight * norm.double()).square()
 
     def add(self, point: Point, act: Tensor, dim: int, heard: int) -> None:
-        """One batch at one point, units along `dim`; `heard` of the elements, the others are those of silent tokens."""
+        """One batch at one point, units along `dim`; `heard` of the elements, the others are those of silent tokens.
+
+        `settle` has to be called before the activation goes."""
         per_unit = self._per_unit.get(point)
         if per_unit is None:
             return
@@ -59,17 +77,43 @@ class MomentStore:
         self._elements[point][1] += act.numel()
         if per_unit > 1:
             act = act.unflatten(dim, (act.shape[dim] // per_unit, per_unit))
-        made = gram(self._shifted(point, act.movedim(dim, 0)), 0)
+        vectors = act.movedim(dim, 0)
+        made = gram(self._shifted(point, vectors), 0)
+        if made.gram.dtype != torch.float64:
+            fits = holds_squares(made.gram)
+            made = Gram(made.gram.masked_fill_(~fits, 0), made.total.masked_fill_(~fits, 0), made.count)
+            self._waiting.append((point, vectors, fits))
+        self._put(point, made)
+        if act.device.type in AT_ONCE:
+            self.settle()
+
+    def _put(self, point: Point, made: Gram) -> None:
         square, total, count = made.gram.double(), made.total.double(), made.count
         known = self._sums.get(point)
         if known is not None:
             square, total, count = known[0].add_(square), known[1].add_(total), known[2] + count
         self._sums[point] = (square, total, count)
 
+    def settle(self) -> None:
+        """Take again, in float64, what float32 did not hold; on a GPU this looks at all points at once."""
+        held = torch.stack([fits for _, _, fits in self._waiting]).tolist() if self._waiting else []
+        for (point, vectors, _), fits in zip(self._waiting, held, strict=True):
+            if not fits and bool(vectors.any()):
+                made = gram(self._shifted(point, vectors.double()), 0)
+                self._check(point, made.gram.diagonal(), "activations")
+                self._put(point, made._replace(count=0))  # they have been counted
+        self._waiting.clear()
+
+    def _check(self, point: Point, squares: Tensor, what: str) -> None:
+        if not bool(torch.isfinite(squares).all()):
+            raise NonFiniteError(f"{what} at {point.name} are not finite in batch {self.batch}")
+
     def powers(self, samples: int) -> dict[str, float]:
         """By tap name: the gradient power per sample, as if all tokens were given to every expert."""
         found = {}
         for point, power in self._powers.items():
+            if not math.isfinite(float(power)):  # on a GPU a later batch is not looked at when it comes
+                raise NonFiniteError(f"squares of gradients at {point.name} are not finite in one of the batches")
             heard, whole = self._elements[point]
             found[point.name] = float(power) / samples * (whole / heard if heard else 1.0)
         return found
@@ -113,6 +157,12 @@ class StateMeans:
     def means(self) -> dict[str, np.ndarray]:
         """By tap name, float64 `[length]`, where anything was read."""
         return {p.name: total.cpu().numpy() / count for p, (total, count) in self._sums.items() if count}
+
+
+def holds_squares(gram: Tensor) -> Tensor:
+    """Whether its dtype held these sums of squares: bool []. What overflows is infinite on the diagonal."""
+    power = gram.diagonal()
+    return torch.isfinite(power).all() & (power.amax() >= _LEAST)
 
 
 def _room(act: Tensor, dtype: torch.dtype) -> Tensor:

@@ -27,7 +27,7 @@ def affine_norms(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module in changed:
-            del module.forward
+            vars(module).pop("forward", None)
 
 
 def _is_affine(module: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import running_as
 from fairkern.model.kept import changed, kept_objects
+from fairkern.model.process import let_others_in
 from fairkern.model.tensors import device_of
 from fairkern.types import Side
 
@@ -76,21 +77,24 @@ class Pass:
                 self.batches = batch.index + 1
                 self.singly |= batch.parts.singly
                 before = kept_objects(self._model) if self.batches == 2 else {}  # the first may make what all use
-                self._step(batch)
+                self._step(batch, (batch.index + 1) / total if total and batch.index < total else 0.5)
                 if self.batches == 2:
                     self.keeps = changed(before, kept_objects(self._model))
                 self._settings.on_batch(self.batches, total, stage)
+                let_others_in()
         if self.batches == 0:
             raise InputError("the loader yields no batch")
         if self.seen == 0:
             raise InputError("the loader yields no sample: every batch is empty")
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: Batch, done: float) -> None:
         if batch.samples == 0:
             return
         if batch.labels.ndim > 1 and self._settings.reduction is Reduction.PER_CLASS:
             raise InputError("reduction='per_class' needs one class label per sample, not one for every place")
-        self.choice.begin(batch.labels)
+        self.choice.begin(batch.labels, done)
+        if self._moments is not None:
+            self._moments.batch = batch.index
         if self._taylor is None:
             with torch.no_grad():
                 self._rehearsal.forward(batch)
@@ -106,6 +110,8 @@ class Pass:
                     self._moments.add(point, act, 1, act.numel())
             else:
                 self._keep(point, act)
+        if self._moments is not None:
+            self._moments.settle()
         self.seen += batch.samples
         self._listener.reset(device_of(self._model))
 

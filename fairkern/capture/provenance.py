@@ -63,7 +63,7 @@ def provenance(
         "backend": settings.backend,
         "passes": passes,
         "sample_bytes": sample_bytes,
-        "predicted_bytes": first.prediction.of_classes(len(first.choice.counts)),
+        "predicted_bytes": first.prediction.bytes_of(sum(counts.values())),
         "device": str(device),
         "torch": torch.__version__,
         "seconds": seconds,

@@ -74,7 +74,8 @@ def _captured(
         with clock.timed("wasserstein"):
             utilization = first.samples.utilization()
         stores = [first.samples]
-        for store in _further(model, loader, loss_fn, points, settings, first.samples.dropped, ambient):
+        waiting = first.samples.dropped
+        for store in _further(model, loader, loss_fn, points, settings, waiting, first.seen, ambient):
             utilization.update(store.utilization())
             stores.append(store)
     compared = by_group(utilization.items(), largest=True)
@@ -129,9 +130,11 @@ def _further(
     points: Sequence[Point],
     settings: Settings,
     waiting: Sequence[Block],
+    seen: int,
     ambient: Ambient,
 ) -> Iterator[SampleStore]:
-    """Class samples of what is still `waiting`, as much as fits in a pass, until nothing is."""
+    """Class samples of what is still `waiting`, as much as fits in a pass, until nothing is. `seen`: so many samples
+    there were in the first pass."""
     number = 1
     while waiting:
         if isinstance(loader, Iterator):
@@ -141,6 +144,11 @@ def _further(
             )
         again = Pass(model, _only(points, waiting), settings, loss_fn, ambient=ambient)
         again.run(loader, number)
+        if again.seen != seen:
+            raise InputError(
+                f"the loader yields {again.seen} samples in pass {number + 1}, and {seen} in the first; memory_budget "
+                "needs one that yields the same again, or a larger budget"
+            )
         yield again.samples
         waiting, number = again.samples.dropped, number + 1
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from fairkern.capture.batches import inputs_of
 from fairkern.errors import InputError
+from fairkern.model.in_use import at_work
 from fairkern.model.nested import call_model
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -26,30 +28,30 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         raise InputError(f"this {type(model).__name__} has no BatchNorm with running statistics")
-    modes = {m: m.training for m in model.modules()}
-    momenta = {m: m.momentum for m in layers}
-    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers(recurse=False)]
     done = False
-    try:
+    with at_work(model, "recalibrate()"), torch.no_grad(), _anew(model, layers):
+        for inputs in inputs_of(loader, model):
+            call_model(model, inputs)
+            done = True
+        if not done:
+            raise InputError("the loader yields no batch")
+    return len(layers)
+
+
+@contextlib.contextmanager
+def _anew(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Within, these layers take the plain mean over batches, and all else is in eval mode."""
+    with contextlib.ExitStack() as steps, contextlib.ExitStack() as failed:
+        for module in model.modules():
+            steps.callback(setattr, module, "training", module.training)
+        for layer in layers:
+            steps.callback(setattr, layer, "momentum", layer.momentum)
+            for buffer in layer.buffers(recurse=False):
+                failed.callback(buffer.copy_, buffer.clone())
         model.eval()
         for layer in layers:
             layer.reset_running_stats()
-            layer.momentum = None  # the plain mean over batches
+            layer.momentum = None
             layer.train()
-        with torch.no_grad():
-            for inputs in inputs_of(loader, model):
-                call_model(model, inputs)
-                done = True
-    except BaseException:
-        done = False
-        raise
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for layer in layers:
-            layer.momentum = momenta[layer]
-        for buffer, saved in () if done else before:
-            buffer.copy_(saved)
-    if not done:
-        raise InputError("the loader yields no batch")
-    return len(layers)
+        yield
+        failed.pop_all()

@@ -18,7 +18,8 @@ from fairkern.ops import class_wasserstein, directions, project, sliced_wasserst
 
 
 class _Rows:
-    """Rows `[n, units, P]` that arrive piece by piece, in one buffer that grows by doubling."""
+    """Rows `[n, units, P]` that arrive piece by piece, in one buffer that has room for what is expected, and else grows
+    by a quarter."""
 
     def __init__(self) -> None:
         self._buffer: Tensor | None = None
@@ -31,17 +32,29 @@ class _Rows:
 
     @property
     def bytes(self) -> int:
+        """With the room for more."""
         return 0 if self._buffer is None else self._buffer.nbytes
 
     def extend(self, n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, expect: int) -> Tensor:
         """Room for `n` more rows, to be written by the caller; `expect` rows in all are likely to come."""
         if self._buffer is None or self.count + n > len(self._buffer):
-            grown = torch.empty((max(expect, 2 * self.count, self.count + n), *shape), dtype=dtype, device=device)
+            room = max(expect, self.count + max(n, self.count // 4))
+            grown = torch.empty((room, *shape), dtype=dtype, device=device)
             if self._buffer is not None:
                 grown[: self.count] = self._buffer[: self.count]
             self._buffer = grown
         self.count += n
         return self._buffer[self.count - n : self.count]
+
+    @property
+    def held(self) -> int:
+        """Bytes that the rows themselves take."""
+        return 0 if self._buffer is None else self.values.nbytes
+
+    def trim(self) -> None:
+        """Give back the room that holds nothing."""
+        if self._buffer is not None and self.count < len(self._buffer):
+            self._buffer = self.values.clone()
 
 
 class SampleStore:
@@ -71,7 +84,7 @@ class SampleStore:
         if not blocks:
             return
         act, dim, grid = self._choice.seen(point, act, dim, layout)
-        rows, expect = self._choice.rows(grid), self._choice.of(grid).expected
+        rows, expect = self._choice.rows(grid), self._choice.of(grid).expected(self._choice.done)
         for block in blocks:
             if self._grid.setdefault(block, grid) != grid:
                 raise InputError(f"the activation at {point.name} has its places on another grid in another batch")
@@ -135,7 +148,11 @@ class SampleStore:
         return self._directions[key]
 
     def _shrink(self, point: Point) -> None:
-        """Drop the largest blocks until the rest keeps to the budget."""
+        """Drop the largest blocks until the rest keeps to the budget; first what holds nothing yet."""
+        if self._budget is not None and self._total > self._budget:
+            for rows in self._rows.values():
+                rows.trim()
+            self._total = sum(rows.bytes for rows in self._rows.values())
         while self._budget is not None and self._total > self._budget:
             largest = max(self._rows, key=lambda block: self._rows[block].bytes)
             if len(self._rows) == 1:
@@ -145,7 +162,7 @@ class SampleStore:
                 )
             self._total -= self._rows.pop(largest).bytes
             self.dropped.append(largest)
-        self.peak = max(self.peak, self._total)
+        self.peak = max(self.peak, sum(rows.held for rows in self._rows.values()))
 
     def utilization(self) -> dict[Block, np.ndarray]:
         """U per unit, float64 `[units]`, of every block that was kept; frees the samples as it goes.

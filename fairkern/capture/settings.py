@@ -45,6 +45,7 @@ class LossReduction(enum.Enum):
     SUM = "sum"
 
 
+WHOLE = 2**53 - 1  # the largest number that files hold for certain
 DIRECTIONS = 2**20  # more would not fit into memory, and tell nothing new
 
 
@@ -72,13 +73,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._set(
-            samples_per_class=options.whole("samples_per_class", self.samples_per_class, 2),
+            samples_per_class=options.whole("samples_per_class", self.samples_per_class, 2, WHOLE),
             projections=options.whole("projections", self.projections, 1, DIRECTIONS),
             seed=options.seed(self.seed),
             gram=options.flag("gram", self.gram),
         )
         if self.memory_budget is not None:
-            self._set(memory_budget=options.whole("memory_budget", self.memory_budget, 1))
+            self._set(memory_budget=options.whole("memory_budget", self.memory_budget, 1, WHOLE))
         if self.class_of is not None and self.class_of is not False:
             options.function("class_of", self.class_of, "a function of a batch, or False for no classes")
         if self.samples_of is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fairkern.capture.settings import SamplesOf
@@ -37,8 +38,9 @@ class Parts:
     @property
     def divisible(self) -> bool:
         """Whether all that the model is called with has an item or a row for every sample."""
-        rows = (len(t) for t in tensors_in(self.asked) if t.ndim)
-        return self.samples is not None and (self.lists or all(n == self.samples for n in rows))
+        tensors = [t for t in tensors_in(self.asked) if t.ndim]
+        rows = all(len(t) == self.samples and t.layout is torch.strided for t in tensors)
+        return self.samples is not None and (self.lists or rows)
 
     def rows(self, which: slice) -> Parts:
         """These samples alone: of what has an item or a row for every sample. The number of samples must be known."""
@@ -56,7 +58,7 @@ class Parts:
 
     def _of(self, value: Any, which: slice, n: int) -> Any:
         if isinstance(value, Tensor):
-            return value[which] if value.ndim and len(value) == n else value
+            return value[which] if value.ndim and len(value) == n and value.layout is torch.strided else value
         if isinstance(value, Mapping):
             return {key: self._of(item, which, n) for key, item in value.items()}
         if not isinstance(value, (list, tuple)) or hasattr(value, "_fields"):

@@ -82,7 +82,9 @@ class TaylorStore:
 
     def _add_by_class(self, sums: dict[int, Tensor], act: Tensor, grad: Tensor, dim: int) -> None:
         """Per class [positions of the point], float64."""
-        terms = (act * grad).movedim(dim, -1).flatten(1, -2) if act.ndim > 2 else act * grad
+        wide = torch.float64 if act.dtype == torch.float64 else torch.float32
+        terms = act.to(wide) * grad.to(wide)
+        terms = terms.movedim(dim, -1).flatten(1, -2) if act.ndim > 2 else terms
         per_sample = terms.sum(1, dtype=torch.float64) if act.ndim > 2 else terms.double()
         for label in self._labels.unique().tolist():
             mine = per_sample[(self._labels == label).to(act.device)].sum(0) * self._weight

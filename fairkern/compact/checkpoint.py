@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fairkern.artefacts import SCHEMA, load_plan, replacing, save_plan
+from fairkern.artefacts import SCHEMA, read_json
 from fairkern.artefacts.fields import Fields
-from fairkern.artefacts.files import check_header, compact, package_version, parse, sync_folder
+from fairkern.artefacts.files import (
+    SUM,
+    check_header,
+    check_sum,
+    compact,
+    json_file,
+    package_version,
+    parse,
+    plain,
+    sum_of,
+)
+from fairkern.artefacts.plans import plan_payload, read_plan_payload
+from fairkern.artefacts.tensors import open_tensors, write_tensors
+from fairkern.artefacts.writing import replacing_all, whole_folder
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
 from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, may_be_added, shapes_left, tensors_of
 from fairkern.errors import ArtefactError, InputError
+from fairkern.model.in_use import in_use
 from fairkern.model.linear import give_bias
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan
@@ -30,35 +39,44 @@ from fairkern.types import Plan
 WEIGHTS = "model.safetensors"
 PLAN = "plan.json"
 
+T = TypeVar("T")
+
 
 def save_pruned(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
     """Write a pruned model: `folder/model.safetensors` with the state dict and `folder/plan.json`.
 
-    A tensor that several names share is stored once. A new (or empty) folder appears complete or not at all.
-    In a folder that has other files both are replaced, each atomically, once both are written; a folder that
-    was interrupted between the two is recognised on loading.
+    A tensor that several names share is stored once. A new folder appears complete or not at all. A folder that exists
+    is written into: both files are replaced, each atomically, once both are on the disk; one that was interrupted
+    between the two is recognised on loading. Both carry sums, of all that they say, and the weights that of the plan.
 
     Raises PlanMismatchError (`small` does not have the shapes that `plan` leaves), InputError (a state dict
-    with something other than dense tensors with values), OSError (the folder above does not exist, cannot be
-    written).
+    with something other than dense tensors with values, of dtypes that safetensors has), OSError (the folder above
+    does not exist, cannot be written, a full disk; what was there stays as it was).
+
+    Cost: one pass over the weights, which sums them up and writes them; of those on a GPU, one tensor at a time is
+    copied.
     """
+    with in_use(small, "save_pruned()", reading=True):
+        _save(small, plan, folder)
+
+
+def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
     check_pruned(small, plan)
     tensors, shared = _stored(small)
+    payload = plain(plan_payload(plan), "plan")
+    described = json_file("plan", payload)
     content = {
         "format": "fairkern.pruned",
         "schema": SCHEMA,
         "fairkern": package_version(),
         "model": plan.model,
-        "plan": _digest(plan),
+        "plan": sum_of(payload),
         "shared": shared,
     }
     metadata = {"format": "pt", "fairkern": compact(content)}
-    target = Path(os.path.realpath(folder))
-    if target.exists() and not target.is_dir():
-        raise NotADirectoryError(f"{folder} is a file; expected a folder to write a pruned model to")
-    with _folder(target) as place, replacing(place / WEIGHTS) as weights, replacing(place / PLAN) as described:
-        save_file(tensors, weights, metadata)
-        save_plan(plan, described)
+    with whole_folder(folder) as place, replacing_all([place / WEIGHTS, place / PLAN]) as (weights, beside):
+        write_tensors(weights, tensors, metadata)
+        beside.write_bytes(described)
 
 
 def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
@@ -66,18 +84,23 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
 
     `fresh_model` may hold any weights, or none: on the meta device it costs no memory, and the result is on
     the CPU. Only what the file lacks (non-persistent buffers) is cut from it; all else is read once from the
-    file, strictly, into the dtype and device of `fresh_model`. `fresh_model` stays as it is.
+    file, strictly, into the dtype and device of `fresh_model`. `fresh_model` stays as it is. Floating point is cast to
+    another floating-point dtype, nothing else is.
 
-    Raises ArtefactError (a missing, truncated or foreign piece, a newer schema, weights of another plan),
-    PlanMismatchError (`fresh_model` is of another architecture), InputError (a meta tensor that is not in the
+    Each file is opened once, so a folder that another process replaces gives what was there, what comes to be there,
+    or ArtefactError. One that was written before files had sums is read with a warning.
+
+    Raises ArtefactError (a missing, truncated, edited or foreign piece, a newer schema, weights of another plan or
+    dtype), PlanMismatchError (`fresh_model` is of another architecture), InputError (a meta tensor that is not in the
     file, a model that cannot be copied).
+
+    Cost: the file is read into memory and from there into the model. Summing it up takes about a second per gigabyte
+    on one thread; it runs in as many as torch uses.
     """
     place = Path(folder)
-    for name in (WEIGHTS, PLAN):
-        if not (place / name).is_file():
-            raise ArtefactError(f"{place} has no file {name}; expected a folder that save_pruned wrote")
-    plan = load_plan(place / PLAN)
-    tensors, shared = _read(place / WEIGHTS, plan)
+    payload = _present(place, PLAN, lambda path: read_json(path, "plan"))
+    plan = read_plan_payload(payload, place / PLAN)
+    tensors, shared = _present(place, WEIGHTS, lambda path: _read(path, plan, sum_of(payload)))
     check(fresh_model, plan)
     state = {**tensors, **{alias: tensors[name] for alias, name in shared.items() if name in tensors}}
     stored, renaming = fresh_model.state_dict().keys(), Renaming(plan)
@@ -87,14 +110,15 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     if absent or foreign:
         what = f"lacks {absent[0]!r}" if absent else f"holds {foreign[0]!r}, which the model does not have"
         raise ArtefactError(f"{place / WEIGHTS} {what}: it was written for another version of this model")
-    with torch.no_grad():
+    with in_use(fresh_model, "load_pruned()", reading=True), torch.no_grad():
         small = copy_with(fresh_model, _emptied(fresh_model, plan, stored), gone(fresh_model, plan))
     set_sizes(small, plan)
     for name in extra:  # biases that compensation added
         give_bias(small.get_submodule(name.rpartition(".")[0]))
+    _check_dtypes(state, small, place / WEIGHTS)
     try:
         small.load_state_dict(_versioned(small, state), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:  # torch takes the first element of a row for a scalar
         raise ArtefactError(f"{place / WEIGHTS} does not fit the plan beside it: {error}") from error
     return small
 
@@ -160,52 +184,49 @@ def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, shared
 
 
-def _read(path: Path, plan: Plan) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _present(place: Path, name: str, read: Callable[[Path], T]) -> T:
+    """What a reader makes of a file of the folder, which has to be there."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError as error:
-        raise ArtefactError(f"{path} is truncated or not a safetensors file ({error}); save the model again") from None
-    try:
-        content = Fields(parse(metadata["fairkern"]), path)
-    except KeyError:
-        raise ArtefactError(f"{path} was not written by fairkern: its metadata has no entry for it") from None
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path} has metadata that is not JSON ({error}); save the model again") from None
-    check_header({key: entry.value for key, entry in content.entries().items()}, path, "pruned")
-    shared = {alias: entry.text() for alias, entry in content["shared"].entries().items()}
-    if content["plan"].text() != _digest(plan):
+        return read(place / name)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise ArtefactError(f"{place} has no file {name}; expected a folder that save_pruned wrote") from None
+
+
+def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with open_tensors(path) as file:
+        metadata = file.metadata
+        try:
+            content = Fields(parse(metadata["fairkern"]), path)
+        except KeyError:
+            raise ArtefactError(f"{path} was not written by fairkern: its metadata has no entry for it") from None
+        except (ValueError, RecursionError) as error:
+            raise ArtefactError(f"{path} has metadata that is not JSON ({error}); save the model again") from None
+        header = {key: entry.value for key, entry in content.entries().items()}
+        check_header(header, path, "pruned")
+        tensors, found = file.read()
+    own_sum = {SUM: metadata[SUM]} if SUM in metadata else {}
+    check_sum({**header, **own_sum}, found, path, "model")
+    if content["plan"].text() != (plan_sum if own_sum else _digest(plan)):
         raise ArtefactError(f"{path} was written with another plan than the {PLAN} beside it; save the model again")
-    return tensors, shared
+    return tensors, {alias: entry.text() for alias, entry in content["shared"].entries().items()}
+
+
+def _check_dtypes(stored: Mapping[str, Tensor], small: nn.Module, path: Path) -> None:
+    """Raises ArtefactError where a value would be read as a number of another kind."""
+    for name, own in small.state_dict().items():
+        dtype = stored[name].dtype if name in stored else own.dtype
+        if dtype != own.dtype and not (dtype.is_floating_point and own.is_floating_point()):
+            raise ArtefactError(
+                f"{path} holds {name!r} as {dtype}, where the model has {own.dtype}; only floating point is "
+                "cast, to floating point: it was written for another version of this model, or is damaged"
+            )
 
 
 def _digest(plan: Plan) -> str:
-    """Of what the plan cuts, whatever order it lists it in."""
+    """Of what the plan cuts, whatever order it lists it in: what weights without a sum of theirs hold of the plan."""
     state = hashlib.sha256()
     for item in sorted(plan.axes, key=lambda item: (item.axis.tensor, item.axis.dim, item.removed.tolist())):
         if len(item.removed):
             state.update(f"{item.axis.tensor}\0{item.axis.dim}\0{item.length}\0".encode())
             state.update(",".join(map(str, item.removed.tolist())).encode())
     return state.hexdigest()
-
-
-@contextmanager
-def _folder(target: Path) -> Iterator[Path]:
-    """Where to write: `target` if it holds files, else a folder beside it that takes its place at the end."""
-    if target.is_dir() and any(target.iterdir()):
-        yield target
-        return
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target.parent} does not exist: no folder to write {target.name} to")
-    temporary = target.parent / f".fairkern-{secrets.token_hex(8)}.tmp"
-    temporary.mkdir()
-    try:
-        yield temporary
-        if target.is_dir():
-            target.rmdir()
-        os.rename(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    sync_folder(target.parent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from fairkern.compact.config import follow_config
 from fairkern.compact.descriptors import Held, Index, check_pruned, cuts
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
+from fairkern.interrupts import undivided
 from fairkern.model.attributes import write_attribute
 from fairkern.model.autocast import forget_casts
+from fairkern.model.in_use import in_use
 from fairkern.model.replacements import replace_modules
 from fairkern.model.untouched import caches, forget, held_states
 from fairkern.ops.gather import gather_many
@@ -31,24 +34,21 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
     `inplace=True`: returns `model` itself, each `Parameter` object (and so an optimizer's reference) kept,
     `.grad` cut along (a sparse gradient is dropped). Each large tensor is freed as its small one is made. The
     plan and all tensors are checked before the first is replaced; only running out of memory half-way leaves
-    a model that is partly cut. Optimizer state is the caller's to cut.
+    a model that is partly cut. Ctrl-C waits until it is cut. Optimizer state is the caller's to cut.
 
     Runs on any device, on meta tensors too. Cost: one read of what is kept and one write of it.
     Raises PlanMismatchError (plan for another architecture), InputError (a model that cannot be copied, a
     sparse or quantised tensor), BackendError (`backend`, as in `fairkern.ops.gather`).
     """
-    found = cuts(model, plan)
-    for held, _ in found:
-        if held.tensor.layout != torch.strided or held.tensor.is_quantized:
-            raise InputError(f"{held.names[0]} is {held.tensor.layout} {held.tensor.dtype}: only dense tensors are cut")
-    with torch.no_grad():
+    with in_use(model, "apply()", reading=not inplace), torch.no_grad():
+        found = cuts(model, plan)
+        for held, _ in found:
+            if held.tensor.layout != torch.strided or held.tensor.is_quantized:
+                what = f"{held.tensor.layout} {held.tensor.dtype}"
+                raise InputError(f"{held.names[0]} is {what}: only dense tensors are cut")
         if inplace:
             small = model
-            set_sizes(small, plan)
-            for held, index in found:
-                _replace(held.tensor, index, backend)
-            forget(model)
-            forget_casts()
+            undivided(partial(_cut_in_place, model, plan, found, backend))
         else:
             gathered = gather_dense([(held.tensor, index) for held, index in found], backend)
             cut = [(held, tensor) for (held, _), tensor in zip(found, gathered, strict=True)]
@@ -56,6 +56,14 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
             set_sizes(small, plan)
             check_pruned(small, plan)
     return small
+
+
+def _cut_in_place(model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Index]], backend: str) -> None:
+    set_sizes(model, plan)
+    for held, index in found:
+        _replace(held.tensor, index, backend)
+    forget(model)
+    forget_casts()
 
 
 def gone(model: nn.Module, plan: Plan) -> list[nn.Module]:
@@ -98,8 +106,8 @@ def copy_with(
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise InputError(
-            f"this {type(model).__name__} cannot be copied ({error}); prune it with inplace=True, "
-            "or remove what holds tensors that are results of other tensors (weight norm as a hook does)"
+            f"this {type(model).__name__} cannot be copied ({error}); remove what holds tensors that are results of "
+            "other tensors (weight norm as a hook does), or trace with verify=False and apply with inplace=True"
         ) from error
 
 

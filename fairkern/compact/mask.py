@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import TracebackType
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from fairkern.compact.descriptors import Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
 from fairkern.model.autocast import forget_casts
+from fairkern.model.in_use import in_use
 from fairkern.surroundings import check_ordinary, refuse, uncompiled
 from fairkern.types import Plan, Silence
 
@@ -26,6 +28,8 @@ class masked:
 
     One object can be entered again, and masks can be nested, as long as the inner one is left first. Do not
     cut or replace the model's tensors within.
+    Ctrl-C strikes before a mask is on, within, or once it is off. Another thread may call the model within, but not
+    trace, score, mask or cut it: InputError.
     Raises PlanMismatchError on entry, before anything is written. `strict=False` leaves that check out, for a model
     that has been given biases since.
     """
@@ -34,40 +38,34 @@ class masked:
         self._model = model
         self._strict = strict
         self._plan = plan
-        self._entered: list[tuple[list[_Saved], silent_experts | None]] = []
+        self._entered: list[contextlib.ExitStack] = []
 
     @uncompiled
     def __enter__(self) -> nn.Module:
         refuse("masked")
-        if not torch.is_inference_mode_enabled():
-            check_ordinary(self._model)
-        if self._strict:
-            check(self._model, self._plan)
-        targets = match(self._model, silenced(self._plan, Silence.ZERO))
-        saved: list[_Saved] = []
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(in_use(self._model, "a mask"))
+            if self._strict:
+                check(self._model, self._plan)
+            targets = match(self._model, silenced(self._plan, Silence.ZERO))
+            if not torch.is_inference_mode_enabled():
+                check_ordinary((held.names[0], held.tensor) for held, _ in targets)
+            saved: list[_Saved] = []
+            stack.callback(_restore, saved)
             for held, index in targets:
                 _zero(held.tensor, index, saved)
-        except BaseException:
-            _restore(saved)
-            raise
-        forget_casts()
-        silent = without_experts(self._model, self._plan)
-        self._entered.append((saved, silent))
-        if silent is not None:
-            silent.__enter__()
+            forget_casts()
+            silent = without_experts(self._model, self._plan)
+            if silent is not None:
+                stack.enter_context(silent)
+            self._entered.append(stack.pop_all())
         return self._model
 
     @uncompiled
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        saved, silent = self._entered.pop()
-        try:
-            if silent is not None:
-                silent.__exit__(kind, error, trace)
-        finally:
-            _restore(saved)
+        self._entered.pop().__exit__(kind, error, trace)
 
 
 def without_experts(model: nn.Module, plan: Plan) -> silent_experts | None:
@@ -99,12 +97,14 @@ def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
 
 def _restore(saved: list[_Saved]) -> None:
     """Backwards: where two dimensions overlap, the one that was saved first holds the original values."""
-    with torch.no_grad():
-        while saved:
-            tensor, dim, positions, values = saved[-1]
-            if positions.ndim == 1:
-                tensor.data.index_copy_(dim, positions, values)
-            else:
-                tensor.data.scatter_(dim, positions, values)
-            saved.pop()
-    forget_casts()
+    with torch.no_grad(), contextlib.ExitStack() as steps:  # each is taken, whatever becomes of the others
+        steps.callback(forget_casts)
+        for item in saved:
+            steps.callback(_put_back, *item)
+
+
+def _put_back(tensor: Tensor, dim: int, positions: Tensor, values: Tensor) -> None:
+    if positions.ndim == 1:
+        tensor.data.index_copy_(dim, positions, values)
+    else:
+        tensor.data.scatter_(dim, positions, values)

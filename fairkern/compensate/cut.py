@@ -13,7 +13,9 @@ from fairkern.compensate.fit import Compensation
 from fairkern.compensate.one_shot import corrections
 from fairkern.compensate.refit import refit
 from fairkern.errors import InputError
+from fairkern.interrupts import undivided
 from fairkern.model.autocast import without_autocast
+from fairkern.model.in_use import in_use
 from fairkern.types import Plan, Scores
 
 
@@ -41,15 +43,19 @@ def cut(
             f"compensate='sequential' walks through all batches together; this {type(model).__name__} keeps what is "
             f"of one batch in its modules (in {scores.provenance['keeps'][0]}): use compensate='least_squares'"
         )
-    with without_autocast():
+    with in_use(model, "apply()", reading=not inplace), without_autocast():
         if method is Compensation.SEQUENTIAL:
             found = corrections(model, plan, scores, Compensation.LEAST_SQUARES)
             made = refit(model, plan, scores, found, _read_again(loader, inplace))
         else:
             made = found = corrections(model, plan, scores, method)
-        small = apply(model, plan, inplace=inplace, backend=backend)
-        fold(small, plan, made)
-    return small, found
+
+        def finish() -> nn.Module:
+            small = apply(model, plan, inplace=inplace, backend=backend)
+            fold(small, plan, made)
+            return small
+
+        return (undivided(finish) if inplace else finish()), found
 
 
 def _read_again(loader: Iterable[Any] | None, inplace: bool) -> Iterable[Any]:

@@ -157,6 +157,8 @@ _CALL = object()
 def _value(instruction: dis.Instruction) -> Any:
     """The name that an instruction loads or stands for."""
     name = instruction.opname
+    if name.startswith("CALL_INTRINSIC"):  # of the interpreter's own, from Python 3.12 on
+        return None
     if name.startswith("CALL"):
         return _CALL
     if name.startswith("LOAD"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+
+from fairkern.model.threads import of_this_thread
 
 Forward = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 Listen = Callable[[int, Tensor, Tensor], Tensor]  # expert, activation [rows, n], tokens [rows] → the activation to use
@@ -175,7 +177,7 @@ def running_as(model: nn.Module, forwards: Mapping[str, Forward]) -> Iterator[No
         yield
     finally:
         for module, own in changed:
-            del module.__dict__["forward"]
+            module.__dict__.pop("forward", None)
             if own is not None:
                 module.__dict__["forward"] = own
 
@@ -209,15 +211,19 @@ def plain(model: nn.Module, run: Callable[[], object]) -> tuple[dict[str, FusedE
 
         return after
 
-    handles = [model.get_submodule(path).register_forward_hook(compare(path), with_kwargs=True) for path in found]
-    try:
-        if found:
-            with torch.no_grad():
-                run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    if found:
+        after = {path: of_this_thread(compare(path)) for path in found}
+        with torch.no_grad(), _hooked(model, after):
+            run()
     return {p: found[p] for p, good in equal.items() if good}, [p for p, good in equal.items() if not good]
+
+
+@contextmanager
+def _hooked(model: nn.Module, after: Mapping[str, Callable[..., None]]) -> Iterator[None]:
+    with ExitStack() as handles:
+        for path, hook in after.items():
+            handles.callback(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True).remove)
+        yield
 
 
 # Two orders of summation through two products; the coarser types carry the rounding of their intermediates.

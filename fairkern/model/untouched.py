@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
-import random
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fairkern.model.autocast import forget_casts
 from fairkern.model.filled import filled_buffers
+from fairkern.model.in_use import at_work
 from fairkern.model.names import speaks_of_state
 from fairkern.model.nested import elements
 
@@ -38,11 +37,10 @@ class Originals:
                 self._saved.append((parameter, parameter.detach().clone()))
 
     def put_back(self) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), contextlib.ExitStack() as steps:  # each is taken, whatever becomes of the others
+            steps.callback(forget_casts)
             for parameter, saved in self._saved:
-                parameter.copy_(saved)
-        if self._saved:
-            forget_casts()
+                steps.callback(parameter.copy_, saved)
 
 
 @contextlib.contextmanager
@@ -50,52 +48,51 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
     """Put back modes, attributes, buffers, parameters, gradients, random state and the attention fast path.
 
     Buffers are copied beforehand (some operators write to running statistics without saying so), parameters when they
-    are written to.
+    are written to. What cannot be put back does not keep the rest from it: all else is as it was, and the error is
+    raised at the end. Signals wait meanwhile, and other threads are refused (`in_use`).
     """
-    parameters = [(p, p.data, p.requires_grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    originals = Originals(model)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    generators = (random.getstate(), np.random.get_state())  # noqa: NPY002
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), same_attributes(model), same_grads(model):
-        try:
-            torch.backends.mha.set_fastpath_enabled(False)
-            yield originals
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
-            random.setstate(generators[0])
-            np.random.set_state(generators[1])  # noqa: NPY002
-            for parameter, data, wanted in parameters:
-                if elements(parameter) != elements(data):
-                    parameter.data = data
-                parameter.requires_grad_(wanted)
-            originals.put_back()
-            with torch.no_grad():
-                for buffer, saved in buffers:
-                    if not valueless(buffer) and not torch.equal(buffer, saved):
-                        buffer.resize_(saved.shape).copy_(saved)  # an observer's first range has a length of its own
+    with at_work(model, "a run"), same_attributes(model), same_grads(model), contextlib.ExitStack() as steps:
+        originals = Originals(model)
+        for buffer in model.buffers():
+            steps.callback(_put_back_values, buffer, buffer.data, buffer.detach().clone())
+        steps.callback(originals.put_back)
+        for parameter in model.parameters():
+            steps.callback(_put_back_parameter, parameter, parameter.data, parameter.requires_grad)
+        torch.backends.mha.set_fastpath_enabled(False)  # until the turn ends
+        yield originals
+
+
+def _put_back_parameter(parameter: nn.Parameter, data: Tensor, wanted: bool) -> None:
+    if elements(parameter) != elements(data):
+        parameter.data = data
+    parameter.requires_grad_(wanted)
+
+
+def _put_back_values(buffer: Tensor, data: Tensor, saved: Tensor) -> None:
+    if valueless(buffer):
+        return
+    if elements(buffer) != elements(data):
+        buffer.data = data  # resized, as an observer's first range is, or other memory
+    if not torch.equal(buffer, saved):
+        with torch.no_grad():
+            buffer.copy_(saved)
 
 
 @contextlib.contextmanager
 def same_attributes(model: nn.Module) -> Iterator[None]:
     """Put attributes of every module back to the objects that they held, and lists, dictionaries and sets among them to
-    what these held, so that a forward which caches, counts or replaces its modules leaves no trace."""
-    attributes = [(module, dict(module.__dict__)) for module in model.modules()]
-    collections = [
-        (value, value.copy())
-        for _, held in attributes
-        for value in held.values()
-        if type(value) in (list, dict, OrderedDict, set)
-    ]
-    try:
+    what these held, so that a forward which caches, counts or replaces its modules leaves no trace.
+
+    Only what differs is written: at no time is anything missing that a module holds.
+    """
+    with contextlib.ExitStack() as steps:
+        for module in model.modules():
+            held = module.__dict__
+            for value in held.values():
+                if type(value) in _REFILLED:
+                    steps.callback(_REFILLED[type(value)], value, value.copy())
+            steps.callback(_refill, held, held.copy())
         yield
-    finally:
-        for module, held in attributes:
-            module.__dict__.clear()
-            module.__dict__.update(held)
-        for value, items in collections:
-            _refill(value, items)
 
 
 @contextlib.contextmanager
@@ -160,9 +157,28 @@ def valueless(tensor: Tensor) -> bool:
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
-def _refill(value: Any, items: Any) -> None:
-    value.clear()
-    (value.extend if isinstance(value, list) else value.update)(items)
+def _refill(held: dict[Any, Any], before: dict[Any, Any]) -> None:
+    """Give a dictionary the entries that it had, in the order that they had."""
+    for key in held.keys() - before.keys():
+        del held[key]
+    for key, value in before.items():
+        if key not in held or held[key] is not value:
+            held[key] = value
+    if list(held) != list(before):
+        for key in before:
+            held[key] = held.pop(key)
+
+
+def _refill_list(held: list[Any], before: list[Any]) -> None:
+    held[:] = before
+
+
+def _refill_set(held: set[Any], before: set[Any]) -> None:
+    held &= before
+    held |= before
+
+
+_REFILLED: dict[type, Any] = {dict: _refill, OrderedDict: _refill, list: _refill_list, set: _refill_set}
 
 
 def _memory(tensor: Tensor) -> int:

@@ -16,12 +16,12 @@ def vary(inputs: Any, seed: int) -> Any:
 
     Floating tensors become normal noise with the example's mean and standard deviation (1 where it is
     constant); integer tensors keep their values in another order, so that they stay valid indices, and bool tensors
-    their rows, so that masks of samples with padding stay such.
+    their rows, so that masks of samples with padding stay such. Sparse and nested ones stay what they are.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
 
     def other(tensor: Tensor) -> Tensor:
-        if tensor.numel() == 0:
+        if tensor.numel() == 0 or tensor.layout is not torch.strided:
             return tensor.clone()
         if tensor.dtype == torch.bool and tensor.dim() > 1:
             return tensor[torch.randperm(len(tensor), generator=generator, device="cpu").to(tensor.device)]
@@ -46,7 +46,10 @@ def distance(expected: Any, found: Any) -> float:
     """
     a, b = list(tensors_in(expected)), list(tensors_in(found))
     if not a:
-        raise InputError("the model returns an output without any tensor: nothing can be compared")
+        raise InputError(
+            "the model returns an output without any tensor: nothing can be compared; return what the loss reads as "
+            "tensors (in a tuple, a dictionary or an object)"
+        )
     if [x.shape for x in a] != [y.shape for y in b]:
         return float("inf")
     wide = [(_wide(x), _wide(y)) for x, y in zip(a, b, strict=True) if x.numel()]

@@ -147,13 +147,11 @@ def failing(
         return search([c for c in candidates if c in wanted], attempt, settled, said, most)
 
 
-def check_values(model: nn.Module) -> None:
-    """InputError for a model with tensors on the meta device or fake ones: nothing can be proven on those."""
+def check_values(model: nn.Module, instead: str = "groups cannot be proven, pass verify=False") -> None:
+    """InputError for a model with tensors on the meta device or fake ones, with what to do `instead`."""
     without = next((held.names[0] for held in tensors_of(model) if valueless(held.tensor)), None)
     if without is not None:
-        raise InputError(
-            f"{without} has no values (it is on the meta device, or fake): groups cannot be proven, pass verify=False"
-        )
+        raise InputError(f"{without} has no values (it is on the meta device, or fake): {instead}")
 
 
 def failure(

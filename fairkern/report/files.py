@@ -14,7 +14,7 @@ def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     """Write `report` atomically as JSON ("fairkern.report"); arrays become lists.
 
     Raises InputError (a value that JSON cannot hold, NaN among them; names its place), OSError (the folder
-    does not exist or cannot be written). Nothing half-written stays.
+    does not exist or cannot be written, the disk is full). Nothing half-written stays.
     """
     write_json(path, "report", {field.name: getattr(report, field.name) for field in fields(Report)})
 
@@ -22,22 +22,19 @@ def save_report(report: Report, path: str | os.PathLike[str]) -> None:
 def load_report(path: str | os.PathLike[str]) -> Report:
     """The report that `save_report` wrote.
 
-    Raises ArtefactError (truncated, foreign, damaged, a newer schema), FileNotFoundError.
+    Raises ArtefactError (truncated, foreign, damaged or edited, a newer schema), FileNotFoundError.
     """
     content = Fields(read_json(path, "report"), path)
 
     def numbers(key: str) -> dict[str, float]:
         return {name: entry.number() for name, entry in content[key].entries().items()}
 
-    rows = content["groups"].items()
-    for row in rows:
-        row.entries()
     return Report(
         title=content["title"].text(),
         before=numbers("before"),
         after=numbers("after"),
-        groups=tuple(row.value for row in rows),
+        groups=tuple(row.mapping() for row in content["groups"].items()),
         stages=numbers("stages"),
-        choices={key: entry.value for key, entry in content["choices"].entries().items()},
+        choices=content["choices"].mapping(),
         versions={key: entry.text() for key, entry in content["versions"].entries().items()},
     )

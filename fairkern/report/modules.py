@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from fairkern.model.in_use import in_use
 from fairkern.model.nested import call_model, tensors_in
 from fairkern.model.own_calls import call_of
+from fairkern.model.threads import of_this_thread
+from fairkern.model.untouched import same_attributes
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 2, 6, 60, 0.6
 UNDISTURBED = 10  # percentile: what other processes take is in the upper ones
@@ -96,14 +99,10 @@ def clock_for(example_inputs: Any) -> Clock:
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    """Eval mode inside; every module's mode and what else it holds is put back."""
+    with in_use(model, "timing"), same_attributes(model):
+        model.eval()
         yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @dataclass
@@ -130,8 +129,8 @@ class _Watch:
             for path, module in model.named_modules():
                 own = any(True for _ in module.parameters(recurse=False))
                 if own if self.only is None else path in self.only:
-                    handles.callback(module.register_forward_pre_hook(self._enter(path)).remove)
-                    handles.callback(module.register_forward_hook(self._leave(path)).remove)
+                    handles.callback(module.register_forward_pre_hook(of_this_thread(self._enter(path))).remove)
+                    handles.callback(module.register_forward_hook(of_this_thread(self._leave(path))).remove)
             yield
 
     def _enter(self, path: str) -> Callable[[nn.Module, Any], None]:

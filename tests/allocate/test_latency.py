@@ -16,7 +16,8 @@ from fairkern.allocate.latency import latency_cost
 from fairkern.artefacts import load_latency, save_latency
 from fairkern.plans.build import build
 from fairkern.report import layers_ms
-from fairkern.types import LatencyCut, LatencyTable
+from fairkern.types import CostTerm, Extent, LatencyCut, LatencyTable, UnitMap
+from tests.plans.maps import group, unit_map
 
 
 def network() -> nn.Module:
@@ -255,3 +256,150 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     (tmp_path / "table.json").write_text(text.replace('"whole"', '"hole"'))
     with pytest.raises(fk.ArtefactError, match="'whole' is missing"):
         load_latency(tmp_path / "table.json")
+
+
+def test_cuts_at_widths_by_hand() -> None:
+    """Two groups: what stays is a share to within 8 %, in steps, and nothing where a step would be too much."""
+    units = unit_map(group("a", 100), group("b", 40, multiple=8), group("c", 10, frozen="asked"))
+    found = [
+        [u.units - len(r) for u, r in zip(units.groups, cut, strict=True)] for cut in widths(units, [0.5, 0.9], 1, 3)
+    ]
+    assert len(found) == 2 + 3
+    (half, _, _), (most, _, _) = found[:2]
+    assert 46 <= half <= 54
+    assert 83 <= most <= 97
+    assert all(b in (16, 24, 32, 40) and c == 10 for _, b, c in found)
+    shares = [min((0.5, 0.9, 1.0), key=lambda s, a=a: abs(s - a / 100)) for a, _, _ in found[2:]]
+    assert sorted(shares) == [0.5, 0.9, 1.0]
+    assert found[2 + shares.index(1.0)][0] == 100
+    halves = {next(iter(widths(units, [0.5], 1, seed)))[0].size for seed in range(20)}
+    assert len(halves) > 3, "widths are odd ones"
+    assert max(halves) <= 54
+    assert min(halves) >= 46
+
+
+def test_cuts_are_made_for_shares_between_none_and_all() -> None:
+    units = unit_map(group("a", 100))
+    assert list(widths(units, [], 1, 0)) == []
+    for wrong in (0.0, 1.0, -0.5):
+        with pytest.raises(fk.InputError, match="are not shares of a group that stay"):
+            list(widths(units, [0.5, wrong], 1, 0))
+    with pytest.raises(fk.InputError, match="round_to=0"):
+        list(widths(units, [0.5], 0, 0))
+    assert [len(r) for (r,) in widths(units, [0.001], 1, 0)][:1] == [99], "one unit stays"
+    assert sorted(len(r) for (r,) in list(widths(units, [0.99], 64, 0))) == [0, 0, 0]
+
+
+def timed(*layers: tuple[str, tuple[int, ...]], **more: object) -> UnitMap:
+    """A map of layers with these parameters: their first dimension is a group's, the others stay."""
+    groups = [group(name, shape[0]) for name, shape in layers]
+    extents, terms, shapes = [], [], {}
+    for g, (name, shape) in enumerate(layers):
+        first = len(extents)
+        extents += [Extent(shape[0], ((g, 1),)), *(Extent(n, ()) for n in shape[1:])]
+        shapes[f"{name}.weight"] = shape
+        terms.append(CostTerm(1.0, tuple(range(first, first + len(shape)))))
+    return unit_map(*groups, extents=tuple(extents), params=tuple(terms), shapes=shapes, **more)
+
+
+def one_layer(times: dict[str, float], rest: dict[str, float], outputs: dict[str, float] | None = None) -> LatencyTable:
+    return LatencyTable({"a": times}, rest, outputs or {}, ("a.weight",), {"a.weight": (10, 4)}, 20.0)
+
+
+def test_what_milliseconds_follow() -> None:
+    units = timed(("a", (10, 4)), flops=(CostTerm(3.0, (0,)), CostTerm(10.0, ())))
+    removed = np.array([5])
+    for times, rest, outputs, expected in (
+        ({"fixed": 8.0}, {}, None, 8.0),
+        ({"elements": 8.0}, {}, None, 4.0),
+        ({"weight:0": 8.0}, {}, None, 4.0),
+        ({"weight:1": 8.0}, {}, None, 8.0),
+        ({}, {"fixed": 8.0}, None, 8.0),
+        ({}, {"flops": 8.0}, None, 8.0 * 25 / 40),
+        ({}, {"outputs": 8.0}, {"a.weight:0": 70.0}, 4.0),
+        ({}, {"outputs": 8.0}, {"a.weight:0": 30.0, "a.weight:1": 10.0}, 8.0 * 25 / 40),
+        ({}, {"outputs": 8.0}, {}, 8.0),  # nothing is returned that shrinks
+    ):
+        assert latency_cost(units, one_layer(times, rest, outputs))(removed) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("output", ["a.weight:2", "b.weight:0"])
+def test_outputs_of_another_map_are_refused(output: str) -> None:
+    with pytest.raises(fk.InputError, match=f"names '{output}'"):
+        latency_cost(timed(("a", (10, 4))), one_layer({}, {}, {output: 1.0}))
+
+
+def test_a_dimension_that_two_parameters_share_is_one_feature() -> None:
+    """A bias is as long as its weight's first dimension, and so tells nothing new."""
+    model = network()
+    units = fk.trace(model, X)
+    assert latency_cost(units, table(model, {"0": {"weight:0": 3.0}}, rest=0.0))(np.array([5, 0])) == pytest.approx(1.5)
+    with pytest.raises(fk.InputError, match="names 'bias:0'"):
+        latency_cost(units, table(model, {"0": {"bias:0": 3.0}}))
+    with pytest.raises(fk.InputError, match="names 'weight:0'"):  # of the layer before: the same dimension
+        latency_cost(units, table(model, {"1": {"weight:0": 3.0}}))
+
+
+def test_time_does_not_tell_experts_apart() -> None:
+    """Where an expert goes its tokens go to another, so a layer of one takes as long as before."""
+    extents = (Extent(1, ((0, 1),), unit=0), Extent(6, ((1, 1),)))
+    units = unit_map(
+        group("experts", 2),
+        group("a", 6),
+        extents=extents,
+        params=(CostTerm(4.0, (1, 0)),),
+        shapes={"a.weight": (6, 4)},
+    )
+    times = LatencyTable({"a": {"elements": 6.0}}, {}, {}, ("a.weight",), {"a.weight": (6, 4)}, 6.0)
+    cost = latency_cost(units, times)
+    assert [cost(np.array(removed)) for removed in ([0, 0], [1, 0], [2, 2])] == pytest.approx([6.0, 6.0, 4.0])
+
+
+def seen(
+    removed: list[int], ms: float, layer: float | None, outputs: dict[str, tuple[int, tuple[int, ...]]]
+) -> LatencyCut:
+    return LatencyCut(np.array(removed), ms, {} if layer is None else {"a": layer}, outputs)
+
+
+def test_outputs_follow_the_first_dimension_that_they_have() -> None:
+    units = timed(("a", (10, 4)), ("b", (6, 5)), ("c", (7, 3)), flops=(CostTerm(1.0, (0,)),))
+    names = ("a.weight", "b.weight", "c.weight")
+    outputs = {"a": (40, (4, 10)), "b": (25, (5, 5)), "c": (12, (3, 4)), "d": (9, (9,))}
+    found = fit(units, names, [seen([0, 0, 0], 2.0, None, outputs)], {"k": 1})
+    assert found.outputs == {"a.weight:0": 40.0, "b.weight:1": 25.0, "c.weight:1": 12.0}
+    assert found.parameters == names
+    assert found.key == {"k": 1}
+    nothing_shrinks = fit(units, names, [seen([0, 0, 0], 2.0, None, {"a": (9, (9,))})], {})
+    assert nothing_shrinks.outputs == {}
+    assert nothing_shrinks.whole == 2.0
+    assert nothing_shrinks.error < 1e-9
+
+
+def test_the_model_itself_may_hold_a_parameter() -> None:
+    units = unit_map(
+        group("", 5), extents=(Extent(5, ((0, 1),)),), params=(CostTerm(1.0, (0,)),), shapes={"scale": (5,)}
+    )
+    found = fit(units, ("scale",), [seen([0], 2.0, None, {"": (15, (3, 5))})], {})
+    assert found.outputs == {"scale:0": 15.0}
+
+
+def test_a_fit_tells_how_far_it_is_off() -> None:
+    """One layer, times that no table makes: 4 ms with everything, 3 ms and 1 ms at one cut."""
+    units = timed(("a", (10, 4)))
+    cuts = [seen([0], 9.0, 9.0, {}), seen([5], 3.0, 3.0, {}), seen([5], 1.0, 1.0, {})]
+    found = fit(units, ("a.weight",), cuts, {})
+    ms = latency_cost(units, found)(np.array([5]))
+    # least squares of (ms / 3 − 1)² + (ms − 1)²: relative to what was measured
+    assert ms == pytest.approx((1 / 3 + 1) / (1 / 9 + 1))
+    assert found.error == pytest.approx(max(abs(ms / 3 - 1), abs(ms - 1)))
+    assert found.whole == 9.0
+
+
+def test_what_no_layer_accounts_for_is_the_rest() -> None:
+    units = timed(("a", (10, 4)), flops=(CostTerm(1.0, (0,)),))
+    cuts = [seen([k], 5.0 + 0.5 * (10 - k), 2.0, {}) for k in range(6)]
+    found = fit(units, ("a.weight",), cuts, {})
+    assert sum(found.layers["a"].values()) == pytest.approx(2.0)
+    assert found.rest == pytest.approx({"fixed": 3.0, "flops": 5.0})
+    absent = [seen([k], 5.0, 2.0 if k == 0 else None, {}) for k in range(3)]
+    assert fit(units, ("a.weight",), absent, {}).layers == {"a": {}}

@@ -6,7 +6,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -53,22 +53,9 @@ from fairkern.types import (
     SizeChange,
     SizeSite,
 )
+from tests.artefacts.edited import edit_json, without_sum
+from tests.artefacts.same import same
 from tests.synthetic import chain, concat, random_scores, residual, resnet50
-
-
-def same(one: Any, other: Any) -> bool:
-    """Equal in type and value, all the way down; arrays bitwise."""
-    if isinstance(one, np.ndarray):
-        return (one.dtype, one.shape, one.tobytes()) == (other.dtype, other.shape, other.tobytes())
-    if type(one) is not type(other):
-        return False
-    if is_dataclass(one):
-        return all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (tuple, list)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
 
 
 def some_plan() -> Plan:
@@ -219,6 +206,10 @@ def test_any_other_kind_of_json(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["format"] == "fairkern.report"
 
 
+def nested(depth: int) -> list:
+    return [nested(depth - 1)] if depth else []
+
+
 @pytest.mark.parametrize(
     ("payload", "message"),
     [
@@ -228,6 +219,10 @@ def test_any_other_kind_of_json(tmp_path: Path) -> None:
         ({"a": {2, 3}}, "report.a is a set"),
         ({"a": b"x"}, "report.a is a bytes"),
         ({"schema": 2}, "'schema' belongs to the file's header"),
+        ({"sha256": ""}, "'sha256' belongs to the file's header"),
+        ({"a": [10**400]}, r"report.a\[0\] is a whole number of 1329 bits"),
+        ({"a": "\ud800"}, "text that no file can"),
+        ({"a": nested(100)}, "lists and mappings within each other"),
     ],
 )
 def test_what_json_cannot_hold(payload: dict, message: str, tmp_path: Path) -> None:
@@ -343,9 +338,13 @@ def test_sets_come_back(tmp_path: Path) -> None:
 def test_damaged_sets(old: str, new: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     save_plan(with_sets(), path)
-    text = path.read_text("utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new), "utf-8")
+
+    def edit(content: dict[str, Any]) -> None:
+        text = json.dumps(content)
+        assert old in text
+        content.update(json.loads(text.replace(old, new)))
+
+    edit_json(path, edit)
     with pytest.raises(ArtefactError, match=message):
         load_plan(path)
 
@@ -353,13 +352,17 @@ def test_damaged_sets(old: str, new: str, message: str, tmp_path: Path) -> None:
 def test_plans_of_schema_1_have_no_sets_and_are_read(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     save_plan(some_plan(), path)
-    content = json.loads(path.read_text("utf-8"))
-    content["schema"] = 1
-    for entry in (*content["groups"], *content["axes"]):
-        for name in ("sets", "routes"):
-            entry.pop(name, None)
-    path.write_text(json.dumps(content), "utf-8")
-    assert same(load_plan(path), some_plan())
+
+    def older(content: dict[str, Any]) -> None:
+        without_sum(content)
+        content["schema"] = 1
+        for entry in (*content["groups"], *content["axes"]):
+            for name in ("sets", "routes"):
+                entry.pop(name, None)
+
+    edit_json(path, older)
+    with pytest.warns(UserWarning, match="before files had a sum"):
+        assert same(load_plan(path), some_plan())
 
 
 def test_files_of_the_first_schema_are_read(tmp_path: Path) -> None:
@@ -369,12 +372,14 @@ def test_files_of_the_first_schema_are_read(tmp_path: Path) -> None:
     plan = fk.Plan(**vars(build(units, random_removal(units, 0.5, seed=1))))
     path = tmp_path / "plan.json"
     plan.save(path)
-    text = path.read_text()
-    assert f'"schema": {SCHEMA},' in text
-    lines = text.replace(f'"schema": {SCHEMA},', '"schema": 1,').splitlines(keepends=True)
-    kept = [line for line in lines if '"sites"' not in line and '"replacements"' not in line]
-    assert len(kept) == len(lines) - 2
-    path.write_text("".join(kept))
-    loaded = fk.Plan.load(path)
+
+    def older(content: dict[str, Any]) -> None:
+        without_sum(content)
+        content["schema"] = 1
+        del content["sites"], content["replacements"]
+
+    edit_json(path, older)
+    with pytest.warns(UserWarning, match="before files had a sum"):
+        loaded = fk.Plan.load(path)
     assert loaded.sites == loaded.replacements == ()
     assert loaded.attributes == plan.attributes

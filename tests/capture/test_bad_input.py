@@ -29,7 +29,7 @@ BATCHES: dict[str, tuple[Any, str]] = {
     "no batch": ([], "yields no batch"),
     "empty batches": ([(X[:0], Y[:0])], "no sample"),
     "one class": ([(X, torch.zeros_like(Y))], "two or more"),
-    "a class with one sample": ([(X, (torch.arange(24) == 5).long())], "class 1 has one sample"),
+    "a class with one sample": ([(X, (torch.arange(24) == 5).long())], "class 1 has one sample.*class_of=False"),
     "float labels": ([(X, Y.float())], "integer class labels"),
     "bool labels": ([(X, Y.bool())], "integer class labels"),
     "negative labels": ([(X, Y - 1)], "negative label -1"),
@@ -37,6 +37,7 @@ BATCHES: dict[str, tuple[Any, str]] = {
     "labels of two dimensions": ([(X, Y[:, None])], "one class label"),
     "no labels": ([(X, None)], "class_of"),
     "three things": ([(X, Y, Y)], "a tuple of 3"),
+    "values on no device": ([(X.to("meta"), Y)], "batch 0 holds a tensor without values"),
     "only inputs": ([X], "expected \\(inputs, targets\\)"),
     "inputs without a tensor": ([("x", Y)], "no tensor"),
 }
@@ -84,6 +85,11 @@ LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Any], str]] = {
     "of something else": (lambda o, t: torch.ones((), requires_grad=True) * 2, "does not depend"),
     "a vector": (lambda o, t: nn.functional.cross_entropy(o, t, reduction="none"), "one element"),
     "a float": (lambda o, t: 0.5, "one element"),
+    "complex": (lambda o, t: torch.complex(loss(o, t), loss(o, t)), "complex64 tensor .*; expected .* floating dtype"),
+    "whole numbers": (lambda o, t: o.argmax(), "int64 tensor .*; expected .* floating dtype"),
+    "true or false": (lambda o, t: o.sum() > 0, "bool tensor .*; expected .* floating dtype"),
+    "nothing": (lambda o, t: None, "of type NoneType; expected"),
+    "a dictionary": (lambda o, t: {"loss": loss(o, t)}, "of type dict; expected"),
 }
 
 
@@ -167,3 +173,100 @@ def test_the_paper_recipe_says_why_it_cannot_read_a_recurrent_layer() -> None:
     with pytest.raises(fk.InputError, match=r"lstm returns a tuple.*recipe='default'"):
         fk.score(model, batches, nn.functional.cross_entropy, recipe="paper", progress=False)
     assert fk.score(model, batches, nn.functional.cross_entropy, progress=False).signals["taylor"][0].shape == (6,)
+
+
+def test_empty_and_smaller_batches_change_nothing() -> None:
+    whole = score(loader(X, Y, 12))
+    batches = [(X[:0], Y[:0]), (X[:12], Y[:12]), (X[12:12], Y[12:12]), (X[12:23], Y[12:23]), (X[23:], Y[23:])]
+    others = score(batches, lambda output, y: loss(output, y) if len(y) else output.sum())
+    for name, values in whole.signals.items():
+        for a, b in zip(values, others.signals[name], strict=True):
+            assert a == pytest.approx(b, rel=1e-4)
+
+
+class Changing:
+    """A loader that yields less when it is asked again."""
+
+    def __init__(self, *turns: list[Any]) -> None:
+        self.turns = list(turns)
+
+    def __iter__(self) -> Any:
+        return iter(self.turns.pop(0) if self.turns else [])
+
+
+def test_a_loader_that_yields_less_in_another_pass() -> None:
+    batches = loader(X, Y, 12)
+    whole = score(batches)
+    budget = whole.provenance["sample_bytes"] - 1
+    assert score(Changing(batches, batches), memory_budget=budget).provenance["passes"] == 2
+    with pytest.raises(fk.InputError, match="12 samples in pass 2, and 24 in the first"):
+        score(Changing(batches, batches[:1]), memory_budget=budget)
+    with pytest.raises(fk.InputError, match="yields no batch"):
+        score(Changing(batches), memory_budget=budget)
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_what_a_loader_raises_passes_through_and_the_model_is_put_back(at: int) -> None:
+    def breaking() -> Any:
+        for index, batch in enumerate(loader(X, Y, 12)):
+            if index == at:
+                raise Broken
+            yield batch
+
+    net = model().train()
+    net.conv1.weight.requires_grad_(False)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    units = fk.trace(net, X[:2], verify=False)
+    with pytest.raises(Broken):
+        score(breaking(), net=net, units=units)
+    assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
+    assert net.training
+    assert [p.requires_grad for p in net.parameters()] == [n != "conv1.weight" for n, _ in net.named_parameters()]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_models_without_values_are_not_run() -> None:
+    net = model()
+    units = fk.trace(net, X[:2], verify=False)
+    empty = build(Plain, torch.float32).to("meta")
+    for run in (
+        lambda: fk.score(empty, loader(X, Y, 8), loss, units=units, progress=False),
+        lambda: fk.prune(empty, loader(X, Y, 8), loss, keep_params=0.5, progress=False),
+        lambda: fk.recalibrate(empty, loader(X, Y, 8)),
+    ):
+        with pytest.raises(fk.InputError, match=r"conv1.weight has no values .* on a real device"):
+            run()
+
+
+def test_a_model_without_an_output() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        def forward(self, x: Tensor) -> None:
+            self.net(x)
+
+    with pytest.raises(fk.InputError, match=r"without any tensor.*return what the loss reads"):
+        fk.trace(Silent(), X[:2])
+
+
+def test_lazy_models_are_refused_wherever_they_are_given() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    ready = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    units = fk.trace(ready, x[:2], verify=False)
+    plan = units.plan(keep_params=0.7)
+    for run in (
+        lambda: fk.trace(lazy, x[:2]),
+        lambda: fk.score(lazy, [(x, y)], nn.functional.cross_entropy, units=units, progress=False),
+        lambda: fk.prune(lazy, [(x, y)], nn.functional.cross_entropy, keep_params=0.7, progress=False),
+        lambda: fk.apply(lazy, plan),
+        lambda: plan.masked(lazy).__enter__(),
+    ):
+        with pytest.raises(fk.InputError, match="has no shape yet: run the lazy module once"):
+            run()

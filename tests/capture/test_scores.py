@@ -191,7 +191,7 @@ def test_memory_budget_takes_more_passes_and_gives_the_same_scores() -> None:
     units = fk.trace(model, x[:2], verify=False)
     whole = score(model, loader(x, y, 8), units=units, projections=32)
     assert whole.provenance["passes"] == 1
-    largest = 30 * 6 * 32 * 8 * 4  # a buffer has room for all classes at 32 samples each
+    largest = 3 * whole.provenance["sample_bytes"] // 4
     split = score(model, loader(x, y, 8), units=units, projections=32, memory_budget=largest)
     assert split.provenance["passes"] > 1
     assert split.provenance["sample_bytes"] <= largest < whole.provenance["sample_bytes"]
@@ -214,6 +214,35 @@ def test_the_samples_take_what_was_predicted(kind: type[nn.Module], dtype: torch
     assert predicted["moments"] == 0
 
 
+@pytest.mark.parametrize("most", [32, 10**6, 2**53 - 1])
+@pytest.mark.parametrize("known", [True, False])
+def test_no_more_room_is_taken_than_there_are_samples(most: int, known: bool) -> None:
+    """A bound on the samples of a class is not their number."""
+    model = build(Plain).eval()
+    x, y = samples(30)
+    units = fk.trace(model, x[:2], verify=False)
+    data = loader(x, y, 8)
+    expected = score(model, data, units=units, projections=32, samples_per_class=15)
+    taken = expected.provenance["sample_bytes"]
+    found = score(
+        model, data if known else iter(data), units=units, projections=32, samples_per_class=most, memory_budget=taken
+    )
+    assert found.provenance["passes"] == 1
+    assert found.provenance["sample_bytes"] == taken == found.provenance["predicted_bytes"]["samples"]
+    for a, b in zip(expected.signals["wasserstein"], found.signals["wasserstein"], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_room_for_samples_that_come_class_after_class() -> None:
+    model = build(Plain).eval()
+    x, y = samples(30)
+    order = y.argsort(stable=True)
+    units = fk.trace(model, x[:2], verify=False)
+    for most in (3, 10**6):
+        found = score(model, loader(x[order], y[order], 4), units=units, projections=32, samples_per_class=most)
+        assert found.provenance["sample_bytes"] == found.provenance["predicted_bytes"]["samples"]
+
+
 def test_second_moments_take_what_was_predicted() -> None:
     model = build(Plain).eval()
     x, y = samples()
@@ -227,10 +256,9 @@ def test_a_pass_that_a_budget_splits_predicts_the_whole() -> None:
     model = build(Plain).eval()
     x, y = samples()
     units = fk.trace(model, x[:2], verify=False)
-    whole, split = (
-        score(model, loader(x, y, 8), units=units, projections=32, memory_budget=budget).provenance
-        for budget in (None, 30 * 6 * 32 * 8 * 4)
-    )
+    whole = score(model, loader(x, y, 8), units=units, projections=32).provenance
+    budget = 3 * whole["sample_bytes"] // 4
+    split = score(model, loader(x, y, 8), units=units, projections=32, memory_budget=budget).provenance
     assert split["predicted_bytes"] == whole["predicted_bytes"]
     assert split["sample_bytes"] < split["predicted_bytes"]["samples"]
 
@@ -241,7 +269,7 @@ def test_a_loader_that_runs_out_is_refused_only_when_a_second_pass_is_needed() -
     units = fk.trace(model, x[:2], verify=False)
     fk.score(model, iter(loader(x, y, 8)), loss, units=units, projections=4, progress=False)
     with pytest.raises(fk.InputError, match="re-iterable"):
-        fk.score(model, iter(loader(x, y, 8)), loss, units=units, projections=32, memory_budget=200_000, progress=False)
+        fk.score(model, iter(loader(x, y, 8)), loss, units=units, projections=32, memory_budget=60_000, progress=False)
     with pytest.raises(fk.InputError, match="larger budget"):
         fk.score(model, loader(x, y, 8), loss, units=units, projections=32, memory_budget=1000, progress=False)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, safe_open, save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import fairkern.compact.checkpoint as checkpoint
@@ -19,6 +19,7 @@ from fairkern.compact import apply, load_pruned, save_pruned
 from fairkern.errors import ArtefactError, InputError, PlanMismatchError
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
+from tests.artefacts.edited import edit_tensors
 from tests.compact import handmade
 from tests.compact.untouched import assert_untouched, snapshot
 
@@ -136,7 +137,7 @@ def test_folders_that_exist(plain_case, tmp_path, existing):
     assert os.listdir(tmp_path) == ["small"]
 
 
-@pytest.mark.parametrize("failing", ["save_file", "save_plan"])
+@pytest.mark.parametrize("failing", ["write_tensors", "replacing_all", "json_file"])
 @pytest.mark.parametrize("existing", [False, True])
 def test_interrupted_save_leaves_nothing_half_written(plain_case, tmp_path, monkeypatch, failing, existing):
     plan, folder = plain_case.plan(), tmp_path / "small"
@@ -183,10 +184,12 @@ def _truncate(path: Path) -> None:
 
 
 def _edit_metadata(path: Path, change) -> None:
-    with safe_open(path, framework="pt") as file:
-        content = json.loads(file.metadata()["fairkern"])
-    change(content)
-    save_file(load_file(path), path, {"format": "pt", "fairkern": json.dumps(content)})
+    def edit(metadata):
+        content = json.loads(metadata["fairkern"])
+        change(content)
+        metadata["fairkern"] = json.dumps(content)
+
+    edit_tensors(path, metadata=edit)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +228,7 @@ def test_damaged_folders(saved, damage, message):
 )
 def test_weights_that_do_not_fit(saved, change, message):
     case, _, _, folder = saved
-    path = folder / "model.safetensors"
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata)
+    edit_tensors(folder / "model.safetensors", change)
     before = snapshot(case.model)
     with pytest.raises(ArtefactError, match=message):
         load_pruned(case.model, folder)

@@ -141,7 +141,7 @@ def test_transformers(name: str) -> None:
         return
     rebuilt = build_from._from_config(small.config).double().eval()
     rebuilt.load_state_dict(small.state_dict())
-    assert difference(rebuilt, small, inputs) == 0
+    assert difference(rebuilt, small, inputs) < 1e-12  # memory aligned otherwise adds up otherwise
 
 
 class Derived(Config):

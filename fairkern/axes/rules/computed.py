@@ -19,11 +19,12 @@ from fairkern.types import Axis
 _ZERO_AT_ZERO = frozenset((
     "_fake_quantize_learnable_per_channel_affine", "_fake_quantize_learnable_per_tensor_affine",
     "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "_fused_moving_avg_obs_fq_helper", "_prelu_kernel",
-    "abs", "arcsinh", "asin", "asinh", "atan", "atanh", "ceil", "copysign", "deg2rad", "div", "elu", "erf",
-    "erfinv", "expm1", "fake_quantize_per_channel_affine_cachemask", "fake_quantize_per_tensor_affine_cachemask",
-    "fix", "floor", "frac", "gelu", "hardshrink", "hardswish", "leaky_relu", "log1p", "mish", "nan_to_num",
-    "native_dropout", "neg", "rad2deg", "relu", "relu6", "round", "selu", "sgn", "sign", "silu", "sin", "sinh",
-    "softshrink", "sqrt", "square", "tan", "tanh", "trunc",
+    "abs", "angle", "arcsinh", "asin", "asinh", "atan", "atanh", "ceil", "celu", "copysign", "deg2rad", "div", "elu",
+    "erf", "erfinv", "expm1", "fake_quantize_per_channel_affine_cachemask",
+    "fake_quantize_per_tensor_affine_cachemask", "fix", "floor", "frac", "gelu", "hardshrink", "hardswish",
+    "leaky_relu", "log1p", "mish", "nan_to_num", "native_dropout", "neg", "rad2deg", "relu", "relu6", "round", "selu",
+    "sgn", "sign", "silu", "sin", "sinh", "softshrink", "special_bessel_j1", "special_entr", "special_i1",
+    "special_i1e", "special_modified_bessel_i1", "sqrt", "square", "tan", "tanh", "trunc",
 ))
 # fmt: on
 

@@ -122,13 +122,10 @@ def best(call: Call) -> list[Track]:
 
 @rule("_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort")
 def along(call: Call) -> list[Track]:
-    """Softmax, cumulative sums, sorts, the k largest: the positions along `dim` depend on each other."""
+    """Softmax, cumulative sums, sorts: the positions along `dim` depend on each other."""
     x = call.track(call.tensors[0])
-    over = _dims(call, len(x.dims))
-    for i in over:
+    for i in _dims(call, len(x.dims)):
         call.graph.freeze(x.dims[i], f"{call.where} runs over it")
-    if tuple(call.sizes) != x.sizes:
-        return [call.out([CONSTANT if i in over else d for i, d in enumerate(x.dims)])[0] for _ in call.outputs]
     return [call.out(x.dims)[0] for _ in call.outputs]
 
 

@@ -367,7 +367,7 @@ def as_strided(call: Call) -> list[Track]:
     passing = set()
     if not call.given("storage_offset"):
         passing = {one for one in after if one in before and _alone(one, before) and _alone(one, after)}
-    whole = track.sizes == call.sizes and len(passing) == len(before)
+    whole = before == after and passing.issuperset(after) and track.sizes == call.sizes
     for n, stride, dim in zip(track.sizes, call.strides, track.dims, strict=True):
         if (n, stride) not in passing:
             call.graph.freeze(dim, f"is read with other strides by {call.where}")

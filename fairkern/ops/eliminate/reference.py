@@ -17,12 +17,15 @@ def first_of_least(costs: np.ndarray, off: np.ndarray) -> int:
     return int(np.argmax(costs <= costs[least] + np.maximum(off, off[least])))
 
 
+def stays(covariance: Tensor, removed: Tensor) -> Tensor:
+    """The positions that are not removed, ascending."""
+    everything = torch.arange(len(covariance), device=covariance.device)
+    return everything[~torch.isin(everything, removed)]
+
+
 def cost(covariance: Tensor, output: Tensor, removed: Tensor) -> float:
     """`tr(W_Rᵀ S W_R)` for `S = C_RR − C_RK C_KK⁻¹ C_KR`."""
-    n = len(covariance)
-    stays = torch.ones(n, dtype=torch.bool, device=covariance.device)
-    stays[removed] = False
-    (kept,) = stays.nonzero(as_tuple=True)
+    kept = stays(covariance, removed)
     own, cross = covariance[removed][:, removed], covariance[removed][:, kept]
     left = own - cross @ torch.linalg.solve(covariance[kept][:, kept], cross.T) if len(kept) else own
     return float((left * output[removed][:, removed]).sum())
@@ -30,11 +33,8 @@ def cost(covariance: Tensor, output: Tensor, removed: Tensor) -> float:
 
 def given(covariance: Tensor, output: Tensor, unit: Tensor, removed: Tensor) -> float:
     """`Σ C_rr (W Wᵀ)_rr` over the positions of a unit, `W` being fitted to what is left: what it gives by itself."""
-    n = len(covariance)
-    stays = torch.ones(n, dtype=torch.bool, device=covariance.device)
-    stays[removed] = False
-    (kept,) = stays.nonzero(as_tuple=True)
-    fitted = torch.eye(n, dtype=torch.float64, device=covariance.device)[kept]
+    kept = stays(covariance, removed)
+    fitted = torch.eye(len(covariance), dtype=torch.float64, device=covariance.device)[kept]
     fitted[:, removed] = torch.linalg.solve(covariance[kept][:, kept], covariance[kept][:, removed])
     power = (fitted @ output @ fitted.T).diagonal() * covariance.diagonal()[kept]
     return float(power[torch.isin(kept, unit)].sum())

@@ -18,4 +18,4 @@ def directions(d: int, p: int, seed: int) -> Tensor:
     """float32 [d, p], columns of length 1, drawn on the CPU in float64."""
     generator = torch.Generator(device="cpu").manual_seed(seed)
     drawn = torch.randn(p, d, generator=generator, dtype=torch.float64, device="cpu").T
-    return (drawn / torch.linalg.vector_norm(drawn, dim=0, keepdim=True)).to(torch.float32).contiguous()
+    return (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(torch.float32).contiguous()

@@ -16,7 +16,7 @@ def tod_curve(u: Tensor, r: Tensor) -> Tensor:
     """
     n = len(u)
     worse = torch.maximum(ranks(u, descending=False), ranks(r, descending=True))
-    overlaps = torch.bincount(worse, minlength=n).cumsum(0)
+    overlaps = torch.bincount(worse).cumsum(0)
     return overlaps.to(torch.float64) / torch.arange(1, n + 1, device=u.device, dtype=torch.float64)
 
 

@@ -17,8 +17,8 @@ def quantile_steps(n: int, m: int, device: torch.device) -> tuple[Tensor, Tensor
     """
     ends = torch.cat(
         (
-            torch.arange(1, n + 1, dtype=torch.int64, device=device) * m,
-            torch.arange(1, m + 1, dtype=torch.int64, device=device) * n,
+            torch.arange(1, n + 1, device=device) * m,
+            torch.arange(1, m + 1, device=device) * n,
         )
     ).unique()
     begins = torch.cat((ends.new_zeros(1), ends[:-1]))
@@ -50,7 +50,7 @@ def class_wasserstein(x: Tensor, order: Tensor, offsets: Tensor, reduce: str) ->
     bounds = offsets.tolist()
     classes = [x[order[begin:end]].sort(0).values for begin, end in pairwise(bounds)]
     pairs = (
-        distance_of_sorted(classes[j], classes[k], p=1).mean(-1)
+        distance_of_sorted(classes[j], classes[k], p=1).mean(1)
         for j in range(len(classes))
         for k in range(j + 1, len(classes))
     )

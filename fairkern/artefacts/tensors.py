@@ -1,0 +1,203 @@
+"""Files in the safetensors format, with a sum over all that they say; opened once, and every byte read once.
+
+Such a file has eight bytes that count those of its header (little-endian), the header, and the tensors' bytes one
+after the other. The header is a JSON object: for every tensor its dtype, its shape and where its bytes begin and end,
+and texts under `__metadata__`. The sum is one of these: SHA-256 over all other texts and every tensor's name, dtype,
+shape and the SHA-256 of its bytes.
+
+The package of that name reads and writes the same files. It opens one once for the header and again for the tensors, so
+that a file which is replaced in between gives a mixture, and maps it into memory, so that what was summed up can still
+change; hence the few lines here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from fairkern.artefacts.fields import Fields
+from fairkern.artefacts.files import SUM, compact, encoded, parse, sum_of
+from fairkern.errors import ArtefactError, InputError
+
+_METADATA = "__metadata__"
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F32": torch.float32,
+    "C64": torch.complex64,
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_PART = 1 << 22  # bytes that are read and summed up while they are in the cache
+_MOST_DIMS = 64  # NumPy's limit
+_MOST_BYTES = 1 << 62
+
+
+class _Entry(NamedTuple):
+    """What a header says of a tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes dense tensors, of any device, and texts; the sum is added to the texts.
+
+    Tensors are summed up while they are written, one after the other, the largest elements first, so that each lies at
+    a multiple of its element's size. The same tensors and texts give the same bytes.
+
+    Raises:
+        InputError: a dtype that the format does not have.
+        OSError: the file cannot be written, the disk is full. What was written by then stays.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    entries, end = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        if tensor.dtype not in _NAMES or name == _METADATA:
+            raise InputError(f"{name} is a tensor of {tensor.dtype}, which a safetensors file cannot hold")
+        size = tensor.numel() * tensor.element_size()
+        entries[name] = _Entry(_NAMES[tensor.dtype], tuple(tensor.shape), end, end + size)
+        end += size
+    blank = _header(entries, metadata, "0" * hashlib.sha256().digest_size * 2)
+    sums = {}
+    with open(path, "wb") as file:
+        file.write(len(blank).to_bytes(8, "little") + blank)
+        for name in order:
+            dense = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
+            flat = dense.as_strided((dense.numel(),), (1,))  # a lone element may have any stride
+            data = flat.view(torch.uint8).numpy().data
+            sums[name] = hashlib.sha256(data).hexdigest()
+            file.write(data)
+        file.seek(8)
+        file.write(_header(entries, metadata, _sum(entries, metadata, sums)))
+
+
+def _header(entries: Mapping[str, _Entry], metadata: Mapping[str, str], total: str) -> bytes:
+    said = {
+        name: {"dtype": e.dtype, "shape": e.shape, "data_offsets": [e.start, e.stop]} for name, e in entries.items()
+    }
+    text = encoded(compact({_METADATA: {**metadata, SUM: total}, **said}), "a tensor's name or the metadata")
+    return text + b" " * (-len(text) % 8)
+
+
+def _sum(entries: Mapping[str, _Entry], metadata: Mapping[str, str], sums: Mapping[str, str]) -> str:
+    return sum_of(
+        {
+            "metadata": {key: metadata[key] for key in sorted(metadata) if key != SUM},
+            "tensors": {name: [entries[name].dtype, entries[name].shape, sums[name]] for name in sorted(entries)},
+        }
+    )
+
+
+@contextmanager
+def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
+    """A file that `write_tensors` or another writer of the format wrote, with its header read and checked.
+
+    Raises:
+        ArtefactError: truncated, of another format, or a header that contradicts itself or the file's length.
+        OSError: there is no such file, or it cannot be read.
+    """
+    with open(path, "rb") as file:
+        yield TensorFile(file, path)
+
+
+class TensorFile:
+    """An open file: `metadata` are its texts, the sum among them; its tensors are read on demand."""
+
+    def __init__(self, file: BufferedReader, path: str | os.PathLike[str]) -> None:
+        self._file, self._path, self._reading = file, path, threading.Lock()
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        self._begin = 8 + length
+        if self._begin > size:  # so no memory is asked for that the file could not fill
+            self._fail(f"its header ends at {self._begin}, the file at {size}")
+        try:
+            content = parse(file.read(length).decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            self._fail(str(error))
+        header = Fields(content, path).entries()
+        texts = header.pop(_METADATA, None)
+        self.metadata = {} if texts is None else {key: entry.text() for key, entry in texts.entries().items()}
+        self._entries = {name: _entry(entry) for name, entry in header.items()}
+        end = 0
+        for name, entry in sorted(self._entries.items(), key=lambda item: item[1][2:]):
+            if entry.start != end:
+                header[name].fail(f"its bytes begin at {entry.start}, where those before it end at {end}")
+            end = entry.stop
+        if self._begin + end != size:
+            self._fail(f"its tensors end at {self._begin + end}, the file at {size}")
+
+    def read(self) -> tuple[dict[str, Tensor], str]:
+        """All tensors, on the CPU in memory of their own, and the sum of what was read, to be compared.
+
+        Every byte is read and summed up once, a part at a time, in as many threads as torch uses; nothing is copied.
+        """
+        threads = min(torch.get_num_threads(), len(self._entries))
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                found = list(pool.map(self._tensor, self._entries, self._entries.values()))
+        else:
+            found = list(map(self._tensor, self._entries, self._entries.values()))
+        tensors = {name: tensor for name, (tensor, _) in zip(self._entries, found, strict=True)}
+        sums = {name: said for name, (_, said) in zip(self._entries, found, strict=True)}
+        return tensors, _sum(self._entries, self.metadata, sums)
+
+    def _tensor(self, name: str, entry: _Entry) -> tuple[Tensor, str]:
+        """A tensor and the sum of its bytes."""
+        flat = torch.empty(entry.stop - entry.start, dtype=torch.uint8, device="cpu")
+        state, data = hashlib.sha256(), flat.numpy().data
+        for at in range(0, len(data), _PART):
+            part = data[at : at + _PART]
+            with self._reading:  # one position for all threads
+                self._file.seek(self._begin + entry.start + at)
+                whole = self._file.readinto(part) == len(part)
+            if not whole:
+                self._fail(f"it ends within the tensor {name!r}")
+            state.update(part)
+        if entry.dtype == "BOOL" and len(data) and int(flat.max()) > 1:
+            self._fail(f"the tensor {name!r} holds truth values that are neither 0 nor 1")
+        return flat.view(_DTYPES[entry.dtype]).reshape(entry.shape), state.hexdigest()
+
+    def _fail(self, what: str) -> NoReturn:
+        raise ArtefactError(f"{self._path} is truncated or not a safetensors file ({what}); write it again")
+
+
+def _entry(entry: Fields) -> _Entry:
+    """What a header says of one tensor, its numbers held against each other."""
+    dtype, shape = entry["dtype"].text(), entry["shape"].wholes()
+    start, stop = (place.whole() for place in entry["data_offsets"].items(2))
+    if dtype not in _DTYPES:
+        entry.fail(f"the dtype {dtype!r}, expected one of {', '.join(_DTYPES)}")
+    size = _DTYPES[dtype].itemsize
+    if len(shape) > _MOST_DIMS or math.prod(max(n, 1) for n in shape) * size > _MOST_BYTES:
+        entry.fail("a shape that no tensor has")
+    if stop - start != math.prod(shape) * size:
+        entry.fail(f"{stop - start} bytes for {dtype} of the shape {shape}")
+    return _Entry(dtype, shape, start, stop)

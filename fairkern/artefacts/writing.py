@@ -1,0 +1,186 @@
+"""Files and folders that appear whole or not at all, and what writers that died have left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fairkern.interrupts import unbroken
+
+_TEMPORARY = re.compile(r"\.fairkern-[0-9a-f]{16}\.tmp")
+
+
+@contextmanager
+@unbroken
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path in the same folder that takes the place of `path` when the block ends well.
+
+    The block writes into the file that is there, and does not put another in its place. The file is then fsynced,
+    renamed over `path`, and the folder fsynced. If the block raises (also Ctrl-C) the temporary file is removed and
+    `path` stays as it was. Temporary files whose writers died are removed after a write that succeeds. A link is
+    followed, not replaced.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written, `path` is a folder, the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replacing(f"{folder}/notes.txt") as temporary:
+        ...         _ = temporary.write_text("whole or not at all")
+        ...     os.listdir(folder)
+        ['notes.txt']
+    """
+    with replacing_all([path]) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+@unbroken
+def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path]]:
+    """`replacing` for files that belong together: all of them are on the disk before the first is renamed.
+
+    They are renamed one after the other, so they have to say themselves which belong together.
+    """
+    targets = [Path(os.path.realpath(path)) for path in paths]
+    for target in targets:
+        if not target.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(target.parent))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder; expected a file to write to", str(target))
+    try:
+        with ExitStack() as stack:
+            temporaries = [stack.enter_context(_temporary(target.parent)) for target in targets]
+            yield temporaries
+            for temporary in temporaries:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
+            for temporary, target in zip(temporaries, targets, strict=True):
+                os.replace(temporary, target)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        where = targets[0] if len(targets) == 1 else targets[0].parent  # what write() and fsync() do not say
+        raise OSError(error.errno, f"{error.strerror}; nothing was replaced, while writing", str(where)) from error
+    for folder in dict.fromkeys(target.parent for target in targets):
+        _finish(folder)
+
+
+@contextmanager
+@unbroken
+def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Where to write a folder's files: the folder itself if it exists, else one beside it that becomes it at the end.
+
+    A folder that exists keeps its identity: permissions, mounts, processes that work in it. A new one appears with all
+    that the block wrote, or not at all.
+
+    Raises:
+        OSError: the folder above does not exist or cannot be written, there is a file of that name.
+    """
+    target = Path(os.path.realpath(folder))
+    if target.is_dir():
+        yield target
+        return
+    if target.exists():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file; expected a folder to write to", str(folder))
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"no such folder to write {target.name} to", str(target.parent))
+    with _temporary(target.parent, folder=True) as place:
+        yield place
+        os.rename(place, target)
+    _finish(target.parent)
+
+
+@contextmanager
+def _temporary(parent: Path, folder: bool = False) -> Iterator[Path]:
+    """A new file or folder, locked for as long as its writer lives, and removed at the end if it is still there."""
+    while True:
+        path = parent / f".fairkern-{secrets.token_hex(8)}.tmp"
+        try:
+            if folder:
+                path.mkdir()
+            else:
+                path.touch(exist_ok=False)  # fails early, and has the caller's permissions
+            with _claimed(path) as there:
+                if there:
+                    yield path
+                    return
+        finally:
+            if folder:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[bool]:
+    """Locks what was just made. False: another writer took it for a dead one's, and removed it before that."""
+    if os.name != "posix":
+        yield True
+        return
+    try:
+        descriptor = _open(path)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        _lock(descriptor, wait=True)
+        yield os.path.lexists(path) and os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    finally:
+        os.close(descriptor)
+
+
+def _finish(folder: Path) -> None:
+    """Makes renames in `folder` last, and removes what dead writers left there, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = _open(folder)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    with os.scandir(folder) as entries:
+        left = [Path(entry.path) for entry in entries if _TEMPORARY.fullmatch(entry.name)]
+    for path in left:
+        with contextlib.suppress(OSError):  # somebody else's, or gone
+            _remove_stale(path)
+
+
+def _remove_stale(path: Path) -> None:
+    descriptor = _open(path)
+    try:
+        if not _lock(descriptor, wait=False):  # its writer lives
+            return
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a file or folder; links are not followed, and no pipe is waited for."""
+    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """Whether this descriptor alone holds the file now; False also where the file system has no such locks.
+
+    The system gives the lock back with the descriptor, so also when the process is killed.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,256 @@
+"""Files that belong together, folders, full disks, and what writers that died leave behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fairkern.artefacts import writing
+from fairkern.artefacts.writing import replacing, replacing_all, whole_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def write(path: Path, text: str = "new") -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def run(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Python code in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+DIES = """
+import os, sys
+from pathlib import Path
+from fairkern.artefacts.writing import replacing, replacing_all, whole_folder
+folder = Path(sys.argv[1])
+with whole_folder(folder / "new") as place, replacing_all([place / "a", place / "b"]) as (a, b):
+    a.write_text("half")
+    with replacing(folder / "file") as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_writer_leaves_is_removed_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    assert run(DIES, tmp_path).returncode == -9
+    left = [name for name in names(tmp_path) if name.endswith(".tmp")]
+    assert len(left) == 2
+    assert (tmp_path / "file").read_text() == "old"
+    write(tmp_path / "file")
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["file", "new/a"])
+def test_a_living_writer_keeps_its_temporaries(name: str, tmp_path: Path) -> None:
+    """Another thread is in the midst of it, with a file or a folder, while this one writes beside it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with whole_folder((tmp_path / name).parent) as place, replacing(place / name.rpartition("/")[2]) as temporary:
+            temporary.write_text("whole")
+            begun.set()
+            go_on.wait(20)
+
+    other = threading.Thread(target=slow)
+    other.start()
+    assert begun.wait(20)
+    write(tmp_path / "beside")
+    go_on.set()
+    other.join()
+    assert (tmp_path / name).read_text() == "whole"
+    assert names(tmp_path) == sorted(["beside", name.partition("/")[0]])
+
+
+def test_a_writer_whose_new_file_was_taken_for_a_dead_ones_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, taken = writing._lock, []
+
+    def late(descriptor: int, *, wait: bool) -> bool:
+        if wait and not taken:  # between making and locking it
+            taken.extend(tmp_path.glob(".fairkern-*.tmp"))
+            taken[0].unlink()
+        return lock(descriptor, wait=wait)
+
+    monkeypatch.setattr(writing, "_lock", late)
+    write(tmp_path / "file")
+    assert len(taken) == 1
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "new"
+
+
+def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    """Other names, links of ours, and what other people may not touch."""
+    other = [".fairkern-1.tmp", ".fairkern-0123456789abcdef.tmp.txt", "x.fairkern-0123456789abcdef.tmp"]
+    for name in other:
+        (tmp_path / name).touch()
+    (tmp_path / ".fairkern-0123456789abcdef.tmp").symlink_to(tmp_path / other[0])
+    (tmp_path / ".fairkern-0123456789abcdee.tmp").mkdir()
+    (tmp_path / ".fairkern-0123456789abcdee.tmp" / "a").touch()
+    write(tmp_path / "file")
+    assert names(tmp_path) == sorted([*other, ".fairkern-0123456789abcdef.tmp", "file"])
+
+
+def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "_lock", lambda descriptor, *, wait: False)
+    (tmp_path / ".fairkern-0123456789abcdef.tmp").touch()
+    write(tmp_path / "file")
+    assert names(tmp_path) == [".fairkern-0123456789abcdef.tmp", "file"]
+
+
+def test_files_that_belong_together_are_all_on_the_disk_before_one_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("sync"), fsync(descriptor)))
+    monkeypatch.setattr(os, "replace", lambda one, other: (done.append(Path(other).name), rename(one, other)))
+    with replacing_all([tmp_path / "a", tmp_path / "b"]) as (a, b):
+        a.write_text("1")
+        b.write_text("2")
+    assert done == ["sync", "sync", "a", "b", "sync"]
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_no_file_is_replaced_where_one_cannot_be_written(
+    fails: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk says that it is full when the file is synced, as some file systems do."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("old")
+    fsync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == fails:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    def both() -> None:
+        with replacing_all([tmp_path / "a", tmp_path / "b"]) as (a, b):
+            a.write_text("new")
+            b.write_text("new")
+
+    with pytest.raises(OSError, match=rf"No space left on device.*{tmp_path}"):
+        both()
+    assert [(name, (tmp_path / name).read_text()) for name in names(tmp_path)] == [("a", "old"), ("b", "old")]
+
+
+def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    with (
+        pytest.raises(IsADirectoryError, match="expected a file to write to"),
+        replacing_all([tmp_path / "a", tmp_path / "b"]),
+    ):
+        pytest.fail("the block ran")
+    assert names(tmp_path) == ["b"]
+
+
+LIMITED = """
+import resource, sys
+import numpy as np, torch
+from pathlib import Path
+import fairkern as fk
+from fairkern.artefacts import save_scores, write_json
+from tests.synthetic import chain, random_scores
+
+model = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+units = fk.trace(model, torch.randn(2, 4))
+
+def scores(path, seed):
+    save_scores(random_scores(chain((64, 64)).build(), seed=seed), path)
+
+def report(path, seed):
+    write_json(path, "report", {"values": np.random.default_rng(seed).random(500)})
+
+def small(path, seed):
+    plan = units.plan(keep_params=0.5, seed=seed)
+    fk.save_pruned(fk.apply(model, plan), plan, path)
+
+def files():
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+folder = Path(sys.argv[1])
+for save in (scores, report, small):
+    for old in (False, True):
+        if old:
+            save(folder / save.__name__, 0)
+        before = files()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1200, -1))
+        try:
+            save(folder / save.__name__, 1)
+        except OSError as error:
+            assert "File too large" in str(error) and str(folder) in str(error), error
+        else:
+            raise SystemExit("written")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        assert files() == before
+"""
+
+
+def test_files_that_outgrow_what_the_system_gives(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: writing stops in the midst of the bytes."""
+    done = run(LIMITED, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path) == ["report", "scores", "small"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError("no number")])
+def test_what_the_block_raises_passes_unchanged(error: BaseException, tmp_path: Path) -> None:
+    for place in (replacing(tmp_path / "a"), whole_folder(tmp_path / "b")):
+        with pytest.raises(type(error)) as caught, place:
+            raise error
+        assert caught.value is error
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("inside", [(), ("other",)])
+def test_a_folder_that_exists_stays_itself(inside: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir(mode=0o750)
+    for name in inside:
+        (tmp_path / "folder" / name).touch()
+    before = (tmp_path / "folder").stat()
+    with whole_folder(tmp_path / "folder") as place:
+        write(place / "a")
+    after = (tmp_path / "folder").stat()
+    assert (before.st_ino, before.st_mode, before.st_uid) == (after.st_ino, after.st_mode, after.st_uid)
+    assert names(tmp_path / "folder") == sorted([*inside, "a"])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda path: path.touch(), NotADirectoryError, "is a file"),
+        (lambda path: path.parent.rmdir(), FileNotFoundError, "no such folder"),
+    ],
+)
+def test_where_no_folder_can_be(
+    make: Callable[[Path], None], error: type[OSError], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "above").mkdir()
+    make(tmp_path / "above" / "folder")
+    with pytest.raises(error, match=message), whole_folder(tmp_path / "above" / "folder"):
+        pytest.fail("the block ran")
