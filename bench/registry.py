@@ -94,6 +94,21 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "graphs",
+            "python -m bench.graphs",
+            "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",
+            "half an hour",
+            (),
+        ),
+        Entry(
+            "reliability",
+            "python -m bench.reliability",
+            "damaged files, kills, interrupts, threads, fuzzing, random models, a soak, coverage: what came of them",
+            "hours",
+            ("bench/results/reliability.json", "docs/reliability.md"),
+            "reliability",
+        ),
+        Entry(
             "mutation",
             "python -m bench.mutation",
             "small changes to the code that decides, and how many of them a test notices",

@@ -121,7 +121,7 @@ def score(
     gram: bool = False,
     progress: bool = True,
 ) -> Scores:
-    """U-score and R-score of every prunable unit, in one pass over `loader`.
+    """U-score and R-score of every unit that can be cut and that inputs change, in one pass over `loader`.
 
     The pass is a forward and a backward for activation gradients only; no weight gradient is computed. The model
     runs in eval mode and is left as it was (parameters, buffers, modes, `.grad`, hooks, random state), also after
@@ -349,7 +349,8 @@ def info() -> dict[str, Any]:
 
 
 def check_model(model: object) -> None:
-    check_ordinary(options.instance("model", model, nn.Module, options.MODEL))
+    given = options.instance("model", model, nn.Module, options.MODEL)
+    check_ordinary((*given.named_parameters(), *given.named_buffers()))
 
 
 def check_data(loader: object, loss_fn: object = None) -> None:

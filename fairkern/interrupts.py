@@ -10,6 +10,7 @@ Only the main thread runs handlers of signals, so elsewhere nothing has to be do
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import queue
@@ -17,6 +18,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
@@ -29,8 +31,13 @@ T = TypeVar("T")
 _MAY_RAISE = ("SIGALRM", "SIGBREAK", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # the last is put back last
 _SIGNALS = [getattr(signal, name) for name in _MAY_RAISE if hasattr(signal, name)]
 _PUTTING = frozenset({"__enter__", "__exit__", "enter_context", "callback", "undivided"})
-_UNHEARD = frozenset({"__del__", "remove", "gone"})  # called by the garbage collector, which drops what is raised there
-_LIBRARY = tuple(sys.modules[module].__file__ or "" for module in ("contextlib", "threading", "weakref"))
+_UNHEARD = frozenset(
+    {"__del__", "remove", "_remove", "gone"}
+)  # called by the garbage collector, which drops what is raised there
+_LIBRARY = tuple(
+    kind.__init__.__code__.co_filename
+    for kind in (contextlib.ExitStack, threading.Thread, weakref.WeakValueDictionary, weakref.WeakSet)
+)
 _OURS = os.path.dirname(__file__) + os.sep
 _WHOSE = (*_LIBRARY, _OURS, os.path.dirname(torch.__file__) + os.sep)
 _WAITED_FOR = _PUTTING | _UNHEARD

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.nn.parameter import is_lazy
@@ -25,20 +26,29 @@ _Made = TypeVar("_Made")
 
 
 def stage(function: Callable[_Given, _Made]) -> Callable[_Given, _Made]:
-    """A function that users call, wherever they do: outside of inference mode, never compiled, never traced.
+    """A function that users call, wherever they do: it is never compiled, and leaves some of what may be entered there.
 
     In inference mode it runs as under `no_grad`, which is what its caller's own code (a loader, a loss) then sees.
-    Raises InputError where tensors have no values (`FakeTensorMode`, a `torch.func` transform, tracing by `make_fx`,
-    `torch.export` or `torch.jit.trace`).
+    `FakeTensorMode` is left (models of fake tensors are traced in their own). Where the default device is meta, it is
+    the CPU: a model with values that makes an index in its forward would pick rows with an index that has none, and
+    torch would hand it whatever lies in memory. Whether gradients are on, other modes, the default device and dtype
+    stay: they belong to the model and to what its caller hands over.
+
+    Raises InputError within a `torch.func` transform, `make_fx`, `torch.export` and `torch.jit.trace`.
     """
 
     @uncompiled
     @functools.wraps(function)
     def run(*args: _Given.args, **kwargs: _Given.kwargs) -> _Made:
-        refuse(function.__name__)
-        if not torch.is_inference_mode_enabled():
-            return function(*args, **kwargs)
-        with interrupts_wait(), torch.inference_mode(False), torch.no_grad():  # the first alone would turn gradients on
+        with interrupts_wait(), ExitStack() as left:
+            left.enter_context(unset_fake_temporarily())
+            refuse(function.__name__)
+            if torch.is_inference_mode_enabled():
+                left.enter_context(torch.inference_mode(False))
+                left.enter_context(torch.no_grad())  # the first alone would turn gradients on
+            default = _device_context()
+            if default is not None and default.device.type == "meta":
+                left.enter_context(torch.device("cpu"))
             return function(*args, **kwargs)
 
     return run
@@ -82,12 +92,10 @@ def refuse(name: str) -> None:
 def _around() -> str | None:
     if torch._C._are_functorch_transforms_active():
         return "a transform of torch.func (vmap, grad, jvp, functionalize)"
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
-    for mode in _get_current_dispatch_mode_stack():
-        if isinstance(mode, _WITHOUT_VALUES):
-            return type(mode).__name__
-    return None
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else ()
+    return next((type(mode).__name__ for mode in modes if isinstance(mode, _WITHOUT_VALUES)), None)
 
 
 _WITHOUT_VALUES = (FakeTensorMode, FunctionalTensorMode, ProxyTorchDispatchMode)
@@ -98,23 +106,24 @@ def ordinary(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor
 
 
-def check_ordinary(model: nn.Module) -> None:
-    """InputError for a model that was made in inference mode: torch neither writes to its tensors outside of that, nor
-    lets gradients past them."""
-    for tensors in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in tensors:
-            if not is_lazy(tensor) and tensor.is_inference():
-                raise InputError(
-                    f"{name} was made in torch.inference_mode(), and torch neither writes to such tensors nor takes "
-                    "gradients past them; for a model of ordinary ones: "
-                    "with torch.inference_mode(False): model = copy.deepcopy(model)"
-                )
+def check_ordinary(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """InputError for a model's tensors, by name, that were made in inference mode."""
+    for name, tensor in tensors:
+        if not is_lazy(tensor) and tensor.is_inference():
+            raise InputError(
+                f"{name} was made in torch.inference_mode(), and outside of that torch neither writes to it nor takes "
+                "gradients past it; for a model of ordinary tensors: "
+                "with torch.inference_mode(False): model = copy.deepcopy(model)"
+            )
 
 
 def default_device() -> Callable[[], AbstractContextManager[object]]:
     """What another thread enters to make tensors where the thread that asks does: it begins without a default."""
-    for depth in range(torch._C._len_torch_function_stack()):
-        mode = torch._C._get_function_stack_at(depth)
-        if isinstance(mode, DeviceContext):
-            return lambda: torch.device(mode.device)
-    return nullcontext
+    default = _device_context()
+    return nullcontext if default is None else partial(torch.device, default.device)
+
+
+def _device_context() -> DeviceContext | None:
+    """The default device, if there is one: the innermost, which lies on top."""
+    modes = map(torch._C._get_function_stack_at, reversed(range(torch._C._len_torch_function_stack())))
+    return next((mode for mode in modes if isinstance(mode, DeviceContext)), None)

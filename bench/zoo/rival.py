@@ -87,18 +87,18 @@ def _exact(model: nn.Module, name: str, inputs: Any, results: Results) -> bool:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """TimeoutError after `SECONDS`: on some models its search for what goes together does not end."""
+    """TimeoutError after `SECONDS` of a processor: on some models its search for what goes together does not end."""
 
     def late(*_: object) -> None:
         raise TimeoutError(f"not done after {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _graph(model: nn.Module, inputs: Any) -> Any:

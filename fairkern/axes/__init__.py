@@ -24,11 +24,11 @@ def solutions(
     dare: bool = False,
     unused: Iterable[str] = (),
 ) -> tuple[Solution, Solution | None]:
-    """The unit map, with every size site that could be substituted where the proof finds that a group needs it; and,
-    to `dare`, a map that cuts more, if there is one, which holds only if the proof shows that it does.
+    """The unit map; and, to `dare` (a proof follows), every size site that could be substituted where that finds that a
+    group needs it, and a map that cuts more, if there is one, which holds only if the proof shows that it does.
 
     `unused`: parameters and modules that no input ever reaches, by name or pattern."""
     check_model(model)
     left = named_unused(model, unused)
     check_inputs(model, runs)
-    return solve(model, _trace(model, runs, deadline, left), dare)
+    return solve(model, _trace(model, runs, deadline, left, sites=dare), dare)

@@ -14,7 +14,7 @@ from fairkern.axes.facts import Production
 from fairkern.axes.graph import Graph
 from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.scopes import Scopes
-from fairkern.axes.tracks import Tracks
+from fairkern.axes.tracks import Tracks, unseen
 from fairkern.model.linear import transposed_linear
 from fairkern.model.nested import tensors_in
 from fairkern.model.threads import of_this_thread
@@ -51,25 +51,27 @@ class ModuleCalls:
 
     def _add(self, path: str, module: nn.Module) -> None:
         def enter(_: nn.Module, args: Any, kwargs: Any) -> None:
-            given = list(tensors_in([*args, *kwargs.values()]))
-            fused = path in self._fused
-            entry = self._tracks.of(given[0]) if given else None
-            seen = entry if fused or _seen(module) else None
-            slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
-            if path:
-                self._scopes.uses(self.current().site.module, path)
-            self._pass(given)
-            self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, entry, slots))
-            self._pass(given)
-            self.calls[path] += 1
-            if self._tracks.picked(given):
-                self.picked.add(path)
+            with unseen():
+                given = list(tensors_in([*args, *kwargs.values()]))
+                fused = path in self._fused
+                entry = self._tracks.of(given[0]) if given else None
+                seen = entry if fused or _seen(module) else None
+                slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
+                if path:
+                    self._scopes.uses(self.current().site.module, path)
+                self._pass(given)
+                self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, entry, slots))
+                self._pass(given)
+                self.calls[path] += 1
+                if self._tracks.picked(given):
+                    self.picked.add(path)
 
         def leave(_: nn.Module, args: Any, output: Any) -> None:
-            self._stack.pop()
-            self._pass(tensors_in(output))
-            if isinstance(output, Tensor) and output.ndim:
-                self.widths[path] = output.shape[-1]
+            with unseen():
+                self._stack.pop()
+                self._pass(tensors_in(output))
+                if isinstance(output, Tensor) and output.ndim:
+                    self.widths[path] = output.shape[-1]
 
         before = module.register_forward_pre_hook(of_this_thread(enter), with_kwargs=True)
         self._handles.callback(before.remove)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,22 +15,52 @@ from fairkern.axes.calls import FunctionCalls, ModuleCalls
 from fairkern.axes.dims import CONSTANT, Fixed, Track
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import pointwise
-from fairkern.axes.rules.registry import RULES
+from fairkern.axes.rules.registry import RULES, Rule
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
 from fairkern.model.operator_mode import UncompiledMode
+from fairkern.model.tensors import memory_of
 from fairkern.model.untouched import Originals
 
 _PICK = frozenset({"aten::index", "aten::index_select"})
 _SHOW = frozenset({"aten::_unsafe_view", "aten::_to_copy", "aten::clone"})  # beside views: the same values again
 
 
+class _Operator(NamedTuple):
+    """What is known of an operator by itself."""
+
+    full: str  # "aten::view"
+    name: str  # "view"
+    defaults: Mapping[str, Any]  # of its arguments, in order
+    writes: Sequence[str]  # the arguments that it writes to
+    rule: Rule | None
+    composite: bool  # of others, where it has no rule
+    pointwise: bool
+    view: bool
+    moves: bool  # as `unsqueeze_`: nothing is written
+    strided: bool  # it reads by strides
+    picks: bool | None  # places of a tensor; None: if its argument was picked
+
+
 @functools.cache
-def _picks(func: Any) -> bool | None:
-    """Whether an operator picks places of a tensor; None for one that does if its argument was picked."""
-    name = func._schema.name
-    return None if func.is_view or name in _SHOW else name in _PICK
+def _operator(func: Any) -> _Operator:
+    full, view, arguments = func._schema.name, func.is_view, func._schema.arguments
+    space, name = full.split("::")
+    known = name if space == "aten" else full
+    return _Operator(
+        full,
+        name,
+        {a.name: a.default_value for a in arguments},
+        [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write],
+        RULES.get(f"{known}.{func._overloadname}") or RULES.get(known),
+        name not in RULES and func._can_decompose(),
+        torch.Tag.pointwise in func.tags or _pointwise_in_place(name),
+        view,
+        torch.Tag.inplace_view in func.tags,
+        full.startswith("aten::as_strided"),
+        None if view or full in _SHOW else full in _PICK,
+    )
 
 
 class OperatorMode(UncompiledMode):
@@ -53,45 +83,46 @@ class OperatorMode(UncompiledMode):
         super().__init__()
         self._tracing, self._tracks, self._by_id = tracing, tracks, by_id
         self._modules, self._functions, self._originals = modules, functions, originals
-        self._memories = {memory for t in held if (memory := _memory(t)) is not None}
+        self._memories = {memory for t in held if (memory := memory_of(t)) is not None}
         self._reached = tracing.reached_training if training else tracing.reached
         self._training, self._count_flops = training, count_flops
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":  # the device or layout of a fake tensor
             return func(*args, **(kwargs or {}))
-        self._tracing.deadline.check(f"{func._schema.name} in {self._modules.current().site.module or 'the model'}")
-        arguments, writes = _bind(func, args, kwargs or {})
+        operator, kwargs = _operator(func), kwargs or {}
+        code = self._modules.current().site.module
+        self._tracing.deadline.check(f"{operator.full} in {code or 'the model'}")
+        arguments = {**operator.defaults, **dict(zip(operator.defaults, args, strict=False)), **kwargs}
         tensors = list(tensors_in(arguments))
-        written = [t for name in writes for t in tensors_in(arguments[name])]
+        written = [t for name in operator.writes for t in tensors_in(arguments[name])]
         for t in written:
             self._originals.about_to_write(t)
-        strides = tensors[0].stride() if func._schema.name.startswith("aten::as_strided") else ()
+        strides = tensors[0].stride() if operator.strided else ()
         self._tracks.keep_still([t for t in tensors if t not in self._tracks])  # a list of numbers as an index
         before = {id(t): self._tracks.of(t) for t in tensors}  # an operator in place may change its shape
-        if not func.is_view:  # who looks at the same values in another way has not read them yet
+        if not operator.view:  # who looks at the same values in another way has not read them yet
             for track in before.values():
                 self._tracing.graph.read(track)
-        if func._schema.name.split("::")[1] not in RULES and func._can_decompose():
+        if operator.composite:
             with self:  # inference mode shows composite operators whole
-                return func.decompose(*args, **(kwargs or {}))
+                return func.decompose(*args, **kwargs)
         still = self._tracks.still(tensors)
         known = len(self._tracing.graph.contractions)
-        result = func(*args, **(kwargs or {}))
-        code, scopes = self._modules.current().site.module, self._tracing.scopes
+        result = func(*args, **kwargs)
+        scopes = self._tracing.scopes
         for t in tensors:
             name = self._by_id.get(id(t))
             if name is not None:
                 self._reached.add(name)
                 scopes.uses(code, name)
         made = list(tensors_in(result))
-        self._follow(func, arguments, tensors, before, strides, written, made)
-        unread = [reason for track in before.values() for reason in track.mixed] if func.is_view else []
+        self._follow(func, operator, arguments, tensors, before, strides, written, made)
+        unread = [reason for track in before.values() for reason in track.mixed] if operator.view else []
         for t in made if unread else ():
             self._tracks.put(t, replace(self._tracks.of(t), mixed=tuple(unread)))
         scopes.saw(code, (*before.values(), *map(self._tracks.of, made)))
-        picks = _picks(func)
-        if self._tracks.picked(tensors) if picks is None else picks:
+        if self._tracks.picked(tensors) if operator.picks is None else operator.picks:
             self._tracks.pick(made)
         if not still:
             self._tracks.stir(written)
@@ -104,6 +135,7 @@ class OperatorMode(UncompiledMode):
     def _follow(
         self,
         func: Any,
+        operator: _Operator,
         arguments: dict[str, Any],
         tensors: list[Tensor],
         before: dict[int, Track],
@@ -111,9 +143,8 @@ class OperatorMode(UncompiledMode):
         written: list[Tensor],
         outputs: list[Tensor],
     ) -> None:
-        space, name = func._schema.name.split("::")
         call = Call(
-            name=name,
+            name=operator.name,
             args=arguments,
             tensors=tensors,
             outputs=outputs,
@@ -126,12 +157,11 @@ class OperatorMode(UncompiledMode):
             still=self._tracks.still,
             training=self._training,
         )
-        known = name if space == "aten" else f"{space}::{name}"
-        rule = RULES.get(f"{known}.{func._overloadname}") or RULES.get(known)
+        rule = operator.rule
         if not outputs and rule is None:  # a decision by value, or writes into lists of tensors
             call.freeze_all(f"is read or written whole by {call.where}")
             return
-        if rule is None and (torch.Tag.pointwise in func.tags or _pointwise_in_place(name)):
+        if rule is None and operator.pointwise:
             rule = pointwise
         if rule is None:
             if any(call.track(t).tracked for t in tensors):
@@ -140,17 +170,16 @@ class OperatorMode(UncompiledMode):
             made = [Track.constant(o.shape) for o in outputs]
         else:
             made = rule(call)
-        moved = torch.Tag.inplace_view in func.tags  # unsqueeze_, transpose_: nothing is written
         targets = {id(t) for t in written}
         for tensor, track in zip(outputs, made, strict=True):
-            if id(tensor) in targets and not moved:
+            if id(tensor) in targets and not operator.moves:
                 track = self._write(call, tensor, track)
             self._tracks.put(tensor, track)
 
     def _write(self, call: Call, tensor: Tensor, made: Track) -> Track:
         """An in-place result. Other views of the same memory must not be left behind with an older meaning."""
         graph, before = call.graph, call.track(tensor)
-        if before.source is not None and _memory(tensor) in self._memories:
+        if before.source is not None and memory_of(tensor) in self._memories:
             for dim in (*before.dims, *made.dims):
                 graph.freeze(dim, f"{before.source.name} is written to by {call.where}")
             return before
@@ -191,22 +220,3 @@ def _pointwise_in_place(name: str) -> bool:
     """Whether this is `abs_` and the like: not all of them have the tag of what they are in place of."""
     made = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
     return made is not None and any(torch.Tag.pointwise in getattr(made, o).tags for o in made.overloads())
-
-
-def _memory(tensor: Tensor) -> int | None:
-    """What tensors on the same memory have in common."""
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
-
-
-def _bind(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Sequence[str]]:
-    """What an operator is given, by argument; and the arguments that it writes to."""
-    defaults, writes = _arguments(func)
-    return {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}, writes
-
-
-@functools.cache
-def _arguments(func: Any) -> tuple[dict[str, Any], Sequence[str]]:
-    """An operator's arguments, in order, with their defaults; and those that it writes to."""
-    arguments = func._schema.arguments
-    writes = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
-    return {a.name: a.default_value for a in arguments}, writes

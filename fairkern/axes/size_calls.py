@@ -19,7 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fairkern.axes.dims import CONSTANT, Dim, Uniform
 from fairkern.axes.facts import SizeCall, SizeCallsOfModule
 from fairkern.axes.rules._call import ModuleCall
-from fairkern.axes.tracks import Tracks
+from fairkern.axes.tracks import Tracks, unseen
 from fairkern.model.call_places import place_of
 from fairkern.model.nested import tensors_in
 from fairkern.model.size_calls import BY_NAME, Asked, SizeFunction, Span, Spans, size_function
@@ -42,8 +42,13 @@ class SizeCalls(TorchFunctionMode):
         function = size_function(func)
         if function is None:
             return func(*args, **kwargs)
-        site = self._current().site
         result = func(*args, **kwargs)
+        with unseen():
+            self._note(function, args, kwargs, result)
+        return result
+
+    def _note(self, function: SizeFunction, args: Any, kwargs: Any, result: Any) -> None:
+        site = self._current().site
         numbers = function.numbers(args, kwargs)
         dims = self._dims(function, numbers, args, kwargs, result)
         if function.kind == "filled" and isinstance(result, Tensor) and any(isinstance(d, Uniform) for d in dims):
@@ -61,7 +66,6 @@ class SizeCalls(TorchFunctionMode):
                 ),
             )
         )
-        return result
 
     def _dims(self, function: SizeFunction, numbers: Sequence[Any], args: Any, kwargs: Any, result: Any) -> list[Dim]:
         nothing: list[Dim] = [CONSTANT] * len(numbers)

@@ -164,8 +164,9 @@ def _candidates(solver: Solver, relation: Factors) -> list[int]:
     if len(free) < 2 or relation.first:
         return free
     carrier = _carrier(solver, relation)
-    several = [k for k in free if not _collapses(solver, relation, k)]
-    return [carrier] if carrier in free else several or free
+    if carrier in free:
+        return [carrier]
+    return [k for k in free if not _collapses(solver, relation, k)] or free
 
 
 def _carrier(solver: Solver, relation: Factors) -> int | None:
@@ -180,7 +181,9 @@ def _collapses(solver: Solver, relation: Factors, k: int) -> bool:
     it, as in a grouped convolution whose groups are the heads."""
     flat = np.moveaxis(solver.labels[relation.flat], k, 0).reshape(relation.flat.shape[k], -1)
     rows = np.concatenate([solver.labels[relation.factors[k]][:, None], flat], axis=1)
-    if not np.isin(rows[0], rows[1:]).any():
+    others = np.zeros(solver.count, dtype=bool)
+    others[rows[1:]] = True
+    if not others[rows[0]].any():
         return False
     _, labels = np.unique(rows, return_inverse=True)
     of_row = np.repeat(np.arange(len(rows)), rows.shape[1])

@@ -37,19 +37,27 @@ from fairkern.model.weight_calls import WeightCalls
 from fairkern.types import Axis
 
 
-def trace(model: nn.Module, runs: Sequence[Any], deadline: Deadline, unused: frozenset[str] = frozenset()) -> Tracing:
+def trace(
+    model: nn.Module,
+    runs: Sequence[Any],
+    deadline: Deadline,
+    unused: frozenset[str] = frozenset(),
+    *,
+    sites: bool = True,
+) -> Tracing:
     """Trace `model` in eval mode on each of `runs`; once more in train mode if parameters were not reached.
 
-    `unused`: parameters that no input reaches, as the caller says; nothing is looked for there.
+    `unused`: parameters that no input reaches, as the caller says; nothing is looked for there. `sites`: whether to
+    write down the sizes that modules' code passes on, which only a proof can tell the use of.
 
     The model is left as it was: see `untouched`.
     """
     with untouched(model) as originals, faked(model, runs) as runs:
-        return _trace(model, runs, originals, deadline, unused)
+        return _trace(model, runs, originals, deadline, unused, sites)
 
 
 def _trace(
-    model: nn.Module, runs: Sequence[Any], originals: Originals, deadline: Deadline, unused: frozenset[str]
+    model: nn.Module, runs: Sequence[Any], originals: Originals, deadline: Deadline, unused: frozenset[str], sites: bool
 ) -> Tracing:
     names = named_tensors(model)
     graph = Graph()
@@ -58,7 +66,8 @@ def _trace(
     for name, tensor in names.items():
         twin = by_memory.setdefault(elements(tensor), name)  # tied by memory, not by object
         dims[name] = dims[twin] if twin != name else tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
-    tracing = Tracing(graph, dims, frozenset(n for n, _ in model.named_parameters()), deadline, unused=unused)
+    parameters = frozenset(n for n, _ in model.named_parameters())
+    tracing = Tracing(graph, dims, parameters, deadline, unused=unused, sites=sites)
     tracing.notes.extend(notes(model))
     _couple_recurrent(model, tracing)
     model.eval()
@@ -214,7 +223,7 @@ def _watched(
         count_flops=count_flops,
     )
     calls = WeightCalls(names, functions.around)
-    sizes = SizeCalls(modules.current, tracks)
+    sizes = SizeCalls(modules.current, tracks) if tracing.sites and not training else None
     experts = running_as(model, dict.fromkeys(tracing.fused, dense))
     with (
         torch.no_grad(),
@@ -224,10 +233,10 @@ def _watched(
         modules,
         calls,
         Escapes(tracks),
-        sizes,
+        sizes or contextlib.nullcontext(),
         mode,
     ):
         yield modules
     tracing.graph.join_parts()
-    if not training:
+    if sizes is not None:
         tracing.graph.size_calls.extend(sizes.by_module(modules.calls, tracing.fused))

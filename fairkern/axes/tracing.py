@@ -25,6 +25,7 @@ class Tracing:
     reached_training: set[str] = field(default_factory=set)
     training: bool = True  # whether train mode, if anything was looked for there, ran to its end
     unused: frozenset[str] = frozenset()  # parameters that no input ever reaches, as the caller says
+    sites: bool = True  # whether sizes that modules' code passes on were written down
     held: dict[str, tuple[str, str]] = field(default_factory=dict)  # reason -> what may read, in whose code
     scopes: Scopes = field(default_factory=Scopes)
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions

@@ -15,7 +15,9 @@ from fairkern.axes.dims import Dim, Track
 from fairkern.axes.graph import Graph
 from fairkern.model.by_tensor import ByTensor
 from fairkern.model.nested import elements, tensors_in
+from fairkern.model.tensors import memory_of
 
+unseen = torch._C.DisableTorchFunction  # what our own code asks of a tensor inside is no call of the model's
 _DATA: Any = Tensor.data
 _TAKEN = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
 
@@ -39,7 +41,7 @@ class Tracks:
         dims = self._filled.get(tensor) if self._filled else None
         if dims is not None and len(dims) == len(track.dims):
             dims[:] = [old if isinstance(old, np.ndarray) else new for old, new in zip(dims, track.dims, strict=True)]
-        if track.tracked and tensor.layout is torch.strided:
+        if track.tracked and memory_of(tensor) is not None:
             storage = tensor.untyped_storage()
             known = self._by_memory.get(storage._cdata)
             self._by_memory[storage._cdata] = (known[0] if known else StorageWeakRef(storage), track)
@@ -47,9 +49,10 @@ class Tracks:
     def of(self, tensor: Tensor) -> Track:
         """A tensor never seen is constant; on the memory of one that was tracked, that one is frozen."""
         track = self._by_tensor.get(tensor)
-        if track is None or track.sizes != tuple(tensor.shape):
-            if tensor.layout is torch.strided:
-                known = self._by_memory.get(tensor.untyped_storage()._cdata)
+        if track is None or track.sizes != tensor.shape:
+            memory = memory_of(tensor)
+            if memory is not None:
+                known = self._by_memory.get(memory)
                 if known is not None and not known[0].expired():
                     self._freeze(known[1], "is seen again in a tensor that no operator made")
             track = Track.constant(tensor.shape)
@@ -120,18 +123,19 @@ class Escapes(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if unmoved or isinstance(func, torch._ops.OpOverload):  # scripted code: on its way to the dispatcher
             return result
-        if func == Tensor.__deepcopy__:
-            self._tracks.put(result, self._tracks.of(args[0]))
-        elif func in _TAKEN:
-            self._tracks.freeze(args[0], f"is taken out of torch by {func.__name__}")
-        elif func == _DATA.__set__:
-            for tensor in args:
-                self._tracks.freeze(tensor, "is put in place of a tensor's data")
-            self._tracks.put(args[0], Track.constant(args[0].shape))
-        elif isinstance(result, (Tensor, tuple, list)):
-            for tensor in tensors_in(result):
-                if tensor not in self._tracks:
-                    self._escaped(func, tensor, list(tensors_in([args, kwargs])))
+        with unseen():
+            if func == Tensor.__deepcopy__:
+                self._tracks.put(result, self._tracks.of(args[0]))
+            elif func in _TAKEN:
+                self._tracks.freeze(args[0], f"is taken out of torch by {func.__name__}")
+            elif func == _DATA.__set__:
+                for tensor in args:
+                    self._tracks.freeze(tensor, "is put in place of a tensor's data")
+                self._tracks.put(args[0], Track.constant(args[0].shape))
+            elif isinstance(result, (Tensor, tuple, list)):
+                for tensor in tensors_in(result):
+                    if tensor not in self._tracks:
+                        self._escaped(func, tensor, list(tensors_in([args, kwargs])))
         return result
 
     def _escaped(self, func: Any, tensor: Tensor, given: Sequence[Tensor]) -> None:
@@ -145,4 +149,5 @@ class Escapes(TorchFunctionMode):
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
-    return a.layout is b.layout is torch.strided and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    memory = memory_of(a)
+    return memory is not None and memory == memory_of(b)

@@ -99,7 +99,8 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
     flops = tuple(flop_terms(tracing, sizes))
     held = tuple(attributes(model, tracing, routing, sizes))
-    filled = tuple(a for a in attributes_like_own(model, tracing, sizes.of, sizes.extents) if a not in held)
+    own = attributes_like_own(model, tracing, sizes.of, sizes.extents) if tracing.sites else ()
+    filled = tuple(a for a in own if a not in held)
     sites = tuple(size_sites(countable(graph.size_calls, sizes.even), sizes.of, sizes.extents))
     sited = {site.module for site in sites}
     frozen = tuple(places.frozen(solver))
@@ -122,7 +123,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         kept=tuple(kept_units(model, tracing, solver)),
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
-    compared = tuple(attributes_like_children(model, held, sizes.extents))
+    compared = tuple(attributes_like_children(model, held, sizes.extents) if tracing.sites else ())
     return Solution(units.freeze(sizes.uneven), sites, compared, filled)
 
 

@@ -27,6 +27,8 @@ def named_unused(model: nn.Module, unused: str | Iterable[str]) -> frozenset[str
     Raises InputError for one that is not a string or stands for no parameter.
     """
     patterns = [unused] if isinstance(unused, str) else list(unused)
+    if not patterns:
+        return frozenset()
     parts = {name: set(with_parents(name)) for name, _ in model.named_parameters()}
     known = sorted(set().union(*parts.values()))
     found: set[str] = set()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fairkern.capture.points import Point
 from fairkern.capture.recurrent import StateReader
 from fairkern.errors import InputError
+from fairkern.model.checkpointing import running_function
 from fairkern.model.tensors import named_tensors
 from fairkern.model.threads import python_thread
 from fairkern.model.weight_calls import WeightCall, WeightCalls
@@ -172,7 +173,16 @@ class Listener:
         self.heard[point] = self.carriers[point] = heard
         self.versions[point] = heard._version
         self.on_heard(point, heard)
-        if not self._gradients or not torch.is_grad_enabled():
+        if not self._gradients:
+            return x
+        if not torch.is_grad_enabled():
+            hidden = running_function()
+            if hidden is not None:
+                raise InputError(
+                    f"{point.name} is computed inside {hidden}, a torch.autograd.Function that computes gradients by "
+                    "its own code, so that nothing is known of R there; score the model without it (switch its "
+                    "gradient checkpointing off)"
+                )
             return x
         alias: Tensor = _Root.apply(x, self.root)
         alias.register_hook(lambda grad: self._on_gradient(point, grad))

@@ -27,6 +27,7 @@ from fairkern.capture.settings import LossReduction, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import NO_AUTOCAST, Ambient
+from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import running_as
 from fairkern.model.kept import changed, kept_objects
 from fairkern.model.process import let_others_in
@@ -71,7 +72,7 @@ class Pass:
         total = _length(loader)
         stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
         experts = running_as(self._model, listening(self._listener.points, self._listener))
-        with affine_norms(self._model), experts, self._listener.attached(), torch.enable_grad():
+        with affine_norms(self._model), experts, kept_instead(), self._listener.attached(), torch.enable_grad():
             for batch in batches(loader, self._model, self._settings.class_of, self._settings.samples_of):
                 self.batches = batch.index + 1
                 self.singly |= batch.parts.singly

@@ -45,11 +45,11 @@ class masked:
         refuse("masked")
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._model, "a mask"))
-            if not torch.is_inference_mode_enabled():
-                check_ordinary(self._model)
             if self._strict:
                 check(self._model, self._plan)
             targets = match(self._model, silenced(self._plan, Silence.ZERO))
+            if not torch.is_inference_mode_enabled():
+                check_ordinary((held.names[0], held.tensor) for held, _ in targets)
             saved: list[_Saved] = []
             stack.callback(_restore, saved)
             for held, index in targets:

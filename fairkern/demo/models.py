@@ -104,7 +104,8 @@ def resnet(seed: int = 0) -> ResNet:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
+    """On the CPU, where the demo's data are, and its random numbers."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         yield
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from fairkern.errors import InputError
 from fairkern.interrupts import unbroken
 from fairkern.model.process import own_turn
+from fairkern.model.tensors import memory_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class _Use:
     def _memory(self) -> set[Any]:
         """That of parameters and buffers: models may share some, as backbones and tied weights are."""
         held = [t for m in self.modules for d in (m._parameters, m._buffers) for t in list(d.values())]
-        return {_place(t) for t in held if isinstance(t, Tensor)}
+        return {memory_of(t) or id(t) for t in held if isinstance(t, Tensor)}
 
 
 _USES: list[_Use] = []  # of all threads
@@ -84,7 +84,3 @@ def at_work(model: nn.Module, what: str) -> Iterator[None]:
     """`in_use`, and a turn with what a process has once: for whatever runs the model."""
     with in_use(model, what), own_turn():
         yield
-
-
-def _place(tensor: Tensor) -> Any:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)

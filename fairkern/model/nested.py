@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.errors import InputError
+from fairkern.model.tensors import memory_of
 
 Call = tuple[Any, ...] | Mapping[str, Any]
 
@@ -224,7 +225,7 @@ def tensors_within(value: Any, caches: bool = True) -> Iterator[Tensor]:
 
 def elements(tensor: Tensor) -> object:
     """Equal for two live tensors if they are the same elements of the same memory."""
-    if tensor.layout is not torch.strided:
+    memory = memory_of(tensor)
+    if memory is None:
         return id(tensor)
-    memory = tensor.untyped_storage()._cdata
     return memory, tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()

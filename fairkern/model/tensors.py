@@ -43,3 +43,11 @@ def runner(model: nn.Module, path: str) -> str:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lies; the CPU where it has none."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def memory_of(tensor: Tensor) -> int | None:
+    """What tensors on the same memory have in common; None where there is none to be told: sparse tensors, and those
+    that a function transform wraps."""
+    if tensor.layout is not torch.strided or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None
+    return int(tensor.untyped_storage()._cdata)

@@ -18,22 +18,23 @@ from fairkern.model.filled import filled_buffers
 from fairkern.model.in_use import at_work
 from fairkern.model.names import speaks_of_state
 from fairkern.model.nested import elements
+from fairkern.model.tensors import memory_of
 
 
 class Originals:
     """Parameters as they were before a forward pass wrote to them: copied on the first write only."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._owners: dict[int, list[nn.Parameter]] = {}
+        self._owners: dict[int | None, list[nn.Parameter]] = {}
         for parameter in model.parameters():
             if parameter.layout is torch.strided and not valueless(parameter):
-                self._owners.setdefault(_memory(parameter), []).append(parameter)
+                self._owners.setdefault(memory_of(parameter), []).append(parameter)
         self._saved: list[tuple[nn.Parameter, Tensor]] = []
 
     def about_to_write(self, tensor: Tensor) -> None:
         """Call before an operator writes to `tensor`, which may be a view of a parameter."""
         if self._owners and tensor.layout is torch.strided:
-            for parameter in self._owners.pop(_memory(tensor), ()):
+            for parameter in self._owners.pop(memory_of(tensor), ()):
                 self._saved.append((parameter, parameter.detach().clone()))
 
     def put_back(self) -> None:
@@ -88,10 +89,12 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as steps:
         for module in model.modules():
             held = module.__dict__
-            for value in held.values():
-                if type(value) in _REFILLED:
-                    steps.callback(_REFILLED[type(value)], value, value.copy())
-            steps.callback(_refill, held, held.copy())
+            collections = [
+                (value, value.copy() if value else _EMPTY[type(value)])
+                for value in held.values()
+                if type(value) in _EMPTY
+            ]
+            steps.callback(_put_back_attributes, held, held.copy(), collections)
         yield
 
 
@@ -157,7 +160,24 @@ def valueless(tensor: Tensor) -> bool:
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
-def _refill(held: dict[Any, Any], before: dict[Any, Any]) -> None:
+def _put_back_attributes(held: dict[str, Any], before: dict[str, Any], collections: list[tuple[Any, Any]]) -> None:
+    for value, items in collections:
+        if value or items:  # most hold nothing, before and after
+            _refill(value, items)
+    _refill_entries(held, before)
+
+
+def _refill(value: Any, items: Any) -> None:
+    if isinstance(value, list):
+        value[:] = items
+    elif isinstance(value, set):
+        value &= items
+        value |= items
+    else:
+        _refill_entries(value, items)
+
+
+def _refill_entries(held: dict[Any, Any], before: dict[Any, Any]) -> None:
     """Give a dictionary the entries that it had, in the order that they had."""
     for key in held.keys() - before.keys():
         del held[key]
@@ -169,17 +189,4 @@ def _refill(held: dict[Any, Any], before: dict[Any, Any]) -> None:
             held[key] = held.pop(key)
 
 
-def _refill_list(held: list[Any], before: list[Any]) -> None:
-    held[:] = before
-
-
-def _refill_set(held: set[Any], before: set[Any]) -> None:
-    held &= before
-    held |= before
-
-
-_REFILLED: dict[type, Any] = {dict: _refill, OrderedDict: _refill, list: _refill_list, set: _refill_set}
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+_EMPTY: dict[type, Any] = {dict: {}, OrderedDict: {}, list: [], set: set()}

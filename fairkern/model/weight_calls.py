@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from fairkern.model.by_tensor import ByTensor
 from fairkern.model.nested import map_tensors, tensors_in
+from fairkern.model.tensors import memory_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +45,7 @@ class WeightCalls(TorchFunctionMode):
         self._numbers: dict[str, int] = {}
         owners: dict[int, dict[int, str]] = {}
         for name, tensor in tensors.items():
-            memory = _memory(tensor)
+            memory = memory_of(tensor)
             if memory is not None:
                 owners.setdefault(memory, {}).setdefault(int(tensor.storage_offset()), name)
         self._owners = {memory: sorted(at.items()) for memory, at in owners.items()}
@@ -52,7 +53,7 @@ class WeightCalls(TorchFunctionMode):
 
     def _names(self, tensor: Tensor) -> tuple[str, ...]:
         """The weight that this tensor is, or is a view of; those that it was computed from; empty for an activation."""
-        memory = _memory(tensor)
+        memory = memory_of(tensor)
         owners = None if memory is None else self._owners.get(memory)
         if owners is None:
             return self._computed.get(tensor, ())
@@ -88,10 +89,3 @@ class WeightCalls(TorchFunctionMode):
             return func(*new_args, **new_kwargs)
 
         return self._around(WeightCall(numbers, given), run)
-
-
-def _memory(tensor: Tensor) -> int | None:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except NotImplementedError:  # sparse, or wrapped by a function transform
-        return None

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fairkern.errors import InputError
 from fairkern.options import iterable, whole
+from fairkern.surroundings import refuse
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -25,6 +26,7 @@ def tensor(name: str, value: object) -> Tensor:
         raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
     if value.layout != torch.strided:
         raise InputError(f"{name} has layout {value.layout}; expected a dense tensor: call to_dense() first")
+    refuse("an operator")
     without = _without_memory(value)
     if without is not None:
         raise InputError(f"{name} {without}")

@@ -62,7 +62,8 @@ def about_half(units: UnitMap, seed: int) -> list[IndexArray]:
 
     Groups of one size are dealt their counts like cards, so that two coincide only once all counts have come by: two
     that have to stay equally large are told apart by that. Just half comes last, which code that checks or divides by
-    a number is likeliest to bear.
+    a number is likeliest to bear. The first unit is always among those that go, so that what stays moves up: places at
+    fixed numbers, which are still right where only the last units go, are then wrong.
     What no kernel runs on need not be a multiple. Draws from a generator of its own, as `random_removal` does.
     """
     generator = np.random.default_rng(seed)
@@ -79,5 +80,7 @@ def about_half(units: UnitMap, seed: int) -> list[IndexArray]:
             wanted = range(max(half - slack, 1), min(half + slack, most) + 1) or [most]
             others = [int(n) for n in generator.permutation(wanted) if n != half]
             counts.extend([half, *others] if half in wanted else others)  # the last one is dealt first
-        removed.append(drawn(group, counts.pop(), generator))
+        gone = drawn(group, counts.pop(), generator)
+        gone[..., 0] = 0  # in the place of the smallest number
+        removed.append(gone)
     return removed

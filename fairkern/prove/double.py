@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -27,9 +28,7 @@ class Double(UncompiledMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*map(self._finer, args), **{key: self._finer(value) for key, value in (kwargs or {}).items()})
-        if any(r.alias_info is not None for r in func._schema.returns):  # a view of a tensor, or that tensor
-            return made
-        return map_tensors(made, self._doubled)
+        return made if _aliases(func) else map_tensors(made, self._doubled)
 
     def _finer(self, value: Any) -> Any:
         if isinstance(value, torch.dtype) and value in _COARSER:
@@ -42,6 +41,12 @@ class Double(UncompiledMode):
             return tensor
         self.needed = True
         return tensor.double()
+
+
+@functools.cache
+def _aliases(func: Any) -> bool:
+    """Whether an operator gives a view of a tensor that it is given, or that tensor."""
+    return any(r.alias_info is not None for r in func._schema.returns)
 
 
 def in_double(model: nn.Module) -> AbstractContextManager[object]:

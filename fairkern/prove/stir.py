@@ -56,6 +56,10 @@ def calibrate(model: nn.Module, seed: int) -> Iterator[None]:
     generator = torch.Generator("cpu").manual_seed(seed)
 
     def take(module: nn.Module, args: tuple[Any, ...]) -> None:
+        with torch._C._DisableTorchDispatch():  # none of the model's operators, for a mode that looks at those
+            _take(module, args)
+
+    def _take(module: nn.Module, args: tuple[Any, ...]) -> None:
         if not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
             return
         x = args[0].detach()

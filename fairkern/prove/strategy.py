@@ -86,12 +86,12 @@ def _reasons(failed: Mapping[int, Failed]) -> dict[int, str]:
 def _with_and_without(
     candidate: UnitMap, sites: Sequence[SizeSite], groups: Iterable[int]
 ) -> list[tuple[UnitMap, bool]]:
-    """The map as it is; with its size sites; without those that were recognised by their value alone; and the same two
-    with those at which the code asks for sizes that it then divides."""
+    """The map as it is; with its size sites, but for those that were recognised by their value alone (which may be that
+    of a batch); with these; and the same two with those at which the code asks for sizes that it then divides."""
     groups = tuple(groups)
     passed = [s for s in sites if BY_NAME[s.function].kind != "asked"]
     sited: list[UnitMap] = []
-    for chosen in (passed, [s for s in passed if not s.guessed], sites, [s for s in sites if not s.guessed]):
+    for chosen in ([s for s in passed if not s.guessed], passed, [s for s in sites if not s.guessed], sites):
         tried = candidate.with_sites(chosen, groups)
         if tried.sites and all(tried.sites != other.sites for other in sited):
             sited.append(tried)

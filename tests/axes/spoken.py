@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from fairkern.axes.dims import CONSTANT, Dim, Source, Track, Uniform
 from fairkern.axes.facts import Unless
 from fairkern.axes.graph import Graph
-from fairkern.axes.mode import _bind
 from fairkern.axes.rules._call import Call, FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES
@@ -111,7 +110,8 @@ class Speech:
 
     def of(self, operator: Any, *args: Any, **kwargs: Any) -> list[str]:
         """Runs the operator, and asks its rule."""
-        arguments, _ = _bind(operator, args, kwargs)
+        defaults = {argument.name: argument.default_value for argument in operator._schema.arguments}
+        arguments = {**defaults, **dict(zip(defaults, args, strict=False)), **kwargs}
         tensors = list(tensors_in(arguments))
         before = {id(t): self.tracks[id(t)] for t in tensors}
         outputs = list(tensors_in(operator(*args, **kwargs)))

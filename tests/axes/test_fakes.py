@@ -74,6 +74,23 @@ def test_budget_and_cut_without_values() -> None:
     assert small(X.to("meta")).shape == (2, 4, 4, 4)
 
 
+def test_nothing_is_scored_without_values() -> None:
+    with torch.device("meta"):
+        model = MODELS["convolutional"]()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = MODELS["convolutional"]()
+    loader = [(X, torch.arange(2))]
+    for given in (model, fake):
+        units = fk.trace(given, X, verify=False)
+        for stage in (
+            lambda m: fk.score(m, loader, nn.CrossEntropyLoss(), units=units, progress=False),  # noqa: B023
+            lambda m: fk.prune(m, loader, nn.CrossEntropyLoss(), keep_params=0.5, progress=False),
+            lambda m: fk.recalibrate(m, loader),
+        ):
+            with pytest.raises(InputError, match=r"0\.weight has no values"):
+                stage(given)
+
+
 def test_no_proof_without_values() -> None:
     with torch.device("meta"):
         model = MODELS["convolutional"]()

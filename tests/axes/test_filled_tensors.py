@@ -76,3 +76,27 @@ def test_buckets_do_not_follow_heads() -> None:
     small = fk.apply(model, units.plan(keep_params=0.8))
     assert [layer.num_buckets for layer in small.layers] == [HEADS * SIZE] * 2
     assert all(layer.heads < HEADS for layer in small.layers)
+
+
+class Queries(nn.Module):
+    """Learned queries, expanded to the batch; numbers of heads in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.out = nn.Parameter(torch.randn(1, 4, WIDTH)), nn.Linear(2 * SIZE, 5)
+        self.q, self.k, self.v = (nn.Linear(WIDTH, 2 * SIZE) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = x.shape[0]
+        q = self.q(self.queries).view(1, -1, 2, SIZE).transpose(1, 2).expand(b, -1, -1, -1)
+        k, v = (part(x).view(b, -1, 2, SIZE).transpose(1, 2) for part in (self.k, self.v))
+        return self.out(((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(b, -1, 2 * SIZE))
+
+
+def test_a_batch_as_large_as_the_number_of_heads_does_not_follow_them() -> None:
+    torch.manual_seed(0)
+    model = Queries().double().eval()
+    units = fk.trace(model, X)
+    heads = next(i for i, g in enumerate(units.groups) if g.kind == "head")
+    removed = [np.arange(1 if i == heads else 0) for i in range(len(units.groups))]
+    assert_exact(model, units, removed, [X, X[:1], torch.cat([X, X, X[:1]])])

@@ -118,3 +118,21 @@ def test_groups(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_exact(name: str) -> None:
     check_exact(CASES[name])
+
+
+def mapped(m: Net, x: Tensor) -> Tensor:
+    """A product for every place, batched by a function transform: its tensors have no memory to be known by."""
+    y = torch.vmap(lambda one: torch.tanh(m.w @ one))(m.a(x).mean((2, 3)))
+    return m.c(m.b(y).relu())
+
+
+MAPPED = Case(
+    lambda: Net(mapped, a=nn.Conv2d(3, 8, 1), w=nn.Parameter(torch.randn(6, 8)), b=nn.Linear(6, 5), c=nn.Linear(5, 2)),
+    {"w": "6: b.weight:1* w:0 @ b", "b": "5: b.bias:0 b.weight:0 c.weight:1* @ c"},
+    {"a.weight:0": "its consumer mm reads nothing that could be tapped"},
+)
+
+
+def test_code_batched_by_a_function_transform_keeps_what_it_reads() -> None:
+    check_groups(MAPPED)
+    check_exact(MAPPED)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("coverage")
+pytest.importorskip("hypothesis")
 
 from bench.mutation.__main__ import ROOMS, in_room, interval, row, sample, survivors
 from bench.mutation.equivalent import EQUIVALENT

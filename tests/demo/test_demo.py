@@ -41,6 +41,19 @@ def test_models_are_seeded_and_leave_the_generator(name: str) -> None:
     assert first(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
+def test_the_demo_is_on_the_cpu_whatever_the_default_device_is() -> None:
+    digits = data.digits()
+    twins = [models.vgg()]
+    with torch.device("meta"):
+        again = data.digits()
+        twins.append(models.vgg())
+        train.train(twins[1], again.train_x[:128], again.train_y[:128], epochs=1)
+    train.train(twins[0], digits.train_x[:128], digits.train_y[:128], epochs=1)
+    assert torch.equal(digits.train_x, again.train_x)
+    assert torch.equal(digits.test_y, again.test_y)
+    assert all(torch.equal(a, b) for a, b in zip(twins[0].parameters(), twins[1].parameters(), strict=True))
+
+
 def test_training_is_deterministic_and_learns() -> None:
     digits = data.digits()
     state, threads = torch.get_rng_state(), torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Whether the proof sees what it is for, in a real network as it comes: gammas of one, biases of zero."""
+"""Whether the proof sees what it is for: in a real network as it comes (gammas of one, biases of zero), any seed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
+import fairkern as fk
 from fairkern.axes import solutions
 from fairkern.prove import prove
 
-models = pytest.importorskip("torchvision").models
 
-
-def test_a_bias_cut_one_position_off_is_seen():
+def test_a_bias_cut_one_position_off_is_seen() -> None:
+    models = pytest.importorskip("torchvision").models
     torch.manual_seed(0)
     model = models.mobilenet_v3_small(weights=None)
     inputs = torch.randn(2, 3, 48, 48)
@@ -31,3 +32,24 @@ def test_a_bias_cut_one_position_off_is_seen():
         failed = prove(model, replace(units, groups=wrong).freeze(others), inputs)
         assert failed.keys() == {g}, group.name
         assert failed[g].startswith("pruned differs from masked by"), failed[g]
+
+
+class Shifted(nn.Module):
+    """Channels at fixed numbers move in space; a norm ties them into two units, of which the second one may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.norm, self.out = nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.enter(x))
+        y = torch.zeros_like(x)
+        y[:, :2, :-1], y[:, 2:4, 1:], y[:, 4:] = x[:, :2, 1:], x[:, 2:4, :-1], x[:, 4:]
+        return self.out(y.mean((2, 3)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_stays_moves_up_whatever_is_drawn(seed: int) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(fk.InputError, match="is sliced by slice"):
+        fk.trace(Shifted(), torch.randn(2, 3, 6, 6), seed=seed)

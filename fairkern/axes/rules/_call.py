@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,12 +59,12 @@ class Call:
     def given(self, arg: str) -> bool:
         return self.args.get(arg) is not None
 
-    @property
+    @functools.cached_property
     def sizes(self) -> tuple[int, ...]:
         """Shape of the first output."""
         return tuple(self.outputs[0].shape)
 
-    @property
+    @functools.cached_property
     def where(self) -> str:
         module = self.inside.site.module
         return f"{self.name} in {module}" if module else self.name

@@ -70,7 +70,8 @@ def reshape(call: Call) -> list[Track]:
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
     _note(call, dims)
-    return [replace(out, indexes=track.indexes) for out in call.moved(dims, track, origin)]
+    out = call.moved(dims, track, origin)
+    return out if track.indexes is None else [replace(made, indexes=track.indexes) for made in out]
 
 
 def _carrier(taken: Sequence[tuple[int, Dim, int]]) -> int | tuple[int, ...] | None:
@@ -120,7 +121,8 @@ def select(call: Call) -> list[Track]:
         call.graph.freeze(nodes, reason, Unless.PROVEN)  # the others, if the number still points there
     rest = [i for i in range(len(track.sizes)) if i != dim]
     (made,) = call.moved([track.dims[i] for i in rest], track, rest)
-    return [replace(made, source=made.source and replace(made.source, part=True))]
+    part = track.sizes[dim] > 1  # of one position the whole is selected
+    return [replace(made, source=made.source and replace(made.source, part=made.source.part or part))]
 
 
 @rule("unbind")
