@@ -6,7 +6,7 @@ import contextlib
 import dis
 import functools
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -89,12 +89,8 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
     with contextlib.ExitStack() as steps:
         for module in model.modules():
             held = module.__dict__
-            collections = [
-                (value, value.copy() if value else _EMPTY[type(value)])
-                for value in held.values()
-                if type(value) in _EMPTY
-            ]
-            steps.callback(_put_back_attributes, held, held.copy(), collections)
+            inner = [(value, value.copy()) for value in held.values() if type(value) in _REFILLED]
+            steps.callback(_put_back, held, held.copy(), inner)
         yield
 
 
@@ -160,24 +156,17 @@ def valueless(tensor: Tensor) -> bool:
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
-def _put_back_attributes(held: dict[str, Any], before: dict[str, Any], collections: list[tuple[Any, Any]]) -> None:
-    for value, items in collections:
-        if value or items:  # most hold nothing, before and after
-            _refill(value, items)
-    _refill_entries(held, before)
+def _put_back(held: dict[Any, Any], before: dict[Any, Any], inner: Sequence[tuple[Any, Any]]) -> None:
+    """Give a module the attributes that it had, and what its collections held; most of those are empty."""
+    try:
+        _refill(held, before)
+    finally:
+        for value, items in inner:
+            if value or items:
+                _REFILLED[type(value)](value, items)
 
 
-def _refill(value: Any, items: Any) -> None:
-    if isinstance(value, list):
-        value[:] = items
-    elif isinstance(value, set):
-        value &= items
-        value |= items
-    else:
-        _refill_entries(value, items)
-
-
-def _refill_entries(held: dict[Any, Any], before: dict[Any, Any]) -> None:
+def _refill(held: dict[Any, Any], before: dict[Any, Any]) -> None:
     """Give a dictionary the entries that it had, in the order that they had."""
     for key in held.keys() - before.keys():
         del held[key]
@@ -189,4 +178,13 @@ def _refill_entries(held: dict[Any, Any], before: dict[Any, Any]) -> None:
             held[key] = held.pop(key)
 
 
-_EMPTY: dict[type, Any] = {dict: {}, OrderedDict: {}, list: [], set: set()}
+def _refill_list(held: list[Any], before: list[Any]) -> None:
+    held[:] = before
+
+
+def _refill_set(held: set[Any], before: set[Any]) -> None:
+    held &= before
+    held |= before
+
+
+_REFILLED: dict[type, Any] = {dict: _refill, OrderedDict: _refill, list: _refill_list, set: _refill_set}
