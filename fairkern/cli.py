@@ -13,7 +13,9 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warn, warnings.showwarning)
+            return int(arguments.run(arguments))
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
     except fk.FairkernError as error:
@@ -50,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fairkern: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
+
+
+def _warn(others: Any, message: Warning | str, category: type[Warning], filename: str, *where: Any) -> None:
+    """One line for what fairkern warns of, without its code; what others warn of looks as it always does."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        print(f"fairkern: warning: {message}", file=sys.stderr)  # noqa: T201
+    else:
+        others(message, category, filename, *where)
 
 
 def named(spec: str) -> Any:

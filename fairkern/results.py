@@ -66,8 +66,8 @@ class Scores(types.Scores):
 
     def __str__(self) -> str:
         count = sum(self.units.groups[g].total for g in self.units.scored)
-        scored = f"{count:,} units in {len(self.units.scored)} groups of {self.units.model}"
-        return f"scores of {scored}: {', '.join(self.signals) or 'none'}"
+        groups = "1 group" if len(self.units.scored) == 1 else f"{len(self.units.scored)} groups"
+        return f"scores of {count:,} units in {groups} of {self.units.model}: {', '.join(self.signals) or 'none'}"
 
     @classmethod
     def of(cls, data: types.Scores) -> Scores:

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -325,6 +326,17 @@ def test_scores_of_an_earlier_run_are_named(here: Path, capsys: pytest.CaptureFi
     assert "earlier run" not in capsys.readouterr().err
     assert main([*prune, "--iterations", "2"]) == 0
     assert "o/scores.safetensors is of an earlier run: several steps write no scores" in capsys.readouterr().err
+
+
+def test_warnings_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = Path(__file__).parent / "fixtures" / "eb63876" / "configured" / "scores.safetensors"
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["plan", str(old), "--keep-params", "0.8", "--out", "plan.json", "--quiet"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fairkern: warning: {old} was written before files had a sum")
+    assert warnings.showwarning is before
 
 
 def test_compensation_without_scores_speaks_of_the_option(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

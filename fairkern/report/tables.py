@@ -16,6 +16,7 @@ from fairkern.plans.left_alone import held_kinds, unscored
 from fairkern.types import Axis, AxisGroup, FrozenAxis, Report, UnitMap
 
 _SHOWN_REASONS = 12
+_NAME = 34  # as long a group's name may be and is not folded, since `ignore=` takes it
 
 
 def render(table: RenderableType, width: int = 100) -> str:
@@ -37,8 +38,9 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     prunable = units.prunable
     total = sum(units.groups[g].total for g in prunable)
     can = _table(f"{units.model}: {_groups(len(prunable))}, {_whole(total)} units that can be cut")
-    for name in ("group", "kind"):
-        can.add_column(name, overflow="fold")
+    longest = max((len(units.groups[g].name) for g in prunable), default=0)
+    can.add_column("group", overflow="fold", no_wrap=longest <= _NAME)
+    can.add_column("kind", overflow="fold")
     for name in ("units", "axes"):
         can.add_column(name, justify="right", no_wrap=True)
     can.add_column("consumers", overflow="fold")

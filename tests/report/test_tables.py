@@ -102,6 +102,16 @@ def test_explain_without_groups():
     assert "no group can be cut" in text
 
 
+def test_names_of_groups_are_whole():
+    """They are what `ignore=` takes, beside consumers with names as long."""
+    names = [f"backbone.body.{i}.block.12.layers" for i in range(9)]
+    groups = tuple(group(name, 64, [f"elsewhere.{name}"] * 2) for name in names)
+    lines = render(explain_table(unit_map(groups=groups), [123_456] * 9, [123_456] * 9)).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines if line.startswith(" backbone.")] == names
+    assert all("123.5 k" in line for line in lines if line.startswith(" backbone."))
+
+
 def test_narrow():
     text = render(explain_table(unit_map(), [0] * 4, [0] * 4), width=60)
     assert max(map(len, text.splitlines())) <= 60
