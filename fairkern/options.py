@@ -112,8 +112,9 @@ def place(name: str, value: Any) -> str:
     """The path of a file or folder. Raises InputError for what is none (a number is one of an open file), or empty."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(path := os.fspath(value), str):
         raise InputError(f"{_shown(name, value)}; expected a path, as text or a pathlib.Path")
-    if not path:
-        raise InputError(f"{name} is empty; expected a path, '.' for the current folder")
+    if not path or "\0" in path:
+        what = "has a zero byte" if path else "is empty"
+        raise InputError(f"{name} {what}; expected a path, '.' for the current folder")
     return path
 
 

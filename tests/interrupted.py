@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -148,7 +149,9 @@ class Left:
 def _entries(value: Any) -> Any:
     if isinstance(value, dict):
         return [(key, id(item)) for key, item in value.items()]
-    return [id(item) for item in value] if isinstance(value, (list, tuple, set)) else id(value)
+    if isinstance(value, (set, deque)):  # the order of a set that is filled again is chance
+        return sorted(map(id, value)) if isinstance(value, set) else [id(item) for item in value]
+    return [id(item) for item in value] if isinstance(value, (list, tuple)) else id(value)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -187,12 +188,12 @@ def test_files_are_old_or_new(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["scores", "plan", "pruned"])
 def test_what_is_saved_can_be_read(what: str, tmp_path: Path) -> None:
-    process, small = Left(), fk.apply(MODEL, PLAN)
-    path = tmp_path / what
+    small, fresh, path = fk.apply(MODEL, PLAN), made(), tmp_path / what
+    process = Left()
     write, read = {
         "scores": (partial(SCORES.save, path), partial(fk.Scores.load, path)),
         "plan": (partial(PLAN.save, path), partial(fk.Plan.load, path)),
-        "pruned": (partial(fk.save_pruned, small, PLAN, path), partial(fk.load_pruned, made(), path)),
+        "pruned": (partial(fk.save_pruned, small, PLAN, path), partial(fk.load_pruned, fresh, path)),
     }[what]
 
     def differences() -> list[str]:
@@ -282,6 +283,31 @@ def test_ignored_interrupts_stay_ignored() -> None:
         with PLAN.masked(MODEL):
             signal.raise_signal(signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_what_is_left_in_any_order_is_put_back_by_the_last() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    first, second = interrupts_wait(), interrupts_wait()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert signal.getsignal(signal.SIGINT) is not before
+    second.__exit__()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_another_thread_may_leave_a_mask() -> None:
+    """A generator that a pool of threads takes turns with."""
+    left = Left(MODEL)
+    mask = PLAN.masked(MODEL)
+    mask.__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(mask.__exit__, None, None, None).result()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)  # through what stands in
+    with PLAN.masked(MODEL):
+        pass
+    assert left.differences() == []
 
 
 def test_other_threads_leave_handlers_alone() -> None:

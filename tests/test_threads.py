@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.model.in_use import in_use
+from fairkern.model.in_use import _ASKING, in_use
 from fairkern.model.process import let_others_in, own_turn
 from tests.artefacts.same import same
 from tests.interrupted import Left
@@ -334,6 +334,49 @@ def test_a_forked_process_waits_for_nobody(somebody: threading.Event) -> None:
         with own_turn():
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_model_that_a_thread_has_not_given_back_is_not_waited_for() -> None:
+    """The child of a fork has the model as it was half-way, and nobody there will put it back."""
+    model, has, done = Net(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with in_use(model, "score()"):
+            has.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    has.wait(60)
+    with _ASKING:  # which whoever holds it in the parent does not give back in the child
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            torch.set_num_threads(1)  # OpenMP's threads are not there either
+            try:
+                fk.trace(Net(), X)
+                fk.trace(model, X)
+            except fk.InputError as error:
+                os._exit(0 if "is gone" in str(error) else 1)
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    done.set()
+    thread.join()
+    fk.trace(model, X)
+
+
+def test_a_mask_that_a_thread_has_not_left(known: tuple[fk.Scores, Path]) -> None:
+    model, (scores, _) = Net(), known
+    mask = scores.plan(keep_params=0.7).masked(model)
+    thread = threading.Thread(target=mask.__enter__)
+    thread.start()
+    thread.join()
+    with pytest.raises(fk.InputError, match=r"that thread is gone.*leave the mask"):
+        fk.trace(model, X)
+    mask.__exit__(None, None, None)
+    fk.trace(model, X)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("mine"), KeyboardInterrupt()])

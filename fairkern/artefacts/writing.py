@@ -29,7 +29,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     followed, not replaced.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, `path` is a folder, the disk is full.
+        OSError: the folder does not exist or cannot be written, `path` is a folder, a device or a pipe, the disk is
+            full.
 
     Example:
         >>> import tempfile
@@ -56,6 +57,9 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path
             raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(target.parent))
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder; expected a file to write to", str(target))
+        if os.path.lexists(target) and not target.is_file():
+            what = "is a device, a pipe or a link to itself; expected a file to write to"
+            raise OSError(errno.EINVAL, what, str(target))
     try:
         with ExitStack() as stack:
             temporaries = [stack.enter_context(_temporary(target.parent)) for target in targets]

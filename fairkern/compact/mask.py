@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from types import TracebackType
 
 import torch
@@ -12,6 +13,7 @@ from fairkern.compact.descriptors import Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
 from fairkern.model.autocast import forget_casts
 from fairkern.model.in_use import in_use
+from fairkern.model.tensors import memory_of
 from fairkern.surroundings import check_ordinary, refuse, uncompiled
 from fairkern.types import Plan, Silence
 
@@ -26,8 +28,8 @@ class masked:
     of weights are forgotten on both. Within,
     `model(x)` equals `apply(model, plan)(x)` up to the order of float additions.
 
-    One object can be entered again, and masks can be nested, as long as the inner one is left first. Do not
-    cut or replace the model's tensors within.
+    One object can be entered again, and masks can be nested, and left in any order (tasks of one thread that take
+    turns): what is silenced is what those that are on silence. Do not cut or replace the model's tensors within.
     Ctrl-C strikes before a mask is on, within, or once it is off. Another thread may call the model within, but not
     trace, score, mask or cut it: InputError.
     Raises PlanMismatchError on entry, before anything is written. `strict=False` leaves that check out, for a model
@@ -50,11 +52,9 @@ class masked:
             targets = match(self._model, silenced(self._plan, Silence.ZERO))
             if not torch.is_inference_mode_enabled():
                 check_ordinary((held.names[0], held.tensor) for held, _ in targets)
-            saved: list[_Saved] = []
-            stack.callback(_restore, saved)
-            for held, index in targets:
-                _zero(held.tensor, index, saved)
-            forget_casts()
+            zeros = _Zeros([(held.tensor, index) for held, index in targets])
+            stack.callback(zeros.take_off)
+            zeros.put_on()
             silent = without_experts(self._model, self._plan)
             if silent is not None:
                 stack.enter_context(silent)
@@ -81,6 +81,47 @@ def without_experts(model: nn.Module, plan: Plan) -> silent_experts | None:
 _Saved = tuple[Tensor, int, Tensor, Tensor]  # tensor, dim, positions, what was there
 
 
+class _Zeros:
+    """What one mask has set to zero, and what was there."""
+
+    def __init__(self, targets: Sequence[tuple[Tensor, Index]]) -> None:
+        self._targets = targets
+        self._saved: list[_Saved] = []
+        self._memory = {memory_of(tensor) for tensor, _ in targets}
+
+    def put_on(self) -> None:
+        _ON.append(self)
+        self._set()
+
+    def take_off(self) -> None:
+        """Those that were put on since, over the same tensors, are lifted meanwhile: they hold our zeros as what was
+        there, and see what we put back."""
+        above = [other for other in _ON[_ON.index(self) + 1 :] if not other._memory.isdisjoint(self._memory)]
+        with contextlib.ExitStack() as steps:  # each is taken, whatever becomes of the others
+            for other in reversed(above):
+                steps.callback(other._set)
+            steps.callback(_ON.remove, self)
+            steps.callback(self._put_back)
+            for other in above:
+                steps.callback(other._put_back)
+
+    def _set(self) -> None:
+        for tensor, index in self._targets:
+            _zero(tensor, index, self._saved)
+        forget_casts()
+
+    def _put_back(self) -> None:
+        """Backwards: where two dimensions overlap, the one that was saved first holds the original values."""
+        with torch.no_grad(), contextlib.ExitStack() as steps:
+            steps.callback(forget_casts)
+            steps.callback(self._saved.clear)
+            for item in self._saved:
+                steps.callback(_put_back, *item)
+
+
+_ON: list[_Zeros] = []  # of all threads, in the order in which they were put on
+
+
 def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
     data = tensor.data  # shares memory with the tensor, not its version counter
     for dim, positions in index.items():
@@ -93,14 +134,6 @@ def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
         else:
             saved.append((tensor, dim, there, data.index_select(dim, there)))
             data.index_fill_(dim, there, 0)
-
-
-def _restore(saved: list[_Saved]) -> None:
-    """Backwards: where two dimensions overlap, the one that was saved first holds the original values."""
-    with torch.no_grad(), contextlib.ExitStack() as steps:  # each is taken, whatever becomes of the others
-        steps.callback(forget_casts)
-        for item in saved:
-            steps.callback(_put_back, *item)
 
 
 def _put_back(tensor: Tensor, dim: int, positions: Tensor, values: Tensor) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.model.nested import tensors_in
@@ -30,6 +30,20 @@ class silent_experts(TorchFunctionMode):
         self._logits: WeakIdKeyDictionary = WeakIdKeyDictionary()
         for weight, dim, gone in routers:
             self._weights[weight] = (weight.shape[dim], gone.to(weight.device))
+
+    def __exit__(self, *_: object) -> None:
+        """Modes that were entered later and are still on stay on; in another thread, where this one cannot be taken
+        from those that are on, it does nothing from now on."""
+        modes = _get_current_function_mode_stack()
+        if not any(mode is self for mode in modes):
+            self._weights.clear()
+            self._logits.clear()
+            return
+        later = []
+        while (mode := _pop_mode()) is not self:
+            later.append(mode)
+        for mode in reversed(later):
+            _push_mode(mode)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ class _Use:
         return {memory_of(t) or id(t) for t in held if isinstance(t, Tensor)}
 
 
+_WAIT = "a model is worked on by one thread at a time: wait for it, or give every thread a copy.deepcopy of the model"
+_GONE = (
+    "that thread is gone (it ended within a mask, or this process was forked from the one that it runs in), so the "
+    "model stays as it is half-way: leave the mask, or build the model anew"
+)
+
 _USES: list[_Use] = []  # of all threads
 _ASKING = threading.Lock()
 
@@ -69,14 +76,24 @@ def in_use(model: nn.Module, what: str, *, reading: bool = False) -> Iterator[No
         raise InputError(
             f"{what} of this {type(model).__name__} was asked for while {other.what} is under way in the thread "
             f"{other.thread.name!r} with {'it' if other.model is model else f'a {type(other.model).__name__}'}"
-            f"{'' if other.model is model else ' that shares modules or tensors with it'}; a model is worked on by one "
-            "thread at a time: wait for it, or give every thread a copy.deepcopy of the model"
+            f"{'' if other.model is model else ' that shares modules or tensors with it'}; "
+            + (_WAIT if other.thread.is_alive() else _GONE)
         )
     try:
         yield
     finally:
         with _ASKING:
             _USES.remove(mine)
+
+
+def _forked() -> None:
+    """In a process that was forked, nobody is left who could give the lock back."""
+    global _ASKING
+    _ASKING = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 @contextlib.contextmanager

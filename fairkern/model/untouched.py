@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -46,6 +47,14 @@ class Originals:
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[Originals]:
+    """`unchanged`, and attention runs without its fast path, which hooks and dispatch modes do not see."""
+    with unchanged(model) as originals:
+        torch.backends.mha.set_fastpath_enabled(False)  # until the turn ends
+        yield originals
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[Originals]:
     """Put back modes, attributes, buffers, parameters, gradients, random state and the attention fast path.
 
     Buffers are copied beforehand (some operators write to running statistics without saying so), parameters when they
@@ -59,7 +68,6 @@ def untouched(model: nn.Module) -> Iterator[Originals]:
         steps.callback(originals.put_back)
         for parameter in model.parameters():
             steps.callback(_put_back_parameter, parameter, parameter.data, parameter.requires_grad)
-        torch.backends.mha.set_fastpath_enabled(False)  # until the turn ends
         yield originals
 
 
@@ -81,17 +89,40 @@ def _put_back_values(buffer: Tensor, data: Tensor, saved: Tensor) -> None:
 
 @contextlib.contextmanager
 def same_attributes(model: nn.Module) -> Iterator[None]:
-    """Put attributes of every module back to the objects that they held, and lists, dictionaries and sets among them to
-    what these held, so that a forward which caches, counts or replaces its modules leaves no trace.
+    """Put attributes of every module back to the objects that they held, and to what these held: lists, dictionaries,
+    sets and queues, also in one another, and the values of tensors. So a forward which caches, counts or replaces its
+    modules leaves no trace.
 
-    Only what differs is written: at no time is anything missing that a module holds.
+    Only what differs is written: at no time is anything missing that a module holds. Other objects are left alone: they
+    may belong to somebody else.
     """
     with contextlib.ExitStack() as steps:
+        known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}  # which are no attributes
         for module in model.modules():
             held = module.__dict__
-            inner = [(value, value.copy()) for value in held.values() if type(value) in _REFILLED]
-            steps.callback(_put_back, held, held.copy(), inner)
+            collections: list[tuple[Any, Any]] = []
+            for value in held.values():
+                if type(value) in _EMPTY or type(value) is tuple or isinstance(value, Tensor):
+                    _note(value, collections, known)
+            steps.callback(_put_back_attributes, held, held.copy(), collections)
         yield
+
+
+def _note(value: Any, collections: list[tuple[Any, Any]], known: set[int]) -> None:
+    """Adds a collection, or a tensor that somebody may write to, and what is in it; `known` has those that were met."""
+    if isinstance(value, Tensor):
+        if id(value) not in known and value.layout is torch.strided and value.is_leaf and not valueless(value):
+            known.add(id(value))
+            collections.append((value, (value.data, value.detach().clone())))
+        return
+    if type(value) is not tuple:
+        if id(value) in known:
+            return
+        known.add(id(value))
+        collections.append((value, value.copy() if value else _EMPTY[type(value)]))
+    for item in value.values() if isinstance(value, dict) else value:
+        if type(item) in _EMPTY or type(item) is tuple or isinstance(item, Tensor):
+            _note(item, collections, known)
 
 
 @contextlib.contextmanager
@@ -156,17 +187,31 @@ def valueless(tensor: Tensor) -> bool:
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
-def _put_back(held: dict[Any, Any], before: dict[Any, Any], inner: Sequence[tuple[Any, Any]]) -> None:
-    """Give a module the attributes that it had, and what its collections held; most of those are empty."""
-    try:
-        _refill(held, before)
-    finally:
-        for value, items in inner:
-            if value or items:
-                _REFILLED[type(value)](value, items)
+def _put_back_attributes(held: dict[str, Any], before: dict[str, Any], collections: list[tuple[Any, Any]]) -> None:
+    for value, items in collections:
+        if isinstance(value, Tensor):
+            _put_back_values(value, *items)
+        elif value or items:  # most hold nothing, before and after
+            _refill(value, items)
+    _refill_entries(held, before)
 
 
-def _refill(held: dict[Any, Any], before: dict[Any, Any]) -> None:
+def _refill(value: Any, items: Any) -> None:
+    if isinstance(value, list):
+        value[:] = items
+    elif isinstance(value, deque):
+        if any(a is not b for a, b in zip_longest(value, items, fillvalue=value)):
+            value.clear()
+            value.extend(items)
+    elif isinstance(value, set):
+        if value != items:  # else it keeps its order, too
+            value &= items
+            value |= items
+    else:
+        _refill_entries(value, items)
+
+
+def _refill_entries(held: dict[Any, Any], before: dict[Any, Any]) -> None:
     """Give a dictionary the entries that it had, in the order that they had."""
     for key in held.keys() - before.keys():
         del held[key]
@@ -178,13 +223,4 @@ def _refill(held: dict[Any, Any], before: dict[Any, Any]) -> None:
             held[key] = held.pop(key)
 
 
-def _refill_list(held: list[Any], before: list[Any]) -> None:
-    held[:] = before
-
-
-def _refill_set(held: set[Any], before: set[Any]) -> None:
-    held &= before
-    held |= before
-
-
-_REFILLED: dict[type, Any] = {dict: _refill, OrderedDict: _refill, list: _refill_list, set: _refill_set}
+_EMPTY: dict[type, Any] = {kind: kind() for kind in (dict, OrderedDict, defaultdict, Counter, list, set, deque)}

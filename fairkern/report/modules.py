@@ -17,7 +17,7 @@ from fairkern.model.in_use import in_use
 from fairkern.model.nested import call_model, tensors_in
 from fairkern.model.own_calls import call_of
 from fairkern.model.threads import of_this_thread
-from fairkern.model.untouched import same_attributes
+from fairkern.model.untouched import unchanged
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 2, 6, 60, 0.6
 UNDISTURBED = 10  # percentile: what other processes take is in the upper ones
@@ -99,8 +99,8 @@ def clock_for(example_inputs: Any) -> Clock:
 
 @contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's mode and what else it holds is put back."""
-    with in_use(model, "timing"), same_attributes(model):
+    """Eval mode inside; every module's mode, what else it holds and random states are put back."""
+    with in_use(model, "timing"), unchanged(model):
         model.eval()
         yield
 

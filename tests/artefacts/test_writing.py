@@ -169,6 +169,18 @@ def test_a_folder_in_the_place_of_a_file_is_said_before_anything_is_written(tmp_
     assert names(tmp_path) == ["b"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("pipe", "loop"):
+        with pytest.raises(OSError, match="expected a file to write to"), replacing(tmp_path / name):
+            pytest.fail("the block ran")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "loop").is_symlink()
+    assert names(tmp_path) == ["loop", "pipe"]
+
+
 LIMITED = """
 import resource, sys
 import numpy as np, torch

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import _pop_mode
 
 import fairkern as fk
 from fairkern.plans.build import build as plan_of
@@ -122,6 +124,32 @@ def test_masks_leave_the_model_and_other_models_alone() -> None:
         with pytest.raises(RuntimeError), plan.masked(model):
             model(x[..., :3])
         assert torch.equal(model(x), before)
+
+
+def only_expert(units: fk.UnitMap, gone: int) -> list[IndexArray]:
+    removed = nothing(units)
+    removed[the(units, "expert")] = np.array([gone])
+    return removed
+
+
+def test_masks_of_experts_are_left_in_any_order_and_by_any_thread() -> None:
+    model, x = build(), samples()[0]
+    units = fk.trace(model, x)
+    first, second = (fk.Plan(**vars(plan_of(units, only_expert(units, gone)))) for gone in (1, 2))
+    with torch.no_grad():
+        before = model(x)
+        with second.masked(model):
+            expected = model(x)
+        one, other = first.masked(model), second.masked(model)
+        one.__enter__()
+        with torch.device("cpu"):
+            other.__enter__()
+            one.__exit__(None, None, None)
+            assert torch.equal(model(x), expected)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(other.__exit__, None, None, None).result()
+        assert torch.equal(model(x), before)
+    _pop_mode()  # of what another thread has left, which does nothing now
 
 
 def test_masked_routers_pass_gradients_to_the_experts_that_stay() -> None:

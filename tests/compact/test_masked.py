@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from copy import deepcopy
+from itertools import permutations
 
 import pytest
 import torch
@@ -47,6 +49,26 @@ def test_nested_and_entered_again(bilinear_case):
                 pass
             assert_untouched(model, between)
         assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("order", list(permutations(range(3))))
+def test_masks_are_left_in_any_order(bilinear_case, order):
+    """As by tasks of one thread that take turns: those that are on silence what they do, and nothing else."""
+    model = bilinear_case.model
+    before, untouched = snapshot(model), deepcopy(model)
+    plans = [bilinear_case.plan(share, seed=seed) for seed, share in enumerate((0.4, 0.7, 0.6))]
+    masks = [masked(model, plan) for plan in plans]
+    for mask in masks:
+        mask.__enter__()
+    for number, one in enumerate(order):
+        masks[one].__exit__(None, None, None)
+        reference = deepcopy(untouched)
+        with ExitStack() as stack:
+            for other in sorted(order[number + 1 :]):
+                stack.enter_context(masked(reference, plans[other]))
+            for name, tensor in reference.state_dict().items():
+                assert torch.equal(tensor, model.state_dict()[name]), name
+    assert_untouched(model, before)
 
 
 def test_changes_to_what_stays_are_kept(plain_case):

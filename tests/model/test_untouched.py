@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fairkern as fk
 from fairkern.model.untouched import same_attributes, untouched
 from tests.interrupted import Left
 
@@ -24,6 +25,9 @@ class Keeping(nn.Module):
         self.linear = nn.Linear(3, 3)
         self.table, self.order = {"a": 1, "b": 2}, OrderedDict(x=1, y=2)
         self.items, self.names = [1, 2, 3], {"one", "two"}
+        self.counts, self.seen, self.history = defaultdict[str, int](int), Counter("here"), deque([0], maxlen=1)
+        self.nested: dict[str, Any] = {"all": [(0, [1])]}
+        self.pair = ([1], 2)
 
     def forward(self, x: Tensor) -> Tensor:
         self.early.add_(1)
@@ -66,6 +70,46 @@ def test_all_is_put_back(do: Callable[[Any], object]) -> None:
     left = Left(model)
     with untouched(model):
         model(torch.ones(1, 3))
+    assert left.differences() == []
+
+
+def test_collections_in_collections_hold_what_they_held() -> None:
+    def count(model: Any) -> None:
+        model.counts["calls"] += 1
+        model.seen["here"] += 1
+        model.history.append(1)
+        model.nested["all"][0][1].append(2)
+        model.pair[0].clear()
+
+    model = Keeping(count)
+    names = ("counts", "seen", "history", "nested", "pair")
+    before = [(getattr(model, name), repr(getattr(model, name))) for name in names]
+    with same_attributes(model):
+        model(torch.ones(1, 3))
+        assert all(repr(getattr(model, name)) != was for name, (_, was) in zip(names, before, strict=True))
+    assert [(getattr(model, name), repr(getattr(model, name))) for name in names] == before
+
+
+@pytest.mark.parametrize("first", [0.0, float("nan")])
+def test_tensors_that_are_no_buffers_have_their_values_again(first: float) -> None:
+    def write(model: Any) -> None:
+        model.running.add_(1)
+        model.queue[0].mul_(2)
+
+    model = Keeping(write)
+    model.running, model.queue = torch.tensor([first, 2.0]), [torch.ones(3)]
+    kept = [model.running, model.queue[0], model.linear.bias]
+    before = [tensor.detach().clone() for tensor in kept]
+    with same_attributes(model):
+        model(torch.ones(1, 3))
+    assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(kept, before, strict=True))
+    assert model.running is kept[0]
+
+
+def test_timing_leaves_a_model_and_random_states_as_they_were() -> None:
+    model = Keeping(lambda model: model.items.append(float(torch.rand(()))))
+    left = Left(model)
+    fk.latency(model, torch.ones(1, 3))
     assert left.differences() == []
 
 
