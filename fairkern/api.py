@@ -137,7 +137,8 @@ def score(
             calls it, on inputs and targets in train mode, but with norms and dropout as in eval mode; a dict of losses
             is added up, and so are the several losses that a model returns of a batch that it takes whole
             (ultralytics' `model(batch)`).
-        units: from `trace(model, …)`; traced on the head of the first batch if not given.
+        units: from `trace(model, …)`; traced on the first two samples of the first batch if not given (on one, where
+            they come one by one), and FLOPs are counted for these.
         samples_per_class: how many samples of each class enter the U-score: the first ones. R uses all samples.
         projections: directions for the sliced distance; units with one value per sample need none.
         seed: of the directions, and of what the model or the loss draws at random.
@@ -328,7 +329,11 @@ def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
 
 @stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
-    """Write a pruned model: safetensors weights and the plan, in one folder; a new one is complete or absent."""
+    """Write a pruned model: `folder/model.safetensors` and `folder/plan.json`; a new folder is complete or absent.
+
+    One that exists is written into: these two files are replaced, others stay. `small` may have been trained since.
+    Raises PlanMismatchError where it does not have the shapes that `plan` leaves, and OSError.
+    """
     options.instance("small", small, nn.Module, options.MODEL)
     _check_plan(plan)
     compact.save_pruned(small, plan, options.place("folder", folder))
@@ -336,7 +341,16 @@ def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
 
 @stage
 def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
-    """A pruned model back from `save_pruned`, given the unpruned architecture with any weights (meta is fine)."""
+    """A pruned model back from `save_pruned`: a cut copy of `fresh_model`, with the weights of the folder.
+
+    Args:
+        fresh_model: the unpruned architecture with any weights (meta is fine); it stays as it is. The copy is in its
+            mode (train, as models are made, or eval), of its dtype, and on its device (of meta: on the CPU).
+        folder: that `save_pruned` wrote, `fairkern apply` or `fairkern prune`.
+
+    Raises ArtefactError (a file that is missing, damaged, edited, foreign or newer, weights of another plan),
+    PlanMismatchError (another architecture, or pruned already), InputError (a model that cannot be copied).
+    """
     options.instance("fresh_model", fresh_model, nn.Module, options.MODEL)
     return compact.load_pruned(fresh_model, options.place("folder", folder))
 

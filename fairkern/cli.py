@@ -13,7 +13,9 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 import fairkern as fk
+from fairkern.arguments import Parser, path, positive, share
 
 FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
+SCORES, PLAN = "scores.safetensors", "plan.json"
 COMPENSATIONS = ("none", "mean", "least_squares")
 
 
@@ -38,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_warn, warnings.showwarning)
+            return int(arguments.run(arguments))
     except SystemExit as stop:  # argparse has printed why
         return int(stop.code or 0)
     except fk.FairkernError as error:
@@ -47,6 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fairkern: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
+
+
+def _warn(others: Any, message: Warning | str, category: type[Warning], filename: str, *where: Any) -> None:
+    """One line for what fairkern warns of, without its code; what others warn of looks as it always does."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        print(f"fairkern: warning: {message}", file=sys.stderr)  # noqa: T201
+    else:
+        others(message, category, filename, *where)
 
 
 def named(spec: str) -> Any:
@@ -73,6 +88,8 @@ def named(spec: str) -> Any:
         found = getattr(found, part)
     if not callable(found):
         raise fk.InputError(f"{spec!r} is a {type(found).__name__}, not a callable; name a function that returns it")
+    if isinstance(found, nn.Module):
+        raise fk.InputError(f"{spec!r} is a {type(found).__name__}, not a function that returns it: wrap it in one")
     try:
         inspect.signature(found).bind()
     except TypeError as error:
@@ -147,7 +164,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out)
-    plan = fk.Scores.load(_existing(arguments.scores)).plan(**_plan_options(arguments))
+    plan = fk.Scores.load(_existing(arguments.scores, SCORES)).plan(**_plan_options(arguments))
     plan.save(out)
     _say_removed(arguments, plan, out)
     return 0
@@ -155,8 +172,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _apply(arguments: argparse.Namespace) -> int:
     out = _writable(arguments.out, folder=True)
-    plan = fk.Plan.load(_existing(arguments.plan))
-    scores = fk.Scores.load(_existing(arguments.scores)) if arguments.scores else None
+    if arguments.compensate != "none" and not arguments.scores:
+        raise fk.InputError(f"--compensate {arguments.compensate} takes what was measured: name its file with --scores")
+    plan = fk.Plan.load(_existing(arguments.plan, PLAN))
+    scores = fk.Scores.load(_existing(arguments.scores, SCORES)) if arguments.scores else None
     small = fk.apply(named(arguments.model), plan, compensate=arguments.compensate, scores=scores, inplace=True)
     fk.save_pruned(small, plan, out)
     _say_removed(arguments, plan, out)
@@ -176,9 +195,11 @@ def _prune(arguments: argparse.Namespace) -> int:
     fk.save_pruned(small, report.plan, out)
     report.save(out / "report.json")
     if report.scores is not None:
-        report.scores.save(out / "scores.safetensors")
+        report.scores.save(out / SCORES)
     steps = f" in {arguments.iterations} steps" if arguments.iterations > 1 else ""
     _say_removed(arguments, report.plan, out, steps)
+    if report.scores is None and (out / SCORES).exists():
+        _say(arguments, f"{out / SCORES} is of an earlier run: several steps write no scores")
     return 0
 
 
@@ -188,8 +209,8 @@ def _report(arguments: argparse.Namespace) -> int:
     if picture and not arguments.scores:
         raise fk.InputError("--picture shows the scores as well: name their file with --scores")
     model, inputs = named(arguments.model), named(arguments.inputs)
-    plan = fk.Plan.load(_existing(arguments.plan))
-    scores = fk.Scores.load(_existing(arguments.scores)) if arguments.scores else None
+    plan = fk.Plan.load(_existing(arguments.plan, PLAN))
+    scores = fk.Scores.load(_existing(arguments.scores, SCORES)) if arguments.scores else None
     before = {"latency_ms": fk.latency(model, inputs)}
     after = {"latency_ms": fk.latency(fk.apply(model, plan), inputs)}
     report = fk.summarise(plan, scores=scores, before=before, after=after)
@@ -237,7 +258,11 @@ def _say(arguments: argparse.Namespace, text: str) -> None:
         Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
 
 
-def _existing(path: Path) -> Path:
+def _existing(path: Path, within: str) -> Path:
+    """The same path, once there is a file; `within` is its name in a folder of `fairkern prune`."""
+    if path.is_dir():
+        there = f": {path / within}" if (path / within).is_file() else ""
+        raise fk.InputError(f"{path} is a folder; name the file{there}")
     if not path.is_file():
         raise fk.InputError(f"there is no file {path}")
     return path
@@ -258,7 +283,7 @@ def _writable(path: Path, *, folder: bool = False) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fairkern", description="Structured pruning of PyTorch models.")
+    parser = Parser(prog="fairkern", description="Structured pruning of PyTorch models.")
     parser.add_argument("--version", action="version", version=f"fairkern {version('fairkern')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -268,10 +293,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     demo = command("demo", _demo, "train, score, plan and cut two small networks on real handwritten digits")
-    demo.add_argument("--out", type=_path, default=Path("fairkern-demo"), help="folder for its files")
+    demo.add_argument("--out", type=path, default=Path("fairkern-demo"), help="folder for its files")
     demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both")
-    demo.add_argument("--keep-params", type=_share, default=0.25, metavar="SHARE", help="default: 0.25")
-    demo.add_argument("--epochs", type=_positive, help="train for so many epochs instead of each model's own number")
+    demo.add_argument("--keep-params", type=share, default=0.25, metavar="SHARE", help="default: 0.25")
+    demo.add_argument("--epochs", type=positive, help="train for so many epochs instead of each model's own number")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--quiet", action="store_true", help="print nothing")
 
@@ -288,20 +313,20 @@ def _parser() -> argparse.ArgumentParser:
 
     score = command("score", _score, "score every unit of a model in one pass over a loader")
     _add_scoring(score)
-    score.add_argument("--out", type=_path, required=True, help="file to write, for example scores.safetensors")
+    score.add_argument("--out", type=path, required=True, help="file to write, for example scores.safetensors")
 
     plan = command("plan", _plan, "turn scores into a plan for a budget")
-    plan.add_argument("scores", metavar="SCORES", type=_path, help="file written by `fairkern score`")
+    plan.add_argument("scores", metavar="SCORES", type=path, help="file written by `fairkern score`")
     _add_planning(plan)
-    plan.add_argument("--out", type=_path, required=True, help="file to write, for example plan.json")
+    plan.add_argument("--out", type=path, required=True, help="file to write, for example plan.json")
     plan.add_argument("--quiet", action="store_true", help="print nothing")
 
     apply = command("apply", _apply, "cut a model by a plan and save what is left")
     apply.add_argument("model", metavar="MODEL", help="package.module:callable")
-    apply.add_argument("plan", metavar="PLAN", type=_path, help="file written by `fairkern plan`")
+    apply.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`")
     apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help="fold in what goes; needs --scores")
-    apply.add_argument("--scores", type=_path, help="file written by `fairkern score` (with --gram for least_squares)")
-    apply.add_argument("--out", type=_path, required=True, help="folder for the weights and the plan")
+    apply.add_argument("--scores", type=path, help="file written by `fairkern score` (with --gram for least_squares)")
+    apply.add_argument("--out", type=path, required=True, help="folder for the weights and the plan")
     apply.add_argument("--quiet", action="store_true", help="print nothing")
 
     prune = command("prune", _prune, "score, plan, cut and save in one go")
@@ -311,16 +336,17 @@ def _parser() -> argparse.ArgumentParser:
     methods = (*COMPENSATIONS, "sequential")
     prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
     steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
-    prune.add_argument("--iterations", type=_positive, default=1, metavar="N", help=steps)
-    prune.add_argument("--out", type=_path, required=True, help="folder for the weights, plan, report and scores")
+    prune.add_argument("--iterations", type=positive, default=1, metavar="N", help=steps)
+    prune.add_argument("--out", type=path, required=True, help="folder for the weights, plan, report and scores")
 
     report = command("report", _report, "measure a model before and after a plan: parameters, FLOPs, latency")
     report.add_argument("model", metavar="MODEL", help="package.module:callable")
-    report.add_argument("plan", metavar="PLAN", type=Path)
-    report.add_argument("inputs", metavar="INPUTS", help="package.module:callable: what to run the model on")
-    report.add_argument("--scores", type=_path, help="also show what was scored")
-    report.add_argument("--out", type=_path, help="JSON file to write")
-    report.add_argument("--picture", type=_path, help="PNG file to write")
+    report.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`, or a pruned folder's")
+    timed = "package.module:callable: what it is timed on; FLOPs are those of the two samples that `score` traced"
+    report.add_argument("inputs", metavar="INPUTS", help=timed)
+    report.add_argument("--scores", type=path, help="also show what was scored")
+    report.add_argument("--out", type=path, help="JSON file to write")
+    report.add_argument("--picture", type=path, help="PNG file to write")
     return parser
 
 
@@ -336,8 +362,10 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "loss", metavar="LOSS", nargs="?", help="package.module:callable that returns the loss function"
     )
-    parser.add_argument("--samples-per-class", type=_positive, default=32, metavar="N")
-    parser.add_argument("--projections", type=_positive, default=128, metavar="N")
+    of_each = "so many samples of each class enter U; R takes all (default: 32)"
+    parser.add_argument("--samples-per-class", type=positive, default=32, metavar="N", help=of_each)
+    directions = "directions on which units are compared between classes (default: 128)"
+    parser.add_argument("--projections", type=positive, default=128, metavar="N", help=directions)
     for name, gives in (("class", "its labels, one per sample or place"), ("samples", "how many samples it holds")):
         what = f"package.module:callable that returns a function of a batch: {gives}"
         parser.add_argument(f"--{name}-of", metavar="FUNCTION", help=what)
@@ -345,9 +373,11 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
         "--no-classes", dest="classes", action="store_false", help="the targets are no classes: leave out U"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipe", choices=("default", "paper"), default="default")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--memory-budget", type=_positive, metavar="BYTES")
+    taps = "score what the next layers read, or as in the paper what a layer returns"
+    parser.add_argument("--recipe", choices=("default", "paper"), default="default", help=taps)
+    parser.add_argument("--backend", default="auto", help="auto (default) or one that `fairkern info` lists")
+    budget = "that class samples may take; where it is too little, more passes are made"
+    parser.add_argument("--memory-budget", type=positive, metavar="BYTES", help=budget)
     parser.add_argument(
         "--gram", action="store_true", help="keep what the residual (a second-order saliency) and least squares take"
     )
@@ -359,35 +389,11 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--tod", type=float, metavar="TOLERANCE", help="tolerance of difference, 0 to 1")
     budget.add_argument("--keep-params", type=float, metavar="SHARE", help="share of all parameters that may stay")
     budget.add_argument("--keep-flops", type=float, metavar="SHARE", help="share of all FLOPs that may stay")
-    parser.add_argument("--round-to", type=_positive, default=1, metavar="N", help="keep multiples of N units")
+    parser.add_argument(
+        "--round-to", type=positive, default=1, metavar="N", help="keep multiples of N units (default: 1)"
+    )
     parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
-    parser.add_argument("--min-keep", type=_positive, default=1, metavar="N", help="at least N units of every group")
+    parser.add_argument("--min-keep", type=positive, default=1, metavar="N", help="at least N units of every group")
     parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")
     parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized"))
     parser.add_argument("--removal", metavar="SIGNAL", help="signal that orders the units; low goes first")
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("it is empty; '.' is the current folder")
-    return Path(text)
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
-    return number
-
-
-def _share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
-    return number

@@ -11,6 +11,7 @@ Only the main thread runs handlers of signals, so elsewhere nothing has to be do
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import functools
 import os
 import queue
@@ -31,12 +32,17 @@ T = TypeVar("T")
 _MAY_RAISE = ("SIGALRM", "SIGBREAK", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # the last is put back last
 _SIGNALS = [getattr(signal, name) for name in _MAY_RAISE if hasattr(signal, name)]
 _PUTTING = frozenset({"__enter__", "__exit__", "enter_context", "callback", "undivided"})
-_UNHEARD = frozenset(
-    {"__del__", "remove", "_remove", "gone"}
-)  # called by the garbage collector, which drops what is raised there
+# What is raised there is dropped: as objects go, and where something of a class is copied for the first time.
+_UNHEARD = frozenset({"__del__", "remove", "_remove", "gone", "_slotnames"})
 _LIBRARY = tuple(
-    kind.__init__.__code__.co_filename
-    for kind in (contextlib.ExitStack, threading.Thread, weakref.WeakValueDictionary, weakref.WeakSet)
+    function.__code__.co_filename
+    for function in (
+        contextlib.ExitStack.__init__,
+        threading.Thread.__init__,
+        weakref.WeakValueDictionary.__init__,
+        weakref.WeakSet.__init__,
+        copyreg._slotnames,  # type: ignore[attr-defined]
+    )
 )
 _OURS = os.path.dirname(__file__) + os.sep
 _WHOSE = (*_LIBRARY, _OURS, os.path.dirname(torch.__file__) + os.sep)

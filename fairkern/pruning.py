@@ -78,7 +78,8 @@ def prune(
     defaults that they have there. What is left open is chosen so that it fits what is given: where the targets are no
     class labels (a language model's), nothing is asked for that compares classes, and no `class_of` is given, the
     U-score is left out (`class_of=False`); second moments are kept (`gram`) where compensation or a signal takes them,
-    and where there is no U to plan by. The report holds the plan (`Report.plan`), as `save_pruned` needs it.
+    and where there is no U to plan by. The report holds the plan (`Report.plan`), as `save_pruned` needs it. FLOPs
+    and latency are those of the first two samples of the first batch (of one, where they come one by one).
 
     Args:
         keep_latency: the share of the model's time, on a few samples of the loader's first batch, that may be left.

@@ -25,6 +25,9 @@ class UnitMap(types.UnitMap):
         """The same map, with the methods of this class."""
         return data if isinstance(data, UnitMap) else cls(**vars(data))
 
+    def __str__(self) -> str:
+        return self.explain()
+
     def explain(self) -> str:
         """A table: group, kind, units, axes, consumers, parameters and FLOPs per unit, or why it is frozen."""
         params, flops = per_unit(self)
@@ -60,6 +63,11 @@ class Scores(types.Scores):
     """Scores of every unit (see `fairkern.types.Scores`); any number of plans come from them."""
 
     units: UnitMap
+
+    def __str__(self) -> str:
+        count = sum(self.units.groups[g].total for g in self.units.scored)
+        groups = "1 group" if len(self.units.scored) == 1 else f"{len(self.units.scored)} groups"
+        return f"scores of {count:,} units in {groups} of {self.units.model}: {', '.join(self.signals) or 'none'}"
 
     @classmethod
     def of(cls, data: types.Scores) -> Scores:
@@ -130,6 +138,16 @@ class Plan(types.Plan):
         """The same plan, with the methods of this class."""
         return data if isinstance(data, Plan) else cls(**vars(data))
 
+    def __str__(self) -> str:
+        result = self.result
+        costs = [
+            f"{what} {result[f'{key}_before']:,} → {result[f'{key}_after']:,}"
+            for key, what in (("params", "parameters"), ("flops", "FLOPs"))
+            if f"{key}_before" in result and f"{key}_after" in result
+        ]
+        removed, whole = sum(g.removed.size for g in self.groups), sum(g.total for g in self.groups)
+        return ", ".join([f"plan for {self.model}: {removed:,} of {whole:,} units go", *costs])
+
     def masked(self, model: nn.Module) -> compact.masked:
         """Context manager: inside, every removed unit contributes zero to every consumer; put back on exit."""
         options.instance("model", model, nn.Module, options.MODEL)
@@ -154,6 +172,9 @@ class Report(types.Report):
 
     plan: Plan | None = field(default=None, repr=False, compare=False)
     scores: Scores | None = field(default=None, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.table()
 
     def table(self) -> str:
         """Measures before and after, a row per group, seconds per stage."""

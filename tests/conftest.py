@@ -1,11 +1,16 @@
-"""Before torch is imported: threads that wait for each other sleep.
+"""Before torch is imported: threads that wait for each other sleep, and Ctrl-C is heard.
 
 OpenMP lets them spin, and where two processes share the cores, most of the time goes into that: tests of small networks
 take several times as long. Benchmarks, which run alone, keep what OpenMP does by itself.
+
+A shell that starts a command in the background has it ignore SIGINT, which tests of interrupts send.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

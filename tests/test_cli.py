@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,6 +27,8 @@ number = 3
 def model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3))
+
+made = model()
 
 class TwoWays(nn.Module):
     def __init__(self):
@@ -211,6 +214,7 @@ WRONG = [
     (["trace", "nowhere.at_all:model", "parts:inputs"], "no module"),
     (["trace", "parts:nothing", "parts:inputs"], "no attribute 'nothing'"),
     (["trace", "parts:number", "parts:inputs"], "not a callable"),
+    (["trace", "parts:made", "parts:inputs"], "'parts:made' is a Sequential, not a function that returns it"),
     (["trace", "parts:hungry", "parts:inputs"], "without arguments"),
     (["trace", "parts:inputs", "parts:inputs"], "torch.nn.Module"),
     (["score", "parts:model", "parts:loader", LOSS, "--out", "parts.py/scores"], "cannot write"),
@@ -289,6 +293,55 @@ def test_a_plan_for_another_model(here: Path, capsys: pytest.CaptureFixture[str]
 def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert "usage: fairkern" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["score", "m:m", "l:l", "--gramm", "--out", "s"], "there is no option --gramm; did you mean --gram?"),
+        (["plan", "s", "--keep-flop=0.5", "--out", "p"], "there is no option --keep-flop; did you mean --keep-flops?"),
+        (["score", "m:m", "l:l", "--colour"], "there is no option --colour\n"),
+    ],
+)
+def test_a_misspelt_option_is_what_the_error_names(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert f"usage: fairkern {arguments[0]}" in said
+    assert meant in said
+
+
+def test_a_folder_where_a_file_is_expected(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", "parts:model", "parts:loader", LOSS, "--keep-params", "0.8", "--out", "o", "--quiet"]) == 0
+    assert main(["apply", "parts:model", "o", "--out", "small"]) == 2
+    assert capsys.readouterr().err == f"fairkern: error: o is a folder; name the file: {Path('o') / 'plan.json'}\n"
+    assert main(["plan", ".", "--keep-params", "0.8", "--out", "p"]) == 2
+    assert capsys.readouterr().err == "fairkern: error: . is a folder; name the file\n"
+
+
+def test_scores_of_an_earlier_run_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prune = ["prune", "parts:model", "parts:loader", LOSS, "--keep-params", "0.8", "--out", "o"]
+    assert main(prune) == 0
+    assert "earlier run" not in capsys.readouterr().err
+    assert main([*prune, "--iterations", "2"]) == 0
+    assert "o/scores.safetensors is of an earlier run: several steps write no scores" in capsys.readouterr().err
+
+
+def test_warnings_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old = Path(__file__).parent / "fixtures" / "eb63876" / "configured" / "scores.safetensors"
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["plan", str(old), "--keep-params", "0.8", "--out", "plan.json", "--quiet"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fairkern: warning: {old} was written before files had a sum")
+    assert warnings.showwarning is before
+
+
+def test_compensation_without_scores_speaks_of_the_option(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["apply", "parts:model", "plan.json", "--compensate", "mean", "--out", "small"]) == 2
+    assert "name its file with --scores" in capsys.readouterr().err
 
 
 def test_what_the_user_raises_passes_through(here: Path) -> None:

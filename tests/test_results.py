@@ -137,3 +137,36 @@ def test_silence_of_a_plan_is_that_of_its_map(made: tuple) -> None:
     assert said <= known
     assert {a.axis for a in plan.axes if a.silence is types.Silence.ZERO} == {a.axis for a in plan.axes if a.consumer}
     assert np.all([a.silence is not types.Silence.MINUS_INFINITY for a in plan.axes])
+
+
+def test_what_is_printed_is_short(made: tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]], fk.Scores]) -> None:
+    scores = made[2]
+    plan = scores.plan(keep_params=0.5)
+    removed = plan.result["units_removed"]
+    before, after = plan.result["params_before"], plan.result["params_after"]
+    assert str(scores.units) == scores.units.explain()
+    assert str(scores) == "scores of 20 units in 2 groups of Sequential: wasserstein, taylor, residual"
+    assert str(plan).startswith(f"plan for Sequential: {removed} of 20 units go, parameters {before} → {after}, FLOPs ")
+    assert str(dataclasses.replace(plan, groups=(), result={})) == "plan for Sequential: 0 of 0 units go"
+    report = fk.summarise(plan)
+    assert str(report) == report.table()
+
+
+def test_a_folder_or_another_kind_of_file_is_named(
+    made: tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]], fk.Scores], tmp_path: Path
+) -> None:
+    model, _, scores = made
+    plan = scores.plan(keep_params=0.5)
+    fk.save_pruned(fk.apply(model, plan), plan, tmp_path / "small")
+    with pytest.raises(
+        fk.ArtefactError, match=r"small is a folder; expected the file of a fairkern plan, such as plan"
+    ):
+        fk.Plan.load(tmp_path / "small")
+    with pytest.raises(fk.ArtefactError, match="small is a folder; expected a safetensors file"):
+        fk.Scores.load(tmp_path / "small")
+    with pytest.raises(fk.ArtefactError, match=r"plan\.json is JSON, .* not a safetensors file, as scores are"):
+        fk.Scores.load(tmp_path / "small" / "plan.json")
+    with pytest.raises(fk.ArtefactError, match=r"plan\.json is a file; expected a folder that save_pruned wrote"):
+        fk.load_pruned(model, tmp_path / "small" / "plan.json")
+    with pytest.raises(fk.ArtefactError, match="none is not there; expected a folder"):
+        fk.load_pruned(model, tmp_path / "none")

@@ -235,11 +235,11 @@ def hooked(d: Draw, x: Shape) -> nn.Module:
 
 
 class Through(torch.autograd.Function):
-    """Rounded to steps of a quarter, gradients as if it were not."""
+    """Rounded to fine steps (coarse ones leave no signal to prove by), gradients as if it were not."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return (4 * x).round() / 4
+        return (256 * x).round() / 256
 
     @staticmethod
     def setup_context(context: object, inputs: object, output: object) -> None:

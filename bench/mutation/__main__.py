@@ -50,6 +50,7 @@ ROOMS = {  # what is changed, and the tests that should notice: the quick ones o
     ),
 }  # fmt: skip
 TARGET = 0.85
+SEED = 2  # of a sample that no test was written for
 LEVEL = 1.96  # standard deviations: 95 % of a normal distribution
 
 
@@ -83,8 +84,8 @@ def _kept() -> dict[str, dict[str, Any]]:
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.mutation", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--sample", type=int, default=100, help="mutants of each room")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--sample", type=int, default=120, help="mutants of each room")
     parser.add_argument("--rooms", nargs="+", choices=ROOMS, default=list(ROOMS), help="of others, rows are kept")
     parser.add_argument("--dry", action="store_true", help="print, and write nothing")
     return parser.parse_args(arguments)

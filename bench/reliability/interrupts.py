@@ -90,6 +90,7 @@ CASES: dict[str, Callable[[str, nn.Module, Path], Work]] = {
 def _interrupts(case: str, seed: int, count: int) -> Iterator[tuple[str, str]]:
     """SIGINT from another thread, after a time that is drawn from what the work takes."""
     warnings.simplefilter("ignore")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a command in the background begins with none
     torch.set_num_threads(1)
     draw = np.random.default_rng([seed, list(CASES).index(case)])
     for number in range(count):

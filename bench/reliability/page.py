@@ -55,7 +55,8 @@ def _summary(parts: Mapping[str, Sequence[Row]], mutation: Mapping[str, Any] | N
     if mutation is not None:
         rows = mutation["rows"]
         killed, judged = sum(r["killed"] for r in rows), sum(r["sample"] - r["equivalent"] for r in rows)
-        yield f"| mutants | {judged:,} | {mutation['seed']} | – | {killed / judged:.1%} noticed by a test |"
+        seeds = ", ".join(sorted({str(r["seed"]) for r in rows}))
+        yield f"| mutants | {judged:,} | {seeds} | – | {killed / judged:.1%} noticed by a test |"
 
 
 def _table(part: str, rows: Sequence[Row]) -> Iterator[str]:
@@ -117,8 +118,7 @@ def _mutants(mutation: Mapping[str, Any] | None) -> Iterator[str]:
             f"| {r['room']} | {r['mutants']:,} | {r['sample']} | {r['equivalent']} | {r['killed']} | "
             f"{r['killed_share']:.1%} | {low:.1%} to {high:.1%} |"
         )
-    commit = (mutation["commit"] or "unknown")[:7]
-    made = f"seed {mutation['seed']}, {mutation['date'][:10]}, commit {commit}"
+    made = f"{mutation['date'][:10]}, commit {(mutation['commit'] or 'unknown')[:7]}"
     yield f"\n{mutation['target']:.0%} are asked for. ({made})"
 
 

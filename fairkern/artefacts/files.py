@@ -91,7 +91,12 @@ def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         ...     read_json(f"{folder}/report.json", "report")
         {'accuracy': [0.99, 0.98]}
     """
-    data = Path(path).read_bytes()
+    try:
+        data = Path(path).read_bytes()
+    except IsADirectoryError:
+        raise ArtefactError(
+            f"{path} is a folder; expected the file of a fairkern {kind}, such as {kind}.json"
+        ) from None
     try:
         content = parse(data.decode("utf-8"))
         found = sum_of({key: value for key, value in content.items() if key != SUM}) if type(content) is dict else ""
@@ -144,8 +149,8 @@ def check_sum(header: Mapping[str, Any], found: str, path: str | os.PathLike[str
     elif header.get(SUM) != found:
         raise ArtefactError(
             f"{path}: its content does not have the sum that it names: the file was edited or damaged after it was "
-            f"written. Write the {kind} again; what shall be another in it is changed in Python (load it, "
-            "dataclasses.replace, save it)"
+            f"written. Write the {kind} again, or take back what it was; a {kind} is changed in Python: load it whole, "
+            "dataclasses.replace, save it"
         )
 
 

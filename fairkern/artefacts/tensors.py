@@ -124,6 +124,8 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
         ArtefactError: truncated, of another format, or a header that contradicts itself or the file's length.
         OSError: there is no such file, or it cannot be read.
     """
+    if os.path.isdir(path):
+        raise ArtefactError(f"{path} is a folder; expected a safetensors file")
     with open(path, "rb") as file:
         yield TensorFile(file, path)
 
@@ -134,8 +136,11 @@ class TensorFile:
     def __init__(self, file: BufferedReader, path: str | os.PathLike[str]) -> None:
         self._file, self._path, self._reading = file, path, threading.Lock()
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
         self._begin = 8 + length
+        if first.lstrip().startswith(b"{") and self._begin > size:
+            raise ArtefactError(f"{path} is JSON, as a plan or a report is, not a safetensors file, as scores are")
         if self._begin > size:  # so no memory is asked for that the file could not fill
             self._fail(f"its header ends at {self._begin}, the file at {size}")
         try:

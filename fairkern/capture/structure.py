@@ -104,7 +104,8 @@ class Reader:
             )
         first = next(tensors_in(inputs), None)
         if first is None or (first.ndim == 0 and not records):
-            raise InputError(f"batch {index} holds no tensor of samples in its inputs ({describe(raw)})")
+            what = describe(raw) if inputs is raw else f"{describe(inputs)}, in {describe(raw)}"
+            raise InputError(f"batch {index} holds no tensor of samples in its inputs ({what}); give tensors")
         asked, hands_on = self._asked(call)
         made = Parts(call, asked, targets, None, apart=inputs is not raw, hands_on=hands_on)
         given = None if self._samples_of is None else self._given(index, raw)

@@ -188,8 +188,9 @@ def _present(place: Path, name: str, read: Callable[[Path], T]) -> T:
     """What a reader makes of a file of the folder, which has to be there."""
     try:
         return read(place / name)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        raise ArtefactError(f"{place} has no file {name}; expected a folder that save_pruned wrote") from None
+    except (FileNotFoundError, NotADirectoryError):
+        found = "is a file" if place.is_file() else f"has no file {name}" if place.is_dir() else "is not there"
+        raise ArtefactError(f"{place} {found}; expected a folder that save_pruned wrote") from None
 
 
 def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dict[str, str]]:

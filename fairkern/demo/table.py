@@ -42,7 +42,7 @@ def table(outcomes: Mapping[str, Outcome]) -> Table:
         columns.add_row(Text("units in each group", style="italic"))
         for row in report.groups:
             kept = row["units"] - row["removed"]
-            columns.add_row(f"  {row['group']}", f"{row['units']:,}", f"{kept:,}", _signed(f"{-row['rate']:+.1%}"))
+            columns.add_row(f"  {row['group']}", f"{row['units']:,}", f"{kept:,}", _signed(f"{0.0 - row['rate']:+.1%}"))
         columns.add_row(Text("time", style="italic"))
         for stage, seconds in report.stages.items():
             columns.add_row(f"  {stage}", "", f"{seconds:.2f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms")

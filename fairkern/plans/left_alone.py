@@ -39,7 +39,7 @@ def left_alone(units: UnitMap, removed: Sequence[IndexArray]) -> list[str]:
     for g in units.prunable:
         free.setdefault(units.groups[g].kind, []).append(units.groups[g].name)
     spared = {
-        kind: f"the plan takes none of {_several(names)}, which could be"
+        kind: f"the plan spared those of {_several(names)}, which could be cut"
         for kind, names in free.items()
         if kind not in gone
     }

@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 
 _INK, _FAINT, _KEPT, _REMOVED = "#222222", "#dddddd", "#8aa4bd", "#d1495b"
 _MOST_LABELS = 60
+_SYMBOLS = {"wasserstein": "U", "taylor": "R"}
+_ROLES = {"removal": "wasserstein", "protect": "taylor"}
 _FLOOR = 1e-3  # of the group's median: where the log axes of the scatter end
 
 
 def draw(scores: Scores, plan: Plan) -> Figure:
-    """The rates of all groups, their ToD curves with the chosen counts, and U against R with the removed units.
+    """The rates of all groups, their ToD curves with the chosen counts, and the signal that orders units against the
+    one that is protected (of plain scores U against R), with the removed units.
 
     `plan` was made from `scores`. A figure of its own: matplotlib's backend and pyplot are not touched.
     Raises InputError when matplotlib is missing, or when the scores do not belong to the plan.
@@ -49,7 +52,7 @@ def draw(scores: Scores, plan: Plan) -> Figure:
         bar.set_label("group", labelpad=-14, color=_INK, fontsize=9)
         bar.ax.tick_params(length=0, labelsize=9, labelcolor=_INK)
         bar.outline.set_visible(False)
-    _scatter(lower, plan.groups, removal, protect)
+    _scatter(lower, plan, removal, protect)
     figure.suptitle(_title(plan), fontsize=12, color=_INK, x=0.012, ha="left", fontweight="bold")
     return figure
 
@@ -83,7 +86,7 @@ def _matplotlib() -> Any:
 
 def _signal(scores: Scores, plan: Plan, role: str) -> list[FloatArray]:
     """The plan's removal or protection signal, an array per plan group; empty where it has none and loses nothing."""
-    name = plan.request.get(role, {"removal": "wasserstein", "protect": "taylor"}[role])
+    name = plan.request.get(role, _ROLES[role])
     if name not in scores.signals:
         raise InputError(f"the plan was made with {role}={name!r}; these scores hold {sorted(scores.signals)}")
     by_name = {group.name: values for group, values in zip(scores.units.groups, scores.signals[name], strict=True)}
@@ -94,10 +97,16 @@ def _signal(scores: Scores, plan: Plan, role: str) -> list[FloatArray]:
     return [by_name[group.name] for group in plan.groups]
 
 
+def _symbols(plan: Plan) -> tuple[str, str]:
+    """What the signals of removal and protection are called; a word where the paper has no letter for it."""
+    names = (plan.request.get(role, default) for role, default in _ROLES.items())
+    removal, protect = (_SYMBOLS.get(name, str(name)) for name in names)
+    return removal, protect
+
+
 def _title(plan: Plan) -> str:
-    target = next(
-        (f"{key}={plan.request[key]:g}" for key in ("tod", "keep_params", "keep_flops") if key in plan.request), ""
-    )
+    targets = ("tod", "keep_params", "keep_flops", "keep_latency")
+    target = next((f"{key}={plan.request[key]:g}" for key in targets if key in plan.request), "")
     shares = []
     for key, label in (("params", "parameters"), ("flops", "FLOPs")):
         before, after = plan.result.get(f"{key}_before"), plan.result.get(f"{key}_after")
@@ -120,11 +129,11 @@ def _rates(axes: Axes, groups: Sequence[PlanGroup]) -> None:
         for place, group in enumerate(groups):
             label = f"{group.removed.size} of {group.total}"
             axes.text(
-                98.5,
+                101,  # beside the bars, which it would be half on
                 place,
                 label,
                 va="center",
-                ha="right",
+                ha="left",
                 fontsize=size - 1,
                 color=_INK,
             )
@@ -176,13 +185,11 @@ def _curves(
     axes.set_xlabel("units removed, %")
     axes.set_ylabel("ToD")
     axes.tick_params(axis="y", labelsize=9)
-    _style(axes, "Tolerance of Difference; dots: what was chosen")
+    _style(axes, "Tolerance of Difference between {} and {}; dots: what goes".format(*_symbols(plan)))
 
 
-def _scatter(
-    axes: Axes, groups: Sequence[PlanGroup], removal: Sequence[FloatArray], protect: Sequence[FloatArray]
-) -> None:
-    shown = [(g, u, r) for g, u, r in zip(groups, removal, protect, strict=True) if len(u) and len(r)]
+def _scatter(axes: Axes, plan: Plan, removal: Sequence[FloatArray], protect: Sequence[FloatArray]) -> None:
+    shown = [(g, u, r) for g, u, r in zip(plan.groups, removal, protect, strict=True) if len(u) and len(r)]
     sets = [(g, row) for g, _, _ in shown for row in g.removed.reshape(g.sets, -1)]
     gone = np.concatenate([np.isin(np.arange(g.units), row) for g, row in sets]) if sets else np.zeros(0, bool)
     both = ([u for _, u, _ in shown], [r for _, _, r in shown])
@@ -203,10 +210,12 @@ def _scatter(
     _logarithmic(axes, "x", x)
     _logarithmic(axes, "y", y)
     axes.tick_params(axis="y", labelsize=9)
-    for values, name, write in ((x, "U", axes.set_xlabel), (y, "R", axes.set_ylabel)):
+    first, second = _symbols(plan)
+    for values, name, write in ((x, first, axes.set_xlabel), (y, second, axes.set_ylabel)):
         least = f" (0 at {_FLOOR:g})" if (values <= _FLOOR).any() else ""
         write(f"{name}, in medians of the group{least}")
-    _style(axes, "Every unit: U (low goes first) against R (high stays)")
+    stays = " (high stays)" if plan.request.get("allocation", "tod") == "tod" else ""
+    _style(axes, f"Every unit: {first} (low goes first) against {second}{stays}")
     scale = (30 / size) ** 0.5
     legend = axes.legend(loc="upper left", framealpha=0.85, edgecolor="none", fontsize=9, markerscale=scale)
     legend.set_zorder(5)

@@ -16,6 +16,7 @@ from fairkern.plans.left_alone import held_kinds, unscored
 from fairkern.types import Axis, AxisGroup, FrozenAxis, Report, UnitMap
 
 _SHOWN_REASONS = 12
+_NAME = 34  # as long a group's name may be and is not folded, since `ignore=` takes it
 
 
 def render(table: RenderableType, width: int = 100) -> str:
@@ -37,8 +38,9 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     prunable = units.prunable
     total = sum(units.groups[g].total for g in prunable)
     can = _table(f"{units.model}: {_groups(len(prunable))}, {_whole(total)} units that can be cut")
-    for name in ("group", "kind"):
-        can.add_column(name, overflow="fold")
+    longest = max((len(units.groups[g].name) for g in prunable), default=0)
+    can.add_column("group", overflow="fold", no_wrap=longest <= _NAME)
+    can.add_column("kind", overflow="fold")
     for name in ("units", "axes"):
         can.add_column(name, justify="right", no_wrap=True)
     can.add_column("consumers", overflow="fold")
@@ -127,7 +129,8 @@ def report_table(report: Report) -> RenderableType:
             listed.add_column("", no_wrap=True)
             listed.add_column("", overflow="fold")
             for name, value in entries.items():
-                listed.add_row(Text(name), Text(_cell(name, value)))
+                if value is not None and value not in ({}, [], ()):
+                    listed.add_row(Text(_LABELS.get(name, name.replace("_", " "))), Text(_cell(name, value)))
             parts.append(listed)
     return Group(*parts)
 
@@ -146,6 +149,7 @@ _LABELS = {
     "flops": "FLOPs",
     "latency_ms": "latency",
     "latency_predicted_ms": "latency, predicted",
+    "config_left": "config left as it was",
 }
 
 

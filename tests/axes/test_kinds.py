@@ -91,7 +91,7 @@ def test_a_report_says_which_kinds_were_left_alone_and_why(tmp_path) -> None:
 def test_heads_that_a_plan_spares_are_said() -> None:
     units = fk.trace(Images(), X)
     assert {g.kind for g in units.groups} == {"head", "neuron"}
-    spared = "no head was cut: the plan takes none of blocks.0.attention.q and 1 more, which could be"
+    spared = "no head was cut: the plan spared those of blocks.0.attention.q and 1 more, which could be cut"
     assert spared in units.plan(keep_params=0.9, ignore="*.attention.q").result["left_alone"]
     assert not any("head" in line for line in units.plan(keep_params=0.8).result["left_alone"])
     assert "left_alone" not in units.plan(keep_params=1.0).result

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -270,3 +271,10 @@ def test_lazy_models_are_refused_wherever_they_are_given() -> None:
     ):
         with pytest.raises(fk.InputError, match="has no shape yet: run the lazy module once"):
             run()
+
+
+def test_arrays_in_a_batch_are_called_what_they_are() -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    arrays = [(np.zeros((4, 4), dtype=np.float32), np.arange(4) % 2)]
+    with pytest.raises(fk.InputError, match=r"no tensor .* \(of type ndarray, in a tuple of 2\); give tensors"):
+        fk.score(net, arrays, nn.CrossEntropyLoss(), progress=False)

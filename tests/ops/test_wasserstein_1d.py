@@ -121,7 +121,7 @@ def test_same_bits_on_any_instruction_set_thread_count_and_route(n, m, dtype, p,
         (torch.zeros(0, 2), torch.zeros(3, 2), {}, "neither empty"),
         (torch.zeros(3), torch.zeros(3), {}, r"\[N, C\]"),
         (torch.zeros(3, 2), torch.zeros(3, 2).double(), {}, "one dtype"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"p": 3}, "1 or 2"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"p": 3}, "p=3 is too large; expected a whole number, at most 2"),
         (torch.zeros(3, 2), torch.zeros(3, 2, device="meta"), {}, "different devices"),
     ],
 )

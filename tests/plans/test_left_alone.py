@@ -49,9 +49,9 @@ def test_a_plan_says_what_it_spares_and_what_it_has_to() -> None:
         group("e", 4, kind="expert", frozen="it is in use"),
         group("f", 4, kind="neuron"),
     )
-    spared = "no head was cut: the plan takes none of b and 1 more, which could be"
+    spared = "no head was cut: the plan spared those of b and 1 more, which could be cut"
     kept = "no expert was cut: those of e stay: it is in use"
-    alone = "no neuron was cut: the plan takes none of f, which could be"
+    alone = "no neuron was cut: the plan spared those of f, which could be cut"
     assert left_alone(units, gone([0], [], [], [], [], [])) == [kept, spared, alone]
     assert left_alone(units, gone([0], [], [1], [], [], [2])) == [kept]
     assert left_alone(units, gone([], [], [], [], [], [])) == []

@@ -124,3 +124,29 @@ def test_pictures_show_sets(tmp_path: Path) -> None:
     scores = fk.score(model, [(x, y)], nn.CrossEntropyLoss(), progress=False)
     fk.picture(scores, scores.plan(keep_params=0.6), tmp_path / "plan.png")
     assert (tmp_path / "plan.png").stat().st_size > 10_000
+
+
+def test_signals_are_called_what_they_are():
+    """U and R are two of the signals; a plan by another one does not show it under their names."""
+
+    def said(plan):
+        _, curves, scatter = (axes for axes in draw(scores, plan).get_axes() if axes.get_title(loc="left"))
+        titles = [axes.get_title(loc="left") for axes in (curves, scatter)]
+        return [*titles, scatter.get_xlabel(), scatter.get_ylabel()]
+
+    scores, plan = scored(3)
+    assert said(plan) == [
+        "Tolerance of Difference between U and R; dots: what goes",
+        "Every unit: U (low goes first) against R (high stays)",
+        "U, in medians of the group",
+        "R, in medians of the group",
+    ]
+    scores = replace(scores, signals={**scores.signals, "residual": scores.signals["wasserstein"]})
+    plan = replace(plan, request={"keep_latency": 0.5, "removal": "residual", "allocation": "global"})
+    assert said(plan) == [
+        "Tolerance of Difference between residual and R; dots: what goes",
+        "Every unit: residual (low goes first) against R",
+        "residual, in medians of the group",
+        "R, in medians of the group",
+    ]
+    assert draw(scores, plan)._suptitle.get_text().startswith("Net  ·  keep_latency=0.5  ·  ")

@@ -102,6 +102,16 @@ def test_explain_without_groups():
     assert "no group can be cut" in text
 
 
+def test_names_of_groups_are_whole():
+    """They are what `ignore=` takes, beside consumers with names as long."""
+    names = [f"backbone.body.{i}.block.12.layers" for i in range(9)]
+    groups = tuple(group(name, 64, [f"elsewhere.{name}"] * 2) for name in names)
+    lines = render(explain_table(unit_map(groups=groups), [123_456] * 9, [123_456] * 9)).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert [line.split()[0] for line in lines if line.startswith(" backbone.")] == names
+    assert all("123.5 k" in line for line in lines if line.startswith(" backbone."))
+
+
 def test_narrow():
     text = render(explain_table(unit_map(), [0] * 4, [0] * 4), width=60)
     assert max(map(len, text.splitlines())) <= 60
@@ -131,6 +141,8 @@ def test_report():
             "backend": {"gather": "native", "per_class": {"a": 1}, "many": list(range(9)), "no": []},
             "list": [1, 2],
             "none": None,
+            "not_compensated": {},
+            "config_left": ["width"],
             "flag": True,
         },
         {"torch": "2.9"},
@@ -151,11 +163,13 @@ def test_report():
         "passes 1",
         "backend gather native, per class (a 1), many (9 entries), no (–)",
         "list 1, 2",
-        "none –",
+        "config left as it was width",
         "flag yes",
         "torch 2.9",
     ):
         assert line in [" ".join(found.split()) for found in text.splitlines()]
+    assert "none" not in text
+    assert "not compensated" not in text, "what is empty says nothing"
 
 
 @pytest.mark.parametrize(
