@@ -22,8 +22,8 @@ _BatchNorm = nn.modules.batchnorm._BatchNorm
 def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     """Replace every BatchNorm's running mean and variance by the mean over the batches of `loader`, in place.
 
-    All else runs in eval mode (dropout is off), without gradients, and is put back, also what the forward pass counts or
-    keeps; after an error so are the statistics. Returns how many layers were recalibrated.
+    All else runs in eval mode (dropout is off), without gradients, and is put back, also what the forward pass
+    counts or keeps; after an error so are the statistics. Returns how many layers were recalibrated.
 
     Raises InputError (no BatchNorm with running statistics, a loader that yields nothing). Cost: one forward pass.
     """
