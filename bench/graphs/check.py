@@ -164,7 +164,7 @@ def _compared(model: Model, plan: fk.Plan | types.Plan, small: nn.Module, found:
     network, plan = model.network, fk.Plan.of(plan)
     for seed, batch, longer in ((1, 2, 0), (2, OTHER_BATCH, 0), (3, 1, 0), (4, 3, LONGER)):
         inputs = model.inputs(seed, batch, longer=longer)
-        if longer and not _runs(network, inputs):
+        if longer and not _runs(network, inputs, model.inputs(seed, batch)):
             continue
         found.longer |= bool(longer)
         for gradients in (False, True):
@@ -178,13 +178,15 @@ def _compared(model: Model, plan: fk.Plan | types.Plan, small: nn.Module, found:
             raise Wrong(f"cut and masked are {error:.0e} apart (batch {batch}, {longer} longer)")
 
 
-def _runs(network: nn.Module, inputs: Any) -> bool:
+def _runs(network: nn.Module, inputs: Any, usual: Any) -> bool:
+    """Whether it takes these inputs, and as many samples of them as of the usual ones: a view with -1 in front makes
+    samples of places."""
     try:
         with torch.no_grad():
-            call_model(network, inputs)
+            made, as_usual = ([t.shape[:1] for t in tensors_in(call_model(network, x))] for x in (inputs, usual))
     except (RuntimeError, ValueError, IndexError, AssertionError):
         return False
-    return True
+    return made == as_usual
 
 
 def _gradients(model: Model, plan: types.Plan, small: nn.Module, found: _Found) -> None:

@@ -35,6 +35,7 @@ from fairkern.types import IndexArray, Passed, Plan, SiteNumber, UnitMap
 
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
+_DRAWS = 5  # of parameters, until something of the inputs arrives in the results
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
 
 _Made = TypeVar("_Made")
@@ -205,24 +206,28 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
         copy = _copy(model, double)
         for attempt in (vary(inputs, seed + 1), inputs):
             cast = map_tensors(attempt, _double) if double else attempt
-            stir(copy, seed + 2)
-            mode = in_double(copy)
-            try:
-                with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
-                    with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
-                        torch.manual_seed(seed)
-                        output = call_model(copy, cast)
-                    with mode, running_as(copy, _experts(units)):
-                        calls, onward = _onward(copy, cast, output)
-            except Exception as error:
-                problem = error
-                continue
-            problem = None
-            lifted = isinstance(mode, Double) and mode.needed
-            tolerance = TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
-            prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy), calls)
-            if all(map(_usable, calls.results(output) + onward)):
-                return prepared
+            for draw in range(_DRAWS):
+                stir(copy, seed + 2 + 1000 * draw)
+                mode = in_double(copy)
+                try:
+                    with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
+                        with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
+                            torch.manual_seed(seed)
+                            output = call_model(copy, cast)
+                        with mode, running_as(copy, _experts(units)):
+                            calls, onward = _onward(copy, cast, output)
+                except Exception as error:
+                    problem = error
+                    break
+                problem = None
+                lifted = isinstance(mode, Double) and mode.needed
+                tolerance = TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
+                prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy), calls)
+                results = calls.results(output) + onward
+                if not all(map(_usable, results)):
+                    break
+                if not _deaf(results) or draw == _DRAWS - 1:
+                    return prepared
     if problem is not None:
         raise problem
     return prepared
@@ -305,7 +310,11 @@ class _Trial:
         if self.numbers is not None and error_ <= self.tolerance:
             for number, passed in learned(small, plan).items():
                 self.numbers[number] = max(self.numbers.get(number, Passed.RIGHT), passed)
-        return None if error_ <= self.tolerance else Failed(f"pruned differs from masked by {error_:.1e}")
+        if error_ > self.tolerance:
+            return Failed(f"pruned differs from masked by {error_:.1e}")
+        if len(chosen) > 1 and _deaf(t for results in expected for t in results):
+            return next(filter(None, (self.failure([group]) for group in groups)), None)  # each might show alone
+        return None
 
     def _suspects(self, error: Exception, small: nn.Module, plan: Plan, chosen: set[int]) -> frozenset[int]:
         """The groups that touch the innermost module in which the error was raised, of those that hold any."""
@@ -316,6 +325,17 @@ class _Trial:
             if found:
                 return frozenset(found)
         return frozenset()
+
+
+def _deaf(results: Iterable[Tensor]) -> bool:
+    """Whether nothing of the inputs arrives in them, as behind a ReLU that lets nothing pass: all samples have the same
+    results, or all places of a lone one. Nothing would show a wrong cut."""
+    alike = [
+        bool((t == (t[:1] if len(t) > 1 else t[..., :1])).all())
+        for t in results
+        if t.is_floating_point() and t.ndim and (len(t) > 1 or (t.ndim > 2 and t.shape[-1] > 1))
+    ]
+    return bool(alike) and all(alike)
 
 
 def _usable(output: Tensor) -> bool:

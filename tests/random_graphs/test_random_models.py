@@ -39,6 +39,14 @@ def test_two_thousand_models(start: int) -> None:
     check(list(run(range(start, start + 100), most=MANY)))
 
 
+def test_signals_that_die_on_the_way_hide_no_wrong_cut() -> None:
+    """Without half of all units nothing arrives in the output; the group that a division counts shows alone."""
+    (row,) = run([1475])
+    assert not row.problem
+    assert "scaled_by_count" in row.pieces
+    assert row.prunable < row.groups
+
+
 def test_a_seed_says_the_same_twice() -> None:
     first, again = (next(run([7])) for _ in range(2))
     assert first.pieces
