@@ -201,7 +201,6 @@ def test_what_was_tried_came_out_right() -> None:
     assert [(row.case, row.examples) for row in rows if row.wrong] == []
 
 
-@pytest.mark.xfail(strict=True, reason="not all parts have been run in full: `python -m bench.reliability`")
 def test_as_much_was_tried_as_was_asked_for() -> None:
     rows = command.stored()
     tried = {part: sum(row.count for row in found) for part, found in rows.items()}
