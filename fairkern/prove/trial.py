@@ -203,27 +203,16 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
     coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
     problem: Exception | None = None
     for double in (True, False):
-        copy = _copy(model, double)
+        copy, tolerance = _copy(model, double), TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
         for attempt in (vary(inputs, seed + 1), inputs):
             cast = map_tensors(attempt, _double) if double else attempt
             for draw in range(_DRAWS):
-                stir(copy, seed + 2 + 1000 * draw)
-                mode = in_double(copy)
                 try:
-                    with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
-                        with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
-                            torch.manual_seed(seed)
-                            output = call_model(copy, cast)
-                        with mode, running_as(copy, _experts(units)):
-                            calls, onward = _onward(copy, cast, output)
+                    prepared, results = _drawn(copy, units, cast, seed, draw, tolerance)
                 except Exception as error:
                     problem = error
                     break
                 problem = None
-                lifted = isinstance(mode, Double) and mode.needed
-                tolerance = TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
-                prepared = Prepared(copy, cast, seed, tolerance, lifted, states_of(copy), calls)
-                results = calls.results(output) + onward
                 if not all(map(_usable, results)):
                     break
                 if not _deaf(results) or draw == _DRAWS - 1:
@@ -231,6 +220,23 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
     if problem is not None:
         raise problem
     return prepared
+
+
+def _drawn(
+    copy: nn.Module, units: UnitMap, inputs: Any, seed: int, draw: int, tolerance: float
+) -> tuple[Prepared, list[Tensor]]:
+    """The copy with parameters drawn for the `draw`-th time, and what it gives."""
+    stir(copy, seed + 2 + 1000 * draw)
+    mode = in_double(copy)
+    with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
+        with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
+            torch.manual_seed(seed)
+            output = call_model(copy, inputs)
+        with mode, running_as(copy, _experts(units)):
+            calls, onward = _onward(copy, inputs, output)
+    lifted = isinstance(mode, Double) and mode.needed
+    prepared = Prepared(copy, inputs, seed, tolerance, lifted, states_of(copy), calls)
+    return prepared, calls.results(output) + onward
 
 
 def _onward(model: nn.Module, inputs: Any, output: Any) -> tuple[Calls, list[Tensor]]:
