@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from fairkern import ops
-from fairkern.api import apply, info, load_pruned, picture, recalibrate, save_pruned, score, summarise, trace
+from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.errors import (
     ArtefactError,
@@ -20,6 +20,7 @@ from fairkern.errors import (
 )
 from fairkern.pruning import prune
 from fairkern.results import Plan, Report, Scores, UnitMap
+from fairkern.summary import picture, summarise
 from fairkern.timing import latency, latency_table, plan_latency
 
 __all__ = [

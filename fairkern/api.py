@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fairkern import axes, capture, compact, options, report, types
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.capture.batches import example, first_batch, head
-from fairkern.compensate import Compensation, Correction, unexplained
+from fairkern.compensate import Compensation
 from fairkern.compensate.cut import cut
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
@@ -26,7 +26,7 @@ from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, proven
-from fairkern.results import PathLike, Plan, Report, Scores, UnitMap
+from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import check_ordinary, ordinary, stage
 
 RUN = "nothing can be computed with it; build the model on a real device, with its weights"
@@ -246,8 +246,8 @@ def apply(
         InputError: a model that cannot be copied, compensation without the scores that it needs.
     """
     check_model(model)
-    _check_plan(plan)
-    _check_scores(scores)
+    check_plan(plan)
+    check_scores(scores)
     method = choose(Compensation, "compensate", compensate)
     if loader is not None:
         check_data(loader)
@@ -267,66 +267,6 @@ def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
     return capture.recalibrate(model, loader)
 
 
-def summarise(
-    plan: types.Plan,
-    *,
-    scores: types.Scores | None = None,
-    title: str = "",
-    before: Mapping[str, float] | None = None,
-    after: Mapping[str, float] | None = None,
-    stages: Mapping[str, float] | None = None,
-    corrected: Sequence[Correction] = (),
-    compensation: str | None = None,
-    small: nn.Module | None = None,
-) -> Report:
-    """A report of a plan: parameters and FLOPs from the plan, and whatever else was measured.
-
-    `small`, the cut model, is asked for its parameters: compensation may have added biases, which no plan counts.
-    `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `stages` seconds by stage.
-    `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
-    its removed activations that the units that stay do not predict.
-    """
-    _check_plan(plan)
-    _check_scores(scores)
-    for name, given in (("title", title), ("compensation", compensation)):
-        if given is not None:
-            options.instance(name, given, str, "a text")
-    for name, measures in (("before", before), ("after", after), ("stages", stages)):
-        if measures is not None:
-            options.mapping(name, measures, "a dictionary of numbers by name")
-            for key, value in measures.items():
-                options.real(f"{name}[{key!r}]", value)
-    options.iterable("corrected", corrected, "corrections")
-    for correction in corrected:
-        options.instance("corrected", correction, Correction, "corrections")
-    if small is not None:
-        options.instance("small", small, nn.Module, options.MODEL)
-    done = {
-        "compensation": compensation,
-        "compensated": sum(c.weight is not None for c in corrected),
-        "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
-    }
-    made = report.summary(
-        plan,
-        scores,
-        title=title or f"{plan.model}, pruned",
-        measures=(before or {}, after or {}),
-        stages=stages or {},
-        params=None if small is None else sum(p.numel() for p in small.parameters()),
-        unexplained=unexplained(scores.units, corrected) if scores is not None else {},
-        compensation=done,
-    )
-    return Report(**vars(made), plan=Plan.of(plan))
-
-
-@stage
-def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
-    """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
-    _check_plan(plan)
-    options.instance("scores", scores, types.Scores, options.SCORES)
-    report.save_picture(scores, plan, options.place("path", path))
-
-
 @stage
 def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     """Write a pruned model: `folder/model.safetensors` and `folder/plan.json`; a new folder is complete or absent.
@@ -335,7 +275,7 @@ def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
     Raises PlanMismatchError where it does not have the shapes that `plan` leaves, and OSError.
     """
     options.instance("small", small, nn.Module, options.MODEL)
-    _check_plan(plan)
+    check_plan(plan)
     compact.save_pruned(small, plan, options.place("folder", folder))
 
 
@@ -371,11 +311,11 @@ def check_data(loader: object, loss_fn: object = None) -> None:
         options.function("loss_fn", loss_fn, "a function of output and targets, or None for the model's own loss")
 
 
-def _check_plan(plan: object) -> None:
+def check_plan(plan: object) -> None:
     options.instance("plan", plan, types.Plan, options.PLAN)
 
 
-def _check_scores(scores: object) -> None:
+def check_scores(scores: object) -> None:
     if scores is not None:
         options.instance("scores", scores, types.Scores, options.SCORES)
 

@@ -19,9 +19,10 @@ FLOORS = (
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},  # the stages
     {"prove", "compensate"},  # what is made of two stages
-    {"api", "results", "pruning", "timing", ""},  # "" is fairkern/__init__.py: what users import
+    {"api", "results", "pruning", "summary", "timing", "healing", ""},  # "" is fairkern/__init__.py: what users import
+    {"hf"},  # folders of transformers
     {"demo"},
-    {"cli", "arguments"},
+    {"cli"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = set(FLOOR)
@@ -118,7 +119,7 @@ def _inside(module: str, mine: str, target: str, name: str | None) -> Iterator[s
                 yield f"the compiled extension is imported outside {importer}"
             return
     if mine in {"demo", "cli"}:
-        if theirs not in {"", "demo", "arguments"} or ((name or "").startswith("_") and theirs == ""):
+        if theirs not in {"", "demo", mine} or ((name or "").startswith("_") and theirs == ""):
             yield f"imports {full}; the demo and the command line use the public API only"
         return
     if mine == theirs:

@@ -11,6 +11,7 @@ import pytest
 
 from bench import documents
 from fairkern.cli import main, named
+from fairkern.cli.parser import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -45,7 +46,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_the_commands_parse_and_name_things_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = [text for language, text in BLOCKS if language == "bash" and "fairkern trace" in text]
-    parser = importlib.import_module("fairkern.cli")._parser()
+    parser = command_line()
     for line in block.strip().splitlines():
         program, *arguments = shlex.split(line)
         assert program == "fairkern"

@@ -1,0 +1,130 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fairkern.cli import commands
+from fairkern.cli.arguments import Parser, path, positive, share
+
+COMPENSATIONS = ("none", "mean", "least_squares")
+
+
+def command_line() -> argparse.ArgumentParser:
+    top = Parser(prog="fairkern", description="Structured pruning of PyTorch models.")
+    top.add_argument("--version", action="version", version=f"fairkern {version('fairkern')}")
+    subparsers = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+        sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command("demo", commands.demo, "train, score, plan and cut two small networks on real handwritten digits")
+    demo.add_argument("--out", type=path, default=Path("fairkern-demo"), help="folder for its files")
+    demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both")
+    demo.add_argument("--keep-params", type=share, default=0.25, metavar="SHARE", help="default: 0.25")
+    demo.add_argument("--epochs", type=positive, help="train for so many epochs instead of each model's own number")
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--quiet", action="store_true", help="print nothing")
+
+    info = command("info", commands.info, "versions, backends per operator and why one cannot run, threads, devices")
+    info.add_argument("--json", action="store_true")
+
+    trace = command("trace", commands.trace, "print what can be cut from a model, and why the rest cannot")
+    trace.add_argument("model", metavar="MODEL", help="package.module:callable")
+    trace.add_argument("inputs", metavar="INPUTS", help="package.module:callable: a tensor, a tuple or a dict")
+    _add_tracing(trace)
+    trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
+    trace.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="give up after this long")
+    trace.add_argument("--seed", type=int, default=0)
+
+    score = command("score", commands.score, "score every unit of a model in one pass over a loader")
+    _add_scoring(score)
+    score.add_argument("--out", type=path, required=True, help="file to write, for example scores.safetensors")
+
+    plan = command("plan", commands.plan, "turn scores into a plan for a budget")
+    plan.add_argument("scores", metavar="SCORES", type=path, help="file written by `fairkern score`")
+    _add_planning(plan)
+    plan.add_argument("--out", type=path, required=True, help="file to write, for example plan.json")
+    plan.add_argument("--quiet", action="store_true", help="print nothing")
+
+    apply = command("apply", commands.apply, "cut a model by a plan and save what is left")
+    apply.add_argument("model", metavar="MODEL", help="package.module:callable")
+    apply.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`")
+    apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help="fold in what goes; needs --scores")
+    apply.add_argument("--scores", type=path, help="file written by `fairkern score` (with --gram for least_squares)")
+    apply.add_argument("--out", type=path, required=True, help="folder for the weights and the plan")
+    apply.add_argument("--quiet", action="store_true", help="print nothing")
+
+    prune = command("prune", commands.prune, "score, plan, cut and save in one go")
+    _add_scoring(prune)
+    _add_planning(prune)
+    _add_tracing(prune)
+    methods = (*COMPENSATIONS, "sequential")
+    prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
+    steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
+    prune.add_argument("--iterations", type=positive, default=1, metavar="N", help=steps)
+    prune.add_argument("--out", type=path, required=True, help="folder for the weights, plan, report and scores")
+
+    report = command("report", commands.report, "measure a model before and after a plan: parameters, FLOPs, latency")
+    report.add_argument("model", metavar="MODEL", help="package.module:callable")
+    report.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`, or a pruned folder's")
+    timed = "package.module:callable: what it is timed on; FLOPs are those of the two samples that `score` traced"
+    report.add_argument("inputs", metavar="INPUTS", help=timed)
+    report.add_argument("--scores", type=path, help="also show what was scored")
+    report.add_argument("--out", type=path, help="JSON file to write")
+    report.add_argument("--picture", type=path, help="PNG file to write")
+    return top
+
+
+def _add_tracing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
+    more = "package.module:callable: further inputs, which reach more code"
+    parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
+
+
+def _add_scoring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="package.module:callable")
+    parser.add_argument("loader", metavar="LOADER", help="package.module:callable: an iterable of batches")
+    parser.add_argument(
+        "loss", metavar="LOSS", nargs="?", help="package.module:callable that returns the loss function"
+    )
+    of_each = "so many samples of each class enter U; R takes all (default: 32)"
+    parser.add_argument("--samples-per-class", type=positive, default=32, metavar="N", help=of_each)
+    directions = "directions on which units are compared between classes (default: 128)"
+    parser.add_argument("--projections", type=positive, default=128, metavar="N", help=directions)
+    for name, gives in (("class", "its labels, one per sample or place"), ("samples", "how many samples it holds")):
+        what = f"package.module:callable that returns a function of a batch: {gives}"
+        parser.add_argument(f"--{name}-of", metavar="FUNCTION", help=what)
+    parser.add_argument(
+        "--no-classes", dest="classes", action="store_false", help="the targets are no classes: leave out U"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    taps = "score what the next layers read, or as in the paper what a layer returns"
+    parser.add_argument("--recipe", choices=("default", "paper"), default="default", help=taps)
+    parser.add_argument("--backend", default="auto", help="auto (default) or one that `fairkern info` lists")
+    budget = "that class samples may take; where it is too little, more passes are made"
+    parser.add_argument("--memory-budget", type=positive, metavar="BYTES", help=budget)
+    parser.add_argument(
+        "--gram", action="store_true", help="keep what the residual (a second-order saliency) and least squares take"
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing")
+
+
+def _add_planning(parser: argparse.ArgumentParser) -> None:
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--tod", type=float, metavar="TOLERANCE", help="tolerance of difference, 0 to 1")
+    budget.add_argument("--keep-params", type=float, metavar="SHARE", help="share of all parameters that may stay")
+    budget.add_argument("--keep-flops", type=float, metavar="SHARE", help="share of all FLOPs that may stay")
+    parser.add_argument(
+        "--round-to", type=positive, default=1, metavar="N", help="keep multiples of N units (default: 1)"
+    )
+    parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
+    parser.add_argument("--min-keep", type=positive, default=1, metavar="N", help="at least N units of every group")
+    parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")
+    parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized"))
+    parser.add_argument("--removal", metavar="SIGNAL", help="signal that orders the units; low goes first")

@@ -1,0 +1,1 @@
+"""Folders of transformers: in, pruned, out."""

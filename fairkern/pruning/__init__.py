@@ -1,0 +1,124 @@
+"""Pruning from start to end: trace, score, plan and cut, in one step or in several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from fairkern import capture, types
+from fairkern.allocate import Allocation, Planning, PlanningOptions, parse_target, refuse_unknown
+from fairkern.api import RUN, check_data, check_model, check_more
+from fairkern.capture.batches import first_batch, head
+from fairkern.compensate import Compensation
+from fairkern.model.in_use import at_work
+from fairkern.options import UNITS, choose, flag, function, instance, names, whole
+from fairkern.prove import check_values
+from fairkern.pruning.options import (
+    KEYWORDS,
+    PruningOptions,
+    check_method,
+    check_steps,
+    check_traced,
+    fit_together,
+)
+from fairkern.pruning.steps import Asked, Run
+from fairkern.results import Report
+from fairkern.surroundings import stage
+
+__all__ = ["PruningOptions", "prune"]
+
+
+@stage
+def prune(
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    tod: float | None = None,
+    keep_params: float | None = None,
+    keep_flops: float | None = None,
+    keep_latency: float | None = None,
+    latency: types.LatencyTable | None = None,
+    iterations: int = 1,
+    compensate: str | None = None,
+    inplace: bool = False,
+    more: Sequence[Any] = (),
+    unused: Iterable[str] = (),
+    keep_scores: bool = False,
+    **options: Unpack[PruningOptions],
+) -> tuple[nn.Module, Report]:
+    """Trace, score, plan and cut: the smaller model and what was done.
+
+    Budget as in `Scores.plan`, `inplace` as in `apply`. Every other keyword is an option of `Scores.plan`
+    (`allocation`, `removal`, `protect`, `round_to`, `max_remove`, `min_keep`, `ignore`) or of `score`, with the
+    defaults that they have there. What is left open is chosen so that it fits what is given: where the targets are no
+    class labels (a language model's), nothing is asked for that compares classes, and no `class_of` is given, the
+    U-score is left out (`class_of=False`); second moments are kept (`gram`) where compensation or a signal takes them,
+    and where there is no U to plan by. The report holds the plan (`Report.plan`), as `save_pruned` needs it. FLOPs
+    and latency are those of the first two samples of the first batch (of one, where they come one by one).
+
+    Args:
+        keep_latency: the share of the model's time, on a few samples of the loader's first batch, that may be left.
+            Plans are checked by timing what they leave (`plan_latency`).
+        latency: from `latency_table` for these inputs; measured here where none is given.
+        iterations: in how many steps. Every step cuts, compensates, and is traced and scored anew; the budgets of the
+            steps lie in equal ratios (0.25 in two steps: a half, a quarter), all of them shares of the whole model,
+            biases counted that compensation has added before. `max_remove` is spread over the steps likewise. The plan
+            is one plan for the whole model; `Report.choices["steps"]` has what each step left.
+        compensate: None takes "sequential" where it can be had: the loader can be iterated again, the model need not be
+            cut in place, the model keeps nothing of a batch in its modules (as a causal cache does), and what is held
+            of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
+            `Report.choices["compensation"]` says which.
+        more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
+        keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
+            second moments, which take much memory.
+
+    Raises what these stages raise, and InputError, before anything is run: options that contradict each other (what
+    compares classes where there are none, compensation without what it takes), fewer than one step, several with
+    `tod`, with `latency`, with a loader that can be iterated once only, or with `units` that were traced with `more`
+    where `more` is not given.
+    Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
+    """
+    check_model(model)
+    check_data(loader, loss_fn)
+    check_values(model, RUN)
+    refuse_unknown("prune()", options, PruningOptions.__annotations__, KEYWORDS)
+    more, unused, iterations = (
+        check_more(more),
+        names("unused", unused, "['mask_token']"),
+        whole("iterations", iterations, 1),
+    )
+    inplace, keep_scores = flag("inplace", inplace), flag("keep_scores", keep_scores)
+    if isinstance(options.get("ignore"), Iterator):
+        options["ignore"] = list(options["ignore"])  # read by every plan
+    planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
+    asked_of = Planning(**planning).allocation
+    kind = Allocation.TOD if asked_of is None else Allocation(asked_of)
+    target, keep = parse_target(kind, tod, keep_params, keep_flops, keep_latency)
+    check_steps(iterations, target, latency, loader)
+    method = None if compensate is None else choose(Compensation, "compensate", compensate)
+    scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
+    given = scoring.pop("units", None)
+    if given is not None:
+        instance("units", given, types.UnitMap, UNITS)
+        check_traced(given, iterations, more)
+        unused = unused or given.unused
+    check_method(method, scoring, loader, inplace)
+    samples_of = scoring.get("samples_of")
+    if samples_of is not None:
+        function("samples_of", samples_of, "a function of a batch")
+    with at_work(model, "prune()"):
+        first, batches = first_batch(loader)
+        fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
+        again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
+        tracing = {"more": more, "unused": unused}
+        asked = Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
+        run = Run(model, head(first, model, samples_of), batches, loss_fn, asked)
+        for number in range(1, iterations + 1):
+            run.step(number, given if number == 1 else None)
+        report = run.report()
+    return run.current, replace(report, scores=run.scores) if keep_scores else report

@@ -1,0 +1,188 @@
+"""The steps of one call of `prune`: each scores, plans and cuts what the one before has left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from fairkern import report, types
+from fairkern.allocate import Planning
+from fairkern.api import score, trace
+from fairkern.compensate import Compensation, Correction
+from fairkern.compensate.cut import cut
+from fairkern.errors import BudgetError
+from fairkern.plans.build import build
+from fairkern.plans.compose import compose, matching
+from fairkern.plans.removals import nothing
+from fairkern.results import Plan, Report, Scores
+from fairkern.summary import summarise
+from fairkern.timing import plan_latency
+
+AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one call of `prune` was asked for, checked."""
+
+    target: str
+    keep: float
+    latency: types.LatencyTable | None
+    iterations: int
+    planning: dict[str, Any]
+    scoring: dict[str, Any]
+    tracing: dict[str, Any]
+    method: Compensation | None  # None: the best that can be had
+    again: bool  # whether the data may be looked at again, beside the model as it was
+    inplace: bool
+
+
+@dataclass
+class Run:
+    """The steps of one call, and what they share."""
+
+    model: nn.Module
+    example: Any
+    loader: Iterable[Any]
+    loss_fn: Callable[[Any, Any], Tensor] | None
+    asked: Asked
+    current: nn.Module = field(init=False)
+    scores: Scores = field(init=False)  # of the last step
+    method: Compensation = field(init=False)
+    corrected: list[Correction] = field(init=False)
+    done: list[tuple[types.UnitMap, Plan]] = field(init=False, default_factory=list)
+    stages: dict[str, float] = field(init=False)
+    before: float = field(init=False, default=0.0)  # milliseconds of the whole model
+    spent: float = field(init=False, default=1.0)  # share of the whole model that the last step started from
+
+    def __post_init__(self) -> None:
+        self.current = self.model
+        self.stages = {"trace and score": 0.0, "plan": 0.0, "cut": 0.0}
+
+    def step(self, number: int, units: types.UnitMap | None) -> None:
+        """Score what the step before has left (traced here, unless its map is known), plan and cut."""
+        times = [time.perf_counter()]
+        units = self._traced() if units is None else units
+        self.scores = score(self.current, self.loader, self.loss_fn, units=units, **self.asked.scoring)
+        times.append(time.perf_counter())
+        plan = self._plan(number)
+        times.append(time.perf_counter())
+        if number == 1:  # before the model may be cut in place
+            self.before = report.latency_ms(self.model, self.example)
+        cutting = time.perf_counter()
+        self._cut(plan, number)
+        self.done.append((self.scores.units, plan))
+        passed = (times[1] - times[0], times[2] - times[1], time.perf_counter() - cutting)
+        for name, seconds in zip(self.stages, passed, strict=True):
+            self.stages[name] += seconds
+
+    def report(self) -> Report:
+        """What was done, with one plan for the whole model, and its latency beside that of what is left."""
+        before, after = self._latencies()
+        return summarise(
+            self._whole_plan(),
+            scores=self.scores,
+            title=f"{type(self.model).__name__}, pruned",
+            before={"latency_ms": before},
+            after={"latency_ms": after},
+            stages=self.stages,
+            corrected=self.corrected,
+            small=self.current,
+            compensation=self.method.value,
+        )
+
+    def _traced(self) -> types.UnitMap:
+        """The map of a step's model; what a later one has that the first has not is left alone."""
+        units = trace(self.current, self.example, **self.asked.tracing)
+        return matching(self.done[0][0], self._plans(), units) if self.done else units
+
+    def _plans(self) -> list[Plan]:
+        return [plan for _, plan in self.done]
+
+    def _plan(self, number: int) -> Plan:
+        """The plan of a step: for its share of the whole model."""
+        keep, options, steps = self.asked.keep, dict(self.asked.planning), self.asked.iterations
+        if number > 1:
+            self.spent = self._spent()
+            keep = min(1.0, keep ** (number / steps) / self.spent)
+        elif steps > 1:
+            keep = keep ** (1 / steps)
+        if steps > 1:
+            options["max_remove"] = 1 - (1 - self._max_remove) ** (1 / steps)
+        try:
+            return self._solved(keep, options)
+        except BudgetError as error:
+            if steps == 1:
+                raise
+            raise BudgetError(f"in step {number} of {steps}, of what it starts from: {error}") from error
+
+    @property
+    def _max_remove(self) -> float:
+        return Planning(**self.asked.planning).max_remove
+
+    def _solved(self, keep: float, options: dict[str, Any]) -> Plan:
+        if self.asked.target != "keep_latency":
+            return self.scores.plan(**{self.asked.target: keep, "latency": self.asked.latency, **options})
+        return plan_latency(self.scores, self.current, self.example, keep, latency=self.asked.latency, **options)
+
+    def _spent(self) -> float:
+        """The share of the whole model's costs that a step starts from."""
+        if self.asked.target == "keep_latency":
+            before, now = report.latencies_ms([self.model, self.current], self.example)
+            return now / before
+        name = f"{self.asked.target.removeprefix('keep_')}_before"
+        uncut = build(self.scores.units, nothing(self.scores.units))
+        return uncut.result[name] / self.done[0][1].result[name]
+
+    def _cut(self, plan: Plan, number: int) -> None:
+        self.method = self.asked.method or self._best_method()
+        own = number > 1 and self.method is not Compensation.SEQUENTIAL  # a copy of ours
+        inplace = self.asked.inplace or own
+        self.current, self.corrected = cut(self.current, plan, self.method, self.scores, self.loader, inplace=inplace)
+
+    def _best_method(self) -> Compensation:
+        """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
+        if not self.scores.moments:
+            return Compensation.NONE
+        known = self.scores.provenance
+        held = 2 * known["predicted_bytes"]["layer"] * known["samples" if known["singly"] else "batches"]
+        sequential = self.asked.again and held <= AT_ONCE and not known.get("keeps")
+        return Compensation.SEQUENTIAL if sequential else Compensation.LEAST_SQUARES
+
+    def _latencies(self) -> tuple[float, float]:
+        """Before and after, in turn where both models are there."""
+        if self.asked.inplace:
+            return self.before, report.latency_ms(self.current, self.example)
+        before, after = report.latencies_ms([self.model, self.current], self.example)
+        return before, after
+
+    def _whole_plan(self) -> types.Plan:
+        """One plan for the whole model, which says what every step left."""
+        plans = self._plans()
+        if len(plans) == 1:
+            return plans[0]
+        units, last = self.done[0][0], plans[-1]
+        steps = [_left(units, plans[: k + 1], plans[k]) for k in range(len(plans))]
+        request = {
+            self.asked.target: self.asked.keep,
+            **{key: value for key, value in last.request.items() if key != self.asked.target},
+            "max_remove": self._max_remove,
+            "iterations": self.asked.iterations,
+        }
+        result: dict[str, Any] = {"tolerance": last.result["tolerance"], "steps": steps}
+        if self.asked.target == "keep_latency":
+            whole = plans[0].result["latency_before_ms"]
+            share = self.spent * last.result["latency_after_ms"] / last.result["latency_before_ms"]
+            result |= {"latency_before_ms": whole, "latency_after_ms": share * whole}
+        return compose(units, plans, request, result)
+
+
+def _left(units: types.UnitMap, plans: Sequence[Plan], plan: Plan) -> dict[str, Any]:
+    """What a step left, by the costs of the whole model."""
+    result = compose(units, plans).result
+    names = ("params_after", "flops_after", "units_removed")
+    return {**{name: result[name] for name in names}, "tolerance": plan.result["tolerance"]}

@@ -1,0 +1,73 @@
+"""What was done, as a report and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from fairkern import options, report, types
+from fairkern.api import check_plan, check_scores
+from fairkern.compensate import Correction, unexplained
+from fairkern.results import PathLike, Plan, Report
+from fairkern.surroundings import stage
+
+
+def summarise(
+    plan: types.Plan,
+    *,
+    scores: types.Scores | None = None,
+    title: str = "",
+    before: Mapping[str, float] | None = None,
+    after: Mapping[str, float] | None = None,
+    stages: Mapping[str, float] | None = None,
+    corrected: Sequence[Correction] = (),
+    compensation: str | None = None,
+    small: nn.Module | None = None,
+) -> Report:
+    """A report of a plan: parameters and FLOPs from the plan, and whatever else was measured.
+
+    `small`, the cut model, is asked for its parameters: compensation may have added biases, which no plan counts.
+    `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `stages` seconds by stage.
+    `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
+    its removed activations that the units that stay do not predict.
+    """
+    check_plan(plan)
+    check_scores(scores)
+    for name, given in (("title", title), ("compensation", compensation)):
+        if given is not None:
+            options.instance(name, given, str, "a text")
+    for name, measures in (("before", before), ("after", after), ("stages", stages)):
+        if measures is not None:
+            options.mapping(name, measures, "a dictionary of numbers by name")
+            for key, value in measures.items():
+                options.real(f"{name}[{key!r}]", value)
+    options.iterable("corrected", corrected, "corrections")
+    for correction in corrected:
+        options.instance("corrected", correction, Correction, "corrections")
+    if small is not None:
+        options.instance("small", small, nn.Module, options.MODEL)
+    done = {
+        "compensation": compensation,
+        "compensated": sum(c.weight is not None for c in corrected),
+        "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
+    }
+    made = report.summary(
+        plan,
+        scores,
+        title=title or f"{plan.model}, pruned",
+        measures=(before or {}, after or {}),
+        stages=stages or {},
+        params=None if small is None else sum(p.numel() for p in small.parameters()),
+        unexplained=unexplained(scores.units, corrected) if scores is not None else {},
+        compensation=done,
+    )
+    return Report(**vars(made), plan=Plan.of(plan))
+
+
+@stage
+def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
+    """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
+    check_plan(plan)
+    options.instance("scores", scores, types.Scores, options.SCORES)
+    report.save_picture(scores, plan, options.place("path", path))
