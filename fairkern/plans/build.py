@@ -129,7 +129,7 @@ def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigC
     changes, left = [], []
     for field in units.config:
         sizes = {
-            Fraction(field.size * (units.groups[g].units - len(chosen[g])), units.groups[g].units) for g in field.groups
+            Fraction(field.size * (units.groups[g].units - chosen[g].shape[-1]), units.groups[g].units) for g in field.groups
         }
         if sizes == {field.size}:
             continue
