@@ -129,7 +129,8 @@ def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigC
     changes, left = [], []
     for field in units.config:
         sizes = {
-            Fraction(field.size * (units.groups[g].units - chosen[g].shape[-1]), units.groups[g].units) for g in field.groups
+            Fraction(field.size * (units.groups[g].units - chosen[g].shape[-1]), units.groups[g].units)
+            for g in field.groups
         }
         if sizes == {field.size}:
             continue
@@ -191,7 +192,7 @@ def _axes(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[PlanAxis, ...]:
         for held in group.axes:
             places = gathered.get(id(held.positions))
             if places is None:
-                places = np.sort(held.positions[array].reshape(*array.shape[:-1], -1), axis=-1)
+                places = group.places(held, array)
                 gathered[id(held.positions)] = places
             holders.setdefault(held.axis, []).append((held, places))
     return tuple(

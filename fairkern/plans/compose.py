@@ -98,22 +98,24 @@ def _first_name(name: str, renamings: Sequence[Renaming]) -> str:
     return name
 
 
-def _within(units: UnitMap) -> dict[str, str]:
+def _within(units: UnitMap) -> dict[str, AxisGroup]:
     """Groups with sets, and the group of the whole experts that their sets belong to."""
-    whole = {(a.axis.tensor, a.axis.dim): group.name for group in units.groups if group.sets == 1 for a in group.axes}
+    whole = {(a.axis.tensor, a.axis.dim): g for g in units.groups for a in g.axes if len(a.positions) == g.total}
     found = {}
     for group in units.groups:
         holder = next((whole[place] for a in group.axes if (place := (a.axis.tensor, 0)) in whole), None)
-        if group.sets > 1 and holder is not None:
+        if group.sets > 1 and holder is not None and holder is not group:
             found[group.name] = holder
     return found
 
 
-def _sets(left: Left, within: Mapping[str, str], name: str) -> list[int]:
+def _sets(left: Left, within: Mapping[str, AxisGroup], name: str) -> list[int]:
     """The sets of a group, as the first map counts them, whose expert is still there."""
-    rows = left.get(name, [])
-    return left[within[name]][0].tolist() if name in within else list(range(len(rows)))
+    holder = within.get(name)
+    if holder is None:
+        return list(range(len(left.get(name, []))))
+    return np.concatenate([row + k * holder.units for k, row in enumerate(left[holder.name])]).tolist()
 
 
-def _rows(left: Left, within: Mapping[str, str], name: str) -> list[IndexArray]:
+def _rows(left: Left, within: Mapping[str, AxisGroup], name: str) -> list[IndexArray]:
     return [left[name][k] for k in _sets(left, within, name)]

@@ -42,6 +42,7 @@ def probed(model: nn.Module, units: UnitMap, guessed: Sequence[ConfigField]) -> 
     for g in units.prunable:
         for held in units.groups[g].axes:
             of_axis.setdefault(held.axis, []).append(g)
+    fixed = {field.name: field.size for field in guessed if field.fixed}  # what else would be derived from a number
     by_name = {field.name: field for field in guessed}
     found: list[tuple[ConfigField, frozenset[Axis]]] = []
     for prefix, config, _ in configurations(model):
@@ -49,14 +50,14 @@ def probed(model: nn.Module, units: UnitMap, guessed: Sequence[ConfigField]) -> 
             full = prefix + name
             if type(size) is not int or size < 2 or not (full in by_name or _divides(size, units)):
                 continue
-            changed = _changed(model, units, full, size)
+            changed = _changed(model, units, {**fixed, full: _less(size)})
             if not changed:
                 if full in by_name:
                     found.append((by_name[full], frozenset()))
                 continue
             groups = sorted({g for axis in changed for g in of_axis.get(axis, ())})
             whole = frozenset(axis for axis, (before, after) in changed.items() if after * size == before * _less(size))
-            if all(axis in of_axis for axis in changed) and (len(whole) == len(changed) or full in by_name):
+            if all(axis in of_axis for axis in changed) and (full in by_name or len(whole) == len(changed)):
                 found.append((ConfigField(full, size, size, tuple(groups)), whole))
     fields = [field for field, _ in found]
     fields += [replace(f, groups=_counted(f, fields)) for f in guessed if f.fixed or f.before is None]
@@ -85,15 +86,16 @@ def _less(size: int) -> int:
     return size - size // next(q for q in range(2, size + 1) if size % q == 0)
 
 
-def _changed(model: nn.Module, units: UnitMap, name: str, size: int) -> dict[Axis, tuple[int, int]] | None:
-    """The axes that have another length with less in this field, with their lengths; None where it is refused, or where
+def _changed(model: nn.Module, units: UnitMap, fields: Mapping[str, int]) -> dict[Axis, tuple[int, int]] | None:
+    """The axes that have another length with these values, with their lengths; None where they are refused, or where
     tensors come or go."""
     try:
         config = copy.deepcopy(model.config)
-        owner: Any = config
-        for part in name.split(".")[:-1]:
-            owner = getattr(owner, part)
-        setattr(owner, name.rpartition(".")[2], _less(size))
+        for name, value in fields.items():
+            owner: Any = config
+            for part in name.split(".")[:-1]:
+                owner = getattr(owner, part)
+            setattr(owner, name.rpartition(".")[2], value)
         shapes = built_shapes(model, config)
     except Exception:  # fields that do not fit together, a class that is built otherwise: the field says nothing
         return None
@@ -102,5 +104,7 @@ def _changed(model: nn.Module, units: UnitMap, name: str, size: int) -> dict[Axi
         after = shapes.get(tensor)
         if after is None or len(after) != len(before):
             return None
-        changed |= {Axis(tensor, i): ends for i, ends in enumerate(zip(before, after, strict=True)) if ends[0] != ends[1]}
+        changed |= {
+            Axis(tensor, i): ends for i, ends in enumerate(zip(before, after, strict=True)) if ends[0] != ends[1]
+        }
     return changed
