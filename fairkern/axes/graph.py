@@ -162,9 +162,9 @@ class Graph:
             if len(kept) == 2 and i == 0 and uniform and self._ranked(ids):
                 within = self.meet(self.new(shape[1]), kept[1][1], "")
                 assert isinstance(within, np.ndarray)
-                spread = Spread(self.new(shape[0] * shape[1]).reshape(shape), ids, within)
-                self.spreads.append(spread)
-                return spread.flat.reshape(-1)
+                flat = self.new(shape[0] * shape[1])
+                self.spreads.append(Spread(flat.reshape(shape), ids, within))
+                return flat
             along = ids.reshape([-1 if k == i else 1 for k in range(len(shape))])
             return np.ascontiguousarray(np.broadcast_to(along, shape)).reshape(-1)
         inner = self.new(int(np.prod([shape[i] for i in tracked]))).reshape([shape[i] for i in tracked])

@@ -1,7 +1,7 @@
 """Routers that choose groups of experts first, and experts within those (DeepSeek's `n_group`).
 
-Scores of all experts are viewed as [groups, experts of a group]. The model's code counts on groups of one size, so every
-group loses as many experts as the others, and not the same ones.
+Scores of all experts are viewed as [groups, experts of a group]. The model's code counts on groups of one size, so
+every group loses as many experts as the others, and not the same ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class GroupedChoice:
     @property
     def edges(self) -> list[Edge]:
         """What goes together if the positions are experts: those of every view and spread."""
-        return [Edge(self.flat.reshape(-1), same.flat.reshape(-1)) for same in (*self.views[1:], *self.spreads)]
+        others = (*(view.flat for view in self.views[1:]), *(spread.flat for spread in self.spreads))
+        return [Edge(self.flat.reshape(-1), flat.reshape(-1)) for flat in others]
 
     @classmethod
     def of_all(cls, choices: Sequence[GroupedChoice]) -> GroupedChoice | None:
@@ -70,7 +71,9 @@ def grouped_choices(graph: Graph) -> list[GroupedChoice]:
             views.setdefault((blocks, within), []).append(f)
     found = []
     for (blocks, within), same in views.items():
-        spreads = [s for s in graph.spreads if labels[s.blocks].tobytes() == blocks and s.flat.shape == same[0].flat.shape]
+        spreads = [
+            s for s in graph.spreads if labels[s.blocks].tobytes() == blocks and s.flat.shape == same[0].flat.shape
+        ]
         found.append(
             GroupedChoice(
                 same[0].flat,

@@ -55,9 +55,9 @@ class Cost:
     Args:
         units: the map whose extents the terms index.
         terms: `units.params` or `units.flops`.
-        order: per group the units (of each set) in the order in which they go, so that it is known what a count leaves of those
-            that differ (experts of a list); units that are not there stay. Of a group that is not there every unit
-            counts as much as the others: 1/n of it goes with each.
+        order: per group the units (of each set) in the order in which they go, so that it is known what a count leaves
+            of those that differ (experts of a list); units that are not there stay. Of a group that is not there every
+            unit counts as much as the others: 1/n of it goes with each.
     """
 
     def __init__(self, units: UnitMap, terms: Sequence[CostTerm], order: Order | None = None) -> None:

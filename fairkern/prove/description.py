@@ -35,32 +35,55 @@ def described(
     `prepared()`: the copy that a proof on these inputs with this seed used. `alone`: the size sites at which nothing
     was folded into the number.
 
-    Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that
-    are left, and the cut model still computes what the masked one does. Fields are those that names and sizes suggest;
-    if these fail, those that change the shapes of these groups and no others (`probes.py`); if those fail too, without
-    heads. Size sites at which the code computes the number from the configuration are given the size outright, since it
-    may be right by itself then.
+    Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that are
+    left, and the cut model still computes what the masked one does. Fields are those that names and sizes suggest; if
+    these fail or do not count all groups, those that change the shapes of these groups and no others (`probes.py`); if
+    those fail too, without heads. Size sites at which the code computes the number from the configuration are given the
+    size outright, since it may be right by itself then.
     """
     failed: list[tuple[list[ConfigField], str]] = []
+    best = units
     for tried in _attempts(model, units):
-        removed = _even(units, tried, seed)
-        if all(not gone.size for gone in removed):
+        if len(_groups(tried)) <= len(_groups(best.config)):
             continue
-        candidate = replace(units, config=tuple(tried))
-        plan = build(candidate, removed)
-        reason = undescribed(model, plan, shapes_after(plan))
+        candidate, reason = _follows(model, replace(units, config=tuple(tried)), inputs, seed, prepared, alone)
         if reason is None:
-            ready = None if prepared is None else prepared()
+            best = candidate
+        else:
+            failed.append((tried, reason))
+        if _groups(best.config).issuperset(units.prunable):
+            break
+    return _noted(best, failed)
+
+
+def _groups(fields: Iterable[ConfigField]) -> set[int]:
+    return {g for field in fields for g in field.groups}
+
+
+def _follows(
+    model: nn.Module,
+    candidate: UnitMap,
+    inputs: Any,
+    seed: int,
+    prepared: Callable[[], Prepared] | None,
+    alone: Collection[SiteNumber],
+) -> tuple[UnitMap, str | None]:
+    """Why these fields of the configuration do not follow a cut, None if they do; and the map with what that takes."""
+    removed = _even(candidate, candidate.config, seed)
+    if all(not gone.size for gone in removed):
+        return candidate, "no share of its groups is a whole number of units"
+    plan = build(candidate, removed)
+    reason = undescribed(model, plan, shapes_after(plan))
+    if reason is not None:
+        return candidate, reason
+    ready = None if prepared is None else prepared()
+    reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
+    if reason is not None and candidate.sites:
+        numbers: dict[SiteNumber, Passed] = {}
+        if failure(model, candidate, removed, inputs, seed=seed, prepared=ready, numbers=numbers) is None:
+            candidate = _given_outright(candidate, numbers, alone)
             reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
-            if reason is not None and candidate.sites:
-                numbers: dict[SiteNumber, Passed] = {}
-                if failure(model, candidate, removed, inputs, seed=seed, prepared=ready, numbers=numbers) is None:
-                    candidate = _given_outright(candidate, numbers, alone)
-                    reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
-        if reason is None:
-            return _noted(candidate, failed)
-        failed.append((tried, reason))
-    return _noted(units, failed)
+    return candidate, reason
 
 
 def _noted(units: UnitMap, failed: Iterable[tuple[Sequence[ConfigField], str]]) -> UnitMap:

@@ -99,7 +99,7 @@ def _changed(model: nn.Module, units: UnitMap, fields: Mapping[str, int]) -> dic
         shapes = built_shapes(model, config)
     except Exception:  # fields that do not fit together, a class that is built otherwise: the field says nothing
         return None
-    changed = {}
+    changed: dict[Axis, tuple[int, int]] = {}
     for tensor, before in units.shapes.items():
         after = shapes.get(tensor)
         if after is None or len(after) != len(before):

@@ -44,8 +44,12 @@ def _dims(call: Call, ndim: int) -> list[int]:
     "all",
     "argmin",
 )
-def reduction(call: Call, unless: Unless = Unless.LISTED) -> list[Track]:
+def reduction(call: Call) -> list[Track]:
     """What is reduced stays as it is, unless nobody reads the result (attention weights averaged over heads)."""
+    return _reduced(call, Unless.LISTED)
+
+
+def _reduced(call: Call, unless: Unless) -> list[Track]:
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
     summed = [i for i in over if _adds(call) and call.summed(x, i)]
@@ -115,7 +119,7 @@ def best(call: Call) -> list[Track]:
     """The largest along a dimension, and where it is: an expert at −inf is not it, and adds nothing to a logsumexp."""
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
-    made = reduction(call, Unless.ROUTED)
+    made = _reduced(call, Unless.ROUTED)
     if len(over) == 1 and isinstance(ranked := x.dims[over[0]], np.ndarray) and call.name != "logsumexp":
         call.graph.rankings.append(Ranking(ranked, 1))
         if call.name != "amax":
