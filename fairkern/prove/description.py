@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from fairkern.axes import config_fields
-from fairkern.compact.config import set_config
+from fairkern.compact.config import set_fields
 from fairkern.compact.descriptors import shapes_after
 from fairkern.compact.sites import SizedForward
 from fairkern.model.raised import in_words
 from fairkern.model.tensors import named_tensors
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, random_removal
+from fairkern.prove.admitted import with_admitted
 from fairkern.prove.trial import Prepared, failure
 from fairkern.types import Plan, UnitMap
 
@@ -30,7 +31,8 @@ def described(
     `prepared()`: the copy that a proof on these inputs with this seed used.
 
     Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that
-    are left, and the cut model still computes what the masked one does. Heads are left out if it fails with them.
+    are left, and the cut model still computes what the masked one does. Heads are left out if it fails with them. Of
+    fields that follow it is then asked which values the configuration admits.
     """
     fields = config_fields(model, units.groups)
     inner = [f for f in fields if all(units.groups[g].kind != "head" for g in f.groups)]
@@ -47,7 +49,8 @@ def described(
             model, candidate, removed, inputs, seed=seed, prepared=None if prepared is None else prepared()
         )
         if reason is None:
-            return replace(candidate, notes=(*units.notes, *notes))
+            told = with_admitted(model.config, candidate.config, [group.units for group in units.groups])
+            return replace(candidate, config=told, notes=(*units.notes, *notes))
         names = ", ".join(f.name for f in tried)
         notes.append(f"the configuration ({names}) does not describe a pruned model: {reason}")
     return replace(units, notes=(*units.notes, *notes))
@@ -61,7 +64,7 @@ def undescribed(model: nn.Module, plan: Plan, shapes: Mapping[str, tuple[int, ..
     kind = model._original if isinstance(model, SizedForward) else type(model)
     try:
         config = copy.deepcopy(model.config)
-        set_config(config, plan)
+        set_fields(config, plan.config)
         with torch.random.fork_rng([]), torch.device("meta"):
             built = kind(config)
     except Exception as error:  # fields that cannot be set or do not fit together, a class that is built otherwise
