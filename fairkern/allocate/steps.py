@@ -77,19 +77,14 @@ class Budget:
 
     def fits_alone(self, bundles: Sequence[Bundle], removed: IndexArray, fewer: IndexArray) -> IndexArray:
         """Per bundle, whether it alone may go back from `removed` to `fewer` units of its groups."""
-        growth = self.cost.change(removed, removed - fewer)
-        fits = np.empty(len(bundles), dtype=bool)
         before = self.cost(removed)
+        after = before + self.cost.change(removed, removed - fewer)[[bundle.groups[0] for bundle in bundles]]
         for b, bundle in enumerate(bundles):
-            g = list(bundle.groups)
-            if len(g) == 1:
-                after = before + growth[g[0]]
-            else:  # of several groups that meet in a product, changes do not add up
+            if len(bundle.groups) > 1:  # of several groups that meet in a product, changes do not add up
                 back = removed.copy()
-                back[g] = fewer[g]
-                after = self.cost(back)
-            fits[b] = after / self.total <= self.keep
-        return fits | (self.keep == 1)
+                back[list(bundle.groups)] = fewer[list(bundle.groups)]
+                after[b] = self.cost(back)
+        return (after / self.total <= self.keep) | (self.keep == 1)
 
 
 def fewest(steps: Steps, levels: Levels, budget: Budget, asked: str, allowed: str) -> int:
