@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
-from fairkern.model.fields import read_field
+from fairkern.model.fields import configurations, read_field
 from fairkern.types import AxisGroup, ConfigField
 
 _INNER = (
@@ -39,7 +38,7 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
     width by the number of heads without it.
     """
     fields = []
-    for prefix, config, scope in _configs(model):
+    for prefix, config, scope in configurations(model):
         mine = [i for i, g in enumerate(groups) if g.frozen is None and f"{g.name}.".startswith(scope)]
         counts = {name: n for name in _HEADS if type(n := vars(config).get(name)) is int}
         heads = [i for i in mine if groups[i].kind == "head"] if counts else []
@@ -68,20 +67,3 @@ def _side(name: str, candidates: Sequence[int], groups: Sequence[AxisGroup]) -> 
     """`encoder_…` and `decoder_…` count what lies in the encoder and in the decoder."""
     side = next((s for s in ("encoder.", "decoder.") if name.startswith(s[:-1])), "")
     return [i for i in candidates if side in groups[i].name]
-
-
-def _configs(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """(prefix of its fields, configuration, prefix of the modules that it is for): the model's and those within."""
-    config = vars(model).get("config")
-    if not _is_config(config):
-        return
-    yield "", config, ""
-    for name, inner in vars(config).items():
-        if _is_config(inner):
-            paths = [path for path, module in model.named_modules() if path and vars(module).get("config") is inner]
-            if paths:
-                yield f"{name}.", inner, f"{min(paths, key=len)}."
-
-
-def _is_config(value: object) -> bool:
-    return hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from fairkern.axes import config_fields
-from fairkern.compact.config import set_config
+from fairkern.compact.built import built_with
 from fairkern.compact.descriptors import shapes_after
-from fairkern.compact.sites import SizedForward
 from fairkern.model.raised import in_words
 from fairkern.model.tensors import named_tensors
 from fairkern.plans.build import build
@@ -58,12 +55,8 @@ def undescribed(model: nn.Module, plan: Plan, shapes: Mapping[str, tuple[int, ..
 
     Cost: building the model without its numbers.
     """
-    kind = model._original if isinstance(model, SizedForward) else type(model)
     try:
-        config = copy.deepcopy(model.config)
-        set_config(config, plan)
-        with torch.random.fork_rng([]), torch.device("meta"):
-            built = kind(config)
+        built = built_with(model, plan.config)
     except Exception as error:  # fields that cannot be set or do not fit together, a class that is built otherwise
         return in_words(error, model, 120)
     found = named_tensors(built)
