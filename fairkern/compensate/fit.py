@@ -84,16 +84,15 @@ def by_least_squares(
     unexplained = with_intercept = torch.nan
     if joint is None:
         power = float((moments.gram.diagonal()[t] / count - (read[t].square() if intercept else 0.0)).sum())
-        unexplained = _share(power - _told(weights, cross, added), power)
-    if through_zero:  # a constant as one more column beside `now`, from the same system
-        constant = (read[t] - weights @ now[k]) / (1.0 - to_mean @ now[k])
-        turned = weights - torch.outer(constant, to_mean[0])
-        told = _told(turned, cross, added) + float(constant @ read[t])
-        with_intercept = _share(power - told, power)
+        unexplained = _share(power - _explained(weights, cross, added), power)
+        if through_zero:  # a constant beside what stays, from the same system
+            constant = (read[t] - weights @ now[k]) / (1.0 - to_mean @ now[k])
+            turned = weights - torch.outer(constant, to_mean[0])
+            with_intercept = _share(power - _explained(turned, cross, added) - float(constant @ read[t]), power)
     return Fit(told, kept, weights, shift, unexplained, with_intercept)
 
 
-def _told(weights: Tensor, cross: Tensor, added: float) -> float:
+def _explained(weights: Tensor, cross: Tensor, added: float) -> float:
     """The power that a fit explains: by `weights @ (inner + added) = cross` the inner matrix is not needed."""
     return float((weights * cross).sum()) + added * float(weights.square().sum())
 

@@ -1,4 +1,4 @@
-"""Where compensation may give a weight a bias that has none: anywhere, nowhere, or where the format has a place for it."""
+"""Where compensation may give a bias to weights that have none: anywhere, nowhere, or where the format has a place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from fairkern.compact.built import built_with
 from fairkern.compact.config import follow_config
-from fairkern.model.fields import configurations
+from fairkern.model.fields import bias_fields, configurations
 from fairkern.model.linear import adds_bias, give_bias
 from fairkern.model.raised import in_words
 from fairkern.model.tensors import named_tensors
@@ -22,7 +22,7 @@ from fairkern.types import Axis, ConfigChange, Plan, UnitMap
 
 
 class Biases(enum.Enum):
-    """Whether weights get a bias that have none: where what the model ships in has a place for it, anywhere, nowhere."""
+    """Whether weights that have no bias get one: where what the model ships in has a place, anywhere, nowhere."""
 
     AUTO = "auto"
     ADDED = True
@@ -106,19 +106,13 @@ class Places:
 
 
 def flags_of(model: nn.Module) -> tuple[Flag, ...] | str:
-    """Truth values of the configuration with "bias" in their name that, turned round, give modules a bias and do nothing
-    else; as a text, why the model is not described by a configuration.
+    """Truth values of the configuration with "bias" in their name that, turned round, give modules a bias and do
+    nothing else; as a text, why the model is not described by a configuration.
 
     Found by building the model on the meta device as it is and with each of them turned round: no field is known by
-    its name. One that also changes other tensors, classes or plain attributes of modules is left out, since what it does
-    besides is not known. Cost: building the model without its numbers, once and once for each field.
+    its name. One that also changes other tensors, classes or plain attributes of modules is left out, since what else
+    it does is not known. Cost: building the model without its numbers, once and once for each field.
     """
-    changes = [
-        ConfigChange(f"{prefix}{name}", value, not value)
-        for prefix, config, _ in configurations(model)
-        for name, value in vars(config).items()
-        if isinstance(value, bool) and "bias" in name
-    ]
     if next(configurations(model), None) is None:
         return "the model has no configuration"
     try:
@@ -128,22 +122,20 @@ def flags_of(model: nn.Module) -> tuple[Flag, ...] | str:
     missing = next((n for n in named_tensors(model).keys() - named_tensors(plain).keys() if not _is_bias(n)), None)
     if missing is not None:
         return f"a model built from the configuration has no {missing}"
-    return tuple(_flags(model, plain, changes))
+    return tuple(_flags(model, plain))
 
 
-def _flags(model: nn.Module, plain: nn.Module, changes: Sequence[ConfigChange]) -> Iterator[Flag]:
+def _flags(model: nn.Module, plain: nn.Module) -> Iterator[Flag]:
     before = _described(plain)
-    for change in changes:
+    for change in (ConfigChange(name, value, not value) for name, value in bias_fields(model).items()):
         try:
             turned = built_with(model, [change])
         except Exception:  # a configuration that refuses it has no place there
             continue
-        brings = tuple(n for n in named_tensors(turned) if n not in before.tensors)
-        modules = dict(turned.named_modules())
-        if brings and all(_is_bias(n) and adds_bias(modules[n.rpartition(".")[0]]) for n in brings):
-            after = _described(turned, leave_out=brings)
-            if after == before:
-                yield Flag(change, brings)
+        brings = tuple(name for name in named_tensors(turned) if name not in before.tensors)
+        linear = all(_is_bias(name) and adds_bias(turned.get_submodule(name.rpartition(".")[0])) for name in brings)
+        if brings and linear and _described(turned, leave_out=brings) == before:
+            yield Flag(change, brings)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ def corrections(
     reads of its own states, a function that is given a weight. A grouped convolution mixes within its groups.
     The intercept goes into the bias; a linear layer or convolution without one gets one where `places` has room for it
     (default: anywhere). Where a convolution pads with zeros it counts as much as it does on average (`borders`). A
-    consumer that can have no bias is fitted without intercept, through zero, and a weight that another role shares (tied
-    to an embedding) stays as it is. `ridge` counts in mean variances of what stays (through zero: in mean squares).
+    consumer that can have no bias is fitted without intercept, through zero, and a weight that another role shares
+    (tied to an embedding) stays as it is. `ridge` counts in mean variances of what stays (through zero: mean squares).
 
     Raises PlanMismatchError (scores or plan of another model), InputError (`scores` without what `method` needs; means
     where no weight has a bias or may be given one).
@@ -70,9 +70,10 @@ def corrections(
             without += [why] if why else []
             found.append(_of_consumer(consumer, known[heard], method, why))
     if method is Compensation.MEAN and without and all(c.weight is None for c in found):
+        otherwise = "" if places.asked is Biases.ADDED else ", or biases=True"
         raise InputError(
-            f"compensate='mean' folds means into biases, and no weight that loses inputs has one or is given one "
-            f"({without[0]}): use compensate='least_squares'{'' if places.asked is Biases.ADDED else ', or biases=True'}"
+            "compensate='mean' folds means into biases, and no weight that loses inputs has one or is given one "
+            f"({without[0]}): use compensate='least_squares'{otherwise}"
         )
     return found
 
@@ -97,7 +98,7 @@ def _of_consumer(consumer: Consumer, statistics: Statistics, method: Compensatio
     if not consumer.reads(statistics):
         return _nothing(consumer.axis, "its tap holds other positions than its weight")
     made = consumer.correction(statistics, intercept=not no_bias)
-    return replace(made, note=f"fitted through zero, without a bias: {no_bias}" if no_bias else "")
+    return replace(made, note=f"fitted through zero, without intercept: {no_bias}" if no_bias else "")
 
 
 def _of_experts(
@@ -122,7 +123,7 @@ def _of_experts(
         torch.stack(weights),
         None,
         float(np.mean([fit.unexplained for fit in fits])),
-        "fitted through zero: experts answer some tokens only",
+        "fitted through zero, without intercept: experts answer some tokens only",
         float(np.mean([fit.with_intercept for fit in fits])),
     )
 

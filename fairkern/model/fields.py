@@ -16,6 +16,16 @@ def read_field(config: Any, name: str) -> Any:
         return None
 
 
+def bias_fields(model: nn.Module) -> dict[str, bool]:
+    """The truth values of the model's configuration, and of those within, that speak of biases; names are dotted."""
+    return {
+        f"{prefix}{name}": value
+        for prefix, config, _ in configurations(model)
+        for name, value in vars(config).items()
+        if isinstance(value, bool) and "bias" in name
+    }
+
+
 def configurations(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
     """(prefix of its fields, configuration, prefix of the modules that it is for): the model's and those within."""
     config = vars(model).get("config")

@@ -146,7 +146,8 @@ def _through_zero(entries: Mapping[str, Mapping[str, float]]) -> str:
 
     count = len(entries)
     mean = {key: sum(entry[key] for entry in entries.values()) / count for key in ("unexplained", "with_intercept")}
-    said = f"{count} weight{'s' if count > 1 else ''} fitted without a bias: {shares(mean)} of what goes is not made up for"
+    weights = "1 weight" if count == 1 else f"{count} weights"
+    said = f"{weights} fitted without a bias: {shares(mean)} of what goes is not made up for"
     name, worst = max(entries.items(), key=lambda item: item[1]["unexplained"] - item[1]["with_intercept"])
     return said if count == 1 else f"{said}, most is lost at {name}: {shares(worst)}"
 

@@ -82,7 +82,7 @@ def test_layers_that_differ_leave_it() -> None:
     assert small.config.intermediate_size == 8
     assert plan.config == ()
     assert plan.result["config_left"] == ["intermediate_size"]
-    assert fk.api.summarise(plan).choices["config_left"] == ["intermediate_size"]
+    assert fk.summarise(plan).choices["config_left"] == ["intermediate_size"]
 
 
 def test_a_forward_pass_that_would_compute_something_else_leaves_it() -> None:
