@@ -19,6 +19,7 @@ from fairkern.cli.given import existing, named, writable
 
 FAILED = 1
 SCORES, PLAN = "scores.safetensors", "plan.json"
+BIASES = {"auto": "auto", "yes": True, "no": False}
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -98,7 +99,8 @@ def apply(arguments: argparse.Namespace) -> int:
         raise fk.InputError(f"--compensate {arguments.compensate} takes what was measured: name its file with --scores")
     plan = fk.Plan.load(existing(arguments.plan, PLAN))
     scores = fk.Scores.load(existing(arguments.scores, SCORES)) if arguments.scores else None
-    small = fk.apply(named(arguments.model), plan, compensate=arguments.compensate, scores=scores, inplace=True)
+    how = {"compensate": arguments.compensate, "biases": BIASES[arguments.biases], "scores": scores}
+    small = fk.apply(named(arguments.model), plan, **how, inplace=True)
     fk.save_pruned(small, plan, out)
     _say_removed(arguments, plan, out)
     return 0
@@ -110,6 +112,7 @@ def prune(arguments: argparse.Namespace) -> int:
     if not options["gram"]:
         del options["gram"]  # where it is needed it is kept anyway
     options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused")}
+    options["biases"] = BIASES[arguments.biases]
     options["keep_scores"] = arguments.iterations == 1  # later ones are of what the steps before have left
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
     small, report = fk.prune(model, loader, loss, **options)

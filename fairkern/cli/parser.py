@@ -56,6 +56,7 @@ def command_line() -> argparse.ArgumentParser:
     apply.add_argument("model", metavar="MODEL", help="package.module:callable")
     apply.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`")
     apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help="fold in what goes; needs --scores")
+    _add_biases(apply)
     apply.add_argument("--scores", type=path, help="file written by `fairkern score` (with --gram for least_squares)")
     apply.add_argument("--out", type=path, required=True, help="folder for the weights and the plan")
     apply.add_argument("--quiet", action="store_true", help="print nothing")
@@ -66,6 +67,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_tracing(prune)
     methods = (*COMPENSATIONS, "sequential")
     prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
+    _add_biases(prune)
     steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
     prune.add_argument("--iterations", type=positive, default=1, metavar="N", help=steps)
     prune.add_argument("--out", type=path, required=True, help="folder for the weights, plan, report and scores")
@@ -79,6 +81,11 @@ def command_line() -> argparse.ArgumentParser:
     report.add_argument("--out", type=path, help="JSON file to write")
     report.add_argument("--picture", type=path, help="PNG file to write")
     return top
+
+
+def _add_biases(parser: argparse.ArgumentParser) -> None:
+    given = "give biases to weights that have none: where the model's format has a place (auto), anywhere, or nowhere"
+    parser.add_argument("--biases", choices=commands.BIASES, default="auto", help=given)
 
 
 def _add_tracing(parser: argparse.ArgumentParser) -> None:
