@@ -159,6 +159,11 @@ class TensorFile:
         if self._begin + end != size:
             self._fail(f"its tensors end at {self._begin + end}, the file at {size}")
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors by their names, as the header has them."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
     def read(self) -> tuple[dict[str, Tensor], str]:
         """All tensors, on the CPU in memory of their own, and the sum of what was read, to be compared.
 
