@@ -136,6 +136,8 @@ class Run:
             progress.shifted = shifted(parts, theirs)
         of = compared(parts, ours, theirs, settings.divergence, settings.temperature, progress.shifted)
         loss = of.loss
+        if not of.count:  # what else there is would be the mean of nothing
+            return torch.zeros_like(loss), of
         if self._pairs:
             apart, names = hidden_loss(self._pairs, self._ours.outputs, self._theirs.outputs, of.positions)
             if apart is None and settings.hidden:

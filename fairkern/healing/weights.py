@@ -38,9 +38,9 @@ class Weights:
         held = named_tensors(small)
         self.buffers = {name: tensor for name, tensor in held.items() if not isinstance(tensor, nn.Parameter)}
         self._before = {name: buffer.detach().clone() for name, buffer in self.buffers.items()}
-        undecayed = _undecayed(small)
+        bare_ones = undecayed(small)
         groups = [
-            {"params": [m for n, m in self.masters.items() if (n in undecayed) is bare], "weight_decay": decay}
+            {"params": [m for n, m in self.masters.items() if (n in bare_ones) is bare], "weight_decay": decay}
             for bare, decay in ((False, settings.weight_decay), (True, 0.0))
         ]
         self._optimizer = torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr)
@@ -174,7 +174,7 @@ def _master(name: str, parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach().to(torch.float32))
 
 
-def _undecayed(model: nn.Module) -> set[str]:
+def undecayed(model: nn.Module) -> set[str]:
     """Parameters of norms, and those of one dimension: biases and scales."""
     norms = [path for path, module in model.named_modules() if isinstance(module, _NORMS)]
     return {n for n, p in model.named_parameters() if p.ndim < 2 or n.rpartition(".")[0] in norms}
