@@ -18,6 +18,7 @@ from fairkern.errors import (
     PlanMismatchError,
     TimeLimitError,
 )
+from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import Plan, Report, Scores, UnitMap
 from fairkern.summary import picture, summarise
@@ -37,6 +38,7 @@ __all__ = [
     "TimeLimitError",
     "UnitMap",
     "apply",
+    "heal",
     "hf",
     "info",
     "latency",
