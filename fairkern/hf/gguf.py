@@ -1,7 +1,7 @@
 """A folder that pruning left as one GGUF file, which llama.cpp and what is built on it load.
 
-Layers that are all equal become the family's own architecture, or `llama`; layers that differ become `deci`, which counts
-heads, key heads and widths layer by layer.
+Layers that are all equal become the family's own architecture, or `llama`; layers that differ become `deci`, which
+counts heads, key heads and widths layer by layer.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _LARGEST = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: llama.cpp's architecture, its numbers layer by layer, whether text goes in or token ids alone."""
+    """What was written: llama.cpp's architecture, its numbers by layer, whether text goes in or token ids alone."""
 
     path: Path
     architecture: str
@@ -51,16 +51,16 @@ class Exported:
 def export_gguf(
     folder: str | os.PathLike[str],
     path: str | os.PathLike[str],
-    type: str = "f16",  # noqa: A002, the name that the file format has for it
+    type: str = "f16",
     *,
     vocab: bool = True,
 ) -> Exported:
     """Write `folder`, a Llama-like model, as a GGUF file for llama.cpp.
 
     Args:
-        folder: config.json, weights as safetensors (shards too) and a tokenizer: what `fk.hf.save`, `save_pretrained` or
-            `fk.save_pruned` with the model's config.json beside it leave. Where layers differ, their sizes are those of
-            the tensors.
+        folder: config.json, weights as safetensors (shards too) and a tokenizer: what `fk.hf.save`, `save_pretrained`
+            or `fk.save_pruned` with the model's config.json beside it leave. Where layers differ, their sizes are those
+            of the tensors.
         path: file to write; it appears whole, or stays as it was.
         type: of matrices: "f32", "f16", "bf16" or "q8_0" (8 bits, blocks of 32 along a row). Vectors are float32.
         vocab: False leaves the tokenizer out, so that token ids go in and logits come out; so does a folder without.
@@ -104,9 +104,9 @@ def export_gguf(
 def _filled(blocks: Blocks) -> Blocks:
     """The same decoder as `deci` can say it.
 
-    llama.cpp takes the size of heads from the first layer, leaves out attention that has no MLP behind it, and biases of
-    parts that are not there. A part in such a place gets weights of zero, which add what its bias says. A layer that adds
-    nothing is left out.
+    llama.cpp takes the size of heads from the first layer, leaves out attention that has no MLP behind it, and biases
+    of parts that are not there. A part in such a place gets weights of zero, which add what its bias says. A layer that
+    adds nothing is left out.
     """
     kept = [block for block in blocks.blocks if any(block.sizes) or block.constants] or [blocks.blocks[0]]
     filled = []
@@ -129,11 +129,11 @@ def _check_rows(blocks: Blocks) -> None:
     uneven = [piece for piece in _pieces(blocks, None) if len(piece.shape) == 2 and piece.shape[1] % _IN_A_BLOCK]
     if uneven:
         widths = sorted({piece.shape[1] for piece in uneven})
+        said = ", ".join([*map(str, widths[:8]), *["…"] * (len(widths) > 8)])
         raise InputError(
-            f"q8_0 packs weights by {_IN_A_BLOCK} along a row, and {len(uneven)} matrices have rows that {_IN_A_BLOCK} does "
-            f"not divide (the first is {uneven[0].said} with {uneven[0].shape[1]}; widths: {', '.join(map(str, widths[:8]))}"
-            f"{', …' if len(widths) > 8 else ''}): plan with serve=\"gguf:q8_0\" or in multiples of {_IN_A_BLOCK}, or write "
-            "f16 or bf16"
+            f"q8_0 packs weights by {_IN_A_BLOCK} along a row, and {len(uneven)} matrices have rows that {_IN_A_BLOCK} "
+            f"does not divide (the first is {uneven[0].said} with {uneven[0].shape[1]}; widths: {said}): plan with "
+            f'serve="gguf:q8_0" or in multiples of {_IN_A_BLOCK}, or write f16 or bf16'
         )
 
 
@@ -159,15 +159,17 @@ class _Piece:
 def _pieces(blocks: Blocks, architecture: Architecture | None, offset: float = 0.0) -> Iterator[_Piece]:
     """All tensors but for the factors of the rotary embedding, in the file's order."""
     hidden, size = blocks.hidden, blocks.head_size
-    for place, rows in blocks.ends.items():
+    for place, end in blocks.ends.items():
         part = place.partition(".")[0]
-        shape = (hidden,) if part == "norm" else (blocks.vocabulary, hidden)
-        yield _Piece(f"{ENDS[part]}.weight", shape, rows, offset=offset if part == "norm" else 0.0)
+        dims = (hidden,) if part == "norm" else (blocks.vocabulary, hidden)
+        yield _Piece(f"{ENDS[part]}.weight", dims, end, offset=offset if part == "norm" else 0.0)
     for index, block in enumerate(blocks.blocks):
         inner, keys, width = block.heads * size, block.key_heads * size, block.width
-        attention = {"attention_norm": (hidden,), "q": (inner, hidden), "k": (keys, hidden), "v": (keys, hidden)}
+        attention: dict[str, tuple[int, ...]] = {"attention_norm": (hidden,)}
+        attention |= {"q": (inner, hidden), "k": (keys, hidden), "v": (keys, hidden)}
         attention |= {"q_norm": (size,), "k_norm": (size,), "o": (hidden, inner)}
-        mlp = {"mlp_norm": (hidden,), "gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
+        mlp: dict[str, tuple[int, ...]] = {"mlp_norm": (hidden,)}
+        mlp |= {"gate": (width, hidden), "up": (width, hidden), "down": (hidden, width)}
         for part, shape in ((attention if block.heads else {}) | mlp).items():
             rotated = {"q": block.heads, "k": block.key_heads}.get(part, 0)
             rotated *= architecture is not None and architecture.interleaved

@@ -12,7 +12,7 @@ from fairkern.errors import InputError
 from fairkern.hf.blocks import Blocks
 from fairkern.hf.decoder import Family
 
-_BASE = {"attention_norm.weight", "mlp_norm.weight", *(f"{p}.weight" for p in ("q", "k", "v", "o", "gate", "up", "down"))}
+_BASE = {f"{part}.weight" for part in ("attention_norm", "q", "k", "v", "o", "mlp_norm", "gate", "up", "down")}
 _QKV = {"q.bias", "k.bias", "v.bias"}
 _ALL_BIASES = _QKV | {"o.bias", "gate.bias", "up.bias", "down.bias"}
 _HEAD_NORMS = {"q_norm.weight", "k_norm.weight"}
@@ -60,7 +60,8 @@ class Architecture:
             return "has layers of different sizes"
         extra = sorted(blocks.places - self.needs - self.may)
         if extra:
-            return f"has {extra[0]!r} (as {next(b.tensors[extra[0]].name for b in blocks.blocks if extra[0] in b.tensors)})"
+            first = next(block.tensors[extra[0]] for block in blocks.blocks if extra[0] in block.tensors)
+            return f"has {extra[0]!r} ({first.name})"
         lacking = sorted(self.needs - blocks.places) if not self.by_layer else []
         if lacking:
             return f"has no {lacking[0]!r}"

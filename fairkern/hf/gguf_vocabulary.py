@@ -1,8 +1,8 @@
 """A tokenizer of transformers as llama.cpp's: tokens, merges, how text is split, special tokens, chat template.
 
-Of byte-level BPE llama.cpp knows a list of ways to split text, by names; the name is found here by the expressions of the
-tokenizer itself. SentencePiece's is read from tokenizer.model, or from a converted one whose merges are in the order of
-their tokens. Anything else is refused: a file whose text is cut up in another way would load, and answer worse.
+Of byte-level BPE llama.cpp knows a list of ways to split text, by names; the name is found here by the expressions of
+the tokenizer itself. SentencePiece's is read from tokenizer.model, or from a converted one whose merges are in the
+order of their tokens. Anything else is refused: a file whose text is cut up in another way would load, and answer worse.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ class Kind(IntEnum):
     USER = 4
     UNUSED = 5
     BYTE = 6
+
+
+Pieces = dict[int, tuple[str, Kind]]
+"""Tokens by their numbers."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,8 @@ def vocabulary_of(folder: Path, tokenizer: Any, config: Any, length: int) -> Voc
     if "eos" not in special:
         default = {"gpt2": 11, "llama": 2}[model]
         raise InputError(
-            f"neither the tokenizer of {folder} nor config.json names a token that ends a text, and llama.cpp would take "
-            f"number {default} for it: set eos_token_id in config.json, {WITHOUT}"
+            f"neither the tokenizer of {folder} nor config.json names a token that ends a text, and llama.cpp would "
+            f"take number {default} for it: set eos_token_id in config.json, {WITHOUT}"
         )
     special = {"bos": special["eos"], **special}  # else it would be such a number too
     template = tokenizer.chat_template
@@ -164,7 +168,7 @@ def _expressions(splitter: Mapping[str, Any] | None) -> list[str]:
     return [kind]
 
 
-def _pieces(content: Mapping[str, Any]) -> dict[int, tuple[str, Kind]]:
+def _pieces(content: Mapping[str, Any]) -> Pieces:
     return {index: (token, Kind.NORMAL) for token, index in content["model"]["vocab"].items()}
 
 
@@ -174,7 +178,7 @@ def _merges(content: Mapping[str, Any]) -> list[str]:
     return [" ".join(piece.replace(" ", "Ġ") for piece in pair) for pair in pairs]
 
 
-def _sentencepiece(path: Path, content: Mapping[str, Any]) -> tuple[dict[int, tuple[str, Kind]], dict[int, float]] | None:
+def _sentencepiece(path: Path, content: Mapping[str, Any]) -> tuple[Pieces, dict[int, float]] | None:
     """Pieces and their scores, from SentencePiece's own file; None where there is none."""
     if not path.is_file():
         return None
@@ -196,14 +200,14 @@ def _sentencepiece(path: Path, content: Mapping[str, Any]) -> tuple[dict[int, tu
         kind = next((kind for asked, kind in kinds if asked(index)), Kind.NORMAL)
         pieces[index], scores[index] = (model.IdToPiece(index), kind), float(model.GetScore(index))
     known = content["model"].get("vocab")
-    other = {piece: index for piece, index in known.items()} if isinstance(known, dict) else {}
+    other = known if isinstance(known, dict) else {}
     for index, (piece, kind) in pieces.items():
         if other and kind == Kind.NORMAL and other.get(piece) != index:
             raise InputError(f"{path} and the tokenizer beside it disagree on the token {index} ({piece!r})")
     return pieces, scores
 
 
-def _ranked(folder: Path, content: Mapping[str, Any]) -> tuple[dict[int, tuple[str, Kind]], dict[int, float]]:
+def _ranked(folder: Path, content: Mapping[str, Any]) -> tuple[Pieces, dict[int, float]]:
     """Of a converted SentencePiece tokenizer. Its merges are told by scores, which takes them in the tokens' order."""
     vocab = content["model"]["vocab"]
     made: dict[int, int] = {}
@@ -224,7 +228,7 @@ def _ranked(folder: Path, content: Mapping[str, Any]) -> tuple[dict[int, tuple[s
     return pieces, {index: -float(index) for index in vocab.values()}
 
 
-def _add(pieces: dict[int, tuple[str, Kind]], added: list[Mapping[str, Any]]) -> None:
+def _add(pieces: Pieces, added: list[Mapping[str, Any]]) -> None:
     """Tokens that were added, special ones as control; an unknown one stays what it is."""
     for token in added:
         if pieces.get(token["id"], ("", None))[1] != Kind.UNKNOWN:

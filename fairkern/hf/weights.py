@@ -63,7 +63,7 @@ class Weights:
                 )
 
     def check_head_size(self, size: int) -> None:
-        """Raises InputError where the size of heads is a guess: the configuration's quotient, of heads that were cut."""
+        """Raises InputError where the size of heads is a guess: a quotient of numbers of which one was cut."""
         if self._folder.config.get("head_dim") is not None:
             return
         said = self.config.num_attention_heads * size
@@ -78,7 +78,7 @@ class Weights:
             raise InputError(
                 f"{self.path / 'config.json'} counts {self.config.num_attention_heads} heads and the weights hold "
                 f"{', '.join(map(str, sorted(found)))} columns for them: of which size a head is cannot be told; write "
-                "head_dim into config.json, or keep the plan and the configuration of the uncut model beside the weights"
+                "head_dim into config.json, or keep the plan and the uncut model's configuration beside the weights"
             )
 
     def tokenizer(self) -> Any:
