@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -12,14 +13,14 @@ from fairkern.model.raised import in_words
 from fairkern.types import ConfigChange, Plan
 
 
-def set_config(config: Any, plan: Plan) -> None:
-    """Give the fields of a configuration the values that the plan leaves: all of them, or none if it refuses one.
+def set_fields(config: Any, changes: Iterable[ConfigChange]) -> None:
+    """Give the fields of a configuration the values that a plan leaves: all of them, or none if it refuses one.
 
     What the configuration raises passes through: a field may be computed from others, or checked when it is set.
     """
     before = []
     try:
-        for change in plan.config:
+        for change in changes:
             owner, name = _owner(config, change), change.name.rpartition(".")[2]
             before.append((owner, dict(vars(owner))))
             setattr(owner, name, change.after)
@@ -31,9 +32,9 @@ def set_config(config: Any, plan: Plan) -> None:
 
 
 def follow_config(model: nn.Module, plan: Plan) -> None:
-    """`set_config` for a model that has been cut: a configuration that refuses stays as it was, with a warning."""
+    """`set_fields` for a model that has been cut: a configuration that refuses stays as it was, with a warning."""
     try:
-        set_config(model.config, plan)
+        set_fields(model.config, plan.config)
     except Exception as error:
         names = ", ".join(change.name for change in plan.config)
         warnings.warn(

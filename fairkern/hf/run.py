@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from fairkern.pruning import prune as prune_model
 from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
 
+_SEQUENCE = 512
 _PROMPT = 16  # tokens before those that are timed
 
 
@@ -48,7 +50,7 @@ def prune(
     data: Any,
     *,
     out: PathLike,
-    sequence: int = 512,
+    sequence: int | None = None,
     samples: int = 128,
     held_out: float = 0.1,
     packing: bool = True,
@@ -68,7 +70,7 @@ def prune(
             "messages", which go through the tokenizer's chat template, or with "prompt" and "completion", of which the
             loss is that of the completion; or a list of such entries, or of token ids (those need no tokenizer).
         out: a new or an empty folder; it appears whole or not at all.
-        sequence: tokens of a sequence; at most what the model has positions for.
+        sequence: tokens of a sequence, at most what the model has positions for; default: 512, or these.
         samples: sequences that are calibrated on, and measured on, at most.
         held_out: share of the documents that only perplexity is measured on: those whose hash is lowest, so that a
             document stays on its side whatever else is in the data.
@@ -104,9 +106,8 @@ def prune(
     started = time.perf_counter()
     model, ignored = source.load(dtype, place)
     loaded = time.perf_counter()
-    _check_length(model, sequence)
-    if padding is None and tokenizer is not None:
-        layout = replace(layout, padding=tokenizer.padding_side)
+    side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side
+    layout = replace(layout, length=_length(model, sequence), padding=side)
     made = _taken(model, batches(documents, tokenizer, layout, _rows(model)))
     before = _measures(model, made)
     measured = time.perf_counter()
@@ -129,14 +130,14 @@ def prune(
     return report
 
 
-def _layout(sequence: int, samples: int, share: float, packing: bool, padding: str | None, batch: int) -> Layout:
+def _layout(sequence: int | None, samples: int, share: float, packing: bool, padding: str | None, batch: int) -> Layout:
     if padding is not None and padding not in ("left", "right"):
         raise InputError(f"padding is {checks.short(padding)}; expected 'left' or 'right'")
     share = checks.real("held_out", share, "a share above 0 and below 1")
     if not 0 < share < 1:
         raise InputError(f"held_out={share} is not above 0 and below 1: so much of the data is measured on")
     return Layout(
-        length=checks.whole("sequence", sequence, 2),
+        length=_SEQUENCE if sequence is None else checks.whole("sequence", sequence, 2),
         samples=checks.whole("samples", samples, 1),
         share=share,
         batch=checks.whole("batch_size", batch, 1),
@@ -166,10 +167,13 @@ def _needs_tokenizer(data: Any) -> bool:
     return isinstance(data, (str, os.PathLike))
 
 
-def _check_length(model: Any, sequence: int) -> None:
-    most = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(most, int) and sequence > most:
+def _length(model: Any, sequence: int | None) -> int:
+    """Of sequences. Raises InputError for a longer one than the model has positions for."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = most if isinstance(most, int) else sys.maxsize
+    if sequence is not None and sequence > most:
         raise InputError(f"sequence={sequence} is longer than the {most} positions of the model: pass sequence={most}")
+    return min(_SEQUENCE, most) if sequence is None else sequence
 
 
 def _rows(model: Any) -> int:

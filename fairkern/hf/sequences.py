@@ -45,7 +45,7 @@ class Data:
 def batches(given: Documents, tokenizer: Any, layout: Layout, vocabulary: int) -> Data:
     """Batches of `input_ids` and `labels`, and of padded ones `attention_mask` and `position_ids`.
 
-    A single document is divided by place: its last part is held out. Of what is packed all are whole, but for one
+    Where documents are too few to give a sequence on either side, they are divided by place: the end is held out. Of what is packed all are whole, but for one
     that is held out where there is no whole one.
 
     Raises InputError where the data does not fill one sequence, holds ids that the model has no row for, or needs
@@ -57,15 +57,11 @@ def batches(given: Documents, tokenizer: Any, layout: Layout, vocabulary: int) -
     if largest >= vocabulary:
         raise InputError(f"the data holds the token {largest}, and the model has {vocabulary} rows of embeddings")
     by_document = {id(document): found for document, found in tokens}
-    rest, apart = held_out(given.documents, layout.share)
-    parts = [[by_document[id(d)] for d in side] for side in (rest, apart)]
-    if not parts[1]:
-        parts = _divided(parts[0], layout)
+    parts = [[by_document[id(d)] for d in side] for side in held_out(given.documents, layout.share)]
     fill = _filler(tokenizer) if not layout.packed else 0
-    if layout.packed:
-        made = [_packed(parts[0], layout), _packed(parts[1], layout, short=True)]
-    else:
-        made = [_rows(side, layout) for side in parts]
+    made = _sequences(parts, layout)
+    if not all(made) and (layout.packed or len(tokens) == 1):
+        made = _sequences(_divided([found for _, found in tokens], layout), layout)
     total = sum(len(ids) for side in parts for ids, _ in side)
     if not made[0] or not made[1]:
         raise InputError(
@@ -105,8 +101,15 @@ def _tokens(document: Document, tokenizer: Any, end: int | None) -> _Row:
     return ids, labels
 
 
+def _sequences(parts: Sequence[Sequence[_Row]], layout: Layout) -> list[list[_Row]]:
+    """Of what is calibrated on, and of what is held out."""
+    if layout.packed:
+        return [_packed(parts[0], layout), _packed(parts[1], layout, short=True)]
+    return [_rows(side, layout) for side in parts]
+
+
 def _divided(side: Sequence[_Row], layout: Layout) -> list[list[_Row]]:
-    """One document in two, at a whole number of sequences where it has several."""
+    """Documents in a row in two, at a whole number of sequences where there are several."""
     ids = [i for row, _ in side for i in row]
     labels = [i for _, row in side for i in row]
     at = len(ids) - max(2, round(layout.share * len(ids)))
@@ -168,7 +171,8 @@ def _padded(rows: Sequence[_Row], side: str, fill: int) -> Batch:
         "input_ids": _tensor([beside(ids, fill) for ids, _ in rows]),
         "attention_mask": mask,
         "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
-        "labels": _tensor([beside(labels, UNSEEN) for _, labels in rows]),
+        # nothing comes before the first token: behind padding on the left it would be predicted from that
+        "labels": _tensor([beside([UNSEEN, *labels[1:]], UNSEEN) for _, labels in rows]),
     }
 
 
