@@ -179,6 +179,19 @@ class TensorFile:
         sums = {name: said for name, (_, said) in zip(self._entries, found, strict=True)}
         return tensors, _sum(self._entries, self.metadata, sums)
 
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Dtypes of all tensors by their names, as the header has them."""
+        return {name: _DTYPES[entry.dtype] for name, entry in self._entries.items()}
+
+    def tensor(self, name: str) -> tuple[Tensor, str]:
+        """One tensor, on the CPU in memory of its own, and the sum of its bytes."""
+        return self._tensor(name, self._entries[name])
+
+    def sum_of(self, sums: Mapping[str, str]) -> str:
+        """The sum of the file, given that of every tensor's bytes."""
+        return _sum(self._entries, self.metadata, sums)
+
     def _tensor(self, name: str, entry: _Entry) -> tuple[Tensor, str]:
         """A tensor and the sum of its bytes."""
         flat = torch.empty(entry.stop - entry.start, dtype=torch.uint8, device="cpu")
