@@ -66,7 +66,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_scoring(prune, optional=True)
     _add_planning(prune)
     _add_tracing(prune)
-    methods = (*COMPENSATIONS, "sequential")
+    methods = (*COMPENSATIONS, "sequential", "joint")
     prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
     _add_biases(prune)
     steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"

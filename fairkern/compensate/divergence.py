@@ -1,0 +1,165 @@
+"""How far a cut model's outputs are from the uncut one's, in the currency of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fairkern.capture.batches import Batch, batches
+from fairkern.capture.losses import Losses
+from fairkern.errors import InputError, NonFiniteError
+from fairkern.model.nested import tensors_in
+from fairkern.model.tensors import memory_of
+
+_NOTHING = 1e-6  # of the loss's gradient: rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Loss:
+    """What says how near two outputs are. `function`: as for `score`; None: the model's own. `uncut`: the model whose
+    outputs are to be met; None: the one that is cut."""
+
+    function: Callable[[Any, Any], Tensor] | None = None
+    samples_of: Callable[[Any], int] | None = None
+    uncut: nn.Module | None = None
+    mean: bool = True  # over a batch's samples; else their sum
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Aim:
+    """One batch in the uncut model: which of the tensors that it returns the loss is made from, the loss's slope in
+    each, and `⟨slope, output⟩ − loss`. `weight`: of the batch in the whole."""
+
+    batch: Batch
+    weight: float
+    places: tuple[int, ...]
+    slopes: tuple[Tensor, ...]
+    constant: float
+
+
+class Divergence:
+    """The Bregman divergence of the loss, a mean over samples: `ℓ(z) − ℓ(z₀) − ⟨∇ℓ(z₀), z − z₀⟩` for outputs `z` of the
+    cut model and `z₀` of the uncut one.
+
+    That is how much the loss rises beyond what its slope says: of the cross-entropy the Kullback-Leibler divergence
+    `KL(p₀ ‖ p)`, of the squared error the squared distance. Targets cancel in both: the uncut model is what is aimed
+    at, and not the labels. Positions that the loss ignores (padding) count for nothing. It is never negative where the
+    loss is convex in what the model returns, which is asked for here.
+
+    Raises InputError (a loader that yields nothing; a loss that is not made from what the model returns, or whose slope
+    there does not change). Memory: all batches, and what the model returns for them.
+    Cost: a forward pass and what it takes to go back to the outputs, per batch.
+    """
+
+    def __init__(self, model: nn.Module, small: nn.Module, loader: Iterable[Any], loss: Loss) -> None:
+        """Within `untouched`: all parameters of `model` are made to want gradients."""
+        self._losses = Losses(small, loss.function, loss.seed)
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(True)
+        self._own = own = Losses(model, loss.function, loss.seed)
+        found = list(batches(loader, model, False, loss.samples_of))
+        if not found:
+            raise InputError("the loader yields no batch; compensate='joint' needs one that can be iterated again")
+        samples = sum(batch.samples for batch in found)
+        self.aims: list[_Aim] = []
+        for batch in found:
+            weight = (batch.samples if loss.mean else 1) / samples
+            self.aims.append(_aim(own, batch, weight, self.aims[0].places if self.aims else None))
+
+    def loss(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """Tensors that the cut model returns, and its loss."""
+        output, loss = self._losses.answered(batch)
+        return list(tensors_in(output)), loss
+
+    def __call__(self, parameters: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
+        """Its value and its gradient in these parameters of the cut model."""
+        value = 0.0
+        gradient = [torch.zeros_like(p) for p in parameters]
+        for aim in self.aims:
+            with torch.enable_grad():
+                returned, loss = self.loss(aim.batch)
+            outputs = [_like(returned, place, slope) for place, slope in zip(aim.places, aim.slopes, strict=True)]
+            told = sum(float((s.double() * z.detach().double()).sum()) for s, z in zip(aim.slopes, outputs, strict=True))
+            value += aim.weight * (float(loss.detach().double()) - told + aim.constant)
+            slopes = [loss.new_tensor(aim.weight), *(-aim.weight * s for s in aim.slopes)]
+            parts = torch.autograd.grad([loss, *outputs], parameters, slopes, allow_unused=True)
+            for total, part in zip(gradient, parts, strict=True):
+                if part is not None:
+                    total += part
+        return value, gradient
+
+    def check(self, value: float, slope: float, of_loss: float) -> None:
+        """Raises NonFiniteError, and InputError where the loss cannot say how far the models are apart. `slope`: the
+        length of this gradient, `of_loss`: of the loss's own."""
+        if value != value or abs(value) == float("inf"):
+            raise NonFiniteError(f"the cut model is {value} away from the uncut one: its outputs are not finite")
+        if value < -1e-6 * sum(abs(aim.weight * aim.constant) for aim in self.aims):
+            raise InputError(
+                f"the loss falls by {-value:.3g} below its tangent at the uncut model's outputs, so it is not convex in "
+                "what the model returns: pass another loss_fn=, such as the mean squared distance to any target, or "
+                "use compensate='sequential'"
+            )
+        if slope <= _NOTHING * of_loss and self._differ():
+            raise InputError(
+                "the loss is linear in what the model returns, so that its slope says all of it and no output is far "
+                "from another: pass another loss_fn=, such as the mean squared distance to any target, or use "
+                "compensate='sequential'"
+            )
+
+    def _differ(self) -> bool:
+        """Whether the models return something else for the first batch."""
+        aim = self.aims[0]
+        with torch.no_grad():
+            ours, theirs = (list(tensors_in(losses.answered(aim.batch)[0])) for losses in (self._losses, self._own))
+        pairs = [(ours[place], theirs[place]) for place in aim.places]
+        return any(float((a - b).abs().max()) > 1e-4 * float(b.abs().max()) for a, b in pairs)
+
+
+def _aim(losses: Losses, batch: Batch, weight: float, places: tuple[int, ...] | None) -> _Aim:
+    with torch.enable_grad():
+        output, loss = losses.answered(batch)
+    returned = list(tensors_in(output))
+    if places is None:
+        places = _places(returned, loss)
+    outputs = [returned[place] for place in places]
+    slopes = torch.autograd.grad(loss, outputs)
+    told = sum(float((s.double() * z.detach().double()).sum()) for s, z in zip(slopes, outputs, strict=True))
+    return _Aim(batch, weight, places, tuple(s.detach() for s in slopes), told - float(loss.detach().double()))
+
+
+def _places(returned: Sequence[Tensor], loss: Tensor) -> tuple[int, ...]:
+    """Which of the tensors that a model returns its loss is made from, without those that others of them are made from
+    (hidden states)."""
+    itself = memory_of(loss)
+    known = {id(z): i for i, z in enumerate(returned) if z.requires_grad and memory_of(z) != itself}
+    own = sorted(known.values()) if loss.requires_grad else []
+    slopes = torch.autograd.grad(loss, [returned[i] for i in own], retain_graph=True, allow_unused=True) if own else ()
+    used = [i for i, slope in zip(own, slopes, strict=True) if slope is not None]
+    last = []
+    for i in used:
+        after = [returned[j].sum() for j in used if j != i]
+        leads_on = after and torch.autograd.grad(sum(after), returned[i], retain_graph=True, allow_unused=True)[0]
+        if leads_on is None or not after:
+            last.append(i)
+    if not last:
+        raise InputError(
+            "the loss is not made from any tensor that the model returns, so that there is nothing to meet: pass "
+            "loss_fn(output, targets), or use compensate='sequential'"
+        )
+    return tuple(last)
+
+
+def _like(returned: Sequence[Tensor], place: int, slope: Tensor) -> Tensor:
+    if place >= len(returned) or returned[place].shape != slope.shape:
+        shown = tuple(returned[place].shape) if place < len(returned) else "nothing"
+        raise InputError(
+            f"the cut model returns {shown} where the uncut one returns {tuple(slope.shape)}: what it returns is chosen "
+            "by its values (boxes, queries): use compensate='sequential'"
+        )
+    return returned[place]
