@@ -28,7 +28,16 @@ class _Place:
     slope: float
 
 
-def minimise(function: Function, start: Point, precondition: Callable[[Point], Point], steps: int) -> list[Tensor]:
+@dataclass(frozen=True)
+class Lowest:
+    """The lowest point that was found, its value, and that of where it began."""
+
+    point: Point
+    value: float
+    first: float
+
+
+def minimise(function: Function, start: Point, precondition: Callable[[Point], Point], steps: int) -> Lowest:
     """The lowest point that so many steps come to from `start`; `start` itself where none is lower.
 
     Polak and Ribière's direction, begun anew where it would point back, from gradients that `precondition` has
@@ -60,7 +69,7 @@ def minimise(function: Function, start: Point, precondition: Callable[[Point], P
         following_slope = dot(here.gradient, following)
         length = found.length * min(slope / following_slope, _AT_MOST) if following_slope < 0 else found.length
         direction = following
-    return list(here.point)
+    return Lowest(here.point, here.value, value)
 
 
 def _lower(function: Function, here: _Place, direction: Point, slope: float, length: float) -> _Place | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.nested import tensors_in
 from fairkern.model.tensors import memory_of
 
-_NOTHING = 1e-6  # of the loss's gradient: rounding
+_NOTHING = 1e-5  # of the largest value: rounding
+_INSTEAD = "pass another loss_fn=, such as the mean squared distance to any target, or use compensate='sequential'"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +35,14 @@ class Loss:
 @dataclass(frozen=True, eq=False)
 class _Aim:
     """One batch in the uncut model: which of the tensors that it returns the loss is made from, the loss's slope in
-    each, and `⟨slope, output⟩ − loss`. `weight`: of the batch in the whole."""
+    each, and `⟨slope, output⟩ − loss`, give or take `rounding`. `weight`: of the batch in the whole."""
 
     batch: Batch
     weight: float
     places: tuple[int, ...]
     slopes: tuple[Tensor, ...]
     constant: float
+    rounding: float
 
 
 class Divergence:
@@ -85,7 +88,7 @@ class Divergence:
             with torch.enable_grad():
                 returned, loss = self.loss(aim.batch)
             outputs = [_like(returned, place, slope) for place, slope in zip(aim.places, aim.slopes, strict=True)]
-            told = sum(float((s.double() * z.detach().double()).sum()) for s, z in zip(aim.slopes, outputs, strict=True))
+            told = _products(aim.slopes, outputs)
             value += aim.weight * (float(loss.detach().double()) - told + aim.constant)
             slopes = [loss.new_tensor(aim.weight), *(-aim.weight * s for s in aim.slopes)]
             parts = torch.autograd.grad([loss, *outputs], parameters, slopes, allow_unused=True)
@@ -94,31 +97,38 @@ class Divergence:
                     total += part
         return value, gradient
 
-    def check(self, value: float, slope: float, of_loss: float) -> None:
-        """Raises NonFiniteError, and InputError where the loss cannot say how far the models are apart. `slope`: the
-        length of this gradient, `of_loss`: of the loss's own."""
-        if value != value or abs(value) == float("inf"):
+    def check(self, value: float) -> None:
+        """Raises NonFiniteError, and InputError where the loss cannot say how far the models are apart."""
+        if not math.isfinite(value):
             raise NonFiniteError(f"the cut model is {value} away from the uncut one: its outputs are not finite")
-        if value < -1e-6 * sum(abs(aim.weight * aim.constant) for aim in self.aims):
+        if value < -sum(aim.weight * aim.rounding for aim in self.aims):
             raise InputError(
                 f"the loss falls by {-value:.3g} below its tangent at the uncut model's outputs, so it is not convex in "
-                "what the model returns: pass another loss_fn=, such as the mean squared distance to any target, or "
-                "use compensate='sequential'"
+                f"what the model returns: {_INSTEAD}"
             )
-        if slope <= _NOTHING * of_loss and self._differ():
+        if self._linear(self.aims[0]):
             raise InputError(
                 "the loss is linear in what the model returns, so that its slope says all of it and no output is far "
-                "from another: pass another loss_fn=, such as the mean squared distance to any target, or use "
-                "compensate='sequential'"
+                f"from another: {_INSTEAD}"
             )
 
-    def _differ(self) -> bool:
-        """Whether the models return something else for the first batch."""
-        aim = self.aims[0]
+    def _linear(self, aim: _Aim) -> bool:
+        """Whether the loss has the same slope at both models' outputs, which are not the same."""
+        with torch.enable_grad():
+            returned, loss = self.loss(aim.batch)
+        outputs = [returned[place] for place in aim.places]
+        slopes = torch.autograd.grad(loss, outputs)
+        if any(_apart(now, then) > _NOTHING for now, then in zip(slopes, aim.slopes, strict=True)):
+            return False
         with torch.no_grad():
-            ours, theirs = (list(tensors_in(losses.answered(aim.batch)[0])) for losses in (self._losses, self._own))
-        pairs = [(ours[place], theirs[place]) for place in aim.places]
-        return any(float((a - b).abs().max()) > 1e-4 * float(b.abs().max()) for a, b in pairs)
+            before = list(tensors_in(self._own.answered(aim.batch)[0]))
+        return any(_apart(z, before[place]) > _NOTHING for z, place in zip(outputs, aim.places, strict=True))
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest value."""
+    scale = float(b.detach().abs().max()) if b.numel() else 0.0
+    return float((a.detach() - b.detach()).abs().max()) / scale if scale else 0.0
 
 
 def _aim(losses: Losses, batch: Batch, weight: float, places: tuple[int, ...] | None) -> _Aim:
@@ -129,8 +139,14 @@ def _aim(losses: Losses, batch: Batch, weight: float, places: tuple[int, ...] | 
         places = _places(returned, loss)
     outputs = [returned[place] for place in places]
     slopes = torch.autograd.grad(loss, outputs)
-    told = sum(float((s.double() * z.detach().double()).sum()) for s, z in zip(slopes, outputs, strict=True))
-    return _Aim(batch, weight, places, tuple(s.detach() for s in slopes), told - float(loss.detach().double()))
+    told, own = _products(slopes, outputs), float(loss.detach().double())
+    eps = max(torch.finfo(t.dtype).eps for t in (loss, *outputs))
+    size = abs(own) + _products([s.abs() for s in slopes], [z.abs() for z in outputs])
+    return _Aim(batch, weight, places, tuple(slopes), told - own, 16 * eps * size)
+
+
+def _products(slopes: Iterable[Tensor], outputs: Iterable[Tensor]) -> float:
+    return sum(float((s.double() * z.detach().double()).sum()) for s, z in zip(slopes, outputs, strict=True))
 
 
 def _places(returned: Sequence[Tensor], loss: Tensor) -> tuple[int, ...]:

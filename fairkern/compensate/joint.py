@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fairkern.compensate.descent import Point, dot, minimise
+from fairkern.compensate.descent import Point, minimise
 from fairkern.compensate.divergence import Divergence, Loss
 from fairkern.compensate.layers import Layer, layers_of, listened
 from fairkern.errors import InputError
@@ -36,7 +36,7 @@ def fit_together(
 
     Returns the divergence before and after, which is never larger. `model` is left as it was; so is `small`, but for
     these values.
-    Raises InputError (as `Divergence`; a model without such a layer), NonFiniteError.
+    Raises InputError (as `Divergence` and its `check`), NonFiniteError.
     Cost: about `4 · STEPS` forward and backward passes in all; memory: what a backward pass of `small` takes, seven
     times these weights, a float64 matrix [inputs, inputs] per layer, the batches and what `model` returns for them.
     """
@@ -48,19 +48,18 @@ def fit_together(
             stack.enter_context(in_place(net))
             net.eval()
         divergence = Divergence(loss.uncut or model, small, loader, loss)
-        layers, steep = _heard(list(layers_of(small, computed).values()), divergence)
+        layers = _heard(list(layers_of(small, computed).values()), divergence)
         if not layers:
-            raise InputError("no linear layer or convolution of the cut model has a weight of its own to be fitted")
+            raise InputError(
+                "the cut model runs through no linear layer or convolution with a weight of its own, so there is nothing "
+                "to fit: use compensate='sequential'"
+            )
         held = [parameter for layer in layers for parameter in layer.parameters]
         samples = sum(aim.batch.samples for aim in divergence.aims)
-        values: list[float] = []
 
         def at(point: Point) -> tuple[float, Point]:
             _set(held, point)
             value, gradient = divergence(held)
-            if not values:
-                divergence.check(value, dot(gradient, gradient) ** 0.5, steep)
-            values.append(value)
             return value, [g.to(p) for g, p in zip(gradient, point, strict=True)]
 
         def precondition(gradient: Point) -> Point:
@@ -68,10 +67,10 @@ def fit_together(
             return [s for layer in layers for s in layer.scaled([next(parts) for _ in layer.parameters], samples)]
 
         start = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in held]
-        _set(held, minimise(at, start, precondition, STEPS))
-        after = divergence(held)[0]
+        found = minimise(at, start, precondition, STEPS)
+        _set(held, found.point)
     forget_casts()
-    return values[0], after
+    return found.first, found.value
 
 
 def _set(held: Sequence[nn.Parameter], point: Point) -> None:
@@ -80,15 +79,11 @@ def _set(held: Sequence[nn.Parameter], point: Point) -> None:
             parameter.copy_(value)
 
 
-def _heard(layers: Sequence[Layer], divergence: Divergence) -> tuple[list[Layer], float]:
-    """The layers that run on these data, with what one pass of the loss tells of them, and the length of its gradient
-    (at most: batches are added up as if they agreed)."""
+def _heard(layers: Sequence[Layer], divergence: Divergence) -> list[Layer]:
+    """The layers that run on these data, with what one pass tells of them. Raises what `Divergence.check` raises."""
     held: list[Tensor] = [p.requires_grad_(True) for layer in layers for p in layer.parameters]
-    steep = 0.0
-    with listened(layers):
-        for aim in divergence.aims if held else ():
-            with torch.enable_grad():
-                loss = divergence.loss(aim.batch)[1] * aim.batch.samples
-            found = [g for g in torch.autograd.grad(loss, held, allow_unused=True) if g is not None]
-            steep += aim.weight / aim.batch.samples * dot(found, found) ** 0.5
-    return [layer for layer in layers if layer.moments is not None and layer.power > 0], steep
+    if held:
+        with listened(layers):
+            value, _ = divergence(held)
+        divergence.check(value)
+    return [layer for layer in layers if layer.moments is not None]

@@ -86,7 +86,9 @@ def layers_of(small: nn.Module, computed: Set[str]) -> dict[str, Layer]:
     for path, module in small.named_modules():
         if not adds_bias(module) or module._parameters.get("weight") is None:
             continue
-        names = [f"{path}.{name}" if path else name for name in ("weight", "bias") if module._parameters[name] is not None]
+        names = [
+            f"{path}.{name}" if path else name for name in ("weight", "bias") if module._parameters[name] is not None
+        ]
         if single.issuperset(names) and computed.isdisjoint(names):
             found[path] = Layer(module)
     return found

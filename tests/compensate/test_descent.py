@@ -31,7 +31,9 @@ def of(curvature: Tensor, slope: Tensor, asked: list[int] | None = None):  # noq
         x = torch.cat([p.reshape(-1) for p in point])
         gradient = curvature @ x - slope
         value = 0.5 * float(x @ curvature @ x) - float(slope @ x) + least
-        return value, [g.reshape(p.shape) for g, p in zip(gradient.split([p.numel() for p in point]), point, strict=True)]
+        return value, [
+            g.reshape(p.shape) for g, p in zip(gradient.split([p.numel() for p in point]), point, strict=True)
+        ]
 
     return function
 
@@ -40,7 +42,9 @@ def test_a_parabola_is_solved() -> None:
     curvature, slope = parabola(8)
     start = [torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
     found = minimise(of(curvature, slope), start, same, 80)
-    x = torch.cat([p.reshape(-1) for p in found])
+    x = torch.cat([p.reshape(-1) for p in found.point])
+    assert found.first == of(curvature, slope)(start)[0]
+    assert found.value == of(curvature, slope)(found.point)[0]
     torch.testing.assert_close(x, torch.linalg.solve(curvature, slope), rtol=1e-6, atol=1e-8)
     assert not any(p.any() for p in start)
 
@@ -52,7 +56,7 @@ def test_with_the_curvature_itself_it_takes_a_step() -> None:
     def newton(gradient: Point) -> Point:
         return [torch.linalg.solve(curvature, gradient[0])]
 
-    (x,) = minimise(of(curvature, slope, asked), [torch.zeros(8, dtype=torch.float64)], newton, 1)
+    (x,) = minimise(of(curvature, slope, asked), [torch.zeros(8, dtype=torch.float64)], newton, 1).point
     torch.testing.assert_close(x, torch.linalg.solve(curvature, slope), rtol=1e-9, atol=1e-12)
     assert len(asked) <= 3
 
@@ -66,7 +70,7 @@ def test_it_never_ends_higher() -> None:
         return float(value.detach()), list(torch.autograd.grad(value, [x]))
 
     start = [torch.tensor([-1.2, 1.0], dtype=torch.float64)]
-    values = [valley(minimise(valley, start, same, steps))[0] for steps in (0, 1, 3, 10, 200)]
+    values = [minimise(valley, start, same, steps).value for steps in (0, 1, 3, 10, 200)]
     assert values == sorted(values, reverse=True)
     assert values[0] == valley(start)[0]
     assert values[-1] < 1e-6
@@ -80,15 +84,15 @@ def test_where_it_is_not_finite_it_steps_back(beyond: float) -> None:
         return (value if x.max() < 1.5 else beyond), [2 * (x - 1)]
 
     start = [torch.tensor([-30.0, 0.5], dtype=torch.float64)]
-    (x,) = minimise(wall, start, lambda g: [g[0] * torch.tensor([40.0, 1.0])], 30)
+    (x,) = minimise(wall, start, lambda g: [g[0] * torch.tensor([40.0, 1.0])], 30).point
     assert wall([x])[0] < 1e-3 * wall(start)[0]
 
 
 def test_nothing_to_gain_leaves_everything_as_it_is() -> None:
     start = [torch.ones(3)]
-    (x,) = minimise(lambda p: (0.0, [torch.zeros(3)]), start, same, 5)
+    (x,) = minimise(lambda p: (0.0, [torch.zeros(3)]), start, same, 5).point
     assert torch.equal(x, torch.ones(3))
-    (x,) = minimise(lambda p: (1.0, [torch.ones(3)]), start, same, 5)  # a value that does not follow its slope
+    (x,) = minimise(lambda p: (1.0, [torch.ones(3)]), start, same, 5).point  # a value that does not follow its slope
     assert torch.equal(x, torch.ones(3))
 
 
