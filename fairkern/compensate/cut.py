@@ -64,8 +64,8 @@ def cut(
         raise InputError(f"compensate={method.value!r} needs the scores that the plan was made from: pass scores=")
     if method.compares and scores.provenance.get("keeps"):
         raise InputError(
-            f"compensate={method.value!r} walks through all batches together; this {type(model).__name__} keeps what is "
-            f"of one batch in its modules (in {scores.provenance['keeps'][0]}): use compensate='least_squares'"
+            f"compensate={method.value!r} walks through all batches together; this {type(model).__name__} keeps what "
+            f"is of one batch in its modules (in {scores.provenance['keeps'][0]}): use compensate='least_squares'"
         )
     with in_use(model, "apply()", reading=not inplace), without_autocast():
         places = Places(model, plan, scores.units, biases)

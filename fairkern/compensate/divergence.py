@@ -103,8 +103,8 @@ class Divergence:
             raise NonFiniteError(f"the cut model is {value} away from the uncut one: its outputs are not finite")
         if value < -sum(aim.weight * aim.rounding for aim in self.aims):
             raise InputError(
-                f"the loss falls by {-value:.3g} below its tangent at the uncut model's outputs, so it is not convex in "
-                f"what the model returns: {_INSTEAD}"
+                f"the loss falls by {-value:.3g} below its tangent at the uncut model's outputs, so it is not convex "
+                f"in what the model returns: {_INSTEAD}"
             )
         if self._linear(self.aims[0]):
             raise InputError(
@@ -159,9 +159,12 @@ def _places(returned: Sequence[Tensor], loss: Tensor) -> tuple[int, ...]:
     used = [i for i, slope in zip(own, slopes, strict=True) if slope is not None]
     last = []
     for i in used:
-        after = [returned[j].sum() for j in used if j != i]
-        leads_on = after and torch.autograd.grad(sum(after), returned[i], retain_graph=True, allow_unused=True)[0]
-        if leads_on is None or not after:
+        others = [returned[j] for j in used if j != i]
+        ones = [torch.ones_like(z) for z in others]
+        made = (
+            torch.autograd.grad(others, returned[i], ones, retain_graph=True, allow_unused=True) if others else [None]
+        )
+        if made[0] is None:
             last.append(i)
     if not last:
         raise InputError(
@@ -175,7 +178,7 @@ def _like(returned: Sequence[Tensor], place: int, slope: Tensor) -> Tensor:
     if place >= len(returned) or returned[place].shape != slope.shape:
         shown = tuple(returned[place].shape) if place < len(returned) else "nothing"
         raise InputError(
-            f"the cut model returns {shown} where the uncut one returns {tuple(slope.shape)}: what it returns is chosen "
-            "by its values (boxes, queries): use compensate='sequential'"
+            f"the cut model returns {shown} where the uncut one returns {tuple(slope.shape)}: what it returns is "
+            "chosen by its values (boxes, queries): use compensate='sequential'"
         )
     return returned[place]

@@ -51,8 +51,8 @@ def fit_together(
         layers = _heard(list(layers_of(small, computed).values()), divergence)
         if not layers:
             raise InputError(
-                "the cut model runs through no linear layer or convolution with a weight of its own, so there is nothing "
-                "to fit: use compensate='sequential'"
+                "the cut model runs through no linear layer or convolution with a weight of its own, so there is "
+                "nothing to fit: use compensate='sequential'"
             )
         held = [parameter for layer in layers for parameter in layer.parameters]
         samples = sum(aim.batch.samples for aim in divergence.aims)
