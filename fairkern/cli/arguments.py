@@ -45,7 +45,7 @@ def by_kind(text: str) -> dict[str, int]:
     for part in text.split(","):
         kind, equals, number = (piece.strip() for piece in part.partition("="))
         if not (kind and equals):
-            raise argparse.ArgumentTypeError(f"{text!r} is not of the form KIND=N,KIND=N, for example neuron=128,head=1")
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form KIND=N,KIND=N, as in neuron=128,head=1")
         if kind in found:
             raise argparse.ArgumentTypeError(f"{text!r} says two numbers for {kind}")
         found[kind] = positive(number)

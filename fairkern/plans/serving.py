@@ -6,7 +6,6 @@ No family of models is known by name. What ties layers is which field of the con
 
 from __future__ import annotations
 
-import difflib
 import enum
 import math
 import re
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fairkern.errors import InputError
-from fairkern.options import short
+from fairkern.options import near, short
 from fairkern.types import AxisGroup, ConfigField, IndexArray, UnitMap
 
 _PLAIN = ("f32", "f16", "bf16")
@@ -90,9 +89,9 @@ def serving(value: Any) -> Serving | None:
             "or None"
         )
     if colon and kind not in BLOCKS:
-        close = difflib.get_close_matches(kind, BLOCKS, n=3, cutoff=0.4)
-        near = f"near names: {', '.join(close)}" if close else f"types are for example {', '.join(list(BLOCKS)[:6])}"
-        raise InputError(f"serve={value!r} names a type that GGUF does not have; {near}")
+        raise InputError(
+            f"serve={value!r} names a type that GGUF does not have{near(kind, [*BLOCKS])}; give one of those"
+        )
     return Serving(Server(name), f"{name}{colon}{kind}", BLOCKS[kind] if colon else 1)
 
 
