@@ -117,7 +117,7 @@ def report_table(report: Report) -> RenderableType:
     if alone:
         parts.append(Text("\n".join(alone) + "\n"))
     serves = report.choices.get("serves", {})
-    if serves:
+    if len(set(serves.values())) > 1 or YES in serves.values():  # else it is a model that nobody serves from a folder
         parts.append(_serves_table(serves))
     through_zero = report.choices.get("through_zero")
     if through_zero:
