@@ -10,8 +10,8 @@ import pytest
 
 from fairkern.errors import InputError
 from fairkern.plans.build import build
-from fairkern.plans.serving import BLOCKS, Server, Serving, constraints, layer_of, serves, serving
-from fairkern.types import AxisGroup, ConfigChange, ConfigField, Entries, KeptUnits, Silence, UnitMap
+from fairkern.plans.serving import BLOCKS, Server, Serving, constraints, layer_of, plural, serves, serving
+from fairkern.types import AxisGroup, ConfigChange, ConfigField, KeptUnits, Silence, UnitMap
 from tests.plans.maps import gone, group, held, unit_map
 
 HEADS, WIDTH = "num_attention_heads", "intermediate_size"
@@ -128,6 +128,10 @@ def test_lengths_per_layer(serve: str) -> None:
     assert asked(llama(), serve) == ([], {}, {})
 
 
+def test_units_of_a_kind() -> None:
+    assert [plural(kind) for kind in ("head", "expert neuron", "branch")] == ["heads", "expert neurons", "branches"]
+
+
 def test_blocks_of_a_type_are_filled() -> None:
     """A head is read in two places, a neuron in one."""
     assert asked(llama(), "gguf:q8_0") == ([], {}, {0: 16, 1: 32, 2: 16, 3: 32})
@@ -207,7 +211,6 @@ def ungated() -> UnitMap:
 
 UNLIKE = {
     "experts": (experts(), "deci has no experts"),
-    "a list": (replace(llama(), lists={"layers.0.moe": Entries(("0", "1"), 8)}), "deci has no experts"),
     "biases of norms": (
         more(layers_0_norm0_bias=(8,)),
         "deci's norms have no biases, and layers.0.norm0 has one",
@@ -215,6 +218,10 @@ UNLIKE = {
     "three norms": (
         more(layers_1_norm2_weight=(8,)),
         "a layer of deci has 2 norms, and layers.1 has 3",
+    ),
+    "one norm": (
+        replace(llama(), shapes={k: v for k, v in llama().shapes.items() if k != "layers.1.norm0.weight"}),
+        "a layer of deci has 2 norms, and layers.1 has 1",
     ),
     "more matrices": (
         more(**{f"layers_0_cross_{name}_weight": (8, 8) for name in "qkv"}),
