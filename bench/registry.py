@@ -94,6 +94,14 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "intercepts",
+            "python -m bench.intercepts",
+            "what it costs a language model that compensation may add no bias",
+            "minutes",
+            ("bench/results/intercepts.json",),
+            "quality",
+        ),
+        Entry(
             "graphs",
             "python -m bench.graphs",
             "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",
