@@ -26,7 +26,7 @@ MOST = 0.005  # by which perplexity may be larger without
 
 
 def main() -> int:
-    """Both ways at every budget: one plan each, refitted layer after layer; perplexity on text that nothing has seen."""
+    """Both ways at every budget, by one plan, refitted layer after layer; perplexity on text that nothing has seen."""
     torch.set_num_threads(1)
     rows = []
     for name in MODELS:

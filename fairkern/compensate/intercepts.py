@@ -89,6 +89,8 @@ class Places:
             return "anywhere" if self.asked is Biases.ADDED else "none is added"
         if self._served is not None:
             return f"at output and down projections, as {self._served} reads them"
+        if "_flags" not in vars(self):
+            return "no weight was without one"
         if isinstance(self._flags, str):
             return f"anywhere: {self._flags}"
         return "where the configuration has a field for them"

@@ -24,7 +24,11 @@ def test_both_ways_are_measured_at_every_budget() -> None:
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
-    task = Task("random", "perplexity", data, loss, lambda m: float(loss(m(windows[:, :-1]), windows[:, 1:])))
+    @torch.no_grad()
+    def measured(net: nn.Module) -> float:
+        return float(loss(net(windows[:, :-1]), windows[:, 1:]))
+
+    task = Task("random", "perplexity", data, loss, measured)
     found = intercepts.cuts_of(model, task)
     assert [cut["keep"] for cut in found] == list(intercepts.KEEPS)
     for cut in found:

@@ -267,6 +267,15 @@ def test_a_model_without_a_configuration_takes_them_anywhere() -> None:
     assert report.choices["biases"] == "anywhere: the model has no configuration"
 
 
+def test_where_no_weight_is_without_one_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = double(Model(Config(intermediate_size=12, mlp_bias=True)))
+    monkeypatch.setattr("fairkern.compensate.intercepts.built_with", pytest.fail)
+    small, report = pruned(model)
+    assert small.config.mlp_bias is True
+    assert report.choices["biases"] == "no weight was without one"
+    assert "mlp_bias" not in report.choices["config"]
+
+
 def built_otherwise() -> nn.Module:
     class Other(Model):
         def __init__(self, width: int) -> None:
