@@ -1,7 +1,8 @@
-"""Fields of a model's configuration object (as transformers has them) that count inner units or heads."""
+"""Fields of a model's configuration object (as transformers has them) that count inner units, heads or experts."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from torch import nn
@@ -29,6 +30,8 @@ _HEADS = (
     "encoder_attention_heads",
     "decoder_attention_heads",
 )
+_EXPERTS = re.compile(r"expert", re.IGNORECASE)
+_OTHER_EXPERTS = re.compile(r"per_tok|top|shared|group|capacity|size|period|offset", re.IGNORECASE)
 
 
 def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigField]:
@@ -51,9 +54,13 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
         if heads and type(vars(config).get(stored)) is not int and type(width) is int:
             size = width // next(iter(counts.values()))
             fields.append(ConfigField(f"{prefix}head_dim", None, size, tuple(heads), fixed=True))
+        for name, held in vars(config).items():
+            counted = [i for i in mine if groups[i].kind == "expert" and groups[i].total == held]
+            if counted and type(held) is int and _EXPERTS.search(name) and not _OTHER_EXPERTS.search(name):
+                fields.append(ConfigField(prefix + name, held, held, tuple(counted)))
         for name in _INNER:
             held = vars(config).get(name, "absent")
-            others = [i for i in _side(name, mine, groups) if i not in heads]
+            others = [i for i in _side(name, mine, groups) if i not in heads and groups[i].kind != "expert"]
             common = {groups[i].units for i in others}
             if held is None and len(common) == 1:  # a default that the model works out
                 fields.append(ConfigField(prefix + name, None, common.pop(), tuple(others)))

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fairkern.axes.accepts import notes
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
 from fairkern.axes.dims import CONSTANT, Source, Track
-from fairkern.axes.facts import Unless
 from fairkern.axes.fakes import faked
 from fairkern.axes.graph import Graph
 from fairkern.axes.kinds import OUTPUT
@@ -23,6 +22,7 @@ from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.size_calls import SizeCalls
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
+from fairkern.axes.unless import Unless
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
 from fairkern.model.autocast import forget_casts

@@ -132,7 +132,8 @@ def proven(
     proof = _Proof(model, runs, seed, deadline)
     units = replace(_proven(proof, certain, daring), proven=True)
     deadline.check("proving groups")
-    return described(model, units, runs[0], seed, lambda: proof.prepared(units, 0))
+    alone = {s.number for found in (certain, daring) if found is not None for s in found.sites if s.outright}
+    return described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)
 
 
 def _proven(proof: _Proof, certain: Solution, daring: Solution | None) -> UnitMap:

@@ -163,15 +163,16 @@ def failure(
     *,
     seed: int = 0,
     prepared: Prepared | None = None,
+    numbers: dict[SiteNumber, Passed] | None = None,
 ) -> str | None:
     """Why the model without these units is not the masked model, on inputs as `prove` makes them; None when it is.
 
-    `prepared`: as of `failing`.
+    `prepared`: as of `failing`; `numbers`: as of `prove`.
 
     Cost and errors as of `prove` when nothing fails.
     """
     with _own_random_state(model), torch.no_grad():
-        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, None)
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,7 @@ def prune(
     keep_params: float | None = None,
     keep_flops: float | None = None,
     keep_latency: float | None = None,
+    drop: Mapping[str, int] | None = None,
     latency: types.LatencyTable | None = None,
     iterations: int = 1,
     compensate: str | None = None,
@@ -56,9 +57,9 @@ def prune(
     """Trace, score, plan and cut: the smaller model and what was done.
 
     Budget as in `Scores.plan`, `inplace` as in `apply`. Every other keyword is an option of `Scores.plan`
-    (`allocation`, `removal`, `protect`, `round_to`, `max_remove`, `min_keep`, `ignore`) or of `score`, with the
-    defaults that they have there. What is left open is chosen so that it fits what is given: where the targets are no
-    class labels (a language model's), nothing is asked for that compares classes, and no `class_of` is given, the
+    (`allocation`, `removal`, `protect`, `round_to`, `max_remove`, `min_keep`, `ignore`, `serve`) or of `score`, with
+    the defaults that they have there. What is left open is chosen so that it fits what is given: where the targets are
+    no class labels (a language model's), nothing is asked for that compares classes, and no `class_of` is given, the
     U-score is left out (`class_of=False`); second moments are kept (`gram`) where compensation or a signal takes them,
     and where there is no U to plan by. The report holds the plan (`Report.plan`), as `save_pruned` needs it. FLOPs
     and latency are those of the first two samples of the first batch (of one, where they come one by one).
@@ -84,8 +85,8 @@ def prune(
 
     Raises what these stages raise, and InputError, before anything is run: options that contradict each other (what
     compares classes where there are none, compensation without what it takes), fewer than one step, several with
-    `tod`, with `latency`, with a loader that can be iterated once only, or with `units` that were traced with `more`
-    where `more` is not given.
+    `tod` or `drop`, with `latency`, with a loader that can be iterated once only, or with `units` that were traced with
+    `more` where `more` is not given.
     Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
     """
     check_model(model)
@@ -104,7 +105,7 @@ def prune(
     planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
     asked_of = Planning(**planning).allocation
     kind = Allocation.TOD if asked_of is None else Allocation(asked_of)
-    target, keep = parse_target(kind, tod, keep_params, keep_flops, keep_latency)
+    target, keep = parse_target(kind, tod, keep_params, keep_flops, keep_latency, drop)
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}

@@ -19,6 +19,7 @@ from fairkern.errors import BudgetError
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
+from fairkern.plans.serving import constraints, serving
 from fairkern.results import Plan, Report, Scores
 from fairkern.summary import summarise
 from fairkern.timing import plan_latency
@@ -31,7 +32,7 @@ class Asked:
     """What one call of `prune` was asked for, checked."""
 
     target: str
-    keep: float
+    keep: Any  # a share, a tolerance, or whole numbers by kind of unit
     latency: types.LatencyTable | None
     iterations: int
     planning: dict[str, Any]
@@ -186,7 +187,8 @@ class Run:
             whole = plans[0].result["latency_before_ms"]
             share = self.spent * last.result["latency_after_ms"] / last.result["latency_before_ms"]
             result |= {"latency_before_ms": whole, "latency_after_ms": share * whole}
-        return compose(units, plans, request, result)
+        served = constraints(units, serving(request["serve"]))
+        return compose(units, plans, request, result, served.said(request["serve"]))
 
 
 def _left(units: types.UnitMap, plans: Sequence[Plan], plan: Plan) -> dict[str, Any]:

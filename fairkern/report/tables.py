@@ -167,6 +167,8 @@ _LABELS = {
     "latency_ms": "latency",
     "latency_predicted_ms": "latency, predicted",
     "config_left": "config left as it was",
+    "tokens_per_second": "tokens per second",
+    "cache_bytes_per_token": "cache, bytes per token",
 }
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.axes.dims import CONSTANT, Dim, Source, Track, Uniform
-from fairkern.axes.facts import Unless
 from fairkern.axes.graph import Graph
 from fairkern.axes.rules._call import Call, FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES
+from fairkern.axes.unless import Unless
 from fairkern.model.nested import tensors_in
 from fairkern.types import Axis, CallSite
 

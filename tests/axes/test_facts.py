@@ -27,11 +27,11 @@ from fairkern.axes.facts import (
     Ranking,
     SizeCall,
     SizeCallsOfModule,
-    Unless,
 )
 from fairkern.axes.graph import Graph
 from fairkern.axes.relocation import Relocation
 from fairkern.axes.solver import Solver, components
+from fairkern.axes.unless import Unless
 from fairkern.types import Axis, CallSite, Side
 
 ROUTED, LISTED, OTHER = range(3)

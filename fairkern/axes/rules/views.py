@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from fairkern.axes.dims import CONSTANT, Dim, Track, Uniform
-from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
+from fairkern.axes.unless import Unless
 
 
 def permuted(call: Call, order: list[int]) -> list[Track]:
