@@ -389,6 +389,33 @@ def test_what_is_served_by_llama_cpp_gets_them_at_output_and_down_projections(
     assert sorted(biases(small)) == sorted(given)
 
 
+class Normed(nn.Module):
+    """A layer of a list with as many norms."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Module()])
+        layer = self.layers[0]
+        layer.gate, layer.up, layer.down = (nn.Linear(a, b, bias=False) for a, b in ((6, 12), (6, 12), (12, 6)))
+        layer.norms = nn.ModuleList(nn.RMSNorm(6) for _ in range(norms))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layers[0]
+        for norm in layer.norms:
+            x = norm(x)
+        return self.head(x + layer.down(layer.gate(x).relu() * layer.up(x)))
+
+
+@pytest.mark.parametrize(("norms", "given"), [(2, ["layers.0.down.bias"]), (3, [])])
+def test_what_deci_cannot_hold_gets_none_for_llama_cpp(norms: int, given: Sequence[str]) -> None:
+    model = double(Normed(norms))
+    scores = scored(model, X)
+    plan = scores.plan(keep_params=0.7)
+    plan = replace(plan, request={**plan.request, "serve": "gguf"})
+    assert biases(fk.apply(model, plan, compensate="least_squares", scores=scores)) == given
+
+
 def test_means_that_have_nowhere_to_go_are_refused() -> None:
     with pytest.raises(fk.InputError, match=r"has no field that gives it one.*least_squares', or biases=True"):
         pruned(without_field(), compensate="mean")
