@@ -48,10 +48,10 @@ class Flag:
 class Places:
     """The places for biases of one model that a plan cuts. Nothing is looked for before it is asked for.
 
-    `AUTO` goes by what the model ships in. Of a model that is served as `deci` or `gguf` (`plan.request["serve"]`) the
-    output projections of attention and the down projections of MLPs have a place, if it is one that deci can hold: other
-    architectures of llama.cpp read no biases there. Of a model that its class makes from its configuration, what a
-    field of that configuration gives biases; of any other, all.
+    `AUTO` goes by what the model ships in. Of a model that is served as `deci` or `gguf` (`plan.request["serve"]`)
+    the output projections of attention and the down projections of MLPs have a place, if it is one that deci can
+    hold: other architectures of llama.cpp read no biases there. Of a model that its class makes from its
+    configuration, what a field of that configuration gives biases; of any other, all.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, units: UnitMap, asked: Biases) -> None:
