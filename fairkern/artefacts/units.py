@@ -118,7 +118,13 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         **({"computed": list(units.computed)} if units.computed else {}),
         **({"unused": list(units.unused)} if units.unused else {}),
         **({"more": units.more} if units.more else {}),
-        "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
+        "config": [
+            [
+                *(f.name, f.before, f.size, list(f.groups), f.fixed),
+                *([] if f.admitted is None else [list(f.admitted)]),
+            ]
+            for f in units.config
+        ],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
             {
@@ -185,9 +191,11 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         kept.append(KeptUnits(kind.text(), module.text(), reason.text()))
     config = []
     for entry in content.optional_items("config"):
-        name, before, size, members, fixed = entry.items(5)
+        items = entry.items()
+        name, before, size, members, fixed, *admitted = items if len(items) == 6 else entry.items(5)
         indices = tuple(g.whole(below=len(groups)) for g in members.items())
-        config.append(ConfigField(name.text(), before.optional_whole(), size.whole(1), indices, fixed.flag()))
+        values = admitted[0].wholes() if admitted else None
+        config.append(ConfigField(name.text(), before.optional_whole(), size.whole(1), indices, fixed.flag(), values))
     frozen = []
     for entry in content["frozen"].items():
         tensor, dim, positions, length, reason = entry.items(5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from fairkern.errors import InputError
 from fairkern.plans.cost import Cost, extents_after, told_apart
 from fairkern.plans.left_alone import left_alone
 from fairkern.plans.removals import NONE
+from fairkern.plans.serving import serves, shares
 from fairkern.types import (
     AttributeChange,
     Axis,
@@ -32,6 +32,7 @@ def build(
     removed: Sequence[IndexArray],
     request: Mapping[str, Any] | None = None,
     result: Mapping[str, Any] | None = None,
+    stays: Mapping[int, str] | None = None,
 ) -> Plan:
     """The plan that takes these units out.
 
@@ -41,12 +42,15 @@ def build(
             at most once; `[sets, count]` for a group of several sets; empty for a group that stays whole.
         request: what was asked, kept as it is.
         result: entries to add to the costs and counts that are computed here.
+        stays: groups, by index, that a constraint of the request keeps whole, and why; said in `left_alone`.
 
     Returns:
         A Plan with the prunable groups in the map's order, the axes that lose positions sorted by name, the
         attributes that change, and in `result`: `params_before`, `params_after`, `flops_before`, `flops_after`,
-        `groups`, `groups_cut`, `units`, `units_removed`, and where there is any `config_left`: fields of the model's
-        configuration that stay as they were since their groups differ; `left_alone`: kinds of units of which none goes.
+        `groups`, `groups_cut`, `units`, `units_removed`, `serves` (for each server "yes", or why it cannot load what is
+        left), and where there is any `config_left`: fields of the model's configuration that stay as they were since
+        their groups differ, or since it refuses the number; `left_alone`: kinds of units of which none goes, and what a
+        constraint keeps.
 
     Raises:
         InputError: a wrong number of arrays, units that do not exist or come twice, a group that is frozen or
@@ -99,7 +103,8 @@ def build(
             "units": sum(units.groups[g].total for g in prunable),
             "units_removed": sum(units_.size for units_ in chosen),
             **({"config_left": left} if left else {}),
-            **({"left_alone": alone} if (alone := left_alone(units, chosen)) else {}),
+            **({"left_alone": alone} if (alone := left_alone(units, chosen, stays or {})) else {}),
+            "serves": serves(units, chosen),
             **(result or {}),
         },
         sites=sites,
@@ -125,19 +130,26 @@ def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
 
 
 def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigChange, ...], list[str]]:
-    """Fields that change, and those that stay as they are because their groups differ."""
-    changes, left = [], []
+    """Fields that change, and those that stay as they are: their groups differ, or the configuration refuses what one
+    that counts the same groups would have to be."""
+    counts = [gone.shape[-1] for gone in chosen]
+    after: list[int | None] = []  # None: no number is right
+    refused: set[int] = set()
     for field in units.config:
-        sizes = {
-            Fraction(field.size * (units.groups[g].units - chosen[g].shape[-1]), units.groups[g].units)
-            for g in field.groups
-        }
-        if sizes == {field.size}:
+        found = set(shares(units, field, counts).values())
+        right = found.pop() if len(found) == 1 else None
+        whole = right is not None and (field.fixed or right.denominator == 1)
+        after.append(int(right) if right is not None and whole else None)
+        if whole and not field.fixed and field.admitted is not None and right not in (field.size, *field.admitted):
+            refused.update(field.groups)
+    changes, left = [], []
+    for field, value in zip(units.config, after, strict=True):
+        if value == field.size:
             continue
-        if len(sizes) == 1 and (after := sizes.pop()).denominator == 1:
-            changes.append(ConfigChange(field.name, field.before, field.size if field.fixed else int(after)))
-        else:
+        if value is None or refused.intersection(field.groups):
             left.append(field.name)
+        else:
+            changes.append(ConfigChange(field.name, field.before, field.size if field.fixed else value))
     return tuple(changes), left
 
 

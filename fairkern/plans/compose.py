@@ -21,6 +21,7 @@ def compose(
     plans: Sequence[Plan],
     request: Mapping[str, Any] | None = None,
     result: Mapping[str, Any] | None = None,
+    stays: Mapping[int, str] | None = None,
 ) -> Plan:
     """One plan that removes from the whole model what these plans removed in turn.
 
@@ -28,7 +29,7 @@ def compose(
         units: the map of the whole model, which the first plan was made for.
         plans: each for the model that the one before left; groups are told by name, units count in order. Sets of a
             group are those of the experts that the plans before have left, and experts of a list have moved up.
-        request, result: as for `build`.
+        request, result, stays: as for `build`.
 
     Raises PlanMismatchError: a plan that cuts a group of another size than the plans before it have left.
 
@@ -48,7 +49,7 @@ def compose(
     for group in units.groups:
         gone = [np.setdiff1d(np.arange(group.units), row) for row in left[group.name]]
         removed.append(NONE if not gone[0].size else gone[0] if group.sets == 1 else np.stack(gone))
-    return build(units, removed, request, result)
+    return build(units, removed, request, result, stays)
 
 
 def matching(units: UnitMap, plans: Sequence[Plan], current: UnitMap) -> UnitMap:

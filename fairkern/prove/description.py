@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +11,11 @@ import numpy as np
 from torch import nn
 
 from fairkern.axes import config_fields
-from fairkern.compact.config import set_config
 from fairkern.compact.descriptors import shapes_after
 from fairkern.model.raised import in_words
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, drawn
+from fairkern.prove.admitted import with_admitted
 from fairkern.prove.probes import Shapes, built_shapes, probed
 from fairkern.prove.trial import Prepared, failure
 from fairkern.types import ConfigField, IndexArray, Passed, Plan, SiteNumber, UnitMap
@@ -39,7 +38,8 @@ def described(
     left, and the cut model still computes what the masked one does. Fields are those that names and sizes suggest; if
     these fail or do not count all groups, those that change the shapes of these groups and no others (`probes.py`); if
     those fail too, without heads. Size sites at which the code computes the number from the configuration are given the
-    size outright, since it may be right by itself then.
+    size outright, since it may be right by itself then. Of fields that follow it is then asked which values the
+    configuration admits.
     """
     failed: list[tuple[list[ConfigField], str]] = []
     best = units
@@ -53,6 +53,9 @@ def described(
             failed.append((tried, reason))
         if _groups(best.config).issuperset(units.prunable):
             break
+    if best.config:
+        told = with_admitted(model.config, best.config, [group.units for group in units.groups])
+        best = replace(best, config=told)
     return _noted(best, failed)
 
 
@@ -143,9 +146,7 @@ def undescribed(model: nn.Module, plan: Plan, shapes: Shapes) -> str | None:
     Cost: building the model without its numbers.
     """
     try:
-        config = copy.deepcopy(model.config)
-        set_config(config, plan)
-        found = built_shapes(model, config)
+        found = built_shapes(model, plan.config)
     except Exception as error:  # fields that cannot be set or do not fit together, a class that is built otherwise
         return in_words(error, model, 120)
     for name, shape in shapes.items():
