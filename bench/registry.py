@@ -94,6 +94,14 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "shipping",
+            "python -m bench.shipping",
+            "a dozen families of language models: folder in, pruned folder out, opened by transformers alone",
+            "a quarter of an hour",
+            ("bench/results/shipping.json",),
+            "hf",
+        ),
+        Entry(
             "graphs",
             "python -m bench.graphs",
             "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",

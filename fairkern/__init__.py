@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from fairkern import ops
+from fairkern import hf, ops
 from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.errors import (
@@ -39,6 +39,7 @@ __all__ = [
     "UnitMap",
     "apply",
     "heal",
+    "hf",
     "info",
     "latency",
     "latency_table",

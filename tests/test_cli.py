@@ -42,6 +42,10 @@ def two_ways():
     torch.manual_seed(0)
     return TwoWays()
 
+def without_biases():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 5, bias=False), nn.ReLU(), nn.Linear(5, 3))
+
 def other_way():
     return {"x": inputs(), "aside": True}
 
@@ -342,6 +346,19 @@ def test_warnings_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -
 def test_compensation_without_scores_speaks_of_the_option(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "parts:model", "plan.json", "--compensate", "mean", "--out", "small"]) == 2
     assert "name its file with --scores" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "added"), [([], True), (["--biases", "yes"], True), (["--biases", "no"], False)])
+def test_biases_are_added_where_they_may_be(here: Path, given: list[str], added: bool) -> None:
+    cut = ["--compensate", "least_squares", *given, "--quiet"]
+    assert (
+        main(["prune", "parts:without_biases", "parts:loader", LOSS, "--keep-params", "0.6", "--out", "a", *cut]) == 0
+    )
+    saved = ["--scores", "a/scores.safetensors", "--out", "b"]
+    assert main(["apply", "parts:without_biases", "a/plan.json", *saved, *cut]) == 0
+    for folder in ("a", "b"):
+        small = fk.load_pruned(named("parts:without_biases"), here / folder)
+        assert (small[2].bias is not None) == added
 
 
 def test_what_the_user_raises_passes_through(here: Path) -> None:

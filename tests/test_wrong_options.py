@@ -46,6 +46,7 @@ REAL = Kind(NO_NUMBER | {"nan": math.nan, "inf": math.inf})
 RATE = Kind(NO_NUMBER | OUT_OF_RANGE | {"zero": 0}, (np.float32(0.5), torch.tensor(0.5)))
 WEIGHT = Kind(NO_NUMBER | OUT_OF_RANGE, (0, np.float32(0.5)))
 FLAG = Kind({"text": "no", "number": 1, "none": None, "list": [], **ARRAYS}, (np.bool_(False), torch.tensor(False)))
+BIASES = Kind({"unknown": "yes", "number": 1, "none": None, "list": [True], "odd": Odd(), **ARRAYS}, (np.bool_(False),))
 CHOICE = Kind({"unknown": "papr", "number": 3, "bool": True, "odd": Odd(), **ARRAYS})
 PATH = Kind({"number": 3, "bool": True, "none": None, "empty": "", "zero byte": "a\0b", "bytes": b"x", **ARRAYS})
 NAMES = Kind({"number": 3, "numbers": [3], "none": None, "bool": True, "scalar": torch.tensor(3)})
@@ -122,13 +123,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         fk.apply,
         lambda p: {"model": fk.apply(p.model, p.units.plan(keep_params=1.0)), "plan": p.plan},
         {"model": MODEL, "plan": Kind({**OURS.wrong, "none": None}), "scores": OURS, "compensate": CHOICE,
-         "loader": Kind(but(BATCHES.wrong, "none")), "inplace": FLAG, "backend": CHOICE},
+         "loader": Kind(but(BATCHES.wrong, "none")), "biases": BIASES, "inplace": FLAG, "backend": CHOICE},
     ),
     "prune": (
         fk.prune,
         lambda p: {"model": p.model, "loader": p.loader, "loss_fn": p.loss, "keep_params": 0.75, "progress": False},
         {"model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "keep_params": SHARE, "latency": OURS,
-         "iterations": WHOLE, "compensate": CHOICE, "inplace": FLAG, "more": BATCHES, "unused": NAMES,
+         "iterations": WHOLE, "compensate": CHOICE, "biases": BIASES, "inplace": FLAG, "more": BATCHES, "unused": NAMES,
          "keep_scores": FLAG, **PLANNING, **SCORING, "gram": Kind(but(FLAG.wrong, "none"))},
     ),
     "recalibrate": (
@@ -151,7 +152,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         fk.summarise,
         lambda p: {"plan": p.plan, "scores": p.scores},
         {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES, "stages": MEASURES,
-         "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS},
+         "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS,
+         "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1})},
     ),
     "latency": (
         fk.latency,

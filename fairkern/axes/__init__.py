@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from fairkern.axes.accepts import check_inputs, check_model
-from fairkern.axes.config import config_fields, configurations
+from fairkern.axes.config import config_fields
 from fairkern.axes.trace import trace as _trace
 from fairkern.axes.units import Solution, solve
 from fairkern.axes.unreached import named_unused
 from fairkern.deadline import NO_LIMIT, Deadline
 
-__all__ = ["Solution", "config_fields", "configurations", "solutions"]
+__all__ = ["Solution", "config_fields", "solutions"]
 
 
 def solutions(

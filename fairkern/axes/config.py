@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import nn
 
-from fairkern.model.fields import read_field
+from fairkern.model.fields import configurations, read_field
 from fairkern.types import AxisGroup, ConfigField
 
 _INNER = (
@@ -75,20 +74,3 @@ def _side(name: str, candidates: Sequence[int], groups: Sequence[AxisGroup]) -> 
     """`encoder_…` and `decoder_…` count what lies in the encoder and in the decoder."""
     side = next((s for s in ("encoder.", "decoder.") if name.startswith(s[:-1])), "")
     return [i for i in candidates if side in groups[i].name]
-
-
-def configurations(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """(prefix of its fields, configuration, prefix of the modules that it is for): the model's and those within."""
-    config = vars(model).get("config")
-    if not _is_config(config):
-        return
-    yield "", config, ""
-    for name, inner in vars(config).items():
-        if _is_config(inner):
-            paths = [path for path, module in model.named_modules() if path and vars(module).get("config") is inner]
-            if paths:
-                yield f"{name}.", inner, f"{min(paths, key=len)}."
-
-
-def _is_config(value: object) -> bool:
-    return hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module))

@@ -9,6 +9,7 @@ from typing import Any
 
 from fairkern.cli import commands
 from fairkern.cli.arguments import Parser, path, positive, share
+from fairkern.cli.folders import add_folder
 
 COMPENSATIONS = ("none", "mean", "least_squares")
 
@@ -56,19 +57,23 @@ def command_line() -> argparse.ArgumentParser:
     apply.add_argument("model", metavar="MODEL", help="package.module:callable")
     apply.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`")
     apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help="fold in what goes; needs --scores")
+    _add_biases(apply)
     apply.add_argument("--scores", type=path, help="file written by `fairkern score` (with --gram for least_squares)")
     apply.add_argument("--out", type=path, required=True, help="folder for the weights and the plan")
     apply.add_argument("--quiet", action="store_true", help="print nothing")
 
     prune = command("prune", commands.prune, "score, plan, cut and save in one go")
-    _add_scoring(prune)
+    _add_scoring(prune, optional=True)
     _add_planning(prune)
     _add_tracing(prune)
     methods = (*COMPENSATIONS, "sequential")
     prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
+    _add_biases(prune)
     steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
     prune.add_argument("--iterations", type=positive, default=1, metavar="N", help=steps)
-    prune.add_argument("--out", type=path, required=True, help="folder for the weights, plan, report and scores")
+    add_folder(prune)
+    out = "folder for the weights, plan, report and scores"
+    prune.add_argument("-o", "--out", type=path, required=True, help=out)
 
     report = command("report", commands.report, "measure a model before and after a plan: parameters, FLOPs, latency")
     report.add_argument("model", metavar="MODEL", help="package.module:callable")
@@ -81,15 +86,22 @@ def command_line() -> argparse.ArgumentParser:
     return top
 
 
+def _add_biases(parser: argparse.ArgumentParser) -> None:
+    given = "give biases to weights that have none: where the model's format has a place (auto), anywhere, or nowhere"
+    parser.add_argument("--biases", choices=commands.BIASES, default="auto", help=given)
+
+
 def _add_tracing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
     more = "package.module:callable: further inputs, which reach more code"
     parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
 
 
-def _add_scoring(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="package.module:callable")
-    parser.add_argument("loader", metavar="LOADER", help="package.module:callable: an iterable of batches")
+def _add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    number: Any = "?" if optional else None
+    parser.add_argument("model", metavar="MODEL", nargs=number, help="package.module:callable")
+    batches = "package.module:callable: an iterable of batches"
+    parser.add_argument("loader", metavar="LOADER", nargs=number, help=batches)
     parser.add_argument(
         "loss", metavar="LOSS", nargs="?", help="package.module:callable that returns the loss function"
     )

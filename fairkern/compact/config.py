@@ -10,11 +10,11 @@ from torch import nn
 
 from fairkern.model.fields import read_field
 from fairkern.model.raised import in_words
-from fairkern.types import ConfigChange, Plan
+from fairkern.types import ConfigChange
 
 
-def set_fields(config: Any, changes: Iterable[ConfigChange]) -> None:
-    """Give the fields of a configuration the values that a plan leaves: all of them, or none if it refuses one.
+def set_config(config: Any, changes: Iterable[ConfigChange]) -> None:
+    """Give the fields of a configuration the values that a cut leaves: all of them, or none if it refuses one.
 
     What the configuration raises passes through: a field may be computed from others, or checked when it is set.
     """
@@ -31,12 +31,13 @@ def set_fields(config: Any, changes: Iterable[ConfigChange]) -> None:
         raise
 
 
-def follow_config(model: nn.Module, plan: Plan) -> None:
-    """`set_fields` for a model that has been cut: a configuration that refuses stays as it was, with a warning."""
+def follow_config(model: nn.Module, changes: Iterable[ConfigChange]) -> None:
+    """`set_config` for a model that has been cut: a configuration that refuses stays as it was, with a warning."""
+    changes = tuple(changes)
     try:
-        set_fields(model.config, plan.config)
+        set_config(model.config, changes)
     except Exception as error:
-        names = ", ".join(change.name for change in plan.config)
+        names = ", ".join(change.name for change in changes)
         warnings.warn(
             f"the configuration refuses what the plan leaves ({names}) and stays: {in_words(error, model)}",
             stacklevel=2,

@@ -79,7 +79,7 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
         write_attribute(model.get_submodule(change.module), change.attribute, change.after)
     install(model, plan.sites, plan.seen)
     if plan.config:
-        follow_config(model, plan)
+        follow_config(model, plan.config)
     for cut in reversed(cut_lists(plan)):  # the names of outer lists are still those of before
         held = model.get_submodule(cut.path)._modules
         stays = [held[name] for name in cut.stays]

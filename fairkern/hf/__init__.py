@@ -1,1 +1,7 @@
 """Folders of transformers: in, pruned, out."""
+
+from fairkern.hf.gguf import export_gguf
+from fairkern.hf.output import save
+from fairkern.hf.run import prune
+
+__all__ = ["export_gguf", "prune", "save"]

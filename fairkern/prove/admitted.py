@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fairkern.compact.config import config_value, set_fields
+from fairkern.compact.config import config_value, set_config
 from fairkern.types import ConfigChange, ConfigField
 
 _ALL = 512  # so many values are asked one by one; of more, first a few of every kind
@@ -58,7 +58,7 @@ def _refused(config: Any, changes: Iterable[ConfigChange], rebuild: bool) -> Exc
     changes = tuple(changes)
     try:
         tried = copy.deepcopy(config)
-        set_fields(tried, changes)
+        set_config(tried, changes)
         for owner in _owners(tried, changes):
             validate = getattr(owner, "validate", None)
             if callable(validate):

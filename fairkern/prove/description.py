@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,6 @@ import numpy as np
 from torch import nn
 
 from fairkern.axes import config_fields
-from fairkern.compact.config import set_fields
 from fairkern.compact.descriptors import shapes_after
 from fairkern.model.raised import in_words
 from fairkern.plans.build import build
@@ -148,9 +146,7 @@ def undescribed(model: nn.Module, plan: Plan, shapes: Shapes) -> str | None:
     Cost: building the model without its numbers.
     """
     try:
-        config = copy.deepcopy(model.config)
-        set_fields(config, plan.config)
-        found = built_shapes(model, config)
+        found = built_shapes(model, plan.config)
     except Exception as error:  # fields that cannot be set or do not fit together, a class that is built otherwise
         return in_words(error, model, 120)
     for name, shape in shapes.items():

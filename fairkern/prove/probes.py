@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import nn
 
-from fairkern.axes import configurations
-from fairkern.compact.sites import SizedForward
+from fairkern.compact.built import built_with
+from fairkern.model.fields import configurations
 from fairkern.model.tensors import named_tensors
-from fairkern.types import Axis, ConfigField, UnitMap
+from fairkern.types import Axis, ConfigChange, ConfigField, UnitMap
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def built_shapes(model: nn.Module, config: Any) -> Shapes:
-    """The shapes of a model like this one with another configuration, built on the meta device; what the class raises
-    passes through."""
-    kind = model._original if isinstance(model, SizedForward) else type(model)
-    with torch.random.fork_rng([]), torch.device("meta"):
-        built = kind(config)
-    return {name: tuple(tensor.shape) for name, tensor in named_tensors(built).items()}
+def built_shapes(model: nn.Module, changes: Iterable[ConfigChange]) -> Shapes:
+    """The shapes of a model like this one with another configuration; what the class raises passes through."""
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(built_with(model, changes)).items()}
 
 
 def probed(model: nn.Module, units: UnitMap, guessed: Sequence[ConfigField]) -> list[ConfigField]:
@@ -90,13 +83,7 @@ def _changed(model: nn.Module, units: UnitMap, fields: Mapping[str, int]) -> dic
     """The axes that have another length with these values, with their lengths; None where they are refused, or where
     tensors come or go."""
     try:
-        config = copy.deepcopy(model.config)
-        for name, value in fields.items():
-            owner: Any = config
-            for part in name.split(".")[:-1]:
-                owner = getattr(owner, part)
-            setattr(owner, name.rpartition(".")[2], value)
-        shapes = built_shapes(model, config)
+        shapes = built_shapes(model, [ConfigChange(name, None, value) for name, value in fields.items()])
     except Exception:  # fields that do not fit together, a class that is built otherwise: the field says nothing
         return None
     changed: dict[Axis, tuple[int, int]] = {}

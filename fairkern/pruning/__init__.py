@@ -14,6 +14,7 @@ from fairkern.allocate import Allocation, Planning, PlanningOptions, parse_targe
 from fairkern.api import RUN, check_data, check_model, check_more
 from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation
+from fairkern.compensate.intercepts import Biases
 from fairkern.model.in_use import at_work
 from fairkern.options import UNITS, choose, flag, function, instance, names, whole
 from fairkern.prove import check_values
@@ -46,6 +47,7 @@ def prune(
     latency: types.LatencyTable | None = None,
     iterations: int = 1,
     compensate: str | None = None,
+    biases: str | bool = "auto",
     inplace: bool = False,
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
@@ -74,6 +76,9 @@ def prune(
             cut in place, the model keeps nothing of a batch in its modules (as a causal cache does), and what is held
             of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
             `Report.choices["compensation"]` says which.
+        biases: as for `apply`. `Report.choices["biases"]` says by what it was decided which weights get one,
+            `Report.choices["through_zero"]` what it costs where none was possible, and `Report.choices["config"]`
+            which fields of the configuration were set.
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
             second moments, which take much memory.
@@ -94,6 +99,7 @@ def prune(
         whole("iterations", iterations, 1),
     )
     inplace, keep_scores = flag("inplace", inplace), flag("keep_scores", keep_scores)
+    given_biases = Biases.given(biases)
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
     planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
@@ -117,7 +123,9 @@ def prune(
         fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
         again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
         tracing = {"more": more, "unused": unused}
-        asked = Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
+        asked = Asked(
+            target.value, keep, latency, iterations, planning, scoring, tracing, method, given_biases, again, inplace
+        )
         run = Run(model, head(first, model, samples_of), batches, loss_fn, asked)
         for number in range(1, iterations + 1):
             run.step(number, given if number == 1 else None)

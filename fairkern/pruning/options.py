@@ -14,7 +14,10 @@ from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
-KEYWORDS = ("tod", *_BUDGETS, "drop", "latency", "iterations", "compensate", "inplace", "more", "unused", "keep_scores")
+KEYWORDS = (
+    *("tod", *_BUDGETS, "drop", "latency", "iterations"),
+    *("compensate", "biases", "inplace", "more", "unused", "keep_scores"),
+)
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
 
 

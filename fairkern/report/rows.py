@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from fairkern.artefacts.files import package_version
 from fairkern.plans.left_alone import unscored
-from fairkern.types import Plan, Report, Scores
+from fairkern.types import ConfigChange, Plan, Report, Scores
 
 
 def summary(
@@ -24,11 +24,12 @@ def summary(
     params: int | None,
     unexplained: Mapping[str, float],
     compensation: Mapping[str, Any],
+    flags: Sequence[ConfigChange] = (),
 ) -> Report:
     """The report of a plan: its costs beside what was measured before and after, and what was chosen.
 
     `params`: of the cut model, None for what the plan says; compensation may have added biases, which no plan counts.
-    `compensation`: entries of `choices` that say what it did.
+    `compensation`: entries of `choices` that say what it did. `flags`: fields of the configuration that it set.
     """
     result = plan.result
     kept = result["params_after"] if params is None else params
@@ -50,7 +51,7 @@ def summary(
             **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
             **{name: result[name] for name in ("latency_looks", "steps") if name in result},
             **({"left_alone": result["left_alone"]} if result.get("left_alone") else {}),
-            "config": {c.name: [c.before, c.after] for c in plan.config},
+            "config": {c.name: [c.before, c.after] for c in (*plan.config, *flags)},
             "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,
             "notes": []

@@ -115,7 +115,10 @@ def report_table(report: Report) -> RenderableType:
     alone = report.choices.get("left_alone", [])
     if alone:
         parts.append(Text("\n".join(alone) + "\n"))
-    choices = {name: value for name, value in report.choices.items() if name != "left_alone"}
+    through_zero = report.choices.get("through_zero")
+    if through_zero:
+        parts.append(Text(_through_zero(through_zero) + "\n"))
+    choices = {name: value for name, value in report.choices.items() if name not in ("left_alone", "through_zero")}
     if report.stages:
         stages = _table("time")
         stages.add_column("stage", no_wrap=True)
@@ -135,6 +138,20 @@ def report_table(report: Report) -> RenderableType:
     return Group(*parts)
 
 
+def _through_zero(entries: Mapping[str, Mapping[str, float]]) -> str:
+    """What it costs that weights were given no bias: what is left of what goes, on average and where it is worst."""
+
+    def shares(of: Mapping[str, float]) -> str:
+        return f"{100 * of['unexplained']:.2g} % ({100 * of['with_intercept']:.2g} % with one)"
+
+    count = len(entries)
+    mean = {key: sum(entry[key] for entry in entries.values()) / count for key in ("unexplained", "with_intercept")}
+    weights = "1 weight" if count == 1 else f"{count} weights"
+    said = f"{weights} fitted without a bias: {shares(mean)} of what goes is not made up for"
+    name, worst = max(entries.items(), key=lambda item: item[1]["unexplained"] - item[1]["with_intercept"])
+    return said if count == 1 else f"{said}, most is lost at {name}: {shares(worst)}"
+
+
 def quantity(value: float) -> str:
     """A count in four digits or so: `950`, `12.3 k`, `1.81 G`."""
     size = abs(value)
@@ -150,6 +167,8 @@ _LABELS = {
     "latency_ms": "latency",
     "latency_predicted_ms": "latency, predicted",
     "config_left": "config left as it was",
+    "tokens_per_second": "tokens per second",
+    "cache_bytes_per_token": "cache, bytes per token",
 }
 
 
