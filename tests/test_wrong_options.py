@@ -151,7 +151,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
     "summarise": (
         fk.summarise,
         lambda p: {"plan": p.plan, "scores": p.scores},
-        {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES, "stages": MEASURES,
+        {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES,
+         "healed": MEASURES, "stages": MEASURES,
          "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS,
          "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1})},
     ),
