@@ -155,6 +155,12 @@ def family_of(config: Any) -> Family:
     )
 
 
+def places_of(config: Any) -> set[str]:
+    """Places of all tensors that layers of a configuration hold, and would load: "q.weight", "down.bias", …"""
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    return blocks_of(_small(config)[1], head_size_of(config), config.num_hidden_layers, tied=tied).places
+
+
 def _refuse_unseen(config: Any) -> None:
     missing = [n for n in ("rms_norm_eps", "num_hidden_layers", "max_position_embeddings") if not hasattr(config, n)]
     if missing:
