@@ -75,10 +75,14 @@ def command_line() -> argparse.ArgumentParser:
     out = "folder for the weights, plan, report and scores"
     prune.add_argument("-o", "--out", type=path, required=True, help=out)
 
-    export = command("export", commands.export, "write a folder of transformers, pruned or not, as a file for llama.cpp")
+    export = command(
+        "export", commands.export, "write a folder of transformers, pruned or not, as a file for llama.cpp"
+    )
     folder = "config.json, safetensors and tokenizer: what `fairkern prune --hf` leaves, or save_pretrained"
     export.add_argument("folder", metavar="FOLDER", type=path, help=folder)
-    export.add_argument("--gguf", type=path, required=True, metavar="FILE", help="file to write, for example model.gguf")
+    export.add_argument(
+        "--gguf", type=path, required=True, metavar="FILE", help="file to write, for example model.gguf"
+    )
     types = "of matrices; q8_0 packs 32 weights of a row (default: f16)"
     export.add_argument("--type", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help=types)
     without = "leave the tokenizer out: token ids in, logits out"

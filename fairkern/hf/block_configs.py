@@ -103,7 +103,7 @@ def heads_of(blocks: Blocks) -> int:
     found = sorted({block.heads for block in blocks.blocks if block.heads})
     if len(found) > 1:
         raise InputError(
-            f"layers have {', '.join(map(str, found))} query heads, and block configs count them once for all: plan with "
-            'serve="vllm", which keeps them equal (key heads and widths may differ)'
+            f"layers have {', '.join(map(str, found))} query heads, and block configs count them once for all: plan "
+            'with serve="vllm", which keeps them equal (key heads and widths may differ)'
         )
     return found[0] if found else 0

@@ -67,8 +67,8 @@ def export_gguf(
 
     Raises:
         InputError: the type; a folder without weights, configuration or a shard; quantised weights; a family, tensor,
-            bias, rotary embedding or tokenizer that llama.cpp cannot be told of; rows that do not fill blocks of q8_0; a
-            path that cannot be written, a full disk. Says which, and what to do. Nothing is written.
+            bias, rotary embedding or tokenizer that llama.cpp cannot be told of; rows that do not fill blocks of q8_0;
+            a path that cannot be written, a full disk. Says which, and what to do. Nothing is written.
         ArtefactError: weights that are truncated or damaged.
 
     Cost: one pass over the weights, one tensor in memory at a time, and a small model of the family that is built to be

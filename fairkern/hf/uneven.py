@@ -1,16 +1,15 @@
-"""A pruned language model whose layers differ, as a folder: for fairkern, `export_gguf`, and servers that read by layer."""
+"""A pruned language model whose layers differ, as a folder: for fairkern, `export_gguf`, servers that read by layer."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fairkern import artefacts, options, types
+from fairkern import options, types
 from fairkern.artefacts.writing import new_folder
 from fairkern.compact import save_pruned
 from fairkern.errors import InputError
@@ -37,8 +36,8 @@ def save_uneven(
     """Write a pruned language model of transformers that one configuration cannot describe.
 
     The folder has the weights by transformers' names, plan.json (both as `fk.save_pruned` writes them), the tokenizer,
-    chat template and licence of `like`, and config.json: that of `like`, so that `fk.load_pruned` cuts a model of it, or
-    one that says the sizes layer by layer. It appears whole or not at all.
+    chat template and licence of `like`, and config.json: that of `like`, so that `fk.load_pruned` cuts a model of it,
+    or one that says the sizes layer by layer. It appears whole or not at all.
 
     Args:
         small: the cut model, of transformers; it may have been trained since.
@@ -86,7 +85,7 @@ def _by_layer(small: Any, folder: Folder, schema: str) -> dict[str, Any]:
 
 
 def _check_biases(config: Any, blocks: Blocks) -> None:
-    """Raises InputError where a bias has no field, or a field no bias: servers leave out the one, and make up the other."""
+    """Raises InputError where a bias has no field, which servers leave out, or a field no bias, which they make up."""
     said = {place for place in places_of(config) if place.endswith(".bias")}
     for index, block in enumerate(blocks.blocks):
         absent = {*("q", "k", "v", "o") * (not block.heads), *("gate", "up", "down") * (not block.width)}
@@ -95,6 +94,6 @@ def _check_biases(config: Any, blocks: Blocks) -> None:
         for place in sorted(own ^ expected):
             what = "holds" if place in own else "lacks"
             raise InputError(
-                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise, "
-                'and a server goes by that: prune with biases="auto" or False, or export to GGUF'
+                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise, and "
+                'a server goes by that: prune with biases="auto" or False, or export to GGUF'
             )

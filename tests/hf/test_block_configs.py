@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import fairkern as fk
 from fairkern.hf.block_configs import block_configs, per_layer_config, uneven_config
 from fairkern.hf.blocks import Block, Blocks, Rows
 
-# Fields of AttentionConfig and FFNConfig in block_config.py beside DeciLM models (nvidia/Llama-3_1-Nemotron-51B-Instruct;
-# as mlx-lm's nemotron-nas.py and vLLM's nemotron_nas.py read them).
+# Fields of AttentionConfig and FFNConfig in block_config.py beside nvidia/Llama-3_1-Nemotron-51B-Instruct, as mlx-lm's
+# nemotron-nas.py and vLLM's model_executor/models/nemotron_nas.py read them.
 DECI = {
     "attention": {
         "no_op",
@@ -117,17 +118,18 @@ def test_query_heads_that_differ_have_no_entry() -> None:
         uneven_config(CONFIG, BLOCKS, "vllm")
 
 
-@pytest.fixture
-def cut(tmp_path: Path) -> tuple[Any, Any, Path]:
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     """A model whose widths differ, its plan, and the folder that it came from."""
     transformers = pytest.importorskip("transformers")
     from tests.hf.decoders import IDS, SIZES, built
 
     model = built(transformers.LlamaConfig(**SIZES))
-    model.save_pretrained(tmp_path / "like")
+    like = tmp_path_factory.mktemp("cut") / "like"
+    model.save_pretrained(like)
     options: dict[str, Any] = {"keep_params": 0.7, "ignore": ["*self_attn*"], "biases": False, "progress": False}
     small, report = fk.prune(model, [{"input_ids": IDS, "labels": IDS}], **options)
-    return small, report.plan, tmp_path / "like"
+    return small, report.plan, like
 
 
 def test_transformers_reads_what_is_written(cut: tuple[Any, Any, Path], tmp_path: Path) -> None:
@@ -180,7 +182,7 @@ def test_deci_folders_say_so(cut: tuple[Any, Any, Path], tmp_path: Path) -> None
 
 
 def test_biases_without_a_field_are_refused(cut: tuple[Any, Any, Path], tmp_path: Path) -> None:
-    small, plan, like = cut
+    small, plan, like = copy.deepcopy(cut)
     small.model.layers[1].mlp.down_proj.bias = torch.nn.Parameter(torch.ones(64))
     with pytest.raises(fk.InputError, match="layer 1 holds the bias of 'down', where the configuration says otherwise"):
         fk.hf.save_uneven(small, plan, tmp_path / "out", like=like, schema="deci")

@@ -1,4 +1,4 @@
-"""Folders as GGUF files: every file is read back by the gguf package and computed by an oracle that goes by it alone."""
+"""Folders as GGUF files: each is read back by the gguf package, and computed by an oracle that goes by it alone."""
 
 from __future__ import annotations
 
