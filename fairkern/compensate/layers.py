@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.descriptors import tensors_of
-from fairkern.model.linear import adds_bias, made_dim, transposed_linear
+from fairkern.model.linear import adds_bias, made_dim
 from fairkern.ops.ridge import solve
 
 DAMPING = 1e-2  # ridge of the inputs' second moments, in mean variances
@@ -86,9 +86,8 @@ def layers_of(small: nn.Module, computed: Set[str]) -> dict[str, Layer]:
     for path, module in small.named_modules():
         if not adds_bias(module) or module._parameters.get("weight") is None:
             continue
-        names = [
-            f"{path}.{name}" if path else name for name in ("weight", "bias") if module._parameters[name] is not None
-        ]
+        held = [name for name in ("weight", "bias") if module._parameters[name] is not None]
+        names = [f"{path}.{name}" if path else name for name in held]
         if single.issuperset(names) and computed.isdisjoint(names):
             found[path] = Layer(module)
     return found
