@@ -21,7 +21,7 @@ def parabola(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return root @ root.T + torch.eye(n, dtype=torch.float64), torch.randn(n, dtype=torch.float64, generator=generator)
 
 
-def of(curvature: Tensor, slope: Tensor, asked: list[int] | None = None):  # noqa: ANN201
+def of(curvature: Tensor, slope: Tensor, asked: list[int] | None = None):
     """`½ xᵀ A x − bᵀ x + c`, zero at its lowest; `x` in two parts."""
     least = 0.5 * float(slope @ torch.linalg.solve(curvature, slope))
 
