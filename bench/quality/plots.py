@@ -10,6 +10,7 @@ from bench.quality.rows import Row
 from bench.quality.summary import Recipe, Summary, quality
 
 LINES: tuple[tuple[Recipe, str, str], ...] = (
+    (("residual, global", "joint"), "fairkern default, joint", "#17202a"),
     (("residual, global", "sequential"), "fairkern default, sequential", "#7b241c"),
     (("residual, global", "least_squares"), "fairkern default, least squares", "#e74c3c"),
     (("FAIR ToD, consumer taps", "sequential"), "FAIR ToD, sequential", "#1f618d"),
