@@ -206,9 +206,9 @@ def _agreement(agreed: Mapping[str, Any]) -> list[str]:
 def _targets_text() -> list[str]:
     return [
         f"Of *{DEFAULT.name}*, after one cut; shares are of the parameters that can be cut. Least squares and",
-        "sequential compensation solve for every layer what it reads. Joint compensation goes on from there by gradients",
-        "of the cut model, over the same calibration data: it has neither labels nor a learning rate, but it costs a",
-        "hundred times as much as the cut, and who calls that training may.",
+        "sequential compensation solve for every layer what it reads. Joint compensation goes on from there by",
+        "gradients of the cut model, over the same calibration data: it has neither labels nor a learning rate, but it",
+        "costs a hundred times as much as the cut, and who calls that training may.",
     ]
 
 
@@ -218,14 +218,9 @@ def _joint(summary: Summary) -> list[str]:
     models = summary.has(recipe)
     if not models:
         return ["No model was fitted jointly."]
-    lines = [
-        f"Of *{DEFAULT.name}*, on the models on which it was run; seconds for a cut, at half of the parameters:",
-        "",
-    ]
-    lines += ["| | sequential | joint | seconds, sequential | seconds, joint |", "|---|---|---|---|---|"]
+    lines = [f"Areas of *{DEFAULT.name}*, where it was run:", "", "| | sequential | joint |", "|---|---|---|"]
     for model in models:
         cells = [f"{summary.of(model, (DEFAULT.name, c)):.3f}" for c in (SOLVED, JOINT)]
-        cells += [f"{summary.at(model, (DEFAULT.name, c), 0.5, lambda r: r.seconds):.1f}" for c in (SOLVED, JOINT)]
         lines.append(f"| {model} | " + " | ".join(cells) + " |")
     return lines
 
