@@ -359,3 +359,29 @@ def test_outputs_of_other_shapes_are_refused() -> None:
     divergence = Divergence(net, small, [(x, TARGETS)], Loss(lambda z, y: F.cross_entropy(z, y[: len(z)])))
     with pytest.raises(fk.InputError, match="chosen by its values"):
         divergence(list(small.parameters()))
+
+
+def test_a_language_model_of_transformers_by_its_own_loss() -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).double().eval()
+    ids = torch.randint(0, 40, (16, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[::3, :4] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    rows = [t.split(8) for t in (ids, mask, labels)]
+    loader = [{"input_ids": i, "attention_mask": m, "labels": y} for i, m, y in zip(*rows, strict=True)]
+    small, report = fk.prune(model, loader, keep_params=0.75, compensate="joint", progress=False)
+    held = 0.0
+    with torch.no_grad():
+        for batch in loader:
+            counted = batch["labels"][:, 1:] >= 0
+            before, now = (net(**batch).logits[:, :-1][counted] for net in (model, small))
+            held += float(kullback_leibler(before, now)) / len(loader)
+    apart, left = report.choices["divergence"]
+    assert held == pytest.approx(left, rel=1e-3)  # the model's own loss is one of logits in float32
+    assert left < 0.5 * apart
