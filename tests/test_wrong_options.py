@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ WHOLE = Kind(NO_NUMBER | OUT_OF_RANGE | {"half": 0.5, "zero": 0}, (np.int64(2), 
 SEED = Kind(NO_NUMBER | OUT_OF_RANGE | {"half": 0.5, "huge": 10**30}, (0, np.int64(2), torch.tensor(2)))
 SHARE = Kind(but(NO_NUMBER, "none") | OUT_OF_RANGE | {"zero": 0}, (np.float32(0.75), torch.tensor(0.75)))
 REAL = Kind(NO_NUMBER | {"nan": math.nan, "inf": math.inf})
+RATE = Kind(NO_NUMBER | OUT_OF_RANGE | {"zero": 0}, (np.float32(0.5), torch.tensor(0.5)))
+WEIGHT = Kind(NO_NUMBER | OUT_OF_RANGE, (0, np.float32(0.5)))
 FLAG = Kind({"text": "no", "number": 1, "none": None, "list": [], **ARRAYS}, (np.bool_(False), torch.tensor(False)))
 BIASES = Kind({"unknown": "yes", "number": 1, "none": None, "list": [True], "odd": Odd(), **ARRAYS}, (np.bool_(False),))
 CHOICE = Kind({"unknown": "papr", "number": 3, "bool": True, "odd": Odd(), **ARRAYS})
@@ -143,10 +146,22 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         lambda p: {"model": p.model, "loader": p.loader},
         {"model": MODEL, "loader": BATCHES},
     ),
+    "heal": (
+        fk.heal,
+        lambda p: {"small": copy.deepcopy(p.small), "model": p.model, "loader": p.loader, "steps": 2,
+                   "progress": False},
+        {"small": MODEL, "model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "steps": WHOLE, "accumulate": WHOLE,
+         "lr": RATE, "temperature": RATE, "clip": Kind(but(RATE.wrong, "none")), "weight_decay": WEIGHT,
+         "loss_weight": WEIGHT, "hidden": Kind(but(WEIGHT.wrong, "none")), "divergence": CHOICE,
+         "hidden_at": Kind(but(NAMES.wrong, "none")), "warmup": Kind(but(WHOLE.wrong, "none", "zero")),
+         "every": Kind(but(WHOLE.wrong, "none")), "gradient_checkpointing": FLAG, "seed": SEED, "progress": FLAG,
+         "checkpoint": Kind(but(PATH.wrong, "none"))},
+    ),
     "summarise": (
         fk.summarise,
         lambda p: {"plan": p.plan, "scores": p.scores},
-        {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES, "stages": MEASURES,
+        {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES,
+         "healed": MEASURES, "stages": MEASURES,
          "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS,
          "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1})},
     ),
@@ -218,7 +233,7 @@ def test_numbers_of_other_libraries_are_taken(name: str, option: str, parts: Par
 
 
 def test_unknown_keywords_are_a_type_error(parts: Parts) -> None:
-    for name in ("trace", "score", "Scores.plan", "UnitMap.plan", "apply", "prune", "plan_latency"):
+    for name in ("trace", "score", "Scores.plan", "UnitMap.plan", "apply", "prune", "plan_latency", "heal"):
         function, base, _ = FUNCTIONS[name]
         with pytest.raises(TypeError, match="colour"):
             function(**base(parts), colour="red")

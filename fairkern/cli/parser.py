@@ -75,6 +75,20 @@ def command_line() -> argparse.ArgumentParser:
     out = "folder for the weights, plan, report and scores"
     prune.add_argument("-o", "--out", type=path, required=True, help=out)
 
+    export = command(
+        "export", commands.export, "write a folder of transformers, pruned or not, as a file for llama.cpp"
+    )
+    folder = "config.json, safetensors and tokenizer: what `fairkern prune --hf` leaves, or save_pretrained"
+    export.add_argument("folder", metavar="FOLDER", type=path, help=folder)
+    export.add_argument(
+        "--gguf", type=path, required=True, metavar="FILE", help="file to write, for example model.gguf"
+    )
+    types = "of matrices; q8_0 packs 32 weights of a row (default: f16)"
+    export.add_argument("--type", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help=types)
+    without = "leave the tokenizer out: token ids in, logits out"
+    export.add_argument("--no-vocab", dest="vocab", action="store_false", help=without)
+    export.add_argument("--quiet", action="store_true", help="print nothing")
+
     report = command("report", commands.report, "measure a model before and after a plan: parameters, FLOPs, latency")
     report.add_argument("model", metavar="MODEL", help="package.module:callable")
     report.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`, or a pruned folder's")

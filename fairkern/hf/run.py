@@ -40,6 +40,7 @@ class FolderOptions(PruningOptions, total=False):
     keep_latency: float | None
     iterations: int
     compensate: str | None
+    biases: str | bool
     inplace: bool
     unused: Iterable[str]
 

@@ -98,18 +98,19 @@ def _adapted(units: UnitMap) -> list[str]:
 
 
 def report_table(report: Report) -> RenderableType:
-    """A report: measures before and after, a row per group, kinds of units of which none went, who can load what is
+    """A report: measures before, after and healed, a row per group, kinds of units of which none went, who can load what is
     left, seconds per stage, and what was chosen automatically."""
     parts: list[RenderableType] = []
     measures = _table(report.title)
     measures.add_column("", no_wrap=True)
-    for name in ("before", "after", "change"):
+    later = {"one shot": report.after, "healed": report.healed} if report.healed else {"after": report.after}
+    for name in ("before", *(column for when in later for column in (when, "change"))):
         measures.add_column(name, justify="right", no_wrap=True)
-    for name in dict.fromkeys((*report.before, *report.after)):
-        before, after = report.before.get(name), report.after.get(name)
-        measures.add_row(
-            Text(_LABELS.get(name, name)), _measure(name, before), _measure(name, after), _change(name, before, after)
-        )
+    for name in dict.fromkeys(name for taken in (report.before, *later.values()) for name in taken):
+        before, cells = report.before.get(name), []
+        for taken in later.values():
+            cells += [_measure(name, taken.get(name)), _change(name, before, taken.get(name))]
+        measures.add_row(Text(_LABELS.get(name, name)), _measure(name, before), *cells)
     parts.append(measures)
     if report.groups:
         parts.append(_rows_table(report.groups))
