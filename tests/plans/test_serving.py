@@ -82,7 +82,7 @@ def test_blocks_of_types() -> None:
         32: {"q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"},
         64: {"nvfp4"},
         128: {"q1_0"},
-        256: {*large.split(), *"iq2_s iq2_m iq3_xxs iq3_xs iq3_s iq3_m iq4_xs tq1_0 tq2_0".split()},
+        256: {*large.split(), *["iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m", "iq4_xs", "tq1_0", "tq2_0"]},
     }
 
 
@@ -90,7 +90,8 @@ def test_blocks_are_those_of_the_format() -> None:
     gguf = pytest.importorskip("gguf")
     sizes = {kind.name.lower(): gguf.GGML_QUANT_SIZES[kind][0] for kind in gguf.GGMLQuantizationType}
     for kind, block in BLOCKS.items():
-        base = next(name for name in (kind, kind[:-2], f"{kind[:-2]}_s") if name in sizes)  # q4_k_m is of q4_k
+        base = kind.rpartition("_")[0]  # q4_k_m is of q4_k, iq3_xs of iq3_s
+        base = next(name for name in (kind, base, f"{base}_s") if name in sizes)
         assert sizes[base] == block, kind
 
 
