@@ -94,6 +94,6 @@ def _check_biases(config: Any, blocks: Blocks) -> None:
         for place in sorted(own ^ expected):
             what = "holds" if place in own else "lacks"
             raise InputError(
-                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise, and "
-                'a server goes by that: prune with biases="auto" or False, or export to GGUF'
+                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise "
+                'and a server goes by that: prune with biases="auto" or False, or export to GGUF'
             )
