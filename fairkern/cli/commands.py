@@ -195,8 +195,8 @@ def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation", "removal")
-    budget = {name: getattr(arguments, name) for name in ("tod", "keep_params", "keep_flops")}
+    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation", "removal", "serve")
+    budget = {name: getattr(arguments, name) for name in ("tod", "keep_params", "keep_flops", "drop")}
     given = {name: value for name, value in budget.items() if value is not None}
     return given | {name: getattr(arguments, name) for name in names}
 
