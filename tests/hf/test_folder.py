@@ -156,7 +156,9 @@ def test_weights_that_would_be_random_are_refused(folder: Path) -> None:
 
 def test_shapes_that_the_configuration_does_not_have_are_refused(folder: Path) -> None:
     change_config(folder, intermediate_size=128)
-    with pytest.raises(fk.InputError, match="holds in another shape model.layers.0.mlp.down_proj.weight and 11 further"):
+    with pytest.raises(
+        fk.InputError, match="holds in another shape model.layers.0.mlp.down_proj.weight and 11 further"
+    ):
         open_folder(folder).load(None, torch.device("cpu"))
 
 
@@ -224,7 +226,9 @@ def test_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else found(name))
-    with pytest.raises(fk.InputError, match=r'package accelerate, which is not installed: pip install "fairkern\[hf\]"'):
+    with pytest.raises(
+        fk.InputError, match=r'package accelerate, which is not installed: pip install "fairkern\[hf\]"'
+    ):
         needed.transformers()
     monkeypatch.undo()
     monkeypatch.setattr(needed, "_OLDEST", 99)
