@@ -1,8 +1,8 @@
 """`python -m bench.shipping.remembered OUT … -- OPTIONS`: the command line, and beside it what its model computes.
 
-For every OUT, whose name ends in the share of parameters that stays, `fairkern prune` runs with these options. The model
-that the command has in memory answers what the folder that it writes will be asked, before it is written. Prints a line
-of JSON for each: exit code, what went to standard error, seconds.
+For every OUT, whose name ends in the share of parameters that stays, `fairkern prune` runs with these options. The
+model that the command has in memory answers what the folder that it writes will be asked, before it is written; that is
+kept beside it. Prints a line of JSON for each: exit code, what went to standard error, seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -28,7 +27,7 @@ def remembered(out: str, options: Sequence[str]) -> dict[str, Any]:
     write, keep = run.write, out.rpartition("-")[2]
 
     def first_asked(small: Any, *rest: Any) -> None:
-        torch.save(answers(small), Path(out).with_suffix(".pt"))
+        torch.save(answers(small), f"{out}.pt")
         write(small, *rest)
 
     said, started = io.StringIO(), time.perf_counter()
