@@ -45,7 +45,7 @@ def card(plan: Plan, like: Folder, done: Report | None) -> str:
         _removed(plan),
     ]
     if done is not None:
-        text += [_said(done)]
+        text += [_said(plan, done)]
     text.append(f"Made by fairkern {package_version()}" + (f", {_versions(done)}." if done is not None else "."))
     return "\n".join(header) + "\n\n" + "\n\n".join(part for part in text if part) + "\n"
 
@@ -87,7 +87,7 @@ def _removed(plan: Plan) -> str:
     return "Removed:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _said(done: Report) -> str:
+def _said(plan: Plan, done: Report) -> str:
     data, choices = done.choices.get("data", {}), done.choices
     asked = ", ".join(f"{key}={value}" for key, value in dict(choices.get("request", {})).items() if _short(value))
     lines = [f"- asked for: {asked}"] if asked else []
@@ -99,7 +99,7 @@ def _said(done: Report) -> str:
         )
     if choices.get("compensation"):
         lines.append(f"- compensation: {choices['compensation']}")
-    lines += [f"- {server}: {said}" for server, said in dict(choices.get("serves") or {}).items()]
+    lines += [f"- {server}: {said}" for server, said in dict(plan.result.get("serves") or {}).items()]
     return "How:\n\n" + "\n".join(lines)
 
 
