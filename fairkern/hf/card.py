@@ -21,12 +21,16 @@ _MEASURES = {
 }
 _WHAT = (
     "Whole heads, neurons and experts were removed by fairkern from the model named above, in one shot; it was not "
-    "trained afterwards. It loads with `from_pretrained`, without fairkern; `plan.json` has every position that went."
+    "trained afterwards. {} `plan.json` has every position that went."
 )
+_LOADS = "It loads with `from_pretrained`, without fairkern;"
 
 
-def card(plan: Plan, like: Folder, done: Report | None) -> str:
-    """Markdown, with the header that the hub reads. Nothing in it depends on where the folder lies."""
+def card(plan: Plan, like: Folder, done: Report | None, loads: str = _LOADS) -> str:
+    """Markdown, with the header that the hub reads. Nothing in it depends on where the folder lies.
+
+    `loads` says what loads the folder, and leads on to what `plan.json` has.
+    """
     name = like.path.resolve().name
     header = [
         "---",
@@ -40,7 +44,7 @@ def card(plan: Plan, like: Folder, done: Report | None) -> str:
     ]
     text = [
         f"# {name}, pruned",
-        _WHAT,
+        _WHAT.format(loads),
         _figures(plan, done),
         _removed(plan),
     ]
