@@ -103,7 +103,7 @@ class Scores(types.Scores):
         or, where no classes were compared, one threshold on R, unless `allocation` and `removal` say otherwise.
 
         Options, all of them keywords:
-            allocation=None: how removal is spread over groups: "tod", "uniform", "global" or "normalized".
+            allocation=None: how removal is spread over groups: "tod", "uniform", "global", "normalized" or "priced".
             removal=None: the signal that decides the order in a group, low goes first: a name in `signals`, "random",
                 or a function of a group that gives a score per unit.
             protect="taylor": the signal that "tod" holds against it; high stays.

@@ -58,9 +58,9 @@ def images() -> Setup:
 
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "compensate": (None, "none", "mean", "least_squares", "sequential"),
+    "compensate": (None, "none", "mean", "least_squares", "sequential", "joint"),
     "biases": ("auto", True, False),
-    "allocation": (None, "tod", "uniform", "global", "normalized"),
+    "allocation": (None, "tod", "uniform", "global", "normalized", "priced"),
     "target": ("tod", "keep_params", "keep_flops"),
     "class_of": (None, False, "given"),
     "recipe": ("default", "paper"),
@@ -146,7 +146,7 @@ def test_every_combination_runs_or_names_a_remedy_that_works(made: Any) -> None:
 
 
 @pytest.mark.parametrize("compensate", [None, "none", "mean", "least_squares", "sequential"])
-@pytest.mark.parametrize("allocation", [None, "uniform", "global", "normalized"])
+@pytest.mark.parametrize("allocation", [None, "uniform", "global", "normalized", "priced"])
 @pytest.mark.usefixtures("quick")
 def test_a_language_model_is_asked_for_no_classes(compensate: str | None, allocation: str | None) -> None:
     model, data, loss, units, _ = language()
