@@ -54,8 +54,8 @@ Of others' ideas, by single runs on the language model: restoring the reading la
 its inputs in the metric (FASP), is what *least squares* and the residual do, interactions included. Units by OBS with
 all that stay refitted (SlimGPT) are the residual; ratios that grow with depth are among the spreads above, and worse.
 So are heads that go by measured perplexity (2SSP); its whole attention modules were not tried. First-order scores of
-the loss over all groups (GISP) are *Taylor, global*; that it cuts in steps was tried with the residual, see above. A fit
-that is kept from following few calibration data (RCPU, by rotations) has at most one point to win here at 70 % and
+the loss over all groups (GISP) are *Taylor, global*; that it cuts in steps was tried with the residual, see above. A
+fit that is kept from following few calibration data (RCPU, by rotations) has at most one point to win here at 70 % and
 50 %: so much less the calibration data themselves lose.
 """
 
