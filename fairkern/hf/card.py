@@ -21,11 +21,14 @@ _MEASURES = {
 }
 _WHAT = (
     "Whole heads, neurons and experts were removed by fairkern from the model named above, in one shot; it was not "
-    "trained afterwards. It loads with `from_pretrained`, without fairkern; `plan.json` has every position that went."
+    "trained afterwards."
 )
 
 
-def card(plan: Plan, like: Folder, done: Report | None) -> str:
+_LOADS = "It loads with `from_pretrained`, without fairkern."
+
+
+def card(plan: Plan, like: Folder, done: Report | None, loads: str = _LOADS) -> str:
     """Markdown, with the header that the hub reads. Nothing in it depends on where the folder lies."""
     name = like.path.resolve().name
     header = [
@@ -40,7 +43,7 @@ def card(plan: Plan, like: Folder, done: Report | None) -> str:
     ]
     text = [
         f"# {name}, pruned",
-        _WHAT,
+        f"{_WHAT} {loads} `plan.json` has every position that went.",
         _figures(plan, done),
         _removed(plan),
     ]
