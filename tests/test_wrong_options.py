@@ -90,7 +90,16 @@ def masked(plan: fk.Plan, model: Any) -> None:
 
 
 Base = Callable[[Parts], dict[str, Any]]
-LIMITS = {"round_to": WHOLE, "min_keep": WHOLE, "max_remove": SHARE, "ignore": NAMES}
+BY_KIND = {
+    "empty kind": {"neuron": None},
+    "text by kind": {"neuron": "4"},
+    "half by kind": {"neuron": 0.5},
+    "numbers": {3: 4},
+}
+DIVISORS = Kind({**WHOLE.wrong, **BY_KIND}, (*WHOLE.right, {"neuron": np.int64(2)}, {}))
+DROP = Kind({**but(WHOLE.wrong, "none"), **BY_KIND, "empty": {}, "zero of": {"neuron": 0}})
+SERVE = Kind({**CHOICE.wrong, "list": ["hf"], "type": "gguf:q9"})
+LIMITS = {"round_to": DIVISORS, "min_keep": WHOLE, "max_remove": SHARE, "ignore": NAMES, "serve": SERVE}
 PLANNING = {**LIMITS, "allocation": CHOICE, "removal": CHOICE, "protect": Kind({**CHOICE.wrong, "none": None})}
 SCORING = {
     "units": OURS, "samples_per_class": WHOLE, "projections": WHOLE, "seed": SEED, "class_of": FUNCTION,
@@ -112,12 +121,12 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
     "Scores.plan": (
         fk.Scores.plan,
         lambda p: {"self": p.scores, "keep_params": 0.75},
-        {"keep_params": SHARE, "latency": OURS, **PLANNING},
+        {"keep_params": SHARE, "drop": DROP, "latency": OURS, **PLANNING},
     ),
     "UnitMap.plan": (
         fk.UnitMap.plan,
         lambda p: {"self": p.units, "keep_params": 0.75},
-        {"keep_params": SHARE, "seed": SEED, **LIMITS},
+        {"keep_params": SHARE, "drop": DROP, "seed": SEED, **LIMITS},
     ),
     "apply": (
         fk.apply,
@@ -128,7 +137,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
     "prune": (
         fk.prune,
         lambda p: {"model": p.model, "loader": p.loader, "loss_fn": p.loss, "keep_params": 0.75, "progress": False},
-        {"model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "keep_params": SHARE, "latency": OURS,
+        {"model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "keep_params": SHARE, "drop": DROP, "latency": OURS,
          "iterations": WHOLE, "compensate": CHOICE, "biases": BIASES, "inplace": FLAG, "more": BATCHES, "unused": NAMES,
          "keep_scores": FLAG, **PLANNING, **SCORING, "gram": Kind(but(FLAG.wrong, "none"))},
     ),
@@ -166,7 +175,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         lambda p: {"model": p.model, "units": p.units, "example_inputs": p.x[:2], "shares": (1.0,)},
         {"model": MODEL, "units": OURS, "example_inputs": OURS, "cache": Kind(but(PATH.wrong, "none")),
          "shares": Kind({"number": 0.5, "text": "half", "texts": ["half"], "above": [1.5], "zero": [0.0]}),
-         "round_to": WHOLE, "seed": SEED},
+         "round_to": DIVISORS, "seed": SEED},
     ),
     "plan_latency": (
         fk.plan_latency,

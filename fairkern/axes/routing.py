@@ -144,7 +144,7 @@ class Routing:
         if any(tap.side.whole for tap in group.taps):
             routers = self._routers[path]
             axes = tuple(replace(a, silence=self._silence(a, routers)) for a in group.axes)
-            least = max([1, *(k for n, k in ranked if n == group.units)])
+            least = max([1, self._tracing.slots.get(path, 1), *(k for n, k in ranked if n == group.units)])
             needed = f"{least} a token"
             sets, choice = 1, self._grouped.get(path)
             if choice is not None:

@@ -146,6 +146,7 @@ def _run(
         output = call_with(model, inputs)
     if training is None:
         tracing.calls |= modules.calls
+        tracing.slots = {path: max(n, tracing.slots.get(path, 0)) for path, n in modules.slots.items()}
         tracing.picked |= modules.picked
         tracing.widths.update(modules.widths)
     calls = calls_of(model, inputs, output) if training is None else training

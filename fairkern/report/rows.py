@@ -50,7 +50,7 @@ def summary(
             **compensation,
             **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
             **{name: result[name] for name in ("latency_looks", "steps") if name in result},
-            **({"left_alone": result["left_alone"]} if result.get("left_alone") else {}),
+            **{name: result[name] for name in ("left_alone", "serves") if result.get(name)},
             "config": {c.name: [c.before, c.after] for c in (*plan.config, *flags)},
             "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,

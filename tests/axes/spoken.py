@@ -164,7 +164,8 @@ class Speech:
                 words.append(f"{sign} {axes}{marks}")
         if track.indexes is not None:
             words.append(f"into {self._nodes(track.indexes)}")
-        words += [f"mixed {self._written(dim)}" for dim, _ in track.mixed]
+        for dim, _, unless in track.mixed:
+            words.append(f"mixed {self._written(dim)}" + ("" if unless is Unless.LISTED else f" unless {unless.value}"))
         return "; ".join(words)
 
     def _written(self, dim: Dim) -> str:

@@ -172,6 +172,17 @@ def test_report():
     assert "not compensated" not in text, "what is empty says nothing"
 
 
+def test_who_can_load_what_is_left() -> None:
+    def said(**serves: str) -> list[str]:
+        text = render(report_table(Report("Net", {}, {}, (), {}, {"serves": serves}, {})))
+        return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+    lines = said(hf="heads differ", vllm="heads differ", gguf="yes", deci="yes")
+    assert lines[-3:] == ["what is left can be loaded by", "hf, vllm no: heads differ", "gguf, deci yes"]
+    assert said(hf="yes", vllm="yes")[-1] == "hf, vllm yes"
+    assert not any("loaded by" in line or "serves" in line for line in said(hf="no field", vllm="no field"))
+
+
 def test_what_was_healed_has_a_column_of_its_own():
     report = Report(
         "Net, pruned",

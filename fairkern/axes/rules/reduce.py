@@ -119,7 +119,7 @@ def best(call: Call) -> list[Track]:
     """The largest along a dimension, and where it is: an expert at −inf is not it, and adds nothing to a logsumexp."""
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
-    made = _reduced(call, Unless.ROUTED)
+    made = _reduced(call, Unless.ROUTED if len(over) == 1 else Unless.LISTED)
     if len(over) == 1 and isinstance(ranked := x.dims[over[0]], np.ndarray) and call.name != "logsumexp":
         call.graph.rankings.append(Ranking(ranked, 1))
         if call.name != "amax":
