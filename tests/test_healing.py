@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import fairkern as fk
 from fairkern.capture.structure import Reader
-from fairkern.healing.answers import compared
+from fairkern.healing.answers import compared, shifted
 from fairkern.healing.blocks import blocks, in_both
 from fairkern.healing.settings import Divergence
 from fairkern.healing.weights import undecayed
@@ -235,6 +235,28 @@ def test_padding_and_what_has_no_label_are_left_out() -> None:
     torch.testing.assert_close(found.loss, (each[0, 1] + each[1, 3]) / 2)
 
 
+@pytest.mark.parametrize("kind", [dict, lambda made: (made["loss"], made["logits"]) if "loss" in made else made])
+def test_whether_labels_stand_behind_is_seen_from_the_loss(kind: Any) -> None:
+    class Same(Language):
+        """Fills in what is masked: labels stand where they are predicted."""
+
+        def forward(self, *args: Any, labels: Tensor, **kwargs: Any) -> Any:
+            made = super().forward(*args, **kwargs)
+            loss = F.cross_entropy(made["logits"].flatten(0, 1), labels.flatten())
+            return kind({"logits": made["logits"], "loss": loss})
+
+    class Next(Language):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return kind(super().forward(*args, **kwargs))
+
+    labels = texts()[0]["labels"].clone()
+    labels[:, :5] = -100  # of seven: a question, and an answer of two tokens
+    batch = {**texts()[0], "labels": labels}
+    for model, expected in ((Next, True), (Same, False)):
+        parts, output = parts_of(batch, model()), model()(**batch)
+        assert shifted(parts, output) is expected
+
+
 def test_padding_changes_nothing() -> None:
     """Two texts padded to one length are healed as they are apart."""
     model, small = Language(), Language(5, seed=1)
@@ -287,6 +309,13 @@ def test_hidden_states() -> None:
     assert named.hidden == ("layers.0.down", "layers.1.down", "head")
 
 
+def test_blocks_that_return_nothing_are_left_out() -> None:
+    model, small = Language(), Language(5, seed=1)
+    model.layers[0].register_forward_hook(lambda module, args, output: 0 * output)
+    healed = heal(small, model, texts())
+    assert max(healed.losses) < 100
+
+
 def test_blocks() -> None:
     conv = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
     stages = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(conv, copy.deepcopy(conv)), nn.Linear(1, 1))
@@ -329,11 +358,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: heal(net(5), net(), classes(), loss_fn=lambda output, y: output),
         "loss_fn gives a torch.float32 tensor",
     ),
+    "float16 by autocast": (lambda: within_float16(), "vanish under autocast to float16"),
     "detached": (
         lambda: heal(Detached(), net(), classes()),
         "does not depend on what is trained",
     ),
 }  # fmt: skip
+
+
+def within_float16() -> None:
+    with torch.autocast("cpu", torch.float16):
+        heal(net(5), net(), classes())
 
 
 class Detached(nn.Sequential):

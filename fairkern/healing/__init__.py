@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fairkern import options, report
@@ -119,6 +120,16 @@ def heal(
 
     Cost: per step a forward pass of `model` and a forward and a backward pass of `small`. Memory: 12 bytes per weight
     that is trained (moments and gradient; bfloat16: 14, with the master), and both models' answers in float32.
+
+    Example:
+        >>> import torch, fairkern as fk
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> loader = [(torch.randn(16, 4), torch.arange(16) % 2)]
+        >>> small = fk.apply(net, fk.trace(net, loader[0][0]).plan(keep_params=0.5))
+        >>> healed = fk.heal(small, net, loader, steps=20, lr=1e-2, progress=False)
+        >>> healed.losses[-1] < healed.losses[0]
+        True
     """
     options.instance("small", small, nn.Module, options.MODEL)
     check_model(small)
@@ -147,6 +158,11 @@ def heal(
     check_values(model, RUN)
     _check_apart(small, model)
     ambient = Ambient.now(device_of(small))
+    if any(dtype is torch.float16 for _, dtype in ambient.entered):
+        raise InputError(
+            "gradients vanish under autocast to float16, unless losses are scaled, which they are not here: enter "
+            "torch.autocast(device, torch.bfloat16), or none"
+        )
     with (
         at_work(small, "heal()"),
         at_work(model, "heal()"),
