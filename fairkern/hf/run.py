@@ -21,6 +21,7 @@ from fairkern.hf.needed import transformers
 from fairkern.hf.output import check_out, write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
+from fairkern.hf.uneven import described, schema_of, write_uneven
 from fairkern.model.nested import can_take
 from fairkern.pruning import PruningOptions
 from fairkern.pruning import prune as prune_model
@@ -83,7 +84,8 @@ def prune(
         device: default: CUDA where there is one, else the CPU.
         trust_remote_code: run code of the folder, where transformers does not know the model itself.
         options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
-            another is given: what is left can be described by a configuration with one number for all layers.
+            another is given: what is left can be described by a configuration with one number for all layers. Where
+            layers differ for another's sake, `out` is a folder as `fk.hf.save_uneven` writes it.
 
     Returns:
         What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy
@@ -127,7 +129,10 @@ def prune(
         choices={**report.choices, **_choices(source, made, ignored)},
         versions={**report.versions, "transformers": transformers().__version__},
     )
-    write(small, plan, target, source, report)
+    if described(plan, options["serve"]):
+        write(small, plan, target, source, report)
+    else:
+        write_uneven(small, plan, target, source, report, schema_of(options["serve"]))
     return report
 
 

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fairkern import options, types
+from fairkern import options, report, types
 from fairkern.artefacts.writing import new_folder
 from fairkern.compact import save_pruned
 from fairkern.errors import InputError
 from fairkern.hf.block_configs import uneven_config
 from fairkern.hf.blocks import Blocks, blocks_of
+from fairkern.hf.card import CARD, card
 from fairkern.hf.decoder import family_of, places_of
 from fairkern.hf.folder import CONFIG, Folder, open_folder
-from fairkern.hf.output import _beside, _said, check_out
+from fairkern.hf.output import REPORT, _beside, _said, check_out
 from fairkern.hf.weights import configuration
 from fairkern.surroundings import stage
 
 _GENERATION = "generation_config.json"
+_LOADS = {
+    None: "Its layers differ: `fairkern.load_pruned` loads it, `fairkern export` makes a file for llama.cpp;",
+    "deci": "Its layers differ: `block_configs` in config.json say how, as DeciLM and Nemotron-NAS read them;",
+    "anymodel": "Its layers differ: `block_configs` in config.json say how, as vLLM's AnyModel and ModelOpt read them;",
+}
 
 
 @stage
@@ -57,14 +64,33 @@ def save_uneven(
     options.instance("small", small, nn.Module, options.MODEL)
     options.instance("plan", plan, types.Plan, options.PLAN)
     folder = open_folder(options.place("like", like))
-    config = dict(folder.config) if schema is None else _by_layer(small, folder, schema)
-    path = check_out(options.place("out", out))
-    with _said(path), new_folder(path) as place:
+    write_uneven(small, plan, check_out(options.place("out", out)), folder, None, schema)
+
+
+def described(plan: types.Plan, serve: str | None) -> bool:
+    """Whether one number for all layers is what was asked for, or what came of it anyway."""
+    return serve in (None, "hf") or plan.result.get("serves", {}).get("hf") == "yes"
+
+
+def schema_of(serve: str | None) -> str | None:
+    """Who reads the configuration of a model that was planned for a server."""
+    return {"vllm": "anymodel", "deci": "deci"}.get(serve or "")
+
+
+def write_uneven(
+    small: Any, plan: types.Plan, out: Path, like: Folder, done: types.Report | None, schema: str | None
+) -> None:
+    """The folder of `save_uneven`, with a report where there is one, and a card."""
+    config = dict(like.config) if schema is None else _by_layer(small, like, schema)
+    with _said(out), new_folder(out) as place:
         save_pruned(small, plan, place)
         (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _beside(folder, place)
-        if (folder.path / _GENERATION).is_file():
-            shutil.copyfile(folder.path / _GENERATION, place / _GENERATION)
+        _beside(like, place)
+        if (like.path / _GENERATION).is_file():
+            shutil.copyfile(like.path / _GENERATION, place / _GENERATION)
+        if done is not None:
+            report.save_report(done, place / REPORT)
+        (place / CARD).write_text(card(plan, like, done, _LOADS[schema]), encoding="utf-8")
 
 
 def _by_layer(small: Any, folder: Folder, schema: str) -> dict[str, Any]:
@@ -94,6 +120,6 @@ def _check_biases(config: Any, blocks: Blocks) -> None:
         for place in sorted(own ^ expected):
             what = "holds" if place in own else "lacks"
             raise InputError(
-                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise, and "
-                'a server goes by that: prune with biases="auto" or False, or export to GGUF'
+                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise "
+                'and a server goes by that: prune with biases="auto" or False, or export to GGUF'
             )
