@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fairkern as fk
+import fairkern.healing
 from fairkern.capture.structure import Reader
 from fairkern.healing.answers import compared, shifted
 from fairkern.healing.blocks import blocks, in_both
@@ -191,6 +193,13 @@ def test_divergences() -> None:
     torch.testing.assert_close(apart(batch, ours, theirs, temperature=2.0).loss, soft)
     values = (torch.ones(4, 6), torch.randn(4, 3))  # a regression's targets
     torch.testing.assert_close(apart(values, ours, theirs).loss, (ours - theirs).square().mean())
+    for several in (
+        torch.ones(4, 3, dtype=torch.int64),
+        torch.ones(4, 3) > 0,
+    ):  # classes that do not exclude each other
+        torch.testing.assert_close(
+            apart((torch.ones(4, 6), several), ours, theirs).loss, (ours - theirs).square().mean()
+        )
     one = (torch.ones(4, 6), torch.arange(4) % 2)  # a softmax over one class says nothing
     torch.testing.assert_close(apart(one, ours[:, :1], theirs[:, :1]).loss, (ours - theirs)[:, :1].square().mean())
 
@@ -326,6 +335,7 @@ def test_blocks() -> None:
     short = Language()
     short.layers = nn.ModuleList([Block(3)])
     assert in_both(short, Language(), None) == {"layers.0": "layers.1"}  # what has been through all of them
+    assert heal(short, Language(), texts(), 2).hidden == ("layers.0",)
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -545,6 +555,27 @@ def test_bfloat16_has_masters() -> None:
     assert float(stuck) > 0.5  # a step alone is less than half of the distance to the next number
 
 
+class Autocast(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inner(x)
+
+
+def test_autocast_around_is_that_of_the_models() -> None:
+    """And the casts of weights that it keeps are those of the step."""
+    model, small = net(), net(5, seed=1)
+    expected = copy.deepcopy(small)
+    heal(Autocast(expected), Autocast(model), classes(), clip=None)
+    with torch.autocast("cpu", torch.bfloat16):
+        healed = heal(small, model, classes(), clip=None)
+    assert same(state(small), state(expected))
+    assert healed.losses[-1] < healed.losses[0]
+
+
 def test_a_teacher_in_another_type() -> None:
     assert heal(net(5), Cast(net(), torch.float64), classes()).losses[-1] > 0
 
@@ -681,3 +712,7 @@ def test_a_checkpoint_where_nothing_can_be_written(tmp_path: Path) -> None:
     small = net(5)
     with pytest.raises(FileNotFoundError):
         heal(small, net(), classes(), checkpoint=tmp_path / "absent" / "run")
+
+
+def test_the_example() -> None:
+    assert doctest.testmod(fairkern.healing).failed == 0

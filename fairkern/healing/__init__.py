@@ -93,9 +93,9 @@ def heal(
         temperature: softens both models' answers; the divergence is multiplied by its square.
         divergence: "forward_kl", Σ p log(p / q) with p the uncut model's distribution over classes; "reverse_kl", the
             other way round; "mse", the mean squared difference, for answers that are no logits. "auto": forward_kl for
-            what a model returns as `logits` and where targets are integers, "mse" where these are real numbers or there
-            is one class only. Classes lie in the last dimension, of images [N, C, H, W] in the second. Padding
-            (`attention_mask`) and negative labels (−100) are left out.
+            what a model returns as `logits` and where targets are integers, "mse" where these are real numbers, or as
+            many as the answers, or there is one class only. Classes lie in the last dimension, of images [N, C, H, W]
+            in the second. Padding (`attention_mask`) and negative labels (−100) are left out.
         hidden: weight of the outputs of blocks: their mean squared difference over the mean square of the uncut
             model's. None: 1 where there are blocks of which shapes agree. Blocks are the items of lists of modules; of
             a list that has become shorter, the last one is compared. Of a block that returns several tensors, the

@@ -131,7 +131,7 @@ def _kl(answer: Tensor, target: Tensor, temperature: float, *, reverse: bool) ->
 
 def _told(name: str, answer: Tensor, labels: Tensor | None, classes: Tensor | None, dim: int) -> Divergence:
     """Whether an answer is logits or values, by its name and by what its targets are."""
-    if labels is not None and classes is None:
+    if labels is not None and (classes is None or classes.shape == answer.shape):  # a value for each, or several true
         return Divergence.MSE
     if classes is not None or name.endswith("logits"):
         return Divergence.FORWARD if answer.ndim > 1 and answer.shape[dim] > 1 else Divergence.MSE
