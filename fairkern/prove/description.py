@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from fairkern.prove.admitted import with_admitted
 from fairkern.prove.probes import Shapes, built_shapes, probed
 from fairkern.prove.trial import Prepared, failure
 from fairkern.types import ConfigField, IndexArray, Passed, Plan, SiteNumber, UnitMap
+
+_STEPS = 8  # by so many at most a share lies off what is best, to differ from others
 
 
 def described(
@@ -112,15 +115,21 @@ def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
 
 
 def _even(units: UnitMap, fields: Sequence[ConfigField], seed: int) -> list[IndexArray]:
-    """About half of the groups of these fields, the same share of those that share one."""
+    """About half of the groups of these fields: the same share of those that share one, and another of the others, since
+    a field that counted theirs would not show else."""
     removed, generator = [NONE] * len(units.groups), np.random.default_rng(seed)
+    taken: set[Fraction] = set()
     for tied in _tied(fields):
-        groups = sorted({g for f in tied for g in f.groups})
-        base = math.gcd(*(units.groups[g].units for g in groups), *(f.size for f in tied if not f.fixed))
-        spare = (group.units - group.least for group in map(units.groups.__getitem__, groups))
-        steps = min(base // 2, *(most * base // units.groups[g].units for most, g in zip(spare, groups, strict=True)))
-        for g in groups if steps > 0 else ():
-            removed[g] = drawn(units.groups[g], units.groups[g].units * steps // base, generator)
+        groups = [units.groups[g] for g in sorted({g for f in tied for g in f.groups})]
+        base = math.gcd(*(group.units for group in groups), *(f.size for f in tied if not f.fixed))
+        spare = min((Fraction(group.units - group.least, group.units) for group in groups), default=Fraction(0))
+        most = min(base // 2, int(spare * base))
+        steps = [n for n in range(max(most - _STEPS, 1), min(most + _STEPS, base - 1) + 1) if n <= spare * base]
+        shares = [Fraction(n, base) for n in sorted(steps, key=lambda n: abs(n - most))]
+        for share in [*(s for s in shares if s not in taken), *shares][:1]:
+            taken.add(share)
+            for g in sorted({g for f in tied for g in f.groups}):
+                removed[g] = drawn(units.groups[g], int(units.groups[g].units * share), generator)
     return removed
 
 
