@@ -94,6 +94,14 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "intercepts",
+            "python -m bench.intercepts",
+            "what it costs a language model that compensation may add no bias",
+            "minutes",
+            ("bench/results/intercepts.json",),
+            "quality",
+        ),
+        Entry(
             "shipping",
             "python -m bench.shipping",
             "a dozen families of language models: folder in, pruned folder out, opened by transformers alone",

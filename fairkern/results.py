@@ -191,7 +191,7 @@ class Report(types.Report):
         return self.table()
 
     def table(self) -> str:
-        """Measures before and after, a row per group, seconds per stage."""
+        """Measures before, after and, where it was healed, then; a row per group, seconds per stage."""
         return report.render(report.report_table(self))
 
     @stage

@@ -20,6 +20,7 @@ def summarise(
     title: str = "",
     before: Mapping[str, float] | None = None,
     after: Mapping[str, float] | None = None,
+    healed: Mapping[str, float] | None = None,
     stages: Mapping[str, float] | None = None,
     corrected: Sequence[Correction] = (),
     compensation: str | None = None,
@@ -30,7 +31,8 @@ def summarise(
     """A report of a plan: parameters and FLOPs from the plan, and whatever else was measured.
 
     `small`, the cut model, is asked for its parameters: compensation may have added biases, which no plan counts.
-    `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `stages` seconds by stage.
+    `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `healed` those of the cut model after
+    `heal`, in a column of their own; `stages` seconds by stage.
     `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
     its removed activations that the units that stay do not predict. `biases`: where weights were given one that have
     none; `flags`: fields of the configuration that were set for them.
@@ -40,7 +42,7 @@ def summarise(
     for name, given in (("title", title), ("compensation", compensation), ("biases", biases)):
         if given is not None:
             options.instance(name, given, str, "a text")
-    for name, measures in (("before", before), ("after", after), ("stages", stages)):
+    for name, measures in (("before", before), ("after", after), ("healed", healed), ("stages", stages)):
         if measures is not None:
             options.mapping(name, measures, "a dictionary of numbers by name")
             for key, value in measures.items():
@@ -64,7 +66,7 @@ def summarise(
         plan,
         scores,
         title=title or f"{plan.model}, pruned",
-        measures=(before or {}, after or {}),
+        measures=(before or {}, after or {}, healed or {}),
         stages=stages or {},
         params=None if small is None else sum(p.numel() for p in small.parameters()),
         unexplained=unexplained(scores.units, corrected) if scores is not None else {},

@@ -170,6 +170,30 @@ def test_score_plan_apply_report(here: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads((here / "report.json").read_text())
 
 
+def test_units_are_dropped_and_rounded_by_kind(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "parts:model", "parts:loader", LOSS, "--out", "s"]) == 0
+
+    def left(*options: str) -> list[int]:
+        assert main(["plan", "s", *options, "--out", "p", "--quiet"]) == 0
+        return [g.units - len(g.removed) for g in fk.Plan.load("p").groups]
+
+    assert left("--drop", "neuron=5") == [7, 7]
+    assert fk.Plan.load("p").request["drop"] == {"neuron": 5}
+    rounded = left("--keep-params", "0.6", "--round-to", "neuron=4")
+    assert all(n % 4 == 0 for n in rounded)
+    assert rounded != [12, 12]
+    assert all(n % 4 == 0 for n in left("--keep-params", "0.6", "--round-to", "4"))
+    assert main(["plan", "s", "--drop", "channel=2", "--out", "p"]) == 2
+    assert "drop names the kind 'channel', which Sequential does not have" in capsys.readouterr().err
+    for command in (["plan", "s"], ["prune", "parts:model", "parts:loader", LOSS]):
+        assert main([*command, "--keep-params", "0.6", "--serve", "hf", "--out", "o"]) == 2
+        assert "serve='hf' goes by the fields of a configuration" in capsys.readouterr().err
+        assert main([*command, "--keep-params", "0.6", "--serve", "triton", "--out", "o"]) == 2
+        assert "serve is 'triton'; expected one of 'hf', 'vllm', 'gguf', 'deci'" in capsys.readouterr().err
+    assert main(["prune", "parts:model", "parts:loader", LOSS, "--drop", "neuron=2", "--out", "o", "--quiet"]) == 0
+    assert fk.Plan.load("o/plan.json").result["units_removed"] == 4
+
+
 def test_prune(here: Path) -> None:
     assert main(["prune", "parts:model", "parts:loader", LOSS, "--keep-flops", "0.5", "--out", "small"]) == 0
     small = fk.load_pruned(named("parts:model"), here / "small")
@@ -291,6 +315,13 @@ def test_a_plan_for_another_model(here: Path, capsys: pytest.CaptureFixture[str]
         ["score", "m:m", "l:l", "--out", ""],
         ["apply", "m:m", "p", "--out", ""],
         ["prune", "m:m", "l:l", "--keep-params", "half", "--out", "o"],
+        ["plan", "s", "--tod", "0.1", "--drop", "neuron=2", "--out", "p"],
+        ["plan", "s", "--drop", "2", "--out", "p"],
+        ["plan", "s", "--drop", "neuron=2,neuron=3", "--out", "p"],
+        ["plan", "s", "--drop", "neuron=-2", "--out", "p"],
+        ["plan", "s", "--tod", "0.1", "--round-to", "0", "--out", "p"],
+        ["plan", "s", "--tod", "0.1", "--round-to", "neuron=4,head", "--out", "p"],
+        ["plan", "s", "--tod", "0.1", "--round-to", "=4", "--out", "p"],
     ],
     ids=" ".join,
 )

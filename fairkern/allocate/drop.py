@@ -9,7 +9,7 @@ import numpy as np
 from fairkern.allocate.bundles import Bundle, Levels
 from fairkern.allocate.options import check_kinds
 from fairkern.errors import BudgetError, InputError
-from fairkern.plans.serving import listed
+from fairkern.plans.serving import listed, plural
 from fairkern.types import IndexArray, UnitMap
 
 
@@ -38,7 +38,7 @@ def dropped(
                 f"drop={dict(drop)!r}: no group of kind {kind!r} can be cut; print(units.explain()) names the reasons"
             )
         for g in groups:
-            told = f"drop={dict(drop)!r} cannot be met: {count} of the {units.groups[g].units} {kind}s of "
+            told = f"drop={dict(drop)!r} cannot be met: {count} of the {units.groups[g].units} {plural(kind)} of "
             told += units.groups[g].name
             b = int(levels.bundle[g])
             if b < 0 or not len(bundles[b].parts):

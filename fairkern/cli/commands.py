@@ -139,6 +139,16 @@ def _prune_folder(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace) -> int:
+    if arguments.folder.is_file():
+        raise fk.InputError(f"{arguments.folder} is a file; name the folder that holds it")
+    done = fk.hf.export_gguf(arguments.folder, writable(arguments.gguf), arguments.type, vocab=arguments.vocab)
+    goes_in = "text" if done.vocabulary else "token ids (without a vocabulary)"
+    layers = f"{len(done.widths)} layers of the architecture {done.architecture}"
+    _say(arguments, f"{layers}, {done.type}, {goes_in} in; written to {done.path}")
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     out = writable(arguments.out) if arguments.out else None
     picture = writable(arguments.picture) if arguments.picture else None
@@ -185,8 +195,8 @@ def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation", "removal")
-    budget = {name: getattr(arguments, name) for name in ("tod", "keep_params", "keep_flops")}
+    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation", "removal", "serve")
+    budget = {name: getattr(arguments, name) for name in ("tod", "keep_params", "keep_flops", "drop")}
     given = {name: value for name, value in budget.items() if value is not None}
     return given | {name: getattr(arguments, name) for name in names}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairkern.cli import commands
-from fairkern.cli.arguments import Parser, path, positive, share
+from fairkern.cli.arguments import Parser, by_kind, divisors, path, positive, share
 from fairkern.cli.folders import add_folder
 
 COMPENSATIONS = ("none", "mean", "least_squares")
@@ -75,6 +75,20 @@ def command_line() -> argparse.ArgumentParser:
     out = "folder for the weights, plan, report and scores"
     prune.add_argument("-o", "--out", type=path, required=True, help=out)
 
+    export = command(
+        "export", commands.export, "write a folder of transformers, pruned or not, as a file for llama.cpp"
+    )
+    folder = "config.json, safetensors and tokenizer: what `fairkern prune --hf` leaves, or save_pretrained"
+    export.add_argument("folder", metavar="FOLDER", type=path, help=folder)
+    export.add_argument(
+        "--gguf", type=path, required=True, metavar="FILE", help="file to write, for example model.gguf"
+    )
+    types = "of matrices; q8_0 packs 32 weights of a row (default: f16)"
+    export.add_argument("--type", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help=types)
+    without = "leave the tokenizer out: token ids in, logits out"
+    export.add_argument("--no-vocab", dest="vocab", action="store_false", help=without)
+    export.add_argument("--quiet", action="store_true", help="print nothing")
+
     report = command("report", commands.report, "measure a model before and after a plan: parameters, FLOPs, latency")
     report.add_argument("model", metavar="MODEL", help="package.module:callable")
     report.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`, or a pruned folder's")
@@ -132,9 +146,12 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--tod", type=float, metavar="TOLERANCE", help="tolerance of difference, 0 to 1")
     budget.add_argument("--keep-params", type=float, metavar="SHARE", help="share of all parameters that may stay")
     budget.add_argument("--keep-flops", type=float, metavar="SHARE", help="share of all FLOPs that may stay")
-    parser.add_argument(
-        "--round-to", type=positive, default=1, metavar="N", help="keep multiples of N units (default: 1)"
-    )
+    exact = "so many units of every group of a kind go, for example expert=2"
+    budget.add_argument("--drop", type=by_kind, metavar="KIND=N", help=exact)
+    multiples = "keep multiples of N channels (default: 1), or by kind of unit: neuron=128,head=1"
+    parser.add_argument("--round-to", type=divisors, default=1, metavar="N", help=multiples)
+    servers = "hf, vllm, gguf, gguf:TYPE or deci: what loads the result, so which layers stay equal"
+    parser.add_argument("--serve", metavar="SERVER", help=servers)
     parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
     parser.add_argument("--min-keep", type=positive, default=1, metavar="N", help="at least N units of every group")
     parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")

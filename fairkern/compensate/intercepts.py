@@ -18,6 +18,7 @@ from fairkern.model.raised import in_words
 from fairkern.model.tensors import named_tensors
 from fairkern.options import choose, flag
 from fairkern.plans.renaming import Renaming
+from fairkern.plans.serving import unlike_deci
 from fairkern.types import Axis, ConfigChange, Plan, UnitMap
 
 
@@ -47,9 +48,10 @@ class Flag:
 class Places:
     """The places for biases of one model that a plan cuts. Nothing is looked for before it is asked for.
 
-    `AUTO` goes by what the model ships in. Of a model that is served as `deci` or `gguf` (`plan.request["serve"]`) the
-    output projections of attention and the down projections of MLPs have a place, as its readers know them there; of
-    one that its class makes from its configuration, what a field of that configuration gives biases; of any other, all.
+    `AUTO` goes by what the model ships in. Of a model that is served as `deci` or `gguf` (`plan.request["serve"]`)
+    the output projections of attention and the down projections of MLPs have a place, if it is one that deci can
+    hold: other architectures of llama.cpp read no biases there. Of a model that its class makes from its
+    configuration, what a field of that configuration gives biases; of any other, all.
     """
 
     def __init__(self, model: nn.Module, plan: Plan, units: UnitMap, asked: Biases) -> None:
@@ -64,7 +66,8 @@ class Places:
         if self.asked is Biases.NONE:
             return "biases=False"
         if self._served is not None:
-            return "" if axis.tensor in self._last else f"{self._served} has no place for a bias there"
+            why = unlike_deci(self._units)
+            return why or ("" if axis.tensor in self._last else f"{self._served} has no place for a bias there")
         if isinstance(self._flags, str) or any(_bias(axis) in found.biases for found in self._flags):
             return ""
         return "the configuration has no field that gives it one"
@@ -73,7 +76,7 @@ class Places:
         """The fields that have to be set so that a model built from the configuration has the biases that these axes'
         weights are given, as far as there are any. Of several that give one, the one that brings the fewest."""
         wanted = {_bias(axis) for axis in given} - self._plan.shapes.keys()
-        if not wanted or self._served is not None or isinstance(self._flags, str):
+        if not wanted or isinstance(self._flags, str):
             return ()
         found = []
         for candidate in sorted(self._flags, key=lambda f: (len(f.biases), f.change.name)):
@@ -88,7 +91,10 @@ class Places:
         if self.asked is not Biases.AUTO:
             return "anywhere" if self.asked is Biases.ADDED else "none is added"
         if self._served is not None:
-            return f"at output and down projections, as {self._served} reads them"
+            why = unlike_deci(self._units)
+            return f"none is added: {why}" if why else f"at output and down projections, for {self._served}"
+        if "_flags" not in vars(self):
+            return "no weight was without one"
         if isinstance(self._flags, str):
             return f"anywhere: {self._flags}"
         return "where the configuration has a field for them"

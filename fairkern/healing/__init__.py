@@ -16,7 +16,7 @@ from fairkern.healing.settings import Divergence, Settings, TaskLoss
 from fairkern.model.autocast import Ambient, without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.tensors import device_of, memory_of, named_tensors
-from fairkern.model.untouched import same_attributes, same_grads, unchanged
+from fairkern.model.untouched import same_attributes, same_grads, untouched
 from fairkern.prove import check_values
 from fairkern.results import PathLike
 from fairkern.surroundings import stage
@@ -105,8 +105,8 @@ def heal(
             third more time. By the model's own switch where it has one.
         checkpoint: a folder for `healing.safetensors`, written after every `every` steps (default: a tenth of them) and
             at the end: weights, AdamW's moments, what was seen. The same call on the same cut model goes on from there,
-            to the same weights as without a break (to the bit on a CPU): it takes the loader's batches that were seen
-            already, and drops them. A call that had finished changes the weights to what it had found.
+            to the same weights as without a break (to the bit on a CPU with as many threads): it takes the loader's
+            batches that were seen already, and drops them. Of a call that had finished, `small` gets the weights.
         seed: of dropout, and of what the loader draws.
         progress: show a progress bar on a terminal.
 
@@ -120,8 +120,8 @@ def heal(
     Cost: per step a forward pass of `model` and a forward and a backward pass of `small`. Memory: 12 bytes per weight
     that is trained (moments and gradient; bfloat16: 14, with the master), and both models' answers in float32.
     """
+    options.instance("small", small, nn.Module, options.MODEL)
     check_model(small)
-    options.instance("model", model, nn.Module, options.MODEL)
     check_model(model)
     check_data(loader, loss_fn)
     folder = None if checkpoint is None else options.place("checkpoint", checkpoint)
@@ -147,7 +147,14 @@ def heal(
     check_values(model, RUN)
     _check_apart(small, model)
     ambient = Ambient.now(device_of(small))
-    with at_work(small, "heal()"), same_attributes(small), same_grads(small), unchanged(model), without_autocast():
+    with (
+        at_work(small, "heal()"),
+        at_work(model, "heal()"),
+        same_attributes(small),
+        same_grads(small),
+        untouched(model),
+        without_autocast(),
+    ):
         run = Run(small, model, settings, ambient)
         with report.progress(show) as on_step:
             began = run.run(loader, folder, on_step)

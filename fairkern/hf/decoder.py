@@ -155,6 +155,12 @@ def family_of(config: Any) -> Family:
     )
 
 
+def places_of(config: Any) -> set[str]:
+    """Places of all tensors that layers of a configuration hold, and would load: "q.weight", "down.bias", …"""
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    return blocks_of(_small(config)[1], head_size_of(config), config.num_hidden_layers, tied=tied).places
+
+
 def _refuse_unseen(config: Any) -> None:
     missing = [n for n in ("rms_norm_eps", "num_hidden_layers", "max_position_embeddings") if not hasattr(config, n)]
     if missing:
@@ -186,19 +192,19 @@ def _small(config: Any) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
     hidden = shared * fewer * math.ceil(64 / (shared * fewer))
     given = {"num_key_value_heads": fewer, "num_attention_heads": shared * fewer, "head_dim": size}
     given |= {"hidden_size": hidden, "intermediate_size": 48, "vocab_size": 64, "pad_token_id": None}
-    for name, value in given.items():
-        setattr(small, name, value)
-    with quiet() as transformers, torch.random.fork_rng(devices=[]):
+    with quiet() as transformers, torch.random.fork_rng(devices=[]), torch.device("cpu"):
         try:
+            for name, value in given.items():
+                setattr(small, name, value)
             model = transformers.AutoModelForCausalLM.from_config(
                 small, dtype=torch.float32, attn_implementation="eager"
             ).eval()
         except (ValueError, TypeError, AttributeError, RuntimeError) as error:
             raise InputError(f"no model of the type {config.model_type!r} can be built small: {error}") from error
-    source = torch.Generator().manual_seed(0)
+    source = torch.Generator(device="cpu").manual_seed(0)
     with torch.no_grad():
         for value in model.parameters():
-            noise = torch.randn(value.shape, generator=source, device="cpu")
+            noise = torch.randn(value.shape, generator=source, dtype=torch.float32, device="cpu")
             value.copy_(noise * (1.5 / math.sqrt(value.shape[-1])) if value.ndim > 1 else 1 + noise * 0.3)
         model.get_input_embeddings().weight.mul_(0.02)  # so that epsilon shows
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}

@@ -67,10 +67,9 @@ def export_gguf(
 
     Raises:
         InputError: the type; a folder without weights, configuration or a shard; quantised weights; a family, tensor,
-            bias, rotary embedding or tokenizer that llama.cpp cannot be told of; rows that do not fill blocks of q8_0.
-            Says which, and what to do. Nothing is written.
+            bias, rotary embedding or tokenizer that llama.cpp cannot be told of; rows that do not fill blocks of q8_0;
+            a path that cannot be written, a full disk. Says which, and what to do. Nothing is written.
         ArtefactError: weights that are truncated or damaged.
-        OSError: the file cannot be written.
 
     Cost: one pass over the weights, one tensor in memory at a time, and a small model of the family that is built to be
     held against what the file will say.
@@ -93,9 +92,12 @@ def export_gguf(
             _check_rows(blocks)
         tokenizer = weights.tokenizer() if vocab else None
         text = None if tokenizer is None else vocabulary_of(weights.path, tokenizer, weights.config, blocks.vocabulary)
-        with replacing(path) as temporary:
-            _write(temporary, type, architecture, family, blocks, text, weights)
-            weights.check_sums()
+        try:
+            with replacing(path) as temporary:
+                _write(temporary, type, architecture, family, blocks, text, weights)
+                weights.check_sums()
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     sizes = zip(*(block.sizes for block in blocks.blocks), strict=True)
     heads, key_heads, widths = (tuple(numbers) for numbers in sizes)
     return Exported(Path(path), architecture.name, type, heads, key_heads, widths, text is not None)

@@ -2,7 +2,8 @@
 
 Of byte-level BPE llama.cpp knows a list of ways to split text, by names; the name is found here by the expressions of
 the tokenizer itself. SentencePiece's is read from tokenizer.model, or from a converted one whose merges are in the
-order of their tokens. Anything else is refused: a file whose text is cut up in another way would load, and answer worse.
+order of their tokens. Anything else is refused: a file whose text is cut up in another way would load, and answer
+worse.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class FolderOptions(PruningOptions, total=False):
     keep_latency: float | None
     iterations: int
     compensate: str | None
+    biases: str | bool
     inplace: bool
     unused: Iterable[str]
 
@@ -111,7 +112,7 @@ def prune(
     made = _taken(model, batches(documents, tokenizer, layout, _rows(model)))
     before = _measures(model, made)
     measured = time.perf_counter()
-    options.setdefault("serve", "hf")  # type: ignore[typeddict-item]
+    options.setdefault("serve", "hf")
     small, report = prune_model(model, made.calibration, **options)
     plan = report.plan
     assert plan is not None

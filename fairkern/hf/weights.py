@@ -29,7 +29,7 @@ class Weights:
     def __init__(self, folder: Folder, files: dict[str, TensorFile]) -> None:
         self._folder, self._files = folder, files
         self.path = folder.path
-        self.config = _config(folder)
+        self.config = configuration(folder)
         self._of: dict[str, tuple[str, str]] = {}  # the file and the name there
         self._sums: dict[str, dict[str, str]] = {name: {} for name in files}
         for name, file in files.items():
@@ -104,13 +104,14 @@ def open_weights(folder: str | os.PathLike[str]) -> Iterator[Weights]:
         yield Weights(looked, {name: stack.enter_context(open_tensors(looked.path / name)) for name in looked.shards})
 
 
-def _config(folder: Folder) -> Any:
+def configuration(folder: Folder) -> Any:
+    """transformers' of a folder, without what it says of single layers. Raises InputError where it is none."""
     with quiet() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise InputError(f"{folder.path / 'config.json'} is no configuration: {first_line(error)}") from error
-        config.per_layer_config = None  # what layers hold is read from the weights
+        config.per_layer_config = None
         try:
             size = head_size_of(config)
         except InputError as error:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from fairkern.plans.serving import plural
 from fairkern.types import IndexArray, UnitMap
 
 
@@ -51,7 +52,7 @@ def left_alone(units: UnitMap, removed: Sequence[IndexArray], stays: Mapping[int
         held.setdefault((units.groups[g].kind, why), []).append(units.groups[g].name)
     return [
         *(f"no {kind} was cut: {why}" for kind, why in ({**held_kinds(units), **spared} if gone else {}).items()),
-        *(f"{kind}s of {_several(names)} stay: {why}" for (kind, why), names in held.items()),
+        *(f"{plural(kind)} of {_several(names)} stay: {why}" for (kind, why), names in held.items()),
     ]
 
 

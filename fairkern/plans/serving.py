@@ -6,7 +6,6 @@ No family of models is known by name. What ties layers is which field of the con
 
 from __future__ import annotations
 
-import difflib
 import enum
 import math
 import re
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fairkern.errors import InputError
-from fairkern.options import short
+from fairkern.options import near, short
 from fairkern.types import AxisGroup, ConfigField, IndexArray, UnitMap
 
 _PLAIN = ("f32", "f16", "bf16")
@@ -90,9 +89,9 @@ def serving(value: Any) -> Serving | None:
             "or None"
         )
     if colon and kind not in BLOCKS:
-        close = difflib.get_close_matches(kind, BLOCKS, n=3, cutoff=0.4)
-        near = f"near names: {', '.join(close)}" if close else f"types are for example {', '.join(list(BLOCKS)[:6])}"
-        raise InputError(f"serve={value!r} names a type that GGUF does not have; {near}")
+        raise InputError(
+            f"serve={value!r} names a type that GGUF does not have{near(kind, [*BLOCKS])}; give one of those"
+        )
     return Serving(Server(name), f"{name}{colon}{kind}", BLOCKS[kind] if colon else 1)
 
 
@@ -179,7 +178,7 @@ def _tied(units: UnitMap, place: Callable[[AxisGroup], str]) -> Constraints:
             merged = members.union(*(item[0] for item in touching))
             sets.append((merged, [*(f for item in touching for f in item[1]), counted]))
     stays = {
-        g: f"no field of the configuration counts its {units.groups[g].kind}s"
+        g: f"no field of the configuration counts its {plural(units.groups[g].kind)}"
         for g in units.prunable
         if not any(g in members for members, _ in sets)
     }
@@ -224,7 +223,11 @@ def _uncounted(units: UnitMap, cut: Iterable[int]) -> str:
     counted = {g for f in _counting(units) for g in f.groups}
     missing = [units.groups[g] for g in cut if g not in counted]
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    return f"no field of the configuration counts the {missing[0].kind}s of {missing[0].name}{more}" if missing else ""
+    return (
+        f"no field of the configuration counts the {plural(missing[0].kind)} of {missing[0].name}{more}"
+        if missing
+        else ""
+    )
 
 
 def _several_values(units: UnitMap, removed: Sequence[IndexArray], place: Callable[[AxisGroup], str]) -> str:
@@ -264,7 +267,7 @@ def unlike_deci(units: UnitMap) -> str:
     are taken apart), a gated feed-forward part of three. Other things than tensors (how positions are told, where norms
     are applied) are not seen here: that is for who writes the file.
     """
-    if units.lists or any(k.startswith("expert") for k in _kinds(units)):
+    if any(kind.startswith("expert") for kind in _kinds(units)):
         return "deci has no experts"
     matrices: dict[str, int] = {}
     norms: dict[str, int] = {}
@@ -278,10 +281,11 @@ def unlike_deci(units: UnitMap) -> str:
                 return f"deci's norms have no biases, and {module} has one"
         else:
             matrices[where] = matrices.get(where, 0) + 1
-    for found, most, what in ((norms, 2, "norms"), (matrices, 7, "matrices")):
-        crowded = next((layer for layer, count in found.items() if count > most), None)
-        if crowded is not None:
-            return f"a layer of deci has {most} {what}, and {crowded} has {found[crowded]}"
+    for layer, count in matrices.items():
+        if norms.get(layer, 0) != 2:
+            return f"a layer of deci has 2 norms, and {layer} has {norms.get(layer, 0)}"
+        if count > 7:
+            return f"a layer of deci has 7 matrices, and {layer} has {count}"
     for group in units.groups:
         if group.kind == "neuron" and layer_of(group.name) and not _gated(group, units):
             return f"deci's feed-forward parts are gated, and {group.name} is not"
@@ -292,6 +296,11 @@ def _gated(group: AxisGroup, units: UnitMap) -> bool:
     """A unit is made by two rows: of two matrices, or of one that is both."""
     made = [a for a in group.axes if not a.consumer and len(units.shapes.get(a.axis.tensor, ())) > 1]
     return sum(a.positions.shape[1] for a in made) == 2
+
+
+def plural(kind: str) -> str:
+    """Units of a kind: heads, branches."""
+    return f"{kind}es" if kind.endswith("ch") else f"{kind}s"
 
 
 def _kinds(units: UnitMap) -> set[str]:

@@ -267,6 +267,15 @@ def test_a_model_without_a_configuration_takes_them_anywhere() -> None:
     assert report.choices["biases"] == "anywhere: the model has no configuration"
 
 
+def test_where_no_weight_is_without_one_nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = double(Model(Config(intermediate_size=12, mlp_bias=True)))
+    monkeypatch.setattr("fairkern.compensate.intercepts.built_with", pytest.fail)
+    small, report = pruned(model)
+    assert small.config.mlp_bias is True
+    assert report.choices["biases"] == "no weight was without one"
+    assert "mlp_bias" not in report.choices["config"]
+
+
 def built_otherwise() -> nn.Module:
     class Other(Model):
         def __init__(self, width: int) -> None:
@@ -378,6 +387,33 @@ def test_what_is_served_by_llama_cpp_gets_them_at_output_and_down_projections(
     plan = replace(plan, request={**plan.request, "serve": serve})
     small = fk.apply(model, plan, compensate="least_squares", scores=scores)
     assert sorted(biases(small)) == sorted(given)
+
+
+class Normed(nn.Module):
+    """A layer of a list with as many norms."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Module()])
+        layer = self.layers[0]
+        layer.gate, layer.up, layer.down = (nn.Linear(a, b, bias=False) for a, b in ((6, 12), (6, 12), (12, 6)))
+        layer.norms = nn.ModuleList(nn.RMSNorm(6) for _ in range(norms))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layers[0]
+        for norm in layer.norms:
+            x = norm(x)
+        return self.head(x + layer.down(layer.gate(x).relu() * layer.up(x)))
+
+
+@pytest.mark.parametrize(("norms", "given"), [(2, ["layers.0.down.bias"]), (3, [])])
+def test_what_deci_cannot_hold_gets_none_for_llama_cpp(norms: int, given: Sequence[str]) -> None:
+    model = double(Normed(norms))
+    scores = scored(model, X)
+    plan = scores.plan(keep_params=0.7)
+    plan = replace(plan, request={**plan.request, "serve": "gguf"})
+    assert biases(fk.apply(model, plan, compensate="least_squares", scores=scores)) == given
 
 
 def test_means_that_have_nowhere_to_go_are_refused() -> None:

@@ -111,3 +111,31 @@ def test_fields_of_a_configuration_within_another() -> None:
     found = {flag.change.name: {short(name) for name in flag.biases} for flag in flags if not isinstance(flag, str)}
     assert found["text_config.mlp_bias"] == GATED
     assert found["text_config.attention_bias"] == HEADS
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("llama", HEADS | GATED),
+        ("mistral", {"self_attn.o_proj", "mlp.down_proj"}),
+        ("qwen3", set()),
+        ("mixtral", set()),
+    ],
+)
+def test_for_llama_cpp(name: str, given: set[str]) -> None:
+    """What deci can hold has them at output and down projections; qwen3 and experts are read without."""
+    model = made(name)
+    ids = torch.randint(3, 67, (8, 12), generator=torch.Generator().manual_seed(1))
+    units = fk.trace(model, {"input_ids": ids[:2]})
+    data = [{"input_ids": ids, "labels": ids}]
+    scores = fk.score(model, data, units=units, class_of=False, gram=True, progress=False)
+    gone = [
+        np.zeros((g.sets, 1) if g.sets > 1 else 1, np.int64)
+        if g.frozen is None and g.kind in ("head", "neuron")
+        else np.zeros(0, np.int64)
+        for g in units.groups
+    ]
+    plan = fk.Plan(**vars(build(units, gone, {"serve": "gguf:q8_0"})))
+    small = fk.apply(model, plan, compensate="least_squares", scores=scores)
+    own = {n for n, _ in model.named_parameters()}
+    assert {short(n) for n, _ in small.named_parameters() if n not in own} == given

@@ -1,4 +1,4 @@
-"""Folders as GGUF files: every file is read back by the gguf package and computed by an oracle that goes by it alone."""
+"""Folders as GGUF files: each is read back by the gguf package, and computed by an oracle that goes by it alone."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_bad_folders(folder: Path) -> None:
 
 def test_places_that_cannot_be_written(folder: Path) -> None:
     for out in (folder, folder / "config.json" / "model.gguf", folder / "absent" / "model.gguf"):
-        with pytest.raises(OSError, match=r"folder|directory"):
+        with pytest.raises(fk.InputError, match=r"cannot write .*(folder|directory)"):
             fk.hf.export_gguf(folder, out)
 
 

@@ -65,7 +65,7 @@ PLANS = {
 @pytest.mark.parametrize("name", PLANS)
 def test_uneven_plans_give_the_same_tokens(name: str, tmp_path: Path) -> None:
     config, options = PLANS[name]
-    small = pruned(config(), tmp_path / "folder", **options)
+    small = pruned(config(), tmp_path / "folder", serve="deci", **options)
     done = fk.hf.export_gguf(tmp_path / "folder", tmp_path / "model.gguf", "f32")
     assert done.architecture == "deci"
     assert len(set(zip(done.heads, done.widths, strict=True))) > 1
