@@ -16,7 +16,7 @@ from fairkern.compact.descriptors import shapes_after
 from fairkern.model.raised import in_words
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, drawn
-from fairkern.prove.admitted import with_admitted
+from fairkern.prove.admitted import together, with_admitted
 from fairkern.prove.probes import Shapes, built_shapes, probed
 from fairkern.prove.trial import Prepared, failure
 from fairkern.types import ConfigField, IndexArray, Passed, Plan, SiteNumber, UnitMap
@@ -115,11 +115,11 @@ def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
 
 
 def _even(units: UnitMap, fields: Sequence[ConfigField], seed: int) -> list[IndexArray]:
-    """About half of the groups of these fields: the same share of those that share one, and another of the others, since
-    a field that counted theirs would not show else."""
+    """About half of the groups of these fields: the same share of those that share one, and another of the others,
+    since a field that counted theirs would not show else."""
     removed, generator = [NONE] * len(units.groups), np.random.default_rng(seed)
     taken: set[Fraction] = set()
-    for tied in _tied(fields):
+    for tied in together(fields):
         groups = [units.groups[g] for g in sorted({g for f in tied for g in f.groups})]
         base = math.gcd(*(group.units for group in groups), *(f.size for f in tied if not f.fixed))
         spare = min((Fraction(group.units - group.least, group.units) for group in groups), default=Fraction(0))
@@ -131,16 +131,6 @@ def _even(units: UnitMap, fields: Sequence[ConfigField], seed: int) -> list[Inde
             for g in sorted({g for f in tied for g in f.groups}):
                 removed[g] = drawn(units.groups[g], int(units.groups[g].units * share), generator)
     return removed
-
-
-def _tied(fields: Iterable[ConfigField]) -> list[list[ConfigField]]:
-    """The fields, those together that share groups."""
-    tied: list[list[ConfigField]] = []
-    for field in fields:
-        with_it = [others for others in tied if any(set(f.groups) & set(field.groups) for f in others)]
-        tied = [others for others in tied if others not in with_it]
-        tied.append([*(f for others in with_it for f in others), field])
-    return tied
 
 
 def _given_outright(units: UnitMap, numbers: Mapping[SiteNumber, Passed], alone: Collection[SiteNumber]) -> UnitMap:
