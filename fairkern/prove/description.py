@@ -38,11 +38,11 @@ def described(
     was folded into the number.
 
     Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that are
-    left, and the cut model still computes what the masked one does. Fields are those that names and sizes suggest; if
-    these fail or do not count all groups, those that change the shapes of these groups and no others (`probes.py`); if
-    those fail too, without heads. Size sites at which the code computes the number from the configuration are given the
-    size outright, since it may be right by itself then. Of fields that follow it is then asked which values the
-    configuration admits.
+    left and, with the numbers that are left, computes what the masked one does; so does the cut model still. Fields are
+    those that names and sizes suggest; if these fail or do not count all groups, those that change the shapes of these
+    groups and no others (`probes.py`); if those fail too, without heads. Size sites at which the code computes the
+    number from the configuration are given the size outright, since it may be right by itself then. Of fields that
+    follow it is then asked which values the configuration admits.
     """
     failed: list[tuple[list[ConfigField], str]] = []
     best = units
@@ -83,12 +83,12 @@ def _follows(
     if reason is not None:
         return candidate, reason
     ready = None if prepared is None else prepared()
-    reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
+    reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready, rebuild=True)
     if reason is not None and candidate.sites:
         numbers: dict[SiteNumber, Passed] = {}
         if failure(model, candidate, removed, inputs, seed=seed, prepared=ready, numbers=numbers) is None:
             candidate = _given_outright(candidate, numbers, alone)
-            reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
+            reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready, rebuild=True)
     return candidate, reason
 
 
