@@ -10,6 +10,7 @@ import numpy as np
 
 from fairkern.errors import InputError
 from fairkern.plans.cost import Cost, extents_after, told_apart
+from fairkern.plans.depth import Depth
 from fairkern.plans.left_alone import left_alone
 from fairkern.plans.removals import NONE
 from fairkern.types import (
@@ -63,14 +64,16 @@ def build(
         [('fc1.weight:0', [1, 3])]
     """
     chosen = _checked(units, removed)
+    depth = Depth(units, chosen)
+    chosen = depth.spared(chosen, NONE)
     counts = np.array([units_.shape[-1] for units_ in chosen], dtype=np.int64)
     nothing = np.zeros_like(counts)
     order = {g: chosen[g] for g in told_apart(units)}
     params, flops = Cost(units, units.params, order), Cost(units, units.flops, order)
     prunable = units.prunable
     sizes = extents_after(units, counts)
-    axes = _axes(units, chosen)
-    gone = _gone(units, axes)
+    axes = tuple(sorted((*_axes(units, chosen), *depth.axes()), key=lambda a: (a.axis.tensor, a.axis.dim)))
+    gone = (*_gone(units, axes), *depth.modules)
     axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
     config, left = _config(units, chosen)
     sites = tuple(
@@ -86,7 +89,9 @@ def build(
             for g, group in ((g, units.groups[g]) for g in prunable)
         ),
         axes=axes,
-        attributes=tuple(a for a in _attributes(units, sizes) if not f"{a.module}.".startswith(gone)),
+        attributes=tuple(
+            a for a in (*_attributes(units, sizes), *depth.attributes()) if not f"{a.module}.".startswith(gone)
+        ),
         shapes={name: tuple(shape) for name, shape in units.shapes.items()},
         request=dict(request or {}),
         result={
@@ -109,8 +114,14 @@ def build(
             if any(a.axis.tensor.startswith(f"{r.module}." if r.module else "") for a in axes)
         ),
         config=config,
-        lists={path: entries.names for path, entries in units.lists.items() if Axis(path, 0) in {a.axis for a in axes}},
+        lists={
+            path: held.names
+            for path, held in (*units.lists.items(), *units.blocks.items())
+            if Axis(path, 0) in {a.axis for a in axes}
+        },
         seen={module: units.seen[module] for module in dict.fromkeys(s.module for s in sites) if module in units.seen},
+        branches=depth.branches(sizes),
+        rows=tuple(depth.rows()),
     )
 
 
