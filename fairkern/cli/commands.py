@@ -70,7 +70,7 @@ def _add_fact(table: Table, name: str, value: Any) -> None:
 
 
 def trace(arguments: argparse.Namespace) -> int:
-    options = {name: getattr(arguments, name) for name in ("unused", "verify", "seed", "time_limit")}
+    options = {name: getattr(arguments, name) for name in ("unused", "depth", "verify", "seed", "time_limit")}
     units = fk.trace(named(arguments.model), named(arguments.inputs), **options, **_more(arguments))
     print(units.explain())  # noqa: T201
     return 0
@@ -109,7 +109,7 @@ def prune(arguments: argparse.Namespace) -> int:
     options = _score_options(arguments) | _plan_options(arguments) | _more(arguments)
     if not options["gram"]:
         del options["gram"]  # where it is needed it is kept anyway
-    options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused")}
+    options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused", "depth")}
     options["keep_scores"] = arguments.iterations == 1  # later ones are of what the steps before have left
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
     small, report = fk.prune(model, loader, loss, **options)

@@ -141,6 +141,9 @@ def failing(
             return trial.failure(groups)
 
         said = said or attempt(candidates)
+        if said is None:  # one branch of a block without the other, which all together may hide: whole blocks go then
+            alone = [c for c in candidates if units.groups[c].axes[0].axis.tensor in units.branches]
+            said = next((why for c in alone if len(alone) > 1 and (why := attempt([c])) is not None), None)
         if said is None or together:
             return {} if said is None else dict.fromkeys(candidates, said)
         wanted = set(candidates if doubtful is None else doubtful)

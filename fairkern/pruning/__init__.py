@@ -48,6 +48,7 @@ def prune(
     inplace: bool = False,
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
+    depth: bool = False,
     keep_scores: bool = False,
     **options: Unpack[PruningOptions],
 ) -> tuple[nn.Module, Report]:
@@ -74,6 +75,8 @@ def prune(
             of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
             `Report.choices["compensation"]` says which.
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
+        depth: as for `trace`, of every step: branches of residual blocks, and whole blocks, may go as well. `units` that
+            are given say so themselves.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
             second moments, which take much memory.
 
@@ -92,7 +95,7 @@ def prune(
         names("unused", unused, "['mask_token']"),
         whole("iterations", iterations, 1),
     )
-    inplace, keep_scores = flag("inplace", inplace), flag("keep_scores", keep_scores)
+    inplace, keep_scores, depth = flag("inplace", inplace), flag("keep_scores", keep_scores), flag("depth", depth)
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
     planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
@@ -105,8 +108,8 @@ def prune(
     given = scoring.pop("units", None)
     if given is not None:
         instance("units", given, types.UnitMap, UNITS)
-        check_traced(given, iterations, more)
-        unused = unused or given.unused
+        check_traced(given, iterations, more, depth)
+        unused, depth = unused or given.unused, depth or given.depth
     check_method(method, scoring, loader, inplace)
     samples_of = scoring.get("samples_of")
     if samples_of is not None:
@@ -115,7 +118,7 @@ def prune(
         first, batches = first_batch(loader)
         fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
         again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
-        tracing = {"more": more, "unused": unused}
+        tracing = {"more": more, "unused": unused, "depth": depth}
         asked = Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
         run = Run(model, head(first, model, samples_of), batches, loss_fn, asked)
         for number in range(1, iterations + 1):
