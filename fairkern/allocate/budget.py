@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from typing_extensions import Unpack
 
-from fairkern.allocate.latency import latency_cost
+from fairkern.allocate.latency import latency_cost, latency_terms
 from fairkern.allocate.options import (
     Allocation,
     Limits,
@@ -21,6 +21,7 @@ from fairkern.allocate.options import (
     limits,
     parse_target,
 )
+from fairkern.allocate.prices import priced
 from fairkern.allocate.signals import RANDOM, check_signal, defaults, is_function, levels, name_of, read_signal
 from fairkern.allocate.tod import fraction_need, normalized_need, pooled_need, removal_order, tolerance_needs
 from fairkern.errors import BudgetError, InputError
@@ -29,7 +30,7 @@ from fairkern.plans.build import build
 from fairkern.plans.cost import Cost, Order, told_apart
 from fairkern.plans.removals import NONE
 from fairkern.ties import classes, rounding
-from fairkern.types import FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
+from fairkern.types import CostTerm, FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
 
 
 def allocate(
@@ -111,6 +112,9 @@ def allocate(
         raise InputError(f"ignore={list(asked.ignore)!r} leaves no group to cut; name fewer")
     limit = limits(units, ignored, asked)
     first_signal = read_signal(scores, "removal", removal)
+    measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
+    if measured and kind is Allocation.GLOBAL and units.branches and target is not Target.TOD:
+        first_signal = priced(units, first_signal, _terms(units, target, latency))
     ranked = levels(removal, first_signal)
     if kind is Allocation.TOD:
         held = levels(asked.protect, read_signal(scores, "protect", asked.protect))
@@ -120,7 +124,6 @@ def allocate(
         needs = _needs(kind, first_signal, limit)
         if not isinstance(asked.protect, str) or asked.protect != Planning.protect:
             check_signal(scores, "protect", asked.protect)  # it is not read, but the plan names it
-    measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
     steps = _order(needs, limit, measured)
 
     request = {
@@ -133,16 +136,16 @@ def allocate(
         "min_keep": asked.min_keep,
         "ignore": list(asked.ignore),
     }
+    order = {g: removal_order(ranked[g]) for g in told_apart(units) if g in ranked}
     if target is Target.TOD:
         taken = int(np.searchsorted(steps.need, value, side="right"))
         counts = steps.counts(taken)
     else:
-        order = {g: removal_order(ranked[g]) for g in told_apart(units) if g in ranked}
         budget = _Budget(units, target, value, latency, order)
         taken = _fewest(steps, limit, budget, request)
         counts = _give_back(steps, taken, limit, budget)
     removed = _removed(limit, counts)
-    predicted = {} if latency is None else _predicted(units, latency, removed)
+    predicted = {} if latency is None else _predicted(units, latency, removed, order)
     return build(
         units,
         [removal_order(ranked[g])[..., : removed[g]] if removed[g] else NONE for g in range(len(units.groups))],
@@ -155,8 +158,8 @@ def allocate(
     )
 
 
-def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray) -> dict[str, float]:
-    left = latency_cost(units, latency)(removed) if removed.any() else latency.whole
+def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray, order: Order) -> dict[str, float]:
+    left = latency_cost(units, latency, order)(removed) if removed.any() else latency.whole
     return {"latency_before_ms": latency.whole, "latency_after_ms": left}
 
 
@@ -178,16 +181,19 @@ class _Steps:
         return np.bincount(self.group[:taken], minlength=self.groups)
 
 
+def _terms(units: UnitMap, target: Target, latency: LatencyTable | None) -> Sequence[CostTerm]:
+    """What a budget is counted in."""
+    if target is Target.LATENCY:
+        assert latency is not None
+        return latency_terms(units, latency)
+    return units.params if target is Target.PARAMS else units.flops
+
+
 class _Budget:
     """Whether a removal meets the target."""
 
     def __init__(self, units: UnitMap, target: Target, keep: float, latency: LatencyTable | None, order: Order) -> None:
-        if target is Target.LATENCY:
-            assert latency is not None
-            self.cost = latency_cost(units, latency)
-        else:
-            terms = units.params if target is Target.PARAMS else units.flops
-            self.cost = Cost(units, terms, order)
+        self.cost = Cost(units, _terms(units, target, latency), order)
         nothing = np.zeros(len(units.groups), dtype=np.int64)
         self.total = latency.whole if target is Target.LATENCY and latency else self.cost(nothing)
         self.keep = keep

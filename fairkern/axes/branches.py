@@ -157,12 +157,11 @@ class _Run:
         if end is None:
             return where or weighty[-1].path, "no module returns what is added to the stream"
         run, returned = end
-        ends = [(r, self._returned(r)) for r in weighty if r is not run] + [(run, returned)]
+        ends = [(r, back) for r in weighty if r is not run and (back := self._returned(r)) is not None]
+        ends.append((run, returned))
         inside = {i for r, _ in ends for i in range(r.start, r.stop)}
         parts = []
         for r, back in ends:
-            if back is None:
-                return r.path, "it returns several tensors that are read"
             part = self._part(r, back, r is not run and inside.issuperset(self.uses[back.value]))
             if part is None:
                 return r.path, "it returns another size than it is given, along more than one dimension"
@@ -178,14 +177,16 @@ class _Run:
         return inside[-1].path if inside else ""
 
     def _within(self, alone: np.ndarray, core: np.ndarray) -> Iterator[ModuleRun]:
-        """The outermost calls all of whose operations go, of modules that are there and called once."""
+        """The outermost calls all of whose operations go, of modules that are there and called once, and that return one
+        tensor which is read."""
         other, own = np.cumsum(np.append(0, ~alone)), np.cumsum(np.append(0, core))
         until = -1
         for run in self.flow.runs:
             whole = other[run.stop] == other[run.start] and own[run.stop] > own[run.start]
             if run.start < until or not whole:
                 continue
-            if run.path in self._alone and self._calls[run.path] == 1 and run.plain and self._unread(run.path, alone):
+            known = run.path in self._alone and self._calls[run.path] == 1 and run.plain
+            if known and self._unread(run.path, alone) and self._returned(run) is not None:
                 until = run.stop
                 yield run
 
@@ -198,9 +199,9 @@ class _Run:
     ) -> tuple[ModuleRun, Returned] | None:
         """The call that returned a value, or one of which the value is zero where that is."""
         for run in runs:
-            for made in run.returned:
-                if made.value == value:
-                    return run, made
+            made = self._returned(run)
+            if made is not None and made.value == value:
+                return run, made
         maker = self.makers.get(value, -1)
         if maker < 0 or not core[maker]:
             return None
@@ -212,7 +213,11 @@ class _Run:
 
     def _returned(self, run: ModuleRun) -> Returned | None:
         """The one tensor of those that a module returned that anything reads."""
-        read = [made for made in run.returned if any(u >= run.stop for u in self.uses.get(made.value, ()))]
+        read = [
+            made
+            for made in run.returned
+            if self._seen(made.value) or any(u >= run.stop for u in self.uses.get(made.value, ()))
+        ]
         return read[0] if len({made.value for made in read}) == 1 else None
 
     def _part(self, run: ModuleRun, made: Returned, passes: bool) -> FoundPart | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from fairkern.types import (
 )
 
 ALONE = "no other branch has its place in another block"
+_SAME = ("view", "_unsafe_view", "reshape", "_reshape_alias", "alias", "clone", "contiguous", "detach")  # in one order
 _NUMBER = re.compile(r"idx|index|number|layer|block|depth|id$")
 _HOLDERS = (*LISTS, nn.Sequential)
 _COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
@@ -59,9 +61,10 @@ class Depth:
             return cls(model)
         made = cls(model, branches(model, tracing.flows))
         lists = _lists(model, tracing)
+        numbers = {path: tuple(_numbers(model, path, names)) for path, names in lists.items() if len(names) > 1}
         kinds = {path: _kinds(model, path) for path in lists}
-        made.groups = list(_grouped(model, made.found.branches, lists, kinds))
-        made.blocks = dict(_blocks(model, tracing, lists, kinds, made))
+        made.groups = list(_grouped(model, made.found.branches, lists, kinds, numbers))
+        made.blocks = dict(_blocks(model, tracing, lists, kinds, numbers, made))
         return made
 
     def living(self) -> Iterator[tuple[str, int, int]]:
@@ -153,15 +156,20 @@ def _grouped(
     found: Sequence[FoundBranch],
     lists: Mapping[str, Sequence[str]],
     kinds: Mapping[str, Mapping[str, str]],
+    numbers: Mapping[str, Sequence[tuple[str, str]]],
 ) -> Iterator[_Group]:
-    """Those at one place in several modules of a list, else those of modules that are alike."""
+    """Those at one place in several modules of a list, else those of modules that are alike.
+
+    Of branches with a number (a cache's) those of one kind, since one of each kind has to stay."""
 
     def key(branch: FoundBranch, path: str, entry: str) -> tuple[Any, ...] | None:
         inside = f"{path}.{entry}"
         if not all(p == inside or p.startswith(f"{inside}.") for p in branch.paths):
             return None
         rest = tuple(p.removeprefix(inside) for p in branch.paths)
-        return path, rest, _types(model, branch), kinds[path].get(entry, "")
+        counted = [f"{inside}.{within}." for within, _ in numbers.get(path, ())]
+        numbered = any(n.startswith(f"{p}.") for n in counted for p in branch.paths)
+        return path, rest, _types(model, branch), kinds[path].get(entry, "") if numbered else ""
 
     keys = [[k for at in _within(b.paths[0], lists) if (k := key(b, *at)) is not None] for b in found]
     count = Counter(k for own in keys for k in own)
@@ -171,11 +179,11 @@ def _grouped(
         if best is None or count[best] == 1:
             holder = branch.module
             rest = tuple(p.removeprefix(holder) for p in branch.paths)
-            best = ("", type(model.get_submodule(holder)), rest, _types(model, branch))
+            best = ("", type(model.get_submodule(holder)), rest, _types(model, branch), best[-1] if best else "")
         chosen[best].append(branch)
     names: Counter[str] = Counter()
-    for members in chosen.values():
-        name = _name(model, members)
+    for (*_, kind), members in chosen.items():
+        name = _name(model, members) + (f"[{kind}]" if kind else "")
         names[name] += 1
         yield _Group(f"{name}[{names[name] - 1}]" if names[name] > 1 else name, tuple(members))
 
@@ -189,7 +197,12 @@ def _name(model: nn.Module, members: Sequence[FoundBranch]) -> str:
     paths = [_worker(model, branch).split(".") for branch in members]
     if len({len(path) for path in paths}) > 1:
         return ".".join(paths[0])
-    return ".".join(names[0] if len(set(names)) == 1 else "*" for names in zip(*paths, strict=True))
+    return ".".join(names[0] if len(set(names)) == 1 else _starred(names) for names in zip(*paths, strict=True))
+
+
+def _starred(names: Sequence[str]) -> str:
+    """What several names begin with, and a star."""
+    return f"{os.path.commonprefix(list(names))}*"
 
 
 def _worker(model: nn.Module, branch: FoundBranch) -> str:
@@ -202,8 +215,8 @@ def _worker(model: nn.Module, branch: FoundBranch) -> str:
             break
         common.append(names[0])
     around = ".".join(common)
-    inner = len(working) > 1 and len(around) > len(branch.module)
-    return around if inner or len(working) == 1 else working[-1]
+    block = isinstance(model.get_submodule(around.rpartition(".")[0]), _HOLDERS) if "." in around else not around
+    return working[-1] if len(working) > 1 and block else around
 
 
 def _config(model: nn.Module, path: str, n: int) -> tuple[str, Any] | None:
@@ -238,9 +251,10 @@ def _blocks(
     tracing: Tracing,
     lists: Mapping[str, tuple[str, ...]],
     kinds: Mapping[str, Mapping[str, str]],
+    numbers: Mapping[str, tuple[tuple[str, str], ...]],
     depth: Depth,
 ) -> Iterator[tuple[str, Blocks]]:
-    """Lists of which at least two modules hold branches of groups that can go."""
+    """Lists whose modules hold branches: those that can go whole, or of which the modules are numbered."""
     flow = tracing.flows[0]
     runs: dict[str, list[ModuleRun]] = defaultdict(list)
     for run in flow.runs:
@@ -248,10 +262,13 @@ def _blocks(
     units = {id(b): (g.name, u) for g in depth.groups if len(g.branches) > 1 for u, b in enumerate(g.branches)}
     uses = flow.uses()
     for path, names in lists.items():
-        whole = tuple(_whole(f"{path}.{name}", runs, depth.found.branches, units, flow, uses) for name in names)
+        alike = len({type(model.get_submodule(f"{path}.{name}")) for name in names}) == 1
+        whole = tuple(
+            _whole(f"{path}.{name}", runs, depth.found.branches, units, flow, uses) if alike else () for name in names
+        )
         held = any(b.paths[0].startswith(f"{path}.{n}") for b in depth.found.branches for n in names)
-        numbers = tuple(_numbers(model, path, names)) if held and len(names) > 1 else ()
-        if not any(whole) and not numbers:
+        numbered = numbers.get(path, ()) if held else ()
+        if not any(whole) and not numbered:
             continue
         found = _config(model, path, len(names))
         counts, rows = [], []
@@ -265,7 +282,7 @@ def _blocks(
                 if "layer" in name and isinstance(value, (list, tuple)) and len(value) == len(names)
             ]
         said = tuple(kinds[path].get(name, "") for name in names)
-        yield path, Blocks(names, whole, said, numbers, tuple(counts[:1]), tuple(rows))
+        yield path, Blocks(names, whole, said, numbered, tuple(counts[:1]), tuple(rows))
 
 
 def _whole(
@@ -280,11 +297,18 @@ def _whole(
     if len(runs.get(path, ())) != 1:
         return ()
     (run,) = runs[path]
-    given = {value for _, value, _ in run.given[:1]}
-    if not run.returned or run.entries > 1:
+    returned = [made for made in run.returned if made.place == 0]
+    others = [made for made in run.returned if made.place and any(u >= run.stop for u in uses.get(made.value, ()))]
+    if not returned or others or not run.given or run.given[0][2] != returned[0].size:
         return ()
-    value, gone, done = run.returned[0].value, [], set[int]()
-    while value not in given:
+    makers = flow.makers()
+    value, gone, done = returned[0].value, [], set[int]()
+    while value != run.given[0][1]:
+        maker = makers.get(value, -1)
+        if maker >= 0 and flow.operations[maker].name in _SAME:
+            done.add(maker)
+            value = flow.operations[maker].reads[0]
+            continue
         here = [b for b in found if b.made == value]
         if not here or len(here[0].terms) != len(here) + 1 or any(id(b) not in units for b in here):
             return ()

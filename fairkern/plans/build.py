@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -75,7 +75,7 @@ def build(
     axes = tuple(sorted((*_axes(units, chosen), *depth.axes()), key=lambda a: (a.axis.tensor, a.axis.dim)))
     gone = (*_gone(units, axes), *depth.modules)
     axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
-    config, left = _config(units, chosen)
+    config, left = _config(units, chosen, depth.absent)
     sites = tuple(
         SizeChange(s.module, s.call, s.function, s.place, before, after, s.at, s.outright)
         for s in units.sites
@@ -90,7 +90,7 @@ def build(
         ),
         axes=axes,
         attributes=tuple(
-            a for a in (*_attributes(units, sizes), *depth.attributes()) if not f"{a.module}.".startswith(gone)
+            a for a in (*_attributes(units, sizes, depth.absent), *depth.attributes()) if not f"{a.module}.".startswith(gone)
         ),
         shapes={name: tuple(shape) for name, shape in units.shapes.items()},
         request=dict(request or {}),
@@ -135,14 +135,18 @@ def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
     )
 
 
-def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigChange, ...], list[str]]:
-    """Fields that change, and those that stay as they are because their groups differ."""
+def _config(
+    units: UnitMap, chosen: Sequence[IndexArray], absent: Collection[int]
+) -> tuple[tuple[ConfigChange, ...], list[str]]:
+    """Fields that change, and those that stay as they are because their groups differ. `absent`: groups that are gone."""
     changes, left = [], []
     for field in units.config:
         sizes = {
-            Fraction(field.size * (units.groups[g].units - len(chosen[g])), units.groups[g].units) for g in field.groups
+            Fraction(field.size * (units.groups[g].units - len(chosen[g])), units.groups[g].units)
+            for g in field.groups
+            if g not in absent
         }
-        if sizes == {field.size}:
+        if sizes <= {field.size}:
             continue
         if len(sizes) == 1 and (after := sizes.pop()).denominator == 1:
             changes.append(ConfigChange(field.name, field.before, field.size if field.fixed else int(after)))
@@ -183,10 +187,13 @@ def _checked(units: UnitMap, removed: Sequence[IndexArray]) -> list[IndexArray]:
     return chosen
 
 
-def _attributes(units: UnitMap, sizes: Sequence[int]) -> tuple[AttributeChange, ...]:
-    """Attributes that hold another size now; one that stands for several layers, where they all agree on it."""
+def _attributes(units: UnitMap, sizes: Sequence[int], absent: Collection[int]) -> tuple[AttributeChange, ...]:
+    """Attributes that hold another size now; one that stands for several layers, where they all agree on it. `absent`:
+    groups that are gone."""
     ends: dict[tuple[str, str], set[tuple[int, int]]] = {}
     for a in units.attributes:
+        if absent and units.extents[a.extent].parts and units.follows(a.extent) <= set(absent):
+            continue
         ends.setdefault((a.module, a.attribute), set()).add((units.extents[a.extent].length, sizes[a.extent]))
     changes = [(*place, *next(iter(found))) for place, found in ends.items() if len(found) == 1]
     return tuple(AttributeChange(*change) for change in changes if change[2] != change[3])

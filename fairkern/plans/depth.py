@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -63,14 +64,17 @@ class Depth:
         ]
         return np.array(gone, dtype=np.int64)
 
+    @cached_property
+    def absent(self) -> set[int]:
+        """Groups that lie in branches which go."""
+        if not self.within:
+            return set()
+        groups = enumerate(self._units.groups)
+        return {g for g, group in groups if all(a.axis.tensor.startswith(self.within) for a in group.axes)}
+
     def spared(self, chosen: Sequence[IndexArray], none: IndexArray) -> list[IndexArray]:
         """The units that go, but for those that lie in a branch which goes itself."""
-        if not self.within:
-            return list(chosen)
-        return [
-            none if removed.size and all(a.axis.tensor.startswith(self.within) for a in group.axes) else removed
-            for group, removed in zip(self._units.groups, chosen, strict=True)
-        ]
+        return [none if g in self.absent else removed for g, removed in enumerate(chosen)]
 
     def axes(self) -> Iterator[PlanAxis]:
         """Lists that lose modules."""

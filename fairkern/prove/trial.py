@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -278,24 +278,29 @@ class _Trial:
         self.tolerance = prepared.tolerance if tolerance is None else tolerance
         self._experts = _experts(units)
 
-    def _run(self, model: nn.Module) -> list[list[Tensor]]:
-        """The results of a call in every state, and of what the model does on from there."""
+    def _run(self, model: nn.Module, plan: Plan | None = None) -> list[list[Tensor]]:
+        """The results of a call in every state, and of what the model does on from there; of one cut by this plan."""
+        renaming = None if plan is None else Renaming(plan)
+        experts = {path if renaming is None else renaming.after(path): how for path, how in self._experts.items()}
+        experts = {path: how for path, how in experts.items() if path is not None}
         calls = self.prepared.calls
         results: list[list[Tensor]] = []
         onward: list[Tensor] = []
         for state in self.prepared.states:
             forget(model)
-            output = self._call(model, state, partial(call_model, model, self.inputs))
+            output = self._call(model, state, experts, partial(call_model, model, self.inputs))
             results.append(calls.results(output))
             if calls.goes_on and not onward:
                 if calls.loop:
                     forget(model)
-                onward = self._call(model, state, partial(calls.onward, model, self.inputs, output))
+                onward = self._call(model, state, experts, partial(calls.onward, model, self.inputs, output))
         return [*results, onward] if calls.goes_on else results
 
-    def _call(self, model: nn.Module, state: State, call: Callable[[], _Made]) -> _Made:
+    def _call(
+        self, model: nn.Module, state: State, experts: Mapping[str, Any], call: Callable[[], _Made]
+    ) -> _Made:
         torch.manual_seed(self.prepared.seed)  # the same for both sides; the caller's state is put back by `prove`
-        with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, self._experts):
+        with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, experts):
             return call()
 
     def failure(self, groups: Sequence[int]) -> Failed | None:
@@ -307,7 +312,7 @@ class _Trial:
             small = apply(self.copy, plan)
             if self.numbers is not None:
                 learn(small)
-            found = self._run(small)
+            found = self._run(small, plan)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding

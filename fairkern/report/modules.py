@@ -128,7 +128,7 @@ class _Watch:
         with ExitStack() as handles:
             for path, module in model.named_modules():
                 own = any(True for _ in module.parameters(recurse=False))
-                if own if self.only is None else path in self.only:
+                if own and (self.only is None or path in self.only):  # a branch that is gone has none
                     handles.callback(module.register_forward_pre_hook(of_this_thread(self._enter(path))).remove)
                     handles.callback(module.register_forward_hook(of_this_thread(self._leave(path))).remove)
             yield
