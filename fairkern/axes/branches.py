@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from fairkern.axes.dims import Dim
-from fairkern.axes.flow import Flow, ModuleRun, Returned, single
+from fairkern.axes.flow import Flow, ModuleRun, Passing, single
 
 # operators that give zeros of zeros, beside views
 _ZEROS = frozenset(
@@ -20,16 +20,24 @@ _ZEROS = frozenset(
 
 @dataclass(frozen=True)
 class FoundPart:
-    """A module of a branch: its call, what it returned, and the argument of that size, but for one dimension."""
+    """A module of a branch: its call, what it returned, and the argument of that size, but for one dimension.
+
+    `passes`: it may hand on that argument, if it is of the same size after a cut as well."""
 
     run: ModuleRun
-    made: Returned
-    source: int | str
+    made: Passing
+    given: Passing
     dim: int  # that of another size, or else of channels; from the last
-    size: int  # along it
-    other: bool  # whether it is another than that of the argument
-    nodes: Dim | None  # of that dimension then
     passes: bool
+
+    @property
+    def size(self) -> int:
+        return self.made.size[self.dim]
+
+    @property
+    def nodes(self) -> tuple[Dim, Dim]:
+        """Of the dimension in the argument and in what was returned."""
+        return self.given.dims[self.dim], self.made.dims[self.dim]
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +204,7 @@ class _Run:
 
     def _last(
         self, value: int, runs: Sequence[ModuleRun], core: np.ndarray
-    ) -> tuple[ModuleRun, Returned] | None:
+    ) -> tuple[ModuleRun, Passing] | None:
         """The call that returned a value, or one of which the value is zero where that is."""
         for run in runs:
             made = self._returned(run)
@@ -211,7 +219,7 @@ class _Run:
         reads = op.reads[:1] if op.name.startswith("div") else op.reads
         return next((end for read in reads if (end := self._last(read, runs, core)) is not None), None)
 
-    def _returned(self, run: ModuleRun) -> Returned | None:
+    def _returned(self, run: ModuleRun) -> Passing | None:
         """The one tensor of those that a module returned that anything reads."""
         read = [
             made
@@ -220,18 +228,16 @@ class _Run:
         ]
         return read[0] if len({made.value for made in read}) == 1 else None
 
-    def _part(self, run: ModuleRun, made: Returned, passes: bool) -> FoundPart | None:
+    def _part(self, run: ModuleRun, made: Passing, passes: bool) -> FoundPart | None:
         """`passes`: whether it may hand on what it is given, where that is of the same size."""
-        for key, value, size in run.given:
-            if value in self._weights or len(size) != len(made.size):
+        for given in run.given:
+            if given.value in self._weights or len(given.size) != len(made.size):
                 continue
-            other = [d for d, (a, b) in enumerate(zip(size, made.size, strict=True)) if a != b]
-            if len(other) > 1:
-                continue
-            channels = [d for d, dim in enumerate(made.dims) if isinstance(dim, np.ndarray)] or [len(size) - 1]
-            d = other[0] if other else channels[-1]
-            nodes = made.dims[d] if other else None
-            return FoundPart(run, made, key, d - len(size), made.size[d], bool(other), nodes, passes and not other)
+            other = [d for d, (a, b) in enumerate(zip(given.size, made.size, strict=True)) if a != b]
+            if len(other) <= 1:
+                channels = [d for d, dim in enumerate(made.dims) if isinstance(dim, np.ndarray)]
+                (d,) = other or channels[-1:] or [len(made.size) - 1]
+                return FoundPart(run, made, given, d - len(made.size), passes and not other)
         return None
 
 

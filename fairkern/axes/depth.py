@@ -121,16 +121,17 @@ def _branch(found: FoundBranch, sizes: Extents) -> Branch:
 
 
 def _part(part: FoundPart, sizes: Extents) -> BranchPart:
-    extent = sizes.of(part.nodes) if isinstance(part.nodes, np.ndarray) else None
+    before, after = (sizes.of(dim) if isinstance(dim, np.ndarray) else None for dim in part.nodes)
+    other = part.size != part.given.size[part.dim] or before != after
     return BranchPart(
         part.run.path,
-        part.source,
+        part.given.place,
         part.dim,
-        part.size if part.other else None,
-        part.passes,
+        part.size if other else None,
+        part.passes and not other,
         part.run.entries,
         part.made.place,
-        extent,
+        after if other else None,
     )
 
 
@@ -173,13 +174,14 @@ def _grouped(
 
     keys = [[k for at in _within(b.paths[0], lists) if (k := key(b, *at)) is not None] for b in found]
     count = Counter(k for own in keys for k in own)
+    first = [next((k for k in own if count[k] > 1), None) for own in keys]  # of the innermost list
+    count = Counter(k for k in first if k is not None)
     chosen: dict[tuple[Any, ...], list[FoundBranch]] = defaultdict(list)
-    for branch, own in zip(found, keys, strict=True):
-        best = max(own, key=lambda k: count[k], default=None)
+    for branch, best, own in zip(found, first, keys, strict=True):
         if best is None or count[best] == 1:
-            holder = branch.module
-            rest = tuple(p.removeprefix(holder) for p in branch.paths)
-            best = ("", type(model.get_submodule(holder)), rest, _types(model, branch), best[-1] if best else "")
+            rest = tuple(p.removeprefix(branch.module) for p in branch.paths)
+            kind = own[0][-1] if own else ""
+            best = ("", type(model.get_submodule(branch.module)), rest, _types(model, branch), kind)
         chosen[best].append(branch)
     names: Counter[str] = Counter()
     for (*_, kind), members in chosen.items():
@@ -189,7 +191,7 @@ def _grouped(
 
 
 def _types(model: nn.Module, branch: FoundBranch) -> tuple[type, ...]:
-    return tuple(type(model.get_submodule(path)) for path in branch.paths)
+    return tuple(type(module) for path in branch.paths for module in model.get_submodule(path).modules())
 
 
 def _name(model: nn.Module, members: Sequence[FoundBranch]) -> str:
@@ -299,11 +301,11 @@ def _whole(
     (run,) = runs[path]
     returned = [made for made in run.returned if made.place == 0]
     others = [made for made in run.returned if made.place and any(u >= run.stop for u in uses.get(made.value, ()))]
-    if not returned or others or not run.given or run.given[0][2] != returned[0].size:
+    if not returned or others or not run.given or run.given[0].size != returned[0].size:
         return ()
     makers = flow.makers()
     value, gone, done = returned[0].value, [], set[int]()
-    while value != run.given[0][1]:
+    while value != run.given[0].value:
         maker = makers.get(value, -1)
         if maker >= 0 and flow.operations[maker].name in _SAME:
             done.add(maker)
@@ -315,9 +317,11 @@ def _whole(
         gone += [units[id(b)] for b in here]
         done = done.union(here[0].sums, *(b.own | b.gone for b in here))
         value = here[0].stream
-    rest = [i for i in range(run.start, run.stop) if i not in done]
-    idle = not any(uses.get(v) for i in rest for v in flow.operations[i].makes)
-    return tuple(gone) if idle else ()
+    for i in reversed(range(run.start, run.stop)):  # a norm that several branches read
+        if i not in done and any(u not in done for v in flow.operations[i].makes for u in uses.get(v, ())):
+            return ()
+        done.add(i)
+    return tuple(gone)
 
 
 def _numbers(model: nn.Module, path: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -27,10 +27,10 @@ class Operation:
     flops: tuple[int, int]
 
 
-class Returned(NamedTuple):
-    """A tensor that a module returned: its place, value and size, and what the trace knows of its dimensions."""
+class Passing(NamedTuple):
+    """A tensor that a module was given or returned: its place, value and size, and what is known of its dimensions."""
 
-    place: int
+    place: Any
     value: int
     size: tuple[int, ...]
     dims: tuple[Dim, ...]
@@ -40,16 +40,16 @@ class Returned(NamedTuple):
 class ModuleRun:
     """One call of a module: operations [start, stop), and the values that came and went.
 
-    `given`: per tensor argument its number or name, and its value and size. `returned`: what it returned, as a tensor
+    `given`: every tensor argument, its number or name being the place. `returned`: what it returned, as a tensor
     (`entries` 0) or in a tuple.
     """
 
     path: str
     start: int
-    given: tuple[tuple[int | str, int, tuple[int, ...]], ...]
+    given: tuple[Passing, ...]
     stop: int = -1
     entries: int = 0
-    returned: tuple[Returned, ...] = ()
+    returned: tuple[Passing, ...] = ()
     plain: bool = False  # a tensor or a tuple of tensors and None is returned
 
 
@@ -109,7 +109,7 @@ class Flow:
     def enter(self, path: str, args: Any, kwargs: Any) -> None:
         """A module is called."""
         named = [*enumerate(args), *kwargs.items()]
-        given = tuple((key, self.value(t), tuple(t.shape)) for key, t in named if isinstance(t, Tensor))
+        given = tuple(self._passing(key, t) for key, t in named if isinstance(t, Tensor))
         run = ModuleRun(path, len(self.operations), given)
         self.runs.append(run)
         self._open.append(run)
@@ -122,11 +122,10 @@ class Flow:
         items = list(output) if listed else [output]
         run.entries = len(items) if listed else 0
         run.plain = all(item is None or isinstance(item, Tensor) for item in items)
-        run.returned = tuple(
-            Returned(k, self.value(t), tuple(t.shape), self.tracks.of(t).dims)
-            for k, t in enumerate(items)
-            if isinstance(t, Tensor)
-        )
+        run.returned = tuple(self._passing(k, t) for k, t in enumerate(items) if isinstance(t, Tensor))
+
+    def _passing(self, place: int | str, tensor: Tensor) -> Passing:
+        return Passing(place, self.value(tensor), tuple(tensor.shape), self.tracks.of(tensor).dims)
 
     def uses(self) -> Mapping[int, list[int]]:
         """Per value, the operations that read it."""

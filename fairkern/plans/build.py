@@ -96,7 +96,7 @@ def build(
         request=dict(request or {}),
         result={
             "params_before": _whole(params(nothing)),
-            "params_after": _whole(params(counts)),
+            "params_after": _whole(params(counts) - Cost(units, depth.left_over(), order)(counts)),
             "flops_before": _whole(flops(nothing)),
             "flops_after": _whole(flops(counts)),
             "groups": len(prunable),

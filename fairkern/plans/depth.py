@@ -14,6 +14,7 @@ from fairkern.types import (
     Blocks,
     Branch,
     BranchPart,
+    CostTerm,
     IndexArray,
     Plan,
     PlanAxis,
@@ -75,6 +76,11 @@ class Depth:
     def spared(self, chosen: Sequence[IndexArray], none: IndexArray) -> list[IndexArray]:
         """The units that go, but for those that lie in a branch which goes itself."""
         return [none if g in self.absent else removed for g, removed in enumerate(chosen)]
+
+    def left_over(self) -> list[CostTerm]:
+        """Parameters of blocks that go, also those that are in none of their branches."""
+        gone = self.modules[len(self.within) :]
+        return [term for name, term in zip(self._units.shapes, self._units.params, strict=False) if name.startswith(gone)]
 
     def axes(self) -> Iterator[PlanAxis]:
         """Lists that lose modules."""

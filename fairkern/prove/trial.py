@@ -119,17 +119,18 @@ def failing(
     doubtful: Iterable[int] | None = None,
     said: Failed | None = None,
     most: int | None = None,
+    removed: Sequence[IndexArray] | None = None,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, Failed]:
     """What `prove` says, with what is known of where it failed.
 
     `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups
     that may fail, the others having passed together; `said`: how all groups together fail, where that is known.
-    `most`: as many failing groups are too many; no others are looked for.
+    `most`: as many failing groups are too many; no others are looked for. `removed`: other units than half of all.
     """
     check(model, build(units, nothing(units)))
     check_values(model)
-    removed = about_half(units, seed)
+    removed = about_half(units, seed) if removed is None else removed
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
@@ -141,9 +142,6 @@ def failing(
             return trial.failure(groups)
 
         said = said or attempt(candidates)
-        if said is None:  # one branch of a block without the other, which all together may hide: whole blocks go then
-            alone = [c for c in candidates if units.groups[c].axes[0].axis.tensor in units.branches]
-            said = next((why for c in alone if len(alone) > 1 and (why := attempt([c])) is not None), None)
         if said is None or together:
             return {} if said is None else dict.fromkeys(candidates, said)
         wanted = set(candidates if doubtful is None else doubtful)
