@@ -57,10 +57,10 @@ def trace(
         unused: names or `fnmatch` patterns of parameters and modules that no input ever reaches (a mask token of
             pretraining). They stay, and nothing is held back for what they might read. A module that the example inputs
             do not call holds nothing back anyway; a parameter of one that they call does, where it may meet axes there.
-        depth: branches of residual blocks (attention, an MLP, convolutions) are units too, of kind "branch": those at one
-            place in several blocks are a group. A branch that goes adds nothing to its stream, and its modules are gone;
-            where all branches of a block in a list go, so does the block. Branches that change the size of what they
-            read (with a projection beside them), or have no other at their place, stay.
+        depth: branches of residual blocks (attention, an MLP, convolutions) are units too, of kind "branch": those at
+            one place in several blocks are a group. A branch that goes adds nothing to its stream, and its modules are
+            gone; where all branches of a block in a list go, so does the block. Branches that have no other at their
+            place stay; those that are added to a projection of what they read are none.
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
             model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;

@@ -101,7 +101,9 @@ def _own(units: UnitMap, parameters: Sequence[str], path: str) -> dict[str, Cost
 
 def _timed(units: UnitMap, term: CostTerm) -> CostTerm:
     """A parameter, whether or not the expert of a list that it belongs to stays: its tokens would go to another."""
-    return CostTerm(term.coefficient, tuple(e for e in term.extents if units.extents[e].unit is None or _branch(units, e)))
+    return CostTerm(
+        term.coefficient, tuple(e for e in term.extents if units.extents[e].unit is None or _branch(units, e))
+    )
 
 
 def _branch(units: UnitMap, extent: int) -> bool:

@@ -12,9 +12,7 @@ from fairkern.types import CostTerm, FloatArray, UnitMap
 _LEAST = 1e-12  # of all costs: what costs nothing goes last
 
 
-def priced(
-    units: UnitMap, scores: Mapping[int, FloatArray], terms: Sequence[CostTerm]
-) -> dict[int, FloatArray]:
+def priced(units: UnitMap, scores: Mapping[int, FloatArray], terms: Sequence[CostTerm]) -> dict[int, FloatArray]:
     """Scores over what each unit costs while all others stay; the mean of its group's, unless it is a branch.
 
     So one threshold gives up least for what is saved, whether that is a neuron or an MLP as a whole.

@@ -158,7 +158,10 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     shapes = content["shapes"].shapes()
     lists = {path: _entries(entry) for path, entry in content.get("lists", {}).entries().items()}
     branches = read_branches(content, len(content["extents"].items()))
-    counted = {**{path: len(entries.names) for path, entries in lists.items()}, **{n: len(b) for n, b in branches.items()}}
+    counted = {
+        **{path: len(entries.names) for path, entries in lists.items()},
+        **{n: len(b) for n, b in branches.items()},
+    }
     lengths = {**shapes, **{path: (count,) for path, count in counted.items()}}
     groups = tuple(_group(entry, stored, lengths, branches) for entry in content["groups"].items())
     extents = tuple(_extent(entry, groups) for entry in content["extents"].items())

@@ -1,9 +1,9 @@
-"""Branches of residual blocks: what is computed from a stream, used nowhere else, and added to it. Found by values alone."""
+"""Branches of residual blocks: what is computed from a stream, used nowhere else, and added to it; found by values."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,9 +14,38 @@ from fairkern.axes.flow import Flow, ModuleRun, Passing, single
 
 # operators that give zeros of zeros, beside views
 _ZEROS = frozenset(
-    "mul mul_ div div_ neg clone contiguous _to_copy roll flip constant_pad_nd dropout native_dropout relu relu_ gelu silu "
-    "silu_ tanh leaky_relu leaky_relu_ hardswish hardswish_ elu mish _unsafe_view alias detach abs".split()
+    [
+        *(
+            "mul",
+            "mul_",
+            "div",
+            "div_",
+            "neg",
+            "abs",
+            "clone",
+            "contiguous",
+            "_to_copy",
+            "_unsafe_view",
+            "alias",
+            "detach",
+        ),
+        *(
+            "roll",
+            "flip",
+            "constant_pad_nd",
+            "dropout",
+            "native_dropout",
+            "relu",
+            "relu_",
+            "gelu",
+            "silu",
+            "silu_",
+            "tanh",
+        ),
+        *("leaky_relu", "leaky_relu_", "hardswish", "hardswish_", "elu", "mish"),
+    ]
 )
+
 
 @dataclass(frozen=True)
 class FoundPart:
@@ -42,8 +71,8 @@ class FoundPart:
 
 @dataclass(frozen=True, eq=False)
 class FoundBranch:
-    """`parts`: in order, the last returns what is added. `gone`: operations that go with them; `own`: all that are there
-    for nothing else. `stream`, `made`: the values before and behind the sum, of which `sums` are the operations and
+    """`parts`: in order, the last returns what is added. `gone`: operations that go with them; `own`: all that are
+    there for nothing else. `stream`, `made`: the values before and behind the sum, of which `sums` are the operations and
     `terms` what they add up. `module`: in whose code that is done."""
 
     parts: tuple[FoundPart, ...]
@@ -81,7 +110,7 @@ class _Run:
         self._calls = Counter(run.path for run in flow.runs)
         self._modules = dict(model.named_modules())
         self._weights = set(flow.held.values())
-        self._held = {path: [v for n, v in flow.held.items() if n.startswith(f"{path}.")] for path in self._calls}
+        self._held = {p: [v for name, v in flow.held.items() if name.startswith(f"{p}.")] for p in self._calls}
         self._added = {op.makes[0]: i for i, op in enumerate(self.operations) if self._sum(i)}
 
     def _sum(self, number: int) -> bool:
@@ -100,7 +129,8 @@ class _Run:
 
     def _terms(self, value: int) -> tuple[list[int], list[int]]:
         """What a sum of sums adds up, and its operations."""
-        found, sums = [], [self._added[value]]
+        found: list[int] = []
+        sums = [self._added[value]]
         for read in self.operations[self._added[value]].reads:
             terms, more = self._terms(read) if self._inner(read) else ([read], [])
             found, sums = [*found, *terms], [*sums, *more]
@@ -185,8 +215,8 @@ class _Run:
         return inside[-1].path if inside else ""
 
     def _within(self, alone: np.ndarray, core: np.ndarray) -> Iterator[ModuleRun]:
-        """The outermost calls all of whose operations go, of modules that are there and called once, and that return one
-        tensor which is read."""
+        """The outermost calls all of whose operations go, of modules that are there and called once, and that return
+        one tensor which is read."""
         other, own = np.cumsum(np.append(0, ~alone)), np.cumsum(np.append(0, core))
         until = -1
         for run in self.flow.runs:
@@ -202,9 +232,7 @@ class _Run:
         """Whether nothing else reads what this module holds."""
         return all(alone[u] for value in self._held[path] for u in self.uses.get(value, ()))
 
-    def _last(
-        self, value: int, runs: Sequence[ModuleRun], core: np.ndarray
-    ) -> tuple[ModuleRun, Passing] | None:
+    def _last(self, value: int, runs: Sequence[ModuleRun], core: np.ndarray) -> tuple[ModuleRun, Passing] | None:
         """The call that returned a value, or one of which the value is zero where that is."""
         for run in runs:
             made = self._returned(run)

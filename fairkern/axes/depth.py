@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -109,7 +108,12 @@ class Depth:
             held[group.name] = tuple(_branch(branch, sizes) for branch in group.branches)
         kept = (KeptUnits("branch", path, reason) for path, reason in self.found.kept.items())
         return replace(
-            units, groups=(*units.groups, *more), branches=held, blocks=self.blocks, kept=(*units.kept, *kept), depth=True
+            units,
+            groups=(*units.groups, *more),
+            branches=held,
+            blocks=self.blocks,
+            kept=(*units.kept, *kept),
+            depth=True,
         )
 
 
@@ -204,7 +208,9 @@ def _name(model: nn.Module, members: Sequence[FoundBranch]) -> str:
 
 def _starred(names: Sequence[str]) -> str:
     """What several names begin with, and a star."""
-    return f"{os.path.commonprefix(list(names))}*"
+    first, last = min(names), max(names)
+    alike = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return f"{first[:alike]}*"
 
 
 def _worker(model: nn.Module, branch: FoundBranch) -> str:
@@ -295,7 +301,7 @@ def _whole(
     flow: Flow,
     uses: Mapping[int, list[int]],
 ) -> tuple[tuple[str, int], ...]:
-    """The branches without which a module hands on the first tensor that it is given; none if it does more than that."""
+    """The branches without which a module hands on the first tensor that it is given; none if it does more."""
     if len(runs.get(path, ())) != 1:
         return ()
     (run,) = runs[path]

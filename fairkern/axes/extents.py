@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -64,9 +64,7 @@ class Extents:
 class Lives:
     """Which unit a tensor goes with as a whole: that of the expert of a list, or of the branch, that it lies in."""
 
-    def __init__(
-        self, routing: Routing, grouping: Grouping, branches: Callable[[str], list[tuple[int, int]]]
-    ) -> None:
+    def __init__(self, routing: Routing, grouping: Grouping, branches: Callable[[str], list[tuple[int, int]]]) -> None:
         self._branches = branches
         self._units: dict[str, tuple[int, int]] = {}  # path of an entry -> group and unit
         self._lists = tuple(f"{path}." for path in routing.lists)
@@ -96,9 +94,7 @@ def parameter_terms(tracing: Tracing, model: nn.Module, sizes: Extents, lives: L
         yield CostTerm(coefficient, tuple(extents))
 
 
-def flop_terms(
-    tracing: Tracing, sizes: Extents, lives: Mapping[int, Sequence[tuple[int, int]]]
-) -> Iterator[CostTerm]:
+def flop_terms(tracing: Tracing, sizes: Extents, lives: Mapping[int, Sequence[tuple[int, int]]]) -> Iterator[CostTerm]:
     """The FLOPs of every operation on the example inputs. `lives`: by number, units with which an operation goes."""
     for number, operation in enumerate(tracing.graph.flops):
         alive = (sizes.alive(*life) for life in lives.get(number, ()))

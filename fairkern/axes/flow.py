@@ -154,7 +154,9 @@ def single(model: nn.Module) -> set[str]:
     for path, module in model.named_modules():
         inside = f"{path}."
         once = all(len(places[id(m)]) == 1 for m in module.modules())
-        own = all(all(n.startswith(inside) for n in names) or not any(n.startswith(inside) for n in names) for names in shared)
+        own = all(
+            all(n.startswith(inside) for n in names) or not any(n.startswith(inside) for n in names) for names in shared
+        )
         if path and once and own:
             found.add(path)
     return found

@@ -108,9 +108,7 @@ def branch_points(units: UnitMap) -> list[Point]:
                 block = Block(1, branch.width, None, ((g, np.zeros(1, dtype=np.int64)),), part=unit)
                 name, site, place = tap.of_expert(unit), tap.sites[unit], branch.last.place
                 entry = place if branch.last.entries else None
-                points.append(
-                    Point(name, (site,), tap.side, branch.dim, branch.width, (block,), entry=entry)
-                )
+                points.append(Point(name, (site,), tap.side, branch.dim, branch.width, (block,), entry=entry))
     return points
 
 

@@ -116,9 +116,9 @@ def copy_with(
 ) -> nn.Module:
     """`copy.deepcopy(model)` with some tensors replaced by others, which are taken over and not copied.
 
-    In place of modules that are `left_out` the copy has those that are given. Works through deepcopy's memo, so that whatever refers to a
-    replaced tensor refers to its replacement. Caches of tensors are empty in the copy, and states that modules hold
-    are None.
+    In place of modules that are `left_out` the copy has those that are given. Works through deepcopy's memo, so that
+    whatever refers to a replaced tensor refers to its replacement. Caches of tensors are empty in the copy, and states
+    that modules hold are None.
     Raises InputError when the model cannot be copied.
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}

@@ -1,4 +1,4 @@
-"""What stands in a cut model where a branch of a residual block was: modules that give zeros, or hand on what they are given."""
+"""What stands in a cut model where a branch of a residual block was: modules that give zeros."""
 
 from __future__ import annotations
 

@@ -154,7 +154,9 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             with left_out():
                 return self.forward(src, src_mask, src_key_padding_mask, is_causal)
         attention = self.self_attn
-        if any(isinstance(module, Nothing) for module in self.children()):  # as where there are hooks, by which it is masked
+        if any(
+            isinstance(module, Nothing) for module in self.children()
+        ):  # as where there are hooks, by which it is masked
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         if not isinstance(attention, MultiheadAttention) or not layer_is_fused(
             self, attention.whole_heads, src, src_mask, src_key_padding_mask

@@ -90,7 +90,9 @@ def build(
         ),
         axes=axes,
         attributes=tuple(
-            a for a in (*_attributes(units, sizes, depth.absent), *depth.attributes()) if not f"{a.module}.".startswith(gone)
+            a
+            for a in (*_attributes(units, sizes, depth.absent), *depth.attributes())
+            if not f"{a.module}.".startswith(gone)
         ),
         shapes={name: tuple(shape) for name, shape in units.shapes.items()},
         request=dict(request or {}),
@@ -116,8 +118,10 @@ def build(
         config=config,
         lists={
             path: held.names
-            for path, held in (*units.lists.items(), *units.blocks.items())
-            if Axis(path, 0) in {a.axis for a in axes}
+            for path, held in (
+                (path, units.lists.get(path, units.blocks.get(path))) for path in (*units.lists, *units.blocks)
+            )
+            if held is not None and Axis(path, 0) in {a.axis for a in axes}
         },
         seen={module: units.seen[module] for module in dict.fromkeys(s.module for s in sites) if module in units.seen},
         branches=depth.branches(sizes),
@@ -138,7 +142,7 @@ def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
 def _config(
     units: UnitMap, chosen: Sequence[IndexArray], absent: Collection[int]
 ) -> tuple[tuple[ConfigChange, ...], list[str]]:
-    """Fields that change, and those that stay as they are because their groups differ. `absent`: groups that are gone."""
+    """Fields that change, and those that stay since their groups differ. `absent`: groups that are gone."""
     changes, left = [], []
     for field in units.config:
         sizes = {

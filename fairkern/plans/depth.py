@@ -80,7 +80,9 @@ class Depth:
     def left_over(self) -> list[CostTerm]:
         """Parameters of blocks that go, also those that are in none of their branches."""
         gone = self.modules[len(self.within) :]
-        return [term for name, term in zip(self._units.shapes, self._units.params, strict=False) if name.startswith(gone)]
+        return [
+            term for name, term in zip(self._units.shapes, self._units.params, strict=False) if name.startswith(gone)
+        ]
 
     def axes(self) -> Iterator[PlanAxis]:
         """Lists that lose modules."""
@@ -107,9 +109,7 @@ class Depth:
             for inside, name in held.numbers:
                 yield from self._numbered(path, held, gone, inside, name)
 
-    def _numbered(
-        self, path: str, held: Blocks, gone: set[int], inside: str, name: str
-    ) -> Iterator[AttributeChange]:
+    def _numbered(self, path: str, held: Blocks, gone: set[int], inside: str, name: str) -> Iterator[AttributeChange]:
         """Those that stay are numbered anew. Of every kind they take the first numbers that modules of it have: what is
         kept for module 0 (a cache's) is looked at for all."""
         left = [kind for k, kind in enumerate(held.kinds) if k not in gone]

@@ -36,7 +36,9 @@ def without_branches(units: UnitMap) -> UnitMap:
 def with_branches(proof: Proof, units: UnitMap, traced: UnitMap) -> UnitMap:
     """The map with those branches again that hold, as they were `traced`: with whole blocks gone, or else without."""
     known = {traced.groups[g].name: traced.groups[g] for g in _branches(traced)}
-    groups = tuple(known.get(group.name, group) if g in set(_branches(units)) else group for g, group in enumerate(units.groups))
+    groups = tuple(
+        known.get(group.name, group) if g in set(_branches(units)) else group for g, group in enumerate(units.groups)
+    )
     units = replace(units, groups=groups)
     if not any(units.groups[g].frozen is None for g in _branches(units)):
         return units

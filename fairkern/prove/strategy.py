@@ -150,7 +150,9 @@ def proven(
     """The map with every group frozen that fails on any of the inputs, and with what of the model's configuration
     follows a cut."""
     proof = _Proof(model, runs, seed, deadline)
-    widths, dared = (None if found is None else replace(found, units=without_branches(found.units)) for found in (certain, daring))
+    widths, dared = (
+        None if found is None else replace(found, units=without_branches(found.units)) for found in (certain, daring)
+    )
     assert widths is not None
     units = replace(with_branches(proof, _proven(proof, widths, dared), certain.units), proven=True)
     deadline.check("proving groups")

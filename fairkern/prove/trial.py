@@ -279,8 +279,11 @@ class _Trial:
     def _run(self, model: nn.Module, plan: Plan | None = None) -> list[list[Tensor]]:
         """The results of a call in every state, and of what the model does on from there; of one cut by this plan."""
         renaming = None if plan is None else Renaming(plan)
-        experts = {path if renaming is None else renaming.after(path): how for path, how in self._experts.items()}
-        experts = {path: how for path, how in experts.items() if path is not None}
+        experts = {
+            after: how
+            for path, how in self._experts.items()
+            if (after := path if renaming is None else renaming.after(path)) is not None
+        }
         calls = self.prepared.calls
         results: list[list[Tensor]] = []
         onward: list[Tensor] = []
@@ -294,9 +297,7 @@ class _Trial:
                 onward = self._call(model, state, experts, partial(calls.onward, model, self.inputs, output))
         return [*results, onward] if calls.goes_on else results
 
-    def _call(
-        self, model: nn.Module, state: State, experts: Mapping[str, Any], call: Callable[[], _Made]
-    ) -> _Made:
+    def _call(self, model: nn.Module, state: State, experts: Mapping[str, Any], call: Callable[[], _Made]) -> _Made:
         torch.manual_seed(self.prepared.seed)  # the same for both sides; the caller's state is put back by `prove`
         with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, experts):
             return call()

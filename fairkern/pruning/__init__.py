@@ -75,8 +75,8 @@ def prune(
             of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
             `Report.choices["compensation"]` says which.
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
-        depth: as for `trace`, of every step: branches of residual blocks, and whole blocks, may go as well. `units` that
-            are given say so themselves.
+        depth: as for `trace`, of every step: branches of residual blocks, and whole blocks, may go as well. `units`
+            that are given say so themselves.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
             second moments, which take much memory.
 

@@ -14,7 +14,18 @@ from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
-KEYWORDS = ("tod", *_BUDGETS, "latency", "iterations", "compensate", "inplace", "more", "unused", "depth", "keep_scores")
+KEYWORDS = (
+    "tod",
+    *_BUDGETS,
+    "latency",
+    "iterations",
+    "compensate",
+    "inplace",
+    "more",
+    "unused",
+    "depth",
+    "keep_scores",
+)
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
 
 

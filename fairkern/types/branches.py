@@ -1,4 +1,4 @@
-"""Branches of residual blocks as units: what goes with each, and the lists whose modules go once all their branches do."""
+"""Branches of residual blocks as units: what goes with each, and the blocks that go once all their branches do."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Branch:
 class Blocks:
     """A list of modules that run one after the other and of which those can go whose branches have all gone.
 
-    `branches`: per module of the list, the units (name of the axis in `UnitMap.branches`, number) without which it hands
-    on what it is given; none, where it does something else besides. `kinds`: per module, which of them the
+    `branches`: per module of the list, the units (name of the axis in `UnitMap.branches`, number) without which it
+    hands on what it is given; none, where it does something else besides. `kinds`: per module, which of them the
     configuration counts alike (full and sliding attention). `numbers`: paths within a module, and attributes there,
     that hold the module's number in the list. `counts`: modules of the model and attributes (dotted) that hold how many
     there are; `rows`: those that hold an entry for each.

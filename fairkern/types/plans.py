@@ -127,7 +127,7 @@ class Plan:
     rows: tuple[RowsChange, ...] = ()
 
     def length(self, axis: Axis) -> int | None:
-        """Positions of an axis of a tensor, of a list or of branches before the cut; None where there is no such axis."""
+        """Positions of an axis (of a tensor, a list, branches) before the cut; None where there is no such axis."""
         counted = self.lists.get(axis.tensor, self.branches.get(axis.tensor))
         if counted is not None:
             return len(counted) if axis.dim == 0 else None

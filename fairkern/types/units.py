@@ -67,7 +67,7 @@ class Silence(enum.Enum):
 
 @dataclass(frozen=True, order=True)
 class Axis:
-    """One dimension of one parameter or buffer, e.g. `conv1.weight` dim 0; or a list of modules, or of branches, dim 0."""
+    """One dimension of a parameter or buffer, e.g. `conv1.weight` dim 0; or a list of modules, or branches, dim 0."""
 
     tensor: str
     dim: int
@@ -124,7 +124,8 @@ class Tap:
     over it (for an output, the axis that produces it).
 
     Of experts the site's module is the one that holds them all, or the list whose modules they are. Of branches there
-    is a site for each, where it is heard. Units of a recurrent module are compensated at its hidden states, and scored where they leave the module.
+    is a site for each, where it is heard. Units of a recurrent module are compensated at its hidden states, and scored
+    where they leave the module.
     """
 
     sites: tuple[CallSite, ...]
@@ -211,7 +212,7 @@ class Entries:
 class Extent:
     """A size that shrinks with the groups: `length − Σ per_unit · removed[group]`.
 
-    With a `unit` it is 1 as long as that unit of its only group stays, and then 0: what belongs to one expert or branch.
+    With a `unit` it is 1 as long as that unit of its only group stays, and then 0: what belongs to an expert or branch.
     """
 
     length: int
@@ -336,7 +337,9 @@ class UnitMap:
     unused: tuple[str, ...] = ()  # what no input reaches, as the caller of `trace` said
     more: int = 0  # how many further example inputs were traced
     branches: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)  # that are units, on `Axis(name, 0)`
-    blocks: Mapping[str, Blocks] = field(default_factory=dict)  # lists, by path, of which modules go with their branches
+    blocks: Mapping[str, Blocks] = field(
+        default_factory=dict
+    )  # lists, by path, of which modules go with their branches
     depth: bool = False  # whether branches were looked for
 
     @property
