@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from statistics import mean
 from typing import Any
 
 from bench.gpu.table import CASES
@@ -151,6 +152,22 @@ def thresholds() -> str:
     return "\n".join([*lines, "", _source(results, "thresholds")])
 
 
+def intercepts() -> str:
+    results = _read("intercepts")
+    if results is None:
+        return _unmeasured("intercepts")
+    lines = ["", "| net | perplexity | with | without | costs | bound |", "|---|---|---|---|---|---|"]
+    for r in results["rows"]:
+        before, with_, without = (f"{mean(cut[key] for cut in r['cuts']):.3f}" for key in ("before", "with", "without"))
+        kept = f"{_percent(r['target'])}, {'met' if r['met'] else 'missed'}"
+        lines.append(f"| {r['case']} | {before} | {with_} | {without} | {_percent(r['value'])} | ≤ {kept} |")
+    return "\n".join([*lines, "", _source(results, "intercepts")])
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2g} %"
+
+
 def benchmarks() -> str:
     """What `python -m bench` lists, with commands and files."""
     lines = ["", "| name | command | what | takes | needs | writes |", "|---|---|---|---|---|---|"]
@@ -230,6 +247,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "operators": operator_figures,
     "gpu": gpu,
     "thresholds": thresholds,
+    "intercepts": intercepts,
     "benchmarks": benchmarks,
 }
 

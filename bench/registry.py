@@ -94,6 +94,22 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "intercepts",
+            "python -m bench.intercepts",
+            "what it costs a language model that compensation may add no bias",
+            "minutes",
+            ("bench/results/intercepts.json",),
+            "quality",
+        ),
+        Entry(
+            "shipping",
+            "python -m bench.shipping",
+            "a dozen families of language models: folder in, pruned folder out, opened by transformers alone",
+            "a quarter of an hour",
+            ("bench/results/shipping.json",),
+            "hf",
+        ),
+        Entry(
             "graphs",
             "python -m bench.graphs",
             "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from fairkern import ops
+from fairkern import hf, ops
 from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.errors import (
@@ -18,6 +18,7 @@ from fairkern.errors import (
     PlanMismatchError,
     TimeLimitError,
 )
+from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import Plan, Report, Scores, UnitMap
 from fairkern.summary import picture, summarise
@@ -37,6 +38,8 @@ __all__ = [
     "TimeLimitError",
     "UnitMap",
     "apply",
+    "heal",
+    "hf",
     "info",
     "latency",
     "latency_table",

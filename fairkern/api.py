@@ -16,6 +16,7 @@ from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.capture.batches import example, first_batch, head
 from fairkern.compensate import Compensation
 from fairkern.compensate.cut import cut
+from fairkern.compensate.intercepts import Biases
 from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
@@ -228,6 +229,7 @@ def apply(
     compensate: str = "none",
     scores: types.Scores | None = None,
     loader: Iterable[Any] | None = None,
+    biases: str | bool = "auto",
     inplace: bool = False,
     backend: str = "auto",
 ) -> nn.Module:
@@ -243,12 +245,19 @@ def apply(
         loader: batches for "sequential", as for `score`, without need of labels. All of them are under way at once: of
             every batch the activations at one depth are held, twice.
         scores: where means and moments are taken from; needed to compensate.
+        biases: whether compensation gives a bias to weights that have none. "auto": where what the model ships in has a
+            place for it. For a model that its class makes from its `config` (transformers) that is where a field of the
+            configuration gives weights a bias; the field is set, and what else it brings is zeros, so that
+            `save_pretrained` and `from_pretrained` bring all of it back. For one that is planned to be served as `deci`
+            or `gguf`, output and down projections; for others, anywhere. True: anywhere (fields are set where there are
+            any). False: nowhere. Weights without one are fitted through zero.
         inplace: cut `model` itself, tensor by tensor, freeing memory as it goes; default: a copy, `model` stays.
         backend: of the gathers.
 
     Raises:
         PlanMismatchError: a plan for another architecture; names the first axis that differs.
-        InputError: a model that cannot be copied, compensation without the scores that it needs.
+        InputError: a model that cannot be copied, compensation without the scores that it needs, or of means where no
+            weight has a bias or is given one.
     """
     check_model(model)
     check_plan(plan)
@@ -256,7 +265,8 @@ def apply(
     method = choose(Compensation, "compensate", compensate)
     if loader is not None:
         check_data(loader)
-    return cut(model, plan, method, scores, loader, inplace=options.flag("inplace", inplace), backend=backend)[0]
+    chosen, inplace = Biases.given(biases), options.flag("inplace", inplace)
+    return cut(model, plan, method, scores, loader, inplace=inplace, backend=backend, biases=chosen).model
 
 
 @stage

@@ -73,11 +73,11 @@ def seed(value: Any) -> int:
     return whole("seed", value, 0, SEEDS - 1)
 
 
-def flag(name: str, value: Any) -> bool:
+def flag(name: str, value: Any, expected: str = "True or False") -> bool:
     """True or False, of any library. Raises InputError: what merely counts as true may have been meant otherwise."""
     given = _scalar(value)
     if not isinstance(given, bool):
-        raise InputError(f"{_shown(name, value)}; expected True or False")
+        raise InputError(f"{_shown(name, value)}; expected {expected}")
     return given
 
 

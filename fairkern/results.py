@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -39,6 +40,7 @@ class UnitMap(types.UnitMap):
         *,
         keep_params: float | None = None,
         keep_flops: float | None = None,
+        drop: Mapping[str, int] | None = None,
         seed: int = 0,
         **limits: Unpack[LimitOptions],
     ) -> Plan:
@@ -46,14 +48,20 @@ class UnitMap(types.UnitMap):
 
         For sizes and costs under a budget (of a model on the meta device too), and as the baseline that scores have
         to beat. Of the options of `Scores.plan` it takes the limits (`round_to=1`, `max_remove=0.99`, `min_keep=1`,
-        `ignore=()`); errors as there.
+        `ignore=()`, `serve=None`); errors as there.
         """
         allocate.refuse_unknown(
-            "UnitMap.plan()", limits, LimitOptions.__annotations__, ("keep_params", "keep_flops", "seed")
+            "UnitMap.plan()", limits, LimitOptions.__annotations__, ("keep_params", "keep_flops", "drop", "seed")
         )
         drawn = types.Scores(self, {}, {}, {"seed": options.seed(seed)})
         plan = allocate.allocate(
-            drawn, keep_params=keep_params, keep_flops=keep_flops, allocation="uniform", removal="random", **limits
+            drawn,
+            keep_params=keep_params,
+            keep_flops=keep_flops,
+            drop=drop,
+            allocation="uniform",
+            removal="random",
+            **limits,
         )
         return Plan.of(plan)
 
@@ -82,13 +90,15 @@ class Scores(types.Scores):
         keep_params: float | None = None,
         keep_flops: float | None = None,
         keep_latency: float | None = None,
+        drop: Mapping[str, int] | None = None,
         latency: types.LatencyTable | None = None,
         **choices: Unpack[PlanningOptions],
     ) -> Plan:
         """Which units go, for a tolerance or a budget. Milliseconds: neither model nor data is needed.
 
         Exactly one of `tod` (the tolerance α), `keep_params`, `keep_flops` and `keep_latency` (at most this share of
-        the whole model stays; `latency` from `latency_table`) is given. Scores with the residual, a second-order
+        the whole model stays; `latency` from `latency_table`) and `drop` (`{"expert": 2}`: so many units of every group
+        of that kind go) is given. Scores with the residual, a second-order
         saliency (`score(…, gram=True)`), take one threshold on it for all groups, others the Tolerance of Difference,
         or, where no classes were compared, one threshold on R, unless `allocation` and `removal` say otherwise.
 
@@ -97,14 +107,17 @@ class Scores(types.Scores):
             removal=None: the signal that decides the order in a group, low goes first: a name in `signals`, "random",
                 or a function of a group that gives a score per unit.
             protect="taylor": the signal that "tod" holds against it; high stays.
-            round_to=1: what stays of a group that is cut is a multiple of this many channels.
+            round_to=1: what stays of a group that is cut is a multiple of this many channels; or a number by kind of
+                unit, `{"neuron": 128, "head": 1}`.
             max_remove=0.99: at most this share of a group's units goes.
             min_keep=1: at least so many units of each group stay.
             ignore=(): `fnmatch` patterns of group names or producing modules that are not cut.
+            serve=None: who loads what is left, and so which layers have to stay equal: "hf", "vllm", "gguf", "deci", or
+                "gguf:q8_0" for a type whose blocks widths have to fill.
 
         Errors and method: `fairkern.allocate.allocate`.
         """
-        targets = ("tod", "keep_params", "keep_flops", "keep_latency", "latency")
+        targets = ("tod", "keep_params", "keep_flops", "keep_latency", "drop", "latency")
         allocate.refuse_unknown("Scores.plan()", choices, PlanningOptions.__annotations__, targets)
         plan = allocate.allocate(
             self,
@@ -112,6 +125,7 @@ class Scores(types.Scores):
             keep_params=keep_params,
             keep_flops=keep_flops,
             keep_latency=keep_latency,
+            drop=drop,
             latency=latency,
             **choices,
         )
@@ -177,7 +191,7 @@ class Report(types.Report):
         return self.table()
 
     def table(self) -> str:
-        """Measures before and after, a row per group, seconds per stage."""
+        """Measures before, after and, where it was healed, then; a row per group, seconds per stage."""
         return report.render(report.report_table(self))
 
     @stage

@@ -8,7 +8,7 @@ from torch import nn
 
 from fairkern import options, report, types
 from fairkern.api import check_plan, check_scores
-from fairkern.compensate import Correction, unexplained
+from fairkern.compensate import Correction, through_zero, unexplained
 from fairkern.results import PathLike, Plan, Report
 from fairkern.surroundings import stage
 
@@ -20,24 +20,29 @@ def summarise(
     title: str = "",
     before: Mapping[str, float] | None = None,
     after: Mapping[str, float] | None = None,
+    healed: Mapping[str, float] | None = None,
     stages: Mapping[str, float] | None = None,
     corrected: Sequence[Correction] = (),
     compensation: str | None = None,
     small: nn.Module | None = None,
+    biases: str | None = None,
+    flags: Sequence[types.ConfigChange] = (),
 ) -> Report:
     """A report of a plan: parameters and FLOPs from the plan, and whatever else was measured.
 
     `small`, the cut model, is asked for its parameters: compensation may have added biases, which no plan counts.
-    `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `stages` seconds by stage.
+    `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `healed` those of the cut model after
+    `heal`, in a column of their own; `stages` seconds by stage.
     `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
-    its removed activations that the units that stay do not predict.
+    its removed activations that the units that stay do not predict. `biases`: where weights were given one that have
+    none; `flags`: fields of the configuration that were set for them.
     """
     check_plan(plan)
     check_scores(scores)
-    for name, given in (("title", title), ("compensation", compensation)):
+    for name, given in (("title", title), ("compensation", compensation), ("biases", biases)):
         if given is not None:
             options.instance(name, given, str, "a text")
-    for name, measures in (("before", before), ("after", after), ("stages", stages)):
+    for name, measures in (("before", before), ("after", after), ("healed", healed), ("stages", stages)):
         if measures is not None:
             options.mapping(name, measures, "a dictionary of numbers by name")
             for key, value in measures.items():
@@ -47,20 +52,26 @@ def summarise(
         options.instance("corrected", correction, Correction, "corrections")
     if small is not None:
         options.instance("small", small, nn.Module, options.MODEL)
+    options.iterable("flags", flags, "changes of a configuration")
+    for change in flags:
+        options.instance("flags", change, types.ConfigChange, "changes of a configuration")
     done = {
         "compensation": compensation,
+        **({} if biases is None else {"biases": biases}),
         "compensated": sum(c.weight is not None for c in corrected),
         "not_compensated": {str(c.axis): c.note for c in corrected if c.weight is None},
+        "through_zero": through_zero(corrected),
     }
     made = report.summary(
         plan,
         scores,
         title=title or f"{plan.model}, pruned",
-        measures=(before or {}, after or {}),
+        measures=(before or {}, after or {}, healed or {}),
         stages=stages or {},
         params=None if small is None else sum(p.numel() for p in small.parameters()),
         unexplained=unexplained(scores.units, corrected) if scores is not None else {},
         compensation=done,
+        flags=flags,
     )
     return Report(**vars(made), plan=Plan.of(plan))
 

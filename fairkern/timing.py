@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from fairkern import allocate, artefacts, compact, report, types
-from fairkern.allocate import PlanningOptions, refuse_unknown
+from fairkern.allocate import Planning, PlanningOptions, refuse_unknown
 from fairkern.errors import InputError
 from fairkern.model.nested import map_tensors, tensors_in
 from fairkern.options import MODEL, SCORES, UNITS, instance, iterable, place, real, whole
@@ -39,7 +39,7 @@ def latency_table(
     *,
     cache: PathLike | None = None,
     shares: Sequence[float] = (1.0, 0.75, 0.5, 0.25, 0.1),
-    round_to: int = 1,
+    round_to: int | Mapping[str, int] = 1,
     seed: int = 0,
 ) -> types.LatencyTable:
     """Milliseconds of every layer by how much of it is left, measured here: what `plan(keep_latency=…)` is solved with.
@@ -66,7 +66,7 @@ def latency_table(
     instance("units", units, types.UnitMap, UNITS)
     iterable("shares", shares, "numbers above 0, at most 1")
     shares = [real("shares", share, "numbers above 0, at most 1") for share in shares]
-    round_to, seed = whole("round_to", round_to, 1), checked_seed(seed)
+    round_to, seed = Planning(round_to=round_to).round_to, checked_seed(seed)
     key = {**_key(model, example_inputs), "shares": shares, "round_to": round_to, "seed": seed}
     cache = None if cache is None else place("cache", cache)
     if cache is not None and os.path.exists(cache):

@@ -19,19 +19,21 @@ WIDTH, INNER, EXPERTS, CHOSEN, CLASSES = 6, 5, 4, 2, 3
 class Fused(nn.Module):
     """Experts in three-dimensional parameters, as transformers keeps them: [E, 2·I, H] and [E, H, I]."""
 
-    def __init__(self, *, gated: bool = True, transposed: bool = False, bias: bool = False) -> None:
+    def __init__(
+        self, *, gated: bool = True, transposed: bool = False, bias: bool = False, experts: int = EXPERTS
+    ) -> None:
         super().__init__()
-        self.num_experts, self.intermediate_dim = EXPERTS, INNER
+        self.num_experts, self.intermediate_dim = experts, INNER
         self.gated, self.is_transposed = gated, transposed
         wide = INNER * (2 if gated else 1)
         shapes = [(wide, WIDTH), (WIDTH, INNER)]
-        up, down = (torch.randn(EXPERTS, *(s[::-1] if transposed else s)) * 0.5 for s in shapes)
+        up, down = (torch.randn(experts, *(s[::-1] if transposed else s)) * 0.5 for s in shapes)
         self.up = "gate_up_proj" if gated else "up_proj"
         self.register_parameter(self.up, nn.Parameter(up))
         self.down_proj = nn.Parameter(down)
         if bias:
-            self.register_parameter(f"{self.up}_bias", nn.Parameter(torch.randn(EXPERTS, wide) * 0.3))
-            self.down_proj_bias = nn.Parameter(torch.randn(EXPERTS, WIDTH) * 0.3)
+            self.register_parameter(f"{self.up}_bias", nn.Parameter(torch.randn(experts, wide) * 0.3))
+            self.down_proj_bias = nn.Parameter(torch.randn(experts, WIDTH) * 0.3)
         self.act_fn = nn.SiLU()
 
     def one(self, expert: int, x: Tensor) -> Tensor:
@@ -113,8 +115,8 @@ class Expert(nn.Module):
 class Listed(nn.ModuleList):
     """Experts as modules of their own, called for the tokens routed to them and not at all without any."""
 
-    def __init__(self) -> None:
-        super().__init__(Expert() for _ in range(EXPERTS))
+    def __init__(self, *, experts: int = EXPERTS) -> None:
+        super().__init__(Expert() for _ in range(experts))
 
     def one(self, expert: int, x: Tensor) -> Tensor:
         return self[expert](x)

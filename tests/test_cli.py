@@ -42,6 +42,10 @@ def two_ways():
     torch.manual_seed(0)
     return TwoWays()
 
+def without_biases():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 5, bias=False), nn.ReLU(), nn.Linear(5, 3))
+
 def other_way():
     return {"x": inputs(), "aside": True}
 
@@ -166,6 +170,30 @@ def test_score_plan_apply_report(here: Path, capsys: pytest.CaptureFixture[str])
     assert json.loads((here / "report.json").read_text())
 
 
+def test_units_are_dropped_and_rounded_by_kind(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "parts:model", "parts:loader", LOSS, "--out", "s"]) == 0
+
+    def left(*options: str) -> list[int]:
+        assert main(["plan", "s", *options, "--out", "p", "--quiet"]) == 0
+        return [g.units - len(g.removed) for g in fk.Plan.load("p").groups]
+
+    assert left("--drop", "neuron=5") == [7, 7]
+    assert fk.Plan.load("p").request["drop"] == {"neuron": 5}
+    rounded = left("--keep-params", "0.6", "--round-to", "neuron=4")
+    assert all(n % 4 == 0 for n in rounded)
+    assert rounded != [12, 12]
+    assert all(n % 4 == 0 for n in left("--keep-params", "0.6", "--round-to", "4"))
+    assert main(["plan", "s", "--drop", "channel=2", "--out", "p"]) == 2
+    assert "drop names the kind 'channel', which Sequential does not have" in capsys.readouterr().err
+    for command in (["plan", "s"], ["prune", "parts:model", "parts:loader", LOSS]):
+        assert main([*command, "--keep-params", "0.6", "--serve", "hf", "--out", "o"]) == 2
+        assert "serve='hf' goes by the fields of a configuration" in capsys.readouterr().err
+        assert main([*command, "--keep-params", "0.6", "--serve", "triton", "--out", "o"]) == 2
+        assert "serve is 'triton'; expected one of 'hf', 'vllm', 'gguf', 'deci'" in capsys.readouterr().err
+    assert main(["prune", "parts:model", "parts:loader", LOSS, "--drop", "neuron=2", "--out", "o", "--quiet"]) == 0
+    assert fk.Plan.load("o/plan.json").result["units_removed"] == 4
+
+
 def test_prune(here: Path) -> None:
     assert main(["prune", "parts:model", "parts:loader", LOSS, "--keep-flops", "0.5", "--out", "small"]) == 0
     small = fk.load_pruned(named("parts:model"), here / "small")
@@ -287,6 +315,13 @@ def test_a_plan_for_another_model(here: Path, capsys: pytest.CaptureFixture[str]
         ["score", "m:m", "l:l", "--out", ""],
         ["apply", "m:m", "p", "--out", ""],
         ["prune", "m:m", "l:l", "--keep-params", "half", "--out", "o"],
+        ["plan", "s", "--tod", "0.1", "--drop", "neuron=2", "--out", "p"],
+        ["plan", "s", "--drop", "2", "--out", "p"],
+        ["plan", "s", "--drop", "neuron=2,neuron=3", "--out", "p"],
+        ["plan", "s", "--drop", "neuron=-2", "--out", "p"],
+        ["plan", "s", "--tod", "0.1", "--round-to", "0", "--out", "p"],
+        ["plan", "s", "--tod", "0.1", "--round-to", "neuron=4,head", "--out", "p"],
+        ["plan", "s", "--tod", "0.1", "--round-to", "=4", "--out", "p"],
     ],
     ids=" ".join,
 )
@@ -342,6 +377,19 @@ def test_warnings_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -
 def test_compensation_without_scores_speaks_of_the_option(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["apply", "parts:model", "plan.json", "--compensate", "mean", "--out", "small"]) == 2
     assert "name its file with --scores" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("given", "added"), [([], True), (["--biases", "yes"], True), (["--biases", "no"], False)])
+def test_biases_are_added_where_they_may_be(here: Path, given: list[str], added: bool) -> None:
+    cut = ["--compensate", "least_squares", *given, "--quiet"]
+    assert (
+        main(["prune", "parts:without_biases", "parts:loader", LOSS, "--keep-params", "0.6", "--out", "a", *cut]) == 0
+    )
+    saved = ["--scores", "a/scores.safetensors", "--out", "b"]
+    assert main(["apply", "parts:without_biases", "a/plan.json", *saved, *cut]) == 0
+    for folder in ("a", "b"):
+        small = fk.load_pruned(named("parts:without_biases"), here / folder)
+        assert (small[2].bias is not None) == added
 
 
 def test_what_the_user_raises_passes_through(here: Path) -> None:

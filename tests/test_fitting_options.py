@@ -59,6 +59,7 @@ def images() -> Setup:
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "compensate": (None, "none", "mean", "least_squares", "sequential"),
+    "biases": ("auto", True, False),
     "allocation": (None, "tod", "uniform", "global", "normalized"),
     "target": ("tod", "keep_params", "keep_flops"),
     "class_of": (None, False, "given"),

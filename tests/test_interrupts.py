@@ -89,6 +89,10 @@ def prune() -> None:
     fk.prune(MODEL, batches(), LOSS, keep_params=0.6, progress=False)
 
 
+def heal() -> None:
+    fk.heal(fk.apply(MODEL, PLAN), MODEL, batches(), steps=2, progress=False)
+
+
 STAGES: list[tuple[Callable[[], None], int]] = [
     (masked, 2),
     (run_untouched, 4),
@@ -97,6 +101,7 @@ STAGES: list[tuple[Callable[[], None], int]] = [
     (score, 101),
     (trace, 397),
     (prune, 1499),
+    (heal, 211),
 ]  # and at which share of the lines they are interrupted, where time is short
 
 
@@ -153,6 +158,7 @@ CHANGES: dict[str, tuple[Callable[[Small], object], int]] = {
     "cut": (partial(fk.apply, plan=PLAN, inplace=True), 7),
     "cut and fitted": (partial(fk.apply, plan=PLAN, inplace=True, compensate="least_squares", scores=SCORES), 29),
     "recalibrated": (partial(fk.recalibrate, loader=batches()), 5),
+    "healed": (partial(fk.heal, model=MODEL, loader=batches(), steps=1, lr=0.1, progress=False), 23),
 }
 
 
@@ -186,7 +192,13 @@ def test_files_are_old_or_new(tmp_path: Path) -> None:
     assert list(sweep(do, differences, places(do))) == []
 
 
-@pytest.mark.parametrize("what", ["scores", "plan", "pruned"])
+def healed(path: Path) -> None:
+    with torch.random.fork_rng([]):
+        small = fk.apply(made(), PLAN)
+    fk.heal(small, MODEL, batches(), steps=1, checkpoint=path, progress=False)
+
+
+@pytest.mark.parametrize("what", ["scores", "plan", "pruned", "healing"])
 def test_what_is_saved_can_be_read(what: str, tmp_path: Path) -> None:
     small, fresh, path = fk.apply(MODEL, PLAN), made(), tmp_path / what
     process = Left()
@@ -194,6 +206,7 @@ def test_what_is_saved_can_be_read(what: str, tmp_path: Path) -> None:
         "scores": (partial(SCORES.save, path), partial(fk.Scores.load, path)),
         "plan": (partial(PLAN.save, path), partial(fk.Plan.load, path)),
         "pruned": (partial(fk.save_pruned, small, PLAN, path), partial(fk.load_pruned, fresh, path)),
+        "healing": (partial(healed, path), partial(healed, path)),
     }[what]
 
     def differences() -> list[str]:
@@ -201,8 +214,8 @@ def test_what_is_saved_can_be_read(what: str, tmp_path: Path) -> None:
             read()
         return [*process.differences(), *(p.name for p in tmp_path.iterdir() if p != path)]
 
-    numbers = places(write)
-    assert list(sweep(write, differences, numbers[:: 1 + len(numbers) // 60])) == []
+    numbers, most = places(write), 20 if what == "healing" else 60
+    assert list(sweep(write, differences, numbers[:: 1 + len(numbers) // most])) == []
 
 
 @contextlib.contextmanager

@@ -17,6 +17,8 @@ from fairkern.plans.build import build as build_plan
 from fairkern.plans.compose import compose
 from tests import experts
 from tests.capture.networks import Branches, Plain, build, loader, loss, samples
+from tests.prove.test_admitted import Divided
+from tests.prove.test_description import Attending, Config
 
 X, Y = samples(36)
 DATA = loader(X, Y, 12)
@@ -188,7 +190,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"iterations": 0}, "expected a whole number, at least 1"),
     ({"iterations": 1.5}, "expected a whole number, at least 1"),
     ({"iterations": True}, "expected a whole number, at least 1"),
-    ({"iterations": 2, "keep_params": None, "tod": 0.1}, "needs a budget"),
+    ({"iterations": 2, "keep_params": None, "tod": 0.1}, "needs a budget .* not tod"),
+    ({"iterations": 2, "keep_params": None, "drop": {"neuron": 2}}, "needs a budget .* not drop"),
+    ({"serve": "hf"}, "serve='hf' goes by the fields of a configuration .* none of Plain's does"),
     ({"iterations": 2, "keep_params": "half"}, "is a str; expected a number"),
     ({"iterations": 2, "keep_params": -0.5}, "is not a share"),
     ({"iterations": 2, "keep_flops": 0.5}, "give exactly one of"),
@@ -200,6 +204,86 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_done_is_said(options: dict[str, Any], what: str) -> None:
     with pytest.raises(fk.InputError, match=what):
         pruned(build(Plain).eval(), DATA, **options)
+
+
+class Served(nn.Module):
+    """Two layers of one configuration, of which the first could lose more neurons than the second."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Attending(config) for _ in range(2))
+        self.head = nn.Linear(config.hidden_size, 3)
+        with torch.no_grad():
+            self.layers[0].up.weight[:12] *= 1e-3
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x.mean(1))
+
+
+def served(kind: type[Served] = Served) -> tuple[Any, list[tuple[Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    config = Divided(hidden_size=16, num_attention_heads=8, head_dim=2, intermediate_size=32)
+    return kind(config).double().eval(), [(torch.randn(24, 5, 16, dtype=torch.float64), torch.arange(24) % 3)]
+
+
+@pytest.mark.parametrize("compensate", ["none", "least_squares"])
+def test_layers_stay_equal_over_the_steps(compensate: str) -> None:
+    """Every step keeps to what one configuration describes, and so does what they add up to."""
+    model, data = served()
+    small, report = pruned(model, data, iterations=3, keep_params=0.4, serve="hf", compensate=compensate)
+    plan = report.plan
+    assert plan is not None
+    assert (plan.request["serve"], plan.request["iterations"]) == ("hf", 3)
+    assert plan.result["serves"]["hf"] == report.choices["serves"]["hf"] == "yes"
+    left = {(g.kind, g.units - len(g.removed)) for g in plan.groups if g.removed.size}
+    assert left == {("head", small.config.num_attention_heads), ("neuron", small.config.intermediate_size)}
+    assert small.config.num_attention_heads in (4, 2)
+    rebuilt = Served(small.config).double()
+    rebuilt.load_state_dict(small.state_dict())
+    assert torch.equal(rebuilt(data[0][0]), small(data[0][0]))
+    free = pruned(model, data, keep_params=0.4, compensate=compensate)[1]
+    assert free.choices["serves"]["hf"] != "yes"
+
+
+class Beside(Served):
+    """With a part whose width no field says."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.spare, self.back = nn.Linear(config.hidden_size, 6), nn.Linear(6, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.back(self.spare(x).relu()))
+
+
+def test_what_a_server_has_no_number_for_is_said_of_all_steps_together() -> None:
+    model, data = served(Beside)
+    report = pruned(model, data, iterations=2, keep_params=0.6, serve="hf", compensate="none")[1]
+    assert report.plan is not None
+    why = "neurons of spare stay: no field of the configuration counts its neurons (serve='hf')"
+    assert why in report.plan.result["left_alone"]
+
+
+def test_so_many_units_go_in_one_step() -> None:
+    model, data = served()
+    small, report = pruned(model, data, keep_params=None, drop={"head": 4}, compensate="none")
+    assert report.plan is not None
+    assert [len(g.removed) for g in report.plan.groups if g.kind == "head"] == [4, 4]
+    assert report.plan.request["drop"] == {"head": 4}
+    assert small.config.num_attention_heads == 4
+
+
+def test_latency_is_kept_with_layers_equal() -> None:
+    model, data = served()
+    units = fk.trace(model, data[0][0][:2])
+    scores = fk.score(model, data, nn.CrossEntropyLoss(), units=units, projections=8, progress=False)
+    table = fk.latency_table(model, units, data[0][0][:2], shares=(1.0, 0.5))
+    plan = fk.plan_latency(scores, model, data[0][0][:2], 0.9, latency=table, serve="hf", looks=2)
+    assert plan.result["serves"]["hf"] == "yes"
+    assert plan.request["serve"] == "hf"
 
 
 def test_a_step_out_of_reach_is_named() -> None:

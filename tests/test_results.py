@@ -152,6 +152,16 @@ def test_what_is_printed_is_short(made: tuple[nn.Module, list[tuple[torch.Tensor
     assert str(report) == report.table()
 
 
+def test_healed_measures_stand_beside_those_of_the_cut(
+    made: tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]], fk.Scores],
+) -> None:
+    plan = made[2].plan(keep_params=0.5)
+    report = fk.summarise(plan, before={"loss": 1.0}, after={"loss": 2.0}, healed={"loss": 1.25})
+    assert report.after == {"params": plan.result["params_after"], "flops": plan.result["flops_after"], "loss": 2.0}
+    assert report.healed == {**report.after, "loss": 1.25}
+    assert fk.summarise(plan, after={"loss": 2.0}).healed == {}
+
+
 def test_a_folder_or_another_kind_of_file_is_named(
     made: tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]], fk.Scores], tmp_path: Path
 ) -> None:

@@ -149,6 +149,13 @@ def recalibrated(given: Given) -> Any:
     return model
 
 
+def healed(given: Given) -> Any:
+    with torch.inference_mode(False), unset_fake_temporarily():
+        small = copy.deepcopy(given.small)
+    done = fk.heal(small, given.model, given.loader, steps=3, lr=1e-2, progress=False)
+    return small, done.losses, done.hidden
+
+
 def saved(given: Given) -> Any:
     fk.save_pruned(given.small, given.plan, given.folder / "again")
     return fk.load_pruned(given.model, given.folder / "again"), (given.folder / "again" / "plan.json").read_bytes()
@@ -192,6 +199,7 @@ STAGES: dict[str, Callable[[Given], Any]] = {
     "apply, sequential": lambda g: fk.apply(g.model, g.plan, compensate="sequential", scores=g.scores, loader=g.loader),
     "recalibrate": recalibrated,
     "prune": pruned,
+    "heal": healed,
     "save": saved,
     "load": lambda g: fk.load_pruned(g.model, g.folder / "pruned"),
     "files": files,
@@ -267,7 +275,9 @@ AROUND: dict[str, Callable[[], Any]] = {
     "anomalies": lambda: torch.autograd.set_detect_anomaly(True),
 }
 # The model itself runs under autocast, as its caller has it: tests/test_autocast.py.
-OTHERWISE = {("autocast", name) for name in ("score", "score by class", "prune", "recalibrate")}
+OTHERWISE = {("autocast", name) for name in ("score", "score by class", "prune", "recalibrate", "heal")}
+# Torch adds up gradients of weights in as many parts as there are threads.
+OTHERWISE |= {("threads", "heal")}
 
 
 # Of which nothing could be seen there: the model is run by whoever masks it.
@@ -341,6 +351,7 @@ def test_refused_where_tensors_have_no_values(given: Given, around: str) -> None
         **STAGES,
         "apply in place": lambda g: fk.apply(g.model, g.plan, inplace=True),
         "recalibrate": lambda g: fk.recalibrate(g.model, g.loader),
+        "heal": lambda g: fk.heal(g.small, g.model, g.loader, steps=1),
         "latency": lambda g: fk.latency(g.model, g.x),
         "latency_table": lambda g: fk.latency_table(g.model, g.units, g.x),
         "plan_latency": lambda g: fk.plan_latency(g.scores, g.model, g.x, 0.5),
@@ -407,7 +418,17 @@ def test_a_model_made_in_inference_mode(given: Given) -> None:
     with torch.inference_mode():
         model = copy.deepcopy(given.model)
         other = dataclasses.replace(given, model=model, made=given)
-    takes = {"trace", "trace without proof", "score", "score by class", "prune", "masked", "apply", "apply, sequential"}
+    takes = {
+        "trace",
+        "trace without proof",
+        "score",
+        "score by class",
+        "prune",
+        "heal",
+        "masked",
+        "apply",
+        "apply, sequential",
+    }
     for name, stage in STAGES.items():
         if name in takes:
             with pytest.raises(fk.InputError, match=r"made in torch\.inference_mode"):

@@ -148,6 +148,7 @@ STAGES: dict[str, Callable[[nn.Module, fk.Scores, Path], object]] = {
     "a mask": lambda model, scores, _: scores.plan(keep_params=0.7).masked(model).__enter__(),
     "apply()": lambda model, scores, _: fk.apply(model, scores.plan(keep_params=0.7)),
     "recalibrate()": lambda model, scores, _: fk.recalibrate(model, batches()),
+    "heal()": lambda model, scores, _: fk.heal(Net(2), model, batches(), steps=1, progress=False),
     "timing": lambda model, scores, _: fk.latency(model, X),
     "load_pruned()": lambda model, scores, path: fk.load_pruned(model, path),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +43,10 @@ WHOLE = Kind(NO_NUMBER | OUT_OF_RANGE | {"half": 0.5, "zero": 0}, (np.int64(2), 
 SEED = Kind(NO_NUMBER | OUT_OF_RANGE | {"half": 0.5, "huge": 10**30}, (0, np.int64(2), torch.tensor(2)))
 SHARE = Kind(but(NO_NUMBER, "none") | OUT_OF_RANGE | {"zero": 0}, (np.float32(0.75), torch.tensor(0.75)))
 REAL = Kind(NO_NUMBER | {"nan": math.nan, "inf": math.inf})
+RATE = Kind(NO_NUMBER | OUT_OF_RANGE | {"zero": 0}, (np.float32(0.5), torch.tensor(0.5)))
+WEIGHT = Kind(NO_NUMBER | OUT_OF_RANGE, (0, np.float32(0.5)))
 FLAG = Kind({"text": "no", "number": 1, "none": None, "list": [], **ARRAYS}, (np.bool_(False), torch.tensor(False)))
+BIASES = Kind({"unknown": "yes", "number": 1, "none": None, "list": [True], "odd": Odd(), **ARRAYS}, (np.bool_(False),))
 CHOICE = Kind({"unknown": "papr", "number": 3, "bool": True, "odd": Odd(), **ARRAYS})
 PATH = Kind({"number": 3, "bool": True, "none": None, "empty": "", "zero byte": "a\0b", "bytes": b"x", **ARRAYS})
 NAMES = Kind({"number": 3, "numbers": [3], "none": None, "bool": True, "scalar": torch.tensor(3)})
@@ -86,7 +90,16 @@ def masked(plan: fk.Plan, model: Any) -> None:
 
 
 Base = Callable[[Parts], dict[str, Any]]
-LIMITS = {"round_to": WHOLE, "min_keep": WHOLE, "max_remove": SHARE, "ignore": NAMES}
+BY_KIND = {
+    "empty kind": {"neuron": None},
+    "text by kind": {"neuron": "4"},
+    "half by kind": {"neuron": 0.5},
+    "numbers": {3: 4},
+}
+DIVISORS = Kind({**WHOLE.wrong, **BY_KIND}, (*WHOLE.right, {"neuron": np.int64(2)}, {}))
+DROP = Kind({**but(WHOLE.wrong, "none"), **BY_KIND, "empty": {}, "zero of": {"neuron": 0}})
+SERVE = Kind({**CHOICE.wrong, "list": ["hf"], "type": "gguf:q9"})
+LIMITS = {"round_to": DIVISORS, "min_keep": WHOLE, "max_remove": SHARE, "ignore": NAMES, "serve": SERVE}
 PLANNING = {**LIMITS, "allocation": CHOICE, "removal": CHOICE, "protect": Kind({**CHOICE.wrong, "none": None})}
 SCORING = {
     "units": OURS, "samples_per_class": WHOLE, "projections": WHOLE, "seed": SEED, "class_of": FUNCTION,
@@ -108,24 +121,24 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
     "Scores.plan": (
         fk.Scores.plan,
         lambda p: {"self": p.scores, "keep_params": 0.75},
-        {"keep_params": SHARE, "latency": OURS, **PLANNING},
+        {"keep_params": SHARE, "drop": DROP, "latency": OURS, **PLANNING},
     ),
     "UnitMap.plan": (
         fk.UnitMap.plan,
         lambda p: {"self": p.units, "keep_params": 0.75},
-        {"keep_params": SHARE, "seed": SEED, **LIMITS},
+        {"keep_params": SHARE, "drop": DROP, "seed": SEED, **LIMITS},
     ),
     "apply": (
         fk.apply,
         lambda p: {"model": fk.apply(p.model, p.units.plan(keep_params=1.0)), "plan": p.plan},
         {"model": MODEL, "plan": Kind({**OURS.wrong, "none": None}), "scores": OURS, "compensate": CHOICE,
-         "loader": Kind(but(BATCHES.wrong, "none")), "inplace": FLAG, "backend": CHOICE},
+         "loader": Kind(but(BATCHES.wrong, "none")), "biases": BIASES, "inplace": FLAG, "backend": CHOICE},
     ),
     "prune": (
         fk.prune,
         lambda p: {"model": p.model, "loader": p.loader, "loss_fn": p.loss, "keep_params": 0.75, "progress": False},
-        {"model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "keep_params": SHARE, "latency": OURS,
-         "iterations": WHOLE, "compensate": CHOICE, "inplace": FLAG, "more": BATCHES, "unused": NAMES,
+        {"model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "keep_params": SHARE, "drop": DROP, "latency": OURS,
+         "iterations": WHOLE, "compensate": CHOICE, "biases": BIASES, "inplace": FLAG, "more": BATCHES, "unused": NAMES,
          "keep_scores": FLAG, **PLANNING, **SCORING, "gram": Kind(but(FLAG.wrong, "none"))},
     ),
     "recalibrate": (
@@ -133,11 +146,24 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         lambda p: {"model": p.model, "loader": p.loader},
         {"model": MODEL, "loader": BATCHES},
     ),
+    "heal": (
+        fk.heal,
+        lambda p: {"small": copy.deepcopy(p.small), "model": p.model, "loader": p.loader, "steps": 2,
+                   "progress": False},
+        {"small": MODEL, "model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "steps": WHOLE, "accumulate": WHOLE,
+         "lr": RATE, "temperature": RATE, "clip": Kind(but(RATE.wrong, "none")), "weight_decay": WEIGHT,
+         "loss_weight": WEIGHT, "hidden": Kind(but(WEIGHT.wrong, "none")), "divergence": CHOICE,
+         "hidden_at": Kind(but(NAMES.wrong, "none")), "warmup": Kind(but(WHOLE.wrong, "none", "zero")),
+         "every": Kind(but(WHOLE.wrong, "none")), "gradient_checkpointing": FLAG, "seed": SEED, "progress": FLAG,
+         "checkpoint": Kind(but(PATH.wrong, "none"))},
+    ),
     "summarise": (
         fk.summarise,
         lambda p: {"plan": p.plan, "scores": p.scores},
-        {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES, "stages": MEASURES,
-         "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS},
+        {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES,
+         "healed": MEASURES, "stages": MEASURES,
+         "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS,
+         "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1})},
     ),
     "latency": (
         fk.latency,
@@ -149,7 +175,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         lambda p: {"model": p.model, "units": p.units, "example_inputs": p.x[:2], "shares": (1.0,)},
         {"model": MODEL, "units": OURS, "example_inputs": OURS, "cache": Kind(but(PATH.wrong, "none")),
          "shares": Kind({"number": 0.5, "text": "half", "texts": ["half"], "above": [1.5], "zero": [0.0]}),
-         "round_to": WHOLE, "seed": SEED},
+         "round_to": DIVISORS, "seed": SEED},
     ),
     "plan_latency": (
         fk.plan_latency,
@@ -207,7 +233,7 @@ def test_numbers_of_other_libraries_are_taken(name: str, option: str, parts: Par
 
 
 def test_unknown_keywords_are_a_type_error(parts: Parts) -> None:
-    for name in ("trace", "score", "Scores.plan", "UnitMap.plan", "apply", "prune", "plan_latency"):
+    for name in ("trace", "score", "Scores.plan", "UnitMap.plan", "apply", "prune", "plan_latency", "heal"):
         function, base, _ = FUNCTIONS[name]
         with pytest.raises(TypeError, match="colour"):
             function(**base(parts), colour="red")

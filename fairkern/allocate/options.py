@@ -13,7 +13,8 @@ from typing import Any, TypedDict
 import numpy as np
 
 from fairkern.errors import InputError
-from fairkern.options import choose, names, near, real, whole, with_parents
+from fairkern.options import choose, mapping, names, near, real, whole, with_parents
+from fairkern.plans.serving import serving
 from fairkern.types import AxisGroup, IndexArray, UnitMap
 
 Signal = str | Callable[[AxisGroup], Any]
@@ -38,15 +39,17 @@ class Target(enum.Enum):
     PARAMS = "keep_params"
     FLOPS = "keep_flops"
     LATENCY = "keep_latency"
+    DROP = "drop"
 
 
 class LimitOptions(TypedDict, total=False):
     """Keywords that say how far any group may be cut; see `Planning`."""
 
-    round_to: int
+    round_to: int | Mapping[str, int]
     max_remove: float
     min_keep: int
     ignore: Iterable[str]
+    serve: str | None
 
 
 class PlanningOptions(LimitOptions, total=False):
@@ -64,10 +67,11 @@ class Planning:
     allocation: str | None = None
     removal: Signal | None = None
     protect: Signal = "taylor"
-    round_to: int = 1
+    round_to: int | Mapping[str, int] = 1
     max_remove: float = 0.99
     min_keep: int = 1
     ignore: Iterable[str] = ()
+    serve: str | None = None
 
     def __post_init__(self) -> None:
         """Raises InputError for an option of the wrong kind or out of range."""
@@ -81,11 +85,32 @@ class Planning:
         checked = {
             "max_remove": share,
             "min_keep": whole("min_keep", self.min_keep, 1, _MOST),
-            "round_to": whole("round_to", self.round_to, 1, _MOST),
+            "round_to": _divisors(self.round_to),
             "ignore": names("ignore", self.ignore, "['head', 'layer4.*']"),
+            "serve": None if (asked := serving(self.serve)) is None else asked.name,
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+
+
+def _divisors(given: Any) -> int | dict[str, int]:
+    if not isinstance(given, Mapping):
+        return whole("round_to", given, 1, _MOST)
+    return by_kind("round_to", given, "{'neuron': 128, 'head': 1}")
+
+
+def by_kind(name: str, given: Any, example: str) -> dict[str, int]:
+    """Whole numbers, at least 1, by kind of unit. Raises InputError for what is no dictionary of those."""
+    mapping(name, given, f"whole numbers by kind of unit, for example {example}")
+    return {kind: whole(f"{name}[{kind!r}]", number, 1, _MOST) for kind, number in given.items()}
+
+
+def check_kinds(units: UnitMap, name: str, given: Iterable[str]) -> None:
+    """Raises InputError for a kind of unit that the map does not have."""
+    known = sorted({group.kind for group in units.groups} | {kept.kind for kept in units.kept})
+    for kind in given:
+        if kind not in known:
+            raise InputError(f"{name} names the kind {kind!r}, which {units.model} does not have{near(kind, known)}")
 
 
 def refuse_unknown(function: str, options: Mapping[str, Any], *allowed: Iterable[str]) -> None:
@@ -111,20 +136,31 @@ class Limits:
 
 
 def parse_target(
-    allocation: Allocation, tod: Any, keep_params: Any, keep_flops: Any, keep_latency: Any = None
-) -> tuple[Target, float]:
-    """The one target that was given, and its value."""
+    allocation: Allocation,
+    tod: Any,
+    keep_params: Any,
+    keep_flops: Any,
+    keep_latency: Any = None,
+    drop: Any = None,
+) -> tuple[Target, Any]:
+    """The one target that was given, and its value: a number, or whole numbers by kind of unit."""
     given = {
         Target.TOD: tod,
         Target.PARAMS: keep_params,
         Target.FLOPS: keep_flops,
         Target.LATENCY: keep_latency,
+        Target.DROP: drop,
     }
     named = [(target, value) for target, value in given.items() if value is not None]
     if len(named) != 1:
         what = " and ".join(target.value for target, _ in named) if named else "none of them"
-        raise InputError(f"give exactly one of tod=, keep_params=, keep_flops=, keep_latency=; got {what}")
+        raise InputError(f"give exactly one of {', '.join(f'{target.value}=' for target in Target)}; got {what}")
     target, value = named[0]
+    if target is Target.DROP:
+        counts = by_kind("drop", value, "{'expert': 2}")
+        if not counts:
+            raise InputError("drop={} says of no kind of unit how many go; give for example {'expert': 2}")
+        return target, counts
     number = real(target.value, value, "a number from 0 to 1")
     if target is Target.TOD:
         if allocation is not Allocation.TOD:
@@ -138,15 +174,21 @@ def parse_target(
     return target, number
 
 
-def limits(units: UnitMap, ignored: frozenset[int], asked: Planning) -> Limits:
-    """`max_remove`, `min_keep` and `round_to` as counts per group."""
-    share, keep, multiple = asked.max_remove, asked.min_keep, asked.round_to
+def limits(
+    units: UnitMap, ignored: frozenset[int], asked: Planning, multiples: Mapping[int, int] | None = None
+) -> Limits:
+    """`max_remove`, `min_keep` and `round_to` as counts per group; `multiples` of units that have to stay besides."""
+    share, keep = asked.max_remove, asked.min_keep
+    divisors = asked.round_to if isinstance(asked.round_to, Mapping) else {}
+    common = 1 if isinstance(asked.round_to, Mapping) else asked.round_to
+    check_kinds(units, "round_to", divisors)
     count = len(units.groups)
     most, first, step = np.zeros(count, np.int64), np.ones(count, np.int64), np.ones(count, np.int64)
     for g in units.prunable:
         group = units.groups[g]
-        width = _produced_positions(group)
-        step[g] = math.lcm(multiple // math.gcd(multiple, width), group.multiple)
+        multiple, width = divisors.get(group.kind, common), produced_positions(group)
+        own = (multiples or {}).get(g, 1)
+        step[g] = math.lcm(multiple // math.gcd(multiple, width), group.multiple, own)
         first[g] = group.units % step[g] or step[g]
         if g not in ignored:
             # 0.29 · 100 is 28.999…96 in floating point, and the caller meant 29
@@ -154,7 +196,8 @@ def limits(units: UnitMap, ignored: frozenset[int], asked: Planning) -> Limits:
     return Limits(most, first, step)
 
 
-def _produced_positions(group: AxisGroup) -> int:
+def produced_positions(group: AxisGroup) -> int:
+    """How many positions a unit has where it is made."""
     produced = [a for a in group.axes if not a.consumer] or list(group.axes)
     return max(1, produced[0].positions.shape[1]) if produced else 1
 

@@ -16,27 +16,23 @@ def removal_order(removal: FloatArray) -> IndexArray:
     return np.argsort(removal, kind="stable")
 
 
-def tolerance_needs(
-    removal: Mapping[int, FloatArray], protect: Mapping[int, FloatArray], limits: Mapping[int, int]
-) -> dict[int, FloatArray]:
-    """Per group, the ToD at which at least `k` of its units may go, for `k = 1 … limit`.
+def tolerance_curves(removal: Mapping[int, FloatArray], protect: Mapping[int, FloatArray]) -> dict[int, FloatArray]:
+    """Per group, ToD(k) for `k = 1 … n`: the share of the k lowest U that are among the k highest R.
 
-    `need[k−1] = min over k ≤ j ≤ limit of ToD(j)`, so `m(α) = max{k ≤ limit : ToD(k) ≤ α}` is the number of
-    entries `≤ α` (FAIR-Pruner, arXiv 2508.02291: the pruning level at tolerance α). The curves of all groups are made
-    at once. Of several sets each loses k units of its own: their overlaps are summed and divided by k · sets.
+    The curves of all groups are made at once. Of several sets each loses k units of its own: their overlaps are summed
+    and divided by k · sets.
 
     Args:
         removal: U-scores per group, float64 `[n]` or `[sets, n]`; low goes first.
         protect: R-scores per group, of the same shape; high is protected.
-        limits: most units that may go per group, at most n.
 
     Returns:
-        float64 `[limit]` per group, non-decreasing.
+        float64 `[n]` per group.
 
     Example:
         >>> u, r = np.array([0.1, 0.4, 0.3, 0.2]), np.array([1.0, 4.0, 2.0, 3.0])
-        >>> tolerance_needs({7: u}, {7: r}, {7: 3})[7]
-        array([0.        , 0.5       , 0.66666667])
+        >>> tolerance_curves({7: u}, {7: r})[7]
+        array([0.        , 0.5       , 0.66666667, 1.        ])
     """
     if not removal:
         return {}
@@ -44,28 +40,40 @@ def tolerance_needs(
     sizes = [removal[g].shape[-1] for g, _ in rows]
     flat = [torch.from_numpy(np.concatenate([signal[g].reshape(-1) for g in removal])) for signal in (removal, protect)]
     curves = np.split(tod_curves(flat[0], flat[1], sizes).numpy(), np.cumsum(sizes)[:-1])
-    whole = {g: np.mean([c for (owner, _), c in zip(rows, curves, strict=True) if owner == g], axis=0) for g in removal}
-    return {g: np.minimum.accumulate(curve[: limits[g]][::-1])[::-1] for g, curve in whole.items()}
+    return {g: np.mean([c for (owner, _), c in zip(rows, curves, strict=True) if owner == g], axis=0) for g in removal}
 
 
-def fraction_need(units: int, limit: int) -> FloatArray:
-    """The same fraction of every group: `need[k−1] = k / units`, float64 `[limit]`."""
-    return np.arange(1, limit + 1) / units
+def tolerance_need(curve: FloatArray) -> FloatArray:
+    """The ToD at which at least `k` units may go: `need[k−1] = min over j ≥ k of ToD(j)`.
+
+    So `m(α) = max{k : ToD(k) ≤ α}` is the number of entries `≤ α` (FAIR-Pruner, arXiv 2508.02291: the pruning level at
+    tolerance α). `curve`: ToD(k) for every k up to the most that may go. Returns as many, non-decreasing.
+
+    Example:
+        >>> tolerance_need(np.array([0.0, 0.5, 0.2, 0.6]))
+        array([0. , 0.2, 0.2, 0.6])
+    """
+    return np.minimum.accumulate(curve[::-1])[::-1]
 
 
-def pooled_need(removal: FloatArray, limit: int) -> FloatArray:
-    """One ranking over all groups: sorted scores as they are, float64 `[limit]`.
+def fraction_need(units: int) -> FloatArray:
+    """The same fraction of every group: `need[k−1] = k / units`, float64 `[units]`."""
+    return np.arange(1, units + 1) / units
+
+
+def pooled_need(removal: FloatArray) -> FloatArray:
+    """One ranking over all groups: sorted scores as they are, float64 `[n]`.
 
     Several sets `[sets, n]` lose their k-th units together, for the mean of their scores.
     """
-    return np.sort(np.atleast_2d(removal)).mean(axis=0)[:limit]
+    return np.asarray(np.sort(np.atleast_2d(removal)).mean(axis=0))
 
 
-def normalized_need(removal: FloatArray, limit: int) -> FloatArray:
-    """One ranking over all groups: sorted scores divided by the group's mean magnitude, float64 `[limit]`.
+def normalized_need(removal: FloatArray) -> FloatArray:
+    """One ranking over all groups: sorted scores divided by the group's mean magnitude, float64 `[n]`.
 
     The mean magnitude makes groups comparable whose signals have different scales. A constant group lies at ±1,
     an all-zero group at 0, so it goes first. Several sets as in `pooled_need`.
     """
     scale = float(np.abs(removal).mean())
-    return pooled_need(removal, limit) / (scale if scale > 0 else 1.0)
+    return pooled_need(removal) / (scale if scale > 0 else 1.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from fairkern.types import IndexArray, UnitMap
 _SPREAD = 0.08  # of a share: plans have odd widths, on which kernels are slower than on round ones
 
 
-def widths(units: UnitMap, shares: Sequence[float], round_to: int, seed: int) -> Iterator[list[IndexArray]]:
+def widths(
+    units: UnitMap, shares: Sequence[float], round_to: int | Mapping[str, int], seed: int
+) -> Iterator[list[IndexArray]]:
     """Removals, as `build` takes them: a share of every group stays, then another share of each.
 
     Args:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fairkern.artefacts.contents import read_content, write_content
 from fairkern.artefacts.fields import Fields
-from fairkern.artefacts.files import SCHEMA, check_header, check_sum, compact, package_version, parse, plain
-from fairkern.artefacts.tensors import open_tensors, write_tensors
+from fairkern.artefacts.files import plain
 from fairkern.artefacts.units import IndexPool, StoredIndices, read_units, units_content
-from fairkern.artefacts.writing import replacing
-from fairkern.errors import ArtefactError, InputError
+from fairkern.errors import InputError
 from fairkern.types import FloatArray, Moments, Scores, UnitMap
 
 
@@ -55,14 +53,7 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
                 f"{(len(moments.total),) * 2}"
             )
         tensors[f"gram.{k}"] = np.ascontiguousarray(square)
-    metadata = {
-        "format": "fairkern.scores",
-        "schema": str(SCHEMA),
-        "fairkern": package_version(),
-        "content": compact(content),
-    }
-    with replacing(path) as temporary:
-        write_tensors(temporary, {name: torch.from_numpy(array) for name, array in tensors.items()}, metadata)
+    write_content(path, "scores", {name: torch.from_numpy(array) for name, array in tensors.items()}, content)
 
 
 def load_scores(path: str | os.PathLike[str]) -> Scores:
@@ -72,17 +63,7 @@ def load_scores(path: str | os.PathLike[str]) -> Scores:
         ArtefactError: truncated, foreign, newer, edited or inconsistent; says what was found and where.
         OSError: there is no such file, or it cannot be read.
     """
-    with open_tensors(path) as file:
-        metadata = file.metadata
-        schema = metadata.get("schema", "")
-        header = {**metadata, "schema": int(schema) if re.fullmatch("[0-9]{1,9}", schema) else schema}
-        check_header(header, path, "scores")
-        tensors, found = file.read()
-    check_sum(header, found, path, "scores")
-    try:
-        content = Fields(parse(metadata.get("content", "")), path)
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{path} has metadata that is not JSON ({error}); score again") from None
+    tensors, content = read_content(path, "scores", "score again")
     indices = StoredIndices(content["index"], _tensor(content, tensors, "index", torch.int64))
     units = read_units(content["units"], indices)
     return Scores(

@@ -159,6 +159,11 @@ class TensorFile:
         if self._begin + end != size:
             self._fail(f"its tensors end at {self._begin + end}, the file at {size}")
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors by their names, as the header has them."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
     def read(self) -> tuple[dict[str, Tensor], str]:
         """All tensors, on the CPU in memory of their own, and the sum of what was read, to be compared.
 
@@ -173,6 +178,19 @@ class TensorFile:
         tensors = {name: tensor for name, (tensor, _) in zip(self._entries, found, strict=True)}
         sums = {name: said for name, (_, said) in zip(self._entries, found, strict=True)}
         return tensors, _sum(self._entries, self.metadata, sums)
+
+    @property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Dtypes of all tensors by their names, as the header has them."""
+        return {name: _DTYPES[entry.dtype] for name, entry in self._entries.items()}
+
+    def tensor(self, name: str) -> tuple[Tensor, str]:
+        """One tensor, on the CPU in memory of its own, and the sum of its bytes."""
+        return self._tensor(name, self._entries[name])
+
+    def sum_of(self, sums: Mapping[str, str]) -> str:
+        """The sum of the file, given that of every tensor's bytes."""
+        return _sum(self._entries, self.metadata, sums)
 
     def _tensor(self, name: str, entry: _Entry) -> tuple[Tensor, str]:
         """A tensor and the sum of its bytes."""

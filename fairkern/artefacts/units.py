@@ -76,11 +76,12 @@ class StoredIndices:
         if start != len(joined):
             shapes.fail(f"the tensor 'index' has {len(joined)} positions, expected {start}")
 
-    def positions(self, entry: Fields, units: int, length: int) -> IndexArray:
-        """The array that `entry` numbers, if it suits a group of so many units on an axis of that length."""
+    def positions(self, entry: Fields, units: tuple[int, int], length: int) -> IndexArray:
+        """The array that `entry` numbers, if it suits a group of so many units (of a set, of all) on an axis of that
+        length."""
         array = self._arrays[entry.whole(below=len(self._arrays))]
-        if array.shape[0] != units:
-            entry.fail(f"positions of {array.shape[0]} units in a group of {units}")
+        if array.shape[0] not in units:
+            entry.fail(f"positions of {array.shape[0]} units in a group of {units[0]}")
         if array.size and array.max() >= length:
             entry.fail(f"the position {array.max()} lies beyond the length {length}")
         return array
@@ -121,7 +122,13 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         **({"depth": True} if units.depth else {}),
         **({"branches": branches_content(units.branches)} if units.branches else {}),
         **({"blocks": blocks_content(units.blocks)} if units.blocks else {}),
-        "config": [[f.name, f.before, f.size, list(f.groups), f.fixed] for f in units.config],
+        "config": [
+            [
+                *(f.name, f.before, f.size, list(f.groups), f.fixed),
+                *([] if f.admitted is None else [list(f.admitted)]),
+            ]
+            for f in units.config
+        ],
         "frozen": [[f.axis.tensor, f.axis.dim, f.positions, f.length, f.reason] for f in units.frozen],
         "groups": [
             {
@@ -193,9 +200,11 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         kept.append(KeptUnits(kind.text(), module.text(), reason.text()))
     config = []
     for entry in content.optional_items("config"):
-        name, before, size, members, fixed = entry.items(5)
+        items = entry.items()
+        name, before, size, members, fixed, *admitted = items if len(items) == 6 else entry.items(5)
         indices = tuple(g.whole(below=len(groups)) for g in members.items())
-        config.append(ConfigField(name.text(), before.optional_whole(), size.whole(1), indices, fixed.flag()))
+        values = admitted[0].wholes() if admitted else None
+        config.append(ConfigField(name.text(), before.optional_whole(), size.whole(1), indices, fixed.flag(), values))
     frozen = []
     for entry in content["frozen"].items():
         tensor, dim, positions, length, reason = entry.items(5)
@@ -250,27 +259,28 @@ def _entries(entry: Fields) -> Entries:
 def _group(
     entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ...]], branches: Collection[str]
 ) -> AxisGroup:
-    units = entry["units"].whole(1)
+    units, sets = entry["units"].whole(1), entry.get("sets", 1).whole(1)
     routes = {item.whole(below=len(entry["axes"].items())) for item in entry.get("routes", []).items()}
     axes = []
     for i, item in enumerate(entry["axes"].items()):
         tensor, dim, length, positions, consumer = item.items(5)
         axis = Axis(tensor.text(), dim.whole())
         item.axis_length(shapes, axis.tensor, axis.dim, length.whole())
-        places = stored.positions(positions, units, length.value)
+        places = stored.positions(positions, (units, units * sets), length.value)
         axes.append(GroupAxis(axis, length.value, places, silence(consumer, i in routes, axis.tensor in branches)))
     if not axes:
         entry.fail(f"{units} units that hold no axis")
-    sets = entry.get("sets", 1).whole(1)
-    if sets > 1 and any(a.axis.dim == 0 or shapes[a.axis.tensor][0] != sets for a in axes):
+    if sets > 1 and any(
+        len(a.positions) == units and (a.axis.dim == 0 or shapes[a.axis.tensor][0] != sets) for a in axes
+    ):
         entry.fail(f"{sets} sets of units on a tensor whose first dimension has another length")
     return AxisGroup(
         entry["name"].text(),
         entry["kind"].text(),
         units,
         tuple(axes),
-        tuple(_tap(item, stored, units) for item in entry["taps"].items()),
-        tuple(_tap(item, stored, units) for item in entry["outputs"].items()),
+        tuple(_tap(item, stored, (units, units * sets)) for item in entry["taps"].items()),
+        tuple(_tap(item, stored, (units, units * sets)) for item in entry["outputs"].items()),
         entry["frozen"].optional_text(),
         sets,
         entry.get("least", 1).whole(1),
@@ -287,7 +297,7 @@ def silence(consumer: Fields, routes: bool, adds: bool) -> Silence:
     return Silence.MINUS_INFINITY if routes else Silence.ZERO if consumer.flag() else Silence.NONE
 
 
-def _tap(entry: Fields, stored: StoredIndices, units: int) -> Tap:
+def _tap(entry: Fields, stored: StoredIndices, units: tuple[int, int]) -> Tap:
     sites = []
     for item in entry["sites"].items():
         module, call, weight, argument = item.items(4)
@@ -319,7 +329,7 @@ def _extent(entry: Fields, groups: Sequence[AxisGroup]) -> Extent:
         group, per_unit = part.items(2)
         pairs.append((group.whole(below=len(groups)), per_unit.whole()))
     unit = one[0].optional_whole() if one else None
-    if unit is not None and (len(pairs) != 1 or unit >= groups[pairs[0][0]].units):
+    if unit is not None and (len(pairs) != 1 or unit >= groups[pairs[0][0]].total):
         entry.fail(f"a size that follows unit {unit} of {len(pairs)} groups")
     return Extent(length.whole(), tuple(pairs), unit)
 

@@ -114,6 +114,29 @@ def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
+@unbroken
+def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Where to write a folder's files: beside it, to take its place at the end; until then it is absent or empty.
+
+    So it holds all that the block wrote or nothing, also where it was there before; everything is on the disk by then.
+
+    Raises:
+        OSError: the folder above does not exist or cannot be written, what is there is a file or not empty by then.
+    """
+    target = Path(os.path.realpath(folder))
+    with _temporary(target.parent, folder=True) as place:
+        yield place
+        if target.is_dir():
+            place.chmod(stat.S_IMODE(target.stat().st_mode))
+        for path in sorted(place.rglob("*")):
+            if path.is_file():
+                with open(path, "rb+") as file:
+                    os.fsync(file.fileno())
+        os.rename(place, target)
+    _finish(target.parent)
+
+
+@contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
     """Within, others that rename several files in `folder` wait. A temporary one is its writer's, who has locked it."""
     if os.name != "posix" or _TEMPORARY.fullmatch(folder.name):

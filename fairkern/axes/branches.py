@@ -72,8 +72,8 @@ class FoundPart:
 @dataclass(frozen=True, eq=False)
 class FoundBranch:
     """`parts`: in order, the last returns what is added. `gone`: operations that go with them; `own`: all that are
-    there for nothing else. `stream`, `made`: the values before and behind the sum, of which `sums` are the operations and
-    `terms` what they add up. `module`: in whose code that is done."""
+    there for nothing else. `stream`, `made`: the values before and behind the sum, of which `sums` are the operations
+    and `terms` what they add up. `module`: in whose code that is done."""
 
     parts: tuple[FoundPart, ...]
     gone: frozenset[int]

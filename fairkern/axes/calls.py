@@ -42,6 +42,7 @@ class ModuleCalls:
         self.calls: Counter[str] = Counter()  # by module path
         self.widths: dict[str, int] = {}
         self.picked: set[str] = set()  # modules that were given places that an index picked
+        self.slots: dict[str, int] = {}  # by module of fused experts: the most that a token is sent to
         self._handles = contextlib.ExitStack()
 
     def current(self) -> ModuleCall:
@@ -60,6 +61,8 @@ class ModuleCalls:
                 entry = self._tracks.of(given[0]) if given else None
                 seen = entry if fused or _seen(module) else None
                 slots = next(t.shape[-1] for t in given if not t.is_floating_point()) if fused else None
+                if slots is not None:
+                    self.slots[path] = max(slots, self.slots.get(path, 0))
                 if path:
                     self._scopes.uses(self.current().site.module, path)
                 self._pass(given)

@@ -1,13 +1,13 @@
-"""Fields of a model's configuration object (as transformers has them) that count inner units or heads."""
+"""Fields of a model's configuration object (as transformers has them) that count inner units, heads or experts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import re
+from collections.abc import Sequence
 
 from torch import nn
 
-from fairkern.model.fields import read_field
+from fairkern.model.fields import configurations, read_field
 from fairkern.types import AxisGroup, ConfigField
 
 _INNER = (
@@ -30,6 +30,8 @@ _HEADS = (
     "encoder_attention_heads",
     "decoder_attention_heads",
 )
+_EXPERTS = re.compile(r"expert", re.IGNORECASE)
+_OTHER_EXPERTS = re.compile(r"per_tok|top|shared|group|capacity|size|period|offset", re.IGNORECASE)
 
 
 def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigField]:
@@ -39,7 +41,7 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
     width by the number of heads without it.
     """
     fields = []
-    for prefix, config, scope in _configs(model):
+    for prefix, config, scope in configurations(model):
         mine = [i for i, g in enumerate(groups) if g.frozen is None and f"{g.name}.".startswith(scope)]
         counts = {name: n for name in _HEADS if type(n := vars(config).get(name)) is int}
         heads = [i for i in mine if groups[i].kind == "head"] if counts else []
@@ -52,9 +54,13 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
         if heads and type(vars(config).get(stored)) is not int and type(width) is int:
             size = width // next(iter(counts.values()))
             fields.append(ConfigField(f"{prefix}head_dim", None, size, tuple(heads), fixed=True))
+        for name, held in vars(config).items():
+            counted = [i for i in mine if groups[i].kind == "expert" and groups[i].total == held]
+            if counted and type(held) is int and _EXPERTS.search(name) and not _OTHER_EXPERTS.search(name):
+                fields.append(ConfigField(prefix + name, held, held, tuple(counted)))
         for name in _INNER:
             held = vars(config).get(name, "absent")
-            others = [i for i in _side(name, mine, groups) if i not in heads]
+            others = [i for i in _side(name, mine, groups) if i not in heads and groups[i].kind != "expert"]
             common = {groups[i].units for i in others}
             if held is None and len(common) == 1:  # a default that the model works out
                 fields.append(ConfigField(prefix + name, None, common.pop(), tuple(others)))
@@ -68,20 +74,3 @@ def _side(name: str, candidates: Sequence[int], groups: Sequence[AxisGroup]) -> 
     """`encoder_…` and `decoder_…` count what lies in the encoder and in the decoder."""
     side = next((s for s in ("encoder.", "decoder.") if name.startswith(s[:-1])), "")
     return [i for i in candidates if side in groups[i].name]
-
-
-def _configs(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """(prefix of its fields, configuration, prefix of the modules that it is for): the model's and those within."""
-    config = vars(model).get("config")
-    if not _is_config(config):
-        return
-    yield "", config, ""
-    for name, inner in vars(config).items():
-        if _is_config(inner):
-            paths = [path for path, module in model.named_modules() if path and vars(module).get("config") is inner]
-            if paths:
-                yield f"{name}.", inner, f"{min(paths, key=len)}."
-
-
-def _is_config(value: object) -> bool:
-    return hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, (type, nn.Module))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from fairkern.axes.unless import Unless
 from fairkern.types import Axis
 
 
@@ -82,15 +83,15 @@ class Track:
     """What the trace knows of one tensor. Compared by identity: an in-place write makes a new track.
 
     `factor`: a parameter that activations are multiplied by: the values are zero where it is, as those of a weight that
-    is modulated for each sample. `mixed`: nodes that the tensor's values run over, and how; they stay if anything reads
-    the tensor.
+    is modulated for each sample. `mixed`: nodes that the tensor's values run over, how, and when that lapses; they stay
+    if anything reads the tensor.
     """
 
     sizes: tuple[int, ...]
     dims: tuple[Dim, ...]
     source: Source | None = None
     factor: Source | None = None
-    mixed: tuple[tuple[Dim, str], ...] = ()
+    mixed: tuple[tuple[Dim, str, Unless], ...] = ()
     indexes: np.ndarray | None = None  # its values are places among these nodes
 
     @classmethod

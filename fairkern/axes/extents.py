@@ -18,7 +18,7 @@ class Extents:
     """Node vectors as sizes that shrink with the groups, each stored once."""
 
     def __init__(self, grouping: Grouping, units: Sequence[int]) -> None:
-        """`units`: per group, how many it has."""
+        """`units`: per group, how many it has, or each of its sets."""
         self._grouping, self._units = grouping, units
         self._index: dict[Extent, int] = {}
         self._by_array: dict[int, tuple[np.ndarray, int]] = {}
@@ -43,7 +43,7 @@ class Extents:
         """Whether these positions hold every unit of their groups equally often, so that their number can follow."""
         for g, _ in self._grouping.counted(nodes):
             positions = self._grouping.positions(g, nodes)
-            if positions is None or len(positions) != self._units[g]:
+            if positions is None or len(positions) != np.count_nonzero(self._grouping.group == g):
                 return False
         return True
 

@@ -6,7 +6,6 @@ part of the one that was seen (`siblings.py`).
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from fairkern.axes.dims import Dim, Track
 from fairkern.axes.relocation import Relocation
+from fairkern.axes.unless import Unless
 from fairkern.types import Axis, CallSite, Side
 
 
@@ -35,21 +35,6 @@ class Edge(Fact):
     def moved(self, to: Relocation) -> Edge | None:
         here = to.own[self.a]
         return Edge(to.nodes[self.a[here]], to.nodes[self.b[here]]) if here.any() else None
-
-
-class Unless(enum.Enum):
-    """When a freeze lapses.
-
-    NEVER: whoever called the model sees these positions. All others lapse for experts that are modules of a list, since
-    the trace sees no link between them and a router's choice: only a proof can tell. LISTED: in no other case. ROUTED:
-    also for experts that a router can leave out, since one whose logit is −inf is as good as gone. PROVEN: also where
-    a proof shows that the code follows the cut by itself, or by its size sites.
-    """
-
-    NEVER = "never"
-    LISTED = "listed"
-    ROUTED = "routed"
-    PROVEN = "proven"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +78,24 @@ class Ranking(Fact):
 
     def moved(self, to: Relocation) -> Ranking | None:
         return Ranking(to.nodes[self.nodes], self.k) if to.own[self.nodes].any() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Spread(Fact):
+    """What holds for one of several blocks, said again for each place within: `flat[i, j]` is alike for all `j`.
+
+    A mask of chosen groups of experts, say. Each position goes with its block, unless those that it meets are experts
+    which lie in these blocks (`grouped_choice.py`).
+    """
+
+    flat: np.ndarray  # [blocks, within]
+    blocks: np.ndarray
+    within: np.ndarray
+
+    def moved(self, to: Relocation) -> Spread | None:
+        if not to.own[self.flat].any():
+            return None
+        return Spread(to.nodes[self.flat], to.nodes[self.blocks], to.nodes[self.within])
 
 
 @dataclass(frozen=True, eq=False)

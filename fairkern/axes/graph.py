@@ -24,8 +24,9 @@ from fairkern.axes.facts import (
     Production,
     Ranking,
     SizeCallsOfModule,
-    Unless,
+    Spread,
 )
+from fairkern.axes.unless import Unless
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Graph:
     factors: list[Factors] = field(default_factory=list)
     contractions: list[Contraction] = field(default_factory=list)
     productions: list[Production] = field(default_factory=list)
+    spreads: list[Spread] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     computed: list[Computed] = field(default_factory=list)
     flops: list[Flops] = field(default_factory=list)
@@ -91,8 +93,8 @@ class Graph:
 
     def read(self, track: Track) -> None:
         """Something depends on the values of a tensor: what they run over stays."""
-        for dim, reason in track.mixed:
-            self.freeze(dim, reason)
+        for dim, reason, unless in track.mixed:
+            self.freeze(dim, reason, unless)
 
     def frozen(self, n: int, reason: str) -> np.ndarray:
         """`n` fresh nodes that stay."""
@@ -157,12 +159,21 @@ class Graph:
             (i,) = tracked
             ids = kept[i][1]
             assert isinstance(ids, np.ndarray)
+            if len(kept) == 2 and i == 0 and uniform and self._ranked(ids):
+                within = self.meet(self.new(shape[1]), kept[1][1], "")
+                assert isinstance(within, np.ndarray)
+                flat = self.new(shape[0] * shape[1])
+                self.spreads.append(Spread(flat.reshape(shape), ids, within))
+                return flat
             along = ids.reshape([-1 if k == i else 1 for k in range(len(shape))])
             return np.ascontiguousarray(np.broadcast_to(along, shape)).reshape(-1)
         inner = self.new(int(np.prod([shape[i] for i in tracked]))).reshape([shape[i] for i in tracked])
         self.factors.append(Factors(inner, tuple(d for _, d in kept if isinstance(d, np.ndarray))))
         spread = inner.reshape([n if k in tracked else 1 for k, n in enumerate(shape)])
         return np.ascontiguousarray(np.broadcast_to(spread, shape)).reshape(-1)
+
+    def _ranked(self, nodes: np.ndarray) -> bool:
+        return any(np.array_equal(ranking.nodes, nodes) for ranking in self.rankings)
 
     def factors_of(self, flat: np.ndarray) -> tuple[np.ndarray, ...] | None:
         """What was merged or split to give exactly these positions; None if nothing was."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from fairkern.axes.facts import Edge
 from fairkern.axes.solver import components
 from fairkern.axes.tracing import Tracing
 from fairkern.types import Axis
@@ -14,10 +15,11 @@ from fairkern.types import Axis
 class Routers:
     """Which axes the positions of experts touch, and which of them are routers'."""
 
-    def __init__(self, tracing: Tracing) -> None:
+    def __init__(self, tracing: Tracing, more: Sequence[Edge] = ()) -> None:
+        """`more`: what goes together besides."""
         graph = tracing.graph
         self._tensors = tracing.tensors
-        self._labels = components(graph.edges, graph.nodes)
+        self._labels = components([*graph.edges, *more], graph.nodes)
         self._makes = {(c.weight.tensor, 1 - c.weight.dim) for c in graph.contractions}
         self._makes |= {(p.weight.tensor, p.weight.dim) for p in graph.productions}  # from an input that nothing cuts
         held = [(Axis(name, i), d) for name, dims in self._tensors.items() for i, d in enumerate(dims) if d is not None]
@@ -47,7 +49,7 @@ class Routers:
             return frozenset()
         touched = self._touched(parts)
         others = [a for a in touched if a.tensor not in own or a.dim != 0]
-        ranks = {a: len(self._tensors[a.tensor]) for a in others}
+        ranks = {a: sum(d is not None for d in self._tensors[a.tensor]) for a in others}  # without those of size 1
         routers = frozenset(a for a in others if ranks[a] == 2 and (a.tensor, a.dim) in self._makes)
         whole = all(np.array_equal(np.unique(self._labels[self._nodes(a)]), parts) for a in touched)
         plain = all(a in routers or ranks[a] == 1 for a in others)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fairkern.axes.facts import Edge, Factors, Freeze, Unless
+from fairkern.axes.facts import Edge, Factors, Freeze
 from fairkern.axes.graph import Graph
+from fairkern.axes.unless import Unless
 from fairkern.deadline import Deadline
 
 FREE = -1
@@ -44,11 +45,13 @@ class Solver:
         routed: np.ndarray | None = None,
         listed: np.ndarray | None = None,
         daring: bool = False,
+        more: Sequence[Edge] = (),
     ) -> None:
         """`routed`: per node, whether it belongs to an expert that a router can leave out. `listed`: to one that is a
-        module of a list, of which only the proof can tell. `daring`: leave to the proof what it can show."""
+        module of a list, of which only the proof can tell. `daring`: leave to the proof what it can show. `more`: what
+        goes together besides."""
         self.n = self.count = graph.nodes
-        self.edges = list(graph.edges)
+        self.edges = [*graph.edges, *more]
         self.reasons: list[str] = []
         self.lost: list[tuple[np.ndarray, str]] = []  # what views made, and why one of their factors could not carry it
         self._codes: dict[str, int] = {}
@@ -105,6 +108,11 @@ class Solver:
         """Why all of these nodes stay; None if any of them may go."""
         codes = self.component_reason[self.labels[nodes.reshape(-1)]]
         return None if (codes == FREE).any() else self.reasons[codes.min()]
+
+    def any_reason(self, nodes: np.ndarray) -> str | None:
+        """Why any of these nodes stays; None if all may go."""
+        codes = self.component_reason[self.labels[nodes.reshape(-1)]]
+        return None if (codes == FREE).all() else self.reasons[codes[codes != FREE].min()]
 
 
 def _held(freeze: Freeze, routed: np.ndarray | None, listed: np.ndarray | None) -> np.ndarray:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fairkern.axes.accepts import notes
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
 from fairkern.axes.dims import CONSTANT, Source, Track
-from fairkern.axes.facts import Unless
 from fairkern.axes.fakes import faked
 from fairkern.axes.flow import Flow
 from fairkern.axes.graph import Graph
@@ -24,6 +23,7 @@ from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.size_calls import SizeCalls
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
+from fairkern.axes.unless import Unless
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
 from fairkern.model.autocast import forget_casts
@@ -156,6 +156,7 @@ def _run(
         output = call_with(model, inputs)
     if training is None:
         tracing.calls |= modules.calls
+        tracing.slots = {path: max(n, tracing.slots.get(path, 0)) for path, n in modules.slots.items()}
         tracing.picked |= modules.picked
         tracing.widths.update(modules.widths)
     calls = calls_of(model, inputs, output) if training is None else training

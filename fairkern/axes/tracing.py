@@ -32,6 +32,7 @@ class Tracing:
     unknown: set[str] = field(default_factory=set)  # operators without a rule that met tracked positions
     notes: list[str] = field(default_factory=list)
     fused: dict[str, FusedExperts] = field(default_factory=dict)  # experts, by path of the module that holds them
+    slots: dict[str, int] = field(default_factory=dict)  # to how many of them a token is sent at most
     calls: Counter[str] = field(default_factory=Counter)  # by module path: the most in one run of eval mode
     picked: set[str] = field(default_factory=set)  # modules that were given places that an index picked, as experts are
     widths: dict[str, int] = field(default_factory=dict)  # last dimension of what a module returned

@@ -12,7 +12,7 @@ from torch import nn
 
 from fairkern.axes.depth import Depth
 from fairkern.axes.extents import Extents, Lives, attributes, flop_terms, parameter_terms
-from fairkern.axes.facts import Contraction, Edge, Factors, Production, Ranking, Unless
+from fairkern.axes.facts import Contraction, Edge, Factors, Production, Ranking
 from fairkern.axes.graph import Graph
 from fairkern.axes.grouping import Grouping
 from fairkern.axes.kinds import holder, kept_units, kind_of
@@ -23,6 +23,7 @@ from fairkern.axes.sizes import attributes_like_children, attributes_like_own
 from fairkern.axes.solver import NOT_READ, Solver, components, decide_factors
 from fairkern.axes.taps import input_taps, output_taps
 from fairkern.axes.tracing import Tracing
+from fairkern.axes.unless import Unless
 from fairkern.axes.unreached import freeze_unreached, note_train_only, remedies
 from fairkern.model.replacements import replaceable
 from fairkern.model.tensors import named_tensors
@@ -57,10 +58,10 @@ def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solut
     freeze_unreached(model, tracing)
     note_train_only(model, tracing)
     routing, depth = Routing(model, tracing, listed=dare), Depth.of(model, tracing)
-    solver, daring = Solver(tracing.graph, routing.routed, routing.listed), None
+    solver, daring = Solver(tracing.graph, routing.routed, routing.listed, more=routing.edges), None
     held = [freeze.nodes for freeze in tracing.graph.freezes if freeze.unless is Unless.PROVEN] if dare else []
     if held and _near(tracing.graph)[np.concatenate(held)].any():
-        daring = Solver(tracing.graph, routing.routed, routing.listed, daring=True)
+        daring = Solver(tracing.graph, routing.routed, routing.listed, daring=True, more=routing.edges)
         if np.array_equal(daring.free(daring.nodes), solver.free(solver.nodes)):
             daring = None  # something else freezes the same
     certain = _solve(model, tracing, routing, depth, solver)
@@ -90,7 +91,9 @@ def _whole(view: Factors) -> np.ndarray:
 
 def _solve(model: nn.Module, tracing: Tracing, routing: Routing, depth: Depth, solver: Solver) -> Solution:
     graph = tracing.graph
-    decide_factors(solver, graph.factors, _read(graph), tracing.deadline)
+    routing.hold(solver)
+    decide_factors(solver, routing.open_factors(), _read(graph), tracing.deadline)
+    routing.counted(solver)
     contractions = [c for c in graph.contractions if c.whole is None or not solver.meet(c.whole, c.nodes)]
     _freeze_unconsumed(solver, contractions)
     places = Places.of(tracing, solver.labels)
@@ -168,7 +171,7 @@ def _groups(
     groups = []
     for g in range(len(grouping.rows)):
         group = _group(g, places, grouping, contractions[g], productions[g], modules)
-        groups.append(routing.describe(group, [ranking.k for ranking in rankings[g]]))
+        groups.append(routing.describe(group, [(len(ranking.nodes), ranking.k) for ranking in rankings[g]]))
     names = _unique_names([group.name for group in groups])
     return tuple(replace(group, name=name) for group, name in zip(groups, names, strict=True))
 

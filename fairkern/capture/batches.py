@@ -60,7 +60,7 @@ def batches(
     not count the batch's samples. A `class_of` may give one per place of every sample instead, negative for none.
     """
     number = 0
-    for index, raw, parts in _read(loader, model, samples_of):
+    for index, raw, parts in read(loader, model, samples_of):
         if parts.samples is None:
             raise InputError(
                 f"how many samples batch {index} holds cannot be told from what is in it ({describe(raw)}): pass "
@@ -88,14 +88,18 @@ def labelled(given: Any, model: nn.Module, samples_of: SamplesOf | None = None) 
 def inputs_of(loader: Iterable[Any], model: nn.Module, *, singly: bool = False) -> Iterator[Call]:
     """What the model is called with for its prediction, batch by batch, on its device; images of a list may come one by
     one, as `batches` gives them."""
-    for _, _, parts in _read(loader, model):
+    for _, _, parts in read(loader, model):
         for part, _ in _singly(parts) if singly else ((parts, slice(None)),):
             yield part.asked
 
 
-def _read(
+def read(
     loader: Iterable[Any], model: nn.Module, samples_of: SamplesOf | None = None
 ) -> Iterator[tuple[int, Any, Parts]]:
+    """Index, the batch as it came, moved to the model's device and detached, and how the model is called with it.
+
+    Raises InputError for batches that are neither `(inputs, targets)` nor a mapping, or that hold no tensor.
+    """
     reader, device = Reader(model, samples_of), device_of(model)
     for index, given in enumerate(loader):
         if any(valueless(tensor) for tensor in tensors_in(given)) and device.type != "meta":
@@ -135,7 +139,7 @@ def head(batch: Any, model: nn.Module, samples_of: SamplesOf | None = None, samp
 
     Of one, where they come one by one; of all, where they cannot be taken apart (a graph).
     """
-    _, _, parts = next(_read([batch], model, samples_of))
+    _, _, parts = next(read([batch], model, samples_of))
     return (parts.rows(slice(1 if parts.singly else samples)) if parts.divisible else parts).asked
 
 

@@ -105,7 +105,7 @@ def _readings(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int
 
 
 def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str, float]) -> np.ndarray:
-    found = np.zeros(group.units)
+    found = np.zeros(group.total)
     for tap in group.taps:
         names = [tap.of_expert(int(e)) for e in tap.positions[:, 0]]
         times = 2 if tap.side is Side.EXPERT else 1

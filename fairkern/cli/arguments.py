@@ -39,6 +39,24 @@ def positive(text: str) -> int:
     return number
 
 
+def by_kind(text: str) -> dict[str, int]:
+    """`neuron=128,head=1`: whole numbers by kind of unit."""
+    found = {}
+    for part in text.split(","):
+        kind, equals, number = (piece.strip() for piece in part.partition("="))
+        if not (kind and equals):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form KIND=N,KIND=N, as in neuron=128,head=1")
+        if kind in found:
+            raise argparse.ArgumentTypeError(f"{text!r} says two numbers for {kind}")
+        found[kind] = positive(number)
+    return found
+
+
+def divisors(text: str) -> int | dict[str, int]:
+    """A whole number for all kinds of unit, or one by kind."""
+    return by_kind(text) if "=" in text else positive(text)
+
+
 def share(text: str) -> float:
     try:
         number = float(text)

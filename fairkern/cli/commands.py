@@ -15,10 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 import fairkern as fk
+from fairkern.cli.folders import check_given, prune_folder
 from fairkern.cli.given import existing, named, writable
 
 FAILED = 1
 SCORES, PLAN = "scores.safetensors", "plan.json"
+BIASES = {"auto": "auto", "yes": True, "no": False}
 
 
 def demo(arguments: argparse.Namespace) -> int:
@@ -98,18 +100,19 @@ def apply(arguments: argparse.Namespace) -> int:
         raise fk.InputError(f"--compensate {arguments.compensate} takes what was measured: name its file with --scores")
     plan = fk.Plan.load(existing(arguments.plan, PLAN))
     scores = fk.Scores.load(existing(arguments.scores, SCORES)) if arguments.scores else None
-    small = fk.apply(named(arguments.model), plan, compensate=arguments.compensate, scores=scores, inplace=True)
+    how = {"compensate": arguments.compensate, "biases": BIASES[arguments.biases], "scores": scores}
+    small = fk.apply(named(arguments.model), plan, **how, inplace=True)
     fk.save_pruned(small, plan, out)
     _say_removed(arguments, plan, out)
     return 0
 
 
 def prune(arguments: argparse.Namespace) -> int:
+    check_given(arguments)
+    if arguments.hf is not None:
+        return _prune_folder(arguments)
     out = writable(arguments.out, folder=True)
-    options = _score_options(arguments) | _plan_options(arguments) | _more(arguments)
-    if not options["gram"]:
-        del options["gram"]  # where it is needed it is kept anyway
-    options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused", "depth")}
+    options = _prune_options(arguments) | _more(arguments)
     options["keep_scores"] = arguments.iterations == 1  # later ones are of what the steps before have left
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
     small, report = fk.prune(model, loader, loss, **options)
@@ -122,6 +125,27 @@ def prune(arguments: argparse.Namespace) -> int:
     _say_removed(arguments, report.plan, out, steps)
     if report.scores is None and (out / SCORES).exists():
         _say(arguments, f"{out / SCORES} is of an earlier run: several steps write no scores")
+    return 0
+
+
+def _prune_folder(arguments: argparse.Namespace) -> int:
+    if arguments.more:
+        raise fk.InputError("--more names further inputs of a MODEL; a folder's are those of --data")
+    done = prune_folder(arguments, arguments.out, _prune_options(arguments))
+    assert done.plan is not None
+    _say_removed(arguments, done.plan, arguments.out)
+    before, after = done.before["perplexity"], done.after["perplexity"]
+    _say(arguments, f"perplexity {before:.4g} → {after:.4g} on what was held out")
+    return 0
+
+
+def export(arguments: argparse.Namespace) -> int:
+    if arguments.folder.is_file():
+        raise fk.InputError(f"{arguments.folder} is a file; name the folder that holds it")
+    done = fk.hf.export_gguf(arguments.folder, writable(arguments.gguf), arguments.type, vocab=arguments.vocab)
+    goes_in = "text" if done.vocabulary else "token ids (without a vocabulary)"
+    layers = f"{len(done.widths)} layers of the architecture {done.architecture}"
+    _say(arguments, f"{layers}, {done.type}, {goes_in} in; written to {done.path}")
     return 0
 
 
@@ -144,6 +168,14 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    options = _score_options(arguments) | _plan_options(arguments)
+    if not options["gram"]:
+        del options["gram"]  # where it is needed it is kept anyway
+    options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused", "depth")}
+    return options | {"biases": BIASES[arguments.biases]}
+
+
 def _more(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"more": [named(spec) for spec in arguments.more]}
 
@@ -163,8 +195,8 @@ def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation", "removal")
-    budget = {name: getattr(arguments, name) for name in ("tod", "keep_params", "keep_flops")}
+    names = ("round_to", "max_remove", "min_keep", "ignore", "allocation", "removal", "serve")
+    budget = {name: getattr(arguments, name) for name in ("tod", "keep_params", "keep_flops", "drop")}
     given = {name: value for name, value in budget.items() if value is not None}
     return given | {name: getattr(arguments, name) for name in names}
 

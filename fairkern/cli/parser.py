@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fairkern.cli import commands
-from fairkern.cli.arguments import Parser, path, positive, share
+from fairkern.cli.arguments import Parser, by_kind, divisors, path, positive, share
+from fairkern.cli.folders import add_folder
 
 COMPENSATIONS = ("none", "mean", "least_squares")
 
@@ -56,19 +57,37 @@ def command_line() -> argparse.ArgumentParser:
     apply.add_argument("model", metavar="MODEL", help="package.module:callable")
     apply.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`")
     apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help="fold in what goes; needs --scores")
+    _add_biases(apply)
     apply.add_argument("--scores", type=path, help="file written by `fairkern score` (with --gram for least_squares)")
     apply.add_argument("--out", type=path, required=True, help="folder for the weights and the plan")
     apply.add_argument("--quiet", action="store_true", help="print nothing")
 
     prune = command("prune", commands.prune, "score, plan, cut and save in one go")
-    _add_scoring(prune)
+    _add_scoring(prune, optional=True)
     _add_planning(prune)
     _add_tracing(prune)
     methods = (*COMPENSATIONS, "sequential")
     prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
+    _add_biases(prune)
     steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
     prune.add_argument("--iterations", type=positive, default=1, metavar="N", help=steps)
-    prune.add_argument("--out", type=path, required=True, help="folder for the weights, plan, report and scores")
+    add_folder(prune)
+    out = "folder for the weights, plan, report and scores"
+    prune.add_argument("-o", "--out", type=path, required=True, help=out)
+
+    export = command(
+        "export", commands.export, "write a folder of transformers, pruned or not, as a file for llama.cpp"
+    )
+    folder = "config.json, safetensors and tokenizer: what `fairkern prune --hf` leaves, or save_pretrained"
+    export.add_argument("folder", metavar="FOLDER", type=path, help=folder)
+    export.add_argument(
+        "--gguf", type=path, required=True, metavar="FILE", help="file to write, for example model.gguf"
+    )
+    types = "of matrices; q8_0 packs 32 weights of a row (default: f16)"
+    export.add_argument("--type", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help=types)
+    without = "leave the tokenizer out: token ids in, logits out"
+    export.add_argument("--no-vocab", dest="vocab", action="store_false", help=without)
+    export.add_argument("--quiet", action="store_true", help="print nothing")
 
     report = command("report", commands.report, "measure a model before and after a plan: parameters, FLOPs, latency")
     report.add_argument("model", metavar="MODEL", help="package.module:callable")
@@ -81,6 +100,11 @@ def command_line() -> argparse.ArgumentParser:
     return top
 
 
+def _add_biases(parser: argparse.ArgumentParser) -> None:
+    given = "give biases to weights that have none: where the model's format has a place (auto), anywhere, or nowhere"
+    parser.add_argument("--biases", choices=commands.BIASES, default="auto", help=given)
+
+
 def _add_tracing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
     parser.add_argument("--depth", action="store_true", help="branches of residual blocks are units too")
@@ -88,9 +112,11 @@ def _add_tracing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
 
 
-def _add_scoring(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="package.module:callable")
-    parser.add_argument("loader", metavar="LOADER", help="package.module:callable: an iterable of batches")
+def _add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    number: Any = "?" if optional else None
+    parser.add_argument("model", metavar="MODEL", nargs=number, help="package.module:callable")
+    batches = "package.module:callable: an iterable of batches"
+    parser.add_argument("loader", metavar="LOADER", nargs=number, help=batches)
     parser.add_argument(
         "loss", metavar="LOSS", nargs="?", help="package.module:callable that returns the loss function"
     )
@@ -121,9 +147,12 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--tod", type=float, metavar="TOLERANCE", help="tolerance of difference, 0 to 1")
     budget.add_argument("--keep-params", type=float, metavar="SHARE", help="share of all parameters that may stay")
     budget.add_argument("--keep-flops", type=float, metavar="SHARE", help="share of all FLOPs that may stay")
-    parser.add_argument(
-        "--round-to", type=positive, default=1, metavar="N", help="keep multiples of N units (default: 1)"
-    )
+    exact = "so many units of every group of a kind go, for example expert=2"
+    budget.add_argument("--drop", type=by_kind, metavar="KIND=N", help=exact)
+    multiples = "keep multiples of N channels (default: 1), or by kind of unit: neuron=128,head=1"
+    parser.add_argument("--round-to", type=divisors, default=1, metavar="N", help=multiples)
+    servers = "hf, vllm, gguf, gguf:TYPE or deci: what loads the result, so which layers stay equal"
+    parser.add_argument("--serve", metavar="SERVER", help=servers)
     parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
     parser.add_argument("--min-keep", type=positive, default=1, metavar="N", help="at least N units of every group")
     parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")

@@ -28,13 +28,26 @@ from fairkern.artefacts.files import (
 from fairkern.artefacts.plans import plan_payload, read_plan_payload
 from fairkern.artefacts.tensors import open_tensors, write_tensors
 from fairkern.artefacts.writing import replacing_all, whole_folder
+from fairkern.compact.config import follow_config
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
-from fairkern.compact.descriptors import Held, check, check_pruned, kept, match, may_be_added, shapes_left, tensors_of
+from fairkern.compact.descriptors import (
+    Held,
+    check,
+    check_pruned,
+    kept,
+    match,
+    may_be_added,
+    shapes_after,
+    shapes_left,
+    tensors_of,
+)
 from fairkern.errors import ArtefactError, InputError
+from fairkern.model.fields import bias_fields
 from fairkern.model.in_use import in_use
 from fairkern.model.linear import give_bias
+from fairkern.model.tensors import named_tensors
 from fairkern.plans.renaming import Renaming
-from fairkern.types import Plan
+from fairkern.types import ConfigChange, Plan
 
 WEIGHTS = "model.safetensors"
 PLAN = "plan.json"
@@ -72,6 +85,7 @@ def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
         "model": plan.model,
         "plan": sum_of(payload),
         "shared": shared,
+        **({"flags": flags} if (flags := _flags(small, plan)) else {}),
     }
     metadata = {"format": "pt", "fairkern": compact(content)}
     with whole_folder(folder) as place, replacing_all([place / WEIGHTS, place / PLAN]) as (weights, beside):
@@ -100,7 +114,7 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     place = Path(folder)
     payload = _present(place, PLAN, lambda path: read_json(path, "plan"))
     plan = read_plan_payload(payload, place / PLAN)
-    tensors, shared = _present(place, WEIGHTS, lambda path: _read(path, plan, sum_of(payload)))
+    tensors, shared, flags = _present(place, WEIGHTS, lambda path: _read(path, plan, sum_of(payload)))
     check(fresh_model, plan)
     state = {**tensors, **{alias: tensors[name] for alias, name in shared.items() if name in tensors}}
     stored, renaming = fresh_model.state_dict().keys(), Renaming(plan)
@@ -115,12 +129,22 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     set_sizes(small, plan)
     for name in extra:  # biases that compensation added
         give_bias(small.get_submodule(name.rpartition(".")[0]))
+    own = bias_fields(small)
+    set_ = [ConfigChange(name, own[name], value) for name, value in flags.items() if own.get(name, value) != value]
+    if set_:
+        follow_config(small, set_)
     _check_dtypes(state, small, place / WEIGHTS)
     try:
         small.load_state_dict(_versioned(small, state), strict=True)
     except (RuntimeError, IndexError) as error:  # torch takes the first element of a row for a scalar
         raise ArtefactError(f"{place / WEIGHTS} does not fit the plan beside it: {error}") from error
     return small
+
+
+def _flags(small: nn.Module, plan: Plan) -> dict[str, bool]:
+    """Of a model with biases that no plan knows of: what its configuration says of biases."""
+    planned = shapes_after(plan)
+    return bias_fields(small) if any(name not in planned for name in named_tensors(small)) else {}
 
 
 def _has_module(model: nn.Module, name: str, plan: Plan) -> bool:
@@ -193,7 +217,7 @@ def _present(place: Path, name: str, read: Callable[[Path], T]) -> T:
         raise ArtefactError(f"{place} {found}; expected a folder that save_pruned wrote") from None
 
 
-def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dict[str, str], dict[str, bool]]:
     with open_tensors(path) as file:
         metadata = file.metadata
         try:
@@ -209,7 +233,8 @@ def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dic
     check_sum({**header, **own_sum}, found, path, "model")
     if content["plan"].text() != (plan_sum if own_sum else _digest(plan)):
         raise ArtefactError(f"{path} was written with another plan than the {PLAN} beside it; save the model again")
-    return tensors, {alias: entry.text() for alias, entry in content["shared"].entries().items()}
+    shared = {alias: entry.text() for alias, entry in content["shared"].entries().items()}
+    return tensors, shared, {name: entry.flag() for name, entry in content.get("flags", {}).entries().items()}
 
 
 def _check_dtypes(stored: Mapping[str, Tensor], small: nn.Module, path: Path) -> None:

@@ -87,7 +87,7 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
         write_attribute(model.get_submodule(change.module), change.attribute, change.after)
     install(model, plan.sites, plan.seen)
     if plan.config:
-        follow_config(model, plan)
+        follow_config(model, plan.config)
     _drop_rows(model, plan)
     blocks = tuple(f"{cut.path}.{name}." for cut in cut_lists(plan) for name in cut.goes)
     for part in removed_parts(plan):

@@ -12,24 +12,26 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.model.nested import tensors_in
 
-_TOPK = (torch.topk, Tensor.topk)
+_RANKED = (torch.topk, Tensor.topk, torch.max, Tensor.max, torch.amax, Tensor.amax, torch.argmax, Tensor.argmax)
+_VIEWS = {"view", "reshape", "unflatten", "flatten", "view_as", "reshape_as"}
 
 
 class silent_experts(TorchFunctionMode):
     """Within it, what a router's weight gives for the experts that go is −inf.
 
     What is computed from those logits expert by expert is followed (a softmax, a sigmoid with a bias for the choice
-    added), and where the k largest of it are looked for, the experts that go are at −inf again. Works for functions
-    called in this thread; nothing is written to the model.
+    added, a view as groups of experts), and where the largest of it are looked for, the experts that go are at −inf
+    again. Works for functions called in this thread; nothing is written to the model.
     """
 
     def __init__(self, routers: Iterable[tuple[Tensor, int, Tensor]]) -> None:
         """`routers`: a weight, its dimension of experts, and the experts that go, int64."""
         super().__init__()
         self._weights: WeakIdKeyDictionary = WeakIdKeyDictionary()  # and casts and views of them
-        self._logits: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._logits: WeakIdKeyDictionary = WeakIdKeyDictionary()  # what goes of their last dimensions
         for weight, dim, gone in routers:
-            self._weights[weight] = (weight.shape[dim], gone.to(weight.device))
+            goes = torch.zeros(weight.shape[dim], dtype=torch.bool, device=weight.device)
+            self._weights[weight] = goes.index_fill(0, gone.to(weight.device), True)
 
     def __exit__(self, *_: object) -> None:
         """Modes that were entered later and are still on stay on; in another thread, where this one cannot be taken
@@ -48,10 +50,10 @@ class silent_experts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = list(tensors_in([args, kwargs]))
-        routed = next((self._logits[t] for t in tensors if t in self._logits), None)
-        if func in _TOPK and routed is not None:
-            args = [_silenced(a, routed) if isinstance(a, Tensor) else a for a in args]
-            kwargs = {k: _silenced(a, routed) if isinstance(a, Tensor) else a for k, a in kwargs.items()}
+        known = [self._logits[t] for t in tensors if t in self._logits]
+        if func in _RANKED and known and _along(args, kwargs):
+            args = [self._silenced(a) for a in args]
+            kwargs = {k: self._silenced(a) for k, a in kwargs.items()}
         result = func(*args, **kwargs)
         if not isinstance(result, Tensor):
             return result
@@ -59,15 +61,41 @@ class silent_experts(TorchFunctionMode):
         if router is not None and all(t in self._weights for t in tensors):
             self._weights[result] = router
         elif router is not None:
-            result = _silenced(result, router)
-            self._logits[result] = router
-        elif routed is not None and result.ndim and result.shape[-1] == routed[0]:
-            self._logits[result] = routed
+            if _ends_with(result, router) and result.is_floating_point():
+                self._logits[result] = router
+                result = _at_minus_infinity(result, router)
+                self._logits[result] = router
+        elif known:
+            goes = next((g for g in known if _ends_with(result, g)), None)
+            if goes is None and getattr(func, "__name__", "") in _VIEWS:
+                goes = _viewed(result, known[0])
+            if goes is not None:
+                self._logits[result] = goes
         return result
 
+    def _silenced(self, value: Any) -> Any:
+        goes = self._logits.get(value) if isinstance(value, Tensor) else None
+        return value if goes is None or not value.is_floating_point() else _at_minus_infinity(value, goes)
 
-def _silenced(logits: Tensor, router: tuple[int, Tensor]) -> Tensor:
-    experts, gone = router
-    if not logits.ndim or logits.shape[-1] != experts or not logits.is_floating_point():
-        return logits
-    return logits.index_fill(-1, gone, float("-inf"))
+
+def _along(args: Any, kwargs: Any) -> bool:
+    """Not of two tensors, element by element."""
+    return sum(isinstance(a, Tensor) for a in (*args, *kwargs.values())) == 1
+
+
+def _ends_with(tensor: Tensor, goes: Tensor) -> bool:
+    return tensor.shape[max(tensor.ndim - goes.ndim, 0) :] == goes.shape
+
+
+def _viewed(result: Tensor, goes: Tensor) -> Tensor | None:
+    """What goes of the last dimensions of a view: of so many of them as hold all experts once."""
+    count = 1
+    for n in range(1, result.ndim + 1):
+        count *= result.shape[-n]
+        if count == goes.numel() and (n == result.ndim or result.shape[-n] > 1):
+            return goes.view(result.shape[-n:])
+    return None
+
+
+def _at_minus_infinity(logits: Tensor, goes: Tensor) -> Tensor:
+    return logits.masked_fill(goes, float("-inf"))

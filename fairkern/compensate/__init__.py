@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fairkern.compensate.correction import Correction, fold, unexplained
+from fairkern.compensate.correction import Correction, fold, through_zero, unexplained
 from fairkern.compensate.fit import Compensation
 from fairkern.compensate.one_shot import corrections
 
-__all__ = ["Compensation", "Correction", "corrections", "fold", "unexplained"]
+__all__ = ["Compensation", "Correction", "corrections", "fold", "through_zero", "unexplained"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class Correction:
 
     `weight`: shaped like the cut weight; None where nothing could be done, and `note` says why. `bias`: [outputs],
     None where there is no intercept. `unexplained`: the share of the removed activations' power (of their variance,
-    with an intercept) that the units that stay do not predict.
+    with an intercept) that the units that stay do not predict. `with_intercept`, of a weight that is fitted through
+    zero: the share of the same power that would be left if it could be given a bias; NaN elsewhere.
     """
 
     axis: Axis
@@ -35,6 +37,7 @@ class Correction:
     bias: Tensor | None
     unexplained: float
     note: str = ""
+    with_intercept: float = math.nan
 
 
 class Consumer:
@@ -50,7 +53,8 @@ class Consumer:
         place = bias_of(model, axis)
         self.has_bias = place is not None and place[0]._parameters[place[1]] is not None
         by_function = any(site.weight for tap in taps for site in tap.sites)
-        self.may_have_bias = self.has_bias or (place is not None and not by_function)
+        may_have = self.has_bias or (place is not None and not by_function)
+        self.no_bias = "" if may_have else "it can have none"
         self._shares = kernel_shares(module, grids_of(taps, scores))
 
     def reads(self, statistics: Statistics) -> bool:
@@ -61,12 +65,12 @@ class Consumer:
         """What makes up for the positions that go, and for what differs at those that stay."""
         every = np.arange(self.length, dtype=np.int64)
         removed = np.setdiff1d(every, self.index.get(self.axis.dim, every))
-        weights, biases, shares = [], [], []
+        weights, biases, fits = [], [], []
         for group, part, index in self._parts():
             fit = statistics.fit(group * self.length, self.length, removed, intercept)
             weight, shift = carried(part, self.axis.dim, index, fit, statistics.per_unit)
             weights.append(weight)
-            shares.append(fit.unexplained)
+            fits.append(fit)
             if intercept:
                 shift = within(shift, self._shares)
                 biases.append(shift.sum([d for d in range(shift.ndim) if d != self._out]))
@@ -74,7 +78,8 @@ class Consumer:
             self.axis,
             torch.cat(weights, 0) if len(weights) > 1 else weights[0],
             (torch.cat(biases) if len(biases) > 1 else biases[0]) if biases else None,
-            float(np.mean(shares)),
+            float(np.mean([fit.unexplained for fit in fits])),
+            with_intercept=float(np.mean([fit.with_intercept for fit in fits])),
         )
 
     def _parts(self) -> Iterator[tuple[int, Tensor, Index]]:
@@ -201,3 +206,12 @@ def unexplained(units: UnitMap, found: Sequence[Correction]) -> dict[str, float]
         if own:
             means[group.name] = float(np.mean(own))
     return means
+
+
+def through_zero(found: Iterable[Correction]) -> dict[str, dict[str, float]]:
+    """Weight → what is left of what goes where it was fitted without an intercept, and what one would have left."""
+    return {
+        c.axis.tensor: {"unexplained": c.unexplained, "with_intercept": c.with_intercept}
+        for c in found
+        if c.weight is not None and not math.isnan(c.with_intercept)
+    }

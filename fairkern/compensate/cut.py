@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -10,13 +11,28 @@ from torch import nn
 from fairkern.compact import apply
 from fairkern.compensate.correction import Correction, fold
 from fairkern.compensate.fit import Compensation
+from fairkern.compensate.intercepts import Biases, Places, fulfil
 from fairkern.compensate.one_shot import corrections
 from fairkern.compensate.refit import refit
 from fairkern.errors import InputError
 from fairkern.interrupts import undivided
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import in_use
-from fairkern.types import Plan, Scores
+from fairkern.types import ConfigChange, Plan, Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """What is left of a model. `corrections`: the one-shot ones, which say what could be made up for.
+
+    `biases`: by what it was decided which weights get a bias that have none; None where nothing was compensated.
+    `config`: fields of the configuration that were set for them.
+    """
+
+    model: nn.Module
+    corrections: tuple[Correction, ...] = ()
+    biases: str | None = None
+    config: tuple[ConfigChange, ...] = ()
 
 
 def cut(
@@ -28,14 +44,15 @@ def cut(
     *,
     inplace: bool,
     backend: str = "auto",
-) -> tuple[nn.Module, list[Correction]]:
-    """The smaller model that `plan` leaves, and the one-shot corrections, which say what could be made up for.
+    biases: Biases = Biases.AUTO,
+) -> Cut:
+    """The smaller model that `plan` leaves, and what was done.
 
     Raises InputError where a method is not given what it needs: scores, for sequential compensation a loader that can
     be iterated again and a model that is not cut in place; and what `corrections` and `apply` raise.
     """
     if method is Compensation.NONE:
-        return apply(model, plan, inplace=inplace, backend=backend), []
+        return Cut(apply(model, plan, inplace=inplace, backend=backend))
     if scores is None:
         raise InputError(f"compensate={method.value!r} needs the scores that the plan was made from: pass scores=")
     if method is Compensation.SEQUENTIAL and scores.provenance.get("keeps"):
@@ -44,18 +61,23 @@ def cut(
             f"of one batch in its modules (in {scores.provenance['keeps'][0]}): use compensate='least_squares'"
         )
     with in_use(model, "apply()", reading=not inplace), without_autocast():
+        places = Places(model, plan, scores.units, biases)
         if method is Compensation.SEQUENTIAL:
-            found = corrections(model, plan, scores, Compensation.LEAST_SQUARES)
-            made = refit(model, plan, scores, found, _read_again(loader, inplace))
+            again = _read_again(loader, inplace)
+            found = corrections(model, plan, scores, Compensation.LEAST_SQUARES, places=places)
+            made = refit(model, plan, scores, found, again)
         else:
-            made = found = corrections(model, plan, scores, method)
+            made = found = corrections(model, plan, scores, method, places=places)
+        flags = places.flags(c.axis for c in made if c.bias is not None)
 
         def finish() -> nn.Module:
             small = apply(model, plan, inplace=inplace, backend=backend)
             fold(small, plan, made)
+            fulfil(small, plan, flags)
             return small
 
-        return (undivided(finish) if inplace else finish()), found
+        small = undivided(finish) if inplace else finish()
+    return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags))
 
 
 def _read_again(loader: Iterable[Any] | None, inplace: bool) -> Iterable[Any]:

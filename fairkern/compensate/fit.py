@@ -31,7 +31,7 @@ class Fit:
     `a` is what a weight read in the model as it was, `b` what it reads now. Where nothing has changed but that
     positions go, those that stay tell all of themselves, and only those that go are `told`. `unexplained` is the
     squared error over the squares of what goes, about the mean if there is an intercept; NaN where it is not known.
-    Float64 on the CPU.
+    `with_intercept`, where there is none: what an intercept would leave of the same squares. Float64 on the CPU.
     """
 
     told: IndexArray
@@ -39,6 +39,7 @@ class Fit:
     weights: Tensor  # [told, kept]
     intercept: Tensor  # [told]
     unexplained: float
+    with_intercept: float = torch.nan
 
 
 def by_means(mean: Tensor, removed: IndexArray) -> Fit:
@@ -72,23 +73,32 @@ def by_least_squares(
         cross -= torch.outer(read[t], now[k])
     if joint is not None:
         cross[k] -= inner
-    weights, added = solve(inner, cross, ridge)
+    through_zero = joint is None and not intercept
+    weights, added = solve(inner, torch.cat([cross, now[None, k]]) if through_zero else cross, ridge)
+    weights, to_mean = weights[: len(t)], weights[len(t) :]
     shift = torch.zeros(len(t), dtype=torch.float64, device="cpu")
     if intercept:
         shift = read[t] - weights @ now[k]
         if joint is not None:
             shift[k] -= now[k]
-    unexplained = torch.nan
+    unexplained = with_intercept = torch.nan
     if joint is None:
-        power = moments.gram.diagonal()[t] / count - (read[t].square() if intercept else 0.0)
-        unexplained = _unexplained(float(power.sum()), weights, cross, added)
-    return Fit(told, kept, weights, shift, unexplained)
+        power = float((moments.gram.diagonal()[t] / count - (read[t].square() if intercept else 0.0)).sum())
+        unexplained = _share(power - _explained(weights, cross, added), power)
+        if through_zero:  # a constant beside what stays, from the same system
+            constant = (read[t] - weights @ now[k]) / (1.0 - to_mean @ now[k])
+            turned = weights - torch.outer(constant, to_mean[0])
+            with_intercept = _share(power - _explained(turned, cross, added) - float(constant @ read[t]), power)
+    return Fit(told, kept, weights, shift, unexplained, with_intercept)
 
 
-def _unexplained(power: float, weights: Tensor, cross: Tensor, added: float) -> float:
-    """The share of `power` that is left: by `weights @ (inner + added) = cross` the inner matrix is not needed."""
-    told = float((weights * cross).sum()) + added * float(weights.square().sum())
-    return max(power - told, 0.0) / power if power > 0 else 0.0
+def _explained(weights: Tensor, cross: Tensor, added: float) -> float:
+    """The power that a fit explains: by `weights @ (inner + added) = cross` the inner matrix is not needed."""
+    return float((weights * cross).sum()) + added * float(weights.square().sum())
+
+
+def _share(left: float, power: float) -> float:
+    return max(left, 0.0) / power if power > 0 else 0.0
 
 
 def _others(n: int, removed: IndexArray) -> IndexArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,27 +12,34 @@ from torch import nn
 from fairkern.compact.descriptors import Index, check, kept, tensors_of
 from fairkern.compensate.correction import Consumer, Correction, by_axis, cannot_take, carried
 from fairkern.compensate.fit import Compensation
+from fairkern.compensate.intercepts import Biases, Places
 from fairkern.compensate.statistics import Statistics, of_taps
-from fairkern.errors import PlanMismatchError
+from fairkern.errors import InputError, PlanMismatchError
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, Plan, PlanAxis, Scores, Tap
 
 
 def corrections(
-    model: nn.Module, plan: Plan, scores: Scores, method: Compensation, ridge: float = RIDGE
+    model: nn.Module,
+    plan: Plan,
+    scores: Scores,
+    method: Compensation,
+    ridge: float = RIDGE,
+    places: Places | None = None,
 ) -> list[Correction]:
     """What `fold` has to add to the cut model, for every consumer that loses inputs; reads the uncut `model`.
 
     The fit is made at the consumer's input, so it holds for any linear consumer: a linear layer, a convolution of
     any kernel and stride (mixing channels commutes with it), the output projection of attention, what a recurrent layer
     reads of its own states, a function that is given a weight. A grouped convolution mixes within its groups.
-    The intercept goes into the bias; a linear layer or convolution without one gets one. Where a convolution pads with
-    zeros it counts as much as it does on average (`borders`). A consumer that can have no bias is fitted without
-    intercept, and a weight that another role shares (tied to an embedding) stays as it is.
-    `ridge` counts in mean variances of what stays.
+    The intercept goes into the bias; a linear layer or convolution without one gets one where `places` has room for it
+    (default: anywhere). Where a convolution pads with zeros it counts as much as it does on average (`borders`). A
+    consumer that can have no bias is fitted without intercept, through zero, and a weight that another role shares
+    (tied to an embedding) stays as it is. `ridge` counts in mean variances of what stays (through zero: mean squares).
 
-    Raises PlanMismatchError (scores or plan of another model), InputError (`scores` without what `method` needs).
+    Raises PlanMismatchError (scores or plan of another model), InputError (`scores` without what `method` needs; means
+    where no weight has a bias or may be given one).
     Cost: per tap one Cholesky factorisation in float64, per consumer one matrix product.
     """
     check(model, plan)
@@ -40,8 +48,10 @@ def corrections(
     taps = by_axis(tap for group in scores.units.groups for tap in group.taps)
     names = {name: held.names for held in tensors_of(model) for name in held.names}
     cuts = kept(plan)
+    places = places or Places(model, plan, scores.units, Biases.ADDED)
     known: dict[tuple[str, ...], Statistics] = {}
-    found = []
+    found: list[Correction] = []
+    without: list[str] = []  # why weights could not take means
     for item in plan.axes:
         if not item.consumer or not item.removed.size:
             continue
@@ -55,7 +65,16 @@ def corrections(
             heard = tuple(tap.name for tap in read)
             if heard not in known:
                 known[heard] = of_taps(heard, scores, method, ridge)
-            found.append(_of_consumer(Consumer(model, axis, cuts[axis.tensor], read, scores), known[heard], method))
+            consumer = Consumer(model, axis, cuts[axis.tensor], read, scores)
+            why = consumer.no_bias or ("" if consumer.has_bias else places.why_not(axis))
+            without += [why] if why else []
+            found.append(_of_consumer(consumer, known[heard], method, why))
+    if method is Compensation.MEAN and without and all(c.weight is None for c in found):
+        otherwise = "" if places.asked is Biases.ADDED else ", or biases=True"
+        raise InputError(
+            "compensate='mean' folds means into biases, and no weight that loses inputs has one or is given one "
+            f"({without[0]}): use compensate='least_squares'{otherwise}"
+        )
     return found
 
 
@@ -72,15 +91,14 @@ def _cannot_be_fitted(names: Sequence[str], taps: Sequence[Tap], method: Compens
     return ""
 
 
-def _of_consumer(consumer: Consumer, statistics: Statistics, method: Compensation) -> Correction:
-    intercept = consumer.may_have_bias
-    if method is Compensation.MEAN and not intercept:
-        return _nothing(consumer.axis, "it has no bias and can be given none")
+def _of_consumer(consumer: Consumer, statistics: Statistics, method: Compensation, no_bias: str) -> Correction:
+    """`no_bias`: why it has none and is given none; empty where it has or is."""
+    if method is Compensation.MEAN and no_bias:
+        return _nothing(consumer.axis, f"it has no bias and is given none: {no_bias}")
     if not consumer.reads(statistics):
         return _nothing(consumer.axis, "its tap holds other positions than its weight")
-    made = consumer.correction(statistics, intercept=intercept)
-    note = "" if intercept else "fitted without intercept: it has no bias and can be given none"
-    return Correction(made.axis, made.weight, made.bias, made.unexplained, note)
+    made = consumer.correction(statistics, intercept=not no_bias)
+    return replace(made, note=f"fitted through zero, without intercept: {no_bias}" if no_bias else "")
 
 
 def _of_experts(
@@ -92,15 +110,22 @@ def _of_experts(
     """
     weight, dim = tensor_of(model, item.axis.tensor).detach(), item.axis.dim
     rest = {d - 1: positions for d, positions in index.items() if d not in (0, dim)}
-    weights, shares = [], []
+    weights, fits = [], []
     for expert in index.get(0, torch.arange(len(weight), device="cpu")).tolist():
         names = [tap.of_expert(expert) for tap in taps]
         statistics = of_taps(names, scores, Compensation.LEAST_SQUARES, ridge)
         removed = item.removed[expert] if item.removed.ndim == 2 else item.removed
         fit = statistics.fit(0, statistics.length, removed, intercept=False)
         weights.append(carried(weight[expert], dim - 1, rest, fit, statistics.per_unit)[0])
-        shares.append(fit.unexplained)
-    return Correction(item.axis, torch.stack(weights), None, float(np.mean(shares)), "fitted without intercept")
+        fits.append(fit)
+    return Correction(
+        item.axis,
+        torch.stack(weights),
+        None,
+        float(np.mean([fit.unexplained for fit in fits])),
+        "fitted through zero, without intercept: experts answer some tokens only",
+        float(np.mean([fit.with_intercept for fit in fits])),
+    )
 
 
 def _nothing(axis: Axis, note: str) -> Correction:

@@ -111,6 +111,16 @@ def own_turn() -> Iterator[None]:
             turn.end()
 
 
+@contextlib.contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Within, every generator of the process begins with this seed; what was there is put back."""
+    with own_turn():
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        torch.manual_seed(seed % 2**63)
+        yield
+
+
 def let_others_in() -> None:
     """Between two batches: threads that wait have a turn, and find what was there before ours."""
     if len(_TURNS) > 1 and _is_ours():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from fractions import Fraction
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from fairkern.plans.cost import Cost, extents_after, told_apart
 from fairkern.plans.depth import Depth
 from fairkern.plans.left_alone import left_alone
 from fairkern.plans.removals import NONE
+from fairkern.plans.serving import serves, shares
 from fairkern.types import (
     AttributeChange,
     Axis,
@@ -33,6 +34,7 @@ def build(
     removed: Sequence[IndexArray],
     request: Mapping[str, Any] | None = None,
     result: Mapping[str, Any] | None = None,
+    stays: Mapping[int, str] | None = None,
 ) -> Plan:
     """The plan that takes these units out.
 
@@ -42,12 +44,15 @@ def build(
             at most once; `[sets, count]` for a group of several sets; empty for a group that stays whole.
         request: what was asked, kept as it is.
         result: entries to add to the costs and counts that are computed here.
+        stays: groups, by index, that a constraint of the request keeps whole, and why; said in `left_alone`.
 
     Returns:
         A Plan with the prunable groups in the map's order, the axes that lose positions sorted by name, the
         attributes that change, and in `result`: `params_before`, `params_after`, `flops_before`, `flops_after`,
-        `groups`, `groups_cut`, `units`, `units_removed`, and where there is any `config_left`: fields of the model's
-        configuration that stay as they were since their groups differ; `left_alone`: kinds of units of which none goes.
+        `groups`, `groups_cut`, `units`, `units_removed`, `serves` (for each server "yes", or why it cannot load what is
+        left), and where there is any `config_left`: fields of the model's configuration that stay as they were since
+        their groups differ, or since it refuses the number; `left_alone`: kinds of units of which none goes, and what a
+        constraint keeps.
 
     Raises:
         InputError: a wrong number of arrays, units that do not exist or come twice, a group that is frozen or
@@ -75,7 +80,8 @@ def build(
     axes = tuple(sorted((*_axes(units, chosen), *depth.axes()), key=lambda a: (a.axis.tensor, a.axis.dim)))
     gone = (*_gone(units, axes), *depth.modules)
     axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
-    config, left = _config(units, chosen, depth.absent)
+    present = _present(units, depth.absent)
+    config, left = _config(present, chosen)
     sites = tuple(
         SizeChange(s.module, s.call, s.function, s.place, before, after, s.at, s.outright)
         for s in units.sites
@@ -106,7 +112,8 @@ def build(
             "units": sum(units.groups[g].total for g in prunable),
             "units_removed": sum(units_.size for units_ in chosen),
             **({"config_left": left} if left else {}),
-            **({"left_alone": alone} if (alone := left_alone(units, chosen)) else {}),
+            **({"left_alone": alone} if (alone := left_alone(units, chosen, stays or {})) else {}),
+            "serves": serves(present, chosen),
             **(result or {}),
         },
         sites=sites,
@@ -116,17 +123,17 @@ def build(
             if any(a.axis.tensor.startswith(f"{r.module}." if r.module else "") for a in axes)
         ),
         config=config,
-        lists={
-            path: held.names
-            for path, held in (
-                (path, units.lists.get(path, units.blocks.get(path))) for path in (*units.lists, *units.blocks)
-            )
-            if held is not None and Axis(path, 0) in {a.axis for a in axes}
-        },
+        lists={path: names for path, names in _listed(units).items() if Axis(path, 0) in {a.axis for a in axes}},
         seen={module: units.seen[module] for module in dict.fromkeys(s.module for s in sites) if module in units.seen},
         branches=depth.branches(sizes),
         rows=tuple(depth.rows()),
     )
+
+
+def _listed(units: UnitMap) -> dict[str, tuple[str, ...]]:
+    """Lists of modules that are units or blocks, and the names there."""
+    named = {path: entries.names for path, entries in units.lists.items()}
+    return {**named, **{path: held.names for path, held in units.blocks.items()}}
 
 
 def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
@@ -139,23 +146,33 @@ def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
     )
 
 
-def _config(
-    units: UnitMap, chosen: Sequence[IndexArray], absent: Collection[int]
-) -> tuple[tuple[ConfigChange, ...], list[str]]:
-    """Fields that change, and those that stay since their groups differ. `absent`: groups that are gone."""
-    changes, left = [], []
+def _present(units: UnitMap, absent: Collection[int]) -> UnitMap:
+    """The map whose configuration counts no groups that are gone with the branch that they lie in."""
+    fields = (replace(f, groups=tuple(g for g in f.groups if g not in absent)) for f in units.config)
+    return replace(units, config=tuple(f for f in fields if f.groups)) if absent else units
+
+
+def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigChange, ...], list[str]]:
+    """Fields that change, and those that stay as they are: their groups differ, or the configuration refuses what one
+    that counts the same groups would have to be."""
+    counts = [gone.shape[-1] for gone in chosen]
+    after: list[int | None] = []  # None: no number is right
+    refused: set[int] = set()
     for field in units.config:
-        sizes = {
-            Fraction(field.size * (units.groups[g].units - len(chosen[g])), units.groups[g].units)
-            for g in field.groups
-            if g not in absent
-        }
-        if sizes <= {field.size}:
+        found = set(shares(units, field, counts).values())
+        right = found.pop() if len(found) == 1 else None
+        whole = right is not None and (field.fixed or right.denominator == 1)
+        after.append(int(right) if right is not None and whole else None)
+        if whole and not field.fixed and field.admitted is not None and right not in (field.size, *field.admitted):
+            refused.update(field.groups)
+    changes, left = [], []
+    for field, value in zip(units.config, after, strict=True):
+        if value == field.size:
             continue
-        if len(sizes) == 1 and (after := sizes.pop()).denominator == 1:
-            changes.append(ConfigChange(field.name, field.before, field.size if field.fixed else int(after)))
-        else:
+        if value is None or refused.intersection(field.groups):
             left.append(field.name)
+        else:
+            changes.append(ConfigChange(field.name, field.before, field.size if field.fixed else value))
     return tuple(changes), left
 
 
@@ -213,7 +230,7 @@ def _axes(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[PlanAxis, ...]:
         for held in group.axes:
             places = gathered.get(id(held.positions))
             if places is None:
-                places = np.sort(held.positions[array].reshape(*array.shape[:-1], -1), axis=-1)
+                places = group.places(held, array)
                 gathered[id(held.positions)] = places
             holders.setdefault(held.axis, []).append((held, places))
     return tuple(

@@ -21,6 +21,7 @@ def compose(
     plans: Sequence[Plan],
     request: Mapping[str, Any] | None = None,
     result: Mapping[str, Any] | None = None,
+    stays: Mapping[int, str] | None = None,
 ) -> Plan:
     """One plan that removes from the whole model what these plans removed in turn.
 
@@ -28,7 +29,7 @@ def compose(
         units: the map of the whole model, which the first plan was made for.
         plans: each for the model that the one before left; groups are told by name, units count in order. Sets of a
             group are those of the experts that the plans before have left, and experts of a list have moved up.
-        request, result: as for `build`.
+        request, result, stays: as for `build`.
 
     Raises PlanMismatchError: a plan that cuts a group of another size than the plans before it have left.
 
@@ -48,7 +49,7 @@ def compose(
     for group in units.groups:
         gone = [np.setdiff1d(np.arange(group.units), row) for row in left[group.name]]
         removed.append(NONE if not gone[0].size else gone[0] if group.sets == 1 else np.stack(gone))
-    return build(units, removed, request, result)
+    return build(units, removed, request, result, stays)
 
 
 def matching(units: UnitMap, plans: Sequence[Plan], current: UnitMap) -> UnitMap:
@@ -98,22 +99,24 @@ def _first_name(name: str, renamings: Sequence[Renaming]) -> str:
     return name
 
 
-def _within(units: UnitMap) -> dict[str, str]:
+def _within(units: UnitMap) -> dict[str, AxisGroup]:
     """Groups with sets, and the group of the whole experts that their sets belong to."""
-    whole = {(a.axis.tensor, a.axis.dim): group.name for group in units.groups if group.sets == 1 for a in group.axes}
+    whole = {(a.axis.tensor, a.axis.dim): g for g in units.groups for a in g.axes if len(a.positions) == g.total}
     found = {}
     for group in units.groups:
         holder = next((whole[place] for a in group.axes if (place := (a.axis.tensor, 0)) in whole), None)
-        if group.sets > 1 and holder is not None:
+        if group.sets > 1 and holder is not None and holder is not group:
             found[group.name] = holder
     return found
 
 
-def _sets(left: Left, within: Mapping[str, str], name: str) -> list[int]:
+def _sets(left: Left, within: Mapping[str, AxisGroup], name: str) -> list[int]:
     """The sets of a group, as the first map counts them, whose expert is still there."""
-    rows = left.get(name, [])
-    return left[within[name]][0].tolist() if name in within else list(range(len(rows)))
+    holder = within.get(name)
+    if holder is None:
+        return list(range(len(left.get(name, []))))
+    return np.concatenate([row + k * holder.units for k, row in enumerate(left[holder.name])]).tolist()
 
 
-def _rows(left: Left, within: Mapping[str, str], name: str) -> list[IndexArray]:
+def _rows(left: Left, within: Mapping[str, AxisGroup], name: str) -> list[IndexArray]:
     return [left[name][k] for k in _sets(left, within, name)]

@@ -55,9 +55,9 @@ class Cost:
     Args:
         units: the map whose extents the terms index.
         terms: `units.params` or `units.flops`.
-        order: per group the units in the order in which they go, so that it is known what a count leaves of those
-            that differ (experts of a list); units that are not there stay. Of a group that is not there every unit
-            counts as much as the others: 1/n of it goes with each.
+        order: per group the units (of each set) in the order in which they go, so that it is known what a count leaves
+            of those that differ (experts of a list); units that are not there stay. Of a group that is not there every
+            unit counts as much as the others: 1/n of it goes with each.
     """
 
     def __init__(self, units: UnitMap, terms: Sequence[CostTerm], order: Order | None = None) -> None:
@@ -81,7 +81,7 @@ class Cost:
         self._part_group = np.array([g for parts in moving for g in parts], dtype=np.int64)
         self._part_weight = np.array([w for parts in moving for w in parts.values()], dtype=np.float64)
         self._part_start = np.concatenate(([0], np.cumsum([len(parts) for parts in moving])[:-1])).astype(np.int64)
-        self._alone = _Alone.of(list(number), order or {})
+        self._alone = _Alone.of(list(number), units, order or {})
         by_arity: dict[int, dict[tuple[int, ...], float]] = {}
         for product, coefficient in merged.items():
             by_arity.setdefault(len(product), {})[product] = coefficient
@@ -135,12 +135,14 @@ class _Alone:
     turn: IndexArray
 
     @classmethod
-    def of(cls, keys: Sequence[Extent], order: Order) -> _Alone:
+    def of(cls, keys: Sequence[Extent], units: UnitMap, order: Order) -> _Alone:
         found = []
         for i, key in enumerate(keys):
             group = key.parts[0][0]
             if key.unit is not None and group in order:
-                place = np.flatnonzero(order[group] == key.unit)
+                part, unit = divmod(key.unit, units.groups[group].units)
+                row = order[group] if units.groups[group].sets == 1 or not order[group].size else order[group][part]
+                place = np.flatnonzero(row == unit)
                 found.append((i, group, int(place[0]) if len(place) else np.iinfo(np.int64).max))
         columns = np.array(found, dtype=np.int64).reshape(-1, 3).T
         return cls(*columns)

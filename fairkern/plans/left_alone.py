@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from fairkern.plans.serving import plural
 from fairkern.types import IndexArray, UnitMap
 
 
@@ -29,21 +30,30 @@ def unscored(units: UnitMap) -> list[str]:
     return [f"no input changes what is in {_several(names)}: {why}"] if names else []
 
 
-def left_alone(units: UnitMap, removed: Sequence[IndexArray]) -> list[str]:
+def left_alone(units: UnitMap, removed: Sequence[IndexArray], stays: Mapping[int, str]) -> list[str]:
     """A line for every kind of unit that the model has and that loses nothing; none where nothing goes at all.
 
-    `removed`: per group of the map the units that go.
+    Then a line for every reason for which a constraint of the plan keeps groups whole.
+
+    `removed`: per group of the map the units that go. `stays`: groups that a constraint keeps, by index, and why.
     """
     gone = {group.kind for group, taken in zip(units.groups, removed, strict=True) if taken.size}
     free: dict[str, list[str]] = {}
     for g in units.prunable:
-        free.setdefault(units.groups[g].kind, []).append(units.groups[g].name)
+        if g not in stays:
+            free.setdefault(units.groups[g].kind, []).append(units.groups[g].name)
     spared = {
         kind: f"the plan spared those of {_several(names)}, which could be cut"
         for kind, names in free.items()
         if kind not in gone
     }
-    return [f"no {kind} was cut: {why}" for kind, why in {**held_kinds(units), **spared}.items()] if gone else []
+    held: dict[tuple[str, str], list[str]] = {}
+    for g, why in stays.items():
+        held.setdefault((units.groups[g].kind, why), []).append(units.groups[g].name)
+    return [
+        *(f"no {kind} was cut: {why}" for kind, why in ({**held_kinds(units), **spared} if gone else {}).items()),
+        *(f"{plural(kind)} of {_several(names)} stay: {why}" for (kind, why), names in held.items()),
+    ]
 
 
 def _said(stays: Sequence[tuple[str, str]]) -> str:

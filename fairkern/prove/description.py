@@ -2,72 +2,154 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
+import numpy as np
 from torch import nn
 
 from fairkern.axes import config_fields
-from fairkern.compact.config import set_config
 from fairkern.compact.descriptors import shapes_after
-from fairkern.compact.sites import SizedForward
 from fairkern.model.raised import in_words
-from fairkern.model.tensors import named_tensors
 from fairkern.plans.build import build
-from fairkern.plans.removals import NONE, random_removal
+from fairkern.plans.removals import NONE, drawn
+from fairkern.prove.admitted import with_admitted
+from fairkern.prove.probes import Shapes, built_shapes, probed
 from fairkern.prove.trial import Prepared, failure
-from fairkern.types import Plan, UnitMap
+from fairkern.types import ConfigField, IndexArray, Passed, Plan, SiteNumber, UnitMap
 
 
 def described(
-    model: nn.Module, units: UnitMap, inputs: Any, seed: int, prepared: Callable[[], Prepared] | None = None
+    model: nn.Module,
+    units: UnitMap,
+    inputs: Any,
+    seed: int,
+    prepared: Callable[[], Prepared] | None = None,
+    alone: Collection[SiteNumber] = (),
 ) -> UnitMap:
     """The map with the fields of the model's configuration that follow a cut.
 
-    `prepared()`: the copy that a proof on these inputs with this seed used.
+    `prepared()`: the copy that a proof on these inputs with this seed used. `alone`: the size sites at which nothing
+    was folded into the number.
 
-    Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that
-    are left, and the cut model still computes what the masked one does. Heads are left out if it fails with them.
+    Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that are
+    left, and the cut model still computes what the masked one does. Fields are those that names and sizes suggest; if
+    these fail or do not count all groups, those that change the shapes of these groups and no others (`probes.py`); if
+    those fail too, without heads. Size sites at which the code computes the number from the configuration are given the
+    size outright, since it may be right by itself then. Of fields that follow it is then asked which values the
+    configuration admits.
     """
-    fields = config_fields(model, units.groups)
-    inner = [f for f in fields if all(units.groups[g].kind != "head" for g in f.groups)]
-    notes: list[str] = []
-    half = random_removal(units, 0.5, seed)
-    for tried in (fields, inner) if len(inner) < len(fields) else (fields,):
-        cut = {g for f in tried for g in f.groups if units.groups[g].units > 1}
-        if not cut:
+    failed: list[tuple[list[ConfigField], str]] = []
+    best = units
+    for tried in _attempts(model, units):
+        if len(_groups(tried)) <= len(_groups(best.config)):
             continue
-        removed = [half[g] if g in cut else NONE for g in range(len(units.groups))]
-        candidate = replace(units, config=tuple(tried))
-        plan = build(candidate, removed)
-        reason = undescribed(model, plan, shapes_after(plan)) or failure(
-            model, candidate, removed, inputs, seed=seed, prepared=None if prepared is None else prepared()
-        )
+        candidate, reason = _follows(model, replace(units, config=tuple(tried)), inputs, seed, prepared, alone)
         if reason is None:
-            return replace(candidate, notes=(*units.notes, *notes))
-        names = ", ".join(f.name for f in tried)
-        notes.append(f"the configuration ({names}) does not describe a pruned model: {reason}")
+            best = candidate
+        else:
+            failed.append((tried, reason))
+        if _groups(best.config).issuperset(units.prunable):
+            break
+    if best.config:
+        told = with_admitted(model.config, best.config, [group.units for group in units.groups])
+        best = replace(best, config=told)
+    return _noted(best, failed)
+
+
+def _groups(fields: Iterable[ConfigField]) -> set[int]:
+    return {g for field in fields for g in field.groups}
+
+
+def _follows(
+    model: nn.Module,
+    candidate: UnitMap,
+    inputs: Any,
+    seed: int,
+    prepared: Callable[[], Prepared] | None,
+    alone: Collection[SiteNumber],
+) -> tuple[UnitMap, str | None]:
+    """Why these fields of the configuration do not follow a cut, None if they do; and the map with what that takes."""
+    removed = _even(candidate, candidate.config, seed)
+    if all(not gone.size for gone in removed):
+        return candidate, "no share of its groups is a whole number of units"
+    plan = build(candidate, removed)
+    reason = undescribed(model, plan, shapes_after(plan))
+    if reason is not None:
+        return candidate, reason
+    ready = None if prepared is None else prepared()
+    reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
+    if reason is not None and candidate.sites:
+        numbers: dict[SiteNumber, Passed] = {}
+        if failure(model, candidate, removed, inputs, seed=seed, prepared=ready, numbers=numbers) is None:
+            candidate = _given_outright(candidate, numbers, alone)
+            reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
+    return candidate, reason
+
+
+def _noted(units: UnitMap, failed: Iterable[tuple[Sequence[ConfigField], str]]) -> UnitMap:
+    """The map with a note for every attempt that had fields which do not follow."""
+    follow = {field.name for field in units.config}
+    named = ((", ".join(f.name for f in tried), reason) for tried, reason in failed if {f.name for f in tried} - follow)
+    notes = [f"the configuration ({names}) does not describe a pruned model: {reason}" for names, reason in named]
     return replace(units, notes=(*units.notes, *notes))
 
 
-def undescribed(model: nn.Module, plan: Plan, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
+    fields = config_fields(model, units.groups)
+    if not fields:
+        return
+    yield fields
+    better = probed(model, units, fields)
+    if better != fields:
+        yield better
+    for tried in (better, fields):
+        inner = [f for f in tried if all(units.groups[g].kind != "head" for g in f.groups)]
+        if inner and len(inner) < len(tried):
+            yield inner
+
+
+def _even(units: UnitMap, fields: Sequence[ConfigField], seed: int) -> list[IndexArray]:
+    """About half of the groups of these fields, the same share of those that share one."""
+    removed, generator = [NONE] * len(units.groups), np.random.default_rng(seed)
+    for tied in _tied(fields):
+        groups = sorted({g for f in tied for g in f.groups})
+        base = math.gcd(*(units.groups[g].units for g in groups), *(f.size for f in tied if not f.fixed))
+        spare = (group.units - group.least for group in map(units.groups.__getitem__, groups))
+        steps = min(base // 2, *(most * base // units.groups[g].units for most, g in zip(spare, groups, strict=True)))
+        for g in groups if steps > 0 else ():
+            removed[g] = drawn(units.groups[g], units.groups[g].units * steps // base, generator)
+    return removed
+
+
+def _tied(fields: Iterable[ConfigField]) -> list[list[ConfigField]]:
+    """The fields, those together that share groups."""
+    tied: list[list[ConfigField]] = []
+    for field in fields:
+        with_it = [others for others in tied if any(set(f.groups) & set(field.groups) for f in others)]
+        tied = [others for others in tied if others not in with_it]
+        tied.append([*(f for others in with_it for f in others), field])
+    return tied
+
+
+def _given_outright(units: UnitMap, numbers: Mapping[SiteNumber, Passed], alone: Collection[SiteNumber]) -> UnitMap:
+    """The map with size sites given outright where the right number came by itself, and nothing is folded into it."""
+    right = {number for number, passed in numbers.items() if passed is Passed.RIGHT and number in alone}
+    return replace(units, sites=tuple(replace(s, outright=s.outright or s.number in right) for s in units.sites))
+
+
+def undescribed(model: nn.Module, plan: Plan, shapes: Shapes) -> str | None:
     """Why a model built from the changed configuration, on the meta device, does not have these shapes; None if it has.
 
     Cost: building the model without its numbers.
     """
-    kind = model._original if isinstance(model, SizedForward) else type(model)
     try:
-        config = copy.deepcopy(model.config)
-        set_config(config, plan)
-        with torch.random.fork_rng([]), torch.device("meta"):
-            built = kind(config)
+        found = built_shapes(model, plan.config)
     except Exception as error:  # fields that cannot be set or do not fit together, a class that is built otherwise
         return in_words(error, model, 120)
-    found = named_tensors(built)
     for name, shape in shapes.items():
-        if name not in found or tuple(found[name].shape) != shape:
-            return f"{name} would have the shape {tuple(found[name].shape) if name in found else None}, not {shape}"
+        if name not in found or found[name] != shape:
+            return f"{name} would have the shape {found.get(name)}, not {shape}"
     return None

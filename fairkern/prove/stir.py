@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from fairkern.compact.descriptors import tensors_of
 
 
-def stir(model: nn.Module, seed: int) -> None:
+def stir(model: nn.Module, seed: int, choosing: Set[str] = frozenset()) -> None:
     """Replace in place what a fresh model holds constant: gammas of one or zero, biases of zero, empty tables.
 
     Positions with equal values can be confused without any effect, and a zero gamma switches its branch off.
     Exactly constant floating parameters become: biases, their value plus noise of 0.1; other vectors and
     scalars, between 0.5 and 1.5 of their value (of 0.5 where it is below 0.05, such as a layer scale); the
     rest, their value plus noise of the size of an initialisation. Affine buffers of frozen normalisation too.
+
+    `choosing`: vectors, buffers too, that say with an expert's score whether it is chosen. They get noise that is small
+    beside scores: the same experts for all tokens would hide which of them went.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     frozen = {
@@ -30,17 +33,18 @@ def stir(model: nn.Module, seed: int) -> None:
     }
     for held in tensors_of(model):
         tensor = held.tensor
-        if not isinstance(tensor, nn.Parameter) and id(tensor) not in frozen:
+        chooses = not choosing.isdisjoint(held.names)
+        if not isinstance(tensor, nn.Parameter) and id(tensor) not in frozen and not chooses:
             continue
         if not tensor.is_floating_point() or tensor.numel() == 0 or not _constant(tensor):
             continue
         value = float(tensor.detach().reshape(-1)[0])
         vector = tensor.numel() == max(tensor.shape, default=1)
-        if vector and not held.names[0].rpartition(".")[2].startswith("bias"):
+        if vector and not chooses and not held.names[0].rpartition(".")[2].startswith("bias"):
             base = value if abs(value) >= 0.05 else 0.5
             new = base * (0.5 + torch.rand(tensor.shape, dtype=torch.float64, generator=generator, device="cpu"))
         else:
-            scale = 0.1 if vector else max(0.02, (tensor.numel() / tensor.shape[0]) ** -0.5)
+            scale = 0.01 if chooses else 0.1 if vector else max(0.02, (tensor.numel() / tensor.shape[0]) ** -0.5)
             new = value + scale * torch.randn(tensor.shape, dtype=torch.float64, generator=generator, device="cpu")
         tensor.data.copy_(new)
 

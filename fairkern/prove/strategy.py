@@ -156,7 +156,8 @@ def proven(
     assert widths is not None
     units = replace(with_branches(proof, _proven(proof, widths, dared), certain.units), proven=True)
     deadline.check("proving groups")
-    return described(model, units, runs[0], seed, lambda: proof.prepared(units, 0))
+    alone = {s.number for found in (certain, daring) if found is not None for s in found.sites if s.outright}
+    return described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)
 
 
 def _proven(proof: _Proof, certain: Solution, daring: Solution | None) -> UnitMap:

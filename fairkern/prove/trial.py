@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from fairkern.prove.inputs import distance, vary
 from fairkern.prove.search import Failed, search
 from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
-from fairkern.types import IndexArray, Passed, Plan, SiteNumber, UnitMap
+from fairkern.types import IndexArray, Passed, Plan, Silence, SiteNumber, UnitMap
 
 # Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
 # at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
@@ -164,15 +165,16 @@ def failure(
     *,
     seed: int = 0,
     prepared: Prepared | None = None,
+    numbers: dict[SiteNumber, Passed] | None = None,
 ) -> str | None:
     """Why the model without these units is not the masked model, on inputs as `prove` makes them; None when it is.
 
-    `prepared`: as of `failing`.
+    `prepared`: as of `failing`; `numbers`: as of `prove`.
 
     Cost and errors as of `prove` when nothing fails.
     """
     with _own_random_state(model), torch.no_grad():
-        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, None)
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
 
@@ -227,7 +229,7 @@ def _drawn(
     copy: nn.Module, units: UnitMap, inputs: Any, seed: int, draw: int, tolerance: float
 ) -> tuple[Prepared, list[Tensor]]:
     """The copy with parameters drawn for the `draw`-th time, and what it gives."""
-    stir(copy, seed + 2 + 1000 * draw)
+    stir(copy, seed + 2 + 1000 * draw, _choosing(units))
     mode = in_double(copy)
     with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
         with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
@@ -252,6 +254,13 @@ def _onward(model: nn.Module, inputs: Any, output: Any) -> tuple[Calls, list[Ten
             output = call_model(model, inputs)
             calls = calls_of(model, inputs, output)
     return calls, onward or calls.onward(model, inputs, output)
+
+
+def _choosing(units: UnitMap) -> frozenset[str]:
+    """Vectors beside the matrices of routers, a value per expert."""
+    routed = [g for g in units.groups if any(a.silence is Silence.MINUS_INFINITY for a in g.axes)]
+    named = (a.axis.tensor for g in routed for a in g.axes if a.axis.tensor in units.shapes)
+    return frozenset(name for name in named if math.prod(units.shapes[name]) == max(units.shapes[name]))
 
 
 def _experts(units: UnitMap) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from fairkern.allocate import Allocation, Planning, PlanningOptions, parse_targe
 from fairkern.api import RUN, check_data, check_model, check_more
 from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation
+from fairkern.compensate.intercepts import Biases
 from fairkern.model.in_use import at_work
 from fairkern.options import UNITS, choose, flag, function, instance, names, whole
 from fairkern.prove import check_values
@@ -42,9 +43,11 @@ def prune(
     keep_params: float | None = None,
     keep_flops: float | None = None,
     keep_latency: float | None = None,
+    drop: Mapping[str, int] | None = None,
     latency: types.LatencyTable | None = None,
     iterations: int = 1,
     compensate: str | None = None,
+    biases: str | bool = "auto",
     inplace: bool = False,
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
@@ -55,9 +58,9 @@ def prune(
     """Trace, score, plan and cut: the smaller model and what was done.
 
     Budget as in `Scores.plan`, `inplace` as in `apply`. Every other keyword is an option of `Scores.plan`
-    (`allocation`, `removal`, `protect`, `round_to`, `max_remove`, `min_keep`, `ignore`) or of `score`, with the
-    defaults that they have there. What is left open is chosen so that it fits what is given: where the targets are no
-    class labels (a language model's), nothing is asked for that compares classes, and no `class_of` is given, the
+    (`allocation`, `removal`, `protect`, `round_to`, `max_remove`, `min_keep`, `ignore`, `serve`) or of `score`, with
+    the defaults that they have there. What is left open is chosen so that it fits what is given: where the targets are
+    no class labels (a language model's), nothing is asked for that compares classes, and no `class_of` is given, the
     U-score is left out (`class_of=False`); second moments are kept (`gram`) where compensation or a signal takes them,
     and where there is no U to plan by. The report holds the plan (`Report.plan`), as `save_pruned` needs it. FLOPs
     and latency are those of the first two samples of the first batch (of one, where they come one by one).
@@ -74,6 +77,9 @@ def prune(
             cut in place, the model keeps nothing of a batch in its modules (as a causal cache does), and what is held
             of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
             `Report.choices["compensation"]` says which.
+        biases: as for `apply`. `Report.choices["biases"]` says by what it was decided which weights get one,
+            `Report.choices["through_zero"]` what it costs where none was possible, and `Report.choices["config"]`
+            which fields of the configuration were set.
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
         depth: as for `trace`, of every step: branches of residual blocks, and whole blocks, may go as well. `units`
             that are given say so themselves.
@@ -82,8 +88,8 @@ def prune(
 
     Raises what these stages raise, and InputError, before anything is run: options that contradict each other (what
     compares classes where there are none, compensation without what it takes), fewer than one step, several with
-    `tod`, with `latency`, with a loader that can be iterated once only, or with `units` that were traced with `more`
-    where `more` is not given.
+    `tod` or `drop`, with `latency`, with a loader that can be iterated once only, or with `units` that were traced with
+    `more` where `more` is not given.
     Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
     """
     check_model(model)
@@ -96,12 +102,13 @@ def prune(
         whole("iterations", iterations, 1),
     )
     inplace, keep_scores, depth = flag("inplace", inplace), flag("keep_scores", keep_scores), flag("depth", depth)
+    given_biases = Biases.given(biases)
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
     planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
     asked_of = Planning(**planning).allocation
     kind = Allocation.TOD if asked_of is None else Allocation(asked_of)
-    target, keep = parse_target(kind, tod, keep_params, keep_flops, keep_latency)
+    target, keep = parse_target(kind, tod, keep_params, keep_flops, keep_latency, drop)
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
@@ -119,7 +126,9 @@ def prune(
         fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
         again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
         tracing = {"more": more, "unused": unused, "depth": depth}
-        asked = Asked(target.value, keep, latency, iterations, planning, scoring, tracing, method, again, inplace)
+        asked = Asked(
+            target.value, keep, latency, iterations, planning, scoring, tracing, method, given_biases, again, inplace
+        )
         run = Run(model, head(first, model, samples_of), batches, loss_fn, asked)
         for number in range(1, iterations + 1):
             run.step(number, given if number == 1 else None)

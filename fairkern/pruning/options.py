@@ -15,16 +15,8 @@ from fairkern.options import TABLE, flag, instance
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
-    "tod",
-    *_BUDGETS,
-    "latency",
-    "iterations",
-    "compensate",
-    "inplace",
-    "more",
-    "unused",
-    "depth",
-    "keep_scores",
+    *("tod", *_BUDGETS, "drop", "latency", "iterations"),
+    *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores"),
 )
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
 
@@ -115,9 +107,9 @@ def check_steps(iterations: int, target: Target, latency: types.LatencyTable | N
         instance("latency", latency, types.LatencyTable, TABLE)
     if iterations == 1:
         return
-    if target is Target.TOD:
+    if target in (Target.TOD, Target.DROP):
         raise InputError(
-            f"iterations={iterations} needs a budget to approach in steps: give one of {_BUDGETS}, not tod"
+            f"iterations={iterations} needs a budget to approach in steps: give one of {_BUDGETS}, not {target.value}"
         )
     if latency is not None:
         raise InputError("several iterations measure a latency table for the model of every step: leave out latency=")

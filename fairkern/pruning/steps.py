@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from fairkern import report, types
 from fairkern.allocate import Planning
 from fairkern.api import score, trace
-from fairkern.compensate import Compensation, Correction
-from fairkern.compensate.cut import cut
+from fairkern.compensate import Compensation
+from fairkern.compensate.cut import Cut, cut
+from fairkern.compensate.intercepts import Biases
 from fairkern.errors import BudgetError
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
+from fairkern.plans.serving import constraints, serving
 from fairkern.results import Plan, Report, Scores
 from fairkern.summary import summarise
 from fairkern.timing import plan_latency
@@ -30,13 +32,14 @@ class Asked:
     """What one call of `prune` was asked for, checked."""
 
     target: str
-    keep: float
+    keep: Any  # a share, a tolerance, or whole numbers by kind of unit
     latency: types.LatencyTable | None
     iterations: int
     planning: dict[str, Any]
     scoring: dict[str, Any]
     tracing: dict[str, Any]
     method: Compensation | None  # None: the best that can be had
+    biases: Biases
     again: bool  # whether the data may be looked at again, beside the model as it was
     inplace: bool
 
@@ -53,7 +56,8 @@ class Run:
     current: nn.Module = field(init=False)
     scores: Scores = field(init=False)  # of the last step
     method: Compensation = field(init=False)
-    corrected: list[Correction] = field(init=False)
+    cut: Cut = field(init=False)  # of the last step
+    flags: list[types.ConfigChange] = field(init=False, default_factory=list)  # that compensation set, in all steps
     done: list[tuple[types.UnitMap, Plan]] = field(init=False, default_factory=list)
     stages: dict[str, float] = field(init=False)
     before: float = field(init=False, default=0.0)  # milliseconds of the whole model
@@ -90,9 +94,11 @@ class Run:
             before={"latency_ms": before},
             after={"latency_ms": after},
             stages=self.stages,
-            corrected=self.corrected,
+            corrected=self.cut.corrections,
             small=self.current,
             compensation=self.method.value,
+            biases=self.cut.biases,
+            flags=self.flags,
         )
 
     def _traced(self) -> types.UnitMap:
@@ -142,7 +148,10 @@ class Run:
         self.method = self.asked.method or self._best_method()
         own = number > 1 and self.method is not Compensation.SEQUENTIAL  # a copy of ours
         inplace = self.asked.inplace or own
-        self.current, self.corrected = cut(self.current, plan, self.method, self.scores, self.loader, inplace=inplace)
+        biases = self.asked.biases
+        self.cut = cut(self.current, plan, self.method, self.scores, self.loader, inplace=inplace, biases=biases)
+        self.current = self.cut.model
+        self.flags += self.cut.config
 
     def _best_method(self) -> Compensation:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
@@ -178,7 +187,8 @@ class Run:
             whole = plans[0].result["latency_before_ms"]
             share = self.spent * last.result["latency_after_ms"] / last.result["latency_before_ms"]
             result |= {"latency_before_ms": whole, "latency_after_ms": share * whole}
-        return compose(units, plans, request, result)
+        served = constraints(units, serving(request["serve"]))
+        return compose(units, plans, request, result, served.said(request["serve"]))
 
 
 def _left(units: types.UnitMap, plans: Sequence[Plan], plan: Plan) -> dict[str, Any]:

@@ -16,7 +16,10 @@ def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     Raises InputError (a value that JSON cannot hold, NaN among them; names its place), OSError (the folder
     does not exist or cannot be written, the disk is full). Nothing half-written stays.
     """
-    write_json(path, "report", {field.name: getattr(report, field.name) for field in fields(Report)})
+    content = {field.name: getattr(report, field.name) for field in fields(Report)}
+    if not report.healed:
+        del content["healed"]
+    write_json(path, "report", content)
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
@@ -26,15 +29,16 @@ def load_report(path: str | os.PathLike[str]) -> Report:
     """
     content = Fields(read_json(path, "report"), path)
 
-    def numbers(key: str) -> dict[str, float]:
-        return {name: entry.number() for name, entry in content[key].entries().items()}
+    def numbers(entry: Fields) -> dict[str, float]:
+        return {name: value.number() for name, value in entry.entries().items()}
 
     return Report(
         title=content["title"].text(),
-        before=numbers("before"),
-        after=numbers("after"),
+        before=numbers(content["before"]),
+        after=numbers(content["after"]),
         groups=tuple(row.mapping() for row in content["groups"].items()),
-        stages=numbers("stages"),
+        stages=numbers(content["stages"]),
         choices=content["choices"].mapping(),
         versions={key: entry.text() for key, entry in content["versions"].entries().items()},
+        healed=numbers(content.get("healed", {})),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from fairkern.artefacts.files import package_version
 from fairkern.plans.left_alone import unscored
-from fairkern.types import Plan, Report, Scores
+from fairkern.types import ConfigChange, Plan, Report, Scores
 
 
 def summary(
@@ -19,21 +19,22 @@ def summary(
     scores: Scores | None,
     *,
     title: str,
-    measures: tuple[Mapping[str, float], Mapping[str, float]],
+    measures: tuple[Mapping[str, float], Mapping[str, float], Mapping[str, float]],
     stages: Mapping[str, float],
     params: int | None,
     unexplained: Mapping[str, float],
     compensation: Mapping[str, Any],
+    flags: Sequence[ConfigChange] = (),
 ) -> Report:
-    """The report of a plan: its costs beside what was measured before and after, and what was chosen.
+    """The report of a plan: its costs beside what was measured before, after and healed, and what was chosen.
 
     `params`: of the cut model, None for what the plan says; compensation may have added biases, which no plan counts.
-    `compensation`: entries of `choices` that say what it did.
+    `compensation`: entries of `choices` that say what it did. `flags`: fields of the configuration that it set.
     """
     result = plan.result
     kept = result["params_after"] if params is None else params
     ends = []
-    for when, taken in zip(("before", "after"), measures, strict=True):
+    for when, taken in zip(("before", "after", "after"), measures, strict=True):
         own = {"params": kept if when == "after" else result["params_before"], "flops": result[f"flops_{when}"]}
         predicted = result.get(f"latency_{when}_ms")
         ends.append({**own, **({} if predicted is None else {"latency_predicted_ms": predicted}), **taken})
@@ -49,8 +50,8 @@ def summary(
             **compensation,
             **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
             **{name: result[name] for name in ("latency_looks", "steps") if name in result},
-            **({"left_alone": result["left_alone"]} if result.get("left_alone") else {}),
-            "config": {c.name: [c.before, c.after] for c in plan.config},
+            **{name: result[name] for name in ("left_alone", "serves") if result.get(name)},
+            "config": {c.name: [c.before, c.after] for c in (*plan.config, *flags)},
             "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,
             "notes": []
@@ -59,6 +60,7 @@ def summary(
             "scoring": {} if scores is None else dict(scores.provenance),
         },
         versions=versions(),
+        healed=ends[2] if measures[2] else {},
     )
 
 

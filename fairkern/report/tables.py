@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fairkern.plans.left_alone import held_kinds, unscored
+from fairkern.plans.serving import YES
 from fairkern.types import Axis, AxisGroup, FrozenAxis, Report, UnitMap
 
 _SHOWN_REASONS = 12
@@ -97,25 +98,33 @@ def _adapted(units: UnitMap) -> list[str]:
 
 
 def report_table(report: Report) -> RenderableType:
-    """A report: measures before and after, a row per group, kinds of units of which none went, seconds per stage, and
-    what was chosen automatically."""
+    """A report: measures before, after and healed, a row per group, kinds of units of which none went, who can load what is
+    left, seconds per stage, and what was chosen automatically."""
     parts: list[RenderableType] = []
     measures = _table(report.title)
     measures.add_column("", no_wrap=True)
-    for name in ("before", "after", "change"):
+    later = {"one shot": report.after, "healed": report.healed} if report.healed else {"after": report.after}
+    for name in ("before", *(column for when in later for column in (when, "change"))):
         measures.add_column(name, justify="right", no_wrap=True)
-    for name in dict.fromkeys((*report.before, *report.after)):
-        before, after = report.before.get(name), report.after.get(name)
-        measures.add_row(
-            Text(_LABELS.get(name, name)), _measure(name, before), _measure(name, after), _change(name, before, after)
-        )
+    for name in dict.fromkeys(name for taken in (report.before, *later.values()) for name in taken):
+        before, cells = report.before.get(name), []
+        for taken in later.values():
+            cells += [_measure(name, taken.get(name)), _change(name, before, taken.get(name))]
+        measures.add_row(Text(_LABELS.get(name, name)), _measure(name, before), *cells)
     parts.append(measures)
     if report.groups:
         parts.append(_rows_table(report.groups))
     alone = report.choices.get("left_alone", [])
     if alone:
         parts.append(Text("\n".join(alone) + "\n"))
-    choices = {name: value for name, value in report.choices.items() if name != "left_alone"}
+    serves = report.choices.get("serves", {})
+    if len(set(serves.values())) > 1 or YES in serves.values():  # else it is a model that nobody serves from a folder
+        parts.append(_serves_table(serves))
+    through_zero = report.choices.get("through_zero")
+    if through_zero:
+        parts.append(Text(_through_zero(through_zero) + "\n"))
+    apart = ("left_alone", "serves", "through_zero")
+    choices = {name: value for name, value in report.choices.items() if name not in apart}
     if report.stages:
         stages = _table("time")
         stages.add_column("stage", no_wrap=True)
@@ -135,6 +144,20 @@ def report_table(report: Report) -> RenderableType:
     return Group(*parts)
 
 
+def _through_zero(entries: Mapping[str, Mapping[str, float]]) -> str:
+    """What it costs that weights were given no bias: what is left of what goes, on average and where it is worst."""
+
+    def shares(of: Mapping[str, float]) -> str:
+        return f"{100 * of['unexplained']:.2g} % ({100 * of['with_intercept']:.2g} % with one)"
+
+    count = len(entries)
+    mean = {key: sum(entry[key] for entry in entries.values()) / count for key in ("unexplained", "with_intercept")}
+    weights = "1 weight" if count == 1 else f"{count} weights"
+    said = f"{weights} fitted without a bias: {shares(mean)} of what goes is not made up for"
+    name, worst = max(entries.items(), key=lambda item: item[1]["unexplained"] - item[1]["with_intercept"])
+    return said if count == 1 else f"{said}, most is lost at {name}: {shares(worst)}"
+
+
 def quantity(value: float) -> str:
     """A count in four digits or so: `950`, `12.3 k`, `1.81 G`."""
     size = abs(value)
@@ -150,6 +173,8 @@ _LABELS = {
     "latency_ms": "latency",
     "latency_predicted_ms": "latency, predicted",
     "config_left": "config left as it was",
+    "tokens_per_second": "tokens per second",
+    "cache_bytes_per_token": "cache, bytes per token",
 }
 
 
@@ -189,6 +214,19 @@ def _rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         )
     for row in rows:
         table.add_row(*(Text(_cell(key, row.get(key))) for key in keys))
+    return table
+
+
+def _serves_table(serves: Mapping[str, str]) -> Table:
+    """Servers, those together that are told the same."""
+    told: dict[str, list[str]] = {}
+    for server, answer in serves.items():
+        told.setdefault(answer, []).append(server)
+    table = _table("what is left can be loaded by", header=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for answer, servers in told.items():
+        table.add_row(Text(", ".join(servers)), Text(answer if answer == YES else f"no: {answer}"))
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fairkern.types.arrays import FloatArray, IndexArray
-from fairkern.types.branches import Blocks, Branch, BranchPart
+from fairkern.types.branches import Blocks, Branch, BranchPart, Entries
 from fairkern.types.latency import LatencyCut, LatencyTable
 from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
 from fairkern.types.report import Report
@@ -14,7 +14,6 @@ from fairkern.types.units import (
     CallSite,
     ConfigField,
     CostTerm,
-    Entries,
     Extent,
     FrozenAxis,
     GroupAxis,

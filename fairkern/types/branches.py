@@ -1,8 +1,19 @@
-"""Branches of residual blocks as units: what goes with each, and the blocks that go once all their branches do."""
+"""Modules that are units as a whole: experts of a list, branches of residual blocks, and blocks that go with those."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Modules of a list (`nn.ModuleList`, `nn.ModuleDict`) that are units: experts to which a router sends tokens.
+
+    `names`: theirs in the list, in order. `width`: how many values each of them gives for a token.
+    """
+
+    names: tuple[str, ...]
+    width: int
 
 
 @dataclass(frozen=True)

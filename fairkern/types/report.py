@@ -12,7 +12,8 @@ class Report:
     """What a run did, ready for a table, JSON or a picture.
 
     `before` and `after` map measures (`params`, `flops`, `latency_ms`, `accuracy`) to numbers; `groups` has a
-    row per group; `stages` maps a stage to its seconds; `choices` records what was chosen automatically.
+    row per group; `stages` maps a stage to its seconds; `choices` records what was chosen automatically. `healed`:
+    measures of the cut model once it was healed; empty where it was not.
     """
 
     title: str
@@ -22,3 +23,4 @@ class Report:
     stages: Mapping[str, float]
     choices: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    healed: Mapping[str, float] = field(default_factory=dict)

@@ -3,8 +3,9 @@
 Index arrays are NumPy int64. A group's units touch each of its axes equally often, so every index array
 is rectangular: `positions[u]` are the places that unit `u` holds on one axis, ascending.
 
-A group may have several *sets*: its axes lie on tensors whose dimension 0 counts experts, and every expert loses as
-many units but not the same ones. What is per unit is then `[sets, units]` or, where it has to be flat, set after set.
+A group may have several *sets*, each of which loses as many units but not the same ones: its axes lie on tensors whose
+dimension 0 counts experts, whose units they are; or a router chooses groups of experts, and the sets lie one behind the
+other on the axes themselves. What is per unit is then `[sets, units]` or, where it has to be flat, set after set.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from fairkern.types.arrays import IndexArray
-from fairkern.types.branches import Blocks, Branch
+from fairkern.types.branches import Blocks, Branch, Entries
 
 
 class Side(enum.Enum):
@@ -83,11 +86,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class GroupAxis:
-    """The places that a group's units hold on one axis."""
+    """The places that a group's units hold on one axis; of several sets, those of all that lie on the axis."""
 
     axis: Axis
     length: int
-    positions: IndexArray  # [units, per unit]
+    positions: IndexArray  # [units, per unit], or [sets · units, per unit] where the sets lie on the axis itself
     silence: Silence = Silence.NONE
 
     @property
@@ -172,6 +175,16 @@ class AxisGroup:
         """Units over all sets."""
         return self.units * self.sets
 
+    def numbers(self, units: IndexArray) -> IndexArray:
+        """Units of every set, `[sets, count]`, as numbers among all units, `[sets · count]`."""
+        return (np.arange(self.sets)[:, None] * self.units + units).reshape(-1) if self.sets > 1 else units
+
+    def places(self, held: GroupAxis, units: IndexArray) -> IndexArray:
+        """Where these units, `[count]` or `[sets, count]`, lie on one of the group's axes, ascending: `[places]`, or
+        `[sets, places]` where the axis holds the units of each set anew."""
+        chosen = self.numbers(units) if len(held.positions) == self.total else units
+        return np.sort(held.positions[chosen].reshape(*chosen.shape[:-1], -1), axis=-1)
+
     @property
     def producer_modules(self) -> tuple[str, ...]:
         """Modules whose own tensors hold the units (not those that only consume them), in order, once each."""
@@ -195,17 +208,6 @@ class KeptUnits:
     kind: str  # as of a group
     module: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Modules of a list (`nn.ModuleList`, `nn.ModuleDict`) that are units: experts to which a router sends tokens.
-
-    `names`: theirs in the list, in order. `width`: how many values each of them gives for a token.
-    """
-
-    names: tuple[str, ...]
-    width: int
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,9 @@ class ConfigField:
     """A field of the model's configuration that counts units: `size · kept / units` when its groups agree on that.
 
     `name` is dotted ("text_config.intermediate_size"). `before` is what it holds, None where it is left to a default
-    of `size`. `fixed`: the field is set to `size` when its groups are cut (the size of a head).
+    of `size`. `fixed`: the field is set to `size` when its groups are cut (the size of a head). `admitted`: the values
+    that the configuration's own validators let through, ascending, together with those of the other fields that count
+    the same groups; None: whatever is no more than `size`.
     """
 
     name: str
@@ -311,6 +315,7 @@ class ConfigField:
     size: int
     groups: tuple[int, ...]
     fixed: bool = False
+    admitted: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

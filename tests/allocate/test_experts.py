@@ -55,12 +55,16 @@ def test_every_step_given_back_would_exceed_the_budget() -> None:
     scores = fk.score(model, batches(), F.cross_entropy, units=units, progress=False)
     plan = scores.plan(keep_params=0.55, allocation="uniform", removal="wasserstein")
     removed = {g.name: g.removed for g in plan.groups}
+    alike: dict[object, list[int]] = {}
     for g in units.prunable:
-        name = units.groups[g].name
-        if not len(removed[name]):
+        alike.setdefault((units.groups[g].kind, units.groups[g].units), []).append(g)
+    for members in alike.values():
+        (count,) = {len(removed[units.groups[g].name]) for g in members}
+        if not count:
             continue
-        order = np.argsort(scores.signals["wasserstein"][g], kind="stable")[: len(removed[name])]
-        fewer = [order[:-1] if i == g else removed.get(group.name, ()) for i, group in enumerate(units.groups)]
+        fewer = [removed.get(group.name, ()) for group in units.groups]
+        for g in members:
+            fewer[g] = np.argsort(scores.signals["wasserstein"][g], kind="stable")[: count - 1]
         more = plan_of(units, [np.asarray(r, dtype=np.int64) for r in fewer])
         assert more.result["params_after"] > 0.55 * size(model) or more.result == plan.result
 

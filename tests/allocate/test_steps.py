@@ -143,6 +143,7 @@ def test_what_was_asked_is_recorded() -> None:
         "max_remove": 0.5,
         "min_keep": 2,
         "ignore": [],
+        "serve": None,
     }
     assert "latency_before_ms" not in found.result
 

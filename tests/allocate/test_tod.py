@@ -10,13 +10,13 @@ pytest.importorskip("hypothesis")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fairkern.allocate.tod import fraction_need, normalized_need, removal_order, tolerance_needs
+from fairkern.allocate.tod import fraction_need, normalized_need, removal_order, tolerance_curves, tolerance_need
 from tests.allocate.oracles import tod_by_sets
 
 
-def tolerance_need(removal: np.ndarray, protect: np.ndarray, limit: int) -> np.ndarray:
+def need_of(removal: np.ndarray, protect: np.ndarray, limit: int) -> np.ndarray:
     """Of one group."""
-    return tolerance_needs({0: removal}, {0: protect}, {0: limit})[0]
+    return tolerance_need(tolerance_curves({0: removal}, {0: protect})[0][:limit])
 
 
 Signal = st.lists(st.sampled_from([0.0, 0.25, 1.0, 2.0, 3.5, 7.0, 8.0]), min_size=1, max_size=24)
@@ -28,7 +28,7 @@ def test_counts_equal_the_definition_at_every_tolerance(drawn: tuple[list[float]
     u, r = drawn
     curve = tod_by_sets(u, r)
     for limit in {0, 1, len(u) // 2, len(u)}:
-        need = tolerance_need(np.array(u), np.array(r), limit)
+        need = need_of(np.array(u), np.array(r), limit)
         assert len(need) == limit
         assert (np.diff(need) >= 0).all()
         for alpha in {0.0, 0.05, 0.5, 1.0, *curve}:
@@ -40,12 +40,12 @@ def test_groups_do_not_touch_each_other() -> None:
     generator = np.random.default_rng(0)
     sizes = {4: 1, 2: 17, 9: 3, 5: 64}
     removal, protect = ({g: generator.integers(0, 9, n).astype(float) for g, n in sizes.items()} for _ in range(2))
-    limits = {g: max(1, n - 2) for g, n in sizes.items()}
-    together = tolerance_needs(removal, protect, limits)
+    together = tolerance_curves(removal, protect)
     assert list(together) == list(sizes)
-    for g in sizes:
-        assert together[g].tolist() == tolerance_need(removal[g], protect[g], limits[g]).tolist()
-    assert tolerance_needs({}, {}, {}) == {}
+    for g, n in sizes.items():
+        assert together[g].tolist() == tolerance_curves({0: removal[g]}, {0: protect[g]})[0].tolist()
+        assert len(together[g]) == n
+    assert tolerance_curves({}, {}) == {}
 
 
 @given(Signal)
@@ -56,7 +56,7 @@ def test_order_is_ascending_with_ties_by_index(u: list[float]) -> None:
 def test_identical_ranks_need_nothing_until_the_middle() -> None:
     """U and R agree: the k lowest U are the k lowest R, so the prefixes meet only beyond n / 2."""
     scores = np.arange(10.0)
-    need = tolerance_need(scores, scores, 10)
+    need = need_of(scores, scores, 10)
     assert need[:5].tolist() == [0.0] * 5
     assert need[5] == 2 / 6
     assert need[9] == 1.0
@@ -64,11 +64,11 @@ def test_identical_ranks_need_nothing_until_the_middle() -> None:
 
 def test_opposed_ranks_need_all() -> None:
     scores = np.arange(10.0)
-    assert tolerance_need(scores, -scores, 9).tolist() == [1.0] * 9
+    assert need_of(scores, -scores, 9).tolist() == [1.0] * 9
 
 
 def test_fraction() -> None:
-    assert fraction_need(8, 3).tolist() == [1 / 8, 2 / 8, 3 / 8]
+    assert fraction_need(4).tolist() == [1 / 4, 2 / 4, 3 / 4, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_fraction() -> None:
     ],
 )
 def test_normalized_scores_are_in_units_of_the_mean(scores: list[float], expected: list[float]) -> None:
-    assert normalized_need(np.array(scores), len(scores)).tolist() == expected
+    assert normalized_need(np.array(scores)).tolist() == expected

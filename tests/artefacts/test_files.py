@@ -67,7 +67,12 @@ def some_scores() -> Scores:
         residual().build(),
         sites=(SizeSite("layer0.0", 2, "view", 1, 0),),
         replacements=(Replacement("attn", "MultiheadAttention"),),
-        config=(ConfigField("width", None, 6, (1, 2)), ConfigField("text.heads", 6, 6, (1,), fixed=True)),
+        config=(
+            ConfigField("width", None, 6, (1, 2)),
+            ConfigField("text.heads", 6, 6, (1,), fixed=True),
+            ConfigField("heads", 6, 6, (1,), admitted=(2, 6)),
+            ConfigField("none", 6, 6, (1,), admitted=()),
+        ),
     )
     return random_scores(units, seed=3)
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.axes.dims import CONSTANT, Dim, Source, Track, Uniform
-from fairkern.axes.facts import Unless
 from fairkern.axes.graph import Graph
 from fairkern.axes.rules._call import Call, FunctionCall, ModuleCall
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES
+from fairkern.axes.unless import Unless
 from fairkern.model.nested import tensors_in
 from fairkern.types import Axis, CallSite
 
@@ -164,7 +164,8 @@ class Speech:
                 words.append(f"{sign} {axes}{marks}")
         if track.indexes is not None:
             words.append(f"into {self._nodes(track.indexes)}")
-        words += [f"mixed {self._written(dim)}" for dim, _ in track.mixed]
+        for dim, _, unless in track.mixed:
+            words.append(f"mixed {self._written(dim)}" + ("" if unless is Unless.LISTED else f" unless {unless.value}"))
         return "; ".join(words)
 
     def _written(self, dim: Dim) -> str:

@@ -27,11 +27,12 @@ from fairkern.axes.facts import (
     Ranking,
     SizeCall,
     SizeCallsOfModule,
-    Unless,
+    Spread,
 )
 from fairkern.axes.graph import Graph
 from fairkern.axes.relocation import Relocation
 from fairkern.axes.solver import Solver, components
+from fairkern.axes.unless import Unless
 from fairkern.types import Axis, CallSite, Side
 
 ROUTED, LISTED, OTHER = range(3)
@@ -128,6 +129,8 @@ MOVES: list[tuple[Fact, Fact | None]] = [
         Production(Axis("b.w", 0), ids(5), -1, CallSite("ab")),
     ),
     (Production(Axis("c.w", 0), ids(1), -1, CallSite("a")), None),
+    (Spread(ids(0, 1), ids(2), ids(3, 0)), Spread(ids(4, 5), ids(2), ids(3, 4))),
+    (Spread(ids(2, 3), ids(2), ids(0, 1)), None),
     (Product("a.n", ids(0, 2)), Product("b.n", ids(4, 2))),
     (Product("ab", ids(0)), None),
     (Computed("a.w"), Computed("b.w")),

@@ -86,6 +86,8 @@ def test_nothing_is_scored_without_values() -> None:
             lambda m: fk.score(m, loader, nn.CrossEntropyLoss(), units=units, progress=False),  # noqa: B023
             lambda m: fk.prune(m, loader, nn.CrossEntropyLoss(), keep_params=0.5, progress=False),
             lambda m: fk.recalibrate(m, loader),
+            lambda m: fk.heal(m, MODELS["convolutional"](), loader, steps=1),
+            lambda m: fk.heal(MODELS["convolutional"](), m, loader, steps=1),
         ):
             with pytest.raises(InputError, match=r"0\.weight has no values"):
                 stage(given)

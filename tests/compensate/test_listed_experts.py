@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import fairkern as fk
-from bench.zoo.mixtures import Net
+from bench.zoo.mixtures import Compared, Net
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
+from tests.compensate.test_intercepts import Config
 from tests.listed import UNEVEN, X, batches, every_mixture, net
 
 
@@ -61,3 +62,38 @@ def test_compensation_comes_closer(mixture: type[nn.Module]) -> None:
     whole = fk.apply(model, fk.Plan(**vars(build(units, only))))(x)
     small = fk.apply(model, plan, compensate="least_squares", scores=scores)
     assert (small(x) - whole).norm() < 0.8 * (bare - whole).norm()
+
+
+class Configured(Net):
+    """Experts in lists whose layers have biases where the configuration says so."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(Compared)
+        self.config = config
+        for layer in self.layers:
+            for expert in layer.experts:
+                if config.mlp_bias:
+                    for linear in (expert.gate, expert.up, expert.down):
+                        linear.bias = nn.Parameter(torch.ones(linear.out_features))
+
+
+def test_zeros_that_a_field_brings_go_to_the_experts_that_stay(tmp_path: Any) -> None:
+    torch.manual_seed(0)
+    model = Configured(Config(mlp_bias=False)).eval()
+    units = fk.trace(model, X)
+    scores = fk.score(model, batches(), F.cross_entropy, units=units, gram=True, progress=False)
+    removed = [
+        np.array([1 if g.kind == "expert" else 0]) if g.frozen is None else np.zeros(0, int) for g in units.groups
+    ]
+    assert any(g.kind == "expert" and g.frozen is None for g in units.groups)
+    plan = fk.Plan(**vars(build(units, removed)))
+    small = fk.apply(model, plan, compensate="least_squares", scores=scores)
+    assert small.config.mlp_bias is True
+    for layer in small.layers:
+        assert len(layer.experts) == 3
+        for expert in layer.experts:
+            assert torch.count_nonzero(expert.gate.bias) == torch.count_nonzero(expert.up.bias) == 0
+            assert torch.count_nonzero(expert.down.bias)
+    fk.save_pruned(small, plan, tmp_path / "small")
+    again = fk.load_pruned(Configured(Config(mlp_bias=False)).eval(), tmp_path / "small")
+    assert torch.equal(again(X), small(X))

@@ -59,8 +59,9 @@ def test_a_chain_by_hand() -> None:
         "units": 5,
         "units_removed": 3,
         "extra": 1,
+        "serves": dict.fromkeys(("hf", "vllm", "gguf", "deci"), "no field of a configuration counts what can be cut"),
     }
-    assert all(type(v) is int for v in plan.result.values())
+    assert all(type(v) is int for v in plan.result.values() if not isinstance(v, dict))
 
 
 def test_an_axis_gathers_positions_of_several_groups() -> None:

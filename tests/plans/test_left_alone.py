@@ -52,6 +52,6 @@ def test_a_plan_says_what_it_spares_and_what_it_has_to() -> None:
     spared = "no head was cut: the plan spared those of b and 1 more, which could be cut"
     kept = "no expert was cut: those of e stay: it is in use"
     alone = "no neuron was cut: the plan spared those of f, which could be cut"
-    assert left_alone(units, gone([0], [], [], [], [], [])) == [kept, spared, alone]
-    assert left_alone(units, gone([0], [], [1], [], [], [2])) == [kept]
-    assert left_alone(units, gone([], [], [], [], [], [])) == []
+    assert left_alone(units, gone([0], [], [], [], [], []), {}) == [kept, spared, alone]
+    assert left_alone(units, gone([0], [], [1], [], [], [2]), {}) == [kept]
+    assert left_alone(units, gone([], [], [], [], [], []), {}) == []

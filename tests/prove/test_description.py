@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -82,7 +83,7 @@ def test_layers_that_differ_leave_it() -> None:
     assert small.config.intermediate_size == 8
     assert plan.config == ()
     assert plan.result["config_left"] == ["intermediate_size"]
-    assert fk.api.summarise(plan).choices["config_left"] == ["intermediate_size"]
+    assert fk.summarise(plan).choices["config_left"] == ["intermediate_size"]
 
 
 def test_a_forward_pass_that_would_compute_something_else_leaves_it() -> None:
@@ -195,6 +196,10 @@ def test_a_value_that_is_refused_leaves_the_configuration(tmp_path: Path) -> Non
     x = torch.randn(2, 5, 16).double()
     units = fk.trace(model, x)
     removed = [np.arange(3 if g.kind == "neuron" else 0) for g in units.groups]
+    known = build(units, removed)
+    assert (known.config, known.result["config_left"]) == ((), ["intermediate_size"])
+    assert known.result["serves"]["hf"] == "the configuration refuses intermediate_size=29; it admits 32, 24, 16, 8"
+    units = replace(units, config=tuple(replace(f, admitted=None) for f in units.config))  # as files of before have it
     with pytest.warns(UserWarning, match="multiple of 8"):
         small, plan = cut(model, units, removed)
     assert small.config.intermediate_size == 32

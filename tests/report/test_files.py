@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,6 +36,16 @@ def test_round_trip(report, tmp_path):
         assert getattr(loaded, field) == getattr(report, field)
     assert json.loads(path.read_text())["format"] == "fairkern.report"
     assert versions()["torch"] == torch.__version__
+
+
+def test_what_was_healed_is_in_the_file_where_it_was(report, tmp_path):
+    path = tmp_path / "report.json"
+    save_report(report, path)
+    assert "healed" not in json.loads(path.read_text())  # as before there was such a column
+    assert load_report(path).healed == {}
+    save_report(replace(report, healed={"accuracy": 0.75}), path)
+    assert json.loads(path.read_text())["healed"] == {"accuracy": 0.75}
+    assert load_report(path).healed == {"accuracy": 0.75}
 
 
 def test_what_json_cannot_hold_leaves_the_old_file(report, tmp_path):

@@ -172,6 +172,38 @@ def test_report():
     assert "not compensated" not in text, "what is empty says nothing"
 
 
+def test_who_can_load_what_is_left() -> None:
+    def said(**serves: str) -> list[str]:
+        text = render(report_table(Report("Net", {}, {}, (), {}, {"serves": serves}, {})))
+        return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+    lines = said(hf="heads differ", vllm="heads differ", gguf="yes", deci="yes")
+    assert lines[-3:] == ["what is left can be loaded by", "hf, vllm no: heads differ", "gguf, deci yes"]
+    assert said(hf="yes", vllm="yes")[-1] == "hf, vllm yes"
+    assert not any("loaded by" in line or "serves" in line for line in said(hf="no field", vllm="no field"))
+
+
+def test_what_was_healed_has_a_column_of_its_own():
+    report = Report(
+        "Net, pruned",
+        {"params": 1_000_000, "accuracy": 0.99, "latency_predicted_ms": 103.0},
+        {"params": 250_000, "accuracy": 0.905, "latency_predicted_ms": 51.5},
+        (),
+        {},
+        healed={"params": 250_000, "accuracy": 0.985, "perplexity": 8.5},
+    )
+    lines = [" ".join(line.split()) for line in render(report_table(report)).splitlines()]
+    for line in (
+        "before one shot change healed change",
+        "accuracy 99.00 % 90.50 % −8.50 points 98.50 % −0.50 points",
+        "parameters 1,000,000 250,000 −75.0 % 250,000 −75.0 %",
+        "latency, predicted 103 ms 51.5 ms −50.0 % (2.00×) –",
+        "perplexity – – 8.5",
+    ):
+        assert line in lines
+    assert max(map(len, lines)) <= 100
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -89,7 +89,7 @@ def created_like(call: Call) -> list[Track]:
     return call.out(track.dims, zeros and replace(zeros, silent=True, same=False))
 
 
-@rule("bernoulli", "bernoulli_", "rand_like", "randn_like", "normal_", "uniform_")
+@rule("bernoulli", "bernoulli_", "rand_like", "randn_like", "normal_", "uniform_", "exponential_")
 def drawn(call: Call) -> list[Track]:
     """Random numbers for every position of a tensor: no two are alike. In train mode that is dropout's noise."""
     dims = call.track("self").dims

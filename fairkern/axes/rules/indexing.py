@@ -9,10 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track
-from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.elementwise import broadcast
 from fairkern.axes.rules.registry import rule
+from fairkern.axes.unless import Unless
 
 
 def _stay(call: Call, dims: Iterable[Dim], how: str) -> None:

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from fairkern.axes.dims import CONSTANT, Dim, Track
-from fairkern.axes.facts import Ranking, Unless
+from fairkern.axes.facts import Ranking
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
+from fairkern.axes.unless import Unless
 
 
 def _dims(call: Call, ndim: int) -> list[int]:
@@ -23,7 +24,6 @@ def _dims(call: Call, ndim: int) -> list[int]:
 @rule(
     "mean",
     "sum",
-    "amax",
     "amin",
     "prod",
     "var",
@@ -32,7 +32,6 @@ def _dims(call: Call, ndim: int) -> list[int]:
     "std_mean",
     "linalg_vector_norm",
     "norm",
-    "logsumexp",
     "median",
     "nanmedian",
     "mode",
@@ -47,14 +46,19 @@ def _dims(call: Call, ndim: int) -> list[int]:
 )
 def reduction(call: Call) -> list[Track]:
     """What is reduced stays as it is, unless nobody reads the result (attention weights averaged over heads)."""
+    return _reduced(call, Unless.LISTED)
+
+
+def _reduced(call: Call, unless: Unless) -> list[Track]:
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
     summed = [i for i in over if _adds(call) and call.summed(x, i)]
-    reasons = [(x.dims[i], f"{call.where} runs over it") for i in over if i not in summed]
-    mixed = tuple(reasons) if call.inside.slots is None else ()
+    unless = unless if call.inside.slots is None else Unless.ROUTED
+    mixed = tuple((x.dims[i], f"{call.where} runs over it", unless) for i in over if i not in summed)
     if call.inside.slots is not None:
-        for dim, reason in reasons:
-            call.graph.freeze(dim, reason, Unless.ROUTED)
+        for reason in mixed:
+            call.graph.freeze(*reason)
+        mixed = ()
     places: list[int | None] = [None if i in over else i for i in range(len(x.dims))]
     if len(call.sizes) != len(x.dims):
         places = [i for i in places if i is not None]
@@ -110,14 +114,17 @@ def segments(call: Call) -> list[Track]:
     return call.out(dims)
 
 
-@rule("max", "argmax")
+@rule("max", "amax", "argmax", "logsumexp")
 def best(call: Call) -> list[Track]:
-    """The largest along a dimension: an expert at −inf is not it."""
+    """The largest along a dimension, and where it is: an expert at −inf is not it, and adds nothing to a logsumexp."""
     x = call.track(call.tensors[0])
     over = _dims(call, len(x.dims))
-    if len(over) == 1 and isinstance(ranked := x.dims[over[0]], np.ndarray):
+    made = _reduced(call, Unless.ROUTED if len(over) == 1 else Unless.LISTED)
+    if len(over) == 1 and isinstance(ranked := x.dims[over[0]], np.ndarray) and call.name != "logsumexp":
         call.graph.rankings.append(Ranking(ranked, 1))
-    return reduction(call)
+        if call.name != "amax":
+            made[-1] = replace(made[-1], indexes=ranked)
+    return made
 
 
 @rule("_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort")

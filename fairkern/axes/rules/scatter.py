@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from fairkern.axes.dims import CONSTANT, Dim, Fixed, Track
-from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
+from fairkern.axes.unless import Unless
 
 
 @rule("gather")

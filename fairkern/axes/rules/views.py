@@ -8,14 +8,19 @@ from dataclasses import replace
 import numpy as np
 
 from fairkern.axes.dims import CONSTANT, Dim, Track, Uniform
-from fairkern.axes.facts import Unless
 from fairkern.axes.rules._call import Call, wrap
 from fairkern.axes.rules.registry import rule
+from fairkern.axes.unless import Unless
 
 
 def permuted(call: Call, order: list[int]) -> list[Track]:
     track = call.track("self")
-    return call.moved([track.dims[i] for i in order], track, order)
+    return _same_values(call.moved([track.dims[i] for i in order], track, order), track)
+
+
+def _same_values(made: list[Track], track: Track) -> list[Track]:
+    """What was moved points where it pointed."""
+    return made if track.indexes is None else [replace(m, indexes=track.indexes) for m in made]
 
 
 @rule("permute")
@@ -70,8 +75,7 @@ def reshape(call: Call) -> list[Track]:
         for place, dim in zip(made, call.graph.split(merged, [call.sizes[p] for p in made]), strict=True):
             dims[place] = dim
     _note(call, dims)
-    out = call.moved(dims, track, origin)
-    return out if track.indexes is None else [replace(made, indexes=track.indexes) for made in out]
+    return _same_values(call.moved(dims, track, origin), track)
 
 
 def _carrier(taken: Sequence[tuple[int, Dim, int]]) -> int | tuple[int, ...] | None:
@@ -97,7 +101,7 @@ def squeeze(call: Call) -> list[Track]:
         dim, place = real.pop(0) if n != 1 else (CONSTANT, None)
         dims.append(dim)
         origin.append(place)
-    return call.moved(dims, track, origin)
+    return _same_values(call.moved(dims, track, origin), track)
 
 
 @rule("expand")
@@ -213,7 +217,17 @@ def concatenate(call: Call) -> list[Track]:
             dims.append(np.concatenate([_part(call, t.dims[i], t.sizes[i]) for t in tracks]))
         else:
             dims.append(CONSTANT)
-    return call.out(dims)
+    return [replace(call.out(dims)[0], indexes=_indexes(call, tracks))]
+
+
+def _indexes(call: Call, tracks: Sequence[Track]) -> np.ndarray | None:
+    """What the values of all of these point into, if it is as many for each: the first and the second best expert."""
+    found = [t.indexes for t in tracks if t.indexes is not None]
+    if len(found) < len(tracks) or len({len(nodes) for nodes in found}) != 1:
+        return None
+    for nodes in found[1:]:
+        call.graph.join(found[0], nodes)
+    return found[0]
 
 
 def _part(call: Call, dim: Dim, n: int) -> np.ndarray:

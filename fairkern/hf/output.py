@@ -1,0 +1,157 @@
+"""A pruned language model as a folder that everything loads which loads such folders."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fairkern import artefacts, options, report, types
+from fairkern.artefacts.writing import new_folder
+from fairkern.compact.descriptors import check_pruned
+from fairkern.errors import InputError
+from fairkern.hf.card import CARD, card
+from fairkern.hf.folder import CONFIG, Folder, first_line, open_folder
+from fairkern.hf.needed import quiet
+from fairkern.hf.verify import verify
+from fairkern.surroundings import stage
+
+PLAN, REPORT = "plan.json", "report.json"
+_SHARD = "5GB"
+_BESIDE = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "spiece*",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "*processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+
+
+def check_out(out: str | os.PathLike[str]) -> Path:
+    """The path, if a folder can come to be there: it is new or empty. Better known before an hour's work.
+
+    Raises InputError.
+    """
+    path = Path(out)
+    if path.is_file() or (path.is_symlink() and not path.exists()):
+        raise InputError(f"cannot write {path}: it is a file, and a folder is expected")
+    if path.is_dir() and any(path.iterdir()):
+        raise InputError(f"cannot write {path}: it is not empty; name a new folder, or empty this one")
+    with _said(path):
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        if path.is_mount():
+            raise InputError(f"cannot write {path}: something is mounted there; name a folder within it")
+        if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+            raise InputError(f"cannot write {path}: no permission in {path.absolute().parent}")
+    return path
+
+
+def write(small: Any, plan: types.Plan, out: Path, like: Folder, done: types.Report | None = None) -> None:
+    """The folder, whole or not at all: written beside `out`, opened again, and renamed to it."""
+    check_pruned(small, plan)
+    with _said(out), new_folder(out) as place:
+        _model(small, place, like)
+        _beside(like, place)
+        artefacts.save_plan(plan, place / PLAN)
+        if done is not None:
+            report.save_report(done, place / REPORT)
+        (place / CARD).write_text(card(plan, like, done), encoding="utf-8")
+        verify(place, small, like.trust_remote_code)
+
+
+def _model(small: Any, place: Path, like: Folder) -> None:
+    """Configuration, generation configuration and weights, by the names that the hub has."""
+    with quiet():
+        try:
+            small.save_pretrained(place, max_shard_size=_SHARD)
+        except (OSError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if type(error).__name__ == "SafetensorError" and "I/O" in str(error):  # a full disk has no errno there
+                raise OSError(None, str(error)) from error
+            raise InputError(f"transformers does not save what is left: {first_line(error)}") from error
+    if not like.own_code:
+        _forget_code(place / CONFIG)
+
+
+def _forget_code(config: Path) -> None:
+    """A configuration that names code which was not used, and is not there."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.pop("auto_map", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _beside(like: Folder, place: Path) -> None:
+    """Tokenizer, chat template and licence, as they are; the folder's code, where it is what runs."""
+    patterns = (*_BESIDE, *(("*.py",) if like.own_code else ()))
+    for path in sorted(like.path.iterdir()):
+        if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
+            shutil.copyfile(path, place / path.name)
+    templates = like.path / "additional_chat_templates"
+    if templates.is_dir():
+        shutil.copytree(templates, place / templates.name, copy_function=shutil.copyfile)
+
+
+@contextlib.contextmanager
+def _said(out: Path) -> Iterator[None]:
+    """What the system refuses, as an error of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror or error}; nothing was left there") from error
+
+
+@stage
+def save(
+    small: Any,
+    plan: types.Plan,
+    out: str | os.PathLike[str],
+    *,
+    like: str | os.PathLike[str],
+    trust_remote_code: bool = False,
+) -> None:
+    """Write a pruned language model of transformers as a folder that `from_pretrained` loads, without fairkern.
+
+    The folder has the configuration, the generation configuration, weights by the names of the hub in shards of at most
+    5 GB, tokenizer, chat template and licence of `like`, plan.json and a model card. It is opened on the meta device
+    before it appears, and appears whole or not at all; a run that was killed leaves nothing there.
+
+    Args:
+        small: the cut model, of transformers; it may have been trained since.
+        plan: by which it was cut (`Report.plan`).
+        out: a new or an empty folder.
+        like: the folder that the model came from.
+        trust_remote_code: the model's classes are of that folder's code, which is copied, and run to open the folder.
+
+    Raises:
+        InputError: an `out` that is not empty or cannot be written, a full disk; a model that its configuration cannot
+            describe, as one with layers of different widths (plan with serve="hf"): says which weight differs.
+        PlanMismatchError: `small` does not have the shapes that `plan` leaves.
+        ArtefactError: a damaged file in `like`.
+
+    Cost: one pass over the weights, copied where transformers writes them in other shapes than it computes in.
+    """
+    options.instance("small", small, nn.Module, options.MODEL)
+    options.instance("plan", plan, types.Plan, options.PLAN)
+    if not hasattr(small, "save_pretrained"):
+        raise InputError(
+            f"small is a {type(small).__name__}; expected a model of transformers (save_pruned writes others)"
+        )
+    folder = open_folder(options.place("like", like), options.flag("trust_remote_code", trust_remote_code))
+    write(small, plan, check_out(options.place("out", out)), folder)

@@ -1,0 +1,219 @@
+"""A folder in, a smaller folder out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from fairkern import options as checks
+from fairkern.errors import InputError
+from fairkern.hf.folder import Folder, open_folder
+from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
+from fairkern.hf.needed import transformers
+from fairkern.hf.output import check_out, write
+from fairkern.hf.sequences import Batch, Data, Layout, batches
+from fairkern.hf.text import read_documents
+from fairkern.model.nested import can_take
+from fairkern.pruning import PruningOptions
+from fairkern.pruning import prune as prune_model
+from fairkern.results import PathLike, Report
+from fairkern.surroundings import stage
+
+_SEQUENCE = 512
+_PROMPT = 16  # tokens before those that are timed
+
+
+class FolderOptions(PruningOptions, total=False):
+    """Keywords of `fk.prune`, which it is given."""
+
+    tod: float | None
+    keep_params: float | None
+    keep_flops: float | None
+    keep_latency: float | None
+    iterations: int
+    compensate: str | None
+    biases: str | bool
+    inplace: bool
+    unused: Iterable[str]
+
+
+@stage
+def prune(
+    folder: PathLike,
+    data: Any,
+    *,
+    out: PathLike,
+    sequence: int | None = None,
+    samples: int = 128,
+    held_out: float = 0.1,
+    packing: bool = True,
+    padding: str | None = None,
+    batch_size: int = 4,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    **options: Unpack[FolderOptions],
+) -> Report:
+    """Prune a language model of a local transformers folder, and write one that everything loads which loads the first.
+
+    Args:
+        folder: with config.json, weights (one file, or shards and their index), and a tokenizer. Its code is not run
+            unless `trust_remote_code`.
+        data: a file of text, of which every paragraph is a document; a file of JSON lines (.jsonl) with "text", with
+            "messages", which go through the tokenizer's chat template, or with "prompt" and "completion", of which the
+            loss is that of the completion; or a list of such entries, or of token ids (those need no tokenizer).
+        out: a new or an empty folder; it appears whole or not at all.
+        sequence: tokens of a sequence, at most what the model has positions for; default: 512, or these.
+        samples: sequences that are calibrated on, and measured on, at most.
+        held_out: share of the documents that only perplexity is measured on: those whose hash is lowest, so that a
+            document stays on its side whatever else is in the data.
+        packing: put documents one behind the other, each with its end token, and cut them into sequences; False: a
+            sequence per document, padded. What stands at padded places is heard in the statistics as well.
+        padding: "left" or "right", of sequences that are not packed; default: as the tokenizer has it.
+        batch_size: sequences of a batch.
+        dtype: default: that of the folder, in which the model is scored and written, too.
+        device: default: CUDA where there is one, else the CPU.
+        trust_remote_code: run code of the folder, where transformers does not know the model itself.
+        options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
+            another is given: what is left can be described by a configuration with one number for all layers.
+
+    Returns:
+        What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy
+        generation and `cache_bytes_per_token`. The folder has it as report.json, beside plan.json and a card.
+
+    Raises, before anything is run, InputError for a folder that lacks something or is quantised, data that is empty, no
+    text, or shorter than a sequence, and an `out` that is not empty; ArtefactError for a truncated file. Then what
+    `fk.prune` raises, and InputError where what was written does not open (`fk.hf.save`); then nothing is left.
+
+    Cost: `fk.prune`, and a forward pass over the held-out part, 100 generated tokens and a copy of the weights, before
+    and after.
+    """
+    layout = _layout(sequence, samples, held_out, packing, padding, batch_size)
+    trust, dtype = checks.flag("trust_remote_code", trust_remote_code), _dtype(dtype)
+    place = _device(device)
+    target = check_out(checks.place("out", out))
+    transformers()
+    source = open_folder(checks.place("folder", folder), trust)
+    tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
+    documents = read_documents(data, tokenizer)
+    started = time.perf_counter()
+    model, ignored = source.load(dtype, place)
+    loaded = time.perf_counter()
+    side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side
+    layout = replace(layout, length=_length(model, sequence), padding=side)
+    made = _taken(model, batches(documents, tokenizer, layout, _rows(model)))
+    before = _measures(model, made)
+    measured = time.perf_counter()
+    options.setdefault("serve", "hf")
+    small, report = prune_model(model, made.calibration, **options)
+    plan = report.plan
+    assert plan is not None
+    again = time.perf_counter()
+    after = _measures(small, made)
+    seconds = {"load": loaded - started, "measure": measured - loaded + time.perf_counter() - again}
+    report = replace(
+        report,
+        before={**report.before, **before},
+        after={**report.after, **after},
+        stages={**report.stages, **seconds},
+        choices={**report.choices, **_choices(source, made, ignored)},
+        versions={**report.versions, "transformers": transformers().__version__},
+    )
+    write(small, plan, target, source, report)
+    return report
+
+
+def _layout(sequence: int | None, samples: int, share: float, packing: bool, padding: str | None, batch: int) -> Layout:
+    if padding is not None and padding not in ("left", "right"):
+        raise InputError(f"padding is {checks.short(padding)}; expected 'left' or 'right'")
+    share = checks.real("held_out", share, "a share above 0 and below 1")
+    if not 0 < share < 1:
+        raise InputError(f"held_out={share} is not above 0 and below 1: so much of the data is measured on")
+    return Layout(
+        length=_SEQUENCE if sequence is None else checks.whole("sequence", sequence, 2),
+        samples=checks.whole("samples", samples, 1),
+        share=share,
+        batch=checks.whole("batch_size", batch, 1),
+        packed=checks.flag("packing", packing),
+        padding=padding or "right",
+    )
+
+
+def _dtype(given: Any) -> torch.dtype | None:
+    if given is not None and not (isinstance(given, torch.dtype) and given.is_floating_point):
+        raise InputError(
+            f"dtype is {checks.short(given)}; expected a floating dtype of torch, as torch.bfloat16, or None"
+        )
+    return given
+
+
+def _device(given: Any) -> torch.device:
+    if given is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device is {checks.short(given)}; expected for example 'cpu' or 'cuda' ({error})") from None
+
+
+def _needs_tokenizer(data: Any) -> bool:
+    return isinstance(data, (str, os.PathLike))
+
+
+def _length(model: Any, sequence: int | None) -> int:
+    """Of sequences. Raises InputError for a longer one than the model has positions for."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    most = most if isinstance(most, int) else sys.maxsize
+    if sequence is not None and sequence > most:
+        raise InputError(f"sequence={sequence} is longer than the {most} positions of the model: pass sequence={most}")
+    return min(_SEQUENCE, most) if sequence is None else sequence
+
+
+def _rows(model: Any) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _taken(model: nn.Module, data: Data) -> Data:
+    """The data without positions where the model works them out itself."""
+    first = data.calibration[0]
+    if can_take(model, first) or "position_ids" not in first:
+        return data
+
+    def without(batches: list[Batch]) -> list[Batch]:
+        return [{name: tensor for name, tensor in batch.items() if name != "position_ids"} for batch in batches]
+
+    return replace(data, calibration=without(data.calibration), held_out=without(data.held_out))
+
+
+def _measures(model: Any, data: Data) -> dict[str, float]:
+    ids = _prompt(data)
+    cache = cache_bytes_per_token(model, ids)
+    return {
+        "perplexity": perplexity(model, data.held_out),
+        "tokens_per_second": tokens_per_second(model, ids),
+        **({} if cache is None else {"cache_bytes_per_token": cache}),
+    }
+
+
+def _prompt(data: Data) -> Tensor:
+    """The first tokens of the first sequence that are no padding."""
+    batch = data.calibration[0]
+    ids = batch["input_ids"][0]
+    mask = batch.get("attention_mask")
+    return (ids if mask is None else ids[mask[0].bool()])[:_PROMPT]
+
+
+def _choices(source: Folder, data: Data, ignored: tuple[str, ...]) -> dict[str, Any]:
+    return {
+        "folder": source.path.resolve().name,
+        "data": dict(data.said),
+        **({"weights_without_a_place": list(ignored)} if ignored else {}),
+    }

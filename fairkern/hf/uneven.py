@@ -1,0 +1,99 @@
+"""A pruned language model whose layers differ, as a folder: for fairkern, `export_gguf`, servers that read by layer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any
+
+from torch import nn
+
+from fairkern import options, types
+from fairkern.artefacts.writing import new_folder
+from fairkern.compact import save_pruned
+from fairkern.errors import InputError
+from fairkern.hf.block_configs import uneven_config
+from fairkern.hf.blocks import Blocks, blocks_of
+from fairkern.hf.decoder import family_of, places_of
+from fairkern.hf.folder import CONFIG, Folder, open_folder
+from fairkern.hf.output import _beside, _said, check_out
+from fairkern.hf.weights import configuration
+from fairkern.surroundings import stage
+
+_GENERATION = "generation_config.json"
+
+
+@stage
+def save_uneven(
+    small: Any,
+    plan: types.Plan,
+    out: str | os.PathLike[str],
+    *,
+    like: str | os.PathLike[str],
+    schema: str | None = None,
+) -> None:
+    """Write a pruned language model of transformers that one configuration cannot describe.
+
+    The folder has the weights by transformers' names, plan.json (both as `fk.save_pruned` writes them), the tokenizer,
+    chat template and licence of `like`, and config.json: that of `like`, so that `fk.load_pruned` cuts a model of it,
+    or one that says the sizes layer by layer. It appears whole or not at all.
+
+    Args:
+        small: the cut model, of transformers; it may have been trained since.
+        plan: by which it was cut (`Report.plan`).
+        out: a new or an empty folder.
+        like: the folder that the model came from.
+        schema: None, or who reads config.json: "deci" (DeciLM, Nemotron-NAS) or "anymodel" (vLLM, ModelOpt); both with
+            `per_layer_config` beside it.
+
+    Raises:
+        InputError: an `out` that is not empty or cannot be written; with a schema: a model that is not Llama-like,
+            layers with different numbers of query heads, biases that the configuration has no field for.
+        PlanMismatchError: `small` does not have the shapes that `plan` leaves.
+
+    Cost: one pass over the weights, in one file.
+    """
+    options.instance("small", small, nn.Module, options.MODEL)
+    options.instance("plan", plan, types.Plan, options.PLAN)
+    folder = open_folder(options.place("like", like))
+    config = dict(folder.config) if schema is None else _by_layer(small, folder, schema)
+    path = check_out(options.place("out", out))
+    with _said(path), new_folder(path) as place:
+        save_pruned(small, plan, place)
+        (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        _beside(folder, place)
+        if (folder.path / _GENERATION).is_file():
+            shutil.copyfile(folder.path / _GENERATION, place / _GENERATION)
+
+
+def _by_layer(small: Any, folder: Folder, schema: str) -> dict[str, Any]:
+    """The content of config.json that says what the cut model's layers hold."""
+    before = configuration(folder)
+    for name, value in small.config.to_dict().items():
+        if "bias" in name and isinstance(value, bool):  # compensation may have turned it on
+            setattr(before, name, value)
+    family = family_of(before)
+    state = {name: tuple(value.shape) for name, value in small.state_dict().items()}
+    shapes = {name: shape for name, shape in state.items() if not (family.tied and name.startswith("lm_head."))}
+    blocks = blocks_of(shapes, family.head_size, family.layers, tied=family.tied)
+    _check_biases(before, blocks)
+    said = dict(folder.config) | {
+        name: value for name, value in small.config.to_dict().items() if "bias" in name and isinstance(value, bool)
+    }
+    return uneven_config(said, blocks, schema)
+
+
+def _check_biases(config: Any, blocks: Blocks) -> None:
+    """Raises InputError where a bias has no field, which servers leave out, or a field no bias, which they make up."""
+    said = {place for place in places_of(config) if place.endswith(".bias")}
+    for index, block in enumerate(blocks.blocks):
+        absent = {*("q", "k", "v", "o") * (not block.heads), *("gate", "up", "down") * (not block.width)}
+        own = {place for place in block.tensors if place.endswith(".bias")}
+        expected = {place for place in said if place.partition(".")[0] not in absent}
+        for place in sorted(own ^ expected):
+            what = "holds" if place in own else "lacks"
+            raise InputError(
+                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise, and "
+                'a server goes by that: prune with biases="auto" or False, or export to GGUF'
+            )

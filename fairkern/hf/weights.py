@@ -1,0 +1,130 @@
+"""The weights and configuration of a folder, read one tensor at a time: sharded or not, pruned unevenly or not."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fairkern.artefacts.fields import Fields
+from fairkern.artefacts.files import SUM, parse, read_json
+from fairkern.artefacts.plans import read_plan_payload
+from fairkern.artefacts.tensors import TensorFile, open_tensors
+from fairkern.errors import ArtefactError, InputError
+from fairkern.hf.blocks import Rows, Shape, head_size_of
+from fairkern.hf.folder import Folder, first_line, open_folder
+from fairkern.hf.needed import quiet
+
+_PLAN = "plan.json"
+
+
+class Weights:
+    """A folder whose files are open. `config` is transformers', `shapes` those of all tensors by their names."""
+
+    def __init__(self, folder: Folder, files: dict[str, TensorFile]) -> None:
+        self._folder, self._files = folder, files
+        self.path = folder.path
+        self.config = configuration(folder)
+        self._of: dict[str, tuple[str, str]] = {}  # the file and the name there
+        self._sums: dict[str, dict[str, str]] = {name: {} for name in files}
+        for name, file in files.items():
+            for tensor, dtype in file.dtypes.items():
+                if not dtype.is_floating_point or dtype.itemsize < 2:
+                    raise InputError(
+                        f"{self.path / name} holds {tensor} as {dtype}: quantised weights; load the model dequantised, "
+                        "save it, and export that"
+                    )
+            self._of |= {tensor: (name, tensor) for tensor in file.shapes}
+            self._of |= {alias: (name, tensor) for alias, tensor in _shared(file, self.path / name).items()}
+        self.shapes: dict[str, Shape] = {tensor: files[name].shapes[own] for tensor, (name, own) in self._of.items()}
+
+    def read(self, rows: Rows) -> Tensor:
+        """Rows of a tensor, in its own dtype."""
+        file, own = self._of[rows.name]
+        tensor, self._sums[file][own] = self._files[file].tensor(own)
+        return tensor[rows.start : rows.stop]
+
+    def check_sums(self) -> None:
+        """Raises ArtefactError where a file that carries a sum of all that it says was damaged or edited."""
+        for name, file in self._files.items():
+            if SUM not in file.metadata:
+                continue
+            sums = self._sums[name]
+            sums |= {tensor: file.tensor(tensor)[1] for tensor in file.shapes.keys() - sums.keys()}
+            if file.sum_of(sums) != file.metadata[SUM]:
+                raise ArtefactError(
+                    f"{self.path / name}: its content does not have the sum that it names: the file was edited or "
+                    "damaged after it was written; save the model again"
+                )
+
+    def check_head_size(self, size: int) -> None:
+        """Raises InputError where the size of heads is a guess: a quotient of numbers of which one was cut."""
+        if self._folder.config.get("head_dim") is not None:
+            return
+        said = self.config.num_attention_heads * size
+        found = {shape[-1] for name, shape in self.shapes.items() if name.endswith(".o_proj.weight")}
+        if found <= {said}:
+            return
+        before = set()
+        if (self.path / _PLAN).is_file():
+            plan = read_plan_payload(read_json(self.path / _PLAN, "plan"), self.path / _PLAN)
+            before = {a.length for a in plan.axes if a.axis.tensor.endswith(".o_proj.weight") and a.axis.dim == 1}
+        if said not in before:
+            raise InputError(
+                f"{self.path / 'config.json'} counts {self.config.num_attention_heads} heads and the weights hold "
+                f"{', '.join(map(str, sorted(found)))} columns for them: of which size a head is cannot be told; write "
+                "head_dim into config.json, or keep the plan and the uncut model's configuration beside the weights"
+            )
+
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer, None where it has none."""
+        return self._folder.tokenizer() if self._folder.has_tokenizer else None
+
+
+@contextmanager
+def open_weights(folder: str | os.PathLike[str]) -> Iterator[Weights]:
+    """Opens a folder's files, each once.
+
+    Raises InputError (no such folder; no configuration, weights or shard; weights that are quantised or pickled),
+    ArtefactError (a file that is truncated or contradicts itself).
+    """
+    looked = open_folder(folder)
+    pickled = [name for name in looked.shards if not name.endswith(".safetensors")]
+    if pickled:
+        raise InputError(
+            f"{looked.path} holds its weights as {pickled[0]}; expected safetensors: load the model and save it "
+            "(save_pretrained)"
+        )
+    with ExitStack() as stack:
+        yield Weights(looked, {name: stack.enter_context(open_tensors(looked.path / name)) for name in looked.shards})
+
+
+def configuration(folder: Folder) -> Any:
+    """transformers' of a folder, without what it says of single layers. Raises InputError where it is none."""
+    with quiet() as transformers:
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise InputError(f"{folder.path / 'config.json'} is no configuration: {first_line(error)}") from error
+        config.per_layer_config = None
+        try:
+            size = head_size_of(config)
+        except InputError as error:
+            raise InputError(f"{folder.path / 'config.json'}: {error}") from None
+    if size < 2 or size % 2 or not math.isfinite(size):
+        raise InputError(f"{folder.path / 'config.json'} gives heads of {size}; expected a positive, even number")
+    return config
+
+
+def _shared(file: TensorFile, path: Path) -> dict[str, str]:
+    """Names of tensors that `fk.save_pruned` stores under another one."""
+    said = file.metadata.get("fairkern")
+    if said is None:
+        return {}
+    shared = Fields(parse(said), path)["shared"].entries()
+    return {alias: own.text() for alias, own in shared.items() if own.text() in file.shapes}
