@@ -111,7 +111,7 @@ def _branch(units: UnitMap, extent: int) -> bool:
     shrinks = units.extents[extent]
     if shrinks.unit is None:
         return False
-    return units.groups[shrinks.parts[0][0]].axes[0].axis.tensor in units.branches
+    return shrinks.parts[0][0] in units.branched
 
 
 def _layer(units: UnitMap, parameters: Sequence[str], path: str) -> Features:
@@ -137,9 +137,8 @@ def _rest(units: UnitMap, parameters: Sequence[str], outputs: Mapping[str, float
         alive, sizes = _split(units, own[parameter])
         made.append(CostTerm(elements / units.extents[sizes[int(k)]].length, (*alive, sizes[int(k)])))
     features = {"fixed": _FIXED, "flops": _shares(units, units.flops), "outputs": _shares(units, made)}
-    for g, group in enumerate(units.groups):
-        if group.axes[0].axis.tensor in units.branches:  # what it takes beside its layers
-            features[f"branch {group.name}"] = _shares(units, _lives(units, g))
+    for g in sorted(units.branched):  # what they take beside their layers
+        features[f"branch {units.groups[g].name}"] = _shares(units, _lives(units, g))
     return features
 
 

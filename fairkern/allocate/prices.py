@@ -22,10 +22,10 @@ def priced(units: UnitMap, scores: Mapping[int, FloatArray], terms: Sequence[Cos
     least = _LEAST * cost(whole)
     saved = np.maximum(-cost.change(whole, whole - 1), least)
     alone = _alone(units, terms)
-    found = {}
+    found, branched = {}, units.branched
     for g, values in scores.items():
         group = units.groups[g]
-        price = np.maximum(alone[g], least) if group.axes[0].axis.tensor in units.branches else saved[g] / group.sets
+        price = np.maximum(alone[g], least) if g in branched else saved[g] / group.sets
         found[g] = values / price
     return found
 

@@ -54,6 +54,8 @@ def zeros(x: Tensor, dim: int, size: int | None) -> Tensor:
     """As `x` with so many positions along a dimension."""
     if size is None:
         return torch.zeros_like(x)
+    if not isinstance(x, Tensor):  # torch.fx looks on
+        return torch.repeat_interleave(torch.zeros_like(x.select(dim, 0)).unsqueeze(dim), size, dim)
     shape = list(x.shape)
     shape[dim] = size
     return x.new_zeros(shape)

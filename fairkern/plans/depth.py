@@ -41,9 +41,9 @@ class Depth:
     def __init__(self, units: UnitMap, chosen: Sequence[IndexArray]) -> None:
         self._units = units
         self._taken: dict[str, set[int]] = {}
-        for group, removed in zip(units.groups, chosen, strict=True):
-            if removed.size and group.axes[0].axis.tensor in units.branches:
-                self._taken[group.axes[0].axis.tensor] = set(removed.tolist())
+        for g in units.branched:
+            if chosen[g].size:
+                self._taken[units.groups[g].axes[0].axis.tensor] = set(chosen[g].tolist())
         self.within = tuple(f"{part.module}." for part in self._parts())
         self.blocks = {path: gone for path, held in units.blocks.items() if (gone := self._whole(held)).size}
         self.modules = (

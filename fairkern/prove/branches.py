@@ -24,23 +24,18 @@ class Proof(Protocol):
         """What fails where these units go."""
 
 
-def _branches(units: UnitMap) -> list[int]:
-    return [g for g, group in enumerate(units.groups) if group.axes[0].axis.tensor in units.branches]
-
-
 def without_branches(units: UnitMap) -> UnitMap:
     """The map with all branches held back: one that is gone would hide what goes wrong in it."""
-    return units.freeze(dict.fromkeys(_branches(units), _LATER))
+    return units.freeze(dict.fromkeys(units.branched, _LATER))
 
 
 def with_branches(proof: Proof, units: UnitMap, traced: UnitMap) -> UnitMap:
     """The map with those branches again that hold, as they were `traced`: with whole blocks gone, or else without."""
-    known = {traced.groups[g].name: traced.groups[g] for g in _branches(traced)}
-    groups = tuple(
-        known.get(group.name, group) if g in set(_branches(units)) else group for g, group in enumerate(units.groups)
-    )
-    units = replace(units, groups=groups)
-    if not any(units.groups[g].frozen is None for g in _branches(units)):
+    known = {traced.groups[g].name: traced.groups[g] for g in traced.branched}
+    mine = units.branched
+    groups = (known.get(group.name, group) if g in mine else group for g, group in enumerate(units.groups))
+    units = replace(units, groups=tuple(groups))
+    if mine.isdisjoint(units.prunable):
         return units
     found = _failed(proof, units)
     if found and any(any(held.branches) for held in units.blocks.values()):
@@ -58,7 +53,7 @@ def _failed(proof: Proof, units: UnitMap) -> dict[int, Failed]:
     failed: dict[int, Failed] = {}
     for removed in (about_half(units, proof.seed), _in_turn(units, proof.seed)):
         tried = units.freeze({g: why.reason for g, why in failed.items()})
-        doubtful = [g for g in _branches(tried) if tried.groups[g].frozen is None]
+        doubtful = [g for g in sorted(tried.branched) if tried.groups[g].frozen is None]
         failed |= proof.branches(tried, removed, doubtful)
     return failed
 
@@ -66,7 +61,7 @@ def _failed(proof: Proof, units: UnitMap) -> dict[int, Failed]:
 def _in_turn(units: UnitMap, seed: int) -> list[IndexArray]:
     """The same of other groups; of the k-th group of branches the units whose number has the remainder k."""
     removed = about_half(units, seed)
-    mine = [g for g in _branches(units) if units.groups[g].frozen is None]
+    mine = [g for g in sorted(units.branched) if units.groups[g].frozen is None]
     for k, g in enumerate(mine):
         group = units.groups[g]
         gone = np.arange(group.units, dtype=np.int64)[(len(mine) - 1 - k) % max(len(mine), 2) :: max(len(mine), 2)]

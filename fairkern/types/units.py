@@ -357,6 +357,12 @@ class UnitMap:
         """Indices of those that samples score: without what no input changes, which is heard nowhere."""
         return tuple(i for i in self.prunable if self.groups[i].taps)
 
+    @property
+    def branched(self) -> frozenset[int]:
+        """Indices of the groups whose units are branches."""
+        found = (g for g, group in enumerate(self.groups) if any(a.axis.tensor in self.branches for a in group.axes))
+        return frozenset(found) if self.branches else frozenset()
+
     def without_observed(self, groups: Iterable[int], value: int | None = None) -> UnitMap:
         """The same map without observed attributes that follow any of these groups; of one value only, if given."""
         gone = set(groups)
