@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -121,17 +121,18 @@ def failing(
     doubtful: Iterable[int] | None = None,
     said: Failed | None = None,
     most: int | None = None,
+    removed: Sequence[IndexArray] | None = None,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, Failed]:
     """What `prove` says, with what is known of where it failed.
 
     `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups
     that may fail, the others having passed together; `said`: how all groups together fail, where that is known.
-    `most`: as many failing groups are too many; no others are looked for.
+    `most`: as many failing groups are too many; no others are looked for. `removed`: other units than half of all.
     """
     check(model, build(units, nothing(units)))
     check_values(model)
-    removed = about_half(units, seed)
+    removed = about_half(units, seed) if removed is None else removed
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
@@ -289,24 +290,30 @@ class _Trial:
         self.tolerance = prepared.tolerance if tolerance is None else tolerance
         self._experts = _experts(units)
 
-    def _run(self, model: nn.Module) -> list[list[Tensor]]:
-        """The results of a call in every state, and of what the model does on from there."""
+    def _run(self, model: nn.Module, plan: Plan | None = None) -> list[list[Tensor]]:
+        """The results of a call in every state, and of what the model does on from there; of one cut by this plan."""
+        renaming = None if plan is None else Renaming(plan)
+        experts = {
+            after: how
+            for path, how in self._experts.items()
+            if (after := path if renaming is None else renaming.after(path)) is not None
+        }
         calls = self.prepared.calls
         results: list[list[Tensor]] = []
         onward: list[Tensor] = []
         for state in self.prepared.states:
             forget(model)
-            output = self._call(model, state, partial(call_model, model, self.inputs))
+            output = self._call(model, state, experts, partial(call_model, model, self.inputs))
             results.append(calls.results(output))
             if calls.goes_on and not onward:
                 if calls.loop:
                     forget(model)
-                onward = self._call(model, state, partial(calls.onward, model, self.inputs, output))
+                onward = self._call(model, state, experts, partial(calls.onward, model, self.inputs, output))
         return [*results, onward] if calls.goes_on else results
 
-    def _call(self, model: nn.Module, state: State, call: Callable[[], _Made]) -> _Made:
+    def _call(self, model: nn.Module, state: State, experts: Mapping[str, Any], call: Callable[[], _Made]) -> _Made:
         torch.manual_seed(self.prepared.seed)  # the same for both sides; the caller's state is put back by `prove`
-        with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, self._experts):
+        with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, experts):
             return call()
 
     def failure(self, groups: Sequence[int]) -> Failed | None:
@@ -318,7 +325,7 @@ class _Trial:
             small = apply(self.copy, plan)
             if self.numbers is not None:
                 learn(small)
-            found = self._run(small)
+            found = self._run(small, plan)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
