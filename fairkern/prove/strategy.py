@@ -14,8 +14,9 @@ from fairkern.model.size_calls import BY_NAME
 from fairkern.plans.removals import NONE
 from fairkern.prove.branches import with_branches, without_branches
 from fairkern.prove.description import described
+from fairkern.prove.prepared import Prepared, prepare
 from fairkern.prove.search import Failed
-from fairkern.prove.trial import Prepared, failing, prepare
+from fairkern.prove.trial import failing
 from fairkern.types import Axis, AxisGroup, IndexArray, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
 
