@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from fairkern.plans.removals import NONE, about_half, nothing
 from fairkern.plans.renaming import Renaming
 from fairkern.prove.double import Double, in_double
 from fairkern.prove.inputs import distance, vary
+from fairkern.prove.rebuilt import rebuilt
 from fairkern.prove.search import Failed, search
 from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
@@ -120,17 +121,18 @@ def failing(
     doubtful: Iterable[int] | None = None,
     said: Failed | None = None,
     most: int | None = None,
+    removed: Sequence[IndexArray] | None = None,
     deadline: Deadline = NO_LIMIT,
 ) -> dict[int, Failed]:
     """What `prove` says, with what is known of where it failed.
 
     `prepared`: the copy, from an earlier proof of this model on these inputs with this seed. `doubtful`: the groups
     that may fail, the others having passed together; `said`: how all groups together fail, where that is known.
-    `most`: as many failing groups are too many; no others are looked for.
+    `most`: as many failing groups are too many; no others are looked for. `removed`: other units than half of all.
     """
     check(model, build(units, nothing(units)))
     check_values(model)
-    removed = about_half(units, seed)
+    removed = about_half(units, seed) if removed is None else removed
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
@@ -165,15 +167,17 @@ def failure(
     seed: int = 0,
     prepared: Prepared | None = None,
     numbers: dict[SiteNumber, Passed] | None = None,
+    rebuild: bool = False,
 ) -> str | None:
     """Why the model without these units is not the masked model, on inputs as `prove` makes them; None when it is.
 
-    `prepared`: as of `failing`; `numbers`: as of `prove`.
+    `prepared`: as of `failing`; `numbers`: as of `prove`. `rebuild`: so has to be a model that is built from what is
+    left of the configuration, with what is left of the numbers (where the uncut one is what is built from its own).
 
     Cost and errors as of `prove` when nothing fails.
     """
     with _own_random_state(model), torch.no_grad():
-        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers)
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers, rebuild)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
 
@@ -278,30 +282,38 @@ class _Trial:
         removed: Sequence[IndexArray],
         tolerance: float | None,
         numbers: dict[SiteNumber, Passed] | None,
+        rebuild: bool = False,
     ) -> None:
+        self.rebuild = rebuild
         self.prepared, self.copy, self.inputs = prepared, prepared.copy, prepared.inputs
         self.units, self.removed, self.numbers = units, removed, numbers
         self.tolerance = prepared.tolerance if tolerance is None else tolerance
         self._experts = _experts(units)
 
-    def _run(self, model: nn.Module) -> list[list[Tensor]]:
-        """The results of a call in every state, and of what the model does on from there."""
+    def _run(self, model: nn.Module, plan: Plan | None = None) -> list[list[Tensor]]:
+        """The results of a call in every state, and of what the model does on from there; of one cut by this plan."""
+        renaming = None if plan is None else Renaming(plan)
+        experts = {
+            after: how
+            for path, how in self._experts.items()
+            if (after := path if renaming is None else renaming.after(path)) is not None
+        }
         calls = self.prepared.calls
         results: list[list[Tensor]] = []
         onward: list[Tensor] = []
         for state in self.prepared.states:
             forget(model)
-            output = self._call(model, state, partial(call_model, model, self.inputs))
+            output = self._call(model, state, experts, partial(call_model, model, self.inputs))
             results.append(calls.results(output))
             if calls.goes_on and not onward:
                 if calls.loop:
                     forget(model)
-                onward = self._call(model, state, partial(calls.onward, model, self.inputs, output))
+                onward = self._call(model, state, experts, partial(calls.onward, model, self.inputs, output))
         return [*results, onward] if calls.goes_on else results
 
-    def _call(self, model: nn.Module, state: State, call: Callable[[], _Made]) -> _Made:
+    def _call(self, model: nn.Module, state: State, experts: Mapping[str, Any], call: Callable[[], _Made]) -> _Made:
         torch.manual_seed(self.prepared.seed)  # the same for both sides; the caller's state is put back by `prove`
-        with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, self._experts):
+        with state(), Double() if self.prepared.lifted else nullcontext(), running_as(model, experts):
             return call()
 
     def failure(self, groups: Sequence[int]) -> Failed | None:
@@ -313,7 +325,7 @@ class _Trial:
             small = apply(self.copy, plan)
             if self.numbers is not None:
                 learn(small)
-            found = self._run(small)
+            found = self._run(small, plan)
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
@@ -327,9 +339,22 @@ class _Trial:
                 self.numbers[number] = max(self.numbers.get(number, Passed.RIGHT), passed)
         if error_ > self.tolerance:
             return Failed(f"pruned differs from masked by {error_:.1e}")
+        if self.rebuild and (said := self._not_rebuilt(small, found)) and not self._not_rebuilt(self.copy):
+            return Failed(said)
         if len(chosen) > 1 and _deaf(t for results in expected for t in results):
             return next(filter(None, (self.failure([group]) for group in groups)), None)  # each might show alone
         return None
+
+    def _not_rebuilt(self, model: nn.Module, known: list[list[Tensor]] | None = None) -> str | None:
+        """Why what its configuration builds does not give what the model gives; None if it does."""
+        try:
+            found = self._run(rebuilt(model))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            return f"a model that is built from it fails: {in_words(error, model)}"
+        error_ = max(distance(a, b) for a, b in zip(known or self._run(model), found, strict=True))
+        return f"a model that is built from it differs by {error_:.1e}" if error_ > self.tolerance else None
 
     def _suspects(self, error: Exception, small: nn.Module, plan: Plan, chosen: set[int]) -> frozenset[int]:
         """The groups that touch the innermost module in which the error was raised, of those that hold any."""
