@@ -21,7 +21,7 @@ from fairkern.hf.needed import transformers
 from fairkern.hf.output import check_out, write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
-from fairkern.hf.uneven import write_uneven
+from fairkern.hf.uneven import check_served, write_uneven
 from fairkern.model.nested import can_take
 from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
@@ -110,6 +110,7 @@ def prune(
     target = check_out(checks.place("out", out))
     transformers()
     source = open_folder(checks.place("folder", folder), trust)
+    check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
     started = time.perf_counter()
