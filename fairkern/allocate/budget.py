@@ -12,7 +12,6 @@ from fairkern.allocate.drop import dropped
 from fairkern.allocate.latency import latency_cost
 from fairkern.allocate.options import (
     Allocation,
-    Limits,
     Planning,
     PlanningOptions,
     Target,
@@ -148,7 +147,7 @@ def allocate(
     stays |= dict.fromkeys(none if asked.serve else (), "limits and server allow no smaller number of them")
     needs = _needs(kind, {g: ranked[g] for g in told}, held, first_signal)
     sets = [group.sets for group in units.groups]
-    prices = [_price(kind, made, needs, sets, limit) for made in bundles]
+    prices = [_price(kind, made, needs, sets) for made in bundles]
     measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
     steps = Steps.of(prices, measured)
     moved = Levels.of(bundles, len(units.groups))
@@ -223,15 +222,12 @@ def _needs(
     return {g: need(removal[g]) for g in ranked}
 
 
-def _price(
-    kind: Allocation, made: Bundle, needs: dict[int, FloatArray], sets: Sequence[int], limit: Limits
-) -> FloatArray:
+def _price(kind: Allocation, made: Bundle, needs: dict[int, FloatArray], sets: Sequence[int]) -> FloatArray:
     """Per step of a bundle the threshold that it needs, ascending."""
-    if not len(made.parts):
-        return np.zeros(0)
-    most = min(int(limit.most[g]) // size for g, size in zip(made.groups, made.units, strict=True))
-    price = made.price(needs, sets)[:most]
-    return (tolerance_need(price) if kind is Allocation.TOD else price)[made.parts - 1]
+    price = made.price(needs, sets)
+    if kind is Allocation.TOD and len(made.parts):
+        price = tolerance_need(price[: made.parts[-1]])
+    return price[made.parts - 1]
 
 
 def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray) -> dict[str, float]:
