@@ -73,8 +73,9 @@ def described(plan: types.Plan, serve: str) -> bool:
 
 
 def schema_of(serve: str) -> str | None:
-    """Who reads the configuration of a model that was planned for a server."""
-    return {"vllm": "anymodel", "deci": "deci"}.get(serve)
+    """Who reads the configuration of a model that was planned for a server. llama.cpp's deci admits more than DeciLM's
+    schema does (heads by layer, biases anywhere), and reads what `export_gguf` writes, not config.json."""
+    return "anymodel" if serve == "vllm" else None
 
 
 def write_uneven(
