@@ -29,6 +29,7 @@ from fairkern.plans.removals import NONE, about_half, nothing
 from fairkern.plans.renaming import Renaming
 from fairkern.prove.double import Double, in_double
 from fairkern.prove.inputs import distance, vary
+from fairkern.prove.rebuilt import rebuilt
 from fairkern.prove.search import Failed, search
 from fairkern.prove.states import State, states_of
 from fairkern.prove.stir import calibrate, stir
@@ -165,15 +166,17 @@ def failure(
     seed: int = 0,
     prepared: Prepared | None = None,
     numbers: dict[SiteNumber, Passed] | None = None,
+    rebuild: bool = False,
 ) -> str | None:
     """Why the model without these units is not the masked model, on inputs as `prove` makes them; None when it is.
 
-    `prepared`: as of `failing`; `numbers`: as of `prove`.
+    `prepared`: as of `failing`; `numbers`: as of `prove`. `rebuild`: so has to be a model that is built from what is
+    left of the configuration, with what is left of the numbers (where the uncut one is what is built from its own).
 
     Cost and errors as of `prove` when nothing fails.
     """
     with _own_random_state(model), torch.no_grad():
-        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers)
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers, rebuild)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
 
@@ -278,7 +281,9 @@ class _Trial:
         removed: Sequence[IndexArray],
         tolerance: float | None,
         numbers: dict[SiteNumber, Passed] | None,
+        rebuild: bool = False,
     ) -> None:
+        self.rebuild = rebuild
         self.prepared, self.copy, self.inputs = prepared, prepared.copy, prepared.inputs
         self.units, self.removed, self.numbers = units, removed, numbers
         self.tolerance = prepared.tolerance if tolerance is None else tolerance
@@ -327,9 +332,22 @@ class _Trial:
                 self.numbers[number] = max(self.numbers.get(number, Passed.RIGHT), passed)
         if error_ > self.tolerance:
             return Failed(f"pruned differs from masked by {error_:.1e}")
+        if self.rebuild and (said := self._not_rebuilt(small, found)) and not self._not_rebuilt(self.copy):
+            return Failed(said)
         if len(chosen) > 1 and _deaf(t for results in expected for t in results):
             return next(filter(None, (self.failure([group]) for group in groups)), None)  # each might show alone
         return None
+
+    def _not_rebuilt(self, model: nn.Module, known: list[list[Tensor]] | None = None) -> str | None:
+        """Why what its configuration builds does not give what the model gives; None if it does."""
+        try:
+            found = self._run(rebuilt(model))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            return f"a model that is built from it fails: {in_words(error, model)}"
+        error_ = max(distance(a, b) for a, b in zip(known or self._run(model), found, strict=True))
+        return f"a model that is built from it differs by {error_:.1e}" if error_ > self.tolerance else None
 
     def _suspects(self, error: Exception, small: nn.Module, plan: Plan, chosen: set[int]) -> frozenset[int]:
         """The groups that touch the innermost module in which the error was raised, of those that hold any."""
