@@ -30,6 +30,7 @@ from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
 
 _HF = "hf"
+_SCHEMAS = {"vllm": "anymodel"}  # who reads block configs; llama.cpp reads what `export_gguf` writes
 _SEQUENCE = 512
 _PROMPT = 16  # tokens before those that are timed
 
