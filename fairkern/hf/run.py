@@ -139,7 +139,7 @@ def prune(
     if options["serve"] == _HF or plan.result["serves"][_HF] == YES:
         write(small, plan, target, source, report)
     else:
-        write_uneven(small, plan, target, source, "anymodel" if options["serve"] == "vllm" else None, report)
+        write_uneven(small, plan, target, source, _SCHEMAS.get(options["serve"] or ""), report)
     return report
 
 
