@@ -1,4 +1,4 @@
-"""Routers that choose groups of experts first, written in several ways, and the plain definition of what they choose."""
+"""Routers that choose groups of experts first, in several ways, and the plain definition of what they choose."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def followed(asked: dict[str, Any], error: str) -> dict[str, Any]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No clocks: they take most of the time."""
-    monkeypatch.setattr(report, "latencies_ms", lambda models, *_: [1.0] * len(models))
+    monkeypatch.setattr(report, "latencies_ms", lambda models, *_, **__: [1.0] * len(models))
     monkeypatch.setattr(report, "latency_ms", lambda *_: 1.0)
 
 

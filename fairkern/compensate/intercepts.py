@@ -94,7 +94,7 @@ class Places:
             why = unlike_deci(self._units)
             return f"none is added: {why}" if why else f"at output and down projections, for {self._served}"
         if "_flags" not in vars(self):
-            return "no weight was without one"
+            return "none to add"
         if isinstance(self._flags, str):
             return f"anywhere: {self._flags}"
         return "where the configuration has a field for them"

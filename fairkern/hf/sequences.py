@@ -45,8 +45,8 @@ class Data:
 def batches(given: Documents, tokenizer: Any, layout: Layout, vocabulary: int) -> Data:
     """Batches of `input_ids` and `labels`, and of padded ones `attention_mask` and `position_ids`.
 
-    Where documents are too few to give a sequence on either side, they are divided by place: the end is held out. Of what is packed all are whole, but for one
-    that is held out where there is no whole one.
+    Where documents are too few to give a sequence on either side, they are divided by place: the end is held out. Of
+    packed sequences all are whole, but for one that is held out where there is no whole one.
 
     Raises InputError where the data does not fill one sequence, holds ids that the model has no row for, or needs
     padding that the tokenizer has no token for.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fairkern.artefacts.fields import Fields
@@ -16,7 +17,7 @@ from fairkern.artefacts.files import SUM, parse, read_json
 from fairkern.artefacts.plans import read_plan_payload
 from fairkern.artefacts.tensors import TensorFile, open_tensors
 from fairkern.errors import ArtefactError, InputError
-from fairkern.hf.blocks import Rows, Shape, head_size_of
+from fairkern.hf.blocks import Blocks, Rows, Shape, head_size_of
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.needed import quiet
 
@@ -81,6 +82,30 @@ class Weights:
                 "head_dim into config.json, or keep the plan and the uncut model's configuration beside the weights"
             )
 
+    def check_absent(self, blocks: Blocks) -> None:
+        """Raises InputError for a layer without attention or MLP where nothing says that it went."""
+        if all("fairkern" in file.metadata for file in self._files.values()):
+            return  # its sum says that all is there
+        said = _skipped(self._folder.config)
+        for index, block in enumerate(blocks.blocks):
+            for part, there in (("attention", block.heads), ("mlp", block.width)):
+                if not there and (index, part) not in said:
+                    raise InputError(
+                        f"{self.path} has no weights for the {part} of layer {index}, and config.json does not say "
+                        "that it went (per_layer_config, block_configs): fetch or save the whole folder again"
+                    )
+
+    def check_tied(self, ends: Mapping[str, Rows]) -> None:
+        """Raises InputError where an output is stored beside the embedding that it is tied to, and is another."""
+        output, embedding = ends.get("output.weight"), ends["embedding.weight"]
+        if output is None or self._of[output.name] == self._of[embedding.name]:
+            return
+        if not torch.equal(self.read(output), self.read(embedding)):
+            raise InputError(
+                f"{self.path / 'config.json'} ties the output to the embedding, and {output.name} differs from "
+                f"{embedding.name}: set tie_word_embeddings to false there, or leave the output out"
+            )
+
     def tokenizer(self) -> Any:
         """The folder's tokenizer, None where it has none."""
         return self._folder.tokenizer() if self._folder.has_tokenizer else None
@@ -121,10 +146,24 @@ def configuration(folder: Folder) -> Any:
     return config
 
 
+def _skipped(config: Mapping[str, Any]) -> set[tuple[int, str]]:
+    """Layers and their parts that a configuration says are not there."""
+    layers, blocks = config.get("per_layer_config"), config.get("block_configs")
+    said = set()
+    if isinstance(layers, dict):
+        said |= {(int(index), str(part)) for index, layer in layers.items() for part in layer.get("skip", ())}
+    for index, entry in enumerate(blocks if isinstance(blocks, list) else ()):
+        said |= {(index, own) for part, own in (("attention", "attention"), ("ffn", "mlp")) if entry[part].get("no_op")}
+    return said
+
+
 def _shared(file: TensorFile, path: Path) -> dict[str, str]:
     """Names of tensors that `fk.save_pruned` stores under another one."""
     said = file.metadata.get("fairkern")
     if said is None:
         return {}
-    shared = Fields(parse(said), path)["shared"].entries()
+    try:
+        shared = Fields(parse(said), path)["shared"].entries()
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} has metadata that is not JSON ({error}); save the model again") from None
     return {alias: own.text() for alias, own in shared.items() if own.text() in file.shapes}

@@ -27,7 +27,13 @@ _BLOCKS_OF_256 = (
     *("q5_k_m", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m"),
     *("iq4_xs", "tq1_0", "tq2_0"),
 )
-BLOCKS = {**dict.fromkeys(_PLAIN, 1), **dict.fromkeys(_BLOCKS_OF_32, 32), **dict.fromkeys(_BLOCKS_OF_256, 256)}
+BLOCKS = {
+    **dict.fromkeys(_PLAIN, 1),
+    **dict.fromkeys(_BLOCKS_OF_32, 32),
+    "nvfp4": 64,
+    "q1_0": 128,
+    **dict.fromkeys(_BLOCKS_OF_256, 256),
+}
 """Per type of GGUF how many weights along a contraction share their scales; a row is a whole number of blocks."""
 
 YES = "yes"
@@ -48,7 +54,7 @@ class Serving:
 
     server: Server
     name: str
-    block: int = 1
+    block: int
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,7 @@ def _tied(units: UnitMap, place: Callable[[AxisGroup], str]) -> Constraints:
     }
     ties = []
     for members, fields in sets:
-        frozen = next((g for g in sorted(members) if units.groups[g].frozen is not None), None)
+        frozen = min((g for g in members if units.groups[g].frozen is not None), default=None)
         if frozen is not None:
             why = f"{fields[0].name} counts {units.groups[frozen].name} as well, which stays"
             stays |= dict.fromkeys(members.intersection(units.prunable), why)
@@ -238,7 +244,7 @@ def _several_values(units: UnitMap, removed: Sequence[IndexArray], place: Callab
         for g, value in values.items():
             by_place.setdefault(place(units.groups[g]), set()).add(value)
         for where, found in by_place.items():
-            if len(found) > 1 or min(found).denominator > 1:
+            if len(found) > 1 or next(iter(found)).denominator > 1:
                 least, most = (f"{float(v):g}" for v in (min(found), max(found)))
                 what = f"{least} to {most}" if least != most else least
                 return f"{counted.name} is one whole number{f' in {where}' if where else ''}, and {what} would be right"

@@ -17,8 +17,9 @@ from fairkern.model.raised import in_words
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, drawn
 from fairkern.prove.admitted import together, with_admitted
+from fairkern.prove.prepared import Prepared
 from fairkern.prove.probes import Shapes, built_shapes, probed
-from fairkern.prove.trial import Prepared, failure
+from fairkern.prove.trial import failure
 from fairkern.types import ConfigField, IndexArray, Passed, Plan, SiteNumber, UnitMap
 
 _STEPS = 8  # by so many at most a share lies off what is best, to differ from others

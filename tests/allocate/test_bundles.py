@@ -201,6 +201,8 @@ def test_units_of_a_part_decide_with_the_positions_of_a_unit_who_is_equal() -> N
         (4,),
     ]
     assert [t.groups for t in joined(units, [], [0, 4], equal=True)] == [(0,), (4,)]
+    assert [t.groups for t in joined(units, [Tie((0, 3), 4)], range(4), equal=True)] == [(0, 2, 3), (1,)]
+    assert [t.groups for t in joined(units, [Tie((1, 3), 4)], range(6), equal=True)] == [(0, 2), (1, 3, 5), (4,)]
 
 
 def test_merged_ties_keep_to_the_parts_of_all() -> None:
@@ -222,6 +224,9 @@ def test_what_of_a_tie_the_limits_of_all_its_groups_allow() -> None:
     made = bundle(units, Tie((0, 1), 12), limit)
     assert (made.groups, made.units, made.parts.tolist()) == ((0, 1), (1, 2), [6])
     assert bundle(units, Tie((0, 1), 12, np.array([2, 6, 8])), limit).parts.tolist() == [6]
+    for most, parts in (([11, 17], [3, 6]), ([11, 18], [3, 6, 9]), ([8, 23], [3, 6]), ([11, 11], [3])):
+        made = bundle(units, Tie((0, 1), 12), limits([*most, 0], [3, 2, 1], [3, 2, 1]))
+        assert made.parts.tolist() == parts
     assert bundle(units, Tie((0,), 12), limit).parts.tolist() == [3, 6, 9]
     assert bundle(units, Tie((1,), 12), limit).parts.tolist() == [2, 4, 6, 8]
     assert bundle(units, Tie((1,), 6), limit).parts.tolist() == [1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""Mixtures of experts of transformers whose layers lose the same shares: what is saved is what `from_pretrained` loads."""
+"""Mixtures of experts whose layers lose the same shares: what is saved is what `from_pretrained` loads."""
 
 from __future__ import annotations
 

@@ -272,7 +272,7 @@ def test_where_no_weight_is_without_one_nothing_is_built(monkeypatch: pytest.Mon
     monkeypatch.setattr("fairkern.compensate.intercepts.built_with", pytest.fail)
     small, report = pruned(model)
     assert small.config.mlp_bias is True
-    assert report.choices["biases"] == "no weight was without one"
+    assert report.choices["biases"] == "none to add"
     assert "mlp_bias" not in report.choices["config"]
 
 

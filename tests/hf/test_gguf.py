@@ -214,6 +214,26 @@ def test_numbers_that_f16_has_not(folder: Path) -> None:
     refused(folder, "not finite", "bf16")
 
 
+def test_weights_that_are_missing_are_no_part_that_went(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    whole = {name: value for path in folder.glob("*-of-*.safetensors") for name, value in load_file(path).items()}
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    for start, part in (("model.layers.2.", "attention"), ("model.layers.0.mlp.", "mlp")):
+        left = {name: value for name, value in whole.items() if not name.startswith(start)}
+        save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+        refused(folder, f"no weights for the {part} of layer {start[13]}, and config.json does not say")
+    left = {name: value for name, value in whole.items() if name != "model.layers.1.self_attn.k_proj.weight"}
+    save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, "a layer lacks the weight 'k'")
+
+
+def test_an_output_that_is_tied_and_differs(folder: Path) -> None:
+    changed(folder, tie_word_embeddings=True)
+    refused(folder, "ties the output to the embedding, and lm_head.weight differs")
+
+
 def test_the_size_of_heads_is_not_guessed(tmp_path: Path) -> None:
     model = built(llama(num_attention_heads=4, num_key_value_heads=4))
     model.save_pretrained(tmp_path / "folder")

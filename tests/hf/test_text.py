@@ -84,7 +84,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("data.jsonl", b"\x1f\x8b\x08", "is not text: byte 0x8b"),
     ("data.jsonl", '{"text": "a"}\n{"text": ', "line 2 is not JSON"),
     ("data.jsonl", '{"content": "a"}\n', r"entry 0 has \['content'\]; expected \"text\""),
-    ("data.jsonl", '{"text": 3}\n', "expected \"text\""),
+    ("data.jsonl", '{"text": 3}\n', 'expected "text"'),
     ("data.jsonl", "3\n", "is a int"),
     ("data.jsonl", '{"messages": [{"role": "user"}]}\n', "expected a role and a content each"),
     ("data.jsonl", '{"messages": []}\n', "expected a role and a content each"),
