@@ -98,7 +98,7 @@ def test_a_number_of_experts_is_dropped_in_all() -> None:
     units = fk.trace(model, x)
     plan = units.plan(drop={"expert": GROUPS})
     assert [p.removed.shape for p in plan.groups if p.removed.size] == [(GROUPS, 1)]
-    with pytest.raises(fk.BudgetError, match=f"6 of the {EXPERTS} experts of experts cannot go: .*4 or 8"):
+    with pytest.raises(fk.BudgetError, match=f"6 of the {EXPERTS} experts of experts cannot go: .*can be 8, 4$"):
         units.plan(drop={"expert": 6})
 
 
