@@ -113,7 +113,7 @@ def constraints(units: UnitMap, asked: Serving | None) -> Constraints:
         raise InputError(
             f"serve={asked.name!r} goes by the fields of a configuration that count units, and none of {units.model}'s "
             f"does{''.join(f' ({note})' for note in notes[:1])}: give a transformers model whose map was proven "
-            "(verify=True), or plan without serve="
+            "(verify=True), or leave out serve="
         )
     other = unlike_deci(units)
     if asked.server is Server.DECI and other:

@@ -144,6 +144,9 @@ def test_what_is_ignored_or_has_no_score_holds_its_bundle() -> None:
     assert counts(plan) == [0, 0, 2]
     why = "neurons of layers.0 stay: it moves with layers.1, which is ignored (serve='hf')"
     assert plan.result["left_alone"] == [why]
+    three = scored([[1, 2, 3, 4]] * 4, (field(4, 0, 1, 2), field(4, 3)))
+    plan = planned(three, keep_params=0.9, serve="hf", ignore=["layers.1", "layers.2"])
+    assert plan.result["left_alone"] == [why]
     with pytest.raises(InputError, match=r"serve='hf' leaves no group to cut: layers\.0: it moves with layers\.1"):
         planned(scores, keep_params=0.9, serve="hf", ignore=["layers.1", "layers.2"])
     with pytest.raises(InputError, match="no field of the configuration counts its neurons"):

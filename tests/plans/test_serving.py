@@ -219,7 +219,7 @@ def test_a_model_without_fields_cannot_be_served(serve: str) -> None:
     note = "the configuration (width) does not describe a pruned model: it has no width"
     message = f"serve='{serve}' goes by the fields of a configuration .*, and none of Net's does"
     for config in ((), (ConfigField("head_dim", None, 2, (0,), fixed=True),)):
-        with pytest.raises(InputError, match=rf"{message}: give a transformers model .* or plan without serve="):
+        with pytest.raises(InputError, match=rf"{message}: give a transformers model .* or leave out serve="):
             constraints(llama(config=config), serving(serve))
         with pytest.raises(InputError, match="has no width"):
             constraints(llama(config=config, notes=("another", note)), serving(serve))
