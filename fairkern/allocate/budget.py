@@ -19,8 +19,9 @@ from fairkern.allocate.options import (
     limits,
     parse_target,
 )
+from fairkern.allocate.prices import priced
 from fairkern.allocate.signals import RANDOM, check_signal, defaults, is_function, levels, name_of, read_signal
-from fairkern.allocate.steps import Budget, Steps, fewest, give_back
+from fairkern.allocate.steps import Budget, Steps, budget_terms, fewest, give_back
 from fairkern.allocate.tod import (
     fraction_need,
     normalized_need,
@@ -32,7 +33,7 @@ from fairkern.allocate.tod import (
 from fairkern.errors import InputError
 from fairkern.options import TABLE, instance
 from fairkern.plans.build import build
-from fairkern.plans.cost import told_apart
+from fairkern.plans.cost import Order, told_apart
 from fairkern.plans.removals import NONE
 from fairkern.plans.serving import Constraints, Tie, constraints, serving
 from fairkern.types import FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
@@ -131,6 +132,10 @@ def allocate(
     served = constraints(units, serving(asked.serve))
     limit = limits(units, ignored, asked, served.multiples)
     first_signal = read_signal(scores, "removal", removal)
+    measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
+    counted = target in (Target.PARAMS, Target.FLOPS, Target.LATENCY)
+    if measured and kind is Allocation.GLOBAL and units.branches and counted:
+        first_signal = priced(units, first_signal, budget_terms(units, target, latency))
     ranked = levels(removal, first_signal)
     held: dict[int, FloatArray] = {}
     if kind is Allocation.TOD:
@@ -148,7 +153,6 @@ def allocate(
     needs = _needs(kind, {g: ranked[g] for g in told}, held, first_signal)
     sets = [group.sets for group in units.groups]
     prices = [_price(kind, made, needs, sets) for made in bundles]
-    measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
     steps = Steps.of(prices, measured)
     moved = Levels.of(bundles, len(units.groups))
 
@@ -163,6 +167,7 @@ def allocate(
         "ignore": list(asked.ignore),
         "serve": asked.serve,
     }
+    order = {g: removal_order(ranked[g]) for g in told_apart(units) if g in ranked}
     taken = 0
     if target is Target.DROP:
         counts = dropped(units, bundles, moved, value, ignored, stays)
@@ -170,14 +175,13 @@ def allocate(
         taken = int(np.searchsorted(steps.need, value, side="right"))
         counts = steps.counts(taken)
     else:
-        order = {g: removal_order(ranked[g]) for g in told_apart(units) if g in ranked}
         budget = Budget(units, target, value, latency, order)
         names = ["max_remove", "min_keep", "round_to", "ignore", *(["serve"] if asked.serve else [])]
         allowed = ", ".join(f"{name}={request[name]!r}" for name in names)
         taken = fewest(steps, moved, budget, f"{target.value}={value!r}", allowed)
         counts = give_back(steps, taken, bundles, moved, budget)
     removed = moved.removed(counts)
-    predicted = {} if latency is None else _predicted(units, latency, removed)
+    predicted = {} if latency is None else _predicted(units, latency, removed, order)
     reached = [float(price[n - 1]) if n else None for price, n in zip(prices, counts.tolist(), strict=True)]
     return build(
         units,
@@ -230,6 +234,6 @@ def _price(kind: Allocation, made: Bundle, needs: dict[int, FloatArray], sets: S
     return price[made.parts - 1]
 
 
-def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray) -> dict[str, float]:
-    left = latency_cost(units, latency)(removed) if removed.any() else latency.whole
+def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray, order: Order) -> dict[str, float]:
+    left = latency_cost(units, latency, order)(removed) if removed.any() else latency.whole
     return {"latency_before_ms": latency.whole, "latency_after_ms": left}

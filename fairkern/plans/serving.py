@@ -30,7 +30,8 @@ _BLOCKS_OF_256 = (
 BLOCKS = {
     **dict.fromkeys(_PLAIN, 1),
     **dict.fromkeys(_BLOCKS_OF_32, 32),
-    "nvfp4": 64, "q1_0": 128,
+    "nvfp4": 64,
+    "q1_0": 128,
     **dict.fromkeys(_BLOCKS_OF_256, 256),
 }
 """Per type of GGUF how many weights along a contraction share their scales; a row is a whole number of blocks."""

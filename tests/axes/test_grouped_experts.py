@@ -69,7 +69,9 @@ def test_all_kinds_go_together_and_plans_are_files(held: str, tmp_path: Path) ->
     scores = fk.score(model, [(x, y)], nn.CrossEntropyLoss(), units=units, gram=True, progress=False)
     scores.save(tmp_path / "scores.safetensors")
     plan = fk.Scores.load(tmp_path / "scores.safetensors").plan(keep_params=0.7)
-    assert [g.removed.tolist() for g in plan.groups] == [g.removed.tolist() for g in scores.plan(keep_params=0.7).groups]
+    assert [g.removed.tolist() for g in plan.groups] == [
+        g.removed.tolist() for g in scores.plan(keep_params=0.7).groups
+    ]
     small = fk.apply(model, plan)
     assert sum(p.numel() for p in small.parameters()) == plan.result["params_after"]
     with plan.masked(model):

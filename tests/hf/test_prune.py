@@ -127,10 +127,31 @@ def test_weights_without_a_place_are_told(folder: Path, text: Path, tmp_path: Pa
     open_again(tmp_path / "out")
 
 
-def test_what_transformers_cannot_open_leaves_nothing(made: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(fk.InputError, match="the configuration of what is left "):
-        fk.hf.prune(made, text, out=tmp_path / "out", keep_params=0.7, serve="vllm", **SMALL)
+def test_what_transformers_cannot_open_leaves_nothing(
+    made: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise fk.InputError("the configuration of what is left has no place for it")
+
+    monkeypatch.setattr("fairkern.hf.output.verify", refuses)
+    with pytest.raises(fk.InputError, match="the configuration of what is left has no place for it"):
+        fk.hf.prune(made, text, out=tmp_path / "out", keep_params=0.7, **SMALL)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("serve", ["vllm", "gguf", "deci"])
+def test_layers_may_differ_for_those_who_read_that(made: Path, text: Path, tmp_path: Path, serve: str) -> None:
+    out = tmp_path / "out"
+    report = fk.hf.prune(made, text, out=out, keep_params=0.7, serve=serve, **SMALL)
+    assert report.plan is not None
+    assert report.plan.result["serves"]["hf"] != "yes"
+    config = json.loads((out / "config.json").read_text())
+    assert ("block_configs" in config) == (serve == "vllm")
+    if serve != "vllm":
+        small = fk.load_pruned(transformers.AutoModelForCausalLM.from_pretrained(made), out)
+        assert parameters(small) == report.after["params"]
+    assert "from_pretrained" not in (out / "README.md").read_text()
+    assert fk.Report.load(out / "report.json").after == report.after
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

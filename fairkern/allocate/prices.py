@@ -1,0 +1,42 @@
+"""What a unit costs: where units of very different size compete, a threshold is held against scores per cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from fairkern.plans.cost import Cost
+from fairkern.types import CostTerm, FloatArray, UnitMap
+
+_LEAST = 1e-12  # of all costs: what costs nothing goes last
+
+
+def priced(units: UnitMap, scores: Mapping[int, FloatArray], terms: Sequence[CostTerm]) -> dict[int, FloatArray]:
+    """Scores over what each unit costs while all others stay; the mean of its group's, unless it is a branch.
+
+    So one threshold gives up least for what is saved, whether that is a neuron or an MLP as a whole.
+    """
+    whole = np.zeros(len(units.groups), dtype=np.int64)
+    cost = Cost(units, terms)
+    least = _LEAST * cost(whole)
+    saved = np.maximum(-cost.change(whole, whole - 1), least)
+    alone = _alone(units, terms)
+    found, branched = {}, units.branched
+    for g, values in scores.items():
+        group = units.groups[g]
+        price = np.maximum(alone[g], least) if g in branched else saved[g] / group.sets
+        found[g] = values / price
+    return found
+
+
+def _alone(units: UnitMap, terms: Sequence[CostTerm]) -> dict[int, FloatArray]:
+    """Per group, what goes with each unit alone."""
+    found = {g: np.zeros(group.units) for g, group in enumerate(units.groups)}
+    lengths = np.array([extent.length for extent in units.extents], dtype=np.float64)
+    for term in terms:
+        owners = {(units.extents[e].parts[0][0], units.extents[e].unit) for e in term.extents if units.extents[e].parts}
+        for g, unit in owners:
+            if unit is not None:
+                found[g][unit] += term.coefficient * lengths[list(term.extents)].prod()
+    return found
