@@ -40,6 +40,7 @@ def trace(
     *,
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
+    depth: bool = False,
     verify: bool = True,
     seed: int = 0,
     time_limit: float | None = 600.0,
@@ -57,6 +58,10 @@ def trace(
         unused: names or `fnmatch` patterns of parameters and modules that no input ever reaches (a mask token of
             pretraining). They stay, and nothing is held back for what they might read. A module that the example inputs
             do not call holds nothing back anyway; a parameter of one that they call does, where it may meet axes there.
+        depth: branches of residual blocks (attention, an MLP, convolutions) are units too, of kind "branch": those at
+            one place in several blocks are a group. A branch that goes adds nothing to its stream, and its modules are
+            gone; where all branches of a block in a list go, so does the block. Branches that have no other at their
+            place stay; those that are added to a projection of what they read are none.
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
             model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;
@@ -84,20 +89,20 @@ def trace(
     """
     check_model(model)
     unused, more, seed = options.names("unused", unused, "['mask_token']"), check_more(more), options.seed(seed)
-    verify = options.flag("verify", verify)
+    depth, verify = options.flag("depth", depth), options.flag("verify", verify)
     with at_work(model, "trace()"), without_autocast():
         deadline = Deadline(time_limit)  # from when it is our turn
         if verify:
             check_values(model)
         example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
-        certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused)
+        certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused, depth)
         units = certain.units
         if verify and (units.prunable or daring is not None):
             units = proven(model, certain, daring, (example_inputs, *more), seed, deadline)
     if not units.prunable:
         said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
-    return UnitMap.of(replace(units, unused=unused, more=len(more)))
+    return UnitMap.of(replace(units, unused=unused, more=len(more), depth=depth))
 
 
 @stage

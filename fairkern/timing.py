@@ -73,13 +73,14 @@ def latency_table(
         known = artefacts.load_latency(cache)
         if known.key == key and dict(known.shapes) == dict(units.shapes):
             return known
+    in_place = _in_place(units)
     measured: list[tuple[list[types.IndexArray], report.Layers]] = []
     removals = [
         nothing(units),
-        *allocate.widths(_in_place(units), [share for share in shares if share != 1], round_to, seed),
+        *allocate.widths(in_place, [share for share in shares if share != 1], round_to, seed),
     ]
     for removed in removals:
-        small = compact.apply(model, build(units, removed))
+        small = compact.apply(model, build(in_place, removed))
         layers = measured[0][1].layers if measured else None
         timed = report.layers_ms(small, model, example_inputs, layers)
         measured.append((removed, timed))
@@ -160,7 +161,9 @@ def _check(model: object, example_inputs: Any) -> None:
 
 
 def _in_place(units: types.UnitMap) -> types.UnitMap:
-    """The map without experts of a list: the layers of a cut model are told by name, and the rest would move up."""
+    """The map without experts of a list, and in which blocks stay that lose all their branches: the layers of a cut
+    model are told by name, and the rest would move up."""
+    units = replace(units, blocks={})
     paths = units.lists.keys()
     listed = (g for g, group in enumerate(units.groups) if any(a.axis.tensor in paths for a in group.axes))
     return units.freeze(dict.fromkeys(listed, "is not timed"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from typing_extensions import Unpack
@@ -19,8 +19,9 @@ from fairkern.allocate.options import (
     limits,
     parse_target,
 )
+from fairkern.allocate.prices import costs, priced, together
 from fairkern.allocate.signals import RANDOM, check_signal, defaults, is_function, levels, name_of, read_signal
-from fairkern.allocate.steps import Budget, Steps, fewest, give_back
+from fairkern.allocate.steps import Budget, Steps, budget_terms, fewest, give_back
 from fairkern.allocate.tod import (
     fraction_need,
     normalized_need,
@@ -32,12 +33,10 @@ from fairkern.allocate.tod import (
 from fairkern.errors import InputError
 from fairkern.options import TABLE, instance
 from fairkern.plans.build import build
-from fairkern.plans.cost import Cost, told_apart
+from fairkern.plans.cost import Order, told_apart
 from fairkern.plans.removals import NONE
 from fairkern.plans.serving import Constraints, Tie, constraints, serving
 from fairkern.types import FloatArray, IndexArray, LatencyTable, Plan, Scores, UnitMap
-
-_FREE = 1e-9  # of the dearest unit's cost
 
 
 def allocate(
@@ -135,11 +134,18 @@ def allocate(
         raise InputError(f"ignore={list(asked.ignore)!r} leaves no group to cut; name fewer")
     served = constraints(units, serving(asked.serve))
     limit = limits(units, ignored, asked, served.multiples)
-    first_signal = read_signal(scores, "removal", removal)
+    same = [tie.groups for tie in served.ties if tie.same]
+    first_signal = together(read_signal(scores, "removal", removal), same)
+    measured = kind.pools and not (is_function(removal) or removal == RANDOM)
+    counted = target in (Target.PARAMS, Target.FLOPS, Target.LATENCY)
+    pays = kind is Allocation.PRICED or (measured and kind is Allocation.GLOBAL and units.branches and counted)
+    terms = budget_terms(units, target, latency) if counted else units.params
+    if pays:
+        first_signal = priced(units, first_signal, terms, same)
     ranked = levels(removal, first_signal)
     held: dict[int, FloatArray] = {}
     if kind is Allocation.TOD:
-        held = levels(asked.protect, read_signal(scores, "protect", asked.protect))
+        held = levels(asked.protect, together(read_signal(scores, "protect", asked.protect), same))
     elif not isinstance(asked.protect, str) or asked.protect != Planning.protect:
         check_signal(scores, "protect", asked.protect)  # it is not read, but the plan names it
     told = {g for g in ranked if kind is not Allocation.TOD or g in held}
@@ -151,13 +157,10 @@ def allocate(
     none = {g for made in bundles if not len(made.parts) for g in made.groups}
     stays |= dict.fromkeys(none if asked.serve else (), "limits and server allow no smaller number of them")
     needs = _needs(kind, {g: ranked[g] for g in told}, held, first_signal)
-    weights = [float(group.sets) for group in units.groups]
+    weights = np.array([group.sets for group in units.groups], dtype=np.float64)
     if kind is Allocation.PRICED:
-        costs = _costs(units, target, latency)
-        needs = {g: need * weights[g] / costs[g] for g, need in needs.items()}
-        weights = costs
+        weights = costs(units, terms)
     prices = [_price(kind, made, needs, weights) for made in bundles]
-    measured = kind.pools and not (is_function(removal) or removal == RANDOM)
     steps = Steps.of(prices, measured)
     moved = Levels.of(bundles, len(units.groups))
 
@@ -172,6 +175,7 @@ def allocate(
         "ignore": list(asked.ignore),
         "serve": asked.serve,
     }
+    order = {g: removal_order(ranked[g]) for g in told_apart(units) if g in ranked}
     taken = 0
     if target is Target.DROP:
         counts = dropped(units, bundles, moved, value, ignored, stays)
@@ -179,14 +183,13 @@ def allocate(
         taken = int(np.searchsorted(steps.need, value, side="right"))
         counts = steps.counts(taken)
     else:
-        order = {g: removal_order(ranked[g]) for g in told_apart(units) if g in ranked}
         budget = Budget(units, target, value, latency, order)
         names = ["max_remove", "min_keep", "round_to", "ignore", *(["serve"] if asked.serve else [])]
         allowed = ", ".join(f"{name}={request[name]!r}" for name in names)
         taken = fewest(steps, moved, budget, f"{target.value}={value!r}", allowed)
         counts = give_back(steps, taken, bundles, moved, budget)
     removed = moved.removed(counts)
-    predicted = {} if latency is None else _predicted(units, latency, removed)
+    predicted = {} if latency is None else _predicted(units, latency, removed, order)
     reached = [float(price[n - 1]) if n else None for price, n in zip(prices, counts.tolist(), strict=True)]
     return build(
         units,
@@ -231,17 +234,9 @@ def _needs(
     return {g: need(removal[g]) for g in ranked}
 
 
-def _costs(units: UnitMap, target: Target, latency: LatencyTable | None) -> list[float]:
-    """What a unit of each group costs in the whole model, of all of its sets; what costs next to nothing as a share of
-    the dearest, so that it has a price."""
-    terms = units.flops if target is Target.FLOPS else units.params
-    cost = latency_cost(units, latency) if target is Target.LATENCY and latency else Cost(units, terms)
-    whole = np.zeros(len(units.groups), dtype=np.int64)
-    saved = -cost.change(whole, whole - 1)
-    return np.maximum(saved, _FREE * max(float(saved.max()), np.finfo(np.float64).tiny)).tolist()
-
-
-def _price(kind: Allocation, made: Bundle, needs: dict[int, FloatArray], weights: Sequence[float]) -> FloatArray:
+def _price(
+    kind: Allocation, made: Bundle, needs: dict[int, FloatArray], weights: FloatArray | IndexArray
+) -> FloatArray:
     """Per step of a bundle the threshold that it needs, ascending."""
     price = made.price(needs, weights)
     if kind is Allocation.TOD and len(made.parts):
@@ -249,6 +244,6 @@ def _price(kind: Allocation, made: Bundle, needs: dict[int, FloatArray], weights
     return price[made.parts - 1]
 
 
-def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray) -> dict[str, float]:
-    left = latency_cost(units, latency)(removed) if removed.any() else latency.whole
+def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray, order: Order) -> dict[str, float]:
+    left = latency_cost(units, latency, order)(removed) if removed.any() else latency.whole
     return {"latency_before_ms": latency.whole, "latency_after_ms": left}

@@ -21,7 +21,7 @@ class Bundle:
     units: tuple[int, ...]
     parts: IndexArray  # how many parts may go, ascending, without 0
 
-    def price(self, needs: Mapping[int, FloatArray], weights: Sequence[float]) -> FloatArray:
+    def price(self, needs: Mapping[int, FloatArray], weights: FloatArray) -> FloatArray:
         """Per number of parts, from 1 up, the mean need of the units that go with the last of them.
 
         `needs[g][k − 1]`: of the k-th unit of a group, of each of its sets; `weights`: of a unit of each group in the

@@ -8,15 +8,22 @@ from dataclasses import replace
 import numpy as np
 
 from fairkern.errors import InputError
-from fairkern.plans.cost import Cost
+from fairkern.plans.cost import Cost, Order
 from fairkern.types import CostTerm, FloatArray, IndexArray, LatencyCut, LatencyTable, UnitMap
 
 _FIXED = (CostTerm(1.0, ()),)
 Features = dict[str, tuple[CostTerm, ...]]  # what milliseconds may follow, each 1 for the whole model
 
 
-def latency_cost(units: UnitMap, table: LatencyTable) -> Cost:
-    """The predicted milliseconds of a removal. Raises InputError where the table was measured on another model."""
+def latency_cost(units: UnitMap, table: LatencyTable, order: Order | None = None) -> Cost:
+    """The predicted milliseconds of a removal. Raises InputError where the table was measured on another model.
+
+    `order`: as of `Cost`."""
+    return Cost(units, latency_terms(units, table), order)
+
+
+def latency_terms(units: UnitMap, table: LatencyTable) -> list[CostTerm]:
+    """The products that add up to the predicted milliseconds."""
     if {name: tuple(shape) for name, shape in table.shapes.items()} != dict(units.shapes):
         raise InputError("the latency table was measured on another model than these scores: measure it again")
     found = [(_layer(units, table.parameters, path), terms) for path, terms in table.layers.items()]
@@ -29,7 +36,7 @@ def latency_cost(units: UnitMap, table: LatencyTable) -> Cost:
                     f"the latency table names {what!r}, which this unit map does not have: measure it again"
                 )
             products += [CostTerm(ms * term.coefficient, term.extents) for term in features[what]]
-    return Cost(units, products)
+    return products
 
 
 def fit(
@@ -51,16 +58,26 @@ def fit(
     outputs = _outputs(units, parameters, whole)
     weights = np.array([1 / cut.ms for cut in fitted])
 
-    def solved(features: Features, ms: Sequence[float]) -> dict[str, float]:
+    def solved(features: Features, ms: Sequence[float | None]) -> dict[str, float]:
         costs = [Cost(units, terms) for terms in features.values()]
-        design = np.array([[cost(cut.removed) for cost in costs] for cut in fitted])
-        found, _ = nnls(design * weights[:, None], np.array(ms) * weights)
+        seen = [k for k, taken in enumerate(ms) if taken is not None]
+        design = np.array([[cost(fitted[k].removed) for cost in costs] for k in seen])
+        found, _ = nnls(design * weights[seen][:, None], np.array([ms[k] for k in seen]) * weights[seen])
         return {what: float(value) for what, value in zip(features, found, strict=True) if value > 0}
 
-    layers = {
-        path: solved(_layer(units, parameters, path), [cut.layers.get(path, 0.0) for cut in fitted])
-        for path in whole.layers
-    }
+    def layer(path: str) -> dict[str, float]:
+        """Of a layer in a branch, by the cuts in which that is there, as if all were."""
+        features, ms = _layer(units, parameters, path), [cut.layers.get(path) for cut in fitted]
+        alive = {e for terms in features.values() for term in terms for e in term.extents if _branch(units, e)}
+        if not alive:
+            return solved(features, [0.0 if taken is None else taken for taken in ms])
+        plain = {
+            what: tuple(CostTerm(t.coefficient, tuple(e for e in t.extents if e not in alive)) for t in terms)
+            for what, terms in features.items()
+        }
+        return solved(plain, ms) if any(taken is not None for taken in ms) else {"fixed": whole.layers[path]}
+
+    layers = {path: layer(path) for path in whole.layers}
     rest = solved(_rest(units, parameters, outputs), [cut.ms - sum(cut.layers.values()) for cut in fitted])
     table = LatencyTable(layers, rest, outputs, tuple(parameters), dict(units.shapes), whole.ms, 0.0, dict(key))
     return replace(table, error=float(np.abs(_errors(units, table, fitted)).max()))
@@ -84,18 +101,29 @@ def _own(units: UnitMap, parameters: Sequence[str], path: str) -> dict[str, Cost
 
 def _timed(units: UnitMap, term: CostTerm) -> CostTerm:
     """A parameter, whether or not the expert of a list that it belongs to stays: its tokens would go to another."""
-    return CostTerm(term.coefficient, tuple(e for e in term.extents if units.extents[e].unit is None))
+    return CostTerm(
+        term.coefficient, tuple(e for e in term.extents if units.extents[e].unit is None or _branch(units, e))
+    )
+
+
+def _branch(units: UnitMap, extent: int) -> bool:
+    """Whether it is 1 as long as a branch of a residual block stays, whose work is then done by none."""
+    shrinks = units.extents[extent]
+    if shrinks.unit is None:
+        return False
+    return shrinks.parts[0][0] in units.branched
 
 
 def _layer(units: UnitMap, parameters: Sequence[str], path: str) -> Features:
     own = _own(units, parameters, path)
-    features: Features = {"fixed": _FIXED, "elements": _shares(units, list(own.values()))}
+    alive = tuple(dict.fromkeys(e for term in own.values() for e in _split(units, term)[0]))
+    features: Features = {"fixed": (CostTerm(1.0, alive),), "elements": _shares(units, list(own.values()))}
     seen: set[int] = set()
     for name, term in own.items():
-        for k, e in enumerate(term.extents):
+        for k, e in enumerate(_split(units, term)[1]):
             if e not in seen:
                 seen.add(e)
-                features[f"{name}:{k}"] = _shares(units, [CostTerm(1.0, (e,))])
+                features[f"{name}:{k}"] = _shares(units, [CostTerm(1.0, (*alive, e))])
     return features
 
 
@@ -104,11 +132,26 @@ def _rest(units: UnitMap, parameters: Sequence[str], outputs: Mapping[str, float
     made = []
     for name, elements in outputs.items():
         parameter, _, k = name.rpartition(":")
-        if parameter not in own or int(k) >= len(own[parameter].extents):
+        if parameter not in own or int(k) >= len(_split(units, own[parameter])[1]):
             raise InputError(f"the latency table names {name!r}, which this unit map does not have: measure it again")
-        e = own[parameter].extents[int(k)]
-        made.append(CostTerm(elements / units.extents[e].length, (e,)))
-    return {"fixed": _FIXED, "flops": _shares(units, units.flops), "outputs": _shares(units, made)}
+        alive, sizes = _split(units, own[parameter])
+        made.append(CostTerm(elements / units.extents[sizes[int(k)]].length, (*alive, sizes[int(k)])))
+    features = {"fixed": _FIXED, "flops": _shares(units, units.flops), "outputs": _shares(units, made)}
+    for g in sorted(units.branched):  # what they take beside their layers
+        features[f"branch {units.groups[g].name}"] = _shares(units, _lives(units, g))
+    return features
+
+
+def _split(units: UnitMap, term: CostTerm) -> tuple[tuple[int, ...], list[int]]:
+    """Of a parameter's extents those of the branches that it lies in, and its sizes."""
+    alive = tuple(e for e in term.extents if _branch(units, e))
+    return alive, [e for e in term.extents if e not in alive]
+
+
+def _lives(units: UnitMap, group: int) -> list[CostTerm]:
+    """One for every branch of a group that stays."""
+    extents = (e for e, x in enumerate(units.extents) if x.unit is not None and x.parts[0][0] == group)
+    return [CostTerm(1.0, (e,)) for e in extents]
 
 
 def _shares(units: UnitMap, terms: Sequence[CostTerm]) -> tuple[CostTerm, ...]:
@@ -126,7 +169,7 @@ def _outputs(units: UnitMap, parameters: Sequence[str], whole: LatencyCut) -> di
     for path, (elements, shape) in whole.outputs.items():
         own = _own(units, parameters, path)
         for name in sorted(own, key=lambda name: name != "bias")[:1]:
-            for k, e in enumerate(own[name].extents):
+            for k, e in enumerate(_split(units, own[name])[1]):
                 if units.extents[e].length in shape:
                     found[f"{path}.{name}:{k}" if path else f"{name}:{k}"] = float(elements)
                     break

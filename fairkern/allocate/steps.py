@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fairkern.allocate.bundles import Bundle, Levels
-from fairkern.allocate.latency import latency_cost
+from fairkern.allocate.latency import latency_terms
 from fairkern.allocate.options import Target
 from fairkern.errors import BudgetError, InputError
 from fairkern.plans.cost import Cost, Order
 from fairkern.ties import classes, rounding
-from fairkern.types import FloatArray, IndexArray, LatencyTable, UnitMap
+from fairkern.types import CostTerm, FloatArray, IndexArray, LatencyTable, UnitMap
 
 _FEW = 12  # steps whose shares an error lists
 
@@ -53,16 +53,19 @@ class Steps:
         return np.bincount(self.bundle[:taken], minlength=self.bundles)
 
 
+def budget_terms(units: UnitMap, target: Target, latency: LatencyTable | None) -> Sequence[CostTerm]:
+    """What a budget is counted in."""
+    if target is Target.LATENCY:
+        assert latency is not None
+        return latency_terms(units, latency)
+    return units.params if target is Target.PARAMS else units.flops
+
+
 class Budget:
     """Whether a removal meets the target."""
 
     def __init__(self, units: UnitMap, target: Target, keep: float, latency: LatencyTable | None, order: Order) -> None:
-        if target is Target.LATENCY:
-            assert latency is not None
-            self.cost = latency_cost(units, latency)
-        else:
-            terms = units.params if target is Target.PARAMS else units.flops
-            self.cost = Cost(units, terms, order)
+        self.cost = Cost(units, budget_terms(units, target, latency), order)
         nothing = np.zeros(len(units.groups), dtype=np.int64)
         self.total = latency.whole if target is Target.LATENCY and latency else self.cost(nothing)
         self.keep = keep

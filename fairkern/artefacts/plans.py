@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fairkern.artefacts.branches import branches_content, read_branches, read_rows, rows_content
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import plain, read_json, write_json
 from fairkern.artefacts.units import read_seen, seen_content, silence
@@ -93,6 +94,8 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
         "lists": {path: list(names) for path, names in plan.lists.items()},
         "shapes": {name: list(shape) for name, shape in plan.shapes.items()},
         **({"seen": seen_content(plan.seen)} if plan.seen else {}),
+        **({"branches": branches_content(plan.branches)} if plan.branches else {}),
+        **({"rows": rows_content(plan.rows)} if plan.rows else {}),
     }
 
 
@@ -101,7 +104,9 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
     content = Fields(dict(payload), path)
     shapes = content["shapes"].shapes()
     lists = {path: entry.names() for path, entry in content.get("lists", {}).entries().items()}
-    lengths = {**shapes, **{path: (len(names),) for path, names in lists.items()}}
+    branches = read_branches(content)
+    counted = {**{path: len(names) for path, names in lists.items()}, **{n: len(b) for n, b in branches.items()}}
+    lengths = {**shapes, **{path: (count,) for path, count in counted.items()}}
     _refuse_vast(content)
     groups = []
     for entry in content["groups"].items():
@@ -118,7 +123,8 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         if sets > 1 and (axis.dim == 0 or lengths[axis.tensor][0] != sets):
             entry.fail(f"{sets} sets on {axis}, whose tensor has the shape {lengths[axis.tensor]}")
         removed = _sets(entry["removed"], sets, length)
-        axes[axis] = PlanAxis(axis, length, removed, silence(entry["consumer"], entry.get("routes", False).flag()))
+        silent = silence(entry["consumer"], entry.get("routes", False).flag(), axis.tensor in branches)
+        axes[axis] = PlanAxis(axis, length, removed, silent)
     attributes = tuple(
         AttributeChange(a["module"].text(), a["attribute"].text(), a["before"].whole(), a["after"].whole())
         for a in content["attributes"].items()
@@ -157,6 +163,8 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         config,
         lists,
         seen,
+        branches,
+        read_rows(content),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from fairkern.artefacts.branches import blocks_content, branches_content, read_blocks, read_branches
 from fairkern.artefacts.fields import LIMIT, Fields
 from fairkern.types import (
     Axis,
@@ -118,6 +119,9 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         **({"computed": list(units.computed)} if units.computed else {}),
         **({"unused": list(units.unused)} if units.unused else {}),
         **({"more": units.more} if units.more else {}),
+        **({"depth": True} if units.depth else {}),
+        **({"branches": branches_content(units.branches)} if units.branches else {}),
+        **({"blocks": blocks_content(units.blocks)} if units.blocks else {}),
         "config": [
             [
                 *(f.name, f.before, f.size, list(f.groups), f.fixed),
@@ -160,8 +164,13 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     """The map of `units_content`; ArtefactError where numbers point nowhere or lengths contradict each other."""
     shapes = content["shapes"].shapes()
     lists = {path: _entries(entry) for path, entry in content.get("lists", {}).entries().items()}
-    lengths = {**shapes, **{path: (len(entries.names),) for path, entries in lists.items()}}
-    groups = tuple(_group(entry, stored, lengths) for entry in content["groups"].items())
+    branches = read_branches(content, len(content["extents"].items()))
+    counted = {
+        **{path: len(entries.names) for path, entries in lists.items()},
+        **{n: len(b) for n, b in branches.items()},
+    }
+    lengths = {**shapes, **{path: (count,) for path, count in counted.items()}}
+    groups = tuple(_group(entry, stored, lengths, branches) for entry in content["groups"].items())
     extents = tuple(_extent(entry, groups) for entry in content["extents"].items())
     attributes = []
     for entry in content["attributes"].items():
@@ -222,6 +231,9 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         computed=tuple(name.text() for name in content.optional_items("computed")),
         unused=tuple(name.text() for name in content.optional_items("unused")),
         more=content.get("more", 0).whole(),
+        branches=branches,
+        blocks=read_blocks(content, groups),
+        depth=content.get("depth", False).flag(),
     )
 
 
@@ -244,7 +256,9 @@ def _entries(entry: Fields) -> Entries:
     return Entries(names.names(), width.whole())
 
 
-def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ...]]) -> AxisGroup:
+def _group(
+    entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ...]], branches: Collection[str]
+) -> AxisGroup:
     units, sets = entry["units"].whole(1), entry.get("sets", 1).whole(1)
     routes = {item.whole(below=len(entry["axes"].items())) for item in entry.get("routes", []).items()}
     axes = []
@@ -253,7 +267,7 @@ def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ..
         axis = Axis(tensor.text(), dim.whole())
         item.axis_length(shapes, axis.tensor, axis.dim, length.whole())
         places = stored.positions(positions, (units, units * sets), length.value)
-        axes.append(GroupAxis(axis, length.value, places, silence(consumer, i in routes)))
+        axes.append(GroupAxis(axis, length.value, places, silence(consumer, i in routes, axis.tensor in branches)))
     if not axes:
         entry.fail(f"{units} units that hold no axis")
     if sets > 1 and any(
@@ -274,10 +288,12 @@ def _group(entry: Fields, stored: StoredIndices, shapes: dict[str, tuple[int, ..
     )
 
 
-def silence(consumer: Fields, routes: bool) -> Silence:
-    """How an axis is silenced, of the two marks that files have for it."""
-    if routes and consumer.flag():
-        consumer.fail("an axis that is both a consumer's and a router's")
+def silence(consumer: Fields, routes: bool, adds: bool) -> Silence:
+    """How an axis is silenced, of the two marks that files have for it; `adds`: it counts branches."""
+    if routes + consumer.flag() + adds > 1:
+        consumer.fail("an axis that is more than one of a consumer's, a router's and of branches")
+    if adds:
+        return Silence.NOTHING_ADDED
     return Silence.MINUS_INFINITY if routes else Silence.ZERO if consumer.flag() else Silence.NONE
 
 

@@ -23,12 +23,14 @@ def solutions(
     deadline: Deadline = NO_LIMIT,
     dare: bool = False,
     unused: Iterable[str] = (),
+    depth: bool = False,
 ) -> tuple[Solution, Solution | None]:
     """The unit map; and, to `dare` (a proof follows), every size site that could be substituted where that finds that a
     group needs it, and a map that cuts more, if there is one, which holds only if the proof shows that it does.
 
-    `unused`: parameters and modules that no input ever reaches, by name or pattern."""
+    `unused`: parameters and modules that no input ever reaches, by name or pattern. `depth`: branches of residual
+    blocks, and blocks, are units too."""
     check_model(model)
     left = named_unused(model, unused)
     check_inputs(model, runs)
-    return solve(model, _trace(model, runs, deadline, left, sites=dare), dare)
+    return solve(model, _trace(model, runs, deadline, left, sites=dare, depth=depth), dare)

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fairkern.axes.facts import Production
+from fairkern.axes.flow import Flow
 from fairkern.axes.graph import Graph
 from fairkern.axes.rules._call import FunctionCall, ModuleCall
 from fairkern.axes.scopes import Scopes
@@ -33,8 +34,10 @@ def _seen(module: nn.Module) -> bool:
 class ModuleCalls:
     """Which module call is innermost, and what it was given. Hooks live only inside the context."""
 
-    def __init__(self, model: nn.Module, tracks: Tracks, scopes: Scopes, fused: Collection[str]) -> None:
-        self._model, self._tracks, self._scopes, self._fused = model, tracks, scopes, fused
+    def __init__(
+        self, model: nn.Module, tracks: Tracks, scopes: Scopes, fused: Collection[str], flow: Flow | None = None
+    ) -> None:
+        self._model, self._tracks, self._scopes, self._fused, self._flow = model, tracks, scopes, fused, flow
         self._stack: list[ModuleCall] = [ModuleCall(CallSite(""), None, None)]
         self.calls: Counter[str] = Counter()  # by module path
         self.widths: dict[str, int] = {}
@@ -66,6 +69,8 @@ class ModuleCalls:
                 self._stack.append(ModuleCall(CallSite(path, self.calls[path]), module, seen, entry, slots))
                 self._pass(given)
                 self.calls[path] += 1
+                if self._flow is not None:
+                    self._flow.enter(path, args, kwargs)
                 if self._tracks.picked(given):
                     self.picked.add(path)
 
@@ -73,6 +78,8 @@ class ModuleCalls:
             with unseen():
                 self._stack.pop()
                 self._pass(tensors_in(output))
+                if self._flow is not None:
+                    self._flow.leave(output)
                 if isinstance(output, Tensor) and output.ndim:
                     self.widths[path] = output.shape[-1]
 

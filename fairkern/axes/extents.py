@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch import nn
@@ -62,9 +62,10 @@ class Extents:
 
 
 class Lives:
-    """Which unit a tensor goes with as a whole: that of the expert of a list that it lies in."""
+    """Which unit a tensor goes with as a whole: that of the expert of a list, or of the branch, that it lies in."""
 
-    def __init__(self, routing: Routing, grouping: Grouping) -> None:
+    def __init__(self, routing: Routing, grouping: Grouping, branches: Callable[[str], list[tuple[int, int]]]) -> None:
+        self._branches = branches
         self._units: dict[str, tuple[int, int]] = {}  # path of an entry -> group and unit
         self._lists = tuple(f"{path}." for path in routing.lists)
         for path, made in routing.lists.items():
@@ -77,7 +78,7 @@ class Lives:
         """Groups and units; several where lists lie in each other."""
         inside = [prefix for prefix in self._lists if tensor.startswith(prefix)]
         entries = [prefix + tensor.removeprefix(prefix).partition(".")[0] for prefix in inside]
-        return [self._units[entry] for entry in entries if entry in self._units]
+        return [*(self._units[entry] for entry in entries if entry in self._units), *self._branches(tensor)]
 
 
 def parameter_terms(tracing: Tracing, model: nn.Module, sizes: Extents, lives: Lives) -> Iterator[CostTerm]:
@@ -93,10 +94,11 @@ def parameter_terms(tracing: Tracing, model: nn.Module, sizes: Extents, lives: L
         yield CostTerm(coefficient, tuple(extents))
 
 
-def flop_terms(tracing: Tracing, sizes: Extents) -> Iterator[CostTerm]:
-    """The FLOPs of every operation on the example inputs."""
-    for operation in tracing.graph.flops:
-        yield CostTerm(operation.factor, tuple(sizes.of(nodes) for nodes in operation.dims))
+def flop_terms(tracing: Tracing, sizes: Extents, lives: Mapping[int, Sequence[tuple[int, int]]]) -> Iterator[CostTerm]:
+    """The FLOPs of every operation on the example inputs. `lives`: by number, units with which an operation goes."""
+    for number, operation in enumerate(tracing.graph.flops):
+        alive = (sizes.alive(*life) for life in lives.get(number, ()))
+        yield CostTerm(operation.factor, (*alive, *(sizes.of(nodes) for nodes in operation.dims)))
 
 
 def attributes(model: nn.Module, tracing: Tracing, routing: Routing, sizes: Extents) -> Iterator[SizeAttribute]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
 from fairkern.axes.dims import CONSTANT, Fixed, Track
+from fairkern.axes.flow import Flow
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES, Rule
@@ -79,13 +80,14 @@ class OperatorMode(UncompiledMode):
         *,
         training: bool,
         count_flops: bool,
+        flow: Flow | None = None,
     ) -> None:
         super().__init__()
         self._tracing, self._tracks, self._by_id = tracing, tracks, by_id
         self._modules, self._functions, self._originals = modules, functions, originals
         self._memories = {memory for t in held if (memory := memory_of(t)) is not None}
         self._reached = tracing.reached_training if training else tracing.reached
-        self._training, self._count_flops = training, count_flops
+        self._training, self._count_flops, self._flow = training, count_flops, flow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":  # the device or layout of a fake tensor
@@ -108,7 +110,8 @@ class OperatorMode(UncompiledMode):
             with self:  # inference mode shows composite operators whole
                 return func.decompose(*args, **kwargs)
         still = self._tracks.still(tensors)
-        known = len(self._tracing.graph.contractions)
+        known, counted = len(self._tracing.graph.contractions), len(self._tracing.graph.flops)
+        read = None if self._flow is None else self._flow.before(tensors)
         result = func(*args, **kwargs)
         scopes = self._tracing.scopes
         for t in tensors:
@@ -118,6 +121,10 @@ class OperatorMode(UncompiledMode):
                 scopes.uses(code, name)
         made = list(tensors_in(result))
         self._follow(func, operator, arguments, tensors, before, strides, written, made)
+        if self._flow is not None and read is not None:
+            flops = (counted, len(self._tracing.graph.flops))
+            scaled = arguments.get("alpha", 1) != 1
+            self._flow.saw(operator.name, read, written, made, flops, view=operator.view, scaled=scaled)
         unread = [reason for track in before.values() for reason in track.mixed] if operator.view else []
         for t in made if unread else ():
             self._tracks.put(t, replace(self._tracks.of(t), mixed=tuple(unread)))

@@ -15,6 +15,7 @@ from fairkern.axes.accepts import notes
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
 from fairkern.axes.dims import CONSTANT, Source, Track
 from fairkern.axes.fakes import faked
+from fairkern.axes.flow import Flow
 from fairkern.axes.graph import Graph
 from fairkern.axes.kinds import OUTPUT
 from fairkern.axes.mode import OperatorMode
@@ -44,20 +45,28 @@ def trace(
     unused: frozenset[str] = frozenset(),
     *,
     sites: bool = True,
+    depth: bool = False,
 ) -> Tracing:
     """Trace `model` in eval mode on each of `runs`; once more in train mode if parameters were not reached.
 
     `unused`: parameters that no input reaches, as the caller says; nothing is looked for there. `sites`: whether to
-    write down the sizes that modules' code passes on, which only a proof can tell the use of.
+    write down the sizes that modules' code passes on, which only a proof can tell the use of. `depth`: whether to write
+    down which value is made of which, by which branches are found.
 
     The model is left as it was: see `untouched`.
     """
     with untouched(model) as originals, faked(model, runs) as runs:
-        return _trace(model, runs, originals, deadline, unused, sites)
+        return _trace(model, runs, originals, deadline, unused, sites, depth)
 
 
 def _trace(
-    model: nn.Module, runs: Sequence[Any], originals: Originals, deadline: Deadline, unused: frozenset[str], sites: bool
+    model: nn.Module,
+    runs: Sequence[Any],
+    originals: Originals,
+    deadline: Deadline,
+    unused: frozenset[str],
+    sites: bool,
+    depth: bool,
 ) -> Tracing:
     names = named_tensors(model)
     graph = Graph()
@@ -67,7 +76,7 @@ def _trace(
         twin = by_memory.setdefault(elements(tensor), name)  # tied by memory, not by object
         dims[name] = dims[twin] if twin != name else tuple(graph.new(n) if n > 1 else None for n in tensor.shape)
     parameters = frozenset(n for n, _ in model.named_parameters())
-    tracing = Tracing(graph, dims, parameters, deadline, unused=unused, sites=sites)
+    tracing = Tracing(graph, dims, parameters, deadline, unused=unused, sites=sites, depth=depth)
     tracing.notes.extend(notes(model))
     _couple_recurrent(model, tracing)
     model.eval()
@@ -138,7 +147,8 @@ def _run(
     tracks = Tracks(tracing.graph)
     for tensor in tensors_in(inputs):
         tracks.of(tensor)
-    with _watched(model, names, tracing, originals, tracks, training=in_training, count_flops=first) as modules:
+    flow = Flow(tracks) if tracing.depth and not in_training else None
+    with _watched(model, names, tracing, originals, tracks, flow, training=in_training, count_flops=first) as modules:
         for name, tensor in given_states(model, inputs):
             reason = f"is held by {name}, a state that was given as example input"
             held = tuple(tracing.graph.frozen(n, reason) if n > 1 else CONSTANT for n in tensor.shape)
@@ -151,6 +161,9 @@ def _run(
         tracing.widths.update(modules.widths)
     calls = calls_of(model, inputs, output) if training is None else training
     _freeze_results(calls.results(output), tracks)
+    if flow is not None:
+        flow.results.update(flow.value(tensor) for tensor in calls.results(output))
+        tracing.flows.append(flow)
     if training is None:
         _go_on(calls, output, model, inputs, names, tracing, originals, tracks)
     return calls
@@ -199,6 +212,7 @@ def _watched(
     tracing: Tracing,
     originals: Originals,
     tracks: Tracks,
+    flow: Flow | None = None,
     *,
     training: bool = False,
     count_flops: bool = False,
@@ -210,7 +224,9 @@ def _watched(
         source = Source(name, tuple(Axis(name, i) for i in range(tensor.ndim)), name in tracing.parameters)
         tracks.put(tensor, Track(tuple(tensor.shape), nodes, source))
     tracks.keep_still(names.values())
-    modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys())
+    if flow is not None:
+        flow.hold(names)
+    modules = ModuleCalls(model, tracks, tracing.scopes, tracing.fused.keys(), flow)
     functions = FunctionCalls(tracing.graph, tracks)
     mode = OperatorMode(
         tracing,
@@ -222,6 +238,7 @@ def _watched(
         originals,
         training=training,
         count_flops=count_flops,
+        flow=flow,
     )
     calls = WeightCalls(names, functions.around)
     sizes = SizeCalls(modules.current, tracks) if tracing.sites and not training else None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fairkern.axes.flow import Flow
 from fairkern.axes.graph import Graph
 from fairkern.axes.scopes import Scopes
 from fairkern.deadline import Deadline
@@ -35,3 +36,5 @@ class Tracing:
     calls: Counter[str] = field(default_factory=Counter)  # by module path: the most in one run of eval mode
     picked: set[str] = field(default_factory=set)  # modules that were given places that an index picked, as experts are
     widths: dict[str, int] = field(default_factory=dict)  # last dimension of what a module returned
+    depth: bool = False  # whether branches of residual blocks are looked for
+    flows: list[Flow] = field(default_factory=list)  # then: the values of every run in eval mode

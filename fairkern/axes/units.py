@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from torch import nn
 
+from fairkern.axes.depth import Depth
 from fairkern.axes.extents import Extents, Lives, attributes, flop_terms, parameter_terms
 from fairkern.axes.facts import Contraction, Edge, Factors, Production, Ranking
 from fairkern.axes.graph import Graph
@@ -56,15 +57,15 @@ def solve(model: nn.Module, tracing: Tracing, dare: bool = False) -> tuple[Solut
     """
     freeze_unreached(model, tracing)
     note_train_only(model, tracing)
-    routing = Routing(model, tracing, listed=dare)
+    routing, depth = Routing(model, tracing, listed=dare), Depth.of(model, tracing)
     solver, daring = Solver(tracing.graph, routing.routed, routing.listed, more=routing.edges), None
     held = [freeze.nodes for freeze in tracing.graph.freezes if freeze.unless is Unless.PROVEN] if dare else []
     if held and _near(tracing.graph)[np.concatenate(held)].any():
         daring = Solver(tracing.graph, routing.routed, routing.listed, daring=True, more=routing.edges)
         if np.array_equal(daring.free(daring.nodes), solver.free(solver.nodes)):
             daring = None  # something else freezes the same
-    certain = _solve(model, tracing, routing, solver)
-    more = None if daring is None else _solve(model, tracing, routing, daring)
+    certain = _solve(model, tracing, routing, depth, solver)
+    more = None if daring is None else _solve(model, tracing, routing, depth, daring)
     return certain, more if more is not None and more.positions > certain.positions else None
 
 
@@ -88,7 +89,7 @@ def _whole(view: Factors) -> np.ndarray:
     return np.concatenate([view.flat.reshape(-1), *view.factors])
 
 
-def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver) -> Solution:
+def _solve(model: nn.Module, tracing: Tracing, routing: Routing, depth: Depth, solver: Solver) -> Solution:
     graph = tracing.graph
     routing.hold(solver)
     decide_factors(solver, routing.open_factors(), _read(graph), tracing.deadline)
@@ -99,8 +100,9 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
     grouping = Grouping.of(places, solver)
     groups = _told(_groups(model, graph, contractions, routing, places, grouping), grouping, solver)
     sizes = Extents(grouping, [g.units for g in groups])
-    params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping)))
-    flops = tuple(flop_terms(tracing, sizes))
+    depth.first = len(groups)
+    params = tuple(parameter_terms(tracing, model, sizes, Lives(routing, grouping, depth.lives)))
+    flops = tuple(flop_terms(tracing, sizes, depth.operations(tracing)))
     held = tuple(attributes(model, tracing, routing, sizes))
     own = attributes_like_own(model, tracing, sizes.of, sizes.extents) if tracing.sites else ()
     filled = tuple(a for a in own if a not in held)
@@ -126,6 +128,8 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, solver: Solver)
         kept=tuple(kept_units(model, tracing, solver)),
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
+    units = depth.described(units, sizes)
+    units = replace(units, extents=tuple(sizes.extents))
     compared = tuple(attributes_like_children(model, held, sizes.extents) if tracing.sites else ())
     return Solution(units.freeze(sizes.uneven), sites, compared, filled)
 

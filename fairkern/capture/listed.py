@@ -18,6 +18,7 @@ from fairkern.capture.points import Point
 from fairkern.model.nested import map_tensors, tensors_in
 from fairkern.model.tensors import LISTS
 from fairkern.model.threads import of_this_thread
+from fairkern.types import Side
 
 _RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
 _KEEPS_ROWS = _RESHAPES | {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
@@ -104,7 +105,7 @@ class ListedExperts:
         points = list(points)
         lists = sorted((p for p, m in model.named_modules() if isinstance(m, LISTS)), key=len)
         self._entry = {p: e for p in points if p.expert is None and (e := _entry(p, lists)) is not None}
-        self._whole = {p.sites[0].module: p for p in points if p.side.whole and p.expert is None}
+        self._whole = {p.sites[0].module: p for p in points if p.side is Side.EXPERT and p.expert is None}
         self._given: dict[str, Rows] = {}
         self._alike: dict[tuple[str, str], list[Point]] = defaultdict(list)
         for point, (path, name) in self._entry.items():

@@ -44,7 +44,7 @@ class Listener:
         self._model, self.points, self._gradients = model, points, gradients
         self.active = True
         self._thread = 0  # that of the pass
-        whole = [p for p in points if p.expert is None and p.side.of_call]
+        whole = [p for p in points if p.expert is None and (p.side.of_call or p.side is Side.BRANCH)]
         self._states = StateReader(points, self._hear_states)
         self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
         self._by_weight: dict[tuple[str, int], list[tuple[CallSite, Point]]] = {}
@@ -112,7 +112,7 @@ class Listener:
                 if side is Side.INPUT:
                     handle = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
                 else:
-                    handle = module.register_forward_hook(self._after(path))
+                    handle = module.register_forward_hook(self._after(path, side))
                 handles.callback(handle.remove)
             for path in self._states.paths:
                 module = self._model.get_submodule(path)
@@ -221,9 +221,13 @@ class Listener:
 
         return hook
 
-    def _after(self, path: str):  # type: ignore[no-untyped-def]
+    def _after(self, path: str, side: Side):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple, output: Any):  # type: ignore[no-untyped-def]
-            point = self._next(path, Side.OUTPUT)
+            point = self._next(path, side)
+            if point is not None and point.entry is not None:
+                items = list(output)
+                items[point.entry] = self.hear(point, items[point.entry]).clone()
+                return type(output)(items)
             if point is not None and not isinstance(output, Tensor):
                 raise InputError(
                     f"{path} returns a {type(output).__name__}, not the units of {point.name} alone; "

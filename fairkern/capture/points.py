@@ -39,7 +39,8 @@ class Block:
 class Point:
     """One activation of the forward pass and the blocks of units that are alone there.
 
-    Within fused experts it is that of one `expert`, on the tokens that are routed to it.
+    Within fused experts it is that of one `expert`, on the tokens that are routed to it. `entry`: which of several
+    things that a module returns.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Point:
     length: int
     blocks: tuple[Block, ...]
     expert: int | None = None
+    entry: int | None = None
 
 
 def points_of(units: UnitMap, side: Side) -> list[Point]:
@@ -91,6 +93,22 @@ def expert_points(model: nn.Module, units: UnitMap) -> list[Point]:
             down = getattr(model.get_submodule(path), layouts[path].down)
             wide = down.shape[3 - layouts[path].inner_dim]
             points += _inner(g, group, tap, len(down)) if tap.side is Side.INNER else _whole(g, tap, wide)
+    return points
+
+
+def branch_points(units: UnitMap) -> list[Point]:
+    """A point for every branch of a residual block: what its last module returns."""
+    points = []
+    for g in units.scored:
+        group = units.groups[g]
+        for tap in group.taps:
+            if tap.side is not Side.BRANCH:
+                continue
+            for unit, branch in enumerate(units.branches[group.axes[0].axis.tensor]):
+                block = Block(1, branch.width, None, ((g, np.zeros(1, dtype=np.int64)),), part=unit)
+                name, site, place = tap.of_expert(unit), tap.sites[unit], branch.last.place
+                entry = place if branch.last.entries else None
+                points.append(Point(name, (site,), tap.side, branch.dim, branch.width, (block,), entry=entry))
     return points
 
 

@@ -34,7 +34,8 @@ def residual(
     the scores order the units of a group as they are best removed, and later ones are never cheaper.
 
     Each fused expert is fitted for itself. Whole experts are not refitted: an expert's score is that of all it adds,
-    and of what another one adds in its place, taken to be as large and to have nothing to do with it.
+    and of what another one adds in its place, taken to be as large and to have nothing to do with it. Nor are branches
+    of residual blocks: a branch's score is that of all it adds.
 
     Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
     """
@@ -107,7 +108,8 @@ def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str
     found = np.zeros(group.total)
     for tap in group.taps:
         names = [tap.of_expert(int(e)) for e in tap.positions[:, 0]]
-        found += [2 * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in names]
+        times = 2 if tap.side is Side.EXPERT else 1
+        found += [times * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in names]
     return found
 
 

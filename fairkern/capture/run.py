@@ -12,7 +12,7 @@ from torch import nn
 from fairkern.capture.losses import LossFunction
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.one_pass import Pass
-from fairkern.capture.points import Block, Point, expert_points, hidden_points, points_of
+from fairkern.capture.points import Block, Point, branch_points, expert_points, hidden_points, points_of
 from fairkern.capture.provenance import Clock, provenance
 from fairkern.capture.residual import residual
 from fairkern.capture.samples import SampleStore, by_group
@@ -113,13 +113,13 @@ def _listened(
 ) -> tuple[list[Point], MomentStore | None, StateMeans]:
     """The points whose units are scored, and what sums up at these and others: moments, if asked for, and states."""
     points = points_of(units, Side.OUTPUT if settings.recipe is Recipe.PAPER else Side.INPUT)
-    experts = expert_points(model, units)  # what one adds to its tokens is its output
-    points += experts
+    whole = [*expert_points(model, units), *branch_points(units)]  # what one adds is its output
+    points += whole
     hidden = hidden_points(units) if settings.gram or settings.recipe is not Recipe.PAPER else []
     if not settings.gram:
         return points, None, StateMeans(hidden)
     scored_there = all(p.side is not Side.OUTPUT for p in points)
-    read = points if scored_there else [*points_of(units, Side.INPUT), *experts]
+    read = points if scored_there else [*points_of(units, Side.INPUT), *whole]
     return points, MomentStore([*read, *hidden], units), StateMeans(hidden)
 
 

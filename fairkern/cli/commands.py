@@ -72,7 +72,7 @@ def _add_fact(table: Table, name: str, value: Any) -> None:
 
 
 def trace(arguments: argparse.Namespace) -> int:
-    options = {name: getattr(arguments, name) for name in ("unused", "verify", "seed", "time_limit")}
+    options = {name: getattr(arguments, name) for name in ("unused", "depth", "verify", "seed", "time_limit")}
     units = fk.trace(named(arguments.model), named(arguments.inputs), **options, **_more(arguments))
     print(units.explain())  # noqa: T201
     return 0
@@ -172,7 +172,7 @@ def _prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
     options = _score_options(arguments) | _plan_options(arguments)
     if not options["gram"]:
         del options["gram"]  # where it is needed it is kept anyway
-    options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused")}
+    options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused", "depth")}
     return options | {"biases": BIASES[arguments.biases]}
 
 

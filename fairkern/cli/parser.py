@@ -107,6 +107,7 @@ def _add_biases(parser: argparse.ArgumentParser) -> None:
 
 def _add_tracing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
+    parser.add_argument("--depth", action="store_true", help="branches of residual blocks are units too")
     more = "package.module:callable: further inputs, which reach more code"
     parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,14 @@ from fairkern.compact.descriptors import Held, Index, check_pruned, cuts
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
 from fairkern.interrupts import undivided
-from fairkern.model.attributes import write_attribute
+from fairkern.model.attributes import read_attribute, write_attribute
 from fairkern.model.autocast import forget_casts
 from fairkern.model.in_use import in_use
+from fairkern.model.nothing import Nothing, put_nothing
 from fairkern.model.replacements import replace_modules
 from fairkern.model.untouched import caches, forget, held_states
 from fairkern.ops.gather import gather_many
+from fairkern.plans.depth import removed_parts
 from fairkern.plans.renaming import cut_lists
 from fairkern.types import Plan
 
@@ -66,9 +69,14 @@ def _cut_in_place(model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Inde
     forget_casts()
 
 
-def gone(model: nn.Module, plan: Plan) -> list[nn.Module]:
-    """The modules of lists that the plan removes."""
-    return [model.get_submodule(f"{cut.path}.{name}") for cut in cut_lists(plan) for name in cut.goes]
+def gone(model: nn.Module, plan: Plan) -> dict[nn.Module, nn.Module]:
+    """The modules of lists and branches that the plan removes, and what a copy has in their place."""
+    parts = {model.get_submodule(part.module): part for part in removed_parts(plan)}
+    listed = [model.get_submodule(f"{cut.path}.{name}") for cut in cut_lists(plan) for name in cut.goes]
+    return {
+        **{module: Nothing.of(module, part) for module, part in parts.items()},
+        **{module: nn.Module() for module in listed},
+    }
 
 
 def set_sizes(model: nn.Module, plan: Plan) -> None:
@@ -80,6 +88,11 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
     install(model, plan.sites, plan.seen)
     if plan.config:
         follow_config(model, plan.config)
+    _drop_rows(model, plan)
+    blocks = tuple(f"{cut.path}.{name}." for cut in cut_lists(plan) for name in cut.goes)
+    for part in removed_parts(plan):
+        if not part.module.startswith(blocks):
+            put_nothing(model, part)
     for cut in reversed(cut_lists(plan)):  # the names of outer lists are still those of before
         held = model.get_submodule(cut.path)._modules
         stays = [held[name] for name in cut.stays]
@@ -87,21 +100,32 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
         held.update(zip(cut.names, stays, strict=False))
 
 
+def _drop_rows(model: nn.Module, plan: Plan) -> None:
+    """What holds an entry for every module of a list loses those of the modules that go."""
+    stays = {cut.path: [cut.names.index(name) for name in cut.stays] for cut in cut_lists(plan)}
+    for rows in plan.rows:
+        holder = model.get_submodule(rows.module)
+        held = read_attribute(holder, rows.attribute)
+        write_attribute(holder, rows.attribute, type(held)(held[k] for k in stays[rows.list]))
+
+
 def copy_with(
-    model: nn.Module, replacements: Sequence[tuple[Held, Tensor]], left_out: Iterable[nn.Module] = ()
+    model: nn.Module,
+    replacements: Sequence[tuple[Held, Tensor]],
+    left_out: Mapping[nn.Module, nn.Module] = MappingProxyType({}),
 ) -> nn.Module:
     """`copy.deepcopy(model)` with some tensors replaced by others, which are taken over and not copied.
 
-    Modules that are `left_out` are empty ones in the copy. Works through deepcopy's memo, so that whatever refers to a
-    replaced tensor refers to its replacement. Caches of tensors are empty in the copy, and states that modules hold
-    are None.
+    In place of modules that are `left_out` the copy has those that are given. Works through deepcopy's memo, so that
+    whatever refers to a replaced tensor refers to its replacement. Caches of tensors are empty in the copy, and states
+    that modules hold are None.
     Raises InputError when the model cannot be copied.
     """
     memo: dict[int, object] = {id(held.tensor): _like(held.tensor, new) for held, new in replacements}
     modules = list(model.modules())
     memo |= {id(cache): {} for cache in caches(modules)}
     memo |= {id(getattr(module, name)): None for module, name in held_states(modules)}
-    memo |= {id(module): nn.Module() for module in left_out}
+    memo |= {id(module): other for module, other in left_out.items()}
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:

@@ -58,7 +58,7 @@ def kept(plan: Plan) -> dict[str, Index]:
     """
     indices: dict[str, Index] = {}
     for (name, dim), removed in _removed(plan, plan.axes).items():
-        if name in plan.lists:
+        if name in plan.lists or name in plan.branches:
             continue
         stays = np.ones((*removed.shape[:-1], plan.shapes[name][dim]), dtype=bool)
         np.put_along_axis(stays, removed, False, axis=-1)
@@ -167,7 +167,15 @@ def _checked(model: nn.Module, plan: Plan) -> tuple[list[Held], dict[str, Index]
         value = config_value(vars(model).get("config"), field)
         if value != field.before:
             raise PlanMismatchError(f"config.{field.name} is {value!r} here, the plan expects {field.before}")
-    modules = dict(model.named_modules()) if plan.sites or plan.replacements else {}
+    modules = dict(model.named_modules()) if plan.sites or plan.replacements or plan.branches else {}
+    for part in (part for found in plan.branches.values() for branch in found for part in branch.parts):
+        if part.module not in modules:
+            raise PlanMismatchError(f"the plan removes branches, {part.module} in one of them: no such module")
+    for rows in plan.rows:
+        value = read_attribute(model.get_submodule(rows.module), rows.attribute)
+        if not isinstance(value, (list, tuple)) or len(value) != rows.rows:
+            where = f"{rows.module}.{rows.attribute}".lstrip(".")
+            raise PlanMismatchError(f"{where} is {value!r} here, the plan expects {rows.rows} entries")
     for site in plan.sites:
         if site.module not in modules:
             raise PlanMismatchError(f"the plan changes sizes that {site.module} passes on: no such module")
@@ -187,7 +195,7 @@ def _check_lists(model: nn.Module, plan: Plan) -> None:
         found = tuple(modules[path]._modules) if path in modules else None
         if found != names:
             here = "not there" if found is None else f"one of {len(found)}"
-            raise PlanMismatchError(f"the plan removes experts from {path}, a list of {len(names)}; it is {here}")
+            raise PlanMismatchError(f"the plan removes modules from {path}, a list of {len(names)}; it is {here}")
     for cut in cut_lists(plan):
         if not cut.stays:
             raise PlanMismatchError(f"the plan removes all {len(cut.names)} modules of {cut.path}: one has to stay")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from fairkern.compact.descriptors import Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
 from fairkern.model.autocast import forget_casts
 from fairkern.model.in_use import in_use
+from fairkern.model.nothing import without
 from fairkern.model.tensors import memory_of
+from fairkern.plans.depth import removed_branches
 from fairkern.surroundings import check_ordinary, refuse, uncompiled
-from fairkern.types import Plan, Silence
+from fairkern.types import Branch, Plan, Silence
 
 
 class masked:
@@ -23,7 +27,8 @@ class masked:
 
     On entry the plan is checked and the removed positions of every consumer axis are set to zero in place;
     on exit, also through an exception or Ctrl-C, they are put back bitwise. What is saved is what is zeroed.
-    Whole experts are left out at their router besides, whose logits for them are −inf (in this thread).
+    Whole experts are left out at their router besides, whose logits for them are −inf (in this thread). Of branches the
+    last module returns zeros, by a hook.
     Autograd does not see either step: `requires_grad`, `.grad` and version counters stay as they are. Autocast's casts
     of weights are forgotten on both. Within,
     `model(x)` equals `apply(model, plan)(x)` up to the order of float additions.
@@ -55,6 +60,8 @@ class masked:
             zeros = _Zeros([(held.tensor, index) for held, index in targets])
             stack.callback(zeros.take_off)
             zeros.put_on()
+            for branch in removed_branches(self._plan):
+                stack.callback(_silent(self._model, branch).remove)
             silent = without_experts(self._model, self._plan)
             if silent is not None:
                 stack.enter_context(silent)
@@ -76,6 +83,15 @@ def without_experts(model: nn.Module, plan: Plan) -> silent_experts | None:
         for dim, gone in index.items()
     ]  # fmt: skip
     return silent_experts(routers) if routers else None
+
+
+def _silent(model: nn.Module, branch: Branch) -> RemovableHandle:
+    """From now on this branch adds zero."""
+
+    def hook(_: nn.Module, args: Any, output: Any) -> Any:
+        return without(output, branch.last)
+
+    return model.get_submodule(branch.last.module).register_forward_hook(hook)
 
 
 _Saved = tuple[Tensor, int, Tensor, Tensor]  # tensor, dim, positions, what was there

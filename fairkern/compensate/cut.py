@@ -28,14 +28,15 @@ class Cut:
     """What is left of a model. `corrections`: the one-shot ones, which say what could be made up for.
 
     `biases`: by what it was decided which weights get a bias that have none; None where nothing was compensated.
-    `config`: fields of the configuration that were set for them. `divergence`: of the outputs, before and after all
-    layers were fitted together.
+    `config`: fields of the configuration that were set for them. `unplaced`: biases that it has no field for.
+    `divergence`: of the outputs, before and after all layers were fitted together.
     """
 
     model: nn.Module
     corrections: tuple[Correction, ...] = ()
     biases: str | None = None
     config: tuple[ConfigChange, ...] = ()
+    unplaced: tuple[str, ...] = ()
     divergence: tuple[float, float] | None = None
 
 
@@ -75,7 +76,9 @@ def cut(
             made = refit(model, plan, scores, found, again)
         else:
             made = found = corrections(model, plan, scores, method, places=places)
-        flags = places.flags(c.axis for c in made if c.bias is not None)
+        given = [c.axis for c in made if c.bias is not None]
+        flags = places.flags(given)
+        unplaced = places.unplaced(given, flags)
 
         def finish() -> nn.Module:
             small = apply(model, plan, inplace=inplace, backend=backend)
@@ -88,7 +91,7 @@ def cut(
         if method is Compensation.JOINT:
             said = {"mean": scores.provenance.get("loss_reduction") != "sum", "seed": scores.provenance.get("seed", 0)}
             divergence = fit_together(model, small, plan, scores.units, again, replace(loss or Loss(), **said))
-    return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags), divergence)
+    return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags), unplaced, divergence)
 
 
 def _read_again(method: Compensation, loader: Iterable[Any] | None, inplace: bool) -> Iterable[Any]:

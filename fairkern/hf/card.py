@@ -21,16 +21,15 @@ _MEASURES = {
 }
 _WHAT = (
     "Whole heads, neurons and experts were removed by fairkern from the model named above, in one shot; it was not "
-    "trained afterwards. {} `plan.json` has every position that went."
+    "trained afterwards."
 )
-_LOADS = "It loads with `from_pretrained`, without fairkern;"
+
+
+_LOADS = "It loads with `from_pretrained`, without fairkern."
 
 
 def card(plan: Plan, like: Folder, done: Report | None, loads: str = _LOADS) -> str:
-    """Markdown, with the header that the hub reads. Nothing in it depends on where the folder lies.
-
-    `loads` says what loads the folder, and leads on to what `plan.json` has.
-    """
+    """Markdown, with the header that the hub reads. Nothing in it depends on where the folder lies."""
     name = like.path.resolve().name
     header = [
         "---",
@@ -44,7 +43,7 @@ def card(plan: Plan, like: Folder, done: Report | None, loads: str = _LOADS) -> 
     ]
     text = [
         f"# {name}, pruned",
-        _WHAT.format(loads),
+        f"{_WHAT} {loads} `plan.json` has every position that went.",
         _figures(plan, done),
         _removed(plan),
     ]

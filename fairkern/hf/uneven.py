@@ -19,15 +19,17 @@ from fairkern.hf.blocks import Blocks, blocks_of
 from fairkern.hf.card import CARD, card
 from fairkern.hf.decoder import family_of, places_of
 from fairkern.hf.folder import CONFIG, Folder, open_folder
-from fairkern.hf.output import REPORT, _beside, _said, check_out
+from fairkern.hf.gguf_names import ARCHITECTURES
+from fairkern.hf.output import REPORT, beside, check_out, said_of
 from fairkern.hf.weights import configuration
 from fairkern.surroundings import stage
 
 _GENERATION = "generation_config.json"
 _LOADS = {
-    None: "Its layers differ: `fairkern.load_pruned` loads it, `fairkern export` makes a file for llama.cpp;",
-    "deci": "Its layers differ: `block_configs` in config.json say how, as DeciLM and Nemotron-NAS read them;",
-    "anymodel": "Its layers differ: `block_configs` in config.json say how, as vLLM's AnyModel and ModelOpt read them;",
+    None: "Its layers differ, which no configuration of transformers can say: `fairkern.load_pruned` loads it into the "
+    "model named above, and `fairkern export --gguf` writes it for llama.cpp.",
+    "deci": "Its layers differ, as config.json says block by block, for servers that read that (DeciLM).",
+    "anymodel": "Its layers differ, as config.json says block by block, for servers that read that (vLLM).",
 }
 
 
@@ -64,33 +66,42 @@ def save_uneven(
     options.instance("small", small, nn.Module, options.MODEL)
     options.instance("plan", plan, types.Plan, options.PLAN)
     folder = open_folder(options.place("like", like))
-    write_uneven(small, plan, check_out(options.place("out", out)), folder, None, schema)
+    write_uneven(small, plan, check_out(options.place("out", out)), folder, schema)
 
 
-def described(plan: types.Plan, serve: str | None) -> bool:
-    """Whether one number for all layers is what was asked for, or what came of it anyway."""
-    return serve in (None, "hf") or plan.result.get("serves", {}).get("hf") == "yes"
-
-
-def schema_of(serve: str | None) -> str | None:
-    """Who reads the configuration of a model that was planned for a server."""
-    return {"vllm": "anymodel", "deci": "deci"}.get(serve or "")
+def check_served(folder: Folder, serve: Any) -> None:
+    """Raises InputError where llama.cpp could not be told of a folder's model with layers that differ."""
+    if not isinstance(serve, str) or serve.partition(":")[0] not in ("gguf", "deci"):
+        return
+    instead = 'plan with serve="hf", which keeps layers equal'
+    try:
+        family = family_of(configuration(folder))
+    except InputError as error:
+        raise InputError(
+            f"serve={serve!r}: no file for llama.cpp comes of {folder.path}: {error}. Else {instead}, and convert the "
+            "folder by llama.cpp's own script"
+        ) from None
+    if not any(a.by_layer for a in ARCHITECTURES if a.variant == family.variant.name):
+        raise InputError(
+            f"serve={serve!r}: llama.cpp has no layers of different sizes for a model like {folder.path}, which "
+            f"computes what the {family.variant.name} family does: {instead}"
+        )
 
 
 def write_uneven(
-    small: Any, plan: types.Plan, out: Path, like: Folder, done: types.Report | None, schema: str | None
+    small: Any, plan: types.Plan, out: Path, folder: Folder, schema: str | None, done: types.Report | None = None
 ) -> None:
-    """The folder of `save_uneven`, with a report where there is one, and a card."""
-    config = dict(like.config) if schema is None else _by_layer(small, like, schema)
-    with _said(out), new_folder(out) as place:
+    """The folder, whole or not at all; with a report there is a card, too."""
+    config = dict(folder.config) if schema is None else _by_layer(small, folder, schema)
+    with said_of(out), new_folder(out) as place:
         save_pruned(small, plan, place)
         (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _beside(like, place)
-        if (like.path / _GENERATION).is_file():
-            shutil.copyfile(like.path / _GENERATION, place / _GENERATION)
+        beside(folder, place)
         if done is not None:
             report.save_report(done, place / REPORT)
-        (place / CARD).write_text(card(plan, like, done, _LOADS[schema]), encoding="utf-8")
+            (place / CARD).write_text(card(plan, folder, done, _LOADS[schema]), encoding="utf-8")
+        if (folder.path / _GENERATION).is_file():
+            shutil.copyfile(folder.path / _GENERATION, place / _GENERATION)
 
 
 def _by_layer(small: Any, folder: Folder, schema: str) -> dict[str, Any]:

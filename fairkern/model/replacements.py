@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fairkern.errors import InputError
 from fairkern.model.attention import added, attend, attending, calls_attention, masks
 from fairkern.model.fast_path import attention_is_fused, layer_is_fused, padded, unpadded
+from fairkern.model.nothing import Nothing
 from fairkern.model.own_modes import entered, left_out
 
 
@@ -153,6 +154,10 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
             with left_out():
                 return self.forward(src, src_mask, src_key_padding_mask, is_causal)
         attention = self.self_attn
+        if any(
+            isinstance(module, Nothing) for module in self.children()
+        ):  # as where there are hooks, by which it is masked
+            return super().forward(src, src_mask, src_key_padding_mask, is_causal)
         if not isinstance(attention, MultiheadAttention) or not layer_is_fused(
             self, attention.whole_heads, src, src_mask, src_key_padding_mask
         ):

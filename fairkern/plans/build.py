@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fairkern.errors import InputError
 from fairkern.plans.cost import Cost, extents_after, told_apart
+from fairkern.plans.depth import Depth
 from fairkern.plans.left_alone import left_alone
 from fairkern.plans.removals import NONE
 from fairkern.plans.serving import serves, shares
@@ -67,16 +69,19 @@ def build(
         [('fc1.weight:0', [1, 3])]
     """
     chosen = _checked(units, removed)
+    depth = Depth(units, chosen)
+    chosen = depth.spared(chosen, NONE)
     counts = np.array([units_.shape[-1] for units_ in chosen], dtype=np.int64)
     nothing = np.zeros_like(counts)
     order = {g: chosen[g] for g in told_apart(units)}
     params, flops = Cost(units, units.params, order), Cost(units, units.flops, order)
     prunable = units.prunable
     sizes = extents_after(units, counts)
-    axes = _axes(units, chosen)
-    gone = _gone(units, axes)
+    axes = tuple(sorted((*_axes(units, chosen), *depth.axes()), key=lambda a: (a.axis.tensor, a.axis.dim)))
+    gone = (*_gone(units, axes), *depth.modules)
     axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
-    config, left = _config(units, chosen)
+    present = _present(units, depth.absent)
+    config, left = _config(present, chosen)
     sites = tuple(
         SizeChange(s.module, s.call, s.function, s.place, before, after, s.at, s.outright)
         for s in units.sites
@@ -90,12 +95,16 @@ def build(
             for g, group in ((g, units.groups[g]) for g in prunable)
         ),
         axes=axes,
-        attributes=tuple(a for a in _attributes(units, sizes) if not f"{a.module}.".startswith(gone)),
+        attributes=tuple(
+            a
+            for a in (*_attributes(units, sizes, depth.absent), *depth.attributes())
+            if not f"{a.module}.".startswith(gone)
+        ),
         shapes={name: tuple(shape) for name, shape in units.shapes.items()},
         request=dict(request or {}),
         result={
             "params_before": _whole(params(nothing)),
-            "params_after": _whole(params(counts)),
+            "params_after": _whole(params(counts) - Cost(units, depth.left_over(), order)(counts)),
             "flops_before": _whole(flops(nothing)),
             "flops_after": _whole(flops(counts)),
             "groups": len(prunable),
@@ -104,7 +113,7 @@ def build(
             "units_removed": sum(units_.size for units_ in chosen),
             **({"config_left": left} if left else {}),
             **({"left_alone": alone} if (alone := left_alone(units, chosen, stays or {})) else {}),
-            "serves": serves(units, chosen),
+            "serves": serves(present, chosen),
             **(result or {}),
         },
         sites=sites,
@@ -114,9 +123,17 @@ def build(
             if any(a.axis.tensor.startswith(f"{r.module}." if r.module else "") for a in axes)
         ),
         config=config,
-        lists={path: entries.names for path, entries in units.lists.items() if Axis(path, 0) in {a.axis for a in axes}},
+        lists={path: names for path, names in _listed(units).items() if Axis(path, 0) in {a.axis for a in axes}},
         seen={module: units.seen[module] for module in dict.fromkeys(s.module for s in sites) if module in units.seen},
+        branches=depth.branches(sizes),
+        rows=tuple(depth.rows()),
     )
+
+
+def _listed(units: UnitMap) -> dict[str, tuple[str, ...]]:
+    """Lists of modules that are units or blocks, and the names there."""
+    named = {path: entries.names for path, entries in units.lists.items()}
+    return {**named, **{path: held.names for path, held in units.blocks.items()}}
 
 
 def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
@@ -127,6 +144,12 @@ def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
         if a.axis.tensor in units.lists
         for k in a.removed.tolist()
     )
+
+
+def _present(units: UnitMap, absent: Collection[int]) -> UnitMap:
+    """The map whose configuration counts no groups that are gone with the branch that they lie in."""
+    fields = (replace(f, groups=tuple(g for g in f.groups if g not in absent)) for f in units.config)
+    return replace(units, config=tuple(f for f in fields if f.groups)) if absent else units
 
 
 def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigChange, ...], list[str]]:
@@ -185,10 +208,13 @@ def _checked(units: UnitMap, removed: Sequence[IndexArray]) -> list[IndexArray]:
     return chosen
 
 
-def _attributes(units: UnitMap, sizes: Sequence[int]) -> tuple[AttributeChange, ...]:
-    """Attributes that hold another size now; one that stands for several layers, where they all agree on it."""
+def _attributes(units: UnitMap, sizes: Sequence[int], absent: Collection[int]) -> tuple[AttributeChange, ...]:
+    """Attributes that hold another size now; one that stands for several layers, where they all agree on it. `absent`:
+    groups that are gone."""
     ends: dict[tuple[str, str], set[tuple[int, int]]] = {}
     for a in units.attributes:
+        if absent and units.extents[a.extent].parts and units.follows(a.extent) <= set(absent):
+            continue
         ends.setdefault((a.module, a.attribute), set()).add((units.extents[a.extent].length, sizes[a.extent]))
     changes = [(*place, *next(iter(found))) for place, found in ends.items() if len(found) == 1]
     return tuple(AttributeChange(*change) for change in changes if change[2] != change[3])

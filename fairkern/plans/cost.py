@@ -173,7 +173,7 @@ def adds_up(units: UnitMap) -> bool:
     """Whether a unit costs the same, whatever else goes: no parameter's size is a product of two that shrink.
 
     So it is where all layers hang on a stream that stays (transformers), and not in a chain, where a unit costs less
-    the fewer units the next layer has. Whole experts are left aside: those that stay keep their sizes.
+    the fewer units the next layer has. Whole experts and branches are left aside: those that stay keep their sizes.
 
     Example:
         >>> from fairkern.types import AxisGroup
@@ -184,7 +184,8 @@ def adds_up(units: UnitMap) -> bool:
         >>> adds_up(chain), adds_up(stream)
         (False, True)
     """
-    moving = {g for g in units.prunable if not any(tap.side.whole for tap in units.groups[g].taps)}
+    whole = {g for g in units.prunable if any(tap.side.whole for tap in units.groups[g].taps)} | set(units.branched)
+    moving = set(units.prunable) - whole
     shrinks = [any(group in moving for group, _ in extent.parts) for extent in units.extents]
     return all(sum(shrinks[e] for e in term.extents) <= 1 for term in units.params)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fairkern.plans.depth import removed_parts
 from fairkern.types import Plan
 
 
@@ -50,10 +51,11 @@ class Renaming:
 
     def __init__(self, plan: Plan) -> None:
         self._lists = cut_lists(plan)
+        self._gone = tuple(f"{part.module}." for part in removed_parts(plan))
 
     def after(self, name: str) -> str | None:
         """The name that something has in the cut model; None where it is gone."""
-        moved: str | None = name
+        moved: str | None = None if self._gone and name.startswith(self._gone) else name
         for cut in reversed(self._lists):  # inner ones first: their paths are those of before
             moved = None if moved is None else cut.moved(moved, back=False)
         return moved

@@ -11,17 +11,20 @@ from torch import nn
 from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.model.size_calls import BY_NAME
+from fairkern.plans.removals import NONE
+from fairkern.prove.branches import with_branches, without_branches
 from fairkern.prove.description import described
+from fairkern.prove.prepared import Prepared, prepare
 from fairkern.prove.search import Failed
-from fairkern.prove.trial import Prepared, failing, prepare
-from fairkern.types import Axis, AxisGroup, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
+from fairkern.prove.trial import failing
+from fairkern.types import Axis, AxisGroup, IndexArray, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
 
 class _Proof:
     """Runs a model pruned and masked, on several inputs. It keeps of one proof what the next can use."""
 
     def __init__(self, model: nn.Module, runs: Sequence[Any], seed: int, deadline: Deadline) -> None:
-        self._model, self._runs, self._seed, self._deadline = model, runs, seed, deadline
+        self._model, self._runs, self.seed, self._deadline = model, runs, seed, deadline
         self._prepared: tuple[int, Prepared] | None = None  # the copy for one of the runs: a model is large
         self._said: dict[tuple[int, int], tuple[UnitMap, Failed]] = {}  # how all groups of a map failed together
 
@@ -47,7 +50,7 @@ class _Proof:
                 self._model,
                 tried,
                 inputs,
-                seed=self._seed,
+                seed=self.seed,
                 numbers=numbers,
                 together=together,
                 prepared=self.prepared(tried, number),
@@ -67,8 +70,26 @@ class _Proof:
         """The copy that the proofs on this run use."""
         if self._prepared is None or self._prepared[0] != number:
             self._prepared = None
-            self._prepared = number, prepare(self._model, units, self._runs[number], self._seed)
+            self._prepared = number, prepare(self._model, units, self._runs[number], self.seed)
         return self._prepared[1]
+
+    def branches(self, candidate: UnitMap, removed: Sequence[IndexArray], doubtful: Sequence[int]) -> dict[int, Failed]:
+        """What fails of branches where these units go; what lies beside them has passed."""
+        failed: dict[int, Failed] = {}
+        for number, inputs in enumerate(self._runs):
+            tried = candidate.freeze(_reasons(failed)) if failed else candidate
+            left = [gone if tried.groups[g].frozen is None else NONE for g, gone in enumerate(removed)]
+            failed |= failing(
+                self._model,
+                tried,
+                inputs,
+                seed=self.seed,
+                prepared=self.prepared(tried, number),
+                doubtful=[g for g in doubtful if g not in failed],
+                removed=left,
+                deadline=self._deadline,
+            )
+        return failed
 
     def whole(self, units: UnitMap, sites: Sequence[SizeSite]) -> UnitMap | None:
         """The map if all of its groups hold together, as it is or with sizes substituted."""
@@ -130,7 +151,11 @@ def proven(
     """The map with every group frozen that fails on any of the inputs, and with what of the model's configuration
     follows a cut."""
     proof = _Proof(model, runs, seed, deadline)
-    units = replace(_proven(proof, certain, daring), proven=True)
+    widths, dared = (
+        None if found is None else replace(found, units=without_branches(found.units)) for found in (certain, daring)
+    )
+    assert widths is not None
+    units = replace(with_branches(proof, _proven(proof, widths, dared), certain.units), proven=True)
     deadline.check("proving groups")
     alone = {s.number for found in (certain, daring) if found is not None for s in found.sites if s.outright}
     return described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)

@@ -51,6 +51,7 @@ def prune(
     inplace: bool = False,
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
+    depth: bool = False,
     keep_scores: bool = False,
     **options: Unpack[PruningOptions],
 ) -> tuple[nn.Module, Report]:
@@ -82,6 +83,8 @@ def prune(
             `Report.choices["through_zero"]` what it costs where none was possible, and `Report.choices["config"]`
             which fields of the configuration were set.
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
+        depth: as for `trace`, of every step: branches of residual blocks, and whole blocks, may go as well. `units`
+            that are given say so themselves.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
             second moments, which take much memory.
 
@@ -100,7 +103,7 @@ def prune(
         names("unused", unused, "['mask_token']"),
         whole("iterations", iterations, 1),
     )
-    inplace, keep_scores = flag("inplace", inplace), flag("keep_scores", keep_scores)
+    inplace, keep_scores, depth = flag("inplace", inplace), flag("keep_scores", keep_scores), flag("depth", depth)
     given_biases = Biases.given(biases)
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
@@ -114,8 +117,8 @@ def prune(
     given = scoring.pop("units", None)
     if given is not None:
         instance("units", given, types.UnitMap, UNITS)
-        check_traced(given, iterations, more)
-        unused = unused or given.unused
+        check_traced(given, iterations, more, depth)
+        unused, depth = unused or given.unused, depth or given.depth
     check_method(method, scoring, loader, inplace)
     samples_of = scoring.get("samples_of")
     if samples_of is not None:
@@ -124,7 +127,7 @@ def prune(
         first, batches = first_batch(loader)
         fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
         again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
-        tracing = {"more": more, "unused": unused}
+        tracing = {"more": more, "unused": unused, "depth": depth}
         asked = Asked(
             target.value, keep, latency, iterations, planning, scoring, tracing, method, given_biases, again, inplace
         )

@@ -16,7 +16,7 @@ from fairkern.options import TABLE, flag, instance
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
     *("tod", *_BUDGETS, "drop", "latency", "iterations"),
-    *("compensate", "biases", "inplace", "more", "unused", "keep_scores"),
+    *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores"),
 )
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL, Compensation.JOINT)  # made from second moments
 
@@ -120,7 +120,9 @@ def check_steps(iterations: int, target: Target, latency: types.LatencyTable | N
         )
 
 
-def check_traced(units: types.UnitMap, iterations: int, more: Sequence[Any]) -> None:
+def check_traced(units: types.UnitMap, iterations: int, more: Sequence[Any], depth: bool) -> None:
+    if depth and not units.depth:
+        raise InputError("depth=True, and units= was traced without it: trace with depth=True, or leave out units=")
     if iterations > 1 and units.more > len(more):
         raise InputError(
             f"iterations={iterations} traces the model anew after every step, and units= was traced with {units.more} "

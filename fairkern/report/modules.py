@@ -15,6 +15,7 @@ from torch import nn
 
 from fairkern.model.in_use import in_use
 from fairkern.model.nested import call_model, tensors_in
+from fairkern.model.nothing import Nothing
 from fairkern.model.own_calls import call_of
 from fairkern.model.threads import of_this_thread
 from fairkern.model.untouched import unchanged
@@ -128,7 +129,7 @@ class _Watch:
         with ExitStack() as handles:
             for path, module in model.named_modules():
                 own = any(True for _ in module.parameters(recurse=False))
-                if own if self.only is None else path in self.only:
+                if own if self.only is None else path in self.only and not isinstance(module, Nothing):
                     handles.callback(module.register_forward_pre_hook(of_this_thread(self._enter(path))).remove)
                     handles.callback(module.register_forward_hook(of_this_thread(self._leave(path))).remove)
             yield

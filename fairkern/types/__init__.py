@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fairkern.types.arrays import FloatArray, IndexArray
+from fairkern.types.branches import Blocks, Branch, BranchPart, Entries, Numbers, numbered
 from fairkern.types.latency import LatencyCut, LatencyTable
-from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, SizeChange
+from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
 from fairkern.types.report import Report
 from fairkern.types.scores import JointMoments, Moments, Scores
 from fairkern.types.units import (
@@ -13,7 +14,6 @@ from fairkern.types.units import (
     CallSite,
     ConfigField,
     CostTerm,
-    Entries,
     Extent,
     FrozenAxis,
     GroupAxis,
@@ -33,6 +33,9 @@ __all__ = [
     "AttributeChange",
     "Axis",
     "AxisGroup",
+    "Blocks",
+    "Branch",
+    "BranchPart",
     "CallSite",
     "ConfigChange",
     "ConfigField",
@@ -48,12 +51,14 @@ __all__ = [
     "LatencyCut",
     "LatencyTable",
     "Moments",
+    "Numbers",
     "Passed",
     "Plan",
     "PlanAxis",
     "PlanGroup",
     "Replacement",
     "Report",
+    "RowsChange",
     "Scores",
     "Side",
     "Silence",
@@ -63,4 +68,5 @@ __all__ = [
     "SizeSite",
     "Tap",
     "UnitMap",
+    "numbered",
 ]

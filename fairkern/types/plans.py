@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairkern.types.arrays import IndexArray
+from fairkern.types.branches import Branch
 from fairkern.types.units import Axis, Replacement, Silence, SiteNumber
 
 
@@ -91,6 +92,16 @@ class ConfigChange:
 
 
 @dataclass(frozen=True)
+class RowsChange:
+    """An attribute (dotted) that holds an entry for every module of a list, so that it loses those of the list."""
+
+    module: str
+    attribute: str
+    list: str
+    rows: int  # how many there are before the cut
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which positions of which axes go. Data, not code; applies without tracing again.
 
@@ -112,10 +123,13 @@ class Plan:
     seen: Mapping[str, tuple[str, ...]] = field(
         default_factory=dict
     )  # where code with size sites takes sizes, by module
+    branches: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)  # axes of branches of which some go
+    rows: tuple[RowsChange, ...] = ()
 
     def length(self, axis: Axis) -> int | None:
-        """Positions of an axis of a tensor or of a list before the cut; None where there is no such axis."""
-        if axis.tensor in self.lists:
-            return len(self.lists[axis.tensor]) if axis.dim == 0 else None
+        """Positions of an axis (of a tensor, a list, branches) before the cut; None where there is no such axis."""
+        counted = self.lists.get(axis.tensor, self.branches.get(axis.tensor))
+        if counted is not None:
+            return len(counted) if axis.dim == 0 else None
         shape = self.shapes.get(axis.tensor, ())
         return shape[axis.dim] if 0 <= axis.dim < len(shape) else None

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fairkern.types.arrays import IndexArray
+from fairkern.types.branches import Blocks, Branch, Entries
 
 
 class Side(enum.Enum):
@@ -26,7 +27,8 @@ class Side(enum.Enum):
     INPUT: what a module, or a function that is given a weight, reads. OUTPUT: what it returns. Within a module that
     holds all its experts, INNER is what the experts' down projections read, [tokens, E, I], and EXPERT what each expert
     adds to its tokens, weighted by its gate, [tokens, E, H]; the latter also of experts that are modules of a list.
-    HIDDEN: states of a recurrent module's own layers that some of its weights read, [vectors, n].
+    HIDDEN: states of a recurrent module's own layers that some of its weights read, [vectors, n]. BRANCH: what the
+    branch of a residual block adds, as its last module returns it.
     """
 
     INPUT = "input"
@@ -34,6 +36,7 @@ class Side(enum.Enum):
     INNER = "inner"
     EXPERT = "expert"
     HIDDEN = "hidden"
+    BRANCH = "branch"
 
     @property
     def of_call(self) -> bool:
@@ -48,7 +51,7 @@ class Side(enum.Enum):
     @property
     def whole(self) -> bool:
         """It is all that one unit adds: no other unit is heard there, and none is fitted in its place."""
-        return self is Side.EXPERT
+        return self in (Side.EXPERT, Side.BRANCH)
 
     @property
     def scored(self) -> bool:
@@ -62,11 +65,12 @@ class Silence(enum.Enum):
     NONE = "none"  # they are cut, and need not be silenced: something that reads them is
     ZERO = "zero"  # at a consumer: a weight that contracts over them is set to zero there
     MINUS_INFINITY = "minus infinity"  # at a router: the logit that it gives for them is −inf
+    NOTHING_ADDED = "nothing added"  # at a residual stream: what the last module of a branch returns is zero
 
 
 @dataclass(frozen=True, order=True)
 class Axis:
-    """One dimension of one parameter or buffer, e.g. `conv1.weight` dim 0; or a list of modules, dim 0."""
+    """One dimension of a parameter or buffer, e.g. `conv1.weight` dim 0; or a list of modules, or branches, dim 0."""
 
     tensor: str
     dim: int
@@ -122,8 +126,9 @@ class Tap:
     consumers) or, of an output, the one that returns it. `weights` are the axes of the consumers' weights that contract
     over it (for an output, the axis that produces it).
 
-    Of experts the site's module is the one that holds them all, or the list whose modules they are. Units of a
-    recurrent module are compensated at its hidden states, and scored where they leave the module.
+    Of experts the site's module is the one that holds them all, or the list whose modules they are. Of branches there
+    is a site for each, where it is heard. Units of a recurrent module are compensated at its hidden states, and scored
+    where they leave the module.
     """
 
     sites: tuple[CallSite, ...]
@@ -170,6 +175,11 @@ class AxisGroup:
         """Units over all sets."""
         return self.units * self.sets
 
+    @property
+    def blocks(self) -> int:
+        """How many sets lie one behind the other on its axes: groups of experts; 1 where sets are experts."""
+        return self.sets if any(len(held.positions) == self.total for held in self.axes) else 1
+
     def numbers(self, units: IndexArray) -> IndexArray:
         """Units of every set, `[sets, count]`, as numbers among all units, `[sets · count]`."""
         return (np.arange(self.sets)[:, None] * self.units + units).reshape(-1) if self.sets > 1 else units
@@ -206,21 +216,10 @@ class KeptUnits:
 
 
 @dataclass(frozen=True)
-class Entries:
-    """Modules of a list (`nn.ModuleList`, `nn.ModuleDict`) that are units: experts to which a router sends tokens.
-
-    `names`: theirs in the list, in order. `width`: how many values each of them gives for a token.
-    """
-
-    names: tuple[str, ...]
-    width: int
-
-
-@dataclass(frozen=True)
 class Extent:
     """A size that shrinks with the groups: `length − Σ per_unit · removed[group]`.
 
-    With a `unit` it is 1 as long as that unit of its only group stays, and then 0: what belongs to one expert.
+    With a `unit` it is 1 as long as that unit of its only group stays, and then 0: what belongs to an expert or branch.
     """
 
     length: int
@@ -347,6 +346,11 @@ class UnitMap:
     seen: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by module with size sites: where it takes sizes
     unused: tuple[str, ...] = ()  # what no input reaches, as the caller of `trace` said
     more: int = 0  # how many further example inputs were traced
+    branches: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)  # that are units, on `Axis(name, 0)`
+    blocks: Mapping[str, Blocks] = field(
+        default_factory=dict
+    )  # lists, by path, of which modules go with their branches
+    depth: bool = False  # whether branches were looked for
 
     @property
     def prunable(self) -> tuple[int, ...]:
@@ -357,6 +361,12 @@ class UnitMap:
     def scored(self) -> tuple[int, ...]:
         """Indices of those that samples score: without what no input changes, which is heard nowhere."""
         return tuple(i for i in self.prunable if self.groups[i].taps)
+
+    @property
+    def branched(self) -> frozenset[int]:
+        """Indices of the groups whose units are branches."""
+        found = (g for g, group in enumerate(self.groups) if any(a.axis.tensor in self.branches for a in group.axes))
+        return frozenset(found) if self.branches else frozenset()
 
     def without_observed(self, groups: Iterable[int], value: int | None = None) -> UnitMap:
         """The same map without observed attributes that follow any of these groups; of one value only, if given."""

@@ -68,7 +68,7 @@ def test_what_moves_together_is_priced_together() -> None:
 
     made = Bundle((0, 1), (1, 2), np.array([1, 2]))
     needs = {0: np.array([1.0, 2.0]) / 5.0, 1: np.array([1.0, 3.0, 4.0, 5.0]) / 2.0}
-    found = made.price(needs, [5.0, 2.0])
+    found = made.price(needs, np.array([5.0, 2.0]))
     # of a part: the signals of its last units over what the part costs, 1 · 5 + 2 · 2
     np.testing.assert_allclose(found, [(1.0 + 2 * 3.0) / 9.0, (2.0 + 2 * 5.0) / 9.0])
 

@@ -91,8 +91,9 @@ def plans(draw: st.DrawFn) -> Plan:
     def removed(length: int) -> np.ndarray:
         return np.array(sorted(draw(st.sets(st.integers(0, length - 1)))), dtype=np.int64)
 
+    silences = [silence for silence in Silence if silence is not Silence.NOTHING_ADDED]  # that is of branches alone
     axes = tuple(
-        PlanAxis(Axis(tensor, dim), shapes[tensor][dim], removed(shapes[tensor][dim]), draw(st.sampled_from(Silence)))
+        PlanAxis(Axis(tensor, dim), shapes[tensor][dim], removed(shapes[tensor][dim]), draw(st.sampled_from(silences)))
         for tensor, dim in places
         if draw(st.booleans())
     )

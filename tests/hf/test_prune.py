@@ -127,10 +127,29 @@ def test_weights_without_a_place_are_told(folder: Path, text: Path, tmp_path: Pa
     open_again(tmp_path / "out")
 
 
-def test_what_transformers_cannot_open_leaves_nothing(made: Path, text: Path, tmp_path: Path) -> None:
-    with pytest.raises(fk.InputError, match="the configuration of what is left "):
-        fk.hf.prune(made, text, out=tmp_path / "out", keep_params=0.7, serve="vllm", **SMALL)
+def test_what_transformers_cannot_open_leaves_nothing(
+    made: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any) -> None:
+        raise fk.InputError("the configuration of what is left has no place for it")
+
+    monkeypatch.setattr("fairkern.hf.output.verify", refuses)
+    with pytest.raises(fk.InputError, match="the configuration of what is left has no place for it"):
+        fk.hf.prune(made, text, out=tmp_path / "out", keep_params=0.7, **SMALL)
     assert os.listdir(tmp_path) == []
+
+
+def test_layers_and_heads_may_differ_for_llama_cpp(made: Path, text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = fk.hf.prune(made, text, out=out, keep_params=0.7, serve="deci", **SMALL)
+    small = fk.load_pruned(transformers.AutoModelForCausalLM.from_pretrained(made), out)
+    assert parameters(small) == report.after["params"]
+    assert fk.Report.load(out / "report.json").after == report.after
+
+
+def test_none_is_for_transformers(made: Path, text: Path, tmp_path: Path) -> None:
+    fk.hf.prune(made, text, out=tmp_path / "out", keep_params=0.7, serve=None, **SMALL)
+    open_again(tmp_path / "out")
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
