@@ -31,8 +31,8 @@ def fit_together(
     `STEPS` steps of conjugate gradients lower the `Divergence` of the outputs over all of `loader`, in the weights and
     biases of all linear layers and convolutions at once. Gradients are divided by what each layer's inputs say of the
     curvature (second moments, Kronecker-factored). There is no learning rate, no order of batches and no chance in it,
-    and targets do not count: it is a fit, cut short before it follows the noise of the calibration data. Tied weights,
-    weights that are computed, norms, embeddings, recurrent layers and fused experts stay as they are.
+    and targets do not count. Tied weights, weights that are computed, norms, embeddings, recurrent layers and fused
+    experts stay as they are.
 
     Returns the divergence before and after, which is never larger. `model` is left as it was; so is `small`, but for
     these values.
