@@ -235,7 +235,7 @@ def _targets_text() -> list[str]:
         f"Of *{DEFAULT.name}*, after one cut; shares are of the parameters that can be cut. Least squares and",
         "sequential compensation solve for every layer what it reads. Joint compensation goes on from there by",
         "gradients of the cut model, over the same calibration data: it has neither labels nor a learning rate, but it",
-        "costs a hundred times as much as the cut, and who calls that training may.",
+        "takes some twenty times as long as sequential compensation, and who calls that training may.",
     ]
 
 

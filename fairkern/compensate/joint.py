@@ -37,8 +37,9 @@ def fit_together(
     Returns the divergence before and after, which is never larger. `model` is left as it was; so is `small`, but for
     these values.
     Raises InputError (as `Divergence` and its `check`), NonFiniteError.
-    Cost: about `4 · STEPS` forward and backward passes in all; memory: what a backward pass of `small` takes, seven
-    times these weights, a float64 matrix [inputs, inputs] per layer, the batches and what `model` returns for them.
+    Cost: about `1.6 · STEPS` forward and backward passes over `loader`; memory: what a backward pass of `small` takes,
+    seven times these weights, a float64 matrix [inputs, inputs] per layer, the batches and what `model` returns for
+    them.
     """
     renaming = Renaming(plan)
     computed = {after for name in units.computed if (after := renaming.after(name)) is not None}
