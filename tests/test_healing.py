@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import doctest
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -515,6 +517,41 @@ def test_the_seed_decides() -> None:
         made.append(state(small))
     assert same(made[0], made[1])
     assert not same(made[0], made[2])
+
+
+def test_what_is_drawn_in_a_batch_goes_by_the_seed_and_its_number() -> None:
+    def drawn(seed: int, start: int, batches: int = 4) -> list[tuple[float, float, float]]:
+        random.seed(start)
+        np.random.seed(start)  # noqa: NPY002
+        torch.manual_seed(start)
+        found = []
+
+        def loss(output: Tensor, y: Tensor) -> Tensor:
+            found.append((float(torch.rand(())), random.random(), float(np.random.rand())))  # noqa: NPY002
+            return output.sum() * 0
+
+        heal(net(5), net(), classes(), batches, seed=seed, loss_fn=loss)
+        return found
+
+    found = drawn(0, 1)
+    assert all(len(set(each)) == 4 for each in zip(*found, strict=True))
+    assert found == drawn(0, 2)
+    assert found[:2] == drawn(0, 1, 2)
+    assert not set(found) & set(drawn(9, 1))
+
+
+def test_the_one_trains_and_the_other_answers() -> None:
+    model, small, modes = Language().train(), Language(5, seed=1).eval(), []
+    for name, each in (("model", model), ("small", small)):
+        for module in each.modules():
+            module.register_forward_pre_hook(
+                lambda module, args, name=name: modes.append((name, module.training, torch.is_grad_enabled()))
+            )
+    with torch.no_grad():
+        heal(small, model, texts(), 1)
+    assert set(modes) == {("model", False, False), ("small", True, True)}
+    assert model.training
+    assert not small.training
 
 
 def test_batch_norm_counts_in_whole_steps() -> None:

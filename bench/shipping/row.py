@@ -22,13 +22,15 @@ def ship(folder: Path, text: Path, place: Path, budgets: Sequence[float], *optio
     pruned = _lines("bench.shipping.remembered", [*outs, "--", *asked], len(outs))
     written = [out for out, found in zip(outs, pruned, strict=True) if found.get("code") == 0]
     opened = dict(zip(written, _lines("bench.shipping.opened", written, len(written)), strict=True))
-    return [_row(out, keep, found, opened.get(out, {})) for out, keep, found in zip(outs, budgets, pruned, strict=True)]
+    return [
+        row_of(out, keep, found, opened.get(out, {})) for out, keep, found in zip(outs, budgets, pruned, strict=True)
+    ]
 
 
-def _row(out: Path, keep: float, pruned: dict[str, Any], opened: dict[str, Any]) -> dict[str, Any]:
+def row_of(out: Path, keep: float, pruned: dict[str, Any], opened: dict[str, Any]) -> dict[str, Any]:
     seconds = {"seconds": pruned.get("seconds")}
     if pruned.get("code") != 0:
-        return {"failed": pruned["said"].splitlines()[-1] if pruned.get("said") else "it ended early", **seconds}
+        return {"failed": (pruned.get("said") or "it ended early").splitlines()[-1], **seconds}
     if "logits" not in opened:
         return {"failed": f"transformers does not open it: {opened.get('said')}", **seconds}
     report = json.loads((out / "report.json").read_text())
@@ -42,11 +44,11 @@ def _row(out: Path, keep: float, pruned: dict[str, Any], opened: dict[str, Any])
         "perplexity": [before["perplexity"], after["perplexity"]],
         "serves": plan["serves"],
         **seconds,
-        **_failure(opened, planned, keep),
+        **failure(opened, planned, keep),
     }
 
 
-def _failure(found: dict[str, Any], planned: float, keep: float) -> dict[str, str]:
+def failure(found: dict[str, Any], planned: float, keep: float) -> dict[str, str]:
     """What does not hold of all that should."""
     wrong = [
         *(f"{kind} {found[kind][0]}" for kind in ("missing", "unexpected", "mismatched") if found[kind]),

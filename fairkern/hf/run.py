@@ -21,7 +21,7 @@ from fairkern.hf.needed import transformers
 from fairkern.hf.output import check_out, write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
-from fairkern.hf.uneven import write_uneven
+from fairkern.hf.uneven import check_served, write_uneven
 from fairkern.model.nested import can_take
 from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
@@ -30,7 +30,7 @@ from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
 
 _HF = "hf"
-_SCHEMAS = {"vllm": "anymodel", "deci": "deci"}  # what a configuration says by layer, for those who read that
+_SCHEMAS = {"vllm": "anymodel"}  # who reads block configs; llama.cpp reads what `export_gguf` writes
 _SEQUENCE = 512
 _PROMPT = 16  # tokens before those that are timed
 
@@ -72,9 +72,10 @@ def prune(
     Args:
         folder: with config.json, weights (one file, or shards and their index), and a tokenizer. Its code is not run
             unless `trust_remote_code`.
-        data: a file of text, of which every paragraph is a document; a file of JSON lines (.jsonl) with "text", with
-            "messages", which go through the tokenizer's chat template, or with "prompt" and "completion", of which the
-            loss is that of the completion; or a list of such entries, or of token ids (those need no tokenizer).
+        data: a file of text, of which some paragraphs in a row are a document; a file of JSON lines (.jsonl) with
+            "text", with "messages", which go through the tokenizer's chat template, or with "prompt" and "completion",
+            of which the loss is that of the completion; or a list of such entries, or of token ids (those need no
+            tokenizer). The first documents are taken, as many as fill all samples.
         out: a new or an empty folder; it appears whole or not at all.
         sequence: tokens of a sequence, at most what the model has positions for; default: 512, or these.
         samples: sequences that are calibrated on, and measured on, at most.
@@ -90,7 +91,7 @@ def prune(
         options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
             another is given: what is left can be described by a configuration with one number for all layers. For the
             others layers may differ, and what transformers does not load is written as `save_uneven` does: for "vllm"
-            or "deci" with block configs, for "gguf" as `export_gguf` and `load_pruned` take it.
+            with block configs, for "gguf" and "deci" as `export_gguf` and `load_pruned` take it.
 
     Returns:
         What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy
@@ -111,6 +112,7 @@ def prune(
     target = check_out(checks.place("out", out))
     transformers()
     source = open_folder(checks.place("folder", folder), trust)
+    check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
     started = time.perf_counter()

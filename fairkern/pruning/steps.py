@@ -58,6 +58,7 @@ class Run:
     method: Compensation = field(init=False)
     cut: Cut = field(init=False)  # of the last step
     flags: list[types.ConfigChange] = field(init=False, default_factory=list)  # that compensation set, in all steps
+    unplaced: list[str] = field(init=False, default_factory=list)  # biases that the configuration has no field for
     done: list[tuple[types.UnitMap, Plan]] = field(init=False, default_factory=list)
     stages: dict[str, float] = field(init=False)
     before: float = field(init=False, default=0.0)  # milliseconds of the whole model, where it is cut in place
@@ -99,6 +100,7 @@ class Run:
             compensation=self.method.value,
             biases=self.cut.biases,
             flags=self.flags,
+            unplaced=self.unplaced,
         )
 
     def _traced(self) -> types.UnitMap:
@@ -152,6 +154,7 @@ class Run:
         self.cut = cut(self.current, plan, self.method, self.scores, self.loader, inplace=inplace, biases=biases)
         self.current = self.cut.model
         self.flags += self.cut.config
+        self.unplaced += self.cut.unplaced
 
     def _best_method(self) -> Compensation:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
