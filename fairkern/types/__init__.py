@@ -8,6 +8,7 @@ from fairkern.types.latency import LatencyCut, LatencyTable
 from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
 from fairkern.types.report import Report
 from fairkern.types.scores import JointMoments, Moments, Scores
+from fairkern.types.sizes import Passed, Replacement, SiteNumber, SizeAttribute, SizeSite
 from fairkern.types.units import (
     Axis,
     AxisGroup,
@@ -18,13 +19,8 @@ from fairkern.types.units import (
     FrozenAxis,
     GroupAxis,
     KeptUnits,
-    Passed,
-    Replacement,
     Side,
     Silence,
-    SiteNumber,
-    SizeAttribute,
-    SizeSite,
     Tap,
     UnitMap,
 )
