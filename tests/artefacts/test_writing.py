@@ -107,9 +107,14 @@ def test_a_new_folder_is_whole_or_as_it_was(there: bool, tmp_path: Path, monkeyp
     target = tmp_path / "new"
     if there:
         target.mkdir(mode=0o700)
-    with pytest.raises(RuntimeError, match="half"), new_folder(target) as place:
-        (place / "a").write_text("half")
-        raise RuntimeError("half")
+
+    def half() -> None:
+        with new_folder(target) as place:
+            (place / "a").write_text("half")
+            raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError, match="half"):
+        half()
     assert names(tmp_path) == (["new"] if there else [])
     assert not there or names(target) == []
     done: list[str] = []
@@ -128,10 +133,15 @@ def test_a_new_folder_is_whole_or_as_it_was(there: bool, tmp_path: Path, monkeyp
 
 def test_a_new_folder_takes_the_place_of_nothing_that_is_full(tmp_path: Path) -> None:
     target = tmp_path / "new"
-    with pytest.raises(OSError, match="not empty"), new_folder(target) as place:
-        (place / "a").write_text("mine")
-        target.mkdir()
-        (target / "b").write_text("others'")  # meanwhile
+
+    def late() -> None:
+        with new_folder(target) as place:
+            (place / "a").write_text("mine")
+            target.mkdir()
+            (target / "b").write_text("others'")  # meanwhile
+
+    with pytest.raises(OSError, match="not empty"):
+        late()
     assert names(tmp_path) == ["new"]
     assert names(target) == ["b"]
 
