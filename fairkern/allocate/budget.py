@@ -19,7 +19,7 @@ from fairkern.allocate.options import (
     limits,
     parse_target,
 )
-from fairkern.allocate.prices import priced
+from fairkern.allocate.prices import priced, together
 from fairkern.allocate.signals import RANDOM, check_signal, defaults, is_function, levels, name_of, read_signal
 from fairkern.allocate.steps import Budget, Steps, budget_terms, fewest, give_back
 from fairkern.allocate.tod import (
@@ -131,15 +131,16 @@ def allocate(
         raise InputError(f"ignore={list(asked.ignore)!r} leaves no group to cut; name fewer")
     served = constraints(units, serving(asked.serve))
     limit = limits(units, ignored, asked, served.multiples)
-    first_signal = read_signal(scores, "removal", removal)
+    same = [tie.groups for tie in served.ties if tie.same]
+    first_signal = together(read_signal(scores, "removal", removal), same)
     measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
     counted = target in (Target.PARAMS, Target.FLOPS, Target.LATENCY)
     if measured and kind is Allocation.GLOBAL and units.branches and counted:
-        first_signal = priced(units, first_signal, budget_terms(units, target, latency))
+        first_signal = priced(units, first_signal, budget_terms(units, target, latency), same)
     ranked = levels(removal, first_signal)
     held: dict[int, FloatArray] = {}
     if kind is Allocation.TOD:
-        held = levels(asked.protect, read_signal(scores, "protect", asked.protect))
+        held = levels(asked.protect, together(read_signal(scores, "protect", asked.protect), same))
     elif not isinstance(asked.protect, str) or asked.protect != Planning.protect:
         check_signal(scores, "protect", asked.protect)  # it is not read, but the plan names it
     told = {g for g in ranked if kind is not Allocation.TOD or g in held}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,21 @@ from fairkern.types import CostTerm, FloatArray, UnitMap
 _LEAST = 1e-12  # of all costs: what costs nothing goes last
 
 
-def priced(units: UnitMap, scores: Mapping[int, FloatArray], terms: Sequence[CostTerm]) -> dict[int, FloatArray]:
+def together(scores: Mapping[int, FloatArray], same: Iterable[Sequence[int]]) -> dict[int, FloatArray]:
+    """Scores of groups of which the same units go: what those of one number have in all of them."""
+    found = dict(scores)
+    for groups in same:
+        if all(g in scores for g in groups):
+            found |= dict.fromkeys(groups, np.sum([scores[g] for g in groups], axis=0))
+    return found
+
+
+def priced(
+    units: UnitMap,
+    scores: Mapping[int, FloatArray],
+    terms: Sequence[CostTerm],
+    same: Iterable[Sequence[int]] = (),
+) -> dict[int, FloatArray]:
     """Scores over what each unit costs while all others stay; the mean of its group's, unless it is a branch.
 
     So one threshold gives up least for what is saved, whether that is a neuron or an MLP as a whole.
@@ -21,7 +35,7 @@ def priced(units: UnitMap, scores: Mapping[int, FloatArray], terms: Sequence[Cos
     cost = Cost(units, terms)
     least = _LEAST * cost(whole)
     saved = np.maximum(-cost.change(whole, whole - 1), least)
-    alone = _alone(units, terms)
+    alone = together(_alone(units, terms), same)
     found, branched = {}, units.branched
     for g, values in scores.items():
         group = units.groups[g]

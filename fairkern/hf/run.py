@@ -21,7 +21,7 @@ from fairkern.hf.needed import transformers
 from fairkern.hf.output import check_out, write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
-from fairkern.hf.uneven import write_uneven
+from fairkern.hf.uneven import check_served, write_uneven
 from fairkern.model.nested import can_take
 from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
@@ -91,7 +91,7 @@ def prune(
         options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
             another is given: what is left can be described by a configuration with one number for all layers. For the
             others layers may differ, and what transformers does not load is written as `save_uneven` does: for "vllm"
-            or "deci" with block configs, for "gguf" as `export_gguf` and `load_pruned` take it.
+            with block configs, for "gguf" and "deci" as `export_gguf` and `load_pruned` take it.
 
     Returns:
         What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy
@@ -112,6 +112,7 @@ def prune(
     target = check_out(checks.place("out", out))
     transformers()
     source = open_folder(checks.place("folder", folder), trust)
+    check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
     started = time.perf_counter()

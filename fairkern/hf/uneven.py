@@ -19,6 +19,7 @@ from fairkern.hf.blocks import Blocks, blocks_of
 from fairkern.hf.card import CARD, card
 from fairkern.hf.decoder import family_of, places_of
 from fairkern.hf.folder import CONFIG, Folder, open_folder
+from fairkern.hf.gguf_names import ARCHITECTURES
 from fairkern.hf.output import REPORT, beside, check_out, said_of
 from fairkern.hf.weights import configuration
 from fairkern.surroundings import stage
@@ -66,6 +67,25 @@ def save_uneven(
     options.instance("plan", plan, types.Plan, options.PLAN)
     folder = open_folder(options.place("like", like))
     write_uneven(small, plan, check_out(options.place("out", out)), folder, schema)
+
+
+def check_served(folder: Folder, serve: Any) -> None:
+    """Raises InputError where llama.cpp could not be told of a folder's model with layers that differ."""
+    if not isinstance(serve, str) or serve.partition(":")[0] not in ("gguf", "deci"):
+        return
+    instead = 'plan with serve="hf", which keeps layers equal'
+    try:
+        family = family_of(configuration(folder))
+    except InputError as error:
+        raise InputError(
+            f"serve={serve!r}: no file for llama.cpp comes of {folder.path}: {error}. Else {instead}, and convert the "
+            "folder by llama.cpp's own script"
+        ) from None
+    if not any(a.by_layer for a in ARCHITECTURES if a.variant == family.variant.name):
+        raise InputError(
+            f"serve={serve!r}: llama.cpp has no layers of different sizes for a model like {folder.path}, which "
+            f"computes what the {family.variant.name} family does: {instead}"
+        )
 
 
 def write_uneven(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -131,29 +130,35 @@ def open_weights(folder: str | os.PathLike[str]) -> Iterator[Weights]:
 
 def configuration(folder: Folder) -> Any:
     """transformers' of a folder, without what it says of single layers. Raises InputError where it is none."""
+    path = folder.path / "config.json"
     with quiet() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise InputError(f"{folder.path / 'config.json'} is no configuration: {first_line(error)}") from error
-        config.per_layer_config = None
-        try:
-            size = head_size_of(config)
-        except InputError as error:
-            raise InputError(f"{folder.path / 'config.json'}: {error}") from None
-    if size < 2 or size % 2 or not math.isfinite(size):
-        raise InputError(f"{folder.path / 'config.json'} gives heads of {size}; expected a positive, even number")
+            config.per_layer_config = None
+        except Exception as error:  # whatever its class makes of what it reads
+            raise InputError(f"{path} is no configuration that transformers reads: {first_line(error)}") from error
+    try:
+        size = head_size_of(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if size < 2 or size % 2:
+        raise InputError(f"{path} gives heads of {size}; expected a positive, even number")
     return config
 
 
 def _skipped(config: Mapping[str, Any]) -> set[tuple[int, str]]:
     """Layers and their parts that a configuration says are not there."""
-    layers, blocks = config.get("per_layer_config"), config.get("block_configs")
+    layers, blocks = config.get("per_layer_config") or {}, config.get("block_configs") or ()
     said = set()
-    if isinstance(layers, dict):
+    try:
         said |= {(int(index), str(part)) for index, layer in layers.items() for part in layer.get("skip", ())}
-    for index, entry in enumerate(blocks if isinstance(blocks, list) else ()):
-        said |= {(index, own) for part, own in (("attention", "attention"), ("ffn", "mlp")) if entry[part].get("no_op")}
+        for index, entry in enumerate(blocks):
+            parts = {"attention": "attention", "ffn": "mlp"}
+            said |= {(index, own) for part, own in parts.items() if entry[part].get("no_op")}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"per_layer_config or block_configs in config.json is not what transformers or DeciLM write ({error!r})"
+        ) from None
     return said
 
 

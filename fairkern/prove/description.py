@@ -96,9 +96,12 @@ def _follows(
 def _noted(units: UnitMap, failed: Iterable[tuple[Sequence[ConfigField], str]]) -> UnitMap:
     """The map with a note for every attempt that had fields which do not follow."""
     follow = {field.name for field in units.config}
-    named = ((", ".join(f.name for f in tried), reason) for tried, reason in failed if {f.name for f in tried} - follow)
-    notes = [f"the configuration ({names}) does not describe a pruned model: {reason}" for names, reason in named]
-    return replace(units, notes=(*units.notes, *notes))
+    told: dict[frozenset[str], str] = {}
+    for tried, reason in failed:
+        if not follow.issuperset(names := frozenset(field.name for field in tried)):
+            listed = ", ".join(field.name for field in tried)
+            told.setdefault(names, f"the configuration ({listed}) does not describe a pruned model: {reason}")
+    return replace(units, notes=(*units.notes, *told.values()))
 
 
 def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
@@ -107,7 +110,7 @@ def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
         return
     yield fields
     better = probed(model, units, fields)
-    if better != fields:
+    if set(better) != set(fields):
         yield better
     for tried in (better, fields):
         inner = [f for f in tried if all(units.groups[g].kind != "head" for g in f.groups)]

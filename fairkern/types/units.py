@@ -175,6 +175,11 @@ class AxisGroup:
         """Units over all sets."""
         return self.units * self.sets
 
+    @property
+    def blocks(self) -> int:
+        """How many sets lie one behind the other on its axes: groups of experts; 1 where sets are experts."""
+        return self.sets if any(len(held.positions) == self.total for held in self.axes) else 1
+
     def numbers(self, units: IndexArray) -> IndexArray:
         """Units of every set, `[sets, count]`, as numbers among all units, `[sets · count]`."""
         return (np.arange(self.sets)[:, None] * self.units + units).reshape(-1) if self.sets > 1 else units

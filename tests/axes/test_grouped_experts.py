@@ -93,6 +93,15 @@ def test_scores_order_the_experts_of_each_group(held: str) -> None:
         assert removed.tolist() == np.sort(rows.argsort(1)[:, : removed.shape[1]], axis=1).tolist()
 
 
+def test_a_number_of_experts_is_dropped_in_all() -> None:
+    model, x = grouped(), samples()[0]
+    units = fk.trace(model, x)
+    plan = units.plan(drop={"expert": GROUPS})
+    assert [p.removed.shape for p in plan.groups if p.removed.size] == [(GROUPS, 1)]
+    with pytest.raises(fk.BudgetError, match=f"6 of the {EXPERTS} experts of experts cannot go: .*can be 8, 4$"):
+        units.plan(drop={"expert": 6})
+
+
 def test_steps_add_up() -> None:
     model, x = grouped(), samples()[0]
     units = fk.trace(model, x)

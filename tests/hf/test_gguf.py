@@ -154,6 +154,33 @@ def test_bad_folders(folder: Path) -> None:
     refused(folder, "no config.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", 10**12),
+        ("num_hidden_layers", 0),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", "8"),
+        ("num_key_value_heads", -1),
+        ("head_dim", True),
+        ("head_dim", 7),
+        ("hidden_act", "swoosh"),
+        ("hidden_act", None),
+        ("max_position_embeddings", 0),
+        ("rms_norm_eps", -1e-6),
+        ("rope_parameters", [1]),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": "much"}),
+        ("sliding_window", "wide"),
+        ("model_type", [1]),
+        ("per_layer_config", "odd"),
+        ("quantization_config", 0),
+    ],
+)
+def test_configurations_that_say_nonsense(field: str, value: Any, folder: Path) -> None:
+    changed(folder, **{field: value})
+    refused(folder, ".")
+
+
 def test_places_that_cannot_be_written(folder: Path) -> None:
     for out in (folder, folder / "config.json" / "model.gguf", folder / "absent" / "model.gguf"):
         with pytest.raises(fk.InputError, match=r"cannot write .*(folder|directory)"):

@@ -11,6 +11,7 @@ import pytest
 
 import fairkern as fk
 from fairkern.cli import main
+from tests.hf.decoders import SIZES, built
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -44,7 +45,19 @@ def test_a_plan_for_vllm_says_its_layers(made: Path, text: Path, tmp_path: Path)
     }
 
 
-def test_what_one_number_describes_is_the_usual_folder(made: Path, text: Path, tmp_path: Path) -> None:
-    fk.hf.prune(made, out=tmp_path / "out", serve="gguf", allocation="uniform", **given(text))
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert sum(value.numel() for value in model.parameters()) > 0
+@pytest.mark.parametrize(
+    ("kind", "given_", "what"),
+    [
+        ("GemmaConfig", {"head_dim": 16}, 'what the gemma family does: plan with serve="hf"'),
+        ("GraniteConfig", {"logits_scaling": 2.0}, "computes something else with them"),
+        ("MixtralConfig", {"sliding_window": None}, "experts have no place"),
+        ("MistralConfig", {"sliding_window": 16}, "sliding_window is 16"),
+    ],
+)
+def test_a_model_that_llama_cpp_cannot_be_told_of(kind: str, given_: dict[str, Any], what: str, tmp_path: Path) -> None:
+    built(getattr(transformers, kind)(**SIZES, **given_)).save_pretrained(tmp_path / "in")
+    for serve in ("gguf", "gguf:q8_0", "deci"):
+        with pytest.raises(fk.InputError, match=f"serve='{serve}': .*{what}") as raised:
+            fk.hf.prune(tmp_path / "in", [[1, 2, 3] * 20] * 20, out=tmp_path / "out", serve=serve, keep_params=0.8)
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
