@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fairkern.types.arrays import FloatArray, IndexArray
 from fairkern.types.branches import Blocks, Branch, BranchPart, Entries, Numbers, numbered
+from fairkern.types.configuration import ConfigField
 from fairkern.types.latency import LatencyCut, LatencyTable
 from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
 from fairkern.types.report import Report
@@ -13,7 +14,6 @@ from fairkern.types.units import (
     Axis,
     AxisGroup,
     CallSite,
-    ConfigField,
     CostTerm,
     Extent,
     FrozenAxis,
