@@ -210,7 +210,7 @@ def _tie(units: UnitMap, members: Iterable[int], fields: Sequence[ConfigField]) 
 
 
 def _free(units: UnitMap) -> Constraints:
-    """Heads and the widths of feed-forward parts are free by layer; all else stays."""
+    """Heads and the widths of feed-forward parts are free by layer, and so are whole parts; all else stays."""
     outside = "deci has numbers per layer for heads and feed-forward widths only"
     stays = dict.fromkeys(_not_of_layers(units, units.prunable), outside)
     return Constraints(stays=stays)
@@ -314,9 +314,13 @@ def _kinds(units: UnitMap) -> set[str]:
 
 
 def _not_of_layers(units: UnitMap, groups: Iterable[int]) -> list[int]:
-    """Groups of which deci has no number per layer."""
+    """Groups of which deci has no number per layer. A branch that went is a 0."""
     fine = ("head", "neuron")
-    return [g for g in groups if units.groups[g].kind not in fine or not layer_of(units.groups[g].name)]
+    return [
+        g
+        for g in groups
+        if units.groups[g].kind != "branch" and (units.groups[g].kind not in fine or not layer_of(units.groups[g].name))
+    ]
 
 
 def _outside_deci(units: UnitMap, cut: Iterable[int]) -> str:

@@ -158,6 +158,15 @@ def test_units_of_a_kind() -> None:
     assert [plural(kind) for kind in ("head", "expert neuron", "branch")] == ["heads", "expert neurons", "branches"]
 
 
+def test_deci_has_layers_without_a_part() -> None:
+    units = llama()
+    units = replace(units, groups=(*units.groups, group("layers.*.mlp", 2, kind="branch")))
+    assert asked(units, "deci") == ([], {}, {})
+    found = told(units, 0, 0, 0, 0, 1)
+    assert (found["gguf"], found["deci"]) == ("yes", "yes")
+    assert found["hf"] == "no field of the configuration counts the branches of layers.*.mlp"
+
+
 def test_blocks_of_a_type_are_filled() -> None:
     """A head is read in two places, a neuron in one."""
     assert asked(llama(), "gguf:q8_0") == ([], {}, {0: 16, 1: 32, 2: 16, 3: 32})
