@@ -58,10 +58,10 @@ def images() -> Setup:
 
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "compensate": (None, "none", "mean", "least_squares", "sequential"),
+    "compensate": (None, "none", "mean", "least_squares", "sequential", "joint"),
     "biases": ("auto", True, False),
-    "allocation": (None, "tod", "uniform", "global", "normalized"),
-    "target": ("tod", "keep_params", "keep_flops"),
+    "allocation": (None, "tod", "uniform", "global", "normalized", "priced"),
+    "target": ("tod", "keep_params", "keep_flops", "drop"),
     "class_of": (None, False, "given"),
     "recipe": ("default", "paper"),
     "removal": (None, "taylor", "wasserstein", "residual", "random"),
@@ -70,6 +70,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "reduction": (None, "per_class"),
     "loader": ("list", "iterator"),
     "inplace": (False, True),
+    "serve": (None, None, None, "hf"),
 }
 
 
@@ -86,7 +87,8 @@ def prune(setup: Setup, asked: dict[str, Any], units: fk.UnitMap | None = None) 
         options["class_of"] = class_of
     if options.get("inplace"):
         model = fk.apply(model, traced.plan(keep_params=1.0))
-    options |= {asked["target"]: 0.3 if asked["target"] == "tod" else 0.7}
+    shares = {"tod": 0.3, "drop": {traced.groups[traced.prunable[0]].kind: 2}}
+    options |= {asked["target"]: shares.get(asked["target"], 0.7)}
     given = iter(data) if asked["loader"] == "iterator" else data
     kept = {"units": traced if units is None else units, "progress": False, "projections": 2, "samples_per_class": 4}
     return fk.prune(model, given, loss, **options, **kept)[1]
@@ -146,14 +148,16 @@ def test_every_combination_runs_or_names_a_remedy_that_works(made: Any) -> None:
 
 
 @pytest.mark.parametrize("compensate", [None, "none", "mean", "least_squares", "sequential"])
-@pytest.mark.parametrize("allocation", [None, "uniform", "global", "normalized"])
+@pytest.mark.parametrize("allocation", [None, "uniform", "global", "normalized", "priced"])
 @pytest.mark.usefixtures("quick")
 def test_a_language_model_is_asked_for_no_classes(compensate: str | None, allocation: str | None) -> None:
     model, data, loss, units, _ = language()
     options = {"compensate": compensate, "allocation": allocation, "keep_params": 0.8, "progress": False}
     _, made = fk.prune(model, data, loss, units=units, **options)
     assert made.choices["request"]["removal"] == "residual"
-    assert made.choices["request"]["allocation"] == (allocation or "global")
+    assert made.choices["request"]["allocation"] == (
+        allocation or "global"
+    )  # its stream can be cut too, so costs multiply
     assert made.choices["compensation"] == (compensate or "sequential")
 
 

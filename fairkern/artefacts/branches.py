@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fairkern.artefacts.fields import LIMIT, Fields
-from fairkern.types import AxisGroup, Blocks, Branch, BranchPart, RowsChange
+from fairkern.types import AxisGroup, Blocks, Branch, BranchPart, Numbers, RowsChange
 
 
 def branches_content(branches: Mapping[str, Sequence[Branch]]) -> dict[str, Any]:
@@ -63,7 +63,8 @@ def blocks_content(blocks: Mapping[str, Blocks]) -> dict[str, Any]:
             list(held.names),
             [[list(unit) for unit in own] for own in held.branches],
             list(held.kinds),
-            *([list(place) for place in places] for places in (held.numbers, held.counts, held.rows)),
+            [[n.within, n.attribute, list(n.values)] for n in held.numbers],
+            *([list(place) for place in places] for places in (held.counts, held.rows)),
         ]
         for path, held in blocks.items()
     }
@@ -74,7 +75,7 @@ def read_blocks(content: Fields, groups: Sequence[AxisGroup]) -> dict[str, Block
     counts = {group.name: group.units for group in groups if group.kind == "branch"}
     found = {}
     for path, entry in content.get("blocks", {}).entries().items():
-        names, branches, kinds, *places = entry.items(6)
+        names, branches, kinds, numbers, *places = entry.items(6)
         held = names.names()
         own = []
         for item in branches.items(len(held)):
@@ -86,8 +87,14 @@ def read_blocks(content: Fields, groups: Sequence[AxisGroup]) -> dict[str, Block
                 taken.append((name.text(), number.whole(below=counts[name.text()])))
             own.append(tuple(taken))
         said = tuple(kind.text() for kind in kinds.items(len(held)))
-        found[path] = Blocks(held, tuple(own), said, *(tuple(map(_place, item.items())) for item in places))
+        counted = tuple(_numbers(item, len(held)) for item in numbers.items())
+        found[path] = Blocks(held, tuple(own), said, counted, *(tuple(map(_place, item.items())) for item in places))
     return found
+
+
+def _numbers(entry: Fields, modules: int) -> Numbers:
+    within, attribute, values = entry.items(3)
+    return Numbers(within.text(), attribute.text(), tuple(value.optional_whole() for value in values.items(modules)))
 
 
 def _place(entry: Fields) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from fairkern.axes.dims import Dim
 from fairkern.axes.flow import Flow, ModuleRun, Passing, single
 
 # operators that give zeros of zeros, beside views
-_ZEROS = frozenset(
+ZEROS = frozenset(
     [
         *(
             "mul",
@@ -242,7 +242,7 @@ class _Run:
         if maker < 0 or not core[maker]:
             return None
         op = self.operations[maker]
-        if not (op.view or op.name in _ZEROS):
+        if not (op.view or op.name in ZEROS):
             return None
         reads = op.reads[:1] if op.name.startswith("div") else op.reads
         return next((end for read in reads if (end := self._last(read, runs, core)) is not None), None)

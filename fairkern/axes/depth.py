@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fairkern.axes.blocks import blocks_of, kinds_of, numbers_of
 from fairkern.axes.branches import Found, FoundBranch, FoundPart, branches
 from fairkern.axes.extents import Extents
-from fairkern.axes.flow import Flow, ModuleRun
 from fairkern.axes.tracing import Tracing
 from fairkern.model.tensors import LISTS
 from fairkern.types import (
@@ -25,6 +24,7 @@ from fairkern.types import (
     CallSite,
     GroupAxis,
     KeptUnits,
+    Numbers,
     Side,
     Silence,
     Tap,
@@ -32,10 +32,7 @@ from fairkern.types import (
 )
 
 ALONE = "no other branch has its place in another block"
-_SAME = ("view", "_unsafe_view", "reshape", "_reshape_alias", "alias", "clone", "contiguous", "detach")  # in one order
-_NUMBER = re.compile(r"idx|index|number|layer|block|depth|id$")
 _HOLDERS = (*LISTS, nn.Sequential)
-_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 
 
 @dataclass(frozen=True)
@@ -59,11 +56,13 @@ class Depth:
         if not tracing.depth:
             return cls(model)
         made = cls(model, branches(model, tracing.flows))
-        lists = _lists(model, tracing)
-        numbers = {path: tuple(_numbers(model, path, names)) for path, names in lists.items() if len(names) > 1}
-        kinds = {path: _kinds(model, path) for path in lists}
+        lists = _lists(model)
+        kinds = {path: kinds_of(model, path) for path in lists}
+        numbers = {path: tuple(numbers_of(model, path, names, kinds[path])) for path, names in lists.items()}
         made.groups = list(_grouped(model, made.found.branches, lists, kinds, numbers))
-        made.blocks = dict(_blocks(model, tracing, lists, kinds, numbers, made))
+        units = {id(b): (g.name, u) for g in made.groups if len(g.branches) > 1 for u, b in enumerate(g.branches)}
+        found = made.found.branches
+        made.blocks = dict(blocks_of(model, tracing.flows[0], lists, kinds, numbers, found, units))
         return made
 
     def living(self) -> Iterator[tuple[str, int, int]]:
@@ -139,7 +138,7 @@ def _part(part: FoundPart, sizes: Extents) -> BranchPart:
     )
 
 
-def _lists(model: nn.Module, tracing: Tracing) -> dict[str, tuple[str, ...]]:
+def _lists(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """Lists of modules by path, and the names of those."""
     found = {}
     for path, module in model.named_modules():
@@ -161,7 +160,7 @@ def _grouped(
     found: Sequence[FoundBranch],
     lists: Mapping[str, Sequence[str]],
     kinds: Mapping[str, Mapping[str, str]],
-    numbers: Mapping[str, Sequence[tuple[str, str]]],
+    numbers: Mapping[str, Sequence[Numbers]],
 ) -> Iterator[_Group]:
     """Those at one place in several modules of a list, else those of modules that are alike.
 
@@ -172,7 +171,7 @@ def _grouped(
         if not all(p == inside or p.startswith(f"{inside}.") for p in branch.paths):
             return None
         rest = tuple(p.removeprefix(inside) for p in branch.paths)
-        counted = [f"{inside}.{within}." for within, _ in numbers.get(path, ())]
+        counted = [f"{inside}.{held.within}." for held in numbers.get(path, ())]
         numbered = any(n.startswith(f"{p}.") for n in counted for p in branch.paths)
         return path, rest, _types(model, branch), kinds[path].get(entry, "") if numbered else ""
 
@@ -225,124 +224,3 @@ def _worker(model: nn.Module, branch: FoundBranch) -> str:
     around = ".".join(common)
     block = isinstance(model.get_submodule(around.rpartition(".")[0]), _HOLDERS) if "." in around else not around
     return working[-1] if len(working) > 1 and block else around
-
-
-def _config(model: nn.Module, path: str, n: int) -> tuple[str, Any] | None:
-    """The innermost module around a list with a configuration that counts its modules, and that."""
-    parts = path.split(".")
-    for k in range(len(parts) - 1, -1, -1):
-        holder = ".".join(parts[:k])
-        config = vars(model.get_submodule(holder)).get("config")
-        if config is not None and any(vars(config).get(name) == n for name in _counted(path)):
-            return holder, config
-    return None
-
-
-def _counted(path: str) -> list[str]:
-    """Names of fields that may count the modules of a list; those of an encoder or decoder if it lies in one."""
-    other = [side for side in ("encoder", "decoder") if f".{side}." not in f".{path}."]
-    return [name for name in _COUNTS if not name.startswith(tuple(other))]
-
-
-def _kinds(model: nn.Module, path: str) -> dict[str, str]:
-    """What the configuration says of every module of a list, where it has an entry for each."""
-    names = list(model.get_submodule(path)._modules)
-    found = _config(model, path, len(names))
-    said = None if found is None else vars(found[1]).get("layer_types")
-    if not isinstance(said, (list, tuple)) or len(said) != len(names):
-        return {}
-    return dict(zip(names, map(str, said), strict=True))
-
-
-def _blocks(
-    model: nn.Module,
-    tracing: Tracing,
-    lists: Mapping[str, tuple[str, ...]],
-    kinds: Mapping[str, Mapping[str, str]],
-    numbers: Mapping[str, tuple[tuple[str, str], ...]],
-    depth: Depth,
-) -> Iterator[tuple[str, Blocks]]:
-    """Lists whose modules hold branches: those that can go whole, or of which the modules are numbered."""
-    flow = tracing.flows[0]
-    runs: dict[str, list[ModuleRun]] = defaultdict(list)
-    for run in flow.runs:
-        runs[run.path].append(run)
-    units = {id(b): (g.name, u) for g in depth.groups if len(g.branches) > 1 for u, b in enumerate(g.branches)}
-    uses = flow.uses()
-    for path, names in lists.items():
-        alike = len({type(model.get_submodule(f"{path}.{name}")) for name in names}) == 1
-        whole = tuple(
-            _whole(f"{path}.{name}", runs, depth.found.branches, units, flow, uses) if alike else () for name in names
-        )
-        held = any(b.paths[0].startswith(f"{path}.{n}") for b in depth.found.branches for n in names)
-        numbered = numbers.get(path, ()) if held else ()
-        if not any(whole) and not numbered:
-            continue
-        found = _config(model, path, len(names))
-        counts, rows = [], []
-        if found is not None:
-            holder, config = found
-            fields = vars(config)
-            counts = [(holder, f"config.{name}") for name in _counted(path) if fields.get(name) == len(names)]
-            rows = [
-                (holder, f"config.{name}")
-                for name, value in fields.items()
-                if "layer" in name and isinstance(value, (list, tuple)) and len(value) == len(names)
-            ]
-        said = tuple(kinds[path].get(name, "") for name in names)
-        yield path, Blocks(names, whole, said, numbered, tuple(counts[:1]), tuple(rows))
-
-
-def _whole(
-    path: str,
-    runs: Mapping[str, Sequence[ModuleRun]],
-    found: Sequence[FoundBranch],
-    units: Mapping[int, tuple[str, int]],
-    flow: Flow,
-    uses: Mapping[int, list[int]],
-) -> tuple[tuple[str, int], ...]:
-    """The branches without which a module hands on the first tensor that it is given; none if it does more."""
-    if len(runs.get(path, ())) != 1:
-        return ()
-    (run,) = runs[path]
-    returned = [made for made in run.returned if made.place == 0]
-    others = [made for made in run.returned if made.place and any(u >= run.stop for u in uses.get(made.value, ()))]
-    if not returned or others or not run.given or run.given[0].size != returned[0].size:
-        return ()
-    makers = flow.makers()
-    value, gone, done = returned[0].value, [], set[int]()
-    while value != run.given[0].value:
-        maker = makers.get(value, -1)
-        if maker >= 0 and flow.operations[maker].name in _SAME:
-            done.add(maker)
-            value = flow.operations[maker].reads[0]
-            continue
-        here = [b for b in found if b.made == value]
-        if not here or len(here[0].terms) != len(here) + 1 or any(id(b) not in units for b in here):
-            return ()
-        gone += [units[id(b)] for b in here]
-        done = done.union(here[0].sums, *(b.own | b.gone for b in here))
-        value = here[0].stream
-    for i in reversed(range(run.start, run.stop)):  # a norm that several branches read
-        if i not in done and any(u not in done for v in flow.operations[i].makes for u in uses.get(v, ())):
-            return ()
-        done.add(i)
-    return tuple(gone)
-
-
-def _numbers(model: nn.Module, path: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Paths within the modules of a list, and attributes there, that hold the number of every one of them."""
-    entries = [model.get_submodule(f"{path}.{name}") for name in names]
-    for within, module in entries[0].named_modules():
-        for attribute, value in vars(module).items():
-            known = _NUMBER.search(attribute) and type(value) is int and value == 0
-            if known and all(_held(e, within, attribute) == i for i, e in enumerate(entries)):
-                yield within, attribute
-
-
-def _held(entry: nn.Module, within: str, attribute: str) -> Any:
-    try:
-        value = vars(entry.get_submodule(within)).get(attribute)
-    except AttributeError:
-        return None
-    return value if type(value) is int else None

@@ -72,9 +72,10 @@ def prune(
     Args:
         folder: with config.json, weights (one file, or shards and their index), and a tokenizer. Its code is not run
             unless `trust_remote_code`.
-        data: a file of text, of which every paragraph is a document; a file of JSON lines (.jsonl) with "text", with
-            "messages", which go through the tokenizer's chat template, or with "prompt" and "completion", of which the
-            loss is that of the completion; or a list of such entries, or of token ids (those need no tokenizer).
+        data: a file of text, of which some paragraphs in a row are a document; a file of JSON lines (.jsonl) with
+            "text", with "messages", which go through the tokenizer's chat template, or with "prompt" and "completion",
+            of which the loss is that of the completion; or a list of such entries, or of token ids (those need no
+            tokenizer). The first documents are taken, as many as fill all samples.
         out: a new or an empty folder; it appears whole or not at all.
         sequence: tokens of a sequence, at most what the model has positions for; default: 512, or these.
         samples: sequences that are calibrated on, and measured on, at most.

@@ -16,11 +16,13 @@ from fairkern.types import (
     BranchPart,
     CostTerm,
     IndexArray,
+    Numbers,
     Plan,
     PlanAxis,
     RowsChange,
     Silence,
     UnitMap,
+    numbered,
 )
 
 
@@ -106,21 +108,18 @@ class Depth:
             gone = set(self.blocks.get(path, np.zeros(0, dtype=np.int64)).tolist())
             for holder, name in held.counts if gone else ():
                 yield AttributeChange(holder, name, len(held.names), len(held.names) - len(gone))
-            for inside, name in held.numbers:
-                yield from self._numbered(path, held, gone, inside, name)
+            for numbers in held.numbers:
+                yield from self._numbered(path, held, gone, numbers)
 
-    def _numbered(self, path: str, held: Blocks, gone: set[int], inside: str, name: str) -> Iterator[AttributeChange]:
-        """Those that stay are numbered anew. Of every kind they take the first numbers that modules of it have: what is
-        kept for module 0 (a cache's) is looked at for all."""
-        left = [kind for k, kind in enumerate(held.kinds) if k not in gone]
-        free = {kind: iter([k for k, other in enumerate(left) if other == kind]) for kind in set(left)}
-        for k, entry in enumerate(held.names):
-            module = f"{path}.{entry}.{inside}".rstrip(".")
-            if k in gone or f"{module}.".startswith(self.within):
-                continue
-            number = next(free[held.kinds[k]])
-            if number != k:
-                yield AttributeChange(module, name, k, number)
+    def _numbered(self, path: str, held: Blocks, gone: set[int], numbers: Numbers) -> Iterator[AttributeChange]:
+        """Those that stay are numbered anew."""
+        modules = [f"{path}.{entry}.{numbers.within}".rstrip(".") for entry in held.names]
+        stay = [k for k in range(len(modules)) if k not in gone]
+        counted = [numbers.values[k] is not None and not f"{modules[k]}.".startswith(self.within) for k in stay]
+        for k, number in zip(stay, numbered([held.kinds[k] for k in stay], counted), strict=True):
+            before = numbers.values[k]
+            if number is not None and before is not None and number != before:
+                yield AttributeChange(modules[k], numbers.attribute, before, number)
 
     def rows(self) -> Iterator[RowsChange]:
         """What holds an entry for every module of a list."""

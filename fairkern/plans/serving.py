@@ -18,7 +18,7 @@ import numpy as np
 
 from fairkern.errors import InputError
 from fairkern.options import near, short
-from fairkern.types import AxisGroup, ConfigField, IndexArray, UnitMap
+from fairkern.types import AxisGroup, Blocks, ConfigField, IndexArray, UnitMap
 
 _PLAIN = ("f32", "f16", "bf16")
 _BLOCKS_OF_32 = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")
@@ -61,12 +61,14 @@ class Serving:
 class Tie:
     """Groups that lose equal shares: a whole number of `grain` parts, each 1 / grain of every group.
 
-    `parts`: how many of them may go; None: any number.
+    `parts`: how many of them may go; None: any number. `same`: the same units of every group go, which are of one
+    number (the branches of a block).
     """
 
     groups: tuple[int, ...]
     grain: int
     parts: IndexArray | None = None
+    same: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def constraints(units: UnitMap, asked: Serving | None) -> Constraints:
         raise InputError(
             f"serve={asked.name!r} goes by the fields of a configuration that count units, and none of {units.model}'s "
             f"does{''.join(f' ({note})' for note in notes[:1])}: give a transformers model whose map was proven "
-            "(verify=True), or plan without serve="
+            "(verify=True), or leave out serve="
         )
     other = unlike_deci(units)
     if asked.server is Server.DECI and other:
@@ -125,7 +127,7 @@ def constraints(units: UnitMap, asked: Serving | None) -> Constraints:
     if asked.server is Server.VLLM:
         found = _tied(units, _by_layer_but_heads)
     elif asked.server is Server.HF or other:
-        found = _tied(units, _anywhere)
+        found = _in_whole_layers(units, _tied(units, _anywhere))
     else:
         found = _free(units)
     return _in_blocks(units, found, asked.block)
@@ -136,8 +138,8 @@ def serves(units: UnitMap, removed: Sequence[IndexArray]) -> dict[str, str]:
     cut = [g for g, gone in enumerate(removed) if gone.size]
     if not _counting(units):
         return {server.value: "no field of a configuration counts what can be cut" for server in Server}
-    alike = _uncounted(units, cut) or _not_admitted(units, removed)
-    hf = alike or _several_values(units, removed, _anywhere)
+    alike = _uncounted(units, [g for g in cut if g not in units.branched]) or _not_admitted(units, removed)
+    hf = alike or _several_values(units, removed, _anywhere) or _parts_of_layers(units, removed)
     vllm = alike or _several_values(units, removed, _by_layer_but_heads)
     deci = unlike_deci(units) or _outside_deci(units, cut)
     gguf = f"only as deci, since {hf}, and {deci}" if hf and deci else YES
@@ -186,7 +188,7 @@ def _tied(units: UnitMap, place: Callable[[AxisGroup], str]) -> Constraints:
     stays = {
         g: f"no field of the configuration counts its {plural(units.groups[g].kind)}"
         for g in units.prunable
-        if not any(g in members for members, _ in sets)
+        if g not in units.branched and not any(g in members for members, _ in sets)
     }
     ties = []
     for members, fields in sets:
@@ -209,8 +211,45 @@ def _tie(units: UnitMap, members: Iterable[int], fields: Sequence[ConfigField]) 
     return Tie(groups, grain, parts if bound else None)
 
 
+def _in_whole_layers(units: UnitMap, found: Constraints) -> Constraints:
+    """Branches go with all others of their layer, where one number counts the layers; else they stay."""
+    ties = [Tie(groups, units.groups[groups[0]].units, same=True) for groups in _layers(units)]
+    others = units.branched.intersection(units.prunable).difference(*(tie.groups for tie in ties))
+    stays = dict.fromkeys(sorted(others), "every layer is built with all its branches")
+    return Constraints((*found.ties, *ties), {**found.stays, **stays})
+
+
+def _layers(units: UnitMap) -> list[tuple[int, ...]]:
+    """Groups whose units are the branches of the layers of a list, unit k of each of them those of layer k."""
+    number = {units.groups[g].axes[0].axis.tensor: g for g in units.branched}
+    found = []
+    for held in _counted_blocks(units):
+        groups = {number[name] for own in held.branches for name, _ in own}
+        every = {(name, k) for k in range(len(held.names)) for name in number if number[name] in groups}
+        alike = every == {(name, unit) for k, own in enumerate(held.branches) for name, unit in own if unit == k}
+        if groups and alike and all(units.groups[g].frozen is None for g in groups):
+            found.append(tuple(sorted(groups)))
+    return found
+
+
+def _counted_blocks(units: UnitMap) -> list[Blocks]:
+    """Lists of which a configuration says how many modules they have."""
+    return [held for held in units.blocks.values() if any("config." in f"{name}." for _, name in held.counts)]
+
+
+def _parts_of_layers(units: UnitMap, removed: Sequence[IndexArray]) -> str:
+    """A branch that goes and leaves its layer there."""
+    gone = {(units.groups[g].axes[0].axis.tensor, unit) for g in units.branched for unit in removed[g].tolist()}
+    whole = {branch for held in _counted_blocks(units) for own in held.branches if gone >= {*own} for branch in own}
+    alone = sorted(gone - whole)
+    if not alone:
+        return ""
+    name, unit = alone[0]
+    return f"every layer is built with all its branches, and of one only {units.branches[name][unit].last.module} goes"
+
+
 def _free(units: UnitMap) -> Constraints:
-    """Heads and the widths of feed-forward parts are free by layer, and so are whole parts; all else stays."""
+    """Heads, the widths of feed-forward parts and whole parts are free by layer; all else stays."""
     outside = "deci has numbers per layer for heads and feed-forward widths only"
     stays = dict.fromkeys(_not_of_layers(units, units.prunable), outside)
     return Constraints(stays=stays)
@@ -314,13 +353,15 @@ def _kinds(units: UnitMap) -> set[str]:
 
 
 def _not_of_layers(units: UnitMap, groups: Iterable[int]) -> list[int]:
-    """Groups of which deci has no number per layer. A branch that went is a 0."""
-    fine = ("head", "neuron")
-    return [
-        g
-        for g in groups
-        if units.groups[g].kind != "branch" and (units.groups[g].kind not in fine or not layer_of(units.groups[g].name))
-    ]
+    """Groups of which deci has no number per layer."""
+
+    def fine(g: int) -> bool:
+        group = units.groups[g]
+        if g in units.branched:
+            return all(layer_of(branch.last.module) for a in group.axes for branch in units.branches[a.axis.tensor])
+        return group.kind in ("head", "neuron") and bool(layer_of(group.name))
+
+    return [g for g in groups if not fine(g)]
 
 
 def _outside_deci(units: UnitMap, cut: Iterable[int]) -> str:

@@ -18,7 +18,7 @@ KEYWORDS = (
     *("tod", *_BUDGETS, "drop", "latency", "iterations"),
     *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores"),
 )
-_FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
+_FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL, Compensation.JOINT)  # made from second moments
 
 
 class PruningOptions(PlanningOptions, total=False):
@@ -93,9 +93,9 @@ def check_method(method: Compensation | None, scoring: Mapping[str, Any], loader
         raise InputError(f"{asked} folds in means of what consumers read: use recipe='default', not 'paper'")
     if method is not Compensation.MEAN and scoring.get("gram") is False:
         raise InputError(f"{asked} solves from second moments, which gram=False leaves out: leave out gram=")
-    if method is Compensation.SEQUENTIAL and inplace:
+    if method.compares and inplace:
         raise InputError(f"{asked} compares with the uncut model: use compensate='least_squares' with inplace=True")
-    if method is Compensation.SEQUENTIAL and isinstance(loader, Iterator):
+    if method.compares and isinstance(loader, Iterator):
         raise InputError(
             f"{asked} looks at the data again, and this loader can be iterated once only: give a re-iterable one, or "
             "use compensate='least_squares'"

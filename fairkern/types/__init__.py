@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fairkern.types.arrays import FloatArray, IndexArray
-from fairkern.types.branches import Blocks, Branch, BranchPart, Entries
+from fairkern.types.branches import Blocks, Branch, BranchPart, Entries, Numbers, numbered
+from fairkern.types.configuration import ConfigField
 from fairkern.types.latency import LatencyCut, LatencyTable
 from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
 from fairkern.types.report import Report
@@ -12,7 +13,6 @@ from fairkern.types.units import (
     Axis,
     AxisGroup,
     CallSite,
-    ConfigField,
     CostTerm,
     Extent,
     FrozenAxis,
@@ -51,6 +51,7 @@ __all__ = [
     "LatencyCut",
     "LatencyTable",
     "Moments",
+    "Numbers",
     "Passed",
     "Plan",
     "PlanAxis",
@@ -67,4 +68,5 @@ __all__ = [
     "SizeSite",
     "Tap",
     "UnitMap",
+    "numbered",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -54,19 +55,41 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Numbers:
+    """An attribute at one path within every module of a list; `values`: per module, None where it has none.
+
+    They are the modules' numbers, or those that `numbered` gives the modules that have one.
+    """
+
+    within: str
+    attribute: str
+    values: tuple[int | None, ...]
+
+
+def numbered(kinds: Sequence[str], counted: Sequence[bool]) -> list[int | None]:
+    """Numbers of those modules of a list that are `counted`; None for the others.
+
+    Of every kind they take the first numbers that modules of it have: what is kept for module 0 (a cache's) is looked
+    at for all.
+    """
+    free = {kind: iter([k for k, other in enumerate(kinds) if other == kind]) for kind in set(kinds)}
+    return [next(free[kind]) if there else None for kind, there in zip(kinds, counted, strict=True)]
+
+
+@dataclass(frozen=True)
 class Blocks:
     """A list of modules that run one after the other and of which those can go whose branches have all gone.
 
     `branches`: per module of the list, the units (name of the axis in `UnitMap.branches`, number) without which it
     hands on what it is given; none, where it does something else besides. `kinds`: per module, which of them the
-    configuration counts alike (full and sliding attention). `numbers`: paths within a module, and attributes there,
-    that hold the module's number in the list. `counts`: modules of the model and attributes (dotted) that hold how many
+    configuration counts alike (full and sliding attention). `numbers`: what holds the module's number in the list.
+    `counts`: modules of the model and attributes (dotted) that hold how many
     there are; `rows`: those that hold an entry for each.
     """
 
     names: tuple[str, ...]
     branches: tuple[tuple[tuple[str, int], ...], ...]
     kinds: tuple[str, ...]
-    numbers: tuple[tuple[str, str], ...] = ()
+    numbers: tuple[Numbers, ...] = ()
     counts: tuple[tuple[str, str], ...] = ()
     rows: tuple[tuple[str, str], ...] = ()

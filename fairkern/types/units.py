@@ -19,6 +19,7 @@ import numpy as np
 
 from fairkern.types.arrays import IndexArray
 from fairkern.types.branches import Blocks, Branch, Entries
+from fairkern.types.configuration import ConfigField
 
 
 class Side(enum.Enum):
@@ -303,24 +304,6 @@ class Replacement:
 
     module: str
     name: str
-
-
-@dataclass(frozen=True)
-class ConfigField:
-    """A field of the model's configuration that counts units: `size · kept / units` when its groups agree on that.
-
-    `name` is dotted ("text_config.intermediate_size"). `before` is what it holds, None where it is left to a default
-    of `size`. `fixed`: the field is set to `size` when its groups are cut (the size of a head). `admitted`: the values
-    that the configuration's own validators let through, ascending, together with those of the other fields that count
-    the same groups; None: whatever is no more than `size`.
-    """
-
-    name: str
-    before: int | None
-    size: int
-    groups: tuple[int, ...]
-    fixed: bool = False
-    admitted: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

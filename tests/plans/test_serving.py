@@ -11,7 +11,7 @@ import pytest
 from fairkern.errors import InputError
 from fairkern.plans.build import build
 from fairkern.plans.serving import BLOCKS, Server, Serving, constraints, layer_of, listed, plural, serves, serving
-from fairkern.types import AxisGroup, ConfigChange, ConfigField, KeptUnits, Silence, UnitMap
+from fairkern.types import AxisGroup, Blocks, Branch, BranchPart, ConfigChange, ConfigField, KeptUnits, Silence, UnitMap
 from tests.plans.maps import gone, group, held, unit_map
 
 HEADS, WIDTH = "num_attention_heads", "intermediate_size"
@@ -158,15 +158,6 @@ def test_units_of_a_kind() -> None:
     assert [plural(kind) for kind in ("head", "expert neuron", "branch")] == ["heads", "expert neurons", "branches"]
 
 
-def test_deci_has_layers_without_a_part() -> None:
-    units = llama()
-    units = replace(units, groups=(*units.groups, group("layers.*.mlp", 2, kind="branch")))
-    assert asked(units, "deci") == ([], {}, {})
-    found = told(units, 0, 0, 0, 0, 1)
-    assert (found["gguf"], found["deci"]) == ("yes", "yes")
-    assert found["hf"] == "no field of the configuration counts the branches of layers.*.mlp"
-
-
 def test_blocks_of_a_type_are_filled() -> None:
     """A head is read in two places, a neuron in one."""
     assert asked(llama(), "gguf:q8_0") == ([], {}, {0: 16, 1: 32, 2: 16, 3: 32})
@@ -228,7 +219,7 @@ def test_a_model_without_fields_cannot_be_served(serve: str) -> None:
     note = "the configuration (width) does not describe a pruned model: it has no width"
     message = f"serve='{serve}' goes by the fields of a configuration .*, and none of Net's does"
     for config in ((), (ConfigField("head_dim", None, 2, (0,), fixed=True),)):
-        with pytest.raises(InputError, match=rf"{message}: give a transformers model .* or plan without serve="):
+        with pytest.raises(InputError, match=rf"{message}: give a transformers model .* or leave out serve="):
             constraints(llama(config=config), serving(serve))
         with pytest.raises(InputError, match="has no width"):
             constraints(llama(config=config, notes=("another", note)), serving(serve))
@@ -384,3 +375,66 @@ def test_what_a_constraint_keeps_is_said() -> None:
     only = build(llama(), gone([], [1], [], []), stays={3: "also"}).result["left_alone"]
     spared = "no head was cut: the plan spared those of layers.0.attn.q and 1 more, which could be cut"
     assert only == [spared, lines[1]]
+
+
+def deep(counts: tuple[tuple[str, str], ...] = (("", "config.num_hidden_layers"),), own: Any = None) -> UnitMap:
+    """The two layers' branches as units 4 (attention) and 5 (feed-forward)."""
+    units = llama()
+
+    def branches(name: str) -> tuple[Branch, ...]:
+        return tuple(Branch((BranchPart(f"layers.{k}.{name}"),), -1, 8) for k in range(2))
+
+    groups = tuple(
+        AxisGroup(f"layers.*.{name}", "branch", 2, (held(f"layers.*.{name}", 0, 2, Silence.NOTHING_ADDED),), ())
+        for name in ("attn", "mlp")
+    )
+    blocks = own or tuple((("layers.*.attn", k), ("layers.*.mlp", k)) for k in range(2))
+    return replace(
+        units,
+        groups=(*units.groups, *groups),
+        branches={group.name: branches(group.name.rpartition(".")[2]) for group in groups},
+        blocks={"layers": Blocks(("0", "1"), blocks, ("", ""), counts=counts)},
+    )
+
+
+def test_layers_go_whole_where_one_number_counts_them() -> None:
+    ties = constraints(deep(), serving("hf")).ties
+    assert [(t.groups, t.same) for t in ties] == [((0, 2), False), ((1, 3), False), ((4, 5), True)]
+    assert ties[2].grain == 2
+    assert constraints(deep(), serving("hf")).stays == {}
+    for serve in ("vllm", "deci", "gguf"):  # parts of layers may be absent
+        found = constraints(deep(), serving(serve))
+        assert found.stays == {}
+        assert not any(tie.same for tie in found.ties)
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        deep(counts=()),
+        deep(counts=(("", "depth"),)),
+        deep(own=((("layers.*.attn", 0), ("layers.*.mlp", 0)), ())),
+        deep(own=((("layers.*.attn", 0), ("layers.*.mlp", 1)), (("layers.*.attn", 1), ("layers.*.mlp", 0)))),
+        deep(own=((("layers.*.attn", 0), ("layers.*.mlp", 0)), (("layers.*.attn", 1),))),
+    ],
+    ids=["no count", "no configuration", "one stays", "another order", "a part is missing"],
+)
+def test_branches_stay_where_no_number_counts_their_layers(units: UnitMap) -> None:
+    found = constraints(units, serving("hf"))
+    assert found.stays == dict.fromkeys((4, 5), "every layer is built with all its branches")
+    assert not any(tie.same for tie in found.ties)
+
+
+def test_who_can_load_what_has_fewer_branches() -> None:
+    def said(units: UnitMap, attention: list[int], feed_forward: list[int]) -> dict[str, str]:
+        return serves(units, gone([], [], [], [], attention, feed_forward))
+
+    for whole in ([0], [1]):
+        assert set(said(deep(), whole, whole).values()) == {"yes"}
+    part = "every layer is built with all its branches, and of one only layers.{}.{} goes"
+    assert said(deep(), [1], []) == {"hf": part.format(1, "attn"), "vllm": "yes", "gguf": "yes", "deci": "yes"}
+    assert said(deep(), [0], [1])["hf"] == part.format(0, "attn")
+    assert said(deep(), [0], [0, 1])["hf"] == part.format(1, "mlp")
+    assert said(deep(counts=()), [0], [0])["hf"] == part.format(0, "attn")
+    outside = replace(deep(), branches={**deep().branches, "layers.*.mlp": (Branch((BranchPart("tail"),), -1, 8),) * 2})
+    assert said(outside, [], [1])["deci"] == "deci has no number per layer for the units of layers.*.mlp"
