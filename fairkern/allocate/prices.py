@@ -53,7 +53,7 @@ def _least(units: UnitMap, terms: Sequence[CostTerm]) -> float:
 
 def _alone(units: UnitMap, terms: Sequence[CostTerm]) -> dict[int, FloatArray]:
     """Per group, what goes with each unit alone."""
-    found = {g: np.zeros(group.units) for g, group in enumerate(units.groups)}
+    found = {g: np.zeros(group.total) for g, group in enumerate(units.groups)}
     lengths = np.array([extent.length for extent in units.extents], dtype=np.float64)
     for term in terms:
         owners = {(units.extents[e].parts[0][0], units.extents[e].unit) for e in term.extents if units.extents[e].parts}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fairkern import capture, types
-from fairkern.allocate import Allocation, Planning, PlanningOptions, parse_target, refuse_unknown
+from fairkern.allocate import refuse_unknown
 from fairkern.api import RUN, check_data, check_model, check_more
 from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation
@@ -25,6 +25,7 @@ from fairkern.pruning.options import (
     check_steps,
     check_traced,
     fit_together,
+    planned,
 )
 from fairkern.pruning.steps import Asked, Run
 from fairkern.results import Report
@@ -107,10 +108,7 @@ def prune(
     given_biases = Biases.given(biases)
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
-    planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
-    asked_of = Planning(**planning).allocation
-    kind = Allocation.TOD if asked_of is None else Allocation(asked_of)
-    target, keep = parse_target(kind, tod, keep_params, keep_flops, keep_latency, drop)
+    planning, target, keep = planned(options, tod, keep_params, keep_flops, keep_latency, drop)
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fairkern import types
-from fairkern.allocate import Allocation, PlanningOptions, Target
+from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, parse_target
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
@@ -38,6 +38,13 @@ class PruningOptions(PlanningOptions, total=False):
     memory_budget: int | None
     gram: bool
     progress: bool
+
+
+def planned(options: Mapping[str, Any], *targets: Any) -> tuple[dict[str, Any], Target, Any]:
+    """Of some options those of planning, checked, and the one target that was given, with its value."""
+    planning = {name: given for name, given in options.items() if name in PlanningOptions.__annotations__}
+    asked_of = Planning(**planning).allocation
+    return planning, *parse_target(Allocation.TOD if asked_of is None else Allocation(asked_of), *targets)
 
 
 def fit_together(
