@@ -20,7 +20,7 @@ from fairkern.allocate.options import (
     limits,
     parse_target,
 )
-from fairkern.allocate.prices import priced
+from fairkern.allocate.prices import priced, together
 from fairkern.allocate.signals import RANDOM, check_signal, defaults, is_function, levels, name_of, read_signal
 from fairkern.allocate.steps import Budget, Steps, budget_terms, fewest, give_back
 from fairkern.allocate.tod import (
@@ -132,15 +132,15 @@ def allocate(
         raise InputError(f"ignore={list(asked.ignore)!r} leaves no group to cut; name fewer")
     served = constraints(units, serving(asked.serve))
     limit = limits(units, ignored, asked, served.multiples)
-    first_signal = read_signal(scores, "removal", removal)
+    first_signal = together(units, served.ties, read_signal(scores, "removal", removal))
     measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
     counted = target in (Target.PARAMS, Target.FLOPS, Target.LATENCY)
     if measured and kind is Allocation.GLOBAL and units.branches and counted:
-        first_signal = priced(units, first_signal, budget_terms(units, target, latency))
+        first_signal = priced(units, first_signal, budget_terms(units, target, latency), served.ties)
     ranked = levels(removal, first_signal)
     held: dict[int, FloatArray] = {}
     if kind is Allocation.TOD:
-        held = levels(asked.protect, read_signal(scores, "protect", asked.protect))
+        held = levels(asked.protect, together(units, served.ties, read_signal(scores, "protect", asked.protect)))
     elif not isinstance(asked.protect, str) or asked.protect != Planning.protect:
         check_signal(scores, "protect", asked.protect)  # it is not read, but the plan names it
     told = {g for g in ranked if kind is not Allocation.TOD or g in held}

@@ -43,6 +43,7 @@ class FolderOptions(PruningOptions, total=False):
     biases: str | bool
     inplace: bool
     unused: Iterable[str]
+    depth: bool
 
 
 @stage

@@ -133,7 +133,7 @@ def serves(units: UnitMap, removed: Sequence[IndexArray]) -> dict[str, str]:
     alike = _uncounted(units, cut) or _not_admitted(units, removed)
     hf = alike or _several_values(units, removed, _anywhere)
     vllm = alike or _several_values(units, removed, _by_layer_but_heads)
-    deci = unlike_deci(units) or _outside_deci(units, cut)
+    deci = unlike_deci(units) or _outside_deci(units, cut, removed)
     gguf = f"only as deci, since {hf}, and {deci}" if hf and deci else YES
     return {"hf": hf or YES, "vllm": vllm or YES, "gguf": gguf, "deci": deci or YES}
 
@@ -204,10 +204,12 @@ def _tie(units: UnitMap, members: Iterable[int], fields: Sequence[ConfigField]) 
 
 
 def _free(units: UnitMap) -> Constraints:
-    """Heads and the widths of feed-forward parts are free by layer; all else stays."""
+    """Heads and the widths of feed-forward parts are free by layer, and whole blocks; all else stays."""
     outside = "deci has numbers per layer for heads and feed-forward widths only"
-    stays = dict.fromkeys(_not_of_layers(units, units.prunable), outside)
-    return Constraints(stays=stays)
+    blocks = [counted for counted in units.config if counted.blocks]
+    whole = {g for counted in blocks for g in counted.groups}
+    stays = dict.fromkeys(_not_of_layers(units, (g for g in units.prunable if g not in whole)), outside)
+    return Constraints(tuple(_tie(units, counted.groups, [counted]) for counted in blocks), stays)
 
 
 def _in_blocks(units: UnitMap, found: Constraints, block: int) -> Constraints:
@@ -233,6 +235,8 @@ def _uncounted(units: UnitMap, cut: Iterable[int]) -> str:
 def _several_values(units: UnitMap, removed: Sequence[IndexArray], place: Callable[[AxisGroup], str]) -> str:
     counts = [gone.shape[-1] for gone in removed]
     for counted in _counting(units):
+        if _apart(counted, removed):
+            return f"{counted.name} counts whole blocks, and branches of some go alone"
         values = shares(units, counted, counts)
         by_place: dict[str, set[Fraction]] = {}
         for g, value in values.items():
@@ -313,6 +317,15 @@ def _not_of_layers(units: UnitMap, groups: Iterable[int]) -> list[int]:
     return [g for g in groups if units.groups[g].kind not in fine or not layer_of(units.groups[g].name)]
 
 
-def _outside_deci(units: UnitMap, cut: Iterable[int]) -> str:
-    outside = _not_of_layers(units, cut)
+def _apart(counted: ConfigField, removed: Sequence[IndexArray]) -> bool:
+    """Whether it counts blocks, and branches go without their blocks."""
+    return bool(counted.blocks) and len({tuple(removed[g].tolist()) for g in counted.groups}) > 1
+
+
+def _outside_deci(units: UnitMap, cut: Iterable[int], removed: Sequence[IndexArray]) -> str:
+    blocks = [counted for counted in units.config if counted.blocks]
+    for counted in blocks:
+        if _apart(counted, removed):
+            return f"{counted.name} counts whole blocks, and branches of some go alone"
+    outside = _not_of_layers(units, (g for g in cut if not any(g in counted.groups for counted in blocks)))
     return f"deci has no number per layer for the units of {units.groups[outside[0]].name}" if outside else ""

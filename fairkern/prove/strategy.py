@@ -12,7 +12,7 @@ from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.model.size_calls import BY_NAME
 from fairkern.plans.removals import NONE
-from fairkern.prove.branches import with_branches, without_branches
+from fairkern.prove.branches import counting_blocks, with_branches, without_branches
 from fairkern.prove.description import described
 from fairkern.prove.search import Failed
 from fairkern.prove.trial import Prepared, failing, prepare
@@ -154,10 +154,11 @@ def proven(
         None if found is None else replace(found, units=without_branches(found.units)) for found in (certain, daring)
     )
     assert widths is not None
-    units = replace(with_branches(proof, _proven(proof, widths, dared), certain.units), proven=True)
+    units = replace(_proven(proof, widths, dared), proven=True)
     deadline.check("proving groups")
     alone = {s.number for found in (certain, daring) if found is not None for s in found.sites if s.outright}
-    return described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)
+    units = described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)
+    return counting_blocks(model, with_branches(proof, units, certain.units))
 
 
 def _proven(proof: _Proof, certain: Solution, daring: Solution | None) -> UnitMap:

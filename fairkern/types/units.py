@@ -307,7 +307,8 @@ class ConfigField:
     `name` is dotted ("text_config.intermediate_size"). `before` is what it holds, None where it is left to a default
     of `size`. `fixed`: the field is set to `size` when its groups are cut (the size of a head). `admitted`: the values
     that the configuration's own validators let through, ascending, together with those of the other fields that count
-    the same groups; None: whatever is no more than `size`.
+    the same groups; None: whatever is no more than `size`. `blocks`: the list whose modules it counts; its groups are
+    their branches, which go together.
     """
 
     name: str
@@ -316,6 +317,7 @@ class ConfigField:
     groups: tuple[int, ...]
     fixed: bool = False
     admitted: tuple[int, ...] | None = None
+    blocks: str = ""
 
 
 @dataclass(frozen=True)
