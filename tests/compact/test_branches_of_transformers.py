@@ -16,10 +16,16 @@ from fairkern.plans.removals import NONE
 
 transformers = pytest.importorskip("transformers")
 
-SIZES = {
-    **{"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 4, "head_dim": 8},
-    **{"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32},
-    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+SIZES = dict.fromkeys(("num_attention_heads", "num_hidden_layers"), 4) | {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "head_dim": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 
 
@@ -81,8 +87,7 @@ def test_whole_blocks_are_what_transformers_loads(tmp_path: Path) -> None:
     plan = scores.plan(drop={"branch": 1}, serve="hf")
     assert plan.result["serves"]["hf"] == "yes"
     (removed,) = {tuple(group.removed.tolist()) for group in plan.groups if group.kind == "branch"}
-    branches = [g for g in sorted(units.branched)]
-    together = np.sum([scores.signals["residual"][g] for g in branches], axis=0)
+    together = np.sum([scores.signals["residual"][g] for g in units.branched], axis=0)
     assert removed == (int(together.argmin()),)
     small = fk.apply(model, plan)
     small.save_pretrained(tmp_path / "small")
