@@ -39,6 +39,7 @@ ENTRIES = {
         _tests("network_pruner", "scoring against the package of the method's paper", "minutes"),
         _tests("tracing", "tracing and proving against a forward pass; 70 billion parameters on meta", "minutes"),
         _tests("allocation", "a new budget from stored scores", "seconds"),
+        _tests("reporting", "`prune` with its report against its stages, on a language model", "minutes"),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
         Entry(

@@ -27,6 +27,7 @@ def summarise(
     small: nn.Module | None = None,
     biases: str | None = None,
     flags: Sequence[types.ConfigChange] = (),
+    unplaced: Sequence[str] = (),
 ) -> Report:
     """A report of a plan: parameters and FLOPs from the plan, and whatever else was measured.
 
@@ -35,7 +36,8 @@ def summarise(
     `heal`, in a column of their own; `stages` seconds by stage.
     `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
     its removed activations that the units that stay do not predict. `biases`: where weights were given one that have
-    none; `flags`: fields of the configuration that were set for them.
+    none; `flags`: fields of the configuration that were set for them; `unplaced`: biases that it has no field for, and
+    that who loads the model by its configuration drops.
     """
     check_plan(plan)
     check_scores(scores)
@@ -55,6 +57,7 @@ def summarise(
     options.iterable("flags", flags, "changes of a configuration")
     for change in flags:
         options.instance("flags", change, types.ConfigChange, "changes of a configuration")
+    unplaced = options.names("unplaced", unplaced, "['layers.0.down.bias']")
     done = {
         "compensation": compensation,
         **({} if biases is None else {"biases": biases}),
@@ -72,6 +75,7 @@ def summarise(
         unexplained=unexplained(scores.units, corrected) if scores is not None else {},
         compensation=done,
         flags=flags,
+        unplaced=unplaced,
     )
     return Report(**vars(made), plan=Plan.of(plan))
 

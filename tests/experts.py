@@ -90,6 +90,30 @@ class Sigmoid(nn.Module):
         return weights / (weights.sum(-1, keepdim=True) + 1e-20) * 1.5, index
 
 
+class Rowed(Sigmoid):
+    """The bias that chooses is a parameter of two dimensions (Ernie 4.5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        bias = self.e_score_correction_bias
+        del self.e_score_correction_bias
+        self.e_score_correction_bias = nn.Parameter(bias.unsqueeze(0))
+
+
+class OneByOne(Softmax):
+    """The likeliest expert, then the likeliest of the others (PhiMoE)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = F.linear(x, self.weight)
+        weights, index = [], []
+        for _ in range(CHOSEN):
+            best = logits.max(dim=-1, keepdim=True)[1]
+            weights.append(logits.softmax(-1).gather(1, best))
+            index.append(best)
+            logits = logits.scatter(1, best, float("-inf"))
+        return torch.cat(weights, dim=-1), torch.cat(index, dim=-1)
+
+
 class Chosen(nn.Module):
     """A linear layer with a bias; the softmax runs over the chosen only (GPT-OSS, the first Mixtral)."""
 
@@ -171,7 +195,13 @@ LAYOUTS = {
     "not gated": partial(Fused, gated=False),
     "with bias": partial(Fused, bias=True),
 }
-ROUTERS: dict[str, Callable[[], nn.Module]] = {"softmax": Softmax, "sigmoid": Sigmoid, "softmax of the chosen": Chosen}
+ROUTERS: dict[str, Callable[[], nn.Module]] = {
+    "softmax": Softmax,
+    "sigmoid": Sigmoid,
+    "softmax of the chosen": Chosen,
+    "a bias of two dimensions": Rowed,
+    "one after the other": OneByOne,
+}
 MIXTURES = {
     f"{layout}, {router}": partial(build, LAYOUTS[layout], ROUTERS[router])
     for layout, router in [("gated", r) for r in ROUTERS] + [(x, "softmax of the chosen") for x in LAYOUTS]

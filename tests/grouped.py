@@ -1,4 +1,4 @@
-"""Routers that choose groups of experts first, written in several ways, and the plain definition of what they choose."""
+"""Routers that choose groups of experts first, in several ways, and the plain definition of what they choose."""
 
 from __future__ import annotations
 
@@ -118,4 +118,3 @@ def defined(model: Mixture, x: Tensor, gone: Collection[int] = ()) -> Tensor:
         for e in index:
             made[t] += model.experts.one(e, tokens[t : t + 1])[0] * (weighs[e] / total * 2.5)
     return model.head((residual + made.view(residual.shape)).tanh().mean(1))
-

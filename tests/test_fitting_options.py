@@ -61,7 +61,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "compensate": (None, "none", "mean", "least_squares", "sequential"),
     "biases": ("auto", True, False),
     "allocation": (None, "tod", "uniform", "global", "normalized"),
-    "target": ("tod", "keep_params", "keep_flops"),
+    "target": ("tod", "keep_params", "keep_flops", "drop"),
     "class_of": (None, False, "given"),
     "recipe": ("default", "paper"),
     "removal": (None, "taylor", "wasserstein", "residual", "random"),
@@ -70,6 +70,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "reduction": (None, "per_class"),
     "loader": ("list", "iterator"),
     "inplace": (False, True),
+    "serve": (None, None, None, "hf"),
 }
 
 
@@ -86,7 +87,8 @@ def prune(setup: Setup, asked: dict[str, Any], units: fk.UnitMap | None = None) 
         options["class_of"] = class_of
     if options.get("inplace"):
         model = fk.apply(model, traced.plan(keep_params=1.0))
-    options |= {asked["target"]: 0.3 if asked["target"] == "tod" else 0.7}
+    shares = {"tod": 0.3, "drop": {traced.groups[traced.prunable[0]].kind: 2}}
+    options |= {asked["target"]: shares.get(asked["target"], 0.7)}
     given = iter(data) if asked["loader"] == "iterator" else data
     kept = {"units": traced if units is None else units, "progress": False, "projections": 2, "samples_per_class": 4}
     return fk.prune(model, given, loss, **options, **kept)[1]
@@ -122,7 +124,7 @@ def followed(asked: dict[str, Any], error: str) -> dict[str, Any]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No clocks: they take most of the time."""
-    monkeypatch.setattr(report, "latencies_ms", lambda models, *_: [1.0] * len(models))
+    monkeypatch.setattr(report, "latencies_ms", lambda models, *_, **__: [1.0] * len(models))
     monkeypatch.setattr(report, "latency_ms", lambda *_: 1.0)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fairkern as fk
+import fairkern.healing
 from fairkern.capture.structure import Reader
-from fairkern.healing.answers import compared
+from fairkern.healing.answers import compared, shifted
 from fairkern.healing.blocks import blocks, in_both
 from fairkern.healing.settings import Divergence
 from fairkern.healing.weights import undecayed
@@ -191,6 +195,13 @@ def test_divergences() -> None:
     torch.testing.assert_close(apart(batch, ours, theirs, temperature=2.0).loss, soft)
     values = (torch.ones(4, 6), torch.randn(4, 3))  # a regression's targets
     torch.testing.assert_close(apart(values, ours, theirs).loss, (ours - theirs).square().mean())
+    for several in (
+        torch.ones(4, 3, dtype=torch.int64),
+        torch.ones(4, 3) > 0,
+    ):  # classes that do not exclude each other
+        torch.testing.assert_close(
+            apart((torch.ones(4, 6), several), ours, theirs).loss, (ours - theirs).square().mean()
+        )
     one = (torch.ones(4, 6), torch.arange(4) % 2)  # a softmax over one class says nothing
     torch.testing.assert_close(apart(one, ours[:, :1], theirs[:, :1]).loss, (ours - theirs)[:, :1].square().mean())
 
@@ -233,6 +244,28 @@ def test_padding_and_what_has_no_label_are_left_out() -> None:
     torch.testing.assert_close(found.loss, (each[0, 2] + each[1, 4]) / 2)
     found = apart(batch, {"logits": ours}, {"logits": theirs}, shifted=True)
     torch.testing.assert_close(found.loss, (each[0, 1] + each[1, 3]) / 2)
+
+
+@pytest.mark.parametrize("kind", [dict, lambda made: (made["loss"], made["logits"]) if "loss" in made else made])
+def test_whether_labels_stand_behind_is_seen_from_the_loss(kind: Any) -> None:
+    class Same(Language):
+        """Fills in what is masked: labels stand where they are predicted."""
+
+        def forward(self, *args: Any, labels: Tensor, **kwargs: Any) -> Any:
+            made = super().forward(*args, **kwargs)
+            loss = F.cross_entropy(made["logits"].flatten(0, 1), labels.flatten())
+            return kind({"logits": made["logits"], "loss": loss})
+
+    class Next(Language):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return kind(super().forward(*args, **kwargs))
+
+    labels = texts()[0]["labels"].clone()
+    labels[:, :5] = -100  # of seven: a question, and an answer of two tokens
+    batch = {**texts()[0], "labels": labels}
+    for model, expected in ((Next, True), (Same, False)):
+        parts, output = parts_of(batch, model()), model()(**batch)
+        assert shifted(parts, output) is expected
 
 
 def test_padding_changes_nothing() -> None:
@@ -287,6 +320,13 @@ def test_hidden_states() -> None:
     assert named.hidden == ("layers.0.down", "layers.1.down", "head")
 
 
+def test_blocks_that_return_nothing_are_left_out() -> None:
+    model, small = Language(), Language(5, seed=1)
+    model.layers[0].register_forward_hook(lambda module, args, output: 0 * output)
+    healed = heal(small, model, texts())
+    assert max(healed.losses) < 100
+
+
 def test_blocks() -> None:
     conv = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU())
     stages = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sequential(conv, copy.deepcopy(conv)), nn.Linear(1, 1))
@@ -297,6 +337,7 @@ def test_blocks() -> None:
     short = Language()
     short.layers = nn.ModuleList([Block(3)])
     assert in_both(short, Language(), None) == {"layers.0": "layers.1"}  # what has been through all of them
+    assert heal(short, Language(), texts(), 2).hidden == ("layers.0",)
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -329,11 +370,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: heal(net(5), net(), classes(), loss_fn=lambda output, y: output),
         "loss_fn gives a torch.float32 tensor",
     ),
+    "float16 by autocast": (lambda: within_float16(), "vanish under autocast to float16"),
     "detached": (
         lambda: heal(Detached(), net(), classes()),
         "does not depend on what is trained",
     ),
 }  # fmt: skip
+
+
+def within_float16() -> None:
+    with torch.autocast("cpu", torch.float16):
+        heal(net(5), net(), classes())
 
 
 class Detached(nn.Sequential):
@@ -472,6 +519,41 @@ def test_the_seed_decides() -> None:
     assert not same(made[0], made[2])
 
 
+def test_what_is_drawn_in_a_batch_goes_by_the_seed_and_its_number() -> None:
+    def drawn(seed: int, start: int, batches: int = 4) -> list[tuple[float, float, float]]:
+        random.seed(start)
+        np.random.seed(start)  # noqa: NPY002
+        torch.manual_seed(start)
+        found = []
+
+        def loss(output: Tensor, y: Tensor) -> Tensor:
+            found.append((float(torch.rand(())), random.random(), float(np.random.rand())))  # noqa: NPY002
+            return output.sum() * 0
+
+        heal(net(5), net(), classes(), batches, seed=seed, loss_fn=loss)
+        return found
+
+    found = drawn(0, 1)
+    assert all(len(set(each)) == 4 for each in zip(*found, strict=True))
+    assert found == drawn(0, 2)
+    assert found[:2] == drawn(0, 1, 2)
+    assert not set(found) & set(drawn(9, 1))
+
+
+def test_the_one_trains_and_the_other_answers() -> None:
+    model, small, modes = Language().train(), Language(5, seed=1).eval(), []
+    for name, each in (("model", model), ("small", small)):
+        for module in each.modules():
+            module.register_forward_pre_hook(
+                lambda module, args, name=name: modes.append((name, module.training, torch.is_grad_enabled()))
+            )
+    with torch.no_grad():
+        heal(small, model, texts(), 1)
+    assert set(modes) == {("model", False, False), ("small", True, True)}
+    assert model.training
+    assert not small.training
+
+
 def test_batch_norm_counts_in_whole_steps() -> None:
     def made(seed: int) -> nn.Sequential:
         first, last = net(4, seed=seed)[0], net(4, seed=seed)[2]
@@ -508,6 +590,27 @@ def test_bfloat16_has_masters() -> None:
     assert float((found - moved).norm() / moved.norm()) < 0.2
     stuck = (one.state_dict()[weight].float() == before[weight]).float().mean()
     assert float(stuck) > 0.5  # a step alone is less than half of the distance to the next number
+
+
+class Autocast(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inner(x)
+
+
+def test_autocast_around_is_that_of_the_models() -> None:
+    """And the casts of weights that it keeps are those of the step."""
+    model, small = net(), net(5, seed=1)
+    expected = copy.deepcopy(small)
+    heal(Autocast(expected), Autocast(model), classes(), clip=None)
+    with torch.autocast("cpu", torch.bfloat16):
+        healed = heal(small, model, classes(), clip=None)
+    assert same(state(small), state(expected))
+    assert healed.losses[-1] < healed.losses[0]
 
 
 def test_a_teacher_in_another_type() -> None:
@@ -646,3 +749,7 @@ def test_a_checkpoint_where_nothing_can_be_written(tmp_path: Path) -> None:
     small = net(5)
     with pytest.raises(FileNotFoundError):
         heal(small, net(), classes(), checkpoint=tmp_path / "absent" / "run")
+
+
+def test_the_example() -> None:
+    assert doctest.testmod(fairkern.healing).failed == 0

@@ -63,6 +63,21 @@ def test_the_trace_command_of_the_readme(capsys: pytest.CaptureFixture[str]) -> 
     assert named("fairkern.demo.models:vgg") is not None
 
 
+def test_the_command_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    from bench.shipping.families import make_folder, write_text
+
+    (line,) = [text for language, text in BLOCKS if language == "bash" and "--hf" in text]
+    monkeypatch.chdir(tmp_path)
+    make_folder("qwen3", Path("my-model"))
+    write_text(Path("text.txt"))
+    program, *arguments = shlex.split(line)
+    assert program == "fairkern"
+    assert main([*arguments, "--samples", "8", "--quiet"]) == 0
+    transformers.AutoModelForCausalLM.from_pretrained("my-model-small")
+
+
 @pytest.mark.parametrize("name", documents.DOCUMENTS)
 def test_figures_come_from_the_results(name: str) -> None:
     text = (ROOT / name).read_text()

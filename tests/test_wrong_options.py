@@ -163,7 +163,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES,
          "healed": MEASURES, "stages": MEASURES,
          "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS,
-         "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1})},
+         "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1}), "unplaced": NAMES},
     ),
     "latency": (
         fk.latency,

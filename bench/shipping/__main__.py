@@ -39,14 +39,13 @@ def main(names: Sequence[str]) -> int:
 
 def family(name: str) -> list[dict[str, Any]]:
     """A row for every budget."""
-    rows = []
     with tempfile.TemporaryDirectory() as place:
         folder, text = Path(place, "folder"), write_text(Path(place, "text.txt"))
         make_folder(name, folder)
-        for keep in BUDGETS:
-            row = {"family": name, "keep_params": keep, **ship(folder, text, Path(place, f"out-{keep}"), keep)}
-            rows.append(row)
-            print(name, keep, row.get("failed", "ships"), f"{row['seconds']:.0f} s", file=sys.stderr, flush=True)
+        found = ship(folder, text, Path(place), BUDGETS)
+    rows = [{"family": name, "keep_params": keep, **row} for keep, row in zip(BUDGETS, found, strict=True)]
+    for row in rows:
+        print(name, row["keep_params"], row.get("failed", "ships"), row["seconds"], file=sys.stderr, flush=True)
     return rows
 
 

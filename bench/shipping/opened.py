@@ -1,6 +1,6 @@
-"""`python -m bench.shipping.opened FOLDER FILE`: a folder opened by transformers alone, asked what was asked in memory.
+"""`python -m bench.shipping.opened OUT …`: folders opened by transformers alone, asked what was asked in memory.
 
-Prints one line of JSON. fairkern is not imported.
+Prints a line of JSON for each. fairkern is not imported.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import transformers
 from bench.shipping.asked import TOKENS, answers
 
 
-def opened(folder: str, file: str) -> dict[str, object]:
+def opened(folder: str) -> dict[str, object]:
     model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    expected, found = torch.load(file, weights_only=True), answers(model.eval())
+    expected = torch.load(f"{folder}.pt", weights_only=True)
+    found = answers(model.eval())
     assert not any(name.startswith("fairkern") for name in sys.modules)
     return {
         "missing": sorted(map(str, info["missing_keys"])),
@@ -28,11 +29,12 @@ def opened(folder: str, file: str) -> dict[str, object]:
         "tokens": TOKENS,
         "different_tokens": len(set(expected["dynamic"][0].tolist())),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "tokenizer": type(transformers.AutoTokenizer.from_pretrained(folder)).__name__,
+        "tokenizer": len(transformers.AutoTokenizer.from_pretrained(folder)),
     }
 
 
 if __name__ == "__main__":
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    print(json.dumps(opened(*sys.argv[1:3])))
+    for name in sys.argv[1:]:
+        print(json.dumps(opened(name)), flush=True)

@@ -12,7 +12,6 @@ from fairkern.allocate.drop import dropped
 from fairkern.allocate.latency import latency_cost
 from fairkern.allocate.options import (
     Allocation,
-    Limits,
     Planning,
     PlanningOptions,
     Target,
@@ -132,15 +131,16 @@ def allocate(
         raise InputError(f"ignore={list(asked.ignore)!r} leaves no group to cut; name fewer")
     served = constraints(units, serving(asked.serve))
     limit = limits(units, ignored, asked, served.multiples)
-    first_signal = together(units, served.ties, read_signal(scores, "removal", removal))
+    same = [tie.groups for tie in served.ties if tie.same]
+    first_signal = together(read_signal(scores, "removal", removal), same)
     measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
     counted = target in (Target.PARAMS, Target.FLOPS, Target.LATENCY)
     if measured and kind is Allocation.GLOBAL and units.branches and counted:
-        first_signal = priced(units, first_signal, budget_terms(units, target, latency), served.ties)
+        first_signal = priced(units, first_signal, budget_terms(units, target, latency), same)
     ranked = levels(removal, first_signal)
     held: dict[int, FloatArray] = {}
     if kind is Allocation.TOD:
-        held = levels(asked.protect, together(units, served.ties, read_signal(scores, "protect", asked.protect)))
+        held = levels(asked.protect, together(read_signal(scores, "protect", asked.protect), same))
     elif not isinstance(asked.protect, str) or asked.protect != Planning.protect:
         check_signal(scores, "protect", asked.protect)  # it is not read, but the plan names it
     told = {g for g in ranked if kind is not Allocation.TOD or g in held}
@@ -153,7 +153,7 @@ def allocate(
     stays |= dict.fromkeys(none if asked.serve else (), "limits and server allow no smaller number of them")
     needs = _needs(kind, {g: ranked[g] for g in told}, held, first_signal)
     sets = [group.sets for group in units.groups]
-    prices = [_price(kind, made, needs, sets, limit) for made in bundles]
+    prices = [_price(kind, made, needs, sets) for made in bundles]
     steps = Steps.of(prices, measured)
     moved = Levels.of(bundles, len(units.groups))
 
@@ -227,15 +227,12 @@ def _needs(
     return {g: need(removal[g]) for g in ranked}
 
 
-def _price(
-    kind: Allocation, made: Bundle, needs: dict[int, FloatArray], sets: Sequence[int], limit: Limits
-) -> FloatArray:
+def _price(kind: Allocation, made: Bundle, needs: dict[int, FloatArray], sets: Sequence[int]) -> FloatArray:
     """Per step of a bundle the threshold that it needs, ascending."""
-    if not len(made.parts):
-        return np.zeros(0)
-    most = min(int(limit.most[g]) // size for g, size in zip(made.groups, made.units, strict=True))
-    price = made.price(needs, sets)[:most]
-    return (tolerance_need(price) if kind is Allocation.TOD else price)[made.parts - 1]
+    price = made.price(needs, sets)
+    if kind is Allocation.TOD and len(made.parts):
+        price = tolerance_need(price[: made.parts[-1]])
+    return price[made.parts - 1]
 
 
 def _predicted(units: UnitMap, latency: LatencyTable, removed: IndexArray, order: Order) -> dict[str, float]:

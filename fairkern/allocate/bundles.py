@@ -21,18 +21,17 @@ class Bundle:
     units: tuple[int, ...]
     parts: IndexArray  # how many parts may go, ascending, without 0
 
-    def price(self, needs: Mapping[int, FloatArray], weights: Sequence[int]) -> FloatArray:
-        """Per number of parts, 1 … the most that a member has a need for, the mean need of the units that go with it.
+    def price(self, needs: Mapping[int, FloatArray], sets: Sequence[int]) -> FloatArray:
+        """Per number of parts, from 1 up, the mean need of the units that go with the last of them.
 
-        `needs[g][k − 1]`: of the k-th unit of a group's sets; `weights`: how many sets. A mean over units, so that
-        a bundle's step and one of a single group are told by one threshold: both say what a unit is worth. It ascends
-        where the members' needs do.
+        `needs[g][k − 1]`: of the k-th unit of a group, of each of its sets; `sets`: how many those are. A mean over
+        units, so that a bundle's step and one of a single group are told by one threshold: both say what a unit is
+        worth. It ascends where the members' needs do.
         """
-        most = min(len(needs[g]) // size for g, size in zip(self.groups, self.units, strict=True))
-        if len(self.groups) == 1 and self.units == (1,):
-            return needs[self.groups[0]][:most]
-        weight = np.array([size * weights[g] for g, size in zip(self.groups, self.units, strict=True)], dtype=float)
-        at = [needs[g][size - 1 : most * size : size] for g, size in zip(self.groups, self.units, strict=True)]
+        at = [needs[g][size - 1 :: size] for g, size in zip(self.groups, self.units, strict=True)]
+        if len(at) == 1:
+            return at[0]
+        weight = np.array([size * sets[g] for g, size in zip(self.groups, self.units, strict=True)])
         return np.asarray(weight @ np.array(at) / weight.sum())
 
 

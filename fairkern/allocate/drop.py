@@ -23,7 +23,8 @@ def dropped(
 ) -> IndexArray:
     """Steps of every bundle, int64 `[bundles]`, that take exactly `drop[kind]` units of every group of that kind.
 
-    Groups that are ignored or frozen are not meant. What is tied to a group loses the same share with it.
+    Of experts that lie in groups so many go in all, as many from each. Groups that are ignored or frozen are not meant.
+    What is tied to a group loses the same share with it.
 
     Raises:
         InputError: a kind that the map does not have, or of which no group can be cut.
@@ -38,12 +39,13 @@ def dropped(
                 f"drop={dict(drop)!r}: no group of kind {kind!r} can be cut; print(units.explain()) names the reasons"
             )
         for g in groups:
-            told = f"drop={dict(drop)!r} cannot be met: {count} of the {units.groups[g].units} {plural(kind)} of "
-            told += units.groups[g].name
+            group, blocks = units.groups[g], units.groups[g].blocks
+            told = f"drop={dict(drop)!r} cannot be met: {count} of the {group.units * blocks} {plural(kind)} of "
+            told += group.name
             b = int(levels.bundle[g])
             if b < 0 or not len(bundles[b].parts):
                 raise BudgetError(f"{told} cannot go: {stays.get(g, 'no number of them that the limits allow')}")
-            allowed = bundles[b].parts * levels.size[g]
+            allowed = bundles[b].parts * levels.size[g] * blocks
             if count not in allowed:
                 raise BudgetError(f"{told} cannot go: with these limits it can be {listed(allowed.tolist())}")
             wanted = 1 + int(np.searchsorted(allowed, count))

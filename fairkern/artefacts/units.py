@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -126,8 +125,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         "config": [
             [
                 *(f.name, f.before, f.size, list(f.groups), f.fixed),
-                *([] if f.admitted is None and not f.blocks else [None if f.admitted is None else list(f.admitted)]),
-                *([f.blocks] if f.blocks else []),
+                *([] if f.admitted is None else [list(f.admitted)]),
             ]
             for f in units.config
         ],
@@ -203,11 +201,10 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
     config = []
     for entry in content.optional_items("config"):
         items = entry.items()
-        name, before, size, members, fixed, *further = items if len(items) in (6, 7) else entry.items(5)
+        name, before, size, members, fixed, *admitted = items if len(items) == 6 else entry.items(5)
         indices = tuple(g.whole(below=len(groups)) for g in members.items())
-        values = further[0].wholes() if further and further[0].value is not None else None
-        field = ConfigField(name.text(), before.optional_whole(), size.whole(1), indices, fixed.flag(), values)
-        config.append(replace(field, blocks=further[1].text()) if len(further) > 1 else field)
+        values = admitted[0].wholes() if admitted else None
+        config.append(ConfigField(name.text(), before.optional_whole(), size.whole(1), indices, fixed.flag(), values))
     frozen = []
     for entry in content["frozen"].items():
         tensor, dim, positions, length, reason = entry.items(5)

@@ -46,8 +46,8 @@ def config_fields(model: nn.Module, groups: Sequence[AxisGroup]) -> list[ConfigF
         counts = {name: n for name in _HEADS if type(n := vars(config).get(name)) is int}
         heads = [i for i in mine if groups[i].kind == "head"] if counts else []
         for name, count in counts.items():
-            followed = _side(name, heads, groups)
-            if followed and all(count % groups[i].units == 0 for i in followed):
+            followed = [i for i in _side(name, heads, groups) if count % groups[i].units == 0]
+            if followed:
                 fields.append(ConfigField(prefix + name, count, count, tuple(followed)))
         width = read_field(config, "hidden_size")
         stored = getattr(config, "attribute_map", {}).get("head_dim", "head_dim")  # the field that an alias stands for

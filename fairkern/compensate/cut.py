@@ -26,13 +26,14 @@ class Cut:
     """What is left of a model. `corrections`: the one-shot ones, which say what could be made up for.
 
     `biases`: by what it was decided which weights get a bias that have none; None where nothing was compensated.
-    `config`: fields of the configuration that were set for them.
+    `config`: fields of the configuration that were set for them. `unplaced`: biases that it has no field for.
     """
 
     model: nn.Module
     corrections: tuple[Correction, ...] = ()
     biases: str | None = None
     config: tuple[ConfigChange, ...] = ()
+    unplaced: tuple[str, ...] = ()
 
 
 def cut(
@@ -68,7 +69,9 @@ def cut(
             made = refit(model, plan, scores, found, again)
         else:
             made = found = corrections(model, plan, scores, method, places=places)
-        flags = places.flags(c.axis for c in made if c.bias is not None)
+        given = [c.axis for c in made if c.bias is not None]
+        flags = places.flags(given)
+        unplaced = places.unplaced(given, flags)
 
         def finish() -> nn.Module:
             small = apply(model, plan, inplace=inplace, backend=backend)
@@ -77,7 +80,7 @@ def cut(
             return small
 
         small = undivided(finish) if inplace else finish()
-    return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags))
+    return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags), unplaced)
 
 
 def _read_again(loader: Iterable[Any] | None, inplace: bool) -> Iterable[Any]:

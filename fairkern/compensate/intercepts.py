@@ -75,15 +75,26 @@ class Places:
     def flags(self, given: Iterable[Axis]) -> tuple[Flag, ...]:
         """The fields that have to be set so that a model built from the configuration has the biases that these axes'
         weights are given, as far as there are any. Of several that give one, the one that brings the fewest."""
-        wanted = {_bias(axis) for axis in given} - self._plan.shapes.keys()
+        wanted, found = self._new(given), list[Flag]()
         if not wanted or isinstance(self._flags, str):
             return ()
-        found = []
         for candidate in sorted(self._flags, key=lambda f: (len(f.biases), f.change.name)):
             if wanted.intersection(candidate.biases):
                 found.append(candidate)
                 wanted.difference_update(candidate.biases)
         return tuple(found)
+
+    def unplaced(self, given: Iterable[Axis], flags: Iterable[Flag]) -> tuple[str, ...]:
+        """Biases that these axes' weights are given and a model built from the configuration will not have, with these
+        fields set: loaded by it, they are dropped. None where the configuration does not describe the model anyway."""
+        new = self._new(given)
+        if not new or isinstance(self._flags, str):
+            return ()
+        return tuple(sorted(new - {name for found in flags for name in found.biases}))
+
+    def _new(self, given: Iterable[Axis]) -> set[str]:
+        """Biases that the model has not."""
+        return {_bias(axis) for axis in given} - self._plan.shapes.keys()
 
     @property
     def rule(self) -> str:
@@ -94,7 +105,7 @@ class Places:
             why = unlike_deci(self._units)
             return f"none is added: {why}" if why else f"at output and down projections, for {self._served}"
         if "_flags" not in vars(self):
-            return "no weight was without one"
+            return "none to add"
         if isinstance(self._flags, str):
             return f"anywhere: {self._flags}"
         return "where the configuration has a field for them"

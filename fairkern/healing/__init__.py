@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from fairkern import options, report
@@ -92,9 +93,9 @@ def heal(
         temperature: softens both models' answers; the divergence is multiplied by its square.
         divergence: "forward_kl", Σ p log(p / q) with p the uncut model's distribution over classes; "reverse_kl", the
             other way round; "mse", the mean squared difference, for answers that are no logits. "auto": forward_kl for
-            what a model returns as `logits` and where targets are integers, "mse" where these are real numbers or there
-            is one class only. Classes lie in the last dimension, of images [N, C, H, W] in the second. Padding
-            (`attention_mask`) and negative labels (−100) are left out.
+            what a model returns as `logits` and where targets are integers, "mse" where these are real numbers, or as
+            many as the answers, or there is one class only. Classes lie in the last dimension, of images [N, C, H, W]
+            in the second. Padding (`attention_mask`) and negative labels (−100) are left out.
         hidden: weight of the outputs of blocks: their mean squared difference over the mean square of the uncut
             model's. None: 1 where there are blocks of which shapes agree. Blocks are the items of lists of modules; of
             a list that has become shorter, the last one is compared. Of a block that returns several tensors, the
@@ -119,6 +120,16 @@ def heal(
 
     Cost: per step a forward pass of `model` and a forward and a backward pass of `small`. Memory: 12 bytes per weight
     that is trained (moments and gradient; bfloat16: 14, with the master), and both models' answers in float32.
+
+    Example:
+        >>> import torch, fairkern as fk
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+        >>> loader = [(torch.randn(16, 4), torch.arange(16) % 2)]
+        >>> small = fk.apply(net, fk.trace(net, loader[0][0]).plan(keep_params=0.5))
+        >>> healed = fk.heal(small, net, loader, steps=20, lr=1e-2, progress=False)
+        >>> healed.losses[-1] < healed.losses[0]
+        True
     """
     options.instance("small", small, nn.Module, options.MODEL)
     check_model(small)
@@ -147,6 +158,11 @@ def heal(
     check_values(model, RUN)
     _check_apart(small, model)
     ambient = Ambient.now(device_of(small))
+    if any(dtype is torch.float16 for _, dtype in ambient.entered):
+        raise InputError(
+            "gradients vanish under autocast to float16, unless losses are scaled, which they are not here: enter "
+            "torch.autocast(device, torch.bfloat16), or none"
+        )
     with (
         at_work(small, "heal()"),
         at_work(model, "heal()"),

@@ -131,7 +131,7 @@ def _kl(answer: Tensor, target: Tensor, temperature: float, *, reverse: bool) ->
 
 def _told(name: str, answer: Tensor, labels: Tensor | None, classes: Tensor | None, dim: int) -> Divergence:
     """Whether an answer is logits or values, by its name and by what its targets are."""
-    if labels is not None and classes is None:
+    if labels is not None and (classes is None or classes.shape == answer.shape):  # a value for each, or several true
         return Divergence.MSE
     if classes is not None or name.endswith("logits"):
         return Divergence.FORWARD if answer.ndim > 1 and answer.shape[dim] > 1 else Divergence.MSE
@@ -180,7 +180,10 @@ def _mask(parts: Parts, output: Any) -> Tensor | None:
 def shifted(parts: Parts, output: Any) -> bool:
     """Whether a model's own loss has labels one position behind its answers, as language models do: which of the two
     cross-entropies it is nearer to."""
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(output, Mapping):
+        loss = output.get("loss")
+    else:
+        loss = output[0] if isinstance(output, tuple) and output else getattr(output, "loss", None)
     labels, found = parts.targets, list(answers(output).values())
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not isinstance(labels, Tensor) or not found:
         return False

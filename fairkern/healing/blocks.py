@@ -98,7 +98,8 @@ def hidden_loss(
     pairs: Mapping[str, str], small: Mapping[str, Tensor], model: Mapping[str, Tensor], counted: Tensor | None
 ) -> tuple[Tensor | None, list[str]]:
     """The mean squared difference of what was heard in both, over the mean square of the whole model's, and of which
-    modules: those of which both were heard, and the shapes agree. None where there is none.
+    modules: those of which both were heard, and the shapes agree. None where there is none. Where the whole model's is
+    zero, there is nothing to be relative to, and it is left out.
 
     `counted`: which positions count (bool, the first dimensions of an output); None: all.
     """
@@ -113,7 +114,8 @@ def hidden_loss(
         if counted is not None and one.ndim > counted.ndim and one.shape[: counted.ndim] == counted.shape:
             one, two = one[counted], two[counted]
         square = two.square().mean()
-        terms.append((one - two).square().mean() / square.clamp(min=torch.finfo(dtype).tiny))
+        some = square > torch.finfo(dtype).tiny
+        terms.append((one - two).square().mean() * torch.where(some, 1 / square.where(some, 1), 0))
     return (torch.stack(terms).mean() if terms else None), names
 
 

@@ -84,8 +84,8 @@ class Weights:
         norm = float(nn.utils.clip_grad_norm_(given, limit))
         if not norm < float("inf"):
             raise NonFiniteError(
-                f"the gradient of step {number} has the norm {norm}; weights are as the step before left them: try a "
-                "smaller lr"
+                f"the gradient of step {number} has the norm {norm}; weights are as the step before left them"
+                + (": try a smaller lr" if number > 1 else "")
             )
         rate = self._settings.rate(number)
         for group in self._optimizer.param_groups:

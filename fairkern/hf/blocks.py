@@ -211,5 +211,7 @@ def head_size_of(config: Any) -> int:
         try:
             size = config.hidden_size // config.num_attention_heads
         except (AttributeError, TypeError, ZeroDivisionError):
-            raise InputError("the configuration has neither head_dim nor hidden_size and num_attention_heads") from None
-    return int(size)
+            size = None
+    if type(size) is not int:
+        raise InputError("the configuration has neither head_dim nor hidden_size and num_attention_heads")
+    return size

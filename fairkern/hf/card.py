@@ -21,11 +21,14 @@ _MEASURES = {
 }
 _WHAT = (
     "Whole heads, neurons and experts were removed by fairkern from the model named above, in one shot; it was not "
-    "trained afterwards. It loads with `from_pretrained`, without fairkern; `plan.json` has every position that went."
+    "trained afterwards."
 )
 
 
-def card(plan: Plan, like: Folder, done: Report | None) -> str:
+_LOADS = "It loads with `from_pretrained`, without fairkern."
+
+
+def card(plan: Plan, like: Folder, done: Report | None, loads: str = _LOADS) -> str:
     """Markdown, with the header that the hub reads. Nothing in it depends on where the folder lies."""
     name = like.path.resolve().name
     header = [
@@ -40,12 +43,12 @@ def card(plan: Plan, like: Folder, done: Report | None) -> str:
     ]
     text = [
         f"# {name}, pruned",
-        _WHAT,
+        f"{_WHAT} {loads} `plan.json` has every position that went.",
         _figures(plan, done),
         _removed(plan),
     ]
     if done is not None:
-        text += [_said(done)]
+        text += [_said(plan, done)]
     text.append(f"Made by fairkern {package_version()}" + (f", {_versions(done)}." if done is not None else "."))
     return "\n".join(header) + "\n\n" + "\n\n".join(part for part in text if part) + "\n"
 
@@ -87,7 +90,7 @@ def _removed(plan: Plan) -> str:
     return "Removed:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _said(done: Report) -> str:
+def _said(plan: Plan, done: Report) -> str:
     data, choices = done.choices.get("data", {}), done.choices
     asked = ", ".join(f"{key}={value}" for key, value in dict(choices.get("request", {})).items() if _short(value))
     lines = [f"- asked for: {asked}"] if asked else []
@@ -99,7 +102,7 @@ def _said(done: Report) -> str:
         )
     if choices.get("compensation"):
         lines.append(f"- compensation: {choices['compensation']}")
-    lines += [f"- {server}: {said}" for server, said in dict(choices.get("serves") or {}).items()]
+    lines += [f"- {server}: {said}" for server, said in dict(plan.result.get("serves") or {}).items()]
     return "How:\n\n" + "\n".join(lines)
 
 

@@ -18,10 +18,19 @@ from torch.nn import functional
 
 from fairkern.errors import InputError
 from fairkern.hf.blocks import Block, Blocks, blocks_of, head_size_of
+from fairkern.hf.folder import first_line
 from fairkern.hf.needed import quiet
 
 _POSITIONS = 48
 _TOLERANCE = 1e-4  # of the largest logit; another activation or epsilon is a thousandth, all else a tenth
+_MOST = {  # beyond them a model is not built small, or a file not loaded
+    "num_hidden_layers": 512,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 13,
+    "hidden_size": 1 << 20,
+    "max_position_embeddings": 1 << 31,
+}
 _STATIC = ("default", "linear", "llama3")  # whose frequencies do not depend on the length
 
 
@@ -165,10 +174,18 @@ def _refuse_unseen(config: Any) -> None:
     missing = [n for n in ("rms_norm_eps", "num_hidden_layers", "max_position_embeddings") if not hasattr(config, n)]
     if missing:
         raise InputError(f"the model type {config.model_type!r} has no {missing[0]}: it is no Llama-like decoder")
+    for name, most in _MOST.items():
+        value = getattr(config, name, None)
+        if value is not None and (type(value) is not int or not 0 < value <= most):
+            raise InputError(f"the configuration gives {name} as {value!r}; expected a whole number, 1 to {most}")
+    if not 0 < float(config.rms_norm_eps) < 1:
+        raise InputError(f"the configuration gives rms_norm_eps as {config.rms_norm_eps!r}; expected 0 to 1")
     context = config.max_position_embeddings
     kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
     for name in ("sliding_window", "attention_chunk_size"):
         window = getattr(config, name, None)
+        if window is not None and not isinstance(window, (int, float)):
+            raise InputError(f"the configuration gives {name} as {window!r}; expected a whole number or nothing")
         if window is not None and window < context and kinds != {"full_attention"}:
             raise InputError(
                 f"{name} is {window} and the context {context}: attention that does not reach back to the start cannot "
@@ -176,7 +193,7 @@ def _refuse_unseen(config: Any) -> None:
             )
     rope = getattr(config, "rope_parameters", None) or {}
     kind = rope.get("rope_type", "default")
-    if kind not in _STATIC or "rope_theta" not in rope:
+    if kind not in _STATIC or not isinstance(rope.get("rope_theta"), (int, float)) or rope["rope_theta"] <= 0:
         raise InputError(
             f"the rotary embedding {kind!r} of the configuration cannot be said; expected one of {', '.join(_STATIC)}"
         )
@@ -199,8 +216,10 @@ def _small(config: Any) -> tuple[nn.Module, dict[str, tuple[int, ...]]]:
             model = transformers.AutoModelForCausalLM.from_config(
                 small, dtype=torch.float32, attn_implementation="eager"
             ).eval()
-        except (ValueError, TypeError, AttributeError, RuntimeError) as error:
-            raise InputError(f"no model of the type {config.model_type!r} can be built small: {error}") from error
+        except Exception as error:  # whatever its class makes of the numbers
+            raise InputError(
+                f"no small model of the type {config.model_type!r} can be built: {first_line(error)}"
+            ) from error
     source = torch.Generator(device="cpu").manual_seed(0)
     with torch.no_grad():
         for value in model.parameters():

@@ -154,7 +154,7 @@ def _quantised(path: Path, method: str) -> InputError:
 
 def _check_code(path: Path, config: Mapping[str, Any], trusted: bool) -> None:
     """Code of the folder runs only for who says so; transformers' own classes take it where they know the model."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     with quiet():
         known = importlib.import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING
     if kind in known or (trusted and config.get("auto_map")):

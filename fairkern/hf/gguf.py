@@ -85,6 +85,11 @@ def export_gguf(
         family = family_of(weights.config)
         blocks = blocks_of(weights.shapes, family.head_size, family.layers, tied=family.tied)
         weights.check_head_size(family.head_size)
+        weights.check_absent(blocks)
+        if family.tied:
+            weights.check_tied(blocks.ends)
+            ends = {place: rows for place, rows in blocks.ends.items() if place != "output.weight"}
+            blocks = dataclasses.replace(blocks, ends=ends)
         architecture = architecture_of(blocks, family)
         if architecture.by_layer:
             blocks = _filled(blocks)

@@ -270,5 +270,5 @@ def _adds(tokenizer: Any, model: str) -> dict[str, bool]:
         "eos": len(around) > len(bare) and around[-1] == tokenizer.eos_token_id,
     }
     if model == "llama":
-        adds["prefix"] = tokenizer.convert_ids_to_tokens(bare)[0].startswith("▁")
+        adds["prefix"] = "".join(tokenizer.convert_ids_to_tokens(bare)).startswith("▁")
     return adds

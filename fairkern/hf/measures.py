@@ -76,6 +76,7 @@ def cache_bytes_per_token(model: Any, ids: Tensor) -> float | None:
     ids = ids[None].to(device_of(model))
     sizes = []
     for part in (ids[:, :-1], ids):
-        kept = getattr(model(part, use_cache=True), "past_key_values", None)
+        output = model(part, use_cache=True)
+        kept = output.cache if hasattr(output, "cache") else getattr(output, "past_key_values", None)
         sizes.append(sum(tensor.nbytes for tensor in tensors_within(kept)))
     return float(sizes[1] - sizes[0]) or None

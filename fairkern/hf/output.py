@@ -53,7 +53,7 @@ def check_out(out: str | os.PathLike[str]) -> Path:
         raise InputError(f"cannot write {path}: it is a file, and a folder is expected")
     if path.is_dir() and any(path.iterdir()):
         raise InputError(f"cannot write {path}: it is not empty; name a new folder, or empty this one")
-    with _said(path):
+    with said_of(path):
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         if path.is_mount():
             raise InputError(f"cannot write {path}: something is mounted there; name a folder within it")
@@ -65,9 +65,9 @@ def check_out(out: str | os.PathLike[str]) -> Path:
 def write(small: Any, plan: types.Plan, out: Path, like: Folder, done: types.Report | None = None) -> None:
     """The folder, whole or not at all: written beside `out`, opened again, and renamed to it."""
     check_pruned(small, plan)
-    with _said(out), new_folder(out) as place:
+    with said_of(out), new_folder(out) as place:
         _model(small, place, like)
-        _beside(like, place)
+        beside(like, place)
         artefacts.save_plan(plan, place / PLAN)
         if done is not None:
             report.save_report(done, place / REPORT)
@@ -97,7 +97,7 @@ def _forget_code(config: Path) -> None:
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _beside(like: Folder, place: Path) -> None:
+def beside(like: Folder, place: Path) -> None:
     """Tokenizer, chat template and licence, as they are; the folder's code, where it is what runs."""
     patterns = (*_BESIDE, *(("*.py",) if like.own_code else ()))
     for path in sorted(like.path.iterdir()):
@@ -109,7 +109,7 @@ def _beside(like: Folder, place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _said(out: Path) -> Iterator[None]:
+def said_of(out: Path) -> Iterator[None]:
     """What the system refuses, as an error of one line."""
     try:
         yield

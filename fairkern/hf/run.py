@@ -21,12 +21,16 @@ from fairkern.hf.needed import transformers
 from fairkern.hf.output import check_out, write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
+from fairkern.hf.uneven import check_served, write_uneven
 from fairkern.model.nested import can_take
+from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
 from fairkern.pruning import prune as prune_model
 from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
 
+_HF = "hf"
+_SCHEMAS = {"vllm": "anymodel"}  # who reads block configs; llama.cpp reads what `export_gguf` writes
 _SEQUENCE = 512
 _PROMPT = 16  # tokens before those that are timed
 
@@ -35,6 +39,7 @@ class FolderOptions(PruningOptions, total=False):
     """Keywords of `fk.prune`, which it is given."""
 
     tod: float | None
+    drop: Any
     keep_params: float | None
     keep_flops: float | None
     keep_latency: float | None
@@ -68,9 +73,10 @@ def prune(
     Args:
         folder: with config.json, weights (one file, or shards and their index), and a tokenizer. Its code is not run
             unless `trust_remote_code`.
-        data: a file of text, of which every paragraph is a document; a file of JSON lines (.jsonl) with "text", with
-            "messages", which go through the tokenizer's chat template, or with "prompt" and "completion", of which the
-            loss is that of the completion; or a list of such entries, or of token ids (those need no tokenizer).
+        data: a file of text, of which some paragraphs in a row are a document; a file of JSON lines (.jsonl) with
+            "text", with "messages", which go through the tokenizer's chat template, or with "prompt" and "completion",
+            of which the loss is that of the completion; or a list of such entries, or of token ids (those need no
+            tokenizer). The first documents are taken, as many as fill all samples.
         out: a new or an empty folder; it appears whole or not at all.
         sequence: tokens of a sequence, at most what the model has positions for; default: 512, or these.
         samples: sequences that are calibrated on, and measured on, at most.
@@ -84,7 +90,9 @@ def prune(
         device: default: CUDA where there is one, else the CPU.
         trust_remote_code: run code of the folder, where transformers does not know the model itself.
         options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
-            another is given: what is left can be described by a configuration with one number for all layers.
+            another is given: what is left can be described by a configuration with one number for all layers. For the
+            others layers may differ, and what transformers does not load is written as `save_uneven` does: for "vllm"
+            with block configs, for "gguf" and "deci" as `export_gguf` and `load_pruned` take it.
 
     Returns:
         What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy
@@ -97,12 +105,15 @@ def prune(
     Cost: `fk.prune`, and a forward pass over the held-out part, 100 generated tokens and a copy of the weights, before
     and after.
     """
+    if options.get("serve") is None:
+        options["serve"] = _HF
     layout = _layout(sequence, samples, held_out, packing, padding, batch_size)
     trust, dtype = checks.flag("trust_remote_code", trust_remote_code), _dtype(dtype)
     place = _device(device)
     target = check_out(checks.place("out", out))
     transformers()
     source = open_folder(checks.place("folder", folder), trust)
+    check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
     started = time.perf_counter()
@@ -113,7 +124,6 @@ def prune(
     made = _taken(model, batches(documents, tokenizer, layout, _rows(model)))
     before = _measures(model, made)
     measured = time.perf_counter()
-    options.setdefault("serve", "hf")
     small, report = prune_model(model, made.calibration, **options)
     plan = report.plan
     assert plan is not None
@@ -128,7 +138,10 @@ def prune(
         choices={**report.choices, **_choices(source, made, ignored)},
         versions={**report.versions, "transformers": transformers().__version__},
     )
-    write(small, plan, target, source, report)
+    if options["serve"] == _HF or plan.result["serves"][_HF] == YES:
+        write(small, plan, target, source, report)
+    else:
+        write_uneven(small, plan, target, source, _SCHEMAS.get(options["serve"] or ""), report)
     return report
 
 

@@ -45,23 +45,20 @@ class Data:
 def batches(given: Documents, tokenizer: Any, layout: Layout, vocabulary: int) -> Data:
     """Batches of `input_ids` and `labels`, and of padded ones `attention_mask` and `position_ids`.
 
-    Where documents are too few to give a sequence on either side, they are divided by place: the end is held out. Of what is packed all are whole, but for one
-    that is held out where there is no whole one.
+    Where documents are too few to give a sequence on either side, they are divided by place: the end is held out. Of
+    packed sequences all are whole, but for one that is held out where there is no whole one.
 
     Raises InputError where the data does not fill one sequence, holds ids that the model has no row for, or needs
     padding that the tokenizer has no token for.
     """
-    end = None if tokenizer is None else tokenizer.eos_token_id
-    tokens = [(d, _tokens(d, tokenizer, end if layout.packed else None)) for d in given.documents]
-    largest = max((max(ids) for _, (ids, _) in tokens if ids), default=0)
+    fill = _filler(tokenizer) if not layout.packed else 0
+    parts = [_enough(side, tokenizer, layout) for side in held_out(given.documents, layout.share)]
+    largest = max((max(ids) for side in parts for ids, _ in side if ids), default=0)
     if largest >= vocabulary:
         raise InputError(f"the data holds the token {largest}, and the model has {vocabulary} rows of embeddings")
-    by_document = {id(document): found for document, found in tokens}
-    parts = [[by_document[id(d)] for d in side] for side in held_out(given.documents, layout.share)]
-    fill = _filler(tokenizer) if not layout.packed else 0
     made = _sequences(parts, layout)
-    if not all(made) and (layout.packed or len(tokens) == 1):
-        made = _sequences(_divided([found for _, found in tokens], layout), layout)
+    if not all(made) and (layout.packed or len(given.documents) == 1):
+        made = _sequences(_divided([*parts[0], *parts[1]], layout), layout)
     total = sum(len(ids) for side in parts for ids, _ in side)
     if not made[0] or not made[1]:
         raise InputError(
@@ -84,6 +81,19 @@ _Row = tuple[list[int], list[int]]  # ids and labels
 
 def _said(rows: Sequence[_Row]) -> dict[str, int]:
     return {"sequences": len(rows), "tokens": sum(len(ids) for ids, _ in rows)}
+
+
+def _enough(documents: Sequence[Document], tokenizer: Any, layout: Layout) -> list[_Row]:
+    """The first documents, as many as fill all samples: a corpus is not tokenised for some of it."""
+    end = None if tokenizer is None or not layout.packed else tokenizer.eos_token_id
+    rows: list[_Row] = []
+    filled = 0
+    for document in documents:
+        rows.append(_tokens(document, tokenizer, end))
+        filled += len(rows[-1][0]) if layout.packed else layout.length * _predicts(rows[-1])
+        if filled >= layout.samples * layout.length:
+            break
+    return rows
 
 
 def _tokens(document: Document, tokenizer: Any, end: int | None) -> _Row:

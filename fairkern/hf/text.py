@@ -15,6 +15,7 @@ from fairkern.errors import InputError
 from fairkern.options import iterable, short
 
 _JSON = (".jsonl", ".ndjson", ".json")
+_PARAGRAPHS = 8
 _FIELDS = '"text", "messages", or "prompt" and "completion"'
 
 
@@ -33,7 +34,7 @@ class Document:
     def place(self) -> float:
         """A number from 0 to 1 that its content alone decides, the same everywhere."""
         content = repr(self.ids) if self.ids else "\0".join(text for text, _ in self.parts)
-        return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+        return _place(content)
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ def read_documents(data: Any, tokenizer: Any) -> Documents:
 
     Of a file whose name ends in .jsonl, .ndjson or .json every line is one (or every entry of one list), with "text",
     with "messages" (of a role and a content each), or with "prompt" and "completion", of which the prompt is read and
-    not predicted. Of any other file every paragraph is one: what stands between blank lines. Items of a list may be
-    texts, such entries, or lists of token ids; without a tokenizer only the last.
+    not predicted. Any other file is a text, of which some paragraphs in a row are one: where one begins its first
+    paragraph alone decides, so that others stay as they are when the text grows. Items of a list may be texts, such
+    entries, or lists of token ids; without a tokenizer only the last.
 
     Messages go through the tokenizer's chat template; where it has none they are joined by blank lines, which `said`
     tells.
@@ -60,7 +62,7 @@ def read_documents(data: Any, tokenizer: Any) -> Documents:
     if isinstance(data, (str, os.PathLike)):
         path = Path(data)
         content = _text(path)
-        entries: list[Any] = _entries(path, content) if path.suffix.lower() in _JSON else list(_paragraphs(content))
+        entries: list[Any] = _entries(path, content) if path.suffix.lower() in _JSON else _passages(content)
         said: dict[str, Any] = {"file": path.name, "sha256": hashlib.sha256(content.encode("utf-8")).hexdigest()}
         where = str(path)
     else:
@@ -106,8 +108,21 @@ def _text(path: Path) -> str:
     return content
 
 
-def _paragraphs(content: str) -> list[str]:
-    return [text for text in re.split(r"\n[ \t\r]*\n\s*", content) if text.strip()]
+def _passages(content: str) -> list[str]:
+    """A text in passages of `_PARAGRAPHS` paragraphs on average; what stands between blank lines is a paragraph."""
+    passages: list[list[str]] = []
+    for text in re.split(r"\n[ \t\r]*\n\s*", content):
+        if not text.strip():
+            continue
+        if not passages or _place(text) < 1 / _PARAGRAPHS:
+            passages.append([])
+        passages[-1].append(text)
+    return ["\n\n".join(passage) for passage in passages]
+
+
+def _place(content: str) -> float:
+    """A number from 0 to 1 by the content's hash."""
+    return int.from_bytes(hashlib.sha256(content.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def _entries(path: Path, content: str) -> list[Any]:

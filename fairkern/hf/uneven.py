@@ -5,23 +5,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from fairkern import options, types
+from fairkern import options, report, types
 from fairkern.artefacts.writing import new_folder
 from fairkern.compact import save_pruned
 from fairkern.errors import InputError
 from fairkern.hf.block_configs import uneven_config
 from fairkern.hf.blocks import Blocks, blocks_of
+from fairkern.hf.card import CARD, card
 from fairkern.hf.decoder import family_of, places_of
 from fairkern.hf.folder import CONFIG, Folder, open_folder
-from fairkern.hf.output import _beside, _said, check_out
+from fairkern.hf.gguf_names import ARCHITECTURES
+from fairkern.hf.output import REPORT, beside, check_out, said_of
 from fairkern.hf.weights import configuration
 from fairkern.surroundings import stage
 
 _GENERATION = "generation_config.json"
+_LOADS = {
+    None: "Its layers differ, which no configuration of transformers can say: `fairkern.load_pruned` loads it into the "
+    "model named above, and `fairkern export --gguf` writes it for llama.cpp.",
+    "deci": "Its layers differ, as config.json says block by block, for servers that read that (DeciLM).",
+    "anymodel": "Its layers differ, as config.json says block by block, for servers that read that (vLLM).",
+}
 
 
 @stage
@@ -57,12 +66,40 @@ def save_uneven(
     options.instance("small", small, nn.Module, options.MODEL)
     options.instance("plan", plan, types.Plan, options.PLAN)
     folder = open_folder(options.place("like", like))
+    write_uneven(small, plan, check_out(options.place("out", out)), folder, schema)
+
+
+def check_served(folder: Folder, serve: Any) -> None:
+    """Raises InputError where llama.cpp could not be told of a folder's model with layers that differ."""
+    if not isinstance(serve, str) or serve.partition(":")[0] not in ("gguf", "deci"):
+        return
+    instead = 'plan with serve="hf", which keeps layers equal'
+    try:
+        family = family_of(configuration(folder))
+    except InputError as error:
+        raise InputError(
+            f"serve={serve!r}: no file for llama.cpp comes of {folder.path}: {error}. Else {instead}, and convert the "
+            "folder by llama.cpp's own script"
+        ) from None
+    if not any(a.by_layer for a in ARCHITECTURES if a.variant == family.variant.name):
+        raise InputError(
+            f"serve={serve!r}: llama.cpp has no layers of different sizes for a model like {folder.path}, which "
+            f"computes what the {family.variant.name} family does: {instead}"
+        )
+
+
+def write_uneven(
+    small: Any, plan: types.Plan, out: Path, folder: Folder, schema: str | None, done: types.Report | None = None
+) -> None:
+    """The folder, whole or not at all; with a report there is a card, too."""
     config = dict(folder.config) if schema is None else _by_layer(small, folder, schema)
-    path = check_out(options.place("out", out))
-    with _said(path), new_folder(path) as place:
+    with said_of(out), new_folder(out) as place:
         save_pruned(small, plan, place)
         (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        _beside(folder, place)
+        beside(folder, place)
+        if done is not None:
+            report.save_report(done, place / REPORT)
+            (place / CARD).write_text(card(plan, folder, done, _LOADS[schema]), encoding="utf-8")
         if (folder.path / _GENERATION).is_file():
             shutil.copyfile(folder.path / _GENERATION, place / _GENERATION)
 
@@ -94,6 +131,6 @@ def _check_biases(config: Any, blocks: Blocks) -> None:
         for place in sorted(own ^ expected):
             what = "holds" if place in own else "lacks"
             raise InputError(
-                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise, and "
-                'a server goes by that: prune with biases="auto" or False, or export to GGUF'
+                f"layer {index} {what} the bias of {place.partition('.')[0]!r}, where the configuration says otherwise "
+                'and a server goes by that: prune with biases="auto" or False, or export to GGUF'
             )

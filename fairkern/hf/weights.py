@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fairkern.artefacts.fields import Fields
@@ -16,7 +16,7 @@ from fairkern.artefacts.files import SUM, parse, read_json
 from fairkern.artefacts.plans import read_plan_payload
 from fairkern.artefacts.tensors import TensorFile, open_tensors
 from fairkern.errors import ArtefactError, InputError
-from fairkern.hf.blocks import Rows, Shape, head_size_of
+from fairkern.hf.blocks import Blocks, Rows, Shape, head_size_of
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.needed import quiet
 
@@ -81,6 +81,30 @@ class Weights:
                 "head_dim into config.json, or keep the plan and the uncut model's configuration beside the weights"
             )
 
+    def check_absent(self, blocks: Blocks) -> None:
+        """Raises InputError for a layer without attention or MLP where nothing says that it went."""
+        if all("fairkern" in file.metadata for file in self._files.values()):
+            return  # its sum says that all is there
+        said = _skipped(self._folder.config)
+        for index, block in enumerate(blocks.blocks):
+            for part, there in (("attention", block.heads), ("mlp", block.width)):
+                if not there and (index, part) not in said:
+                    raise InputError(
+                        f"{self.path} has no weights for the {part} of layer {index}, and config.json does not say "
+                        "that it went (per_layer_config, block_configs): fetch or save the whole folder again"
+                    )
+
+    def check_tied(self, ends: Mapping[str, Rows]) -> None:
+        """Raises InputError where an output is stored beside the embedding that it is tied to, and is another."""
+        output, embedding = ends.get("output.weight"), ends["embedding.weight"]
+        if output is None or self._of[output.name] == self._of[embedding.name]:
+            return
+        if not torch.equal(self.read(output), self.read(embedding)):
+            raise InputError(
+                f"{self.path / 'config.json'} ties the output to the embedding, and {output.name} differs from "
+                f"{embedding.name}: set tie_word_embeddings to false there, or leave the output out"
+            )
+
     def tokenizer(self) -> Any:
         """The folder's tokenizer, None where it has none."""
         return self._folder.tokenizer() if self._folder.has_tokenizer else None
@@ -106,19 +130,36 @@ def open_weights(folder: str | os.PathLike[str]) -> Iterator[Weights]:
 
 def configuration(folder: Folder) -> Any:
     """transformers' of a folder, without what it says of single layers. Raises InputError where it is none."""
+    path = folder.path / "config.json"
     with quiet() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(folder.path, local_files_only=True)
-        except (ValueError, TypeError, KeyError, OSError) as error:
-            raise InputError(f"{folder.path / 'config.json'} is no configuration: {first_line(error)}") from error
-        config.per_layer_config = None
-        try:
-            size = head_size_of(config)
-        except InputError as error:
-            raise InputError(f"{folder.path / 'config.json'}: {error}") from None
-    if size < 2 or size % 2 or not math.isfinite(size):
-        raise InputError(f"{folder.path / 'config.json'} gives heads of {size}; expected a positive, even number")
+            config.per_layer_config = None
+        except Exception as error:  # whatever its class makes of what it reads
+            raise InputError(f"{path} is no configuration that transformers reads: {first_line(error)}") from error
+    try:
+        size = head_size_of(config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if size < 2 or size % 2:
+        raise InputError(f"{path} gives heads of {size}; expected a positive, even number")
     return config
+
+
+def _skipped(config: Mapping[str, Any]) -> set[tuple[int, str]]:
+    """Layers and their parts that a configuration says are not there."""
+    layers, blocks = config.get("per_layer_config") or {}, config.get("block_configs") or ()
+    said = set()
+    try:
+        said |= {(int(index), str(part)) for index, layer in layers.items() for part in layer.get("skip", ())}
+        for index, entry in enumerate(blocks):
+            parts = {"attention": "attention", "ffn": "mlp"}
+            said |= {(index, own) for part, own in parts.items() if entry[part].get("no_op")}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"per_layer_config or block_configs in config.json is not what transformers or DeciLM write ({error!r})"
+        ) from None
+    return said
 
 
 def _shared(file: TensorFile, path: Path) -> dict[str, str]:
@@ -126,5 +167,8 @@ def _shared(file: TensorFile, path: Path) -> dict[str, str]:
     said = file.metadata.get("fairkern")
     if said is None:
         return {}
-    shared = Fields(parse(said), path)["shared"].entries()
+    try:
+        shared = Fields(parse(said), path)["shared"].entries()
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{path} has metadata that is not JSON ({error}); save the model again") from None
     return {alias: own.text() for alias, own in shared.items() if own.text() in file.shapes}

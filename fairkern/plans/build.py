@@ -148,7 +148,7 @@ def _gone(units: UnitMap, axes: Sequence[PlanAxis]) -> tuple[str, ...]:
 
 def _present(units: UnitMap, absent: Collection[int]) -> UnitMap:
     """The map whose configuration counts no groups that are gone with the branch that they lie in."""
-    fields = (f if f.blocks else replace(f, groups=tuple(g for g in f.groups if g not in absent)) for f in units.config)
+    fields = (replace(f, groups=tuple(g for g in f.groups if g not in absent)) for f in units.config)
     return replace(units, config=tuple(f for f in fields if f.groups)) if absent else units
 
 
@@ -167,7 +167,7 @@ def _config(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[tuple[ConfigC
             refused.update(field.groups)
     changes, left = [], []
     for field, value in zip(units.config, after, strict=True):
-        if value == field.size or field.blocks:  # what counts blocks goes by those
+        if value == field.size:
             continue
         if value is None or refused.intersection(field.groups):
             left.append(field.name)

@@ -18,7 +18,7 @@ import numpy as np
 
 from fairkern.errors import InputError
 from fairkern.options import near, short
-from fairkern.types import AxisGroup, ConfigField, IndexArray, UnitMap
+from fairkern.types import AxisGroup, Blocks, ConfigField, IndexArray, UnitMap
 
 _PLAIN = ("f32", "f16", "bf16")
 _BLOCKS_OF_32 = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4")
@@ -27,7 +27,13 @@ _BLOCKS_OF_256 = (
     *("q5_k_m", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m"),
     *("iq4_xs", "tq1_0", "tq2_0"),
 )
-BLOCKS = {**dict.fromkeys(_PLAIN, 1), **dict.fromkeys(_BLOCKS_OF_32, 32), **dict.fromkeys(_BLOCKS_OF_256, 256)}
+BLOCKS = {
+    **dict.fromkeys(_PLAIN, 1),
+    **dict.fromkeys(_BLOCKS_OF_32, 32),
+    "nvfp4": 64,
+    "q1_0": 128,
+    **dict.fromkeys(_BLOCKS_OF_256, 256),
+}
 """Per type of GGUF how many weights along a contraction share their scales; a row is a whole number of blocks."""
 
 YES = "yes"
@@ -48,19 +54,21 @@ class Serving:
 
     server: Server
     name: str
-    block: int = 1
+    block: int
 
 
 @dataclass(frozen=True)
 class Tie:
     """Groups that lose equal shares: a whole number of `grain` parts, each 1 / grain of every group.
 
-    `parts`: how many of them may go; None: any number.
+    `parts`: how many of them may go; None: any number. `same`: the same units of every group go, which are of one
+    number (the branches of a block).
     """
 
     groups: tuple[int, ...]
     grain: int
     parts: IndexArray | None = None
+    same: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ def constraints(units: UnitMap, asked: Serving | None) -> Constraints:
         raise InputError(
             f"serve={asked.name!r} goes by the fields of a configuration that count units, and none of {units.model}'s "
             f"does{''.join(f' ({note})' for note in notes[:1])}: give a transformers model whose map was proven "
-            "(verify=True), or plan without serve="
+            "(verify=True), or leave out serve="
         )
     other = unlike_deci(units)
     if asked.server is Server.DECI and other:
@@ -119,7 +127,7 @@ def constraints(units: UnitMap, asked: Serving | None) -> Constraints:
     if asked.server is Server.VLLM:
         found = _tied(units, _by_layer_but_heads)
     elif asked.server is Server.HF or other:
-        found = _tied(units, _anywhere)
+        found = _in_whole_layers(units, _tied(units, _anywhere))
     else:
         found = _free(units)
     return _in_blocks(units, found, asked.block)
@@ -130,10 +138,10 @@ def serves(units: UnitMap, removed: Sequence[IndexArray]) -> dict[str, str]:
     cut = [g for g, gone in enumerate(removed) if gone.size]
     if not _counting(units):
         return {server.value: "no field of a configuration counts what can be cut" for server in Server}
-    alike = _uncounted(units, cut) or _not_admitted(units, removed)
-    hf = alike or _several_values(units, removed, _anywhere)
+    alike = _uncounted(units, [g for g in cut if g not in units.branched]) or _not_admitted(units, removed)
+    hf = alike or _several_values(units, removed, _anywhere) or _parts_of_layers(units, removed)
     vllm = alike or _several_values(units, removed, _by_layer_but_heads)
-    deci = unlike_deci(units) or _outside_deci(units, cut, removed)
+    deci = unlike_deci(units) or _outside_deci(units, cut)
     gguf = f"only as deci, since {hf}, and {deci}" if hf and deci else YES
     return {"hf": hf or YES, "vllm": vllm or YES, "gguf": gguf, "deci": deci or YES}
 
@@ -180,11 +188,11 @@ def _tied(units: UnitMap, place: Callable[[AxisGroup], str]) -> Constraints:
     stays = {
         g: f"no field of the configuration counts its {plural(units.groups[g].kind)}"
         for g in units.prunable
-        if not any(g in members for members, _ in sets)
+        if g not in units.branched and not any(g in members for members, _ in sets)
     }
     ties = []
     for members, fields in sets:
-        frozen = next((g for g in sorted(members) if units.groups[g].frozen is not None), None)
+        frozen = min((g for g in members if units.groups[g].frozen is not None), default=None)
         if frozen is not None:
             why = f"{fields[0].name} counts {units.groups[frozen].name} as well, which stays"
             stays |= dict.fromkeys(members.intersection(units.prunable), why)
@@ -203,13 +211,48 @@ def _tie(units: UnitMap, members: Iterable[int], fields: Sequence[ConfigField]) 
     return Tie(groups, grain, parts if bound else None)
 
 
+def _in_whole_layers(units: UnitMap, found: Constraints) -> Constraints:
+    """Branches go with all others of their layer, where one number counts the layers; else they stay."""
+    ties = [Tie(groups, units.groups[groups[0]].units, same=True) for groups in _layers(units)]
+    others = units.branched.intersection(units.prunable).difference(*(tie.groups for tie in ties))
+    stays = dict.fromkeys(sorted(others), "every layer is built with all its branches")
+    return Constraints((*found.ties, *ties), {**found.stays, **stays})
+
+
+def _layers(units: UnitMap) -> list[tuple[int, ...]]:
+    """Groups whose units are the branches of the layers of a list, unit k of each of them those of layer k."""
+    number = {units.groups[g].axes[0].axis.tensor: g for g in units.branched}
+    found = []
+    for held in _counted_blocks(units):
+        groups = {number[name] for own in held.branches for name, _ in own}
+        every = {(name, k) for k in range(len(held.names)) for name in number if number[name] in groups}
+        alike = every == {(name, unit) for k, own in enumerate(held.branches) for name, unit in own if unit == k}
+        if groups and alike and all(units.groups[g].frozen is None for g in groups):
+            found.append(tuple(sorted(groups)))
+    return found
+
+
+def _counted_blocks(units: UnitMap) -> list[Blocks]:
+    """Lists of which a configuration says how many modules they have."""
+    return [held for held in units.blocks.values() if any("config." in f"{name}." for _, name in held.counts)]
+
+
+def _parts_of_layers(units: UnitMap, removed: Sequence[IndexArray]) -> str:
+    """A branch that goes and leaves its layer there."""
+    gone = {(units.groups[g].axes[0].axis.tensor, unit) for g in units.branched for unit in removed[g].tolist()}
+    whole = {branch for held in _counted_blocks(units) for own in held.branches if gone >= {*own} for branch in own}
+    alone = sorted(gone - whole)
+    if not alone:
+        return ""
+    name, unit = alone[0]
+    return f"every layer is built with all its branches, and of one only {units.branches[name][unit].last.module} goes"
+
+
 def _free(units: UnitMap) -> Constraints:
-    """Heads and the widths of feed-forward parts are free by layer, and whole blocks; all else stays."""
+    """Heads, the widths of feed-forward parts and whole parts are free by layer; all else stays."""
     outside = "deci has numbers per layer for heads and feed-forward widths only"
-    blocks = [counted for counted in units.config if counted.blocks]
-    whole = {g for counted in blocks for g in counted.groups}
-    stays = dict.fromkeys(_not_of_layers(units, (g for g in units.prunable if g not in whole)), outside)
-    return Constraints(tuple(_tie(units, counted.groups, [counted]) for counted in blocks), stays)
+    stays = dict.fromkeys(_not_of_layers(units, units.prunable), outside)
+    return Constraints(stays=stays)
 
 
 def _in_blocks(units: UnitMap, found: Constraints, block: int) -> Constraints:
@@ -235,14 +278,12 @@ def _uncounted(units: UnitMap, cut: Iterable[int]) -> str:
 def _several_values(units: UnitMap, removed: Sequence[IndexArray], place: Callable[[AxisGroup], str]) -> str:
     counts = [gone.shape[-1] for gone in removed]
     for counted in _counting(units):
-        if _apart(counted, removed):
-            return f"{counted.name} counts whole blocks, and branches of some go alone"
         values = shares(units, counted, counts)
         by_place: dict[str, set[Fraction]] = {}
         for g, value in values.items():
             by_place.setdefault(place(units.groups[g]), set()).add(value)
         for where, found in by_place.items():
-            if len(found) > 1 or min(found).denominator > 1:
+            if len(found) > 1 or next(iter(found)).denominator > 1:
                 least, most = (f"{float(v):g}" for v in (min(found), max(found)))
                 what = f"{least} to {most}" if least != most else least
                 return f"{counted.name} is one whole number{f' in {where}' if where else ''}, and {what} would be right"
@@ -313,19 +354,16 @@ def _kinds(units: UnitMap) -> set[str]:
 
 def _not_of_layers(units: UnitMap, groups: Iterable[int]) -> list[int]:
     """Groups of which deci has no number per layer."""
-    fine = ("head", "neuron")
-    return [g for g in groups if units.groups[g].kind not in fine or not layer_of(units.groups[g].name)]
+
+    def fine(g: int) -> bool:
+        group = units.groups[g]
+        if g in units.branched:
+            return all(layer_of(branch.last.module) for a in group.axes for branch in units.branches[a.axis.tensor])
+        return group.kind in ("head", "neuron") and bool(layer_of(group.name))
+
+    return [g for g in groups if not fine(g)]
 
 
-def _apart(counted: ConfigField, removed: Sequence[IndexArray]) -> bool:
-    """Whether it counts blocks, and branches go without their blocks."""
-    return bool(counted.blocks) and len({tuple(removed[g].tolist()) for g in counted.groups}) > 1
-
-
-def _outside_deci(units: UnitMap, cut: Iterable[int], removed: Sequence[IndexArray]) -> str:
-    blocks = [counted for counted in units.config if counted.blocks]
-    for counted in blocks:
-        if _apart(counted, removed):
-            return f"{counted.name} counts whole blocks, and branches of some go alone"
-    outside = _not_of_layers(units, (g for g in cut if not any(g in counted.groups for counted in blocks)))
+def _outside_deci(units: UnitMap, cut: Iterable[int]) -> str:
+    outside = _not_of_layers(units, cut)
     return f"deci has no number per layer for the units of {units.groups[outside[0]].name}" if outside else ""

@@ -25,7 +25,7 @@ def with_admitted(config: Any, fields: Sequence[ConfigField], units: Sequence[in
     with neither admits what can be set. Cost: a copy and a validation per value, tenths of a millisecond.
     """
     found = {}
-    for members in _together(fields):
+    for members in together(fields):
         counting = [f for f in members if not f.fixed]
         if not counting:
             continue
@@ -85,7 +85,7 @@ def _owners(config: Any, changes: Sequence[ConfigChange]) -> list[Any]:
     return list(owners.values())
 
 
-def _together(fields: Sequence[ConfigField]) -> list[list[ConfigField]]:
+def together(fields: Sequence[ConfigField]) -> list[list[ConfigField]]:
     """Fields by the groups that they share, with any."""
     found: list[tuple[set[int], list[ConfigField]]] = []
     for f in fields:

@@ -7,17 +7,10 @@ from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
-from torch import nn
 
-from fairkern.compact.cutting import apply
-from fairkern.model.fields import configurations
-from fairkern.model.raised import in_words
-from fairkern.model.tensors import named_tensors
-from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, about_half
-from fairkern.prove.probes import built_shapes
 from fairkern.prove.search import Failed
-from fairkern.types import Blocks, ConfigField, IndexArray, UnitMap
+from fairkern.types import IndexArray, UnitMap
 
 _LATER = "is looked at later"
 
@@ -52,43 +45,6 @@ def with_branches(proof: Proof, units: UnitMap, traced: UnitMap) -> UnitMap:
         if len(again) < len(found):
             units, found = without, again
     return units.freeze({g: why.reason for g, why in found.items()})
-
-
-def counting_blocks(model: nn.Module, units: UnitMap) -> UnitMap:
-    """The map with the fields of the configuration that count whole blocks: a model that is built from what they say
-    once the first block is gone has the shapes that are left. Each group of branches has one in every block."""
-    fields = []
-    for path, held in units.blocks.items():
-        groups = [
-            g for g in units.branched if any(units.groups[g].name == name for own in held.branches for name, _ in own)
-        ]
-        every = all({(units.groups[g].name, k) for g in groups} == set(own) for k, own in enumerate(held.branches))
-        name = _field(model, held)
-        if not groups or not every or name is None or any(units.groups[g].frozen is not None for g in groups):
-            continue
-        removed = [np.zeros(int(g in groups), dtype=np.int64) for g in range(len(units.groups))]
-        small = apply(model, build(units, removed))
-        try:
-            found = built_shapes(small, ())
-        except Exception as error:  # somebody else's code, which may take no such configuration
-            units = replace(
-                units, notes=(*units.notes, f"{name} does not count the blocks: {in_words(error, model, 120)}")
-            )
-            continue
-        if found == {name: tuple(tensor.shape) for name, tensor in named_tensors(small).items()}:
-            size = len(held.names)
-            fields.append(ConfigField(name, size, size, tuple(sorted(groups)), blocks=path))
-    return replace(units, config=(*units.config, *fields))
-
-
-def _field(model: nn.Module, held: Blocks) -> str | None:
-    """The field that counts the blocks, as the model's own configuration calls it."""
-    for holder, attribute in held.counts:
-        own = vars(model.get_submodule(holder)).get("config")
-        for prefix, config, _ in configurations(model):
-            if config is own:
-                return prefix + attribute.removeprefix("config.")
-    return None
 
 
 def _failed(proof: Proof, units: UnitMap) -> dict[int, Failed]:

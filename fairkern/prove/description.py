@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,13 @@ from fairkern.compact.descriptors import shapes_after
 from fairkern.model.raised import in_words
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, drawn
-from fairkern.prove.admitted import with_admitted
+from fairkern.prove.admitted import together, with_admitted
+from fairkern.prove.prepared import Prepared
 from fairkern.prove.probes import Shapes, built_shapes, probed
-from fairkern.prove.trial import Prepared, failure
+from fairkern.prove.trial import failure
 from fairkern.types import ConfigField, IndexArray, Passed, Plan, SiteNumber, UnitMap
+
+_STEPS = 8  # by so many at most a share lies off what is best, to differ from others
 
 
 def described(
@@ -35,11 +39,11 @@ def described(
     was folded into the number.
 
     Shown by cutting every group of theirs by one share: a model built from the configuration has the shapes that are
-    left, and the cut model still computes what the masked one does. Fields are those that names and sizes suggest; if
-    these fail or do not count all groups, those that change the shapes of these groups and no others (`probes.py`); if
-    those fail too, without heads. Size sites at which the code computes the number from the configuration are given the
-    size outright, since it may be right by itself then. Of fields that follow it is then asked which values the
-    configuration admits.
+    left and, with the numbers that are left, computes what the masked one does; so does the cut model still. Fields are
+    those that names and sizes suggest; if these fail or do not count all groups, those that change the shapes of these
+    groups and no others (`probes.py`); if those fail too, without heads. Size sites at which the code computes the
+    number from the configuration are given the size outright, since it may be right by itself then. Of fields that
+    follow it is then asked which values the configuration admits.
     """
     failed: list[tuple[list[ConfigField], str]] = []
     best = units
@@ -80,21 +84,24 @@ def _follows(
     if reason is not None:
         return candidate, reason
     ready = None if prepared is None else prepared()
-    reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
+    reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready, rebuild=True)
     if reason is not None and candidate.sites:
         numbers: dict[SiteNumber, Passed] = {}
         if failure(model, candidate, removed, inputs, seed=seed, prepared=ready, numbers=numbers) is None:
             candidate = _given_outright(candidate, numbers, alone)
-            reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready)
+            reason = failure(model, candidate, removed, inputs, seed=seed, prepared=ready, rebuild=True)
     return candidate, reason
 
 
 def _noted(units: UnitMap, failed: Iterable[tuple[Sequence[ConfigField], str]]) -> UnitMap:
     """The map with a note for every attempt that had fields which do not follow."""
     follow = {field.name for field in units.config}
-    named = ((", ".join(f.name for f in tried), reason) for tried, reason in failed if {f.name for f in tried} - follow)
-    notes = [f"the configuration ({names}) does not describe a pruned model: {reason}" for names, reason in named]
-    return replace(units, notes=(*units.notes, *notes))
+    told: dict[frozenset[str], str] = {}
+    for tried, reason in failed:
+        if not follow.issuperset(names := frozenset(field.name for field in tried)):
+            listed = ", ".join(field.name for field in tried)
+            told.setdefault(names, f"the configuration ({listed}) does not describe a pruned model: {reason}")
+    return replace(units, notes=(*units.notes, *told.values()))
 
 
 def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
@@ -103,7 +110,7 @@ def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
         return
     yield fields
     better = probed(model, units, fields)
-    if better != fields:
+    if set(better) != set(fields):
         yield better
     for tried in (better, fields):
         inner = [f for f in tried if all(units.groups[g].kind != "head" for g in f.groups)]
@@ -112,26 +119,22 @@ def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
 
 
 def _even(units: UnitMap, fields: Sequence[ConfigField], seed: int) -> list[IndexArray]:
-    """About half of the groups of these fields, the same share of those that share one."""
+    """About half of the groups of these fields: the same share of those that share one, and another of the others,
+    since a field that counted theirs would not show else."""
     removed, generator = [NONE] * len(units.groups), np.random.default_rng(seed)
-    for tied in _tied(fields):
-        groups = sorted({g for f in tied for g in f.groups})
-        base = math.gcd(*(units.groups[g].units for g in groups), *(f.size for f in tied if not f.fixed))
-        spare = (group.units - group.least for group in map(units.groups.__getitem__, groups))
-        steps = min(base // 2, *(most * base // units.groups[g].units for most, g in zip(spare, groups, strict=True)))
-        for g in groups if steps > 0 else ():
-            removed[g] = drawn(units.groups[g], units.groups[g].units * steps // base, generator)
+    taken: set[Fraction] = set()
+    for tied in together(fields):
+        groups = [units.groups[g] for g in sorted({g for f in tied for g in f.groups})]
+        base = math.gcd(*(group.units for group in groups), *(f.size for f in tied if not f.fixed))
+        spare = min((Fraction(group.units - group.least, group.units) for group in groups), default=Fraction(0))
+        most = min(base // 2, int(spare * base))
+        steps = [n for n in range(max(most - _STEPS, 1), min(most + _STEPS, base - 1) + 1) if n <= spare * base]
+        shares = [Fraction(n, base) for n in sorted(steps, key=lambda n: abs(n - most))]
+        for share in [*(s for s in shares if s not in taken), *shares][:1]:
+            taken.add(share)
+            for g in sorted({g for f in tied for g in f.groups}):
+                removed[g] = drawn(units.groups[g], int(units.groups[g].units * share), generator)
     return removed
-
-
-def _tied(fields: Iterable[ConfigField]) -> list[list[ConfigField]]:
-    """The fields, those together that share groups."""
-    tied: list[list[ConfigField]] = []
-    for field in fields:
-        with_it = [others for others in tied if any(set(f.groups) & set(field.groups) for f in others)]
-        tied = [others for others in tied if others not in with_it]
-        tied.append([*(f for others in with_it for f in others), field])
-    return tied
 
 
 def _given_outright(units: UnitMap, numbers: Mapping[SiteNumber, Passed], alone: Collection[SiteNumber]) -> UnitMap:

@@ -26,8 +26,8 @@ def probed(model: nn.Module, units: UnitMap, guessed: Sequence[ConfigField]) -> 
     A whole number is tried if the units of a group could be a multiple of it. One that changes no shape follows what is
     `guessed` by its name, and so does one that the configuration refuses alone. Others shorten all that they touch by
     their share, unless their name says what they count (one of several parts of a fused projection). Of two that
-    shorten the same axes so (a width, and how many times it is taken) the one stays that counts more of them, since
-    what both count would shrink twice.
+    shorten the same axes so (a width, and how many times it is taken) the one stays whose name says what it counts, or
+    that counts more of them, since what both count would shrink twice.
 
     Cost: building the model without its numbers, once for every number that is tried.
     """
@@ -56,7 +56,7 @@ def probed(model: nn.Module, units: UnitMap, guessed: Sequence[ConfigField]) -> 
     fields += [replace(f, groups=_counted(f, fields)) for f in guessed if f.fixed or f.before is None]
     taken: set[Axis] = set()
     chosen = []
-    for field, axes in sorted(found, key=lambda item: -len(item[1])):
+    for field, axes in sorted(found, key=lambda item: (item[0].name not in by_name, -len(item[1]))):
         if not taken & axes:
             chosen.append(field.name)
             taken |= axes

@@ -12,10 +12,11 @@ from fairkern.axes import Solution
 from fairkern.deadline import Deadline
 from fairkern.model.size_calls import BY_NAME
 from fairkern.plans.removals import NONE
-from fairkern.prove.branches import counting_blocks, with_branches, without_branches
+from fairkern.prove.branches import with_branches, without_branches
 from fairkern.prove.description import described
+from fairkern.prove.prepared import Prepared, prepare
 from fairkern.prove.search import Failed
-from fairkern.prove.trial import Prepared, failing, prepare
+from fairkern.prove.trial import failing
 from fairkern.types import Axis, AxisGroup, IndexArray, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
 
@@ -158,7 +159,7 @@ def proven(
     deadline.check("proving groups")
     alone = {s.number for found in (certain, daring) if found is not None for s in found.sites if s.outright}
     units = described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)
-    return counting_blocks(model, with_branches(proof, units, certain.units))
+    return with_branches(proof, units, certain.units)
 
 
 def _proven(proof: _Proof, certain: Solution, daring: Solution | None) -> UnitMap:

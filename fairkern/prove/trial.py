@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.cutting import apply, copy_with
+from fairkern.compact.cutting import apply
 from fairkern.compact.descriptors import check, tensors_of
 from fairkern.compact.mask import masked
 from fairkern.compact.sites import learn, learned
 from fairkern.deadline import NO_LIMIT, Deadline
 from fairkern.errors import InputError
-from fairkern.model.caches import Calls, calls_of, with_loop
-from fairkern.model.fused import one_by_one, running_as
-from fairkern.model.generation import can_generate
-from fairkern.model.nested import call_model, map_tensors
+from fairkern.model.caches import calls_of
+from fairkern.model.fused import running_as
+from fairkern.model.nested import call_model
 from fairkern.model.raised import in_words, running
 from fairkern.model.untouched import forget, same_attributes, untouched, valueless
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, about_half, nothing
 from fairkern.plans.renaming import Renaming
 from fairkern.prove.double import Double, in_double
-from fairkern.prove.inputs import distance, vary
+from fairkern.prove.inputs import distance
+from fairkern.prove.prepared import Prepared, deaf, experts_of, own_random_state, prepare
+from fairkern.prove.rebuilt import rebuilt
 from fairkern.prove.search import Failed, search
-from fairkern.prove.states import State, states_of
-from fairkern.prove.stir import calibrate, stir
-from fairkern.types import IndexArray, Passed, Plan, Silence, SiteNumber, UnitMap
-
-# Relative error above which pruned and masked differ. Float64 carries 1e-15 per operation, a wrong cut shows
-# at 1e-3 and more; the coarser types need room for reordered sums (and TF32) through a deep network.
-_DRAWS = 5  # of parameters, until something of the inputs arrives in the results
-TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 5e-2}
+from fairkern.prove.states import State
+from fairkern.types import IndexArray, Passed, Plan, SiteNumber, UnitMap
 
 _Made = TypeVar("_Made")
 
@@ -135,7 +128,7 @@ def failing(
     candidates = [i for i in units.prunable if removed[i].size]
     if not candidates:
         return {}
-    with _own_random_state(model), torch.no_grad():
+    with own_random_state(model), torch.no_grad():
         trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, tolerance, numbers)
 
         def attempt(groups: Sequence[int]) -> Failed | None:
@@ -166,107 +159,19 @@ def failure(
     seed: int = 0,
     prepared: Prepared | None = None,
     numbers: dict[SiteNumber, Passed] | None = None,
+    rebuild: bool = False,
 ) -> str | None:
     """Why the model without these units is not the masked model, on inputs as `prove` makes them; None when it is.
 
-    `prepared`: as of `failing`; `numbers`: as of `prove`.
+    `prepared`: as of `failing`; `numbers`: as of `prove`. `rebuild`: so has to be a model that is built from what is
+    left of the configuration, with what is left of the numbers (where the uncut one is what is built from its own).
 
     Cost and errors as of `prove` when nothing fails.
     """
-    with _own_random_state(model), torch.no_grad():
-        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers)
+    with own_random_state(model), torch.no_grad():
+        trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers, rebuild)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A copy of a model, ready to be cut in many ways and compared with itself masked, and what it is run on.
-
-    `lifted`: it is in float64 and asks for coarser types, which it shall not get.
-    """
-
-    copy: nn.Module
-    inputs: Any
-    seed: int
-    tolerance: float
-    lifted: bool
-    states: Sequence[State]
-    calls: Calls
-
-
-def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
-    """The first of float64 and own dtypes, varied and given inputs, that a copy can run with."""
-    with _own_random_state(model), torch.no_grad():
-        return _prepared(model, units, inputs, seed)
-
-
-def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
-    own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
-    coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
-    problem: Exception | None = None
-    for double in (True, False):
-        copy, tolerance = _copy(model, double), TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
-        for attempt in (vary(inputs, seed + 1), inputs):
-            cast = map_tensors(attempt, _double) if double else attempt
-            for draw in range(_DRAWS):
-                try:
-                    prepared, results = _drawn(copy, units, cast, seed, draw, tolerance)
-                except Exception as error:
-                    problem = error
-                    break
-                problem = None
-                if not all(map(_usable, results)):
-                    break
-                if not _deaf(results) or draw == _DRAWS - 1:
-                    return prepared
-    if problem is not None:
-        raise problem
-    return prepared
-
-
-def _drawn(
-    copy: nn.Module, units: UnitMap, inputs: Any, seed: int, draw: int, tolerance: float
-) -> tuple[Prepared, list[Tensor]]:
-    """The copy with parameters drawn for the `draw`-th time, and what it gives."""
-    stir(copy, seed + 2 + 1000 * draw, _choosing(units))
-    mode = in_double(copy)
-    with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
-        with calibrate(copy, seed + 3), mode, running_as(copy, _experts(units)):
-            torch.manual_seed(seed)
-            output = call_model(copy, inputs)
-        with mode, running_as(copy, _experts(units)):
-            calls, onward = _onward(copy, inputs, output)
-    lifted = isinstance(mode, Double) and mode.needed
-    prepared = Prepared(copy, inputs, seed, tolerance, lifted, states_of(copy), calls)
-    return prepared, calls.results(output) + onward
-
-
-def _onward(model: nn.Module, inputs: Any, output: Any) -> tuple[Calls, list[Tensor]]:
-    """How the model is called on, by its own loop where that runs, and what that gives."""
-    generates = can_generate(model)
-    calls, onward = calls_of(model, inputs, output, onward=not generates), list[Tensor]()
-    if generates:
-        forget(model)
-        calls, onward, problem = with_loop(calls, model, inputs)
-        if problem is not None:
-            forget(model)
-            output = call_model(model, inputs)
-            calls = calls_of(model, inputs, output)
-    return calls, onward or calls.onward(model, inputs, output)
-
-
-def _choosing(units: UnitMap) -> frozenset[str]:
-    """Vectors beside the matrices of routers, a value per expert."""
-    routed = [g for g in units.groups if any(a.silence is Silence.MINUS_INFINITY for a in g.axes)]
-    named = (a.axis.tensor for g in routed for a in g.axes if a.axis.tensor in units.shapes)
-    return frozenset(name for name in named if math.prod(units.shapes[name]) == max(units.shapes[name]))
-
-
-def _experts(units: UnitMap) -> dict[str, Any]:
-    """How fused experts run: their kernels know few types and sizes."""
-    sites = {s for g in units.groups for tap in g.taps if tap.side.of_experts for s in tap.sites}
-    return {site.module: one_by_one for site in sites if site.module not in units.lists}
 
 
 class _Trial:
@@ -279,11 +184,13 @@ class _Trial:
         removed: Sequence[IndexArray],
         tolerance: float | None,
         numbers: dict[SiteNumber, Passed] | None,
+        rebuild: bool = False,
     ) -> None:
+        self.rebuild = rebuild
         self.prepared, self.copy, self.inputs = prepared, prepared.copy, prepared.inputs
         self.units, self.removed, self.numbers = units, removed, numbers
         self.tolerance = prepared.tolerance if tolerance is None else tolerance
-        self._experts = _experts(units)
+        self._experts = experts_of(units)
 
     def _run(self, model: nn.Module, plan: Plan | None = None) -> list[list[Tensor]]:
         """The results of a call in every state, and of what the model does on from there; of one cut by this plan."""
@@ -334,9 +241,22 @@ class _Trial:
                 self.numbers[number] = max(self.numbers.get(number, Passed.RIGHT), passed)
         if error_ > self.tolerance:
             return Failed(f"pruned differs from masked by {error_:.1e}")
-        if len(chosen) > 1 and _deaf(t for results in expected for t in results):
+        if self.rebuild and (said := self._not_rebuilt(small, found)) and not self._not_rebuilt(self.copy):
+            return Failed(said)
+        if len(chosen) > 1 and deaf(t for results in expected for t in results):
             return next(filter(None, (self.failure([group]) for group in groups)), None)  # each might show alone
         return None
+
+    def _not_rebuilt(self, model: nn.Module, known: list[list[Tensor]] | None = None) -> str | None:
+        """Why what its configuration builds does not give what the model gives; None if it does."""
+        try:
+            found = self._run(rebuilt(model))
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            return f"a model that is built from it fails: {in_words(error, model)}"
+        error_ = max(distance(a, b) for a, b in zip(known or self._run(model), found, strict=True))
+        return f"a model that is built from it differs by {error_:.1e}" if error_ > self.tolerance else None
 
     def _suspects(self, error: Exception, small: nn.Module, plan: Plan, chosen: set[int]) -> frozenset[int]:
         """The groups that touch the innermost module in which the error was raised, of those that hold any."""
@@ -347,37 +267,3 @@ class _Trial:
             if found:
                 return frozenset(found)
         return frozenset()
-
-
-def _deaf(results: Iterable[Tensor]) -> bool:
-    """Whether nothing of the inputs arrives in them, as behind a ReLU that lets nothing pass: all samples have the same
-    results, or all places of a lone one. Nothing would show a wrong cut."""
-    alike = [
-        bool((t == (t[:1] if len(t) > 1 else t[..., :1])).all())
-        for t in results
-        if t.is_floating_point() and t.ndim and (len(t) > 1 or (t.ndim > 2 and t.shape[-1] > 1))
-    ]
-    return bool(alike) and all(alike)
-
-
-def _usable(output: Tensor) -> bool:
-    return output.numel() == 0 or bool(torch.isfinite(output).any() and not torch.isnan(output).any())
-
-
-def _copy(model: nn.Module, double: bool) -> nn.Module:
-    tensors = tensors_of(model)
-    if double:
-        tensors = [held for held in tensors if held.tensor.is_floating_point()]
-        return copy_with(model, [(held, _double(held.tensor.detach(), copy=True)) for held in tensors]).eval()
-    return copy_with(model, []).eval()
-
-
-def _double(tensor: Tensor, copy: bool = False) -> Tensor:
-    return tensor.to(torch.float64, copy=copy) if tensor.is_floating_point() else tensor
-
-
-@contextmanager
-def _own_random_state(model: nn.Module) -> Iterator[None]:
-    devices = {held.tensor.device for held in tensors_of(model) if held.tensor.device.type == "cuda"}
-    with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
-        yield

@@ -58,9 +58,10 @@ class Run:
     method: Compensation = field(init=False)
     cut: Cut = field(init=False)  # of the last step
     flags: list[types.ConfigChange] = field(init=False, default_factory=list)  # that compensation set, in all steps
+    unplaced: list[str] = field(init=False, default_factory=list)  # biases that the configuration has no field for
     done: list[tuple[types.UnitMap, Plan]] = field(init=False, default_factory=list)
     stages: dict[str, float] = field(init=False)
-    before: float = field(init=False, default=0.0)  # milliseconds of the whole model
+    before: float = field(init=False, default=0.0)  # milliseconds of the whole model, where it is cut in place
     spent: float = field(init=False, default=1.0)  # share of the whole model that the last step started from
 
     def __post_init__(self) -> None:
@@ -75,8 +76,8 @@ class Run:
         times.append(time.perf_counter())
         plan = self._plan(number)
         times.append(time.perf_counter())
-        if number == 1:  # before the model may be cut in place
-            self.before = report.latency_ms(self.model, self.example)
+        if number == 1 and self.asked.inplace:  # else both are timed in turn, at the end
+            self.before = report.latency_ms(self.model, self.example, report.FEW)
         cutting = time.perf_counter()
         self._cut(plan, number)
         self.done.append((self.scores.units, plan))
@@ -99,6 +100,7 @@ class Run:
             compensation=self.method.value,
             biases=self.cut.biases,
             flags=self.flags,
+            unplaced=self.unplaced,
         )
 
     def _traced(self) -> types.UnitMap:
@@ -152,6 +154,7 @@ class Run:
         self.cut = cut(self.current, plan, self.method, self.scores, self.loader, inplace=inplace, biases=biases)
         self.current = self.cut.model
         self.flags += self.cut.config
+        self.unplaced += self.cut.unplaced
 
     def _best_method(self) -> Compensation:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
@@ -165,8 +168,8 @@ class Run:
     def _latencies(self) -> tuple[float, float]:
         """Before and after, in turn where both models are there."""
         if self.asked.inplace:
-            return self.before, report.latency_ms(self.current, self.example)
-        before, after = report.latencies_ms([self.model, self.current], self.example)
+            return self.before, report.latency_ms(self.current, self.example, report.FEW)
+        before, after = report.latencies_ms([self.model, self.current], self.example, least=report.FEW)
         return before, after
 
     def _whole_plan(self) -> types.Plan:

@@ -1,7 +1,7 @@
 """What a run did and what can be cut: tables for a terminal, JSON, a picture, measured latency."""
 
 from fairkern.report.files import load_report, save_report
-from fairkern.report.latency import device, latencies_ms, latency_ms
+from fairkern.report.latency import FEW, device, latencies_ms, latency_ms
 from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
 from fairkern.report.progress_bar import progress
@@ -9,6 +9,7 @@ from fairkern.report.rows import group_rows, summary, versions
 from fairkern.report.tables import explain_table, render, report_table
 
 __all__ = [
+    "FEW",
     "UNDISTURBED",
     "Layers",
     "device",

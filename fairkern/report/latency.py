@@ -18,6 +18,7 @@ from fairkern.model.untouched import same_grads
 from fairkern.report.modules import clock_for, evaluated
 
 _WARM_UP, _LEAST, _MOST, _SECONDS = 3, 10, 200, 0.5
+FEW = 2  # passes of a model whose passes take a quarter of a second: what is measured beside all else is to cost little
 
 
 def device(model: nn.Module) -> dict[str, str]:
@@ -27,16 +28,18 @@ def device(model: nn.Module) -> dict[str, str]:
     return {"device": place.type, "name": name}
 
 
-def latency_ms(model: nn.Module, example_inputs: Any) -> float:
+def latency_ms(model: nn.Module, example_inputs: Any, least: int = _LEAST) -> float:
     """Median milliseconds of a forward pass in eval mode, without gradients, on `example_inputs`.
 
-    Three passes to warm up, then at least ten, up to 200 or half a second. On CUDA each pass is waited for.
-    The modules' train / eval modes are put back. Cost: half a second, or thirteen passes of a slow model.
+    Three passes to warm up, then at least `least`, up to 200 or half a second. On CUDA each pass is waited for.
+    The modules' train / eval modes are put back. Cost: half a second, or `least` passes of a slow model, and three.
     """
-    return latencies_ms([model], example_inputs)[0]
+    return latencies_ms([model], example_inputs, least=least)[0]
 
 
-def latencies_ms(models: Sequence[nn.Module], example_inputs: Any, percentile: float = 50) -> list[float]:
+def latencies_ms(
+    models: Sequence[nn.Module], example_inputs: Any, percentile: float = 50, *, least: int = _LEAST
+) -> list[float]:
     """The same of several models that take turns, so that a machine that slows down slows all of them.
 
     Medians, or another `percentile`.
@@ -55,10 +58,10 @@ def latencies_ms(models: Sequence[nn.Module], example_inputs: Any, percentile: f
             stack.enter_context(evaluated(model))
             stack.enter_context(same_grads(model))
         stack.enter_context(torch.no_grad())
-        for _ in range(_WARM_UP):
+        for _ in range(min(_WARM_UP, least)):
             for model in models:
                 once(model)
-        while len(taken[0]) < _LEAST or (len(taken[0]) < _MOST and sum(taken[0]) < _SECONDS):
+        while len(taken[0]) < least or (len(taken[0]) < _MOST and sum(taken[0]) < _SECONDS):
             for values, model in zip(taken, models, strict=True):
                 values.append(once(model))
     return [1e3 * float(np.percentile(values, percentile)) for values in taken]

@@ -11,7 +11,10 @@ import torch
 
 from fairkern.artefacts.files import package_version
 from fairkern.plans.left_alone import unscored
+from fairkern.plans.serving import YES, Server
 from fairkern.types import ConfigChange, Plan, Report, Scores
+
+_BY_CONFIGURATION = (Server.HF.value, Server.VLLM.value)
 
 
 def summary(
@@ -25,11 +28,13 @@ def summary(
     unexplained: Mapping[str, float],
     compensation: Mapping[str, Any],
     flags: Sequence[ConfigChange] = (),
+    unplaced: Sequence[str] = (),
 ) -> Report:
     """The report of a plan: its costs beside what was measured before, after and healed, and what was chosen.
 
     `params`: of the cut model, None for what the plan says; compensation may have added biases, which no plan counts.
     `compensation`: entries of `choices` that say what it did. `flags`: fields of the configuration that it set.
+    `unplaced`: biases that it added and that the configuration has no field for.
     """
     result = plan.result
     kept = result["params_after"] if params is None else params
@@ -50,7 +55,8 @@ def summary(
             **compensation,
             **({"added_biases": kept - result["params_after"]} if kept != result["params_after"] else {}),
             **{name: result[name] for name in ("latency_looks", "steps") if name in result},
-            **{name: result[name] for name in ("left_alone", "serves") if result.get(name)},
+            **({"left_alone": result["left_alone"]} if result.get("left_alone") else {}),
+            **({"serves": _serves(result["serves"], unplaced)} if result.get("serves") else {}),
             "config": {c.name: [c.before, c.after] for c in (*plan.config, *flags)},
             "config_left": result.get("config_left", []),
             "proven": None if scores is None else scores.units.proven,
@@ -62,6 +68,15 @@ def summary(
         versions=versions(),
         healed=ends[2] if measures[2] else {},
     )
+
+
+def _serves(said: Mapping[str, str], unplaced: Sequence[str]) -> dict[str, str]:
+    """What a plan says of servers, but for those that go by the configuration where that has no field for a bias."""
+    if not unplaced:
+        return dict(said)
+    more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
+    why = f"the configuration has no field for {unplaced[0]}{more}, which compensation added: it would be dropped"
+    return {server: why if answer == YES and server in _BY_CONFIGURATION else answer for server, answer in said.items()}
 
 
 def _without_classes(scores: Scores) -> list[str]:

@@ -98,8 +98,8 @@ def _adapted(units: UnitMap) -> list[str]:
 
 
 def report_table(report: Report) -> RenderableType:
-    """A report: measures before, after and healed, a row per group, kinds of units of which none went, who can load what is
-    left, seconds per stage, and what was chosen automatically."""
+    """A report: measures before, after and healed, a row per group, kinds of units of which none went, who can load
+    what is left, seconds per stage, and what was chosen automatically."""
     parts: list[RenderableType] = []
     measures = _table(report.title)
     measures.add_column("", no_wrap=True)

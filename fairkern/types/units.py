@@ -175,6 +175,11 @@ class AxisGroup:
         """Units over all sets."""
         return self.units * self.sets
 
+    @property
+    def blocks(self) -> int:
+        """How many sets lie one behind the other on its axes: groups of experts; 1 where sets are experts."""
+        return self.sets if any(len(held.positions) == self.total for held in self.axes) else 1
+
     def numbers(self, units: IndexArray) -> IndexArray:
         """Units of every set, `[sets, count]`, as numbers among all units, `[sets · count]`."""
         return (np.arange(self.sets)[:, None] * self.units + units).reshape(-1) if self.sets > 1 else units
@@ -307,8 +312,7 @@ class ConfigField:
     `name` is dotted ("text_config.intermediate_size"). `before` is what it holds, None where it is left to a default
     of `size`. `fixed`: the field is set to `size` when its groups are cut (the size of a head). `admitted`: the values
     that the configuration's own validators let through, ascending, together with those of the other fields that count
-    the same groups; None: whatever is no more than `size`. `blocks`: the list whose modules it counts; its groups are
-    their branches, which go together.
+    the same groups; None: whatever is no more than `size`.
     """
 
     name: str
@@ -317,7 +321,6 @@ class ConfigField:
     groups: tuple[int, ...]
     fixed: bool = False
     admitted: tuple[int, ...] | None = None
-    blocks: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,22 @@ from hypothesis import strategies as st
 from fairkern.allocate import allocate
 from fairkern.allocate.bundles import Bundle, Levels, bundle, joined
 from fairkern.allocate.options import Limits
+from fairkern.allocate.prices import together
 from fairkern.errors import BudgetError, InputError
 from fairkern.plans.serving import Tie
-from fairkern.types import AxisGroup, ConfigField, CostTerm, Extent, Plan, Scores, Silence
+from fairkern.types import (
+    AxisGroup,
+    Blocks,
+    Branch,
+    BranchPart,
+    ConfigField,
+    CostTerm,
+    Extent,
+    Plan,
+    Scores,
+    Silence,
+    UnitMap,
+)
 from tests.plans.maps import heard, held, unit_map
 
 Fields = tuple[ConfigField, ...]
@@ -144,6 +157,9 @@ def test_what_is_ignored_or_has_no_score_holds_its_bundle() -> None:
     assert counts(plan) == [0, 0, 2]
     why = "neurons of layers.0 stay: it moves with layers.1, which is ignored (serve='hf')"
     assert plan.result["left_alone"] == [why]
+    three = scored([[1, 2, 3, 4]] * 4, (field(4, 0, 1, 2), field(4, 3)))
+    plan = planned(three, keep_params=0.9, serve="hf", ignore=["layers.1", "layers.2"])
+    assert plan.result["left_alone"] == [why]
     with pytest.raises(InputError, match=r"serve='hf' leaves no group to cut: layers\.0: it moves with layers\.1"):
         planned(scores, keep_params=0.9, serve="hf", ignore=["layers.1", "layers.2"])
     with pytest.raises(InputError, match="no field of the configuration counts its neurons"):
@@ -201,6 +217,8 @@ def test_units_of_a_part_decide_with_the_positions_of_a_unit_who_is_equal() -> N
         (4,),
     ]
     assert [t.groups for t in joined(units, [], [0, 4], equal=True)] == [(0,), (4,)]
+    assert [t.groups for t in joined(units, [Tie((0, 3), 4)], range(4), equal=True)] == [(0, 2, 3), (1,)]
+    assert [t.groups for t in joined(units, [Tie((1, 3), 4)], range(6), equal=True)] == [(0, 2), (1, 3, 5), (4,)]
 
 
 def test_merged_ties_keep_to_the_parts_of_all() -> None:
@@ -222,6 +240,9 @@ def test_what_of_a_tie_the_limits_of_all_its_groups_allow() -> None:
     made = bundle(units, Tie((0, 1), 12), limit)
     assert (made.groups, made.units, made.parts.tolist()) == ((0, 1), (1, 2), [6])
     assert bundle(units, Tie((0, 1), 12, np.array([2, 6, 8])), limit).parts.tolist() == [6]
+    for most, parts in (([11, 17], [3, 6]), ([11, 18], [3, 6, 9]), ([8, 23], [3, 6]), ([11, 11], [3])):
+        made = bundle(units, Tie((0, 1), 12), limits([*most, 0], [3, 2, 1], [3, 2, 1]))
+        assert made.parts.tolist() == parts
     assert bundle(units, Tie((0,), 12), limit).parts.tolist() == [3, 6, 9]
     assert bundle(units, Tie((1,), 12), limit).parts.tolist() == [2, 4, 6, 8]
     assert bundle(units, Tie((1,), 6), limit).parts.tolist() == [1, 2, 3, 4]
@@ -431,3 +452,55 @@ def test_blocks_of_a_type_are_filled_by_what_stays() -> None:
         planned(scores, keep_params=0.3, serve="gguf:q8_0")
     with pytest.raises(BudgetError, match=r"serve='gguf:q4_k' reachable shares: 1\.0; ask"):
         planned(scores, keep_params=0.9, serve="gguf:q4_k")
+
+
+def test_the_same_units_go_of_groups_that_are_one() -> None:
+    """Layers of two branches: what both have decides, and which of them costs more does not."""
+    found = together({0: np.array([1.0, 5.0]), 1: np.array([3.0, 0.0]), 2: np.array([7.0])}, [(0, 1), (2, 3)])
+    assert {g: values.tolist() for g, values in found.items()} == {0: [4.0, 5.0], 1: [4.0, 5.0], 2: [7.0]}
+    assert together({0: np.array([1.0])}, [])[0].tolist() == [1.0]
+
+
+def deep() -> UnitMap:
+    """Three layers of attention (10 parameters) and feed-forward (30), each of which goes whole; four neurons."""
+    names = ("layers.*.attn", "layers.*.mlp")
+    whole = tuple(AxisGroup(name, "branch", 3, (held(name, 0, 3, Silence.NOTHING_ADDED),), heard(3)) for name in names)
+    extents = (
+        *(Extent(1, ((g, 1),), unit=k) for g in range(2) for k in range(3)),
+        Extent(4, ((2, 1),)),
+    )
+    terms = (*(CostTerm(10.0 if e < 3 else 30.0, (e,)) for e in range(6)), CostTerm(5.0, (6,)))
+    branches = {name: tuple(Branch((BranchPart(f"layers.{k}.{name[9:]}"),), -1, 4) for k in range(3)) for name in names}
+    own = tuple(tuple((name, k) for name in names) for k in range(3))
+    blocks = {"layers": Blocks(("0", "1", "2"), own, ("", "", ""), counts=(("", "config.num_hidden_layers"),))}
+    return unit_map(
+        *whole,
+        unit("inner", 4),
+        extents=extents,
+        params=terms,
+        flops=terms,
+        config=(field(4, 2),),
+        branches=branches,
+        blocks=blocks,
+    )
+
+
+def test_layers_are_priced_and_go_as_one() -> None:
+    """Attention alone would lose its first, feed-forward its last; of both together layer 1 has least."""
+    units = deep()
+    signals = (np.array([0.0, 2.0, 9.0]), np.array([9.0, 2.0, 0.0]), np.array([1.0, 1.0, 1.0, 1.0]))
+    scores = Scores(units, {"taylor": signals, "wasserstein": signals}, {}, {})
+    plan = planned(scores, keep_params=100 / 140, serve="hf")
+    assert [g.removed.tolist() for g in plan.groups] == [[1], [1], []]
+    assert plan.result["tolerance"] == 4 / 40  # below 1 / 5 for a neuron
+    assert plan.result["serves"]["hf"] == "yes"
+    plan = planned(scores, keep_params=60 / 140, serve="hf", max_remove=0.9)
+    assert [g.removed.tolist() for g in plan.groups][:2] == [[0, 1], [0, 1]]
+    assert [g.removed.tolist() for g in planned(scores, drop={"branch": 1}, serve="hf").groups] == [[1], [1], []]
+    free = planned(scores, drop={"branch": 1})
+    assert [g.removed.tolist() for g in free.groups] == [[0], [2], []]
+    assert free.result["serves"]["hf"] == (
+        "every layer is built with all its branches, and of one only layers.0.attn goes"
+    )
+    tolerant = allocate(scores, keep_params=100 / 140, serve="hf", allocation="tod", removal="taylor", protect="taylor")
+    assert tolerant.groups[0].removed.tolist() == tolerant.groups[1].removed.tolist()

@@ -69,7 +69,9 @@ def test_all_kinds_go_together_and_plans_are_files(held: str, tmp_path: Path) ->
     scores = fk.score(model, [(x, y)], nn.CrossEntropyLoss(), units=units, gram=True, progress=False)
     scores.save(tmp_path / "scores.safetensors")
     plan = fk.Scores.load(tmp_path / "scores.safetensors").plan(keep_params=0.7)
-    assert [g.removed.tolist() for g in plan.groups] == [g.removed.tolist() for g in scores.plan(keep_params=0.7).groups]
+    assert [g.removed.tolist() for g in plan.groups] == [
+        g.removed.tolist() for g in scores.plan(keep_params=0.7).groups
+    ]
     small = fk.apply(model, plan)
     assert sum(p.numel() for p in small.parameters()) == plan.result["params_after"]
     with plan.masked(model):
@@ -89,6 +91,15 @@ def test_scores_order_the_experts_of_each_group(held: str) -> None:
         removed = next(p.removed for p in plan.groups if p.kind == "expert")
         assert 0 < removed.shape[1] <= SIZE - 2
         assert removed.tolist() == np.sort(rows.argsort(1)[:, : removed.shape[1]], axis=1).tolist()
+
+
+def test_a_number_of_experts_is_dropped_in_all() -> None:
+    model, x = grouped(), samples()[0]
+    units = fk.trace(model, x)
+    plan = units.plan(drop={"expert": GROUPS})
+    assert [p.removed.shape for p in plan.groups if p.removed.size] == [(GROUPS, 1)]
+    with pytest.raises(fk.BudgetError, match=f"6 of the {EXPERTS} experts of experts cannot go: .*can be 8, 4$"):
+        units.plan(drop={"expert": 6})
 
 
 def test_steps_add_up() -> None:

@@ -26,6 +26,7 @@ from tests.experts import (
     Chosen,
     Fused,
     Mixture,
+    OneByOne,
     Sigmoid,
     build,
     nothing,
@@ -47,9 +48,13 @@ def written_out(model: Mixture, x: Tensor, gone: Sequence[int], silent: IndexArr
             logits = logits + model.router.gate.bias
         stays = [e for e in range(EXPERTS) if e not in gone]
         if isinstance(model.router, Sigmoid):
-            score = logits.sigmoid()
-            chosen = sorted(stays, key=lambda e: -float(score[e] + model.router.e_score_correction_bias[e]))[:CHOSEN]
+            score, bias = logits.sigmoid(), model.router.e_score_correction_bias.reshape(-1)
+            chosen = sorted(stays, key=lambda e: -float(score[e] + bias[e]))[:CHOSEN]
             weights = score[chosen] / score[chosen].sum() * 1.5
+        elif isinstance(model.router, OneByOne):  # each by the softmax over those that are not chosen yet
+            chosen = sorted(stays, key=lambda e: -float(logits[e]))[:CHOSEN]
+            ranked = sorted(stays, key=lambda e: -float(logits[e]))
+            weights = torch.stack([logits[ranked[n:]].softmax(0)[0] for n in range(CHOSEN)])
         else:  # the softmax over all that stay, renormalised, is the softmax over the chosen
             chosen = sorted(stays, key=lambda e: -float(logits[e]))[:CHOSEN]
             weights = logits[chosen].softmax(0)

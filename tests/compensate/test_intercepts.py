@@ -247,16 +247,19 @@ def test_where_there_is_no_field_the_fit_goes_through_zero_and_says_what_it_cost
 
 
 def test_anywhere_if_asked_for_and_nowhere_if_asked_for() -> None:
-    anywhere, report = pruned(without_field(), biases=True)
+    anywhere, report = pruned(without_field(), biases=True, allocation="uniform")
     assert biases(anywhere) == ["layers.0.down.bias", "layers.1.down.bias"]
     assert report.choices["biases"] == "anywhere"
+    assert report.plan.result["serves"]["hf"] == "yes"
+    assert report.choices["serves"]["hf"].startswith("the configuration has no field for layers.0.down.bias and 1 more")
     nowhere, report = pruned(with_flag(), biases=False)
     assert biases(nowhere) == []
     assert nowhere.config.mlp_bias is False
     assert report.choices["biases"] == "none is added"
     assert len(report.choices["through_zero"]) == 2
-    with_field, _ = pruned(with_flag(), biases=True)
+    with_field, report = pruned(with_flag(), biases=True, allocation="uniform")
     assert with_field.config.mlp_bias is True
+    assert report.choices["serves"]["hf"] == "yes"
 
 
 def test_a_model_without_a_configuration_takes_them_anywhere() -> None:
@@ -272,7 +275,7 @@ def test_where_no_weight_is_without_one_nothing_is_built(monkeypatch: pytest.Mon
     monkeypatch.setattr("fairkern.compensate.intercepts.built_with", pytest.fail)
     small, report = pruned(model)
     assert small.config.mlp_bias is True
-    assert report.choices["biases"] == "no weight was without one"
+    assert report.choices["biases"] == "none to add"
     assert "mlp_bias" not in report.choices["config"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ def without(model: Any, folder: Path, *, attention: tuple[int, ...] = (), mlp: t
         gone |= {f"model.layers.{index}.mlp.{n}" for n, _ in layer.mlp.named_parameters() if n != "down_proj.bias"}
     folder.mkdir()
     model.config.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    parts = {"attention": attention, "mlp": mlp}
+    skips = {i: [part for part, layers in parts.items() if i in layers] for i in {*attention, *mlp}}
+    config["per_layer_config"] = {str(i): {"skip": skipped} for i, skipped in skips.items()}
+    (folder / "config.json").write_text(json.dumps(config))
     kept = {name: value.detach().contiguous() for name, value in model.named_parameters() if name not in gone}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 

@@ -1,4 +1,4 @@
-"""Folders that lack something, are damaged, or hold what cannot be cut: each is refused by name, before anything runs."""
+"""Folders that lack something, are damaged, or hold what cannot be cut: refused by name, before anything runs."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_refused(folder: Path, name: str) -> None:
 
 
 def test_a_name_of_the_hub_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(fk.InputError, match="meta-llama/Llama-3-8B is not there.*hf download"):
+    with pytest.raises(fk.InputError, match=r"meta-llama/Llama-3-8B is not there.*hf download"):
         open_folder("meta-llama/Llama-3-8B")
     (tmp_path / "file").write_text("")
     with pytest.raises(fk.InputError, match="is a file; expected a folder"):
@@ -144,7 +144,7 @@ def test_shards_and_old_files_are_read(folder: Path) -> None:
     for model in (sharded, old):
         assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), model.parameters(), strict=True))
     cut_short(folder / "pytorch_model.bin")
-    with pytest.raises(fk.ArtefactError, match="pytorch_model.bin is truncated"):
+    with pytest.raises(fk.ArtefactError, match=r"pytorch_model.bin is truncated"):
         open_folder(folder)
 
 
@@ -156,7 +156,9 @@ def test_weights_that_would_be_random_are_refused(folder: Path) -> None:
 
 def test_shapes_that_the_configuration_does_not_have_are_refused(folder: Path) -> None:
     change_config(folder, intermediate_size=128)
-    with pytest.raises(fk.InputError, match="holds in another shape model.layers.0.mlp.down_proj.weight and 11 further"):
+    with pytest.raises(
+        fk.InputError, match=r"holds in another shape model.layers.0.mlp.down_proj.weight and 11 further"
+    ):
         open_folder(folder).load(None, torch.device("cpu"))
 
 
@@ -171,20 +173,20 @@ def test_no_causal_language_model(folder: Path) -> None:
         transformers.BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     ).save_pretrained(folder)
     transformers.ViTConfig().save_pretrained(folder)
-    with pytest.raises(fk.InputError, match="cannot be loaded by transformers: .*ViTConfig"):
+    with pytest.raises(fk.InputError, match=r"cannot be loaded by transformers: .*ViTConfig"):
         open_folder(folder).load(None, torch.device("cpu"))
 
 
 def test_no_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(fk.InputError, match="has no tokenizer.*lists of token ids"):
+    with pytest.raises(fk.InputError, match=r"has no tokenizer.*lists of token ids"):
         open_folder(folder).tokenizer()
 
 
 def test_a_damaged_tokenizer(folder: Path) -> None:
     cut_short(folder / "tokenizer.json")
-    with pytest.raises(fk.InputError, match="the tokenizer of .* cannot be loaded"):
+    with pytest.raises(fk.InputError, match=r"the tokenizer of .* cannot be loaded"):
         open_folder(folder).tokenizer()
 
 
@@ -224,7 +226,9 @@ def test_the_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "accelerate" else found(name))
-    with pytest.raises(fk.InputError, match=r'package accelerate, which is not installed: pip install "fairkern\[hf\]"'):
+    with pytest.raises(
+        fk.InputError, match=r'package accelerate, which is not installed: pip install "fairkern\[hf\]"'
+    ):
         needed.transformers()
     monkeypatch.undo()
     monkeypatch.setattr(needed, "_OLDEST", 99)

@@ -154,6 +154,33 @@ def test_bad_folders(folder: Path) -> None:
     refused(folder, "no config.json")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", 10**12),
+        ("num_hidden_layers", 0),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", "8"),
+        ("num_key_value_heads", -1),
+        ("head_dim", True),
+        ("head_dim", 7),
+        ("hidden_act", "swoosh"),
+        ("hidden_act", None),
+        ("max_position_embeddings", 0),
+        ("rms_norm_eps", -1e-6),
+        ("rope_parameters", [1]),
+        ("rope_parameters", {"rope_type": "default", "rope_theta": "much"}),
+        ("sliding_window", "wide"),
+        ("model_type", [1]),
+        ("per_layer_config", "odd"),
+        ("quantization_config", 0),
+    ],
+)
+def test_configurations_that_say_nonsense(field: str, value: Any, folder: Path) -> None:
+    changed(folder, **{field: value})
+    refused(folder, ".")
+
+
 def test_places_that_cannot_be_written(folder: Path) -> None:
     for out in (folder, folder / "config.json" / "model.gguf", folder / "absent" / "model.gguf"):
         with pytest.raises(fk.InputError, match=r"cannot write .*(folder|directory)"):
@@ -212,6 +239,26 @@ def test_numbers_that_f16_has_not(folder: Path) -> None:
     tensors["lm_head.weight"][3, 4] = torch.inf
     save_file(tensors, path, metadata={"format": "pt"})
     refused(folder, "not finite", "bf16")
+
+
+def test_weights_that_are_missing_are_no_part_that_went(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    whole = {name: value for path in folder.glob("*-of-*.safetensors") for name, value in load_file(path).items()}
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    for start, part in (("model.layers.2.", "attention"), ("model.layers.0.mlp.", "mlp")):
+        left = {name: value for name, value in whole.items() if not name.startswith(start)}
+        save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+        refused(folder, f"no weights for the {part} of layer {start[13]}, and config.json does not say")
+    left = {name: value for name, value in whole.items() if name != "model.layers.1.self_attn.k_proj.weight"}
+    save_file(left, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(folder, "a layer lacks the weight 'k'")
+
+
+def test_an_output_that_is_tied_and_differs(folder: Path) -> None:
+    changed(folder, tie_word_embeddings=True)
+    refused(folder, "ties the output to the embedding, and lm_head.weight differs")
 
 
 def test_the_size_of_heads_is_not_guessed(tmp_path: Path) -> None:

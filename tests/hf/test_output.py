@@ -131,7 +131,10 @@ def test_layers_of_different_widths_are_refused_and_leave_nothing(made: Path, tm
     units = fk.trace(model, {"input_ids": torch.arange(3, 15)[None]})
     drawn = units.plan(keep_params=0.8, ignore=["*layers.0.mlp*", "*attn*"])
     small = fk.apply(model, drawn)
-    with pytest.raises(fk.InputError, match=r"expects another shape for model\.layers\.1\.mlp\.down_proj\.weight \(.* in the model\) and \d more$"):
+    with pytest.raises(
+        fk.InputError,
+        match=r"expects another shape for model\.layers\.1\.mlp\.down_proj\.weight \(.* in the model\) and \d more$",
+    ):
         fk.hf.save(small, drawn, tmp_path / "out", like=made)
     assert names(tmp_path) == []
 

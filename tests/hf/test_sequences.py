@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ def test_packed_sequences_are_the_documents_in_a_row() -> None:
     everything = [[*words(text)["input_ids"], 1] for text in TEXTS]
     flat = rows.flatten().tolist()
     begins = [i for i, token in enumerate(flat) if token == 0]
-    for at, end in zip(begins, begins[1:], strict=False):
+    for at, end in itertools.pairwise(begins):
         assert len(flat[at:end]) in {len(ids) for ids in everything}
         assert flat[end - 1] == 1
     assert torch.equal(rows, torch.cat([batch["labels"] for batch in data.calibration]))
@@ -102,7 +103,7 @@ def test_data_that_fills_no_sequence() -> None:
 
 
 def test_no_padding_token() -> None:
-    with pytest.raises(InputError, match="has no padding token.*leave them packed"):
+    with pytest.raises(InputError, match=r"has no padding token.*leave them packed"):
         made(TEXTS, Words(pad=None), packed=False)
     assert made(TEXTS, Words(pad=None)).calibration
 

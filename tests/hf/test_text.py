@@ -25,9 +25,15 @@ def texts(data: Any, tokenizer: Any = None) -> list[str]:
     return ["|".join(text for text, _ in document.parts) for document in found]
 
 
-def test_paragraphs(tmp_path: Path) -> None:
-    assert texts(file(tmp_path, "one\ntwo\n\n three\n \t\r\n\n\nfour\n")) == ["one\ntwo", "three", "four\n"]
+def test_passages(tmp_path: Path) -> None:
+    assert texts(file(tmp_path, "one\ntwo\n\n three\n \t\r\n\n\nfour\n")) == ["one\ntwo\n\nthree\n\nfour\n"]
     assert texts(file(tmp_path, "\ufeffone")) == ["one"]
+    paragraphs = [f"paragraph {i}" for i in range(400)]
+    found = texts(file(tmp_path, "\n\n".join(paragraphs)))
+    assert 25 < len(found) < 100
+    assert "\n\n".join(found).split("\n\n") == paragraphs
+    grown = texts(file(tmp_path, "\n\n".join([*paragraphs[:200], "and one more", *paragraphs[200:]])))
+    assert len(set(found) - set(grown)) == 1  # the passage that it lies in
 
 
 LINES = [
@@ -84,7 +90,7 @@ BAD: list[tuple[str, str | bytes, str]] = [
     ("data.jsonl", b"\x1f\x8b\x08", "is not text: byte 0x8b"),
     ("data.jsonl", '{"text": "a"}\n{"text": ', "line 2 is not JSON"),
     ("data.jsonl", '{"content": "a"}\n', r"entry 0 has \['content'\]; expected \"text\""),
-    ("data.jsonl", '{"text": 3}\n', "expected \"text\""),
+    ("data.jsonl", '{"text": 3}\n', 'expected "text"'),
     ("data.jsonl", "3\n", "is a int"),
     ("data.jsonl", '{"messages": [{"role": "user"}]}\n', "expected a role and a content each"),
     ("data.jsonl", '{"messages": []}\n', "expected a role and a content each"),

@@ -10,8 +10,8 @@ import pytest
 
 from fairkern.errors import InputError
 from fairkern.plans.build import build
-from fairkern.plans.serving import BLOCKS, Server, Serving, constraints, layer_of, plural, serves, serving
-from fairkern.types import AxisGroup, ConfigChange, ConfigField, KeptUnits, Silence, UnitMap
+from fairkern.plans.serving import BLOCKS, Server, Serving, constraints, layer_of, listed, plural, serves, serving
+from fairkern.types import AxisGroup, Blocks, Branch, BranchPart, ConfigChange, ConfigField, KeptUnits, Silence, UnitMap
 from tests.plans.maps import gone, group, held, unit_map
 
 HEADS, WIDTH = "num_attention_heads", "intermediate_size"
@@ -70,9 +70,35 @@ def test_what_serve_may_name() -> None:
     assert serving("GGUF:Q8_0") == Serving(Server.GGUF, "gguf:q8_0", 32)
     assert serving("gguf:q4_k_m") == Serving(Server.GGUF, "gguf:q4_k_m", 256)
     assert serving("gguf:bf16") == Serving(Server.GGUF, "gguf:bf16", 1)
-    assert {BLOCKS[kind] for kind in ("f32", "f16", "bf16")} == {1}
-    assert {BLOCKS[kind] for kind in ("q8_0", "q4_0", "iq4_nl")} == {32}
-    assert {BLOCKS[kind] for kind in ("q2_k", "q6_k", "iq4_xs")} == {256}
+
+
+def test_blocks_of_types() -> None:
+    found = {size: {kind for kind, block in BLOCKS.items() if block == size} for size in BLOCKS.values()}
+    large = (
+        "q2_k q3_k q4_k q5_k q6_k q2_k_s q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m iq1_s iq1_m iq2_xxs iq2_xs"
+    )
+    assert found == {
+        1: {"f32", "f16", "bf16"},
+        32: {"q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4"},
+        64: {"nvfp4"},
+        128: {"q1_0"},
+        256: {*large.split(), *["iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s", "iq3_m", "iq4_xs", "tq1_0", "tq2_0"]},
+    }
+
+
+def test_blocks_are_those_of_the_format() -> None:
+    gguf = pytest.importorskip("gguf")
+    sizes = {kind.name.lower(): gguf.GGML_QUANT_SIZES[kind][0] for kind in gguf.GGMLQuantizationType}
+    for kind, block in BLOCKS.items():
+        base = kind.rpartition("_")[0]  # q4_k_m is of q4_k, iq3_xs of iq3_s
+        base = next(name for name in (kind, base, f"{base}_s") if name in sizes)
+        assert sizes[base] == block, kind
+
+
+def test_without_a_server_nothing_is_asked() -> None:
+    for units in (llama(), llama(config=())):
+        found = constraints(units, None)
+        assert (found.ties, found.stays, found.multiples) == ((), {}, {})
 
 
 @pytest.mark.parametrize(
@@ -153,6 +179,11 @@ def test_a_group_that_is_frozen_holds_those_that_move_with_it() -> None:
     ties, stays, _ = asked(units, "hf")
     assert ties == [((1, 3), 8, None)]
     assert stays == {0: f"{HEADS} counts layers.1.attn.q as well, which stays"}
+    assert asked(llama().freeze({0: "asked", 2: "asked"}), "hf")[:2] == ([((1, 3), 8, None)], {})
+    three = replace(llama(), groups=(*llama().groups, attention(2)))
+    three = replace(three, config=tuple(replace(f, groups=(*f.groups, 4)) for f in three.config[:2]))
+    two = asked(three.freeze({0: "asked", 2: "asked"}), "hf")[1]
+    assert two[4] == f"{HEADS} counts layers.0.attn.q as well, which stays"
     units = llama().freeze({1: "asked"})
     assert asked(units, "vllm")[:2] == ([((0, 2), 4, [2, 3]), ((3,), 8, None)], {})
 
@@ -188,7 +219,7 @@ def test_a_model_without_fields_cannot_be_served(serve: str) -> None:
     note = "the configuration (width) does not describe a pruned model: it has no width"
     message = f"serve='{serve}' goes by the fields of a configuration .*, and none of Net's does"
     for config in ((), (ConfigField("head_dim", None, 2, (0,), fixed=True),)):
-        with pytest.raises(InputError, match=rf"{message}: give a transformers model .* or plan without serve="):
+        with pytest.raises(InputError, match=rf"{message}: give a transformers model .* or leave out serve="):
             constraints(llama(config=config), serving(serve))
         with pytest.raises(InputError, match="has no width"):
             constraints(llama(config=config, notes=("another", note)), serving(serve))
@@ -248,6 +279,16 @@ def test_vectors_outside_of_layers_are_no_norms_of_one() -> None:
     assert told(more(layers_0_attn_q_bias=(8,)), 0, 1, 0, 0)["deci"] == "yes"
 
 
+def test_a_bias_makes_no_gate() -> None:
+    units = ungated()
+    plain = units.groups[1]
+    plain = replace(plain, axes=(*plain.axes, held("layers.0.mlp.gate.bias", 0, 8)))
+    groups = (units.groups[0], plain, *units.groups[2:])
+    shapes_ = {**units.shapes, "layers.0.mlp.gate.bias": (8,)}
+    why = "deci's feed-forward parts are gated, and layers.0.mlp.gate is not"
+    assert told(replace(units, groups=groups, shapes=shapes_), 0, 1, 0, 0)["deci"] == why
+
+
 def test_a_fused_gate_is_one() -> None:
     """One matrix of twice the rows, a unit having one of either half."""
     units = ungated()
@@ -271,6 +312,14 @@ def test_who_can_load_what_is_left() -> None:
         assert told(llama(), *counts) == {"hf": hf, "vllm": vllm, "gguf": "yes", "deci": "yes"}, counts
 
 
+def test_numbers_that_are_admitted_are_listed() -> None:
+    units = replace(llama(), config=(ConfigField(WIDTH, 8, 8, (1, 3), admitted=()), llama().config[0]))
+    assert told(units, 0, 1, 0, 1)["hf"] == f"the configuration refuses {WIDTH}=7; it admits none"
+    assert told(units, 0, 0, 0, 0)["hf"] == "yes"
+    assert listed(range(1, 9)) == "8, 7, 6, 5, 4, 3, 2, 1"
+    assert listed(range(1, 11)) == "10, 9, 8, 7, 6, 5, 4, …"
+
+
 def test_numbers_that_are_not_whole() -> None:
     units = replace(llama(), config=(ConfigField(WIDTH, 4, 4, (1, 3)), ConfigField(HEADS, 4, 4, (0, 2))))
     assert told(units, 0, 1, 0, 1)["hf"] == f"{WIDTH} is one whole number, and 3.5 would be right"
@@ -280,6 +329,9 @@ def test_numbers_that_are_not_whole() -> None:
 
 def test_units_that_no_field_counts() -> None:
     units = llama()
+    assert told(replace(units, config=units.config[:3]), 0, 1, 0, 0)["hf"] == (
+        "no field of the configuration counts the neurons of layers.0.mlp.gate"
+    )
     units = replace(units, groups=(*units.groups, group("stream", 5), group("layers.0.other", 5)))
     assert told(units, 0, 1, 0, 1, 0, 0)["hf"] == "yes"
     found = told(units, 0, 1, 0, 1, 1, 1)
@@ -323,3 +375,66 @@ def test_what_a_constraint_keeps_is_said() -> None:
     only = build(llama(), gone([], [1], [], []), stays={3: "also"}).result["left_alone"]
     spared = "no head was cut: the plan spared those of layers.0.attn.q and 1 more, which could be cut"
     assert only == [spared, lines[1]]
+
+
+def deep(counts: tuple[tuple[str, str], ...] = (("", "config.num_hidden_layers"),), own: Any = None) -> UnitMap:
+    """The two layers' branches as units 4 (attention) and 5 (feed-forward)."""
+    units = llama()
+
+    def branches(name: str) -> tuple[Branch, ...]:
+        return tuple(Branch((BranchPart(f"layers.{k}.{name}"),), -1, 8) for k in range(2))
+
+    groups = tuple(
+        AxisGroup(f"layers.*.{name}", "branch", 2, (held(f"layers.*.{name}", 0, 2, Silence.NOTHING_ADDED),), ())
+        for name in ("attn", "mlp")
+    )
+    blocks = own or tuple((("layers.*.attn", k), ("layers.*.mlp", k)) for k in range(2))
+    return replace(
+        units,
+        groups=(*units.groups, *groups),
+        branches={group.name: branches(group.name.rpartition(".")[2]) for group in groups},
+        blocks={"layers": Blocks(("0", "1"), blocks, ("", ""), counts=counts)},
+    )
+
+
+def test_layers_go_whole_where_one_number_counts_them() -> None:
+    ties = constraints(deep(), serving("hf")).ties
+    assert [(t.groups, t.same) for t in ties] == [((0, 2), False), ((1, 3), False), ((4, 5), True)]
+    assert ties[2].grain == 2
+    assert constraints(deep(), serving("hf")).stays == {}
+    for serve in ("vllm", "deci", "gguf"):  # parts of layers may be absent
+        found = constraints(deep(), serving(serve))
+        assert found.stays == {}
+        assert not any(tie.same for tie in found.ties)
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        deep(counts=()),
+        deep(counts=(("", "depth"),)),
+        deep(own=((("layers.*.attn", 0), ("layers.*.mlp", 0)), ())),
+        deep(own=((("layers.*.attn", 0), ("layers.*.mlp", 1)), (("layers.*.attn", 1), ("layers.*.mlp", 0)))),
+        deep(own=((("layers.*.attn", 0), ("layers.*.mlp", 0)), (("layers.*.attn", 1),))),
+    ],
+    ids=["no count", "no configuration", "one stays", "another order", "a part is missing"],
+)
+def test_branches_stay_where_no_number_counts_their_layers(units: UnitMap) -> None:
+    found = constraints(units, serving("hf"))
+    assert found.stays == dict.fromkeys((4, 5), "every layer is built with all its branches")
+    assert not any(tie.same for tie in found.ties)
+
+
+def test_who_can_load_what_has_fewer_branches() -> None:
+    def said(units: UnitMap, attention: list[int], feed_forward: list[int]) -> dict[str, str]:
+        return serves(units, gone([], [], [], [], attention, feed_forward))
+
+    for whole in ([0], [1]):
+        assert set(said(deep(), whole, whole).values()) == {"yes"}
+    part = "every layer is built with all its branches, and of one only layers.{}.{} goes"
+    assert said(deep(), [1], []) == {"hf": part.format(1, "attn"), "vllm": "yes", "gguf": "yes", "deci": "yes"}
+    assert said(deep(), [0], [1])["hf"] == part.format(0, "attn")
+    assert said(deep(), [0], [0, 1])["hf"] == part.format(1, "mlp")
+    assert said(deep(counts=()), [0], [0])["hf"] == part.format(0, "attn")
+    outside = replace(deep(), branches={**deep().branches, "layers.*.mlp": (Branch((BranchPart("tail"),), -1, 8),) * 2})
+    assert said(outside, [], [1])["deci"] == "deci has no number per layer for the units of layers.*.mlp"

@@ -212,3 +212,20 @@ def test_a_llama_is_saved_and_loaded(hidden: int, query: int, key: int, tmp_path
         assert widths == {small.config.intermediate_size}
     assert len(seen) > 1
     assert all(hidden % n == 0 for n in seen)
+
+
+def test_a_llama_without_some_layers_is_saved_and_loaded(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    config = transformers.LlamaConfig(**{**LLAMA, **heads, "num_hidden_layers": 3, "hidden_size": 32})
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(3, 60, (2, 7))
+    plan = fk.trace(model, {"input_ids": ids}, depth=True).plan(drop={"branch": 1, "head": 2}, serve="hf")
+    assert plan.result["serves"]["hf"] == "yes"
+    small = fk.apply(model, plan)
+    assert (small.config.num_hidden_layers, small.config.num_attention_heads) == (2, 4)
+    small.save_pretrained(tmp_path)
+    again, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert difference(again.eval(), small, {"input_ids": ids}) < 1e-6
