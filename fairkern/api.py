@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fairkern import axes, capture, compact, options, report, types
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.capture.batches import example, first_batch, head
-from fairkern.compensate import Compensation
+from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import cut
 from fairkern.compensate.intercepts import Biases
 from fairkern.deadline import Deadline
@@ -229,6 +229,7 @@ def apply(
     compensate: str = "none",
     scores: types.Scores | None = None,
     loader: Iterable[Any] | None = None,
+    loss_fn: Callable[[Any, Any], Tensor] | None = None,
     biases: str | bool = "auto",
     inplace: bool = False,
     backend: str = "auto",
@@ -242,8 +243,14 @@ def apply(
             units that stay tell of them, into the consumers' weights (`score(…, gram=True)` keeps what it takes).
             "sequential" then refits one layer after the other on what it reads once those before it have been cut, also
             those that lose nothing themselves: errors do not add up, at the price of two forward passes over `loader`.
+            "joint" goes on from there and fits all layers together to what the model gives in the end, by conjugate
+            gradients over all of `loader`: about eighty forward and backward passes.
         loader: batches for "sequential", as for `score`, without need of labels. All of them are under way at once: of
-            every batch the activations at one depth are held, twice.
+            every batch the activations at one depth are held, twice. "joint" needs what the loss takes, but what the
+            labels say does not count for it.
+        loss_fn: as for `score`; read by "joint", to which it says how near two outputs are (`loss(z) − loss(z₀)` beyond
+            what its slope at `z₀` says: the Kullback-Leibler divergence of cross-entropy, a squared distance of squared
+            error), and so should be convex in what the model returns.
         scores: where means and moments are taken from; needed to compensate.
         biases: whether compensation gives a bias to weights that have none. "auto": where what the model ships in has a
             place for it. For a model that its class makes from its `config` (transformers) that is where a field of the
@@ -264,9 +271,10 @@ def apply(
     check_scores(scores)
     method = choose(Compensation, "compensate", compensate)
     if loader is not None:
-        check_data(loader)
+        check_data(loader, loss_fn)
     chosen, inplace = Biases.given(biases), options.flag("inplace", inplace)
-    return cut(model, plan, method, scores, loader, inplace=inplace, backend=backend, biases=chosen).model
+    loss = Loss(loss_fn)
+    return cut(model, plan, method, scores, loader, inplace=inplace, backend=backend, biases=chosen, loss=loss).model
 
 
 @stage

@@ -98,12 +98,13 @@ class Scores(types.Scores):
 
         Exactly one of `tod` (the tolerance α), `keep_params`, `keep_flops` and `keep_latency` (at most this share of
         the whole model stays; `latency` from `latency_table`) and `drop` (`{"expert": 2}`: so many units of every group
-        of that kind go) is given. Scores with the residual, a second-order
-        saliency (`score(…, gram=True)`), take one threshold on it for all groups, others the Tolerance of Difference,
-        or, where no classes were compared, one threshold on R, unless `allocation` and `removal` say otherwise.
+        of that kind go) is given. Scores with the residual, a second-order saliency (`score(…, gram=True)`), take one
+        threshold on it for all groups, over what a unit costs where that is the same whatever else goes ("priced", as
+        in transformers; elsewhere "global"). Others take the Tolerance of Difference, or, where no classes were
+        compared, one threshold on R. `allocation` and `removal` say otherwise.
 
         Options, all of them keywords:
-            allocation=None: how removal is spread over groups: "tod", "uniform", "global" or "normalized".
+            allocation=None: how removal is spread over groups: "tod", "uniform", "global", "normalized" or "priced".
             removal=None: the signal that decides the order in a group, low goes first: a name in `signals`, "random",
                 or a function of a group that gives a score per unit.
             protect="taylor": the signal that "tod" holds against it; high stays.

@@ -58,9 +58,9 @@ def images() -> Setup:
 
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "compensate": (None, "none", "mean", "least_squares", "sequential"),
+    "compensate": (None, "none", "mean", "least_squares", "sequential", "joint"),
     "biases": ("auto", True, False),
-    "allocation": (None, "tod", "uniform", "global", "normalized"),
+    "allocation": (None, "tod", "uniform", "global", "normalized", "priced"),
     "target": ("tod", "keep_params", "keep_flops", "drop"),
     "class_of": (None, False, "given"),
     "recipe": ("default", "paper"),
@@ -148,14 +148,16 @@ def test_every_combination_runs_or_names_a_remedy_that_works(made: Any) -> None:
 
 
 @pytest.mark.parametrize("compensate", [None, "none", "mean", "least_squares", "sequential"])
-@pytest.mark.parametrize("allocation", [None, "uniform", "global", "normalized"])
+@pytest.mark.parametrize("allocation", [None, "uniform", "global", "normalized", "priced"])
 @pytest.mark.usefixtures("quick")
 def test_a_language_model_is_asked_for_no_classes(compensate: str | None, allocation: str | None) -> None:
     model, data, loss, units, _ = language()
     options = {"compensate": compensate, "allocation": allocation, "keep_params": 0.8, "progress": False}
     _, made = fk.prune(model, data, loss, units=units, **options)
     assert made.choices["request"]["removal"] == "residual"
-    assert made.choices["request"]["allocation"] == (allocation or "global")
+    assert made.choices["request"]["allocation"] == (
+        allocation or "global"
+    )  # its stream can be cut too, so costs multiply
     assert made.choices["compensation"] == (compensate or "sequential")
 
 

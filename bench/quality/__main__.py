@@ -1,8 +1,8 @@
 """`python -m bench.quality [--models …] [--seeds …] [--quick]`: the grid, bench/results/quality.*, docs/quality.md.
 
 Trained weights are kept in bench/quality/.cache; rows of other models and seeds stay in the results file, so a run can
-be cut into several. `--document` only writes the document anew, `--agreement` only compares the paper's recipe with the
-paper's package before.
+be cut into several; with `--methods` or `--compensations` those of other recipes stay too. `--document` only writes the
+document anew, `--agreement` only compares the paper's recipe with the paper's package before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from bench.provenance import ROOT, provenance, versions, write_results
 from bench.quality import agreement, document, rows, train
 from bench.quality.catalogue import ENTRIES
-from bench.quality.grid import KEEPS, Grid, run
+from bench.quality.grid import COMPENSATIONS, KEEPS, Grid, run
 from bench.quality.methods import METHODS
 
 ROWS = ROOT / "bench" / "results" / "quality.csv"
@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--methods", nargs="+", choices=[m.name for m in METHODS], metavar="METHOD", help="fewer of them"
     )
+    compensations = {"choices": COMPENSATIONS, "metavar": "COMPENSATION", "help": "fewer of them"}
+    parser.add_argument("--compensations", nargs="+", **compensations)
     parser.add_argument("--keeps", nargs="+", type=float, default=list(KEEPS), help="other budgets")
     parser.add_argument("--quick", action="store_true", help="two methods, few budgets, printed and not written")
     parser.add_argument("--document", action="store_true", help="write the document from the results there are")
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
     some = [m for m in METHODS if m.name in (chosen.methods or [m.name])]
-    grid = Grid(keeps=chosen.keeps, methods=some, rivals=chosen.methods is None)
+    partly = bool(chosen.methods or chosen.compensations)
+    grid = Grid(chosen.keeps, some, chosen.compensations or COMPENSATIONS, rivals=not partly)
     if not (chosen.document or chosen.agreement):
         for name in chosen.models:
             for seed in chosen.seeds:
@@ -62,9 +65,13 @@ def main(arguments: Sequence[str]) -> int:
                         print(f"  {what} {row.after:8.4f} of {row.before:.4f}")
                     continue
                 with _alone():
-                    rows.write(ROWS, rows.merged(rows.read(ROWS), outcome.rows))
-                    _note(name, seed, outcome.left_out)
-    if not (chosen.document or chosen.quick):
+                    rows.write(ROWS, rows.merged(rows.read(ROWS), outcome.rows, partly=partly))
+                    if partly:
+                        asked = ", ".join([*(chosen.methods or []), *(chosen.compensations or [])])
+                        _note(name, seed, asked)
+                    else:
+                        _note(name, seed, "", outcome.left_out)
+    if not (chosen.document or chosen.quick or partly):
         write_results(AGREEMENT, packages=versions(PACKAGES), rows=agreement.rows())
     if not chosen.quick:
         document.write(rows.read(ROWS), json.loads(NOTE.read_text()), json.loads(AGREEMENT.read_text()), ROOT / "docs")
@@ -80,12 +87,17 @@ def _alone() -> Iterator[None]:
         yield
 
 
-def _note(model: str, seed: int, left_out: list[dict[str, Any]]) -> None:
-    """When, with which versions, and what was left out: beside the rows."""
+def _note(model: str, seed: int, asked: str, left_out: list[dict[str, Any]] | None = None) -> None:
+    """When, with which versions, and what was left out: beside the rows. `asked`: which methods and compensations,
+    where not all; what was left out before is then still so."""
     known = json.loads(NOTE.read_text()) if NOTE.exists() else {"runs": {}, "left_out": []}
-    kept = [item for item in known["left_out"] if (item["model"], item["seed"]) != (model, seed)]
-    runs = {**known["runs"], f"{model}, seed {seed}": {k: provenance()[k] for k in ("commit", "date")}}
-    write_results(NOTE, packages=versions(PACKAGES), runs=runs, left_out=[*kept, *left_out])
+    run = f"{model}, seed {seed}"
+    kept = known["left_out"]
+    if left_out is not None:
+        kept = [*(item for item in kept if (item["model"], item["seed"]) != (model, seed)), *left_out]
+    made = {k: provenance()[k] for k in ("commit", "date")}
+    runs = {**known["runs"], f"{run}: {asked}" if asked else run: made}
+    write_results(NOTE, packages=versions(PACKAGES), runs=runs, left_out=kept)
 
 
 if __name__ == "__main__":

@@ -79,3 +79,6 @@ def _entries() -> list[Entry | Pretrained]:
 
 
 ENTRIES = {entry.name: entry for entry in _entries()}
+ADDS_UP = frozenset(  # nets of which a unit costs the same whatever else goes: the default prices there
+    {"convnext-digits", "vit-digits", "vit-glyphs", "lm-text", "moe-text", "minilm-sentences"}
+)

@@ -23,7 +23,7 @@ class Method:
     """Arguments of `Scores.plan`."""
 
     name: str
-    allocation: str
+    allocation: str | None
     removal: str
     protect: str = "taylor"
 
@@ -41,7 +41,7 @@ METHODS = (
     Method("L1, uniform", "uniform", "l1"),
     Method("random, uniform", "uniform", "random"),
 )
-DEFAULT = METHODS[0]
+DEFAULT = Method("default", None, "residual")  # one of the first two: no run of its own, see `summary.with_default`
 
 
 def score(model: nn.Module, task: Task, seed: int) -> fk.Scores:

@@ -10,8 +10,9 @@ from bench.quality.rows import Row
 from bench.quality.summary import Recipe, Summary, quality
 
 LINES: tuple[tuple[Recipe, str, str], ...] = (
-    (("residual, global", "sequential"), "fairkern default, sequential", "#7b241c"),
-    (("residual, global", "least_squares"), "fairkern default, least squares", "#e74c3c"),
+    (("default", "joint"), "fairkern default, joint", "#17202a"),
+    (("default", "sequential"), "fairkern default, sequential", "#7b241c"),
+    (("default", "least_squares"), "fairkern default, least squares", "#e74c3c"),
     (("FAIR ToD, consumer taps", "sequential"), "FAIR ToD, sequential", "#1f618d"),
     (("FAIR ToD, consumer taps", "least_squares"), "FAIR ToD, least squares", "#5dade2"),
     (("FAIR ToD, paper recipe", "none"), "FAIR paper, bare", "#a569bd"),

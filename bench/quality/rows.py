@@ -44,11 +44,16 @@ def read(path: Path) -> list[Row]:
         return [Row(**{name: kinds[name](value) for name, value in line.items()}) for line in csv.DictReader(file)]
 
 
-def merged(old: Sequence[Row], new: Iterable[Row]) -> list[Row]:
-    """`new`, and those of `old` of other models or seeds; sorted by model and seed."""
+def merged(old: Sequence[Row], new: Iterable[Row], *, partly: bool = False) -> list[Row]:
+    """`new`, and those of `old` of other models or seeds; sorted by model and seed. `partly`: of these models and seeds
+    those of other methods and compensations stay as well."""
+
+    def key(row: Row) -> tuple[object, ...]:
+        return (row.model, row.seed, *((row.method, row.compensation) if partly else ()))
+
     new = list(new)
-    done = {(row.model, row.seed) for row in new}
-    return sorted([*(r for r in old if (r.model, r.seed) not in done), *new], key=lambda r: (r.model, r.seed))
+    done = {key(row) for row in new}
+    return sorted([*(r for r in old if key(r) not in done), *new], key=lambda r: (r.model, r.seed))
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

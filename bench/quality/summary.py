@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bench.quality.catalogue import ADDS_UP
+from bench.quality.methods import DEFAULT, METHODS
 from bench.quality.rows import Row
 from bench.quality.tasks.task import retained
 
@@ -30,6 +32,15 @@ def area(rows: Sequence[Row]) -> float:
     order = np.argsort(shares, kind="stable")
     places = np.linspace(LEAST, 1.0, 951)
     return float(np.interp(places, np.array(shares)[order], np.array(values)[order]).mean())
+
+
+def with_default(rows: Iterable[Row]) -> list[Row]:
+    """The rows, and under its own name those of the default: its plans are those of the residual per parameter on nets
+    whose costs add up, and those of the residual elsewhere."""
+    plain, priced = METHODS[0].name, METHODS[1].name
+    found = list(rows)
+    own = [row for row in found if row.method == (priced if row.model in ADDS_UP else plain)]
+    return [*found, *(replace(row, method=DEFAULT.name) for row in own)]
 
 
 @dataclass(frozen=True)

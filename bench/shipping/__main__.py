@@ -25,15 +25,13 @@ def main(names: Sequence[str]) -> int:
     if unknown:
         print(f"{unknown[0]}: no family of this name; there are {', '.join(FAMILIES)}", file=sys.stderr)
         return 2
-    rows: list[dict[str, Any]] = []
+    rows = json.loads(RESULTS.read_text())["rows"] if names and RESULTS.exists() else []
     for name in names or TWELVE:
-        rows += family(name)
-    if names and RESULTS.exists():
-        rows = [row for row in json.loads(RESULTS.read_text())["rows"] if row["family"] not in names] + rows
-    rows.sort(key=lambda row: (list(FAMILIES).index(row["family"]), row["keep_params"]))
-    ships = sum("failed" not in row for row in rows)
-    write_results(RESULTS, packages=versions(["transformers", "tokenizers", "accelerate"]), ships=ships, rows=rows)
-    print(f"{ships} of {len(rows)}", file=sys.stderr)
+        rows = [row for row in rows if row["family"] != name] + family(name)
+        rows.sort(key=lambda row: (list(FAMILIES).index(row["family"]), row["keep_params"]))
+        ships = sum("failed" not in row for row in rows)
+        write_results(RESULTS, packages=versions(["transformers", "tokenizers", "accelerate"]), ships=ships, rows=rows)
+        print(f"{ships} of {len(rows)}", file=sys.stderr)
     return 0
 
 

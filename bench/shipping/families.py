@@ -49,6 +49,7 @@ _DEEPSEEK = {
 }
 _GPT_OSS = {**_EXPERTS, "intermediate_size": 64, "num_local_experts": 8, "head_dim": 8, "sliding_window": 32}
 _GPT2 = {"vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 4, "n_head": 8, "n_positions": 256}
+_FALCON = {**{k: v for k, v in _WIDE.items() if k != "intermediate_size"}, "ffn_hidden_size": 256}
 _OPT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -76,7 +77,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _GIVEN_HEAD),
     "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", _GROUPED),
     "gpt-oss": ("GptOssConfig", "GptOssForCausalLM", _GPT_OSS),
-    "falcon": ("FalconConfig", "FalconForCausalLM", {**_WIDE, "ffn_hidden_size": 160}),
+    "falcon": ("FalconConfig", "FalconForCausalLM", _FALCON),
 }
 TWELVE = tuple(FAMILIES)[:12]
 

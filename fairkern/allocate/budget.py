@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from typing_extensions import Unpack
@@ -19,7 +19,7 @@ from fairkern.allocate.options import (
     limits,
     parse_target,
 )
-from fairkern.allocate.prices import priced, together
+from fairkern.allocate.prices import costs, priced, together
 from fairkern.allocate.signals import RANDOM, check_signal, defaults, is_function, levels, name_of, read_signal
 from fairkern.allocate.steps import Budget, Steps, budget_terms, fewest, give_back
 from fairkern.allocate.tod import (
@@ -56,13 +56,15 @@ def allocate(
     than rounding is a tie (`fairkern.ties`), so that a plan does not depend on how the data was batched. How many go is
     decided by one threshold for all groups: with `allocation="tod"` the Tolerance of Difference (FAIR-Pruner,
     arXiv 2508.02291), with `"uniform"` the fraction of the group, with `"global"` the removal signal itself, with
-    `"normalized"` the removal signal divided by its mean magnitude in the group. In a group of several sets (the inner
-    units of experts) every set loses as many units as the others, and not the same ones.
+    `"normalized"` the removal signal divided by its mean magnitude in the group, with `"priced"` the removal signal
+    divided by what a unit of the group costs in the whole model, in the currency of the budget: the least of the signal
+    for what is saved, where costs add up. In a group of several sets (the inner units of experts) every set loses as
+    many units as the others, and not the same ones.
 
     Groups that have to lose equal shares move together, as one bundle: with `"uniform"` all of one kind with as many
     units, each of as many positions; with `serve=` those that the server counts by one number. A bundle's threshold is
-    the mean of its groups' thresholds, weighted by the units that go with it, so that it says what a unit is worth, as
-    that of a group with several sets does.
+    the mean of its groups' thresholds, weighted by the units that go with it (or by what they cost, where that is the
+    price), so that it says what a unit is worth, as that of a group with several sets does.
 
     A budget is solved for that threshold; between the last threshold that keeps too much and the first that keeps
     little enough, bundles are cut partway, by equal fractions and then step by step; steps that still fit under the
@@ -78,8 +80,9 @@ def allocate(
         keep_latency: the same for the milliseconds that `latency` predicts.
         drop: so many units of every group of a kind go, exactly: `{"expert": 2}`. What is tied to them goes along.
         latency: the measured table that `keep_latency` is solved with.
-        allocation: "tod", "uniform", "global" or "normalized"; None takes "global" where the scores hold the residual
-            (the second-order saliency) or compare no classes, else and for a tolerance "tod".
+        allocation: "tod", "uniform", "global", "normalized" or "priced"; None takes "priced" where the scores hold the
+            residual (the second-order saliency) and a unit costs the same whatever else goes (`adds_up`: transformers),
+            "global" elsewhere with the residual and where no classes are compared, else and for a tolerance "tod".
         removal: signal that decides the order; low goes first. A name in `scores.signals`, "random", or a function
             `AxisGroup → scores [units]`. None: "residual" where there is one ("wasserstein" with "tod"), else
             "wasserstein", or "taylor" where no classes were compared.
@@ -133,10 +136,12 @@ def allocate(
     limit = limits(units, ignored, asked, served.multiples)
     same = [tie.groups for tie in served.ties if tie.same]
     first_signal = together(read_signal(scores, "removal", removal), same)
-    measured = kind in (Allocation.GLOBAL, Allocation.NORMALIZED) and not (is_function(removal) or removal == RANDOM)
+    measured = kind.pools and not (is_function(removal) or removal == RANDOM)
     counted = target in (Target.PARAMS, Target.FLOPS, Target.LATENCY)
-    if measured and kind is Allocation.GLOBAL and units.branches and counted:
-        first_signal = priced(units, first_signal, budget_terms(units, target, latency), same)
+    pays = kind is Allocation.PRICED or (measured and kind is Allocation.GLOBAL and units.branches and counted)
+    terms = budget_terms(units, target, latency) if counted else units.params
+    if pays:
+        first_signal = priced(units, first_signal, terms, same)
     ranked = levels(removal, first_signal)
     held: dict[int, FloatArray] = {}
     if kind is Allocation.TOD:
@@ -152,8 +157,10 @@ def allocate(
     none = {g for made in bundles if not len(made.parts) for g in made.groups}
     stays |= dict.fromkeys(none if asked.serve else (), "limits and server allow no smaller number of them")
     needs = _needs(kind, {g: ranked[g] for g in told}, held, first_signal)
-    sets = [group.sets for group in units.groups]
-    prices = [_price(kind, made, needs, sets) for made in bundles]
+    weights = np.array([group.sets for group in units.groups], dtype=np.float64)
+    if kind is Allocation.PRICED:
+        weights = costs(units, terms)
+    prices = [_price(kind, made, needs, weights) for made in bundles]
     steps = Steps.of(prices, measured)
     moved = Levels.of(bundles, len(units.groups))
 
@@ -223,13 +230,15 @@ def _needs(
         return tolerance_curves(ranked, {g: held[g] for g in ranked})
     if kind is Allocation.UNIFORM:
         return {g: fraction_need(ranked[g].shape[-1]) for g in ranked}
-    need = pooled_need if kind is Allocation.GLOBAL else normalized_need
+    need = normalized_need if kind is Allocation.NORMALIZED else pooled_need
     return {g: need(removal[g]) for g in ranked}
 
 
-def _price(kind: Allocation, made: Bundle, needs: dict[int, FloatArray], sets: Sequence[int]) -> FloatArray:
+def _price(
+    kind: Allocation, made: Bundle, needs: dict[int, FloatArray], weights: FloatArray | IndexArray
+) -> FloatArray:
     """Per step of a bundle the threshold that it needs, ascending."""
-    price = made.price(needs, sets)
+    price = made.price(needs, weights)
     if kind is Allocation.TOD and len(made.parts):
         price = tolerance_need(price[: made.parts[-1]])
     return price[made.parts - 1]

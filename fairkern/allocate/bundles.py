@@ -21,17 +21,17 @@ class Bundle:
     units: tuple[int, ...]
     parts: IndexArray  # how many parts may go, ascending, without 0
 
-    def price(self, needs: Mapping[int, FloatArray], sets: Sequence[int]) -> FloatArray:
+    def price(self, needs: Mapping[int, FloatArray], weights: FloatArray) -> FloatArray:
         """Per number of parts, from 1 up, the mean need of the units that go with the last of them.
 
-        `needs[g][k − 1]`: of the k-th unit of a group, of each of its sets; `sets`: how many those are. A mean over
-        units, so that a bundle's step and one of a single group are told by one threshold: both say what a unit is
-        worth. It ascends where the members' needs do.
+        `needs[g][k − 1]`: of the k-th unit of a group, of each of its sets; `weights`: of a unit of each group in the
+        mean, as a rule how many sets it has. So a bundle's step and one of a single group are told by one threshold:
+        both say what a unit is worth. It ascends where the members' needs do.
         """
         at = [needs[g][size - 1 :: size] for g, size in zip(self.groups, self.units, strict=True)]
         if len(at) == 1:
             return at[0]
-        weight = np.array([size * sets[g] for g, size in zip(self.groups, self.units, strict=True)])
+        weight = np.array([size * weights[g] for g, size in zip(self.groups, self.units, strict=True)])
         return np.asarray(weight @ np.array(at) / weight.sum())
 
 

@@ -30,6 +30,12 @@ class Allocation(enum.Enum):
     UNIFORM = "uniform"
     GLOBAL = "global"
     NORMALIZED = "normalized"
+    PRICED = "priced"
+
+    @property
+    def pools(self) -> bool:
+        """Whether groups are held against each other by the removal signal."""
+        return self in (Allocation.GLOBAL, Allocation.NORMALIZED, Allocation.PRICED)
 
 
 class Target(enum.Enum):

@@ -31,10 +31,7 @@ def priced(
 
     So one threshold gives up least for what is saved, whether that is a neuron or an MLP as a whole.
     """
-    whole = np.zeros(len(units.groups), dtype=np.int64)
-    cost = Cost(units, terms)
-    least = _LEAST * cost(whole)
-    saved = np.maximum(-cost.change(whole, whole - 1), least)
+    saved, least = costs(units, terms), _least(units, terms)
     alone = together(_alone(units, terms), same)
     found, branched = {}, units.branched
     for g, values in scores.items():
@@ -44,9 +41,19 @@ def priced(
     return found
 
 
+def costs(units: UnitMap, terms: Sequence[CostTerm]) -> FloatArray:
+    """Per group, what goes with a unit of each of its sets while all others stay, above zero."""
+    whole = np.zeros(len(units.groups), dtype=np.int64)
+    return np.maximum(-Cost(units, terms).change(whole, whole - 1), _least(units, terms))
+
+
+def _least(units: UnitMap, terms: Sequence[CostTerm]) -> float:
+    return _LEAST * Cost(units, terms)(np.zeros(len(units.groups), dtype=np.int64))
+
+
 def _alone(units: UnitMap, terms: Sequence[CostTerm]) -> dict[int, FloatArray]:
     """Per group, what goes with each unit alone."""
-    found = {g: np.zeros(group.units) for g, group in enumerate(units.groups)}
+    found = {g: np.zeros(group.total) for g, group in enumerate(units.groups)}
     lengths = np.array([extent.length for extent in units.extents], dtype=np.float64)
     for term in terms:
         owners = {(units.extents[e].parts[0][0], units.extents[e].unit) for e in term.extents if units.extents[e].parts}

@@ -10,7 +10,8 @@ from fairkern import ties
 from fairkern.allocate.options import Allocation
 from fairkern.errors import InputError
 from fairkern.options import choose, short
-from fairkern.types import AxisGroup, FloatArray, Scores
+from fairkern.plans.cost import adds_up
+from fairkern.types import AxisGroup, FloatArray, Scores, UnitMap
 
 RANDOM, RESIDUAL, TAYLOR, WASSERSTEIN = "random", "residual", "taylor", "wasserstein"
 
@@ -18,9 +19,10 @@ RANDOM, RESIDUAL, TAYLOR, WASSERSTEIN = "random", "residual", "taylor", "wassers
 def defaults(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> tuple[Allocation, Any]:
     """The allocation and the removal signal, where they are not given the best that these scores can do.
 
-    With the residual, a second-order saliency (scored with `gram=True`), that is one threshold on it for all groups; a
-    tolerance, or scores without it, take the Tolerance of Difference with the Wasserstein signal. Where no classes were
-    compared there is neither: one threshold on the Taylor signal, which is in the currency of the loss as well.
+    With the residual, a second-order saliency (scored with `gram=True`), that is one threshold on it for all groups,
+    over what a unit costs where costs add up; a tolerance, or scores without it, take the Tolerance of Difference with
+    the Wasserstein signal. Where no classes were compared there is neither: one threshold on the Taylor signal, which
+    is in the currency of the loss as well.
     """
     first_order = WASSERSTEIN if _of_classes(scores) else TAYLOR
     best = RESIDUAL if RESIDUAL in scores.signals and not tolerance else first_order
@@ -31,10 +33,14 @@ def defaults(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> 
     else:
         asked = removal if isinstance(removal, str) else ""
         pooled = best != WASSERSTEIN if removal is None else best == RESIDUAL == asked
-        kind = Allocation.GLOBAL if pooled else Allocation.TOD
+        kind = _pooled(scores.units, best) if pooled else Allocation.TOD
     if removal is None:
         removal = WASSERSTEIN if kind is Allocation.TOD else best
     return kind, removal
+
+
+def _pooled(units: UnitMap, best: str) -> Allocation:
+    return Allocation.PRICED if best == RESIDUAL and adds_up(units) else Allocation.GLOBAL
 
 
 def _of_classes(scores: Scores) -> bool:

@@ -13,6 +13,7 @@ from fairkern.types import AxisGroup, ConfigField
 _INNER = (
     "intermediate_size",
     "ffn_dim",
+    "ffn_hidden_size",
     "encoder_ffn_dim",
     "decoder_ffn_dim",
     "hidden_dim",

@@ -38,11 +38,23 @@ class Losses:
 
         Raises InputError for a model that gives no loss at all, and for one that is no number.
         """
+        return self._once(batch)[1]
+
+    def answered(self, batch: Batch) -> tuple[Any, Tensor]:
+        """What the model returns for a batch, and the batch's loss. Raises as `of`."""
+        output, loss = self._once(batch)
+        if loss is None:
+            output, loss = self._once(batch)
+        assert loss is not None
+        return output, loss
+
+    def _once(self, batch: Batch) -> tuple[Any, Tensor | None]:
         with _seeded(self._seed + batch.number):
-            loss = self._given(batch) if self._loss_fn is None else self._loss_fn(self._output(batch), batch.targets)
+            output = self._output(batch)
+            loss = self._given(batch, output) if self._loss_fn is None else self._loss_fn(output, batch.targets)
         if loss is None and self._training is None and self._tells(batch):
             self._training = True
-            return None
+            return output, None
         if loss is None and self._loss_fn is None:
             raise self._without()
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
@@ -51,16 +63,15 @@ class Losses:
                 "of a floating dtype"
             )
         self._sure, self._training = True, bool(self._training)
-        return loss.reshape(())
+        return output, loss.reshape(())
 
     def forward(self, batch: Batch) -> None:
         """The forward pass of `of` alone."""
         with _seeded(self._seed + batch.number):
             self._output(batch) if self._training else call_model(self._model, batch.inputs)
 
-    def _given(self, batch: Batch) -> Tensor | None:
+    def _given(self, batch: Batch, output: Any) -> Tensor | None:
         """What the model itself gives as its loss."""
-        output = self._output(batch)
         self._returned = describe(output)
         return _found(output, added=bool(self._training) or batch.parts.hands_on)
 

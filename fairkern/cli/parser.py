@@ -66,7 +66,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_scoring(prune, optional=True)
     _add_planning(prune)
     _add_tracing(prune)
-    methods = (*COMPENSATIONS, "sequential")
+    methods = (*COMPENSATIONS, "sequential", "joint")
     prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
     _add_biases(prune)
     steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
@@ -156,5 +156,5 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
     parser.add_argument("--min-keep", type=positive, default=1, metavar="N", help="at least N units of every group")
     parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")
-    parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized"))
+    parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized", "priced"))
     parser.add_argument("--removal", metavar="SIGNAL", help="signal that orders the units; low goes first")

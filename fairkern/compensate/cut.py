@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from fairkern.compact import apply
 from fairkern.compensate.correction import Correction, fold
+from fairkern.compensate.divergence import Loss
 from fairkern.compensate.fit import Compensation
 from fairkern.compensate.intercepts import Biases, Places, fulfil
+from fairkern.compensate.joint import fit_together
 from fairkern.compensate.one_shot import corrections
 from fairkern.compensate.refit import refit
 from fairkern.errors import InputError
@@ -27,6 +29,7 @@ class Cut:
 
     `biases`: by what it was decided which weights get a bias that have none; None where nothing was compensated.
     `config`: fields of the configuration that were set for them. `unplaced`: biases that it has no field for.
+    `divergence`: of the outputs, before and after all layers were fitted together.
     """
 
     model: nn.Module
@@ -34,6 +37,7 @@ class Cut:
     biases: str | None = None
     config: tuple[ConfigChange, ...] = ()
     unplaced: tuple[str, ...] = ()
+    divergence: tuple[float, float] | None = None
 
 
 def cut(
@@ -46,25 +50,28 @@ def cut(
     inplace: bool,
     backend: str = "auto",
     biases: Biases = Biases.AUTO,
+    loss: Loss | None = None,
 ) -> Cut:
-    """The smaller model that `plan` leaves, and what was done.
+    """The smaller model that `plan` leaves, and what was done. `loss`: what joint compensation goes by; how it is
+    reduced and its seed are those of the scores.
 
-    Raises InputError where a method is not given what it needs: scores, for sequential compensation a loader that can
-    be iterated again and a model that is not cut in place; and what `corrections` and `apply` raise.
+    Raises InputError where a method is not given what it needs: scores, for sequential and joint compensation a loader
+    that can be iterated again and a model that is not cut in place; and what `corrections`, `fit_together` and `apply`
+    raise.
     """
     if method is Compensation.NONE:
         return Cut(apply(model, plan, inplace=inplace, backend=backend))
     if scores is None:
         raise InputError(f"compensate={method.value!r} needs the scores that the plan was made from: pass scores=")
-    if method is Compensation.SEQUENTIAL and scores.provenance.get("keeps"):
+    if method.compares and scores.provenance.get("keeps"):
         raise InputError(
-            f"compensate='sequential' walks through all batches together; this {type(model).__name__} keeps what is "
-            f"of one batch in its modules (in {scores.provenance['keeps'][0]}): use compensate='least_squares'"
+            f"compensate={method.value!r} walks through all batches together; this {type(model).__name__} keeps what "
+            f"is of one batch in its modules (in {scores.provenance['keeps'][0]}): use compensate='least_squares'"
         )
     with in_use(model, "apply()", reading=not inplace), without_autocast():
         places = Places(model, plan, scores.units, biases)
-        if method is Compensation.SEQUENTIAL:
-            again = _read_again(loader, inplace)
+        if method.compares:
+            again = _read_again(method, loader, inplace)
             found = corrections(model, plan, scores, Compensation.LEAST_SQUARES, places=places)
             made = refit(model, plan, scores, found, again)
         else:
@@ -80,13 +87,18 @@ def cut(
             return small
 
         small = undivided(finish) if inplace else finish()
-    return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags), unplaced)
+        divergence = None
+        if method is Compensation.JOINT:
+            said = {"mean": scores.provenance.get("loss_reduction") != "sum", "seed": scores.provenance.get("seed", 0)}
+            divergence = fit_together(model, small, plan, scores.units, again, replace(loss or Loss(), **said))
+    return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags), unplaced, divergence)
 
 
-def _read_again(loader: Iterable[Any] | None, inplace: bool) -> Iterable[Any]:
+def _read_again(method: Compensation, loader: Iterable[Any] | None, inplace: bool) -> Iterable[Any]:
+    asked = f"compensate={method.value!r}"
     if loader is None or isinstance(loader, Iterator):
         given = "none was given" if loader is None else "this one can be iterated once only"
-        raise InputError(f"compensate='sequential' looks at the data again and needs a loader; {given}")
+        raise InputError(f"{asked} looks at the data again and needs a loader; {given}")
     if inplace:
-        raise InputError("compensate='sequential' compares with the uncut model: it cannot be done with inplace=True")
+        raise InputError(f"{asked} compares with the uncut model: it cannot be done with inplace=True")
     return loader

@@ -15,13 +15,20 @@ from fairkern.types import IndexArray, JointMoments, Moments
 
 
 class Compensation(enum.Enum):
-    """What is folded into the consumers: nothing, the removed units' means, their least-squares prediction, or that
-    layer after layer, each on what it reads once those before it have been cut."""
+    """What is folded into the consumers: nothing, the removed units' means, their least-squares prediction, that layer
+    after layer, each on what it reads once those before it have been cut, or what all layers together can do for the
+    outputs."""
 
     NONE = "none"
     MEAN = "mean"
     LEAST_SQUARES = "least_squares"
     SEQUENTIAL = "sequential"
+    JOINT = "joint"
+
+    @property
+    def compares(self) -> bool:
+        """Whether it looks at the data again, in the cut model and in the uncut one."""
+        return self in (Compensation.SEQUENTIAL, Compensation.JOINT)
 
 
 @dataclass(frozen=True, eq=False)

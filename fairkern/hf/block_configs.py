@@ -10,6 +10,7 @@ Three ways of saying it, each with names of its own (the tests hold a copy of th
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fairkern.errors import InputError
@@ -76,6 +77,10 @@ def uneven_config(config: Mapping[str, Any], blocks: Blocks, schema: str) -> dic
     """
     if schema not in SCHEMAS:
         raise InputError(f"the schema is {schema!r}; expected one of {', '.join(SCHEMAS)}")
+    there = [index for index, block in enumerate(blocks.blocks) if any(block.sizes)]
+    blocks = replace(
+        blocks, blocks=blocks.blocks[: max(there, default=0) + 1]
+    )  # behind them are blocks that went whole
     heads = heads_of(blocks)
     written = dict(config)
     written |= {"num_hidden_layers": len(blocks.blocks), "head_dim": blocks.head_size}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fairkern import options as checks
+from fairkern.allocate import refuse_unknown
 from fairkern.errors import InputError
 from fairkern.hf.folder import Folder, open_folder
 from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
@@ -26,6 +27,7 @@ from fairkern.model.nested import can_take
 from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
 from fairkern.pruning import prune as prune_model
+from fairkern.pruning.options import planned
 from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
 
@@ -35,14 +37,21 @@ _SEQUENCE = 512
 _PROMPT = 16  # tokens before those that are timed
 
 
+_TARGETS = ("tod", "keep_params", "keep_flops", "keep_latency", "drop")
+_OWN = (
+    *("out", "sequence", "samples", "held_out", "packing", "padding", "batch_size"),
+    *("dtype", "device", "trust_remote_code"),
+)
+
+
 class FolderOptions(PruningOptions, total=False):
     """Keywords of `fk.prune`, which it is given."""
 
     tod: float | None
-    drop: Any
     keep_params: float | None
     keep_flops: float | None
     keep_latency: float | None
+    drop: Mapping[str, int] | None
     iterations: int
     compensate: str | None
     biases: str | bool
@@ -107,6 +116,8 @@ def prune(
     """
     if options.get("serve") is None:
         options["serve"] = _HF
+    refuse_unknown("fk.hf.prune()", options, FolderOptions.__annotations__, _OWN)
+    planned(options, *map(options.get, _TARGETS))
     layout = _layout(sequence, samples, held_out, packing, padding, batch_size)
     trust, dtype = checks.flag("trust_remote_code", trust_remote_code), _dtype(dtype)
     place = _device(device)

@@ -169,6 +169,27 @@ def told_apart(units: UnitMap) -> set[int]:
     return {group for extent in units.extents if extent.unit is not None for group, _ in extent.parts}
 
 
+def adds_up(units: UnitMap) -> bool:
+    """Whether a unit costs the same, whatever else goes: no parameter's size is a product of two that shrink.
+
+    So it is where all layers hang on a stream that stays (transformers), and not in a chain, where a unit costs less
+    the fewer units the next layer has. Whole experts and branches are left aside: those that stay keep their sizes.
+
+    Example:
+        >>> from fairkern.types import AxisGroup
+        >>> groups = tuple(AxisGroup(name, "neuron", 8, axes=(), taps=()) for name in "ab")
+        >>> extents = (Extent(8, ((0, 1),)), Extent(8, ((1, 1),)), Extent(3, ()))
+        >>> chain = UnitMap("Net", groups, (), extents, (CostTerm(1.0, (0, 1)),), (), (), {})
+        >>> stream = UnitMap("Net", groups, (), extents, (CostTerm(1.0, (0, 2)), CostTerm(1.0, (1, 2))), (), (), {})
+        >>> adds_up(chain), adds_up(stream)
+        (False, True)
+    """
+    whole = {g for g in units.prunable if any(tap.side.whole for tap in units.groups[g].taps)} | set(units.branched)
+    moving = set(units.prunable) - whole
+    shrinks = [any(group in moving for group, _ in extent.parts) for extent in units.extents]
+    return all(sum(shrinks[e] for e in term.extents) <= 1 for term in units.params)
+
+
 def extents_after(units: UnitMap, removed: IndexArray) -> list[int]:
     """Every extent of the map that is not one unit's when group `g` loses `removed[g]` units."""
     return [e.length - sum(int(removed[g]) * per_unit for g, per_unit in e.parts) for e in units.extents]

@@ -11,7 +11,7 @@ from typing import Any
 from fairkern.compact.config import config_value, set_config
 from fairkern.types import ConfigChange, ConfigField
 
-_ALL = 512  # so many values are asked one by one; of more, first a few of every kind
+_ALL = 64  # so many values are asked one by one; of more, first a few of every kind
 
 
 def with_admitted(config: Any, fields: Sequence[ConfigField], units: Sequence[int]) -> tuple[ConfigField, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fairkern import capture, types
-from fairkern.allocate import Allocation, Planning, PlanningOptions, parse_target, refuse_unknown
+from fairkern.allocate import refuse_unknown
 from fairkern.api import RUN, check_data, check_model, check_more
 from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation
@@ -25,6 +25,7 @@ from fairkern.pruning.options import (
     check_steps,
     check_traced,
     fit_together,
+    planned,
 )
 from fairkern.pruning.steps import Asked, Run
 from fairkern.results import Report
@@ -76,7 +77,9 @@ def prune(
         compensate: None takes "sequential" where it can be had: the loader can be iterated again, the model need not be
             cut in place, the model keeps nothing of a batch in its modules (as a causal cache does), and what is held
             of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
-            `Report.choices["compensation"]` says which.
+            `Report.choices["compensation"]` says which. "joint" leaves more of the model at the price of some eighty
+            forward and backward passes; of several steps each is fitted to what the whole model gives, and
+            `Report.choices["divergence"]` says how far the last was from it before and after.
         biases: as for `apply`. `Report.choices["biases"]` says by what it was decided which weights get one,
             `Report.choices["through_zero"]` what it costs where none was possible, and `Report.choices["config"]`
             which fields of the configuration were set.
@@ -105,10 +108,7 @@ def prune(
     given_biases = Biases.given(biases)
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
-    planning: dict[str, Any] = {n: given for n, given in options.items() if n in PlanningOptions.__annotations__}
-    asked_of = Planning(**planning).allocation
-    kind = Allocation.TOD if asked_of is None else Allocation(asked_of)
-    target, keep = parse_target(kind, tod, keep_params, keep_flops, keep_latency, drop)
+    planning, target, keep = planned(options, tod, keep_params, keep_flops, keep_latency, drop)
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}

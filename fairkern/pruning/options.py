@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fairkern import types
-from fairkern.allocate import Allocation, PlanningOptions, Target
+from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, parse_target
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
@@ -18,7 +18,7 @@ KEYWORDS = (
     *("tod", *_BUDGETS, "drop", "latency", "iterations"),
     *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores"),
 )
-_FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL)  # made from second moments
+_FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL, Compensation.JOINT)  # made from second moments
 
 
 class PruningOptions(PlanningOptions, total=False):
@@ -38,6 +38,13 @@ class PruningOptions(PlanningOptions, total=False):
     memory_budget: int | None
     gram: bool
     progress: bool
+
+
+def planned(options: Mapping[str, Any], *targets: Any) -> tuple[dict[str, Any], Target, Any]:
+    """Of some options those of planning, checked, and the one target that was given, with its value."""
+    planning = {name: given for name, given in options.items() if name in PlanningOptions.__annotations__}
+    asked_of = Planning(**planning).allocation
+    return planning, *parse_target(Allocation.TOD if asked_of is None else Allocation(asked_of), *targets)
 
 
 def fit_together(
@@ -93,9 +100,9 @@ def check_method(method: Compensation | None, scoring: Mapping[str, Any], loader
         raise InputError(f"{asked} folds in means of what consumers read: use recipe='default', not 'paper'")
     if method is not Compensation.MEAN and scoring.get("gram") is False:
         raise InputError(f"{asked} solves from second moments, which gram=False leaves out: leave out gram=")
-    if method is Compensation.SEQUENTIAL and inplace:
+    if method.compares and inplace:
         raise InputError(f"{asked} compares with the uncut model: use compensate='least_squares' with inplace=True")
-    if method is Compensation.SEQUENTIAL and isinstance(loader, Iterator):
+    if method.compares and isinstance(loader, Iterator):
         raise InputError(
             f"{asked} looks at the data again, and this loader can be iterated once only: give a re-iterable one, or "
             "use compensate='least_squares'"

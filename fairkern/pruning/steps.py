@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairkern import report, types
 from fairkern.allocate import Planning
 from fairkern.api import score, trace
-from fairkern.compensate import Compensation
+from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import Cut, cut
 from fairkern.compensate.intercepts import Biases
 from fairkern.errors import BudgetError
@@ -88,7 +88,7 @@ class Run:
     def report(self) -> Report:
         """What was done, with one plan for the whole model, and its latency beside that of what is left."""
         before, after = self._latencies()
-        return summarise(
+        made = summarise(
             self._whole_plan(),
             scores=self.scores,
             title=f"{type(self.model).__name__}, pruned",
@@ -102,6 +102,9 @@ class Run:
             flags=self.flags,
             unplaced=self.unplaced,
         )
+        if self.cut.divergence is None:
+            return made
+        return replace(made, choices={**made.choices, "divergence": list(self.cut.divergence)})
 
     def _traced(self) -> types.UnitMap:
         """The map of a step's model; what a later one has that the first has not is left alone."""
@@ -148,10 +151,11 @@ class Run:
 
     def _cut(self, plan: Plan, number: int) -> None:
         self.method = self.asked.method or self._best_method()
-        own = number > 1 and self.method is not Compensation.SEQUENTIAL  # a copy of ours
+        own = number > 1 and not self.method.compares  # a copy of ours
         inplace = self.asked.inplace or own
-        biases = self.asked.biases
-        self.cut = cut(self.current, plan, self.method, self.scores, self.loader, inplace=inplace, biases=biases)
+        loss = Loss(self.loss_fn, self.asked.scoring.get("samples_of"), self.model)
+        how: dict[str, Any] = {"inplace": inplace, "biases": self.asked.biases, "loss": loss}
+        self.cut = cut(self.current, plan, self.method, self.scores, self.loader, **how)
         self.current = self.cut.model
         self.flags += self.cut.config
         self.unplaced += self.cut.unplaced

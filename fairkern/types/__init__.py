@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from fairkern.types.arrays import FloatArray, IndexArray
 from fairkern.types.branches import Blocks, Branch, BranchPart, Entries, Numbers, numbered
+from fairkern.types.configuration import ConfigField
 from fairkern.types.latency import LatencyCut, LatencyTable
 from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
 from fairkern.types.report import Report
 from fairkern.types.scores import JointMoments, Moments, Scores
+from fairkern.types.sizes import Passed, Replacement, SiteNumber, SizeAttribute, SizeSite
 from fairkern.types.units import (
     Axis,
     AxisGroup,
     CallSite,
-    ConfigField,
     CostTerm,
     Extent,
     FrozenAxis,
     GroupAxis,
     KeptUnits,
-    Passed,
-    Replacement,
     Side,
     Silence,
-    SiteNumber,
-    SizeAttribute,
-    SizeSite,
     Tap,
     UnitMap,
 )

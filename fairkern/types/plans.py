@@ -9,7 +9,8 @@ from typing import Any
 
 from fairkern.types.arrays import IndexArray
 from fairkern.types.branches import Branch
-from fairkern.types.units import Axis, Replacement, Silence, SiteNumber
+from fairkern.types.sizes import Replacement, SiteNumber
+from fairkern.types.units import Axis, Silence
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairkern.allocate import allocate
-from fairkern.plans.cost import Cost
+from fairkern.plans.cost import Cost, per_unit
 from fairkern.types import AxisGroup, Plan, Scores, UnitMap
 from tests.allocate.oracles import tod_by_sets
 from tests.synthetic import Sketch, chain, concat, random_scores, residual
 
 SKETCHES = {"chain": chain, "concat": concat, "residual": residual}
-ALLOCATIONS = ("tod", "uniform", "global", "normalized")
+ALLOCATIONS = ("tod", "uniform", "global", "normalized", "priced")
 
 
 def removed_counts(units: UnitMap, plan: Plan) -> np.ndarray:
@@ -126,6 +126,8 @@ def test_the_tolerance_is_the_first_that_is_feasible(name: str, allocation: str,
     cost = Cost(units, units.params)
     whole = cost(np.zeros(len(units.groups), np.int64))
 
+    costs = per_unit(units)[0]
+
     def needs(g: int) -> list[float]:
         u, r = (scores.signals[s][g].tolist() for s in ("wasserstein", "taylor"))
         most = int(0.99 * len(u))
@@ -134,6 +136,8 @@ def test_the_tolerance_is_the_first_that_is_feasible(name: str, allocation: str,
             return [min(curve[k - 1 : most]) for k in range(1, most + 1)]
         if allocation == "uniform":
             return [k / len(u) for k in range(1, most + 1)]
+        if allocation == "priced":
+            return [v / costs[g] for v in sorted(u)[:most]]
         return [v / (sum(u) / len(u) if allocation == "normalized" else 1.0) for v in sorted(u)[:most]]
 
     table = {g: needs(g) for g in units.prunable}

@@ -40,7 +40,7 @@ NAN, INF = float("nan"), float("inf")
         ({"keep_flops": [0.5]}, "keep_flops=\\[0.5\\] is a list"),
         (
             {"tod": 0.1, "allocation": "even"},
-            "allocation is 'even'; expected one of 'tod', 'uniform', 'global', 'normalized'",
+            "allocation is 'even'; expected one of 'tod', 'uniform', 'global', 'normalized', 'priced'",
         ),
         ({"keep_params": 0.5, "removal": lambda group: "many"}, "function <lambda> of group .* gives a str"),
         ({"keep_params": 0.5, "removal": lambda group: [1.0]}, r"has shape \(1,\)"),
@@ -101,7 +101,7 @@ def test_an_unreachable_budget_names_the_range_and_its_end_is_reachable(measure:
 
 
 def test_a_budget_of_all_removes_nothing() -> None:
-    for allocation in ("tod", "uniform", "global", "normalized"):
+    for allocation in ("tod", "uniform", "global", "normalized", "priced"):
         plan = allocate(random_scores(concat().build()), keep_params=1.0, allocation=allocation)
         assert plan.axes == ()
         assert plan.attributes == ()

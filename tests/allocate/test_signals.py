@@ -31,7 +31,7 @@ def scores(*names: str, **provenance: Any) -> Scores:
 
 def test_what_follows_from_the_scores() -> None:
     plain, fitted = scores("wasserstein", "taylor"), scores("wasserstein", "taylor", "residual")
-    tod, uniform, pooled = Allocation.TOD, Allocation.UNIFORM, Allocation.GLOBAL
+    tod, uniform, pooled = Allocation.TOD, Allocation.UNIFORM, Allocation.PRICED  # of a map of which all costs add up
     assert defaults(plain, None, None, False) == (tod, "wasserstein")
     assert defaults(plain, "uniform", None, False) == (uniform, "wasserstein")
     assert defaults(plain, None, "residual", False) == (tod, "residual")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fairkern.artefacts import writing
-from fairkern.artefacts.writing import replacing, replacing_all, whole_folder
+from fairkern.artefacts.writing import new_folder, replacing, replacing_all, whole_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -100,6 +100,50 @@ def test_a_writer_whose_new_file_was_taken_for_a_dead_ones_makes_another(
     assert len(taken) == 1
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_new_folder_is_whole_or_as_it_was(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "new"
+    if there:
+        target.mkdir(mode=0o700)
+
+    def half() -> None:
+        with new_folder(target) as place:
+            (place / "a").write_text("half")
+            raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError, match="half"):
+        half()
+    assert names(tmp_path) == (["new"] if there else [])
+    assert not there or names(target) == []
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("sync"), fsync(descriptor)))
+    monkeypatch.setattr(os, "rename", lambda one, other: (done.append(Path(other).name), rename(one, other)))
+    with new_folder(target) as place:
+        (place / "a").write_text("1")
+        (place / "within").mkdir()
+        (place / "within" / "b").write_text("2")
+        assert not there or names(target) == []
+    assert done == ["sync", "sync", "new", "sync"]
+    assert names(target) == ["a", "within"]
+    assert not there or target.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_new_folder_takes_the_place_of_nothing_that_is_full(tmp_path: Path) -> None:
+    target = tmp_path / "new"
+
+    def late() -> None:
+        with new_folder(target) as place:
+            (place / "a").write_text("mine")
+            target.mkdir()
+            (target / "b").write_text("others'")  # meanwhile
+
+    with pytest.raises(OSError, match="not empty"):
+        late()
+    assert names(tmp_path) == ["new"]
+    assert names(target) == ["b"]
 
 
 def test_what_is_not_ours_stays(tmp_path: Path) -> None:

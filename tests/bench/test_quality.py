@@ -12,12 +12,13 @@ from torch import nn
 
 import fairkern as fk
 from bench.quality import agreement, document, methods, rows, targets
-from bench.quality.catalogue import ENTRIES
+from bench.quality.catalogue import ADDS_UP, ENTRIES, Entry
 from bench.quality.grid import CLOSELY, RECALIBRATED, Grid, _Bench
 from bench.quality.rivals import RIVALS, Search, parameters
 from bench.quality.rows import Row
-from bench.quality.summary import LEAST, Summary, area
+from bench.quality.summary import LEAST, Summary, area, with_default
 from bench.quality.tasks.task import Task, accuracy, retained
+from fairkern.plans.cost import adds_up
 
 NOTE = {
     "date": "2026-01-02T03:04:05+00:00",
@@ -97,9 +98,9 @@ def test_targets_say_by_how_much_they_are_missed() -> None:
     found += [row(keep, 11.0, model="lm-text", metric="perplexity", before=10.0) for keep in (0.7, 0.5)]
     lines = targets.table(Summary(found), methods.DEFAULT.name)
     assert any("50% | vgg-digits | 100.00%, met | – |" in line for line in lines)
-    assert any("35% | vgg-digits | 97.00%, **missed** by 1.00 points | – |" in line for line in lines)
-    assert any("70% | lm-text | +10.00%, **missed** by 5.00 points | – |" in line for line in lines)
-    assert any("50% | lm-text | +10.00%, met | – |" in line for line in lines)
+    assert any("35% | vgg-digits | 97.00%, **missed** by 1.00 points | – | – |" in line for line in lines)
+    assert any("70% | lm-text | +10.00%, **missed** by 5.00 points | – | – |" in line for line in lines)
+    assert any("50% | lm-text | +10.00%, met | – | – |" in line for line in lines)
     assert lines[-1].startswith("Not run: resnet-digits, ")
     assert targets.budgets("lm-text") == {0.7, 0.5}
     assert all(model in ENTRIES for target in targets.TARGETS for model in target.models)
@@ -127,6 +128,26 @@ def test_rows_survive_the_file_and_replace_those_of_the_same_run(tmp_path: Path)
     assert rows.read(path) == first
     again = rows.merged(first, [row(0.2, 0.25)])
     assert [(r.model, r.keep) for r in again] == [("mlp-digits", 0.5), ("vgg-digits", 0.2)]
+    added = rows.merged(first, [row(0.2, 0.25, compensation="joint"), row(0.2, 0.5, compensation="joint")], partly=True)
+    assert [(r.model, r.keep) for r in added] == [("mlp-digits", 0.5), ("vgg-digits", 0.5), *[("vgg-digits", 0.2)] * 2]
+    assert rows.merged(added, [row(0.2, 0.25, compensation="joint")], partly=True)[2:] == added[2:3]
+
+
+def test_the_default_has_the_rows_of_what_it_takes() -> None:
+    plain, priced = (replace(row(0.5, 0.25), method=m.name) for m in methods.METHODS[:2])
+    found = with_default([plain, priced, replace(plain, model="lm-text"), replace(priced, model="lm-text", after=0.5)])
+    own = [r for r in found if r.method == methods.DEFAULT.name]
+    assert [(r.model, r.after) for r in own] == [("vgg-digits", 0.25), ("lm-text", 0.5)]
+
+
+@pytest.mark.parametrize("name", ["mlp-digits", "lstm-digits", "lm-text", "moe-text"])
+def test_where_costs_add_up_is_what_the_maps_say(name: str) -> None:
+    entry = ENTRIES[name]
+    assert isinstance(entry, Entry)
+    net, inputs = entry.build().eval(), torch.zeros(2, 64, dtype=torch.int64)
+    units = fk.trace(net, inputs if name.endswith("text") else torch.randn(2, 1, 16, 16), verify=False)
+    assert adds_up(units) == (name in ADDS_UP)
+    assert ENTRIES.keys() >= ADDS_UP
 
 
 def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
@@ -135,8 +156,8 @@ def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
     for model in ("vgg-digits", "resnet-digits"):
         assert model in ENTRIES
         for method in methods.METHODS:
-            quality = 0.5 if method == methods.DEFAULT else 0.25
-            for compensation in ("none", "mean", "least_squares", "sequential"):
+            quality = 0.5 if method == methods.METHODS[0] else 0.25
+            for compensation in ("none", "mean", "least_squares", "sequential", "joint"):
                 found += [
                     row(keep, quality, model=model, method=method.name, compensation=compensation)
                     for keep in (0.5, 0.05)
@@ -149,15 +170,13 @@ def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
     text = (tmp_path / "quality.md").read_text()
     assert (tmp_path / document.PICTURE).stat().st_size > 1000
     assert f"the models that choose prefer *{methods.DEFAULT.name}*; the others confirm it" in text
-    assert (
-        f"| **{methods.DEFAULT.name}** (default) | 1.000 | 1.000 | 1.000 | **1.000** | one seed | 1.000 | 1.000 |"
-        in text
-    )
+    assert f"| **{methods.DEFAULT.name}** | 1.000 | 1.000 | 1.000 | **1.000** | one seed | 1.000 | 1.000 |" in text
     assert f"| {RIVALS[0].name} | 1 | " in text
     assert "| network-pruner | 0 | – |" in text
     assert "network-pruner on mlp-digits: `ImportError: absent`" in text
     assert "Not yet run: " in text
     assert "No model with BatchNorm was run." in text
+    assert "| vgg-digits | 1.000 | 1.000 |\n" in text
 
 
 def test_search_finds_the_weakest_cut_that_meets_the_budget() -> None:
@@ -192,7 +211,7 @@ def test_every_method_meets_every_budget(small: tuple[nn.Module, Task]) -> None:
     model, task = small
     bench = _Bench("noise", 0, model, task)
     state = {name: value.clone() for name, value in model.state_dict().items()}
-    for method in methods.METHODS:
+    for method in (methods.DEFAULT, *methods.METHODS):
         found = list(bench.own(method, Grid(keeps=(0.5, 0.2), compensations=("none", "least_squares"))))
         assert {r.compensation for r in found} >= {"none", "least_squares"}
         recalibrated = {r.keep for r in found if r.compensation.endswith(RECALIBRATED)}

@@ -27,7 +27,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], set[str], set[str], set[str]
                 {"self_attn.o_proj", "mlp.down_proj"}),
     "mixtral": ("MixtralForCausalLM", "MixtralConfig", {"num_local_experts": 4, "head_dim": 8}, set(), set(),
                 {"self_attn.o_proj", "mlp.experts.down_proj"}),
-    "phi3": ("Phi3ForCausalLM", "Phi3Config", {"pad_token_id": 0}, set(), set(), {"mlp.down_proj"}),
+    "phi3": ("Phi3ForCausalLM", "Phi3Config", {"pad_token_id": 0}, set(), set(), {"self_attn.o_proj", "mlp.down_proj"}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4}, set(), set(), set()),
     "opt": ("OPTForCausalLM", "OPTConfig", {"ffn_dim": 48, "word_embed_proj_dim": 32, "max_position_embeddings": 16},
             set(), set(), set()),

@@ -110,6 +110,11 @@ def test_numbers_for_all_are_the_largest() -> None:
     assert (deci["architectures"], deci["model_type"]) == (["DeciLMForCausalLM"], "nemotron-nas")
 
 
+def test_blocks_that_went_whole_are_not_counted() -> None:
+    blocks = Blocks(64, 128, 16, (*BLOCKS.blocks, Block(0, 0, 0, {}), Block(0, 0, 0, {})), {})
+    assert uneven_config(CONFIG, blocks, "anymodel") == uneven_config(CONFIG, BLOCKS, "anymodel")
+
+
 def test_query_heads_that_differ_have_no_entry() -> None:
     blocks = Blocks(64, 128, 16, (block(4, 2, 512), block(2, 1, 512)), {})
     with pytest.raises(fk.InputError, match=r"layers have 2, 4 query heads.*serve=\"vllm\""):

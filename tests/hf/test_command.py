@@ -98,6 +98,9 @@ WRONG: dict[str, tuple[Callable[[Path], None] | None, list[str], str]] = {
     "held out": (None, ["--held-out", "2"], "held_out=2.0 is not above 0"),
     "more": (None, ["--more", "x:y"], "--more names further inputs of a MODEL"),
     "too little": (None, ["--keep-params", "0.01"], "keep_params=0.01"),
+    "nobody": (None, ["--serve", "nobody"], "serve is 'nobody'"),
+    "no such type": (None, ["--serve", "gguf:q9_9"], "serve='gguf:q9_9'"),
+    "blocks": (None, ["--serve", "gguf:q4_k", "--keep-params", "0.3"], "keep_params=0.3"),
 }
 
 

@@ -84,3 +84,11 @@ def test_lm_eval_reads_it(tmp_path: Path, made: Path, text: Path) -> None:
         logits = adapter.model(input_ids=torch.tensor([[*context, *end]])).logits[0].double().log_softmax(-1)
     expected = sum(float(logits[len(context) + i - 1, token]) for i, token in enumerate(end))
     assert said == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_width_by_another_name(tmp_path: Path) -> None:
+    """Falcon counts neurons in a field of its own, and heads in one whose size it derives."""
+    model = make_folder("falcon", tmp_path / "folder")
+    units = fk.trace(model, {"input_ids": torch.randint(3, 300, (2, 8), generator=torch.Generator().manual_seed(0))})
+    assert [(found.name, found.before) for found in units.config] == [("ffn_hidden_size", 256)]
+    assert units.plan(keep_params=0.7, serve="hf").result["serves"]["hf"] == "yes"

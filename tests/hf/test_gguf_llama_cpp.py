@@ -59,6 +59,8 @@ PLANS = {
     "wide heads": (lambda: four_layers("MistralConfig", head_dim=32, sliding_window=None), {"keep_params": 0.6}),
     "qwen2": (lambda: four_layers("Qwen2Config"), {"keep_params": 0.5}),
     "llama 3": (lambda: four_layers("LlamaConfig", rope_parameters=LLAMA3), {"keep_params": 0.55}),
+    "branches": (lambda: four_layers("Qwen2Config"), {"keep_params": 0.5, "depth": True}),
+    "blocks": (lambda: four_layers("LlamaConfig"), {"keep_params": 0.4, "depth": True}),
 }
 
 
@@ -70,6 +72,8 @@ def test_uneven_plans_give_the_same_tokens(name: str, tmp_path: Path) -> None:
     assert done.architecture == "deci"
     assert len(set(zip(done.heads, done.widths, strict=True))) > 1
     assert any(key.endswith(("o_proj.bias", "down_proj.bias")) for key in small.state_dict())
+    if "depth" in options:  # an MLP of zeros stands where one went; a block that went is not there
+        assert 32 in done.widths or len(done.widths) < 4
     same(tmp_path / "model.gguf", small)
 
 

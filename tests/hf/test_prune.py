@@ -166,6 +166,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"device": "toaster"}, "device is 'toaster'; expected for example 'cpu'"),
     ({"trust_remote_code": 1}, "trust_remote_code"),
     ({"out": ""}, "out is empty"),
+    ({"keep_params": 1.5}, "keep_params=1.5 is not a share"),
+    ({"keep_flops": 0.5}, "give exactly one of .*; got keep_params and keep_flops"),
+    ({"serve": "nobody"}, "serve is 'nobody'"),
+    ({"max_remove": 3}, "max_remove"),
 ]
 
 
@@ -175,6 +179,15 @@ def test_wrong_options(made: Path, text: Path, tmp_path: Path, given: dict[str, 
     with pytest.raises(fk.InputError, match=said):
         fk.hf.prune(made, text, **options)
     assert os.listdir(tmp_path) == []
+
+
+def test_options_are_looked_at_before_a_folder_is(tmp_path: Path) -> None:
+    with pytest.raises(
+        TypeError, match=r"fk.hf.prune\(\) got an unexpected keyword argument 'keep_param'; did you mean"
+    ):
+        fk.hf.prune(tmp_path / "absent", "absent", out=tmp_path / "out", keep_param=0.8)  # type: ignore[call-arg]
+    with pytest.raises(fk.InputError, match="give exactly one of"):
+        fk.hf.prune(tmp_path / "absent", "absent", out=tmp_path / "out")
 
 
 def test_text_for_a_folder_without_a_tokenizer(folder: Path, text: Path, tmp_path: Path) -> None:

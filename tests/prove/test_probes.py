@@ -193,3 +193,35 @@ def test_slices_at_places_that_the_configuration_gives() -> None:
     rebuilt = Two((halved := fk.apply(model, even(units, 0.5))).config).double().eval()
     rebuilt.load_state_dict(halved.state_dict())
     assert torch.allclose(rebuilt(x), halved(x), atol=1e-12)
+
+
+class Unnamed(nn.Module):
+    """How many heads there are and how large one is have names that say nothing; either makes the same shapes."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config, self.size = config, config.s
+        self.q, self.k, self.v = (nn.Linear(8, config.h * config.s, bias=False) for _ in range(3))
+        self.out = nn.Linear(config.h * config.s, 8)
+        self.up, self.down = nn.Linear(8, config.intermediate_size), nn.Linear(config.intermediate_size, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (-1, self.size)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(self.up(x).relu())
+
+
+def test_a_field_that_only_makes_the_right_shapes_does_not_follow() -> None:
+    torch.manual_seed(0)
+    model, x = Unnamed(Config(s=4, h=4, intermediate_size=12)).double().eval(), torch.randn(2, 5, 8).double()
+    units = fk.trace(model, x)
+    assert {units.groups[g].kind for g in units.prunable} == {"head", "neuron"}
+    assert set(counted(units)) == {"intermediate_size"}
+    assert any("(s, intermediate_size)" in note and "built from it differs" in note for note in units.notes), (
+        units.notes
+    )
+    plan = even(units, 0.5)
+    small = fk.apply(model, plan)
+    assert (small.config.s, small.config.h, small.config.intermediate_size) == (4, 4, 6)
+    with plan.masked(model):
+        assert difference(model, small, x) < LIMIT

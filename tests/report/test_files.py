@@ -10,7 +10,7 @@ from torch import nn
 
 from fairkern.artefacts import SCHEMA
 from fairkern.errors import ArtefactError, InputError
-from fairkern.report import latency_ms, load_report, progress, save_report, versions
+from fairkern.report import FEW, latency_ms, load_report, progress, save_report, versions
 from fairkern.types import Report
 
 
@@ -76,6 +76,20 @@ def test_damaged(report, tmp_path, damage):
     damage(path)
     with pytest.raises(ArtefactError, match=r"report\.json"):
         load_report(path)
+
+
+@pytest.mark.parametrize(("seconds", "least", "passes"), [(0.3, FEW, 4), (0.3, 10, 13), (0.02, FEW, 27)])
+def test_a_slow_model_is_timed_by_a_few_passes(monkeypatch, seconds, least, passes):
+    now = [0.0]
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            now[0] += seconds
+            return x
+
+    monkeypatch.setattr("fairkern.report.latency.clock_for", lambda inputs: lambda: now[0])
+    assert latency_ms(Slow(), torch.randn(2), least) == pytest.approx(1e3 * seconds)
+    assert round(now[0] / seconds) == passes
 
 
 def test_latency_leaves_the_model_as_it_was():
