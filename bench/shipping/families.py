@@ -27,6 +27,7 @@ _WIDE = {
 }
 _GROUPED = {**_WIDE, "num_key_value_heads": 4}
 _GIVEN_HEAD = {**_GROUPED, "head_dim": 8}
+_GEMMA = {**_GIVEN_HEAD, "query_pre_attn_scalar": 8}  # the size of a head, as in its own configurations
 _EXPERTS = {**_GROUPED, "num_hidden_layers": 3, "num_experts_per_tok": 2}
 _MIXTRAL = {**_EXPERTS, "intermediate_size": 64, "num_local_experts": 8}
 _QWEN_MOE = {**_EXPERTS, "head_dim": 8, "num_experts": 8, "moe_intermediate_size": 48}
@@ -66,7 +67,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mistral": ("MistralConfig", "MistralForCausalLM", _GROUPED),
     "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", _GROUPED),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", _GIVEN_HEAD),
-    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _GIVEN_HEAD),
+    "gemma2": ("Gemma2Config", "Gemma2ForCausalLM", _GEMMA),
     "phi3": ("Phi3Config", "Phi3ForCausalLM", _GROUPED),
     "gpt2": ("GPT2Config", "GPT2LMHeadModel", _GPT2),
     "opt": ("OPTConfig", "OPTForCausalLM", _OPT),
@@ -74,7 +75,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", _MIXTRAL),
     "qwen3-moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", _QWEN_MOE),
     "deepseek-v3": ("DeepseekV3Config", "DeepseekV3ForCausalLM", _DEEPSEEK),
-    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _GIVEN_HEAD),
+    "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", _GEMMA),
     "olmo2": ("Olmo2Config", "Olmo2ForCausalLM", _GROUPED),
     "gpt-oss": ("GptOssConfig", "GptOssForCausalLM", _GPT_OSS),
     "falcon": ("FalconConfig", "FalconForCausalLM", _FALCON),

@@ -59,7 +59,7 @@ def test_a_family(name: str, tmp_path: Path, text: Path) -> None:
     make_folder(name, tmp_path / "folder")
     rows = ship(tmp_path / "folder", text, tmp_path, BUDGETS)
     assert [row.get("failed") for row in rows] == [None] * len(BUDGETS)
-    assert all(row["different_tokens"] > 8 for row in rows)  # else equal tokens would say little
+    assert all(row["different_tokens"] >= 8 for row in rows)  # else equal tokens would say little
 
 
 def test_the_committed_rows() -> None:
