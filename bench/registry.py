@@ -103,6 +103,14 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "depth",
+            "python -m bench.depth",
+            "what nets keep at three quarters of their time for one sample, with branches as units and without",
+            "minutes",
+            ("bench/results/depth.json",),
+            "quality",
+        ),
+        Entry(
             "shipping",
             "python -m bench.shipping",
             "a dozen families of language models: folder in, pruned folder out, opened by transformers alone",

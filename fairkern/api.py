@@ -61,7 +61,7 @@ def trace(
         depth: branches of residual blocks (attention, an MLP, convolutions) are units too, of kind "branch": those at
             one place in several blocks are a group. A branch that goes adds nothing to its stream, and its modules are
             gone; where all branches of a block in a list go, so does the block. Branches that have no other at their
-            place stay; those that are added to a projection of what they read are none.
+            place stay, and so do those that are added to a projection of what they read.
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
             model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,7 +59,8 @@ def latency_table(
         seed: of the units that go.
 
     Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
-    Cost: twice as many cuts as shares, and for each about a second, or 24 passes of a slow model.
+    Cost: twice as many cuts as shares, one for every group of branches, and for each about a second, or 24 passes of a
+    slow model.
     """
     example_inputs = map_tensors(example_inputs, ordinary)
     _check(model, example_inputs)
@@ -78,6 +79,7 @@ def latency_table(
     removals = [
         nothing(units),
         *allocate.widths(in_place, [share for share in shares if share != 1], round_to, seed),
+        *_fewer_branches(in_place),
     ]
     for removed in removals:
         small = compact.apply(model, build(in_place, removed))
@@ -167,6 +169,14 @@ def _in_place(units: types.UnitMap) -> types.UnitMap:
     paths = units.lists.keys()
     listed = (g for g, group in enumerate(units.groups) if any(a.axis.tensor in paths for a in group.axes))
     return units.freeze(dict.fromkeys(listed, "is not timed"))
+
+
+def _fewer_branches(units: types.UnitMap) -> Iterator[list[types.IndexArray]]:
+    """Of every group of branches every other one, beside which nothing goes: what they take is not that of a layer."""
+    for g in sorted(units.branched.intersection(units.prunable)):
+        removed = nothing(units)
+        removed[g] = np.arange(0, units.groups[g].units - units.groups[g].least, 2, dtype=np.int64)
+        yield removed
 
 
 def _cut(removed: Sequence[types.IndexArray], timed: report.Layers, by: float) -> types.LatencyCut:

@@ -162,6 +162,9 @@ class _Run:
         found = Found()
         for made, terms, sums in self._sums():
             first = min(terms, key=lambda term: self.makers.get(term, -1))
+            kept = None if any(self._ancestor(first, term) for term in terms) else self._projected(terms, made)
+            if kept is not None:
+                found.kept[kept[0]] = kept[1]
             for term in terms:
                 if term == first or not self._ancestor(first, term):
                     continue
@@ -174,23 +177,15 @@ class _Run:
 
     def _branch(self, stream: int, term: int, made: int) -> FoundBranch | tuple[str, str] | None:
         """None where no module is concerned; the module and why it stays, where it is none."""
-        last = self.makers[term]
-        alone = np.zeros(len(self.operations), dtype=bool)
-        core = np.zeros(len(self.operations), dtype=bool)
         if self._seen(term) or len(self.uses[term]) != 1:
             return None
-        for i in range(last, self.makers.get(stream, -1), -1):
-            makes = self.operations[i].makes
-            if not makes or any(self._seen(v) for v in makes):
-                continue
-            read = [u for v in makes if v != term for u in self.uses.get(v, ())]
-            alone[i] = all(alone[u] for u in read)
-            core[i] = alone[i] and (i == last or any(core[u] for u in read))
+        alone, core = self._only_for(term, self.makers.get(stream, -1))
         runs = list(self._within(alone, core))
-        weighty = [run for run in runs if any(True for _ in self._modules[run.path].parameters())]
+        weighty = self._with_weights(runs)
         if not weighty:
             return None
-        where = self._holder(made)
+        around = self._around(made)
+        where = "" if around is None else around.path
         end = self._last(term, runs, core)
         if end is None:
             return where or weighty[-1].path, "no module returns what is added to the stream"
@@ -208,11 +203,47 @@ class _Run:
         own = frozenset(np.flatnonzero(core).tolist())
         return FoundBranch(tuple(parts), gone, own, stream, made, (), frozenset(), where)
 
-    def _holder(self, made: int) -> str:
-        """The module in whose code a sum is made: the innermost that runs then."""
+    def _only_for(self, term: int, after: int) -> tuple[np.ndarray, np.ndarray]:
+        """Per operation, whether nothing but a value comes of it (or nothing at all); and whether that does. Those up
+        to `after` are not looked at."""
+        last = self.makers[term]
+        alone, core = (np.zeros(len(self.operations), dtype=bool) for _ in range(2))
+        for i in range(last, after, -1):
+            makes = self.operations[i].makes
+            if not makes or any(self._seen(v) for v in makes):
+                continue
+            read = [u for v in makes if v != term for u in self.uses.get(v, ())]
+            alone[i] = all(alone[u] for u in read)
+            core[i] = alone[i] and (i == last or any(core[u] for u in read))
+        return alone, core
+
+    def _with_weights(self, runs: Sequence[ModuleRun]) -> list[ModuleRun]:
+        return [run for run in runs if any(True for _ in self._modules[run.path].parameters())]
+
+    def _projected(self, terms: Sequence[int], made: int) -> tuple[str, str] | None:
+        """A module of a branch that is added to a projection of what it reads, and that this is so."""
+        around = self._around(made)
+        after = -1 if around is None else around.start - 1
+        ends = [term for term in terms if self.makers.get(term, -1) >= 0 and len(self.uses[term]) == 1]
+        if len(ends) != 2 or len(terms) != 2:
+            return None
+        found = []
+        for term in ends:
+            alone, core = self._only_for(term, after)
+            runs = self._with_weights(list(self._within(alone, core)))
+            read = {v for i in np.flatnonzero(core) for v in self.operations[i].reads}
+            own = {v for i in np.flatnonzero(core) for v in self.operations[i].makes}
+            found.append((runs, (read - own - self._weights) & self.makers.keys()))
+        (one, first), (other, second) = found
+        if not one or not other or not first & second:
+            return None
+        return max(one, other, key=len)[-1].path, "it is added to a projection of what it reads"
+
+    def _around(self, made: int) -> ModuleRun | None:
+        """The call in whose code a sum is made: the innermost that is under way then."""
         number = self._added[made]
         inside = [run for run in self.flow.runs if run.start <= number < run.stop]
-        return inside[-1].path if inside else ""
+        return inside[-1] if inside else None
 
     def _within(self, alone: np.ndarray, core: np.ndarray) -> Iterator[ModuleRun]:
         """The outermost calls all of whose operations go, of modules that are there and called once, and that return

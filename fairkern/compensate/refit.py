@@ -25,7 +25,8 @@ from fairkern.types import Axis, CallSite, JointMoments, Moments, Plan, Scores, 
 
 def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
     """What linear layers and convolutions read that is no group's tap: after a cut it may differ all the same."""
-    heard = {site.module for g in units.prunable for tap in units.groups[g].taps for site in tap.sites}
+    read = (tap for g in units.prunable for tap in units.groups[g].taps if tap.side is not Side.BRANCH)
+    heard = {site.module for tap in read for site in tap.sites}
     found = []
     for path, module in model.named_modules():
         if path in heard or not adds_bias(module) or "weight" not in module._parameters:

@@ -155,10 +155,11 @@ def proven(
         None if found is None else replace(found, units=without_branches(found.units)) for found in (certain, daring)
     )
     assert widths is not None
-    units = replace(with_branches(proof, _proven(proof, widths, dared), certain.units), proven=True)
+    units = replace(_proven(proof, widths, dared), proven=True)
     deadline.check("proving groups")
     alone = {s.number for found in (certain, daring) if found is not None for s in found.sites if s.outright}
-    return described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)
+    units = described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)
+    return with_branches(proof, units, certain.units)
 
 
 def _proven(proof: _Proof, certain: Solution, daring: Solution | None) -> UnitMap:

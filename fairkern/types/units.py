@@ -260,9 +260,7 @@ class UnitMap:
     unused: tuple[str, ...] = ()  # what no input reaches, as the caller of `trace` said
     more: int = 0  # how many further example inputs were traced
     branches: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)  # that are units, on `Axis(name, 0)`
-    blocks: Mapping[str, Blocks] = field(
-        default_factory=dict
-    )  # lists, by path, of which modules go with their branches
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)  # lists whose modules go with their branches
     depth: bool = False  # whether branches were looked for
 
     @property
@@ -278,8 +276,7 @@ class UnitMap:
     @property
     def branched(self) -> frozenset[int]:
         """Indices of the groups whose units are branches."""
-        found = (g for g, group in enumerate(self.groups) if any(a.axis.tensor in self.branches for a in group.axes))
-        return frozenset(found) if self.branches else frozenset()
+        return frozenset(g for g, x in enumerate(self.groups) if any(a.axis.tensor in self.branches for a in x.axes))
 
     def without_observed(self, groups: Iterable[int], value: int | None = None) -> UnitMap:
         """The same map without observed attributes that follow any of these groups; of one value only, if given."""

@@ -169,6 +169,12 @@ def test_a_branch_that_has_no_other_at_its_place_stays() -> None:
     assert units.groups[g].frozen == "no other branch has its place in another block"
 
 
+def test_what_is_added_to_a_projection_stays_and_says_so() -> None:
+    kept = [(k.kind, k.module) for k in traced(Residual(), images()).kept if "projection" in k.reason]
+    assert kept == [("branch", "stage2.0.bn2")]
+    assert not any("projection" in k.reason for k in traced(Language(), tokens()).kept)
+
+
 def test_a_layer_of_several_kinds_keeps_one_of_each_where_something_is_kept_by_number() -> None:
     model = Language(PreNorm, 4)
     model.config = type("Config", (), {})()
