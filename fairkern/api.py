@@ -244,7 +244,7 @@ def apply(
             "sequential" then refits one layer after the other on what it reads once those before it have been cut, also
             those that lose nothing themselves: errors do not add up, at the price of two forward passes over `loader`.
             "joint" goes on from there and fits all layers together to what the model gives in the end, by conjugate
-            gradients over all of `loader`: about eighty forward and backward passes.
+            gradients over all of `loader`: about thirty forward and backward passes.
         loader: batches for "sequential", as for `score`, without need of labels. All of them are under way at once: of
             every batch the activations at one depth are held, twice. "joint" needs what the loss takes, but what the
             labels say does not count for it.

@@ -197,6 +197,9 @@ STAGES: dict[str, Callable[[Given], Any]] = {
     "apply, means": lambda g: fk.apply(g.model, g.plan, compensate="mean", scores=g.scores),
     "apply, least squares": lambda g: fk.apply(g.model, g.plan, compensate="least_squares", scores=g.scores),
     "apply, sequential": lambda g: fk.apply(g.model, g.plan, compensate="sequential", scores=g.scores, loader=g.loader),
+    "apply, joint": lambda g: fk.apply(
+        g.model, g.plan, compensate="joint", scores=g.scores, loader=g.loader, loss_fn=LOSS
+    ),
     "recalibrate": recalibrated,
     "prune": pruned,
     "heal": healed,
@@ -277,7 +280,7 @@ AROUND: dict[str, Callable[[], Any]] = {
 # The model itself runs under autocast, as its caller has it: tests/test_autocast.py.
 OTHERWISE = {("autocast", name) for name in ("score", "score by class", "prune", "recalibrate", "heal")}
 # Torch adds up gradients of weights in as many parts as there are threads.
-OTHERWISE |= {("threads", "heal")}
+OTHERWISE |= {("threads", "heal"), ("threads", "apply, joint")}
 
 
 # Of which nothing could be seen there: the model is run by whoever masks it.
@@ -428,6 +431,7 @@ def test_a_model_made_in_inference_mode(given: Given) -> None:
         "masked",
         "apply",
         "apply, sequential",
+        "apply, joint",
     }
     for name, stage in STAGES.items():
         if name in takes:

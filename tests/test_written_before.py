@@ -97,7 +97,8 @@ def assert_same_plan(plan: fk.Plan, name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_give_the_plan_that_they_gave(name: str) -> None:
     scores = fk.Scores.load(FOLDER / name / "scores.safetensors")
-    assert_same_plan(scores.plan(**PLANNING[name]), name)
+    allocation = fk.Plan.load(FOLDER / name / "plan.json").request["allocation"]  # whose default was another one
+    assert_same_plan(scores.plan(**{"allocation": allocation, **PLANNING[name]}), name)
 
 
 def test_a_latency_table_gives_the_plan_that_it_gave() -> None:

@@ -19,7 +19,7 @@ from bench.quality.tasks.task import Task
 
 KEEPS = (0.9, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)
 COMPENSATIONS = ("none", "mean", "least_squares", "sequential", "joint")
-JOINTLY = ("residual, global", "residual per parameter, global")  # fitted jointly besides: a hundred times a cut's time
+JOINTLY = ("residual, global", "residual per parameter, global")  # fitted jointly besides, which takes long
 RECALIBRATED = " + BatchNorm"  # added to a compensation's name: statistics anew
 CLOSELY = (  # tried with means and with recalibration besides
     "residual, global",

@@ -31,14 +31,15 @@ def fit_together(
     `STEPS` steps of conjugate gradients lower the `Divergence` of the outputs over all of `loader`, in the weights and
     biases of all linear layers and convolutions at once. Gradients are divided by what each layer's inputs say of the
     curvature (second moments, Kronecker-factored). There is no learning rate, no order of batches and no chance in it,
-    and targets do not count: it is a fit, cut short before it follows the noise of the calibration data. Tied weights,
-    weights that are computed, norms, embeddings, recurrent layers and fused experts stay as they are.
+    and targets do not count. Tied weights, weights that are computed, norms, embeddings, recurrent layers and fused
+    experts stay as they are.
 
     Returns the divergence before and after, which is never larger. `model` is left as it was; so is `small`, but for
     these values.
     Raises InputError (as `Divergence` and its `check`), NonFiniteError.
-    Cost: about `4 · STEPS` forward and backward passes in all; memory: what a backward pass of `small` takes, seven
-    times these weights, a float64 matrix [inputs, inputs] per layer, the batches and what `model` returns for them.
+    Cost: about `1.6 · STEPS` forward and backward passes over `loader`; memory: what a backward pass of `small` takes,
+    seven times these weights, a float64 matrix [inputs, inputs] per layer, the batches and what `model` returns for
+    them.
     """
     renaming = Renaming(plan)
     computed = {after for name in units.computed if (after := renaming.after(name)) is not None}

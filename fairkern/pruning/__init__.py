@@ -77,7 +77,7 @@ def prune(
         compensate: None takes "sequential" where it can be had: the loader can be iterated again, the model need not be
             cut in place, the model keeps nothing of a batch in its modules (as a causal cache does), and what is held
             of all batches at one depth is expected to stay below 4 GiB; else "least_squares".
-            `Report.choices["compensation"]` says which. "joint" leaves more of the model at the price of some eighty
+            `Report.choices["compensation"]` says which. "joint" leaves more of the model at the price of some thirty
             forward and backward passes; of several steps each is fitted to what the whole model gives, and
             `Report.choices["divergence"]` says how far the last was from it before and after.
         biases: as for `apply`. `Report.choices["biases"]` says by what it was decided which weights get one,
