@@ -152,6 +152,23 @@ def thresholds() -> str:
     return "\n".join([*lines, "", _source(results, "thresholds")])
 
 
+def depth() -> str:
+    results = _read("depth")
+    if results is None:
+        return _unmeasured("depth")
+    lines = [
+        "| net | what goes | measure before → after | time of a sample | parameters | branches that go |",
+        "|---" * 6 + "|",
+    ]
+    for row in results["rows"]:
+        net, _, way = row["case"].rpartition(": ")
+        form = "{:.1%}" if row["metric"] == "accuracy" else "{:.2f}"
+        change = f"{row['metric']} {form.format(row['before'])} → {form.format(row['after'])}"
+        gone = sum(map(len, row["branches"].values())) or "–"
+        lines.append(f"| {net} | {way} | {change} | {row['share']:.0%} | {row['params']:.0%} | {gone} |")
+    return "\n".join(["", *lines, "", _source(results, "depth")])
+
+
 def intercepts() -> str:
     results = _read("intercepts")
     if results is None:
@@ -248,6 +265,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "gpu": gpu,
     "thresholds": thresholds,
     "intercepts": intercepts,
+    "depth": depth,
     "benchmarks": benchmarks,
 }
 

@@ -250,10 +250,11 @@ def _joint(summary: Summary) -> list[str]:
     models = summary.has(recipe)
     if not models:
         return ["No model was fitted jointly."]
-    lines = [f"Areas of *{DEFAULT.name}*, where it was run:", "", "| | sequential | joint |", "|---|---|---|"]
+    lines = [f"Areas of *{DEFAULT.name}*, where it was run:", ""]
+    lines += ["| | sequential | joint | seeds of joint |", "|---|---|---|---|"]
     for model in models:
         cells = [f"{summary.of(model, (DEFAULT.name, c)):.3f}" for c in (SOLVED, JOINT)]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+        lines.append(f"| {model} | " + " | ".join(cells) + f" | {len(summary.areas[model, recipe])} |")
     return lines
 
 

@@ -176,7 +176,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
     assert "network-pruner on mlp-digits: `ImportError: absent`" in text
     assert "Not yet run: " in text
     assert "No model with BatchNorm was run." in text
-    assert "| vgg-digits | 1.000 | 1.000 |\n" in text
+    assert "| vgg-digits | 1.000 | 1.000 | 1 |\n" in text
 
 
 def test_search_finds_the_weakest_cut_that_meets_the_budget() -> None:
