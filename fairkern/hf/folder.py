@@ -130,8 +130,12 @@ def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False)
 
 
 def _is_pruned(path: Path) -> bool:
-    """Whether a plan of ours lies beside the weights."""
-    return (path / _PLAN).is_file() and _json(path / _PLAN).get("format") == "fairkern.plan"
+    """Whether plan and weights are those that `save_pruned` writes."""
+    weights = path / _SINGLE[0]
+    if not ((path / _PLAN).is_file() and weights.is_file()):
+        return False
+    with open_tensors(weights) as opened:
+        return "fairkern" in opened.metadata
 
 
 def first_line(error: BaseException) -> str:

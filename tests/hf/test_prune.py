@@ -210,6 +210,18 @@ def test_transformers_is_quiet_where_proofs_generate(
         fk.hf.prune(made, text, out=tmp_path / "out", keep_params=0.8, **SMALL)
 
 
+def test_weights_that_an_equal_folder_lacks_are_to_be_fetched(
+    pruned: tuple[Path, fk.Report], text: Path, tmp_path: Path
+) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    folder = shutil.copytree(pruned[0], tmp_path / "in")
+    weights = safetensors.load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    safetensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(fk.InputError, match=r"lacks lm_head\.weight, .*fetch the whole folder again"):
+        fk.hf.prune(folder, text, out=tmp_path / "out", keep_params=0.8, **SMALL)
+
+
 def test_an_interrupted_run_may_be_started_again(made: Path, text: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     shutil.copy(made / "config.json", tmp_path / ".fairkern-0123456789abcdef.tmp")  # what a killed writer leaves
