@@ -154,7 +154,7 @@ def prune(
         write(small, plan, target, source, report, untrained=True)
     else:
         schema = _SCHEMAS.get(options["serve"] or "")
-        report = replace(report, choices={**report.choices, "loads": loads(schema, source.path.resolve().name)})
+        report = replace(report, choices={**report.choices, "loads": loads(schema, source, source.path.resolve().name)})
         write_uneven(small, plan, target, source, schema, report, untrained=True)
     return report
 

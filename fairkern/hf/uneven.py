@@ -29,17 +29,21 @@ _GENERATION = "generation_config.json"
 _CONFIG = {"deci": "servers that read that (DeciLM)", "anymodel": "servers that read that (vLLM)"}
 
 
-def loads(schema: str | None, like: str) -> str:
-    """Who loads a folder whose layers differ, in words; `like`: what the model that it was cut from is called."""
+def loads(schema: str | None, folder: Folder, name: str) -> str:
+    """Who loads what is left of a folder's model where layers differ, in words; `name`: what that model is called."""
     if schema is not None:
         return (
             f"Its layers differ, as config.json says block by block, for {_CONFIG[schema]}; `from_pretrained` does not "
             "load it."
         )
+    try:
+        check_served(folder, "gguf")
+        exported = ", and `fairkern export --gguf` writes it for llama.cpp"
+    except InputError:
+        exported = ""
     return (
         "Its layers differ, which no configuration of transformers can say, so `from_pretrained` does not load it: "
-        f"config.json is that of the uncut model. `fairkern.load_pruned` loads it into {like}, and "
-        "`fairkern export --gguf` writes it for llama.cpp."
+        f"config.json is that of the uncut model. `fairkern.load_pruned` loads it into {name}{exported}."
     )
 
 
@@ -120,7 +124,7 @@ def write_uneven(
         beside(folder, place)
         if done is not None:
             save_report(done, place / REPORT)
-            said = card(small, plan, folder, done, loads(schema, "the model named above"), untrained=untrained)
+            said = card(small, plan, folder, done, loads(schema, folder, "the model named above"), untrained=untrained)
             (place / CARD).write_text(said, encoding="utf-8")
         if (folder.path / _GENERATION).is_file():
             shutil.copyfile(folder.path / _GENERATION, place / _GENERATION)

@@ -106,3 +106,22 @@ def test_like_is_the_folder_of_the_model(cut: tuple[Any, fk.Plan], made: Path, t
             with pytest.raises(fk.InputError, match=said):
                 save(small, plan, tmp_path / "out", like=tmp_path / like)  # type: ignore[operator]
     assert not (tmp_path / "out").exists()
+
+
+def test_another_class_is_no_causal_language_model(made: Path, tmp_path: Path) -> None:
+    config = transformers.AutoConfig.from_pretrained(made)
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    plan = equal_plan(model)
+    with pytest.raises(fk.InputError, match=r"the weights lack, lm_head\.weight"):
+        fk.hf.save(fk.apply(model, plan), plan, tmp_path / "out", like=made)
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_what_export_writes_is_said_to_be_for_it(cut: tuple[Any, fk.Plan], made: Path, tmp_path: Path) -> None:
+    model = built(transformers.GemmaConfig(**SIZES, head_dim=16))
+    model.save_pretrained(tmp_path / "gemma")
+    plan = equal_plan(model)
+    for small, by, like in ((cut[0], cut[1], made), (fk.apply(model, plan), plan, tmp_path / "gemma")):
+        out = tmp_path / f"out-{like.name}"
+        fk.hf.save_uneven(small, by, out, like=like, report=fk.summarise(by))
+        assert ("`fairkern export --gguf` writes it" in (out / "README.md").read_text()) == (like is made)
