@@ -23,7 +23,8 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hf", type=path, metavar="DIR", help="folder with configuration, weights and tokenizer")
     lines = "text, or .jsonl with text, messages, or prompt and completion; a part of it is held out"
     group.add_argument("--data", type=path, metavar="FILE", help=lines)
-    group.add_argument("--sequence", type=positive, metavar="TOKENS", help="length of a sequence (default: 512)")
+    length = "length of a sequence (default: 512, or the model's positions where those are fewer)"
+    group.add_argument("--sequence", type=positive, metavar="TOKENS", help=length)
     most = "calibrate, and measure, on at most so many sequences (default: 128)"
     group.add_argument("--samples", type=positive, metavar="N", help=most)
     share = "share of the documents that only perplexity is measured on (default: 0.1)"

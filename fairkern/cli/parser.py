@@ -151,7 +151,11 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--drop", type=by_kind, metavar="KIND=N", help=exact)
     multiples = "keep multiples of N channels (default: 1), or by kind of unit: neuron=128,head=1"
     parser.add_argument("--round-to", type=divisors, default=1, metavar="N", help=multiples)
-    servers = "hf, vllm, gguf, gguf:TYPE or deci: what loads the result, so which layers stay equal"
+    servers = (
+        "hf, vllm, gguf, gguf:TYPE or deci: what is to load the result, so which layers stay equal. With --hf, OUT is "
+        "for from_pretrained (hf, the default, and wherever layers stay equal), else for servers that read block "
+        "configs (vllm), or for fairkern export --gguf and load_pruned, with the uncut model's config.json (gguf, deci)"
+    )
     parser.add_argument("--serve", metavar="SERVER", help=servers)
     parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
     parser.add_argument("--min-keep", type=positive, default=1, metavar="N", help="at least N units of every group")

@@ -20,6 +20,7 @@ from fairkern.hf.needed import quiet
 from fairkern.options import short
 
 CONFIG = "config.json"
+_PLAN = "plan.json"
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -91,6 +92,11 @@ class Folder:
     def _check(self, info: Mapping[str, Any]) -> None:
         for kind, what in (("missing_keys", "lacks"), ("mismatched_keys", "holds in another shape")):
             found = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
+            if found and _is_pruned(self.path):
+                raise InputError(
+                    f"{self.path} is pruned already, and its layers differ ({_PLAN} beside its weights says how): "
+                    "prune the model that it was cut from; fk.load_pruned loads this one into that"
+                )
             if found:
                 more = f" and {len(found) - 1} further weights" if len(found) > 1 else ""
                 raise InputError(
@@ -121,6 +127,15 @@ def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False)
     for name in sorted(set(shards.values())):
         _check_shard(path, name, {tensor for tensor, shard in shards.items() if shard == name and tensor})
     return Folder(path, config, tuple(dict.fromkeys(shards.values())), trust_remote_code)
+
+
+def _is_pruned(path: Path) -> bool:
+    """Whether plan and weights are those that `save_pruned` writes."""
+    weights = path / _SINGLE[0]
+    if not ((path / _PLAN).is_file() and weights.is_file()):
+        return False
+    with open_tensors(weights) as opened:
+        return "fairkern" in opened.metadata
 
 
 def first_line(error: BaseException) -> str:
