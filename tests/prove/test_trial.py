@@ -376,3 +376,27 @@ def test_what_is_cut_in_a_proof_has_not_run() -> None:
     small = fk.apply(model, plan)
     with plan.masked(model):
         assert difference(model, small, x) < 1e-9
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[0].weight.data[3, 1] = torch.nan
+    with pytest.raises(fk.NonFiniteError, match=r"^0\.weight holds NaN or Inf"):
+        fk.trace(net, torch.randn(2, 4))
+    net[2].bias.data[0] = torch.nan
+    with pytest.raises(fk.NonFiniteError, match=r"^0\.weight and 1 more hold NaN or Inf"):
+        fk.prune(net, [(torch.randn(8, 4), torch.arange(8) % 2)], nn.CrossEntropyLoss(), keep_params=0.5)
+
+
+def test_a_weight_that_spoils_nothing_is_noted() -> None:
+    class Mask(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            self.mask = nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (super().forward(x) + self.mask).softmax(1)
+
+    units = fk.trace(Mask(), torch.randn(2, 4))
+    assert units.prunable
+    assert units.notes[0] == "mask holds NaN or Inf"
