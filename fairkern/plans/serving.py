@@ -262,17 +262,15 @@ def _in_blocks(units: UnitMap, found: Constraints, block: int) -> Constraints:
     for g in units.prunable if block > 1 else ():
         widths = {a.positions.shape[1] for a in units.groups[g].axes if a.consumer}
         multiples[g] = math.lcm(*(block // math.gcd(block, width) for width in widths))
-    whole = {g: units.groups[g].name for g, multiple in multiples.items() if multiple >= units.groups[g].units}
-    alone = {g: (g,) for g in whole}
-    tied = {g: tie.groups for tie in found.ties for g in tie.groups}
-    stays = {
-        other: f"no smaller number of its units fills blocks of {block} weights{'' if other == g else f' in {name}'}"
-        for g, name in whole.items()
-        for other in tied.get(g, alone[g])
-        if other not in found.stays
-    }
-    ties = tuple(tie for tie in found.ties if not stays.keys() & {*tie.groups})
-    return Constraints(ties, {**found.stays, **stays}, multiples)
+    why = f"no smaller number of its units fills blocks of {block} weights"
+    whole = [g for g, multiple in multiples.items() if multiple >= units.groups[g].units]
+    stays = dict.fromkeys(whole, why)
+    for tie in found.ties:
+        first = next((g for g in tie.groups if g in whole), None)
+        if first is not None:
+            stays = dict.fromkeys(tie.groups, f"{why} in {units.groups[first].name}") | stays
+    ties = tuple(tie for tie in found.ties if stays.keys().isdisjoint(tie.groups))
+    return Constraints(ties, {**stays, **found.stays}, multiples)
 
 
 def _uncounted(units: UnitMap, cut: Iterable[int]) -> str:

@@ -168,11 +168,12 @@ def test_blocks_of_a_type_are_filled() -> None:
 def test_what_has_no_smaller_number_that_fills_a_block_stays() -> None:
     why = "no smaller number of its units fills blocks of 256 weights"
     assert asked(llama(), "gguf:q4_k")[:2] == ([], dict.fromkeys(range(4), why))
-    wide = replace(mlp(0), units=64, axes=(held("layers.0.mlp.down.weight", 1, 64),))
-    groups = (wide, mlp(1))
-    units = unit_map(*groups, shapes=shapes(*groups), config=(ConfigField(WIDTH, 64, 64, (0,)),))
-    stays = {1: why.replace("256", "32")}
-    assert asked(units, "gguf:q8_0") == ([], stays, {0: 32, 1: 32})
+    groups = (mlp(0, 64), mlp(1))
+    units = unit_map(*groups, shapes=shapes(*groups), config=(ConfigField(WIDTH, 64, 64, (0, 1)),))
+    own = why.replace("256", "32")
+    assert asked(units, "gguf:q8_0") == ([], {1: own}, {0: 32, 1: 32})
+    together = replace(units, shapes=shapes(*groups, norms=3))  # nothing that deci holds: layers are equal
+    assert asked(together, "gguf:q8_0")[:2] == ([], {0: f"{own} in layers.1.mlp.gate", 1: own})
 
 
 def test_what_no_field_counts_stays() -> None:
