@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fairkern as fk
+from fairkern.plans.build import build
 from tests.branching import WIDTH, Language, Mlp, PreNorm, tokens
 
 
@@ -31,6 +33,39 @@ def test_blocks_that_cannot_go_whole_lose_their_branches() -> None:
     units = fk.trace(Counting(), torch.randn(2, 5, WIDTH), depth=True)
     assert frozen(units) == {"blocks.*.attention": None, "blocks.*.mlp": None}
     assert not any(units.blocks["blocks"].branches)
+
+
+class Penultimate(nn.Module):
+    """What is read is the state before the last block, counted from the end; the other list is read as usual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(PreNorm() for _ in range(4))
+        self.others = nn.ModuleList(PreNorm() for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [x]
+        for block in self.blocks:
+            states.append(block(states[-1]))
+        x = states[-2]
+        for block in self.others:
+            x = block(x)
+        return x
+
+
+def test_a_last_block_that_nobody_reads_stays_in_its_place() -> None:
+    model, x = Penultimate().double().eval(), torch.randn(2, 5, WIDTH, dtype=torch.float64)
+    units = fk.trace(model, x, depth=True)
+    assert set(frozen(units).values()) == {None}
+    assert not any(units.blocks["blocks"].branches)
+    assert all(units.blocks["others"].branches), "the other list loses whole blocks"
+    last = {g for g in units.branched if units.groups[g].name.startswith("blocks.")}
+    removed = [np.array([3] if g in last else [], dtype=np.int64) for g in range(len(units.groups))]
+    plan = fk.Plan.of(build(units, removed))
+    with torch.no_grad(), plan.masked(model):
+        expected = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(fk.apply(model, plan)(x), expected, rtol=1e-12, atol=1e-12)
 
 
 class Asking(nn.Module):

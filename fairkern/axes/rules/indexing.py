@@ -34,6 +34,13 @@ def _met(call: Call, track: Track, other: Track, places: Iterable[int]) -> list[
     return out
 
 
+@rule("nonzero", "argwhere")
+def places_found(call: Call) -> list[Track]:
+    """Where something is not zero: the numbers that come out point into all dimensions, as those of an index do."""
+    _stay(call, call.track("self").dims, "is looked through")
+    return call.out([CONSTANT, CONSTANT])
+
+
 @rule("index")
 def index(call: Call) -> list[Track]:
     """`x[i, :, j]`: indexed dimensions are read at fixed places; the result's index dimensions are constant."""
