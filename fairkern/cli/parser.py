@@ -108,7 +108,7 @@ def _add_biases(parser: argparse.ArgumentParser) -> None:
 def _add_tracing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
     deep = "what a residual block adds (attention, an MLP, convolutions) may go as a whole, and so may whole layers; "
-    deep += "with --serve hf only whole layers"
+    deep += "with --serve hf (of a folder the default) only whole layers"
     parser.add_argument("--depth", action="store_true", help=deep)
     more = "package.module:callable: further inputs, which reach more code"
     parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
@@ -165,5 +165,5 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     spread += "group's own scale, or by one over what a unit costs (default: what suits the scores)"
     parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized", "priced"), help=spread)
     signal = "signal that orders the units, low goes first: residual (needs second moments), wasserstein (U, needs "
-    signal += "classes), taylor (R) or random (default: the first of them that was scored)"
+    signal += "classes), taylor (R) or random (default: what suits the scores)"
     parser.add_argument("--removal", metavar="SIGNAL", help=signal)

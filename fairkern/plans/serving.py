@@ -263,7 +263,7 @@ def _in_blocks(units: UnitMap, found: Constraints, block: int) -> Constraints:
         widths = {a.positions.shape[1] for a in units.groups[g].axes if a.consumer}
         multiples[g] = math.lcm(*(block // math.gcd(block, width) for width in widths))
     why = f"no smaller number of its units fills blocks of {block} weights"
-    whole = [g for g, multiple in multiples.items() if multiple >= units.groups[g].units]
+    whole = [g for g, multiple in multiples.items() if 1 < multiple >= units.groups[g].units]
     stays = dict.fromkeys(whole, why)
     for tie in found.ties:
         first = next((g for g in tie.groups if g in whole), None)
