@@ -754,6 +754,37 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     assert same(done, state(small))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_weights_of_the_same_shapes_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Half-way and at the end: another cut, another uncut model, what is frozen."""
+
+    def cut(seed: int = 1) -> Cast:
+        made = Cast(net(5, seed=seed), dtype)
+        made.inner[0].bias.requires_grad_(False)
+        return made
+
+    model, at = net(), {"checkpoint": tmp_path / "run", "every": 2}
+    reached = cut()
+    with pytest.raises(KeyboardInterrupt):
+        heal(reached, model, Stops(classes(), 2), **at)
+    frozen = cut()
+    with torch.no_grad():
+        frozen.inner[0].bias += 1
+    for began in (2, 6):
+        for other in (cut(2), frozen):
+            before = state(other)
+            with pytest.raises(fk.ArtefactError, match="for another cut model: the weights of small are neither"):
+                heal(other, model, classes(), **at)
+            assert same(before, state(other))
+        with pytest.raises(fk.ArtefactError, match="with another uncut model"):
+            heal(cut(), net(seed=3), classes(), **at)
+        assert heal(reached, model, classes(), **at).began == began
+    whole = cut()
+    heal(whole, model, classes())
+    assert same(state(whole), state(reached))
+    assert heal(cut(), model, classes(), **at).began == 6
+
+
 def test_other_data_are_refused(tmp_path: Path) -> None:
     model = net()
     with pytest.raises(KeyboardInterrupt):

@@ -108,7 +108,9 @@ def heal(
         checkpoint: a folder for `healing.safetensors`, written after every `every` steps (default: a tenth of them) and
             at the end: weights, AdamW's moments, what was seen. The same call on the same cut model goes on from there,
             to the same weights as without a break (to the bit on a CPU with as many threads): it takes the loader's
-            batches that were seen already, and drops them. Of a call that had finished, `small` gets the weights.
+            batches that were seen already, and drops them. Of a call that had finished, `small` gets the weights. The
+            file has sums of both models: `small` is to be as it was cut, or as it was when the file was written (after
+            an error between two writes it is neither: cut it again), `model` as it was.
         seed: of dropout, and of what the loader draws.
         progress: show a progress bar on a terminal.
 
@@ -118,7 +120,7 @@ def heal(
             of other shapes or that are no tensors (detectors), a divergence that cannot be told; later: a loader
             that ends and cannot be iterated again. A checkpoint of a call with other options.
         NonFiniteError: a loss or a gradient that is not finite; names the step.
-        ArtefactError: a checkpoint that is damaged, edited or of another model.
+        ArtefactError: a checkpoint that is damaged, edited or of another cut or uncut model.
 
     Cost: per step a forward pass of `model` and a forward and a backward pass of `small`. Memory: 12 bytes per weight
     that is trained (moments and gradient; bfloat16: 14, with the master), and both models' answers in float32.
