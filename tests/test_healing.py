@@ -90,6 +90,23 @@ def texts(batches: int = 3) -> list[dict[str, Tensor]]:
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids} for ids in made]
 
 
+def test_the_uncut_model_given_as_the_cut_one() -> None:
+    model = Language()
+    small = fk.apply(model, fk.trace(model, texts()[0]["input_ids"]).plan(keep_params=0.7))
+    with pytest.raises(fk.InputError, match=r"small has \d+ weights and the model .* give the cut model first"):
+        fk.heal(model, small, texts(), steps=1, progress=False)
+    for parameter in (p for name, p in small.named_parameters() if name.endswith("bias")):
+        parameter.data = torch.zeros(1000)  # as many as compensation may add: no sign of another order
+    fairkern.healing._check_smaller(small, model)
+
+
+def test_what_is_printed_compares_means() -> None:
+    one = fairkern.healing.Healed(1, [0.5], 0.1, 1, 1, ())
+    assert str(one) == "healed in 1 step (1 samples, 0.1 s): loss 0.5 → 0.5"
+    many = fairkern.healing.Healed(20, [3.0, 1.0, *[7.0] * 16, 1.5, 0.5], 0.1, 1, 1, ())
+    assert str(many).endswith("loss 2 → 1 (means of the first and the last 2 steps)")
+
+
 def heal(small: nn.Module, model: nn.Module, loader: Any, steps: int = 6, **options: Any) -> Any:
     return fk.heal(small, model, loader, **{"steps": steps, "lr": 1e-2, "progress": False, **options})
 

@@ -31,7 +31,7 @@ from fairkern.allocate.tod import (
     tolerance_need,
 )
 from fairkern.errors import InputError
-from fairkern.options import TABLE, instance
+from fairkern.options import TABLE, instance, several
 from fairkern.plans.build import build
 from fairkern.plans.cost import Order, told_apart
 from fairkern.plans.removals import NONE
@@ -151,7 +151,10 @@ def allocate(
     told = {g for g in ranked if kind is not Allocation.TOD or g in held}
     ties, stays = _tied(units, served, ignored, told, equal=kind is Allocation.UNIFORM and target is not Target.DROP)
     if asked.serve and not ties:
-        why = "; ".join(dict.fromkeys(f"{units.groups[g].name}: {why}" for g, why in stays.items()))
+        held_by: dict[str, list[str]] = {}
+        for g, reason in stays.items():
+            held_by.setdefault(reason, []).append(units.groups[g].name)
+        why = "; ".join(f"{several(names)}: {reason}" for reason, names in held_by.items())
         raise InputError(f"serve={asked.serve!r} leaves no group to cut: {why or 'all are ignored'}")
     bundles = [bundle(units, tie, limit) for tie in ties]
     none = {g for made in bundles if not len(made.parts) for g in made.groups}
