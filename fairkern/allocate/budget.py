@@ -139,9 +139,13 @@ def allocate(
     measured = kind.pools and not (is_function(removal) or removal == RANDOM)
     counted = target in (Target.PARAMS, Target.FLOPS, Target.LATENCY)
     pays = kind is Allocation.PRICED or (measured and kind is Allocation.GLOBAL and units.branches and counted)
-    terms = budget_terms(units, target, latency) if counted else units.params
+    weights = np.array([group.sets for group in units.groups], dtype=np.float64)
     if pays:
-        first_signal = priced(units, first_signal, terms, same)
+        terms = budget_terms(units, target, latency) if counted else units.params
+        saved = costs(units, terms)
+        first_signal = priced(units, first_signal, terms, saved, same)
+        if kind is Allocation.PRICED:
+            weights = saved
     ranked = levels(removal, first_signal)
     held: dict[int, FloatArray] = {}
     if kind is Allocation.TOD:
@@ -160,9 +164,6 @@ def allocate(
     none = {g for made in bundles if not len(made.parts) for g in made.groups}
     stays |= dict.fromkeys(none if asked.serve else (), "limits and server allow no smaller number of them")
     needs = _needs(kind, {g: ranked[g] for g in told}, held, first_signal)
-    weights = np.array([group.sets for group in units.groups], dtype=np.float64)
-    if kind is Allocation.PRICED:
-        weights = costs(units, terms)
     prices = [_price(kind, made, needs, weights) for made in bundles]
     steps = Steps.of(prices, measured)
     moved = Levels.of(bundles, len(units.groups))
