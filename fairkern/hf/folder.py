@@ -56,21 +56,10 @@ class Folder:
         Raises InputError for a configuration that its class refuses, one that is of no causal language model, and
         weights that are missing or of other shapes.
         """
-        with quiet() as transformers:
-            try:
-                model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                    self.path,
-                    dtype="auto" if dtype is None else dtype,
-                    trust_remote_code=self.trust_remote_code,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are named below
-                )
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                what = "its own code" if self.own_code else "transformers"
-                raise InputError(f"{self.path} cannot be loaded by {what}: {first_line(error)}") from error
+        what = "its own code" if self.own_code else "transformers"
+        model, info = opened(
+            self.path, f"{self.path} cannot be loaded by {what}", self.trust_remote_code, dtype=dtype or "auto"
+        )
         self._check(info)
         return model.to(device).eval(), tuple(sorted(info["unexpected_keys"]))
 
@@ -136,6 +125,31 @@ def _is_pruned(path: Path) -> bool:
         return False
     with open_tensors(weights) as opened:
         return "fairkern" in opened.metadata
+
+
+def opened(
+    folder: str | os.PathLike[str], refused: str, trust_remote_code: bool, **how: Any
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The causal language model of a folder as `from_pretrained` makes it, and which weights it missed or ignored.
+
+    Weights of other shapes are left out, and named there. Raises InputError, `refused` and why, for what transformers
+    or the folder's code refuses.
+    """
+    with quiet() as transformers:
+        try:
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **how,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise InputError(f"{refused}: {first_line(error)}") from error
+    return model, info
 
 
 def first_line(error: BaseException) -> str:

@@ -134,18 +134,16 @@ def write_uneven(
 def _by_layer(small: Any, folder: Folder, schema: str) -> dict[str, Any]:
     """The content of config.json that says what the cut model's layers hold."""
     before = configuration(folder)
-    for name, value in small.config.to_dict().items():
-        if "bias" in name and isinstance(value, bool):  # compensation may have turned it on
-            setattr(before, name, value)
+    # compensation may have turned one on
+    biases = {n: value for n, value in small.config.to_dict().items() if "bias" in n and isinstance(value, bool)}
+    for name, value in biases.items():
+        setattr(before, name, value)
     family = family_of(before)
     state = {name: tuple(value.shape) for name, value in small.state_dict().items()}
     shapes = {name: shape for name, shape in state.items() if not (family.tied and name.startswith("lm_head."))}
     blocks = blocks_of(shapes, family.head_size, family.layers, tied=family.tied)
     _check_biases(before, blocks)
-    said = dict(folder.config) | {
-        name: value for name, value in small.config.to_dict().items() if "bias" in name and isinstance(value, bool)
-    }
-    return uneven_config(said, blocks, schema)
+    return uneven_config({**folder.config, **biases}, blocks, schema)
 
 
 def _check_biases(config: Any, blocks: Blocks) -> None:
