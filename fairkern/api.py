@@ -18,7 +18,7 @@ from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import cut
 from fairkern.compensate.intercepts import Biases
 from fairkern.deadline import Deadline
-from fairkern.errors import InputError
+from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
@@ -26,7 +26,7 @@ from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
-from fairkern.prove import check_values, proven
+from fairkern.prove import check_values, not_finite, proven
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import check_ordinary, ordinary, stage
 
@@ -75,6 +75,8 @@ def trace(
             reach; a model without a single axis that can be cut; one
             that is compiled, scripted, distributed, packed or hooked, with what to pass instead; one on the meta
             device that asks for values.
+        NonFiniteError: weights that hold NaN or Inf, by name, where nothing can be proven for it; elsewhere a note of
+            the map names them.
         TimeLimitError: the time is up; the model is as it was.
         What the model raises passes through.
 
@@ -99,9 +101,16 @@ def trace(
         units = certain.units
         if verify and (units.prunable or daring is not None):
             units = proven(model, certain, daring, (example_inputs, *more), seed, deadline)
+    spoilt = _spoilt(model) if verify else ""
+    if not units.prunable and spoilt:
+        raise NonFiniteError(
+            f"{spoilt}: what the model gives is not finite, and so no cut can be proven; give it finite weights"
+        )
     if not units.prunable:
         said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
+    if spoilt:
+        units = replace(units, notes=(spoilt, *units.notes))
     return UnitMap.of(replace(units, unused=unused, more=len(more), depth=depth))
 
 
@@ -348,6 +357,12 @@ def check_more(more: Any) -> list[Any]:
         raise InputError(f"more is a {type(more).__name__}; expected a list of example inputs: pass more=[…]")
     options.iterable("more", more, "a list of example inputs")
     return list(more)
+
+
+def _spoilt(model: nn.Module) -> str:
+    """Which weights hold NaN or Inf; empty where none does."""
+    names = not_finite(model)
+    return f"{options.several(names)} {'holds' if len(names) == 1 else 'hold'} NaN or Inf" if names else ""
 
 
 def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:

@@ -29,8 +29,9 @@ def choose(kind: type[Choice], name: str, value: Any) -> Choice:
     try:
         return kind(value)
     except ValueError:
-        known = ", ".join(repr(member.value) for member in kind)
-        raise InputError(f"{name} is {short(value)}; expected one of {known}") from None
+        known = [member.value for member in kind]
+        listed = ", ".join(map(repr, known))
+        raise InputError(f"{name} is {short(value)}; expected one of {listed}{meant(value, known)}") from None
 
 
 def instance(name: str, value: Any, kind: type[Kind], expected: str) -> Kind:
@@ -122,6 +123,18 @@ def with_parents(name: str) -> list[str]:
     """`a.b.c` → `a`, `a.b`, `a.b.c`."""
     parts = name.split(".")
     return [".".join(parts[:depth]) for depth in range(1, len(parts) + 1)]
+
+
+def meant(value: Any, known: Sequence[Any]) -> str:
+    """The end of an error that says which of a few choices a misspelt one is likely to be."""
+    words = [choice for choice in known if isinstance(choice, str)]
+    close = difflib.get_close_matches(value.lower(), words, n=1) if isinstance(value, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def several(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def near(name: str, known: Sequence[str]) -> str:

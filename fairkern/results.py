@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 from typing_extensions import Unpack
@@ -195,6 +195,20 @@ class Report(types.Report):
         """Measures before, after and, where it was healed, then; a row per group, seconds per stage."""
         return report.render(report.report_table(self))
 
+    def with_healed(self, measures: Mapping[str, float], *, small: nn.Module | None = None) -> Report:
+        """The same report with a column more: `measures` of the cut model after `heal`, as {"perplexity": 8.5}.
+
+        Parameters and FLOPs are those of the cut, or, where `small` is given, its parameters. Raises InputError for
+        what are no numbers by name.
+        """
+        check_measures("measures", measures)
+        if small is not None:
+            options.instance("small", small, nn.Module, options.MODEL)
+        own = {name: self.after[name] for name in ("params", "flops", "latency_predicted_ms") if name in self.after}
+        if small is not None:
+            own["params"] = sum(p.numel() for p in small.parameters())
+        return replace(self, healed={**own, **measures})
+
     @stage
     def save(self, path: PathLike) -> None:
         """JSON, written atomically."""
@@ -205,3 +219,11 @@ class Report(types.Report):
     def load(cls, path: PathLike) -> Report:
         """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls(**vars(report.load_report(options.place("path", path))))
+
+
+def check_measures(name: str, given: object) -> None:
+    """Raises InputError for what are no measures: finite numbers by name."""
+    options.mapping(name, given, 'a dictionary of numbers by name, such as {"perplexity": 8.5}')
+    assert isinstance(given, Mapping)
+    for key, value in given.items():
+        options.real(f"{name}[{key!r}]", value)

@@ -9,7 +9,7 @@ from torch import nn
 from fairkern import options, report, types
 from fairkern.api import check_plan, check_scores
 from fairkern.compensate import Correction, through_zero, unexplained
-from fairkern.results import PathLike, Plan, Report
+from fairkern.results import PathLike, Plan, Report, check_measures
 from fairkern.surroundings import stage
 
 
@@ -46,9 +46,7 @@ def summarise(
             options.instance(name, given, str, "a text")
     for name, measures in (("before", before), ("after", after), ("healed", healed), ("stages", stages)):
         if measures is not None:
-            options.mapping(name, measures, "a dictionary of numbers by name")
-            for key, value in measures.items():
-                options.real(f"{name}[{key!r}]", value)
+            check_measures(name, measures)
     options.iterable("corrected", corrected, "corrections")
     for correction in corrected:
         options.instance("corrected", correction, Correction, "corrections")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from torch import nn
 
 import fairkern as fk
 from fairkern.cli import main, named
+from fairkern.cli.parser import command_line
 
 PARTS = """
 import torch
@@ -345,6 +347,39 @@ def test_a_misspelt_option_is_what_the_error_names(
     said = capsys.readouterr().err
     assert f"usage: fairkern {arguments[0]}" in said
     assert meant in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--tod", "0.1", "--round-to", "neuron"],
+            "a whole number from 1 up, nor KIND=N,KIND=N, as in neuron=128,head=1",
+        ),
+        (["--drop", "expert"], "'expert' is not of the form KIND=N,KIND=N, as in expert=2"),
+    ],
+)
+def test_what_is_asked_by_kind_names_its_form(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "s", *arguments, "--out", "p"]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_option_of_a_command_says_what_it_is() -> None:
+    (commands,) = [action for action in command_line()._actions if isinstance(action, argparse._SubParsersAction)]
+    plain = {"--json", "--model", "--iterations"}
+    for name, parser in commands.choices.items():
+        for action in parser._actions:
+            assert action.help or plain.intersection(action.option_strings), (name, action.dest)
+
+
+def test_a_folder_that_is_named_without_its_option(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "llama").mkdir()
+    assert main(["prune", "llama", "text.txt", "--keep-params", "0.7", "-o", "out"]) == 2
+    said = capsys.readouterr().err
+    assert "llama is a folder: name it with --hf" in said
+    assert "(fairkern prune --hf llama --data text.txt)" in said
 
 
 def test_a_folder_where_a_file_is_expected(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,11 +96,11 @@ def test_units_without_depth_are_refused_for_it() -> None:
 
 
 def test_an_extent_of_one_branch_is_priced_by_what_goes_with_it() -> None:
-    from fairkern.allocate.prices import priced
+    from fairkern.allocate.prices import costs, priced
 
     units = fk.trace(Residual(), images(), depth=True)
     ones = {g: np.ones(units.groups[g].units) for g in units.prunable}
-    found = priced(units, ones, units.params)
+    found = priced(units, ones, units.params, costs(units, units.params))
     model = Residual()
     for g in units.branched:
         for unit, branch in enumerate(units.branches[units.groups[g].name]):

@@ -7,6 +7,8 @@ import doctest
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from fairkern.healing.blocks import blocks, in_both
 from fairkern.healing.settings import Divergence
 from fairkern.healing.weights import undecayed
 from tests.interrupted import Left
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Block(nn.Module):
@@ -88,6 +92,23 @@ def texts(batches: int = 3) -> list[dict[str, Tensor]]:
     g = torch.Generator().manual_seed(2)
     made = [torch.randint(0, 11, (4, 7), generator=g) for _ in range(batches)]
     return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids} for ids in made]
+
+
+def test_the_uncut_model_given_as_the_cut_one() -> None:
+    model = Language()
+    small = fk.apply(model, fk.trace(model, texts()[0]["input_ids"]).plan(keep_params=0.7))
+    with pytest.raises(fk.InputError, match=r"small has \d+ weights and the model .* give the cut model first"):
+        fk.heal(model, small, texts(), steps=1, progress=False)
+    for parameter in (p for name, p in small.named_parameters() if name.endswith("bias")):
+        parameter.data = torch.zeros(1000)  # as many as compensation may add: no sign of another order
+    fairkern.healing._check_smaller(small, model)
+
+
+def test_what_is_printed_compares_means() -> None:
+    one = fairkern.healing.Healed(1, [0.5], 0.1, 1, 1, ())
+    assert str(one) == "healed in 1 step (1 samples, 0.1 s): loss 0.5 → 0.5"
+    many = fairkern.healing.Healed(20, [3.0, 1.0, *[7.0] * 16, 1.5, 0.5], 0.1, 1, 1, ())
+    assert str(many).endswith("loss 2 → 1 (means of the first and the last 2 steps)")
 
 
 def heal(small: nn.Module, model: nn.Module, loader: Any, steps: int = 6, **options: Any) -> Any:
@@ -688,30 +709,34 @@ def test_it_goes_on_to_the_bit(dtype: torch.dtype, tmp_path: Path) -> None:
         assert same(state(whole), state(done))
 
 
+def run_that_is_killed(folder: str) -> None:
+    """Right before the second file takes the place of the first. In a process of its own: see the test."""
+    replace, renamed = os.replace, []
+
+    def killed(*args: Any) -> None:
+        renamed.append(args)
+        if len(renamed) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*args)
+
+    os.replace = killed
+    heal(net(5, seed=1), net(), classes(), checkpoint=folder, steps=4, every=2)
+
+
 def test_a_kill_leaves_what_was_there(tmp_path: Path) -> None:
-    """Right before the second file takes the place of the first."""
     model, loader, options = net(), classes(), {"steps": 4, "every": 2}
     whole = net(5, seed=1)
     heal(whole, model, loader, **options)
-    pid = os.fork()
-    if pid == 0:
-        replace, renamed = os.replace, []
-
-        def killed(*args: Any) -> None:
-            renamed.append(args)
-            if len(renamed) == 2:
-                os.kill(os.getpid(), signal.SIGKILL)
-            replace(*args)
-
-        os.replace = killed
-        heal(net(5, seed=1), model, loader, checkpoint=tmp_path / "run", **options)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    folder = tmp_path / "run"
+    code = f"from tests.test_healing import run_that_is_killed; run_that_is_killed({str(folder)!r})"
+    # not forked: a child of a process whose torch has threads may wait for them for ever
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
     small = net(5, seed=1)
-    found = heal(small, model, loader, checkpoint=tmp_path / "run", **options)
+    found = heal(small, model, loader, checkpoint=folder, **options)
     assert found.began == 2
     assert same(state(whole), state(small))
-    assert os.listdir(tmp_path / "run") == ["healing.safetensors"]
+    assert os.listdir(folder) == ["healing.safetensors"]
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
@@ -735,6 +760,37 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(fk.ArtefactError, match="truncated"):
         heal(small, model, classes(), checkpoint=folder)
     assert same(done, state(small))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_weights_of_the_same_shapes_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Half-way and at the end: another cut, another uncut model, what is frozen."""
+
+    def cut(seed: int = 1) -> Cast:
+        made = Cast(net(5, seed=seed), dtype)
+        made.inner[0].bias.requires_grad_(False)
+        return made
+
+    model, at = net(), {"checkpoint": tmp_path / "run", "every": 2}
+    reached = cut()
+    with pytest.raises(KeyboardInterrupt):
+        heal(reached, model, Stops(classes(), 2), **at)
+    frozen = cut()
+    with torch.no_grad():
+        frozen.inner[0].bias += 1
+    for began in (2, 6):
+        for other in (cut(2), frozen):
+            before = state(other)
+            with pytest.raises(fk.ArtefactError, match="for another cut model: the weights of small are neither"):
+                heal(other, model, classes(), **at)
+            assert same(before, state(other))
+        with pytest.raises(fk.ArtefactError, match="with another uncut model"):
+            heal(cut(), net(seed=3), classes(), **at)
+        assert heal(reached, model, classes(), **at).began == began
+    whole = cut()
+    heal(whole, model, classes())
+    assert same(state(whole), state(reached))
+    assert heal(cut(), model, classes(), **at).began == 6
 
 
 def test_other_data_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 
 import fairkern as fk
 from fairkern import allocate, types
+from fairkern.healing import Healed
 from fairkern.pruning import PruningOptions
 
 
@@ -160,6 +161,23 @@ def test_healed_measures_stand_beside_those_of_the_cut(
     assert report.after == {"params": plan.result["params_after"], "flops": plan.result["flops_after"], "loss": 2.0}
     assert report.healed == {**report.after, "loss": 1.25}
     assert fk.summarise(plan, after={"loss": 2.0}).healed == {}
+
+
+def test_a_report_takes_a_healed_column_later(
+    made: tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]], fk.Scores],
+) -> None:
+    model, loader, _ = made
+    small, report = fk.prune(model, loader, nn.CrossEntropyLoss(), keep_params=0.7, keep_scores=True, progress=False)
+    healed = report.with_healed({"perplexity": 8.5}, small=small)
+    costs = {"params": sum(p.numel() for p in small.parameters()), "flops": report.after["flops"]}
+    assert healed.healed == {**costs, "perplexity": 8.5}
+    assert (healed.plan, healed.scores, healed.after) == (report.plan, report.scores, report.after)
+    assert "healed" in healed.table()
+    assert report.healed == {}
+    assert report.with_healed({}).healed["params"] == report.after["params"]
+    told = Healed(1, [1.0], 0.1, 1, 1, ())
+    with pytest.raises(fk.InputError, match=r'healed is a Healed; expected .* such as \{"perplexity": 8\.5\}'):
+        fk.summarise(report.plan, healed=told)
 
 
 def test_a_folder_or_another_kind_of_file_is_named(

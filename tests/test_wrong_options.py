@@ -203,6 +203,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
     "Scores.save": (fk.Scores.save, lambda p: {"self": p.scores, "path": p.folder / "s"}, {"path": PATH}),
     "Plan.save": (fk.Plan.save, lambda p: {"self": p.plan, "path": p.folder / "p"}, {"path": PATH}),
     "Report.save": (fk.Report.save, lambda p: {"self": fk.summarise(p.plan), "path": p.folder / "r"}, {"path": PATH}),
+    "Report.with_healed": (
+        fk.Report.with_healed,
+        lambda p: {"self": fk.summarise(p.plan), "measures": {"loss": 1.0}},
+        {"measures": Kind(but(MEASURES.wrong, "none")), "small": OURS},
+    ),
     "Scores.load": (lambda path: fk.Scores.load(path), lambda p: {}, {"path": PATH}),
     "Plan.load": (lambda path: fk.Plan.load(path), lambda p: {}, {"path": PATH}),
     "Report.load": (lambda path: fk.Report.load(path), lambda p: {}, {"path": PATH}),

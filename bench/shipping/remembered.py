@@ -26,9 +26,9 @@ from fairkern.cli import main
 def remembered(out: str, options: Sequence[str]) -> dict[str, Any]:
     write, keep = run.write, out.rpartition("-")[2]
 
-    def first_asked(small: Any, *rest: Any) -> None:
+    def first_asked(small: Any, *rest: Any, **how: Any) -> None:
         torch.save(answers(small), f"{out}.pt")
-        write(small, *rest)
+        write(small, *rest, **how)
 
     said, started = io.StringIO(), time.perf_counter()
     with mock.patch.object(run, "write", first_asked), contextlib.redirect_stderr(said):

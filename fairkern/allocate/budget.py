@@ -31,7 +31,7 @@ from fairkern.allocate.tod import (
     tolerance_need,
 )
 from fairkern.errors import InputError
-from fairkern.options import TABLE, instance
+from fairkern.options import TABLE, instance, several
 from fairkern.plans.build import build
 from fairkern.plans.cost import Order, told_apart
 from fairkern.plans.removals import NONE
@@ -139,9 +139,13 @@ def allocate(
     measured = kind.pools and not (is_function(removal) or removal == RANDOM)
     counted = target in (Target.PARAMS, Target.FLOPS, Target.LATENCY)
     pays = kind is Allocation.PRICED or (measured and kind is Allocation.GLOBAL and units.branches and counted)
-    terms = budget_terms(units, target, latency) if counted else units.params
+    weights = np.array([group.sets for group in units.groups], dtype=np.float64)
     if pays:
-        first_signal = priced(units, first_signal, terms, same)
+        terms = budget_terms(units, target, latency) if counted else units.params
+        saved = costs(units, terms)
+        first_signal = priced(units, first_signal, terms, saved, same)
+        if kind is Allocation.PRICED:
+            weights = saved
     ranked = levels(removal, first_signal)
     held: dict[int, FloatArray] = {}
     if kind is Allocation.TOD:
@@ -151,15 +155,15 @@ def allocate(
     told = {g for g in ranked if kind is not Allocation.TOD or g in held}
     ties, stays = _tied(units, served, ignored, told, equal=kind is Allocation.UNIFORM and target is not Target.DROP)
     if asked.serve and not ties:
-        why = "; ".join(dict.fromkeys(f"{units.groups[g].name}: {why}" for g, why in stays.items()))
+        held_by: dict[str, list[str]] = {}
+        for g, reason in stays.items():
+            held_by.setdefault(reason, []).append(units.groups[g].name)
+        why = "; ".join(f"{several(names)}: {reason}" for reason, names in held_by.items())
         raise InputError(f"serve={asked.serve!r} leaves no group to cut: {why or 'all are ignored'}")
     bundles = [bundle(units, tie, limit) for tie in ties]
     none = {g for made in bundles if not len(made.parts) for g in made.groups}
     stays |= dict.fromkeys(none if asked.serve else (), "limits and server allow no smaller number of them")
     needs = _needs(kind, {g: ranked[g] for g in told}, held, first_signal)
-    weights = np.array([group.sets for group in units.groups], dtype=np.float64)
-    if kind is Allocation.PRICED:
-        weights = costs(units, terms)
     prices = [_price(kind, made, needs, weights) for made in bundles]
     steps = Steps.of(prices, measured)
     moved = Levels.of(bundles, len(units.groups))

@@ -25,30 +25,30 @@ def priced(
     units: UnitMap,
     scores: Mapping[int, FloatArray],
     terms: Sequence[CostTerm],
+    saved: FloatArray,
     same: Iterable[Sequence[int]] = (),
 ) -> dict[int, FloatArray]:
     """Scores over what each unit costs while all others stay; the mean of its group's, unless it is a branch.
 
-    So one threshold gives up least for what is saved, whether that is a neuron or an MLP as a whole.
+    So one threshold gives up least for what is saved, whether that is a neuron or an MLP as a whole. `saved`: of these
+    `terms`, from `costs`.
     """
-    saved, least = costs(units, terms), _least(units, terms)
-    alone = together(_alone(units, terms), same)
-    found, branched = {}, units.branched
-    for g, values in scores.items():
-        group = units.groups[g]
-        price = np.maximum(alone[g], least) if g in branched else saved[g] / group.sets
-        found[g] = values / price
-    return found
+    price: dict[int, FloatArray] = {g: saved[g] / units.groups[g].sets for g in scores}
+    if units.branched:
+        alone, least = together(_alone(units, terms), same), _least(Cost(units, terms))
+        price |= {g: np.maximum(alone[g], least) for g in units.branched.intersection(scores)}
+    return {g: values / price[g] for g, values in scores.items()}
 
 
 def costs(units: UnitMap, terms: Sequence[CostTerm]) -> FloatArray:
     """Per group, what goes with a unit of each of its sets while all others stay, above zero."""
-    whole = np.zeros(len(units.groups), dtype=np.int64)
-    return np.maximum(-Cost(units, terms).change(whole, whole - 1), _least(units, terms))
+    cost = Cost(units, terms)
+    whole = np.zeros(cost.groups, dtype=np.int64)
+    return np.maximum(-cost.change(whole, whole - 1), _least(cost))
 
 
-def _least(units: UnitMap, terms: Sequence[CostTerm]) -> float:
-    return _LEAST * Cost(units, terms)(np.zeros(len(units.groups), dtype=np.int64))
+def _least(cost: Cost) -> float:
+    return _LEAST * cost(np.zeros(cost.groups, dtype=np.int64))
 
 
 def _alone(units: UnitMap, terms: Sequence[CostTerm]) -> dict[int, FloatArray]:

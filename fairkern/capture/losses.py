@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from fairkern.capture.batches import Batch
 from fairkern.capture.structure import describe
 from fairkern.errors import InputError
-from fairkern.model.nested import Call, call_model, can_take, tensors_in
+from fairkern.model.nested import Call, call_model, can_take, takes_by_name, tensors_in
 from fairkern.model.own_calls import training_call
 
 LossFunction = Callable[[Any, Any], Tensor]
+_LABELS = "labels"
 
 
 class Losses:
@@ -56,7 +57,7 @@ class Losses:
             self._training = True
             return output, None
         if loss is None and self._loss_fn is None:
-            raise self._without()
+            raise self._without(batch)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
             raise InputError(
                 f"the loss of batch {batch.index} is {describe(loss)}; expected a tensor with one element, "
@@ -98,12 +99,19 @@ class Losses:
         """Whether the model can be given the targets, as its own training call does."""
         return not batch.parts.hands_on and can_take(self._model, _with_targets(batch))
 
-    def _without(self) -> InputError:
+    def _without(self, batch: Batch) -> InputError:
         where = "in eval mode or in its own training call" if self._training else "in eval mode"
         return InputError(
             f"the model returns no loss {where} (what it returns is {self._returned}), and loss_fn is None; "
-            "pass loss_fn(output, targets)"
+            f"{_unlabelled(self._model, batch)}pass loss_fn(output, targets)"
         )
+
+
+def _unlabelled(model: nn.Module, batch: Batch) -> str:
+    """What to do where the batch has no labels, which the model takes to work out a loss."""
+    call = batch.parts.call
+    lacks = isinstance(call, Mapping) and _LABELS not in call and takes_by_name(model, _LABELS)
+    return f"give the batches {_LABELS!r}, which forward takes and these lack, or " if lacks else ""
 
 
 def _with_targets(batch: Batch) -> Call:

@@ -39,13 +39,13 @@ def positive(text: str) -> int:
     return number
 
 
-def by_kind(text: str) -> dict[str, int]:
+def by_kind(text: str, example: str = "expert=2") -> dict[str, int]:
     """`neuron=128,head=1`: whole numbers by kind of unit."""
     found = {}
     for part in text.split(","):
         kind, equals, number = (piece.strip() for piece in part.partition("="))
         if not (kind and equals):
-            raise argparse.ArgumentTypeError(f"{text!r} is not of the form KIND=N,KIND=N, as in neuron=128,head=1")
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form KIND=N,KIND=N, as in {example}")
         if kind in found:
             raise argparse.ArgumentTypeError(f"{text!r} says two numbers for {kind}")
         found[kind] = positive(number)
@@ -54,7 +54,12 @@ def by_kind(text: str) -> dict[str, int]:
 
 def divisors(text: str) -> int | dict[str, int]:
     """A whole number for all kinds of unit, or one by kind."""
-    return by_kind(text) if "=" in text else positive(text)
+    if "=" in text:
+        return by_kind(text, "neuron=128,head=1")
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor KIND=N,KIND=N, as in neuron=128,head=1") from None
 
 
 def share(text: str) -> float:

@@ -136,6 +136,8 @@ def _prune_folder(arguments: argparse.Namespace) -> int:
     _say_removed(arguments, done.plan, arguments.out)
     before, after = done.before["perplexity"], done.after["perplexity"]
     _say(arguments, f"perplexity {before:.4g} → {after:.4g} on what was held out")
+    if "loads" in done.choices:
+        _say(arguments, done.choices["loads"])
     return 0
 
 

@@ -21,9 +21,13 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
         "a language model", "a local folder of transformers in, instead of MODEL and LOADER; one of the same kind out"
     )
     group.add_argument("--hf", type=path, metavar="DIR", help="folder with configuration, weights and tokenizer")
-    lines = "text, or .jsonl with text, messages, or prompt and completion; a part of it is held out"
+    lines = (
+        "text, of which about eight paragraphs in a row are a document, or .jsonl, of which every line is one, with "
+    )
+    lines += "text, messages, or prompt and completion; a part of the documents is held out"
     group.add_argument("--data", type=path, metavar="FILE", help=lines)
-    group.add_argument("--sequence", type=positive, metavar="TOKENS", help="length of a sequence (default: 512)")
+    length = "length of a sequence (default: 512, or the model's positions where those are fewer)"
+    group.add_argument("--sequence", type=positive, metavar="TOKENS", help=length)
     most = "calibrate, and measure, on at most so many sequences (default: 128)"
     group.add_argument("--samples", type=positive, metavar="N", help=most)
     share = "share of the documents that only perplexity is measured on (default: 0.1)"
@@ -40,6 +44,12 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 def check_given(arguments: argparse.Namespace) -> None:
     """Raises `InputError` unless there is either a folder with its data or a model with its loader."""
     if arguments.hf is None:
+        if arguments.model is not None and Path(arguments.model).is_dir():
+            data = arguments.data or arguments.loader or "FILE"
+            raise fk.InputError(
+                f"{arguments.model} is a folder: name it with --hf, and its text with --data "
+                f"(fairkern prune --hf {arguments.model} --data {data})"
+            )
         if arguments.model is None or arguments.loader is None:
             raise fk.InputError("name a MODEL and a LOADER, or a folder and its data: --hf DIR --data FILE")
         given = [name for name in _OWN if getattr(arguments, name) is not None]

@@ -29,7 +29,7 @@ def command_line() -> argparse.ArgumentParser:
     demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both")
     demo.add_argument("--keep-params", type=share, default=0.25, metavar="SHARE", help="default: 0.25")
     demo.add_argument("--epochs", type=positive, help="train for so many epochs instead of each model's own number")
-    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--seed", type=int, default=0, help="of weights, batches and scores (default: 0)")
     demo.add_argument("--quiet", action="store_true", help="print nothing")
 
     info = command("info", commands.info, "versions, backends per operator and why one cannot run, threads, devices")
@@ -41,7 +41,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_tracing(trace)
     trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
     trace.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="give up after this long")
-    trace.add_argument("--seed", type=int, default=0)
+    trace.add_argument("--seed", type=int, default=0, help="of what the proof removes and runs on (default: 0)")
 
     score = command("score", commands.score, "score every unit of a model in one pass over a loader")
     _add_scoring(score)
@@ -107,7 +107,9 @@ def _add_biases(parser: argparse.ArgumentParser) -> None:
 
 def _add_tracing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
-    parser.add_argument("--depth", action="store_true", help="branches of residual blocks are units too")
+    deep = "what a residual block adds (attention, an MLP, convolutions) may go as a whole, and so may whole layers; "
+    deep += "with --serve hf (of a folder the default) only whole layers"
+    parser.add_argument("--depth", action="store_true", help=deep)
     more = "package.module:callable: further inputs, which reach more code"
     parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
 
@@ -130,7 +132,8 @@ def _add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> Non
     parser.add_argument(
         "--no-classes", dest="classes", action="store_false", help="the targets are no classes: leave out U"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    drawn = "of the directions, and of what the model or the loss draws at random (default: 0)"
+    parser.add_argument("--seed", type=int, default=0, help=drawn)
     taps = "score what the next layers read, or as in the paper what a layer returns"
     parser.add_argument("--recipe", choices=("default", "paper"), default="default", help=taps)
     parser.add_argument("--backend", default="auto", help="auto (default) or one that `fairkern info` lists")
@@ -151,10 +154,20 @@ def _add_planning(parser: argparse.ArgumentParser) -> None:
     budget.add_argument("--drop", type=by_kind, metavar="KIND=N", help=exact)
     multiples = "keep multiples of N channels (default: 1), or by kind of unit: neuron=128,head=1"
     parser.add_argument("--round-to", type=divisors, default=1, metavar="N", help=multiples)
-    servers = "hf, vllm, gguf, gguf:TYPE or deci: what loads the result, so which layers stay equal"
+    servers = (
+        "hf, vllm, gguf, gguf:TYPE or deci: what is to load the result, so which layers stay equal. With --hf, OUT is "
+        "for from_pretrained (hf, the default, and wherever layers stay equal), else for servers that read block "
+        "configs (vllm), or for fairkern export --gguf and load_pruned, with the uncut model's config.json (gguf, deci)"
+    )
     parser.add_argument("--serve", metavar="SERVER", help=servers)
     parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
     parser.add_argument("--min-keep", type=positive, default=1, metavar="N", help="at least N units of every group")
     parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")
-    parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized", "priced"))
-    parser.add_argument("--removal", metavar="SIGNAL", help="signal that orders the units; low goes first")
+    spread = (
+        "how removal is spread over groups: by tolerance, in equal shares, by one threshold for all, by one of each "
+    )
+    spread += "group's own scale, or by one over what a unit costs (default: what suits the scores)"
+    parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized", "priced"), help=spread)
+    signal = "signal that orders the units, low goes first: residual (needs second moments), wasserstein (U, needs "
+    signal += "classes), taylor (R) or random (default: what suits the scores)"
+    parser.add_argument("--removal", metavar="SIGNAL", help=signal)

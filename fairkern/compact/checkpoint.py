@@ -51,6 +51,7 @@ from fairkern.types import ConfigChange, Plan
 
 WEIGHTS = "model.safetensors"
 PLAN = "plan.json"
+CONFIG = "config.json"  # of transformers
 
 T = TypeVar("T")
 
@@ -214,7 +215,16 @@ def _present(place: Path, name: str, read: Callable[[Path], T]) -> T:
         return read(place / name)
     except (FileNotFoundError, NotADirectoryError):
         found = "is a file" if place.is_file() else f"has no file {name}" if place.is_dir() else "is not there"
-        raise ArtefactError(f"{place} {found}; expected a folder that save_pruned wrote") from None
+        raise ArtefactError(f"{place} {found}; {_instead(place)}") from None
+
+
+def _instead(place: Path) -> str:
+    """What to do about a folder that `save_pruned` did not write."""
+    if (place / CONFIG).is_file():
+        return (
+            f"it has a {CONFIG}, as transformers' save_pretrained writes: load it with from_pretrained({str(place)!r})"
+        )
+    return "expected a folder that save_pruned wrote"
 
 
 def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dict[str, str], dict[str, bool]]:
@@ -223,7 +233,9 @@ def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dic
         try:
             content = Fields(parse(metadata["fairkern"]), path)
         except KeyError:
-            raise ArtefactError(f"{path} was not written by fairkern: its metadata has no entry for it") from None
+            raise ArtefactError(
+                f"{path} was not written by fairkern: its metadata has no entry for it; {_instead(path.parent)}"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise ArtefactError(f"{path} has metadata that is not JSON ({error}); save the model again") from None
         header = {key: entry.value for key, entry in content.entries().items()}

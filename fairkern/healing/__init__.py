@@ -41,10 +41,11 @@ class Healed:
 
     def __str__(self) -> str:
         seen = f"{self.samples:,} samples" + (f", {self.tokens:,} tokens" if self.tokens != self.samples else "")
-        return (
-            f"healed in {self.steps:,} steps ({seen}, {self.seconds:.1f} s): "
-            f"loss {self.losses[0]:.4g} → {self.losses[-1]:.4g}"
-        )
+        steps = "1 step" if self.steps == 1 else f"{self.steps:,} steps"
+        few = max(1, len(self.losses) // 10)  # a single batch says little
+        first, last = (sum(some) / few for some in (self.losses[:few], self.losses[-few:]))
+        which = f" (means of the first and the last {few:,} steps)" if few > 1 else ""
+        return f"healed in {steps} ({seen}, {self.seconds:.1f} s): loss {first:.4g} → {last:.4g}{which}"
 
 
 @stage
@@ -107,16 +108,19 @@ def heal(
         checkpoint: a folder for `healing.safetensors`, written after every `every` steps (default: a tenth of them) and
             at the end: weights, AdamW's moments, what was seen. The same call on the same cut model goes on from there,
             to the same weights as without a break (to the bit on a CPU with as many threads): it takes the loader's
-            batches that were seen already, and drops them. Of a call that had finished, `small` gets the weights.
+            batches that were seen already, and drops them. Of a call that had finished, `small` gets the weights. The
+            file has sums of both models: `small` is to be as it was cut, or as it was when the file was written (after
+            an error between two writes it is neither: cut it again), `model` as it was.
         seed: of dropout, and of what the loader draws.
         progress: show a progress bar on a terminal.
 
     Raises:
-        InputError: before anything changes: options of the wrong kind, nothing to train, weights in float16; at the
-            first batch: answers of other shapes or that are no tensors (detectors), a divergence that cannot be told;
-            later: a loader that ends and cannot be iterated again. A checkpoint of a call with other options.
+        InputError: before anything changes: options of the wrong kind, nothing to train, weights in float16, a
+            `small` with more weights than `model` (they were given in the other order); at the first batch: answers
+            of other shapes or that are no tensors (detectors), a divergence that cannot be told; later: a loader
+            that ends and cannot be iterated again. A checkpoint of a call with other options.
         NonFiniteError: a loss or a gradient that is not finite; names the step.
-        ArtefactError: a checkpoint that is damaged, edited or of another model.
+        ArtefactError: a checkpoint that is damaged, edited or of another cut or uncut model.
 
     Cost: per step a forward pass of `model` and a forward and a backward pass of `small`. Memory: 12 bytes per weight
     that is trained (moments and gradient; bfloat16: 14, with the master), and both models' answers in float32.
@@ -157,6 +161,7 @@ def heal(
     check_values(small, RUN)
     check_values(model, RUN)
     _check_apart(small, model)
+    _check_smaller(small, model)
     ambient = Ambient.now(device_of(small))
     if any(dtype is torch.float16 for _, dtype in ambient.entered):
         raise InputError(
@@ -187,3 +192,17 @@ def _check_apart(small: nn.Module, model: nn.Module) -> None:
                 f"{name} of small is a tensor of the uncut model too, which would learn from itself: give it a copy of "
                 "its own, copy.deepcopy(small), or freeze what they share with requires_grad_(False)"
             )
+
+
+def _check_smaller(small: nn.Module, model: nn.Module) -> None:
+    """InputError where the uncut model was given as the cut one. Biases do not count: compensation adds some."""
+
+    def weights(of: nn.Module) -> int:
+        return sum(p.numel() for name, p in of.named_parameters() if "bias" not in name.rpartition(".")[2])
+
+    ours, theirs = weights(small), weights(model)
+    if ours > theirs:
+        raise InputError(
+            f"small has {ours:,} weights and the model that it was cut from {theirs:,}: give the cut model first, "
+            "heal(small, model, loader, …)"
+        )

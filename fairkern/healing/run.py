@@ -46,7 +46,7 @@ class Run:
         """All steps that are not done yet; how many were, by a run before."""
         settings, said = self._settings, self._said()
         if checkpoint is not None:
-            self.progress = load(checkpoint, self._weights, said)
+            self.progress = load(checkpoint, self._small, self._model, self._weights, said)
         began, started = self.progress.steps, time.perf_counter()
         before = self.progress.seconds
         total = settings.steps
@@ -65,7 +65,7 @@ class Run:
                 self._step(number, batches)
                 self.progress.seconds = before + time.perf_counter() - started
                 if checkpoint is not None and (number % (settings.every or total) == 0 or number == total):
-                    save(checkpoint, self._weights, self.progress, said)
+                    save(checkpoint, self._small, self._weights, self.progress, said)
                 on_step(number, total, "healing")
                 let_others_in()
         return began

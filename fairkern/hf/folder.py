@@ -20,6 +20,7 @@ from fairkern.hf.needed import quiet
 from fairkern.options import short
 
 CONFIG = "config.json"
+_PLAN = "plan.json"
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -55,21 +56,10 @@ class Folder:
         Raises InputError for a configuration that its class refuses, one that is of no causal language model, and
         weights that are missing or of other shapes.
         """
-        with quiet() as transformers:
-            try:
-                model, info = transformers.AutoModelForCausalLM.from_pretrained(
-                    self.path,
-                    dtype="auto" if dtype is None else dtype,
-                    trust_remote_code=self.trust_remote_code,
-                    local_files_only=True,
-                    output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are named below
-                )
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:
-                what = "its own code" if self.own_code else "transformers"
-                raise InputError(f"{self.path} cannot be loaded by {what}: {first_line(error)}") from error
+        what = "its own code" if self.own_code else "transformers"
+        model, info = opened(
+            self.path, f"{self.path} cannot be loaded by {what}", self.trust_remote_code, dtype=dtype or "auto"
+        )
         self._check(info)
         return model.to(device).eval(), tuple(sorted(info["unexpected_keys"]))
 
@@ -91,6 +81,11 @@ class Folder:
     def _check(self, info: Mapping[str, Any]) -> None:
         for kind, what in (("missing_keys", "lacks"), ("mismatched_keys", "holds in another shape")):
             found = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[kind])
+            if found and _is_pruned(self.path):
+                raise InputError(
+                    f"{self.path} is pruned already, and its layers differ ({_PLAN} beside its weights says how): "
+                    "prune the model that it was cut from; fk.load_pruned loads this one into that"
+                )
             if found:
                 more = f" and {len(found) - 1} further weights" if len(found) > 1 else ""
                 raise InputError(
@@ -121,6 +116,40 @@ def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False)
     for name in sorted(set(shards.values())):
         _check_shard(path, name, {tensor for tensor, shard in shards.items() if shard == name and tensor})
     return Folder(path, config, tuple(dict.fromkeys(shards.values())), trust_remote_code)
+
+
+def _is_pruned(path: Path) -> bool:
+    """Whether plan and weights are those that `save_pruned` writes."""
+    weights = path / _SINGLE[0]
+    if not ((path / _PLAN).is_file() and weights.is_file()):
+        return False
+    with open_tensors(weights) as opened:
+        return "fairkern" in opened.metadata
+
+
+def opened(
+    folder: str | os.PathLike[str], refused: str, trust_remote_code: bool, **how: Any
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The causal language model of a folder as `from_pretrained` makes it, and which weights it missed or ignored.
+
+    Weights of other shapes are left out, and named there. Raises InputError, `refused` and why, for what transformers
+    or the folder's code refuses.
+    """
+    with quiet() as transformers:
+        try:
+            model, info = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **how,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise InputError(f"{refused}: {first_line(error)}") from error
+    return model, info
 
 
 def first_line(error: BaseException) -> str:

@@ -7,6 +7,8 @@ import fnmatch
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fairkern import artefacts, options, report, types
+from fairkern import artefacts, options, types
 from fairkern.artefacts.writing import new_folder
 from fairkern.compact.descriptors import check_pruned
 from fairkern.errors import InputError
@@ -22,6 +24,7 @@ from fairkern.hf.card import CARD, card
 from fairkern.hf.folder import CONFIG, Folder, first_line, open_folder
 from fairkern.hf.needed import quiet
 from fairkern.hf.verify import verify
+from fairkern.report import save_report
 from fairkern.surroundings import stage
 
 PLAN, REPORT = "plan.json", "report.json"
@@ -59,10 +62,25 @@ def check_out(out: str | os.PathLike[str]) -> Path:
             raise InputError(f"cannot write {path}: something is mounted there; name a folder within it")
         if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
             raise InputError(f"cannot write {path}: no permission in {path.absolute().parent}")
+    try:  # permission says nothing of /proc, nor of what is mounted to be read
+        with tempfile.TemporaryDirectory(prefix=".fairkern-", dir=Path(os.path.realpath(path)).parent):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: no folder can be made in {path.absolute().parent} ({error.strerror or error})"
+        ) from None
     return path
 
 
-def write(small: Any, plan: types.Plan, out: Path, like: Folder, done: types.Report | None = None) -> None:
+def write(
+    small: Any,
+    plan: types.Plan,
+    out: Path,
+    like: Folder,
+    done: types.Report | None = None,
+    *,
+    untrained: bool = False,
+) -> None:
     """The folder, whole or not at all: written beside `out`, opened again, and renamed to it."""
     check_pruned(small, plan)
     with said_of(out), new_folder(out) as place:
@@ -70,8 +88,9 @@ def write(small: Any, plan: types.Plan, out: Path, like: Folder, done: types.Rep
         beside(like, place)
         artefacts.save_plan(plan, place / PLAN)
         if done is not None:
-            report.save_report(done, place / REPORT)
-        (place / CARD).write_text(card(plan, like, done), encoding="utf-8")
+            save_report(done, place / REPORT)
+        (place / CARD).write_text(card(small, plan, like, done, untrained=untrained), encoding="utf-8")
+        as_asked(place)
         verify(place, small, like.trust_remote_code)
 
 
@@ -108,6 +127,43 @@ def beside(like: Folder, place: Path) -> None:
         shutil.copytree(templates, place / templates.name, copy_function=shutil.copyfile)
 
 
+def as_asked(place: Path) -> None:
+    """Files with the permissions that new ones get (umask); safetensors lets nobody else read its own."""
+    mode = stat.S_IMODE((place / PLAN).stat().st_mode)
+    for path in place.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def check_report(done: Any, plan: types.Plan) -> types.Report | None:
+    """The report, if one is given and it is of the plan. Raises InputError."""
+    if done is None:
+        return None
+    options.instance("report", done, types.Report, "a fairkern.Report (fk.prune, fk.summarise)")
+    rows = [(row.get("group"), row.get("removed")) for row in done.groups]
+    if rows != [(group.name, group.removed.size) for group in plan.groups]:
+        raise InputError("report is of another plan: the units that it says went are others; pass that of this plan")
+    return done
+
+
+def check_like(small: Any, plan: types.Plan, like: Folder) -> None:
+    """Raises InputError where the folder is not of the model that was cut."""
+    nested = [entry for entry in like.config.values() if isinstance(entry, dict)]
+    known = {str(entry["model_type"]) for entry in (like.config, *nested) if "model_type" in entry}
+    if small.config.model_type not in known:
+        raise InputError(
+            f"like is {like.path}, a folder of the model type {', '.join(sorted(known))}, and small is of the type "
+            f"{small.config.model_type}: name the folder that small came from"
+        )
+    for change in plan.config:
+        found = like.config.get(change.name)
+        if type(found) is int and type(change.before) is int and found != change.before:
+            raise InputError(
+                f"like is {like.path}, of which {change.name} is {found}, and the plan is of a model where it is "
+                f"{change.before}: name the folder that small came from"
+            )
+
+
 @contextlib.contextmanager
 def said_of(out: Path) -> Iterator[None]:
     """What the system refuses, as an error of one line."""
@@ -124,6 +180,7 @@ def save(
     out: str | os.PathLike[str],
     *,
     like: str | os.PathLike[str],
+    report: types.Report | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Write a pruned language model of transformers as a folder that `from_pretrained` loads, without fairkern.
@@ -137,11 +194,14 @@ def save(
         plan: by which it was cut (`Report.plan`).
         out: a new or an empty folder.
         like: the folder that the model came from.
+        report: what was done and measured, of the same plan (`fk.prune`, `fk.summarise`): written as report.json, and
+            its measures, also those of `healed`, into the card. The card counts the parameters of `small` itself.
         trust_remote_code: the model's classes are of that folder's code, which is copied, and run to open the folder.
 
     Raises:
         InputError: an `out` that is not empty or cannot be written, a full disk; a model that its configuration cannot
-            describe, as one with layers of different widths (plan with serve="hf"): says which weight differs.
+            describe, as one with layers of different widths (plan with serve="hf"): says which weight differs; a `like`
+            of another model type or of other sizes, a `report` of another plan.
         PlanMismatchError: `small` does not have the shapes that `plan` leaves.
         ArtefactError: a damaged file in `like`.
 
@@ -154,4 +214,5 @@ def save(
             f"small is a {type(small).__name__}; expected a model of transformers (save_pruned writes others)"
         )
     folder = open_folder(options.place("like", like), options.flag("trust_remote_code", trust_remote_code))
-    write(small, plan, check_out(options.place("out", out)), folder)
+    check_like(small, plan, folder)
+    write(small, plan, check_out(options.place("out", out)), folder, check_report(report, plan))

@@ -16,13 +16,13 @@ from typing_extensions import Unpack
 from fairkern import options as checks
 from fairkern.allocate import refuse_unknown
 from fairkern.errors import InputError
-from fairkern.hf.folder import Folder, open_folder
+from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
-from fairkern.hf.needed import transformers
+from fairkern.hf.needed import quiet, transformers
 from fairkern.hf.output import check_out, write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
-from fairkern.hf.uneven import check_served, write_uneven
+from fairkern.hf.uneven import check_served, loads, write_uneven
 from fairkern.model.nested import can_take
 from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
@@ -135,7 +135,8 @@ def prune(
     made = _taken(model, batches(documents, tokenizer, layout, _rows(model)))
     before = _measures(model, made)
     measured = time.perf_counter()
-    small, report = prune_model(model, made.calibration, **options)
+    with quiet():  # proofs generate beyond the positions of a model that has few, of which it would warn
+        small, report = prune_model(model, made.calibration, **options)
     plan = report.plan
     assert plan is not None
     again = time.perf_counter()
@@ -150,9 +151,11 @@ def prune(
         versions={**report.versions, "transformers": transformers().__version__},
     )
     if options["serve"] == _HF or plan.result["serves"][_HF] == YES:
-        write(small, plan, target, source, report)
+        write(small, plan, target, source, report, untrained=True)
     else:
-        write_uneven(small, plan, target, source, _SCHEMAS.get(options["serve"] or ""), report)
+        schema = _SCHEMAS.get(options["serve"] or "")
+        report = replace(report, choices={**report.choices, "loads": loads(schema, source, source.path.resolve().name)})
+        write_uneven(small, plan, target, source, schema, report, untrained=True)
     return report
 
 
@@ -184,9 +187,16 @@ def _device(given: Any) -> torch.device:
     if given is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(given)
+        device = torch.device(given)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device is {checks.short(given)}; expected for example 'cpu' or 'cuda' ({error})") from None
+    try:
+        torch.zeros(1, dtype=torch.float32, device=device).item()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # each backend has its own for what is not there
+        raise InputError(f"device is {checks.short(given)}, which cannot be used here ({first_line(error)})") from None
+    return device
 
 
 def _needs_tokenizer(data: Any) -> bool:

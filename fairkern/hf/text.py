@@ -16,6 +16,7 @@ from fairkern.options import iterable, short
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _PARAGRAPHS = 8
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FIELDS = '"text", "messages", or "prompt" and "completion"'
 
 
@@ -49,15 +50,17 @@ def read_documents(data: Any, tokenizer: Any) -> Documents:
     """The documents of a file or a list.
 
     Of a file whose name ends in .jsonl, .ndjson or .json every line is one (or every entry of one list), with "text",
-    with "messages" (of a role and a content each), or with "prompt" and "completion", of which the prompt is read and
-    not predicted. Any other file is a text, of which some paragraphs in a row are one: where one begins its first
-    paragraph alone decides, so that others stay as they are when the text grows. Items of a list may be texts, such
-    entries, or lists of token ids; without a tokenizer only the last.
+    with "messages" (of a role and a content each), or with "prompt" and "completion" (both texts or both messages), of
+    which the prompt is read and not predicted. Which of the three it is, what is empty or null does not say. Any other
+    file is a text, of which some paragraphs in a row are one: where one begins its first paragraph alone decides, so
+    that others stay as they are when the text grows. Items of a list may be texts, such entries, or lists of token ids;
+    without a tokenizer only the last.
 
     Messages go through the tokenizer's chat template; where it has none they are joined by blank lines, which `said`
-    tells.
+    tells. A content is a text or a list of parts, {"type": "text", "text": …}, which are joined; null says nothing.
 
-    Raises InputError: no such file, a binary one, nothing in it, an entry that is none of these.
+    Raises InputError: no such file, a binary one, nothing in it, an entry that is none of these or several, that has
+    images, or a lone surrogate.
     """
     if isinstance(data, (str, os.PathLike)):
         path = Path(data)
@@ -134,7 +137,7 @@ def _entries(path: Path, content: str) -> list[Any]:
         if isinstance(listed, list):
             return listed
     entries = []
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
                 entries.append(json.loads(line))
@@ -144,47 +147,108 @@ def _entries(path: Path, content: str) -> list[Any]:
 
 
 def _document(entry: Any, where: str, tokenizer: Any) -> Document:
+    whole = False
     if isinstance(entry, str):
         parts: tuple[tuple[str, bool], ...] = ((entry, True),)
     elif isinstance(entry, Mapping):
         parts, whole = _parts(entry, where, tokenizer)
-        if whole:
-            return Document(parts, whole=True)
     elif (ids := _ids(entry)) is not None:
         return Document(ids=ids)
     else:
         raise InputError(f"{where} is a {type(entry).__name__} ({short(entry)}); expected {_FIELDS}")
+    lone = next((found for text, _ in parts if (found := _SURROGATE.search(text))), None)
+    if lone is not None:
+        raise InputError(
+            f"{where} holds half of a character, the lone surrogate {lone[0]!a}, which UTF-8 cannot write: leave it out"
+        )
     if tokenizer is None:
         raise InputError(f"{where} is text, and the folder has no tokenizer: give lists of token ids, or copy it there")
-    return Document(parts)
+    return Document(parts, whole=whole)
 
 
 def _parts(entry: Mapping[Any, Any], where: str, tokenizer: Any) -> tuple[tuple[tuple[str, bool], ...], bool]:
     """The parts of an entry, and whether a chat template has made them."""
+    forms = _forms(entry)
+    if len(forms) > 1:
+        raise InputError(f"{where} has {short(forms)}; expected one of them: {_FIELDS}")
     prompt, completion = entry.get("prompt"), entry.get("completion")
-    if isinstance(entry.get("text"), str):
+    form = forms[0] if forms else ""
+    if form == "text" and isinstance(entry["text"], str):
         return ((entry["text"], True),), False
-    if isinstance(prompt, str) and isinstance(completion, str):
+    if form == "messages" and isinstance(entry["messages"], list):
+        return _spoken([], _messages(entry["messages"], where), where, tokenizer)
+    if form == "prompt" and isinstance(prompt, str) and isinstance(completion, str):
         return ((prompt, False), (completion, True)), False
-    if _is_chat(entry):
-        messages = entry["messages"] if "messages" in entry else [*entry["prompt"], *entry["completion"]]
-        bad = [m for m in messages if not isinstance(m, Mapping) or not {"role", "content"} <= m.keys()]
-        if bad or not messages:
-            raise InputError(f"{where}: messages hold {short(bad[:1])}; expected a role and a content each")
-        if tokenizer is not None and tokenizer.chat_template:
-            try:
-                return ((tokenizer.apply_chat_template(messages, tokenize=False), True),), True
-            except Exception as error:  # the template's own, of what it does not admit
-                raise InputError(f"{where}: the tokenizer's chat template refuses it ({error})") from error
-        return (("\n\n".join(str(message["content"]) for message in messages), True),), False
+    if form == "prompt" and isinstance(prompt, list) and isinstance(completion, list):
+        asked = _messages(prompt, where) if prompt else []
+        return _spoken(asked, _messages(completion, where), where, tokenizer)
     raise InputError(f"{where} has {short(sorted(map(str, entry)))}; expected {_FIELDS}")
 
 
+def _forms(entry: Mapping[Any, Any]) -> list[str]:
+    """What an entry is given as: columns that a data set fills up with nulls or empty texts do not count beside others.
+
+    A prompt alone does not either: some data sets have one beside the messages that begin with it.
+    """
+    there = [name for name in ("text", "messages") if entry.get(name) is not None]
+    if entry.get("prompt") is not None and entry.get("completion") is not None:
+        there.append("prompt")
+    held = [name for name in there if entry[name] or (name == "prompt" and entry["completion"])]
+    return held or there[:1]
+
+
+def _spoken(
+    asked: list[dict[Any, Any]], answered: list[dict[Any, Any]], where: str, tokenizer: Any
+) -> tuple[tuple[tuple[str, bool], ...], bool]:
+    """Messages that are read only, and those that are predicted, as `_parts` gives them."""
+    if tokenizer is None or not tokenizer.chat_template:
+        read, predicted = ("\n\n".join(m["content"] for m in side if m["content"]) for side in (asked, answered))
+        return ((*([(read + "\n\n", False)] if read else []), (predicted, True)), False)
+    whole = _templated([*asked, *answered], where, tokenizer)
+    if not asked:
+        return ((whole, True),), True
+    for header in (True, False):  # what the template writes before an answer is read too, where it is the same
+        read = _templated(asked, where, tokenizer, header)
+        if whole.startswith(read):
+            return ((read, False), (whole[len(read) :], True)), True
+    raise InputError(
+        f"{where}: the tokenizer's chat template writes the prompt otherwise where the completion follows; give "
+        '"messages", of which all is predicted'
+    )
+
+
+def _templated(messages: list[dict[Any, Any]], where: str, tokenizer: Any, header: bool = False) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=header))
+    except Exception as error:  # the template's own, of what it does not admit
+        raise InputError(f"{where}: the tokenizer's chat template refuses it ({error})") from error
+
+
+def _messages(messages: list[Any], where: str) -> list[dict[Any, Any]]:
+    """Messages whose contents are texts."""
+    bad = [m for m in messages if not isinstance(m, Mapping) or not {"role", "content"} <= m.keys()]
+    if bad or not messages:
+        raise InputError(f"{where}: messages hold {short(bad[:1])}; expected a role and a content each")
+    return [{**message, "content": _content(message["content"], where)} for message in messages]
+
+
+def _content(content: Any, where: str) -> str:
+    texts = []
+    for part in content if isinstance(content, list) else [] if content is None else [content]:
+        text = part.get("text") if isinstance(part, Mapping) and part.get("type", "text") == "text" else part
+        if not isinstance(text, str):
+            raise InputError(
+                f"{where}: a message holds {short(part)}; expected text, or a list of parts "
+                '{"type": "text", "text": …}'
+            )
+        texts.append(text)
+    return "".join(texts)
+
+
 def _is_chat(entry: Any) -> bool:
-    if not isinstance(entry, Mapping):
-        return False
-    listed = (entry["messages"],) if "messages" in entry else (entry.get("prompt"), entry.get("completion"))
-    return all(isinstance(part, list) for part in listed)
+    """Whether it has messages."""
+    forms = _forms(entry) if isinstance(entry, Mapping) else []
+    return bool(forms) and forms[0] != "text" and isinstance(entry[forms[0]], list)
 
 
 def _ids(entry: Any) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fairkern import options, report, types
+from fairkern import options, types
 from fairkern.artefacts.writing import new_folder
 from fairkern.compact import save_pruned
 from fairkern.errors import InputError
@@ -20,17 +20,31 @@ from fairkern.hf.card import CARD, card
 from fairkern.hf.decoder import family_of, places_of
 from fairkern.hf.folder import CONFIG, Folder, open_folder
 from fairkern.hf.gguf_names import ARCHITECTURES
-from fairkern.hf.output import REPORT, beside, check_out, said_of
+from fairkern.hf.output import REPORT, as_asked, beside, check_like, check_out, check_report, said_of
 from fairkern.hf.weights import configuration
+from fairkern.report import save_report
 from fairkern.surroundings import stage
 
 _GENERATION = "generation_config.json"
-_LOADS = {
-    None: "Its layers differ, which no configuration of transformers can say: `fairkern.load_pruned` loads it into the "
-    "model named above, and `fairkern export --gguf` writes it for llama.cpp.",
-    "deci": "Its layers differ, as config.json says block by block, for servers that read that (DeciLM).",
-    "anymodel": "Its layers differ, as config.json says block by block, for servers that read that (vLLM).",
-}
+_CONFIG = {"deci": "servers that read that (DeciLM)", "anymodel": "servers that read that (vLLM)"}
+
+
+def loads(schema: str | None, folder: Folder, name: str) -> str:
+    """Who loads what is left of a folder's model where layers differ, in words; `name`: what that model is called."""
+    if schema is not None:
+        return (
+            f"Its layers differ, as config.json says block by block, for {_CONFIG[schema]}; `from_pretrained` does not "
+            "load it."
+        )
+    try:
+        check_served(folder, "gguf")
+        exported = ", and `fairkern export --gguf` writes it for llama.cpp"
+    except InputError:
+        exported = ""
+    return (
+        "Its layers differ, which no configuration of transformers can say, so `from_pretrained` does not load it: "
+        f"config.json is that of the uncut model. `fairkern.load_pruned` loads it into {name}{exported}."
+    )
 
 
 @stage
@@ -41,6 +55,7 @@ def save_uneven(
     *,
     like: str | os.PathLike[str],
     schema: str | None = None,
+    report: types.Report | None = None,
 ) -> None:
     """Write a pruned language model of transformers that one configuration cannot describe.
 
@@ -55,6 +70,7 @@ def save_uneven(
         like: the folder that the model came from.
         schema: None, or who reads config.json: "deci" (DeciLM, Nemotron-NAS) or "anymodel" (vLLM, ModelOpt); both with
             `per_layer_config` beside it.
+        report: as for `save`; with it there are report.json and a card.
 
     Raises:
         InputError: an `out` that is not empty or cannot be written; with a schema: a model that is not Llama-like,
@@ -66,7 +82,9 @@ def save_uneven(
     options.instance("small", small, nn.Module, options.MODEL)
     options.instance("plan", plan, types.Plan, options.PLAN)
     folder = open_folder(options.place("like", like))
-    write_uneven(small, plan, check_out(options.place("out", out)), folder, schema)
+    if hasattr(small, "config"):
+        check_like(small, plan, folder)
+    write_uneven(small, plan, check_out(options.place("out", out)), folder, schema, check_report(report, plan))
 
 
 def check_served(folder: Folder, serve: Any) -> None:
@@ -89,7 +107,14 @@ def check_served(folder: Folder, serve: Any) -> None:
 
 
 def write_uneven(
-    small: Any, plan: types.Plan, out: Path, folder: Folder, schema: str | None, done: types.Report | None = None
+    small: Any,
+    plan: types.Plan,
+    out: Path,
+    folder: Folder,
+    schema: str | None,
+    done: types.Report | None = None,
+    *,
+    untrained: bool = False,
 ) -> None:
     """The folder, whole or not at all; with a report there is a card, too."""
     config = dict(folder.config) if schema is None else _by_layer(small, folder, schema)
@@ -98,27 +123,27 @@ def write_uneven(
         (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         beside(folder, place)
         if done is not None:
-            report.save_report(done, place / REPORT)
-            (place / CARD).write_text(card(plan, folder, done, _LOADS[schema]), encoding="utf-8")
+            save_report(done, place / REPORT)
+            said = card(small, plan, folder, done, loads(schema, folder, "the model named above"), untrained=untrained)
+            (place / CARD).write_text(said, encoding="utf-8")
         if (folder.path / _GENERATION).is_file():
             shutil.copyfile(folder.path / _GENERATION, place / _GENERATION)
+        as_asked(place)
 
 
 def _by_layer(small: Any, folder: Folder, schema: str) -> dict[str, Any]:
     """The content of config.json that says what the cut model's layers hold."""
     before = configuration(folder)
-    for name, value in small.config.to_dict().items():
-        if "bias" in name and isinstance(value, bool):  # compensation may have turned it on
-            setattr(before, name, value)
+    # compensation may have turned one on
+    biases = {n: value for n, value in small.config.to_dict().items() if "bias" in n and isinstance(value, bool)}
+    for name, value in biases.items():
+        setattr(before, name, value)
     family = family_of(before)
     state = {name: tuple(value.shape) for name, value in small.state_dict().items()}
     shapes = {name: shape for name, shape in state.items() if not (family.tied and name.startswith("lm_head."))}
     blocks = blocks_of(shapes, family.head_size, family.layers, tied=family.tied)
     _check_biases(before, blocks)
-    said = dict(folder.config) | {
-        name: value for name, value in small.config.to_dict().items() if "bias" in name and isinstance(value, bool)
-    }
-    return uneven_config(said, blocks, schema)
+    return uneven_config({**folder.config, **biases}, blocks, schema)
 
 
 def _check_biases(config: Any, blocks: Blocks) -> None:

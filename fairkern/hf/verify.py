@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from fairkern.errors import InputError
-from fairkern.hf.folder import first_line
-from fairkern.hf.needed import quiet
+from fairkern.hf.folder import opened
 
 
 def verify(folder: str | os.PathLike[str], small: nn.Module | None = None, trust_remote_code: bool = False) -> None:
@@ -19,20 +17,7 @@ def verify(folder: str | os.PathLike[str], small: nn.Module | None = None, trust
     Raises InputError where the configuration's own checks refuse it, a weight is missing, has no place, or has another
     shape, or where the model that opens has other parameters than `small`.
     """
-    with quiet() as transformers:
-        try:
-            opened, info = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
-                device_map="meta",
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are named below
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            raise InputError(f"transformers does not open what is left: {first_line(error)}") from error
+    there, info = opened(folder, "transformers does not open what is left", trust_remote_code, device_map="meta")
     for kind, what in (
         ("mismatched_keys", "expects another shape for"),
         ("missing_keys", "expects, and the weights lack,"),
@@ -43,7 +28,7 @@ def verify(folder: str | os.PathLike[str], small: nn.Module | None = None, trust
             more = f" and {len(found) - 1} more" if len(found) > 1 else ""
             raise InputError(f"the configuration of what is left {what} {found[0]}{more}")
     if small is not None:
-        _compare(_shapes(opened), _shapes(small))
+        _compare(_shapes(there), _shapes(small))
 
 
 def _said(key: object) -> str:

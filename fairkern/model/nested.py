@@ -95,6 +95,11 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 _SEQUENCES = frozenset(["list", "List", "Sequence", "Iterable", "tuple", "Tuple"])
 
 
+def takes_by_name(model: nn.Module, name: str) -> bool:
+    """Whether `forward` has a parameter of that name."""
+    return any(p.name == name for p in _parameters(model))
+
+
 def _parameters(model: nn.Module) -> list[inspect.Parameter]:
     """Of `forward`; none where it has no signature (a scripted module)."""
     try:

@@ -81,6 +81,7 @@ def build(
     gone = (*_gone(units, axes), *depth.modules)
     axes = tuple(a for a in axes if not a.axis.tensor.startswith(gone))
     present = _present(units, depth.absent)
+    alone = left_alone(units, chosen, stays or {}, (request or {}).get("drop"))
     config, left = _config(present, chosen)
     sites = tuple(
         SizeChange(s.module, s.call, s.function, s.place, before, after, s.at, s.outright)
@@ -112,7 +113,7 @@ def build(
             "units": sum(units.groups[g].total for g in prunable),
             "units_removed": sum(units_.size for units_ in chosen),
             **({"config_left": left} if left else {}),
-            **({"left_alone": alone} if (alone := left_alone(units, chosen, stays or {})) else {}),
+            **({"left_alone": alone} if alone else {}),
             "serves": serves(present, chosen),
             **(result or {}),
         },

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fairkern.errors import InputError
-from fairkern.options import near, short
+from fairkern.options import meant, near, short
 from fairkern.types import AxisGroup, Blocks, ConfigField, IndexArray, UnitMap
 
 _PLAIN = ("f32", "f16", "bf16")
@@ -94,7 +94,7 @@ def serving(value: Any) -> Serving | None:
     if name not in known or (colon and name != Server.GGUF.value):
         raise InputError(
             f"serve is {short(value)}; expected one of {', '.join(map(repr, known))}, 'gguf:TYPE' as in 'gguf:q8_0', "
-            "or None"
+            f"or None{meant(name, known) if name not in known else ''}"
         )
     if colon and kind not in BLOCKS:
         raise InputError(
@@ -256,12 +256,21 @@ def _free(units: UnitMap) -> Constraints:
 
 
 def _in_blocks(units: UnitMap, found: Constraints, block: int) -> Constraints:
-    """What is left of every contraction is a whole number of blocks."""
+    """What is left of every contraction is a whole number of blocks; what has no smaller such number stays, and so does
+    what moves with it."""
     multiples = {}
     for g in units.prunable if block > 1 else ():
         widths = {a.positions.shape[1] for a in units.groups[g].axes if a.consumer}
         multiples[g] = math.lcm(*(block // math.gcd(block, width) for width in widths))
-    return Constraints(found.ties, found.stays, multiples)
+    why = f"no smaller number of its units fills blocks of {block} weights"
+    whole = [g for g, multiple in multiples.items() if 1 < multiple >= units.groups[g].units]
+    stays = dict.fromkeys(whole, why)
+    for tie in found.ties:
+        first = next((g for g in tie.groups if g in whole), None)
+        if first is not None:
+            stays = dict.fromkeys(tie.groups, f"{why} in {units.groups[first].name}") | stays
+    ties = tuple(tie for tie in found.ties if stays.keys().isdisjoint(tie.groups))
+    return Constraints(ties, {**stays, **found.stays}, multiples)
 
 
 def _uncounted(units: UnitMap, cut: Iterable[int]) -> str:

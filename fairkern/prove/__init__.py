@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from fairkern.prove.inputs import vary
 from fairkern.prove.strategy import proven
-from fairkern.prove.trial import check_values, difference, failure, prove
+from fairkern.prove.trial import check_values, difference, failure, not_finite, prove
 
-__all__ = ["check_values", "difference", "failure", "prove", "proven", "vary"]
+__all__ = ["check_values", "difference", "failure", "not_finite", "prove", "proven", "vary"]

@@ -150,6 +150,13 @@ def check_values(model: nn.Module, instead: str = "groups cannot be proven, pass
         raise InputError(f"{without} has no values (it is on the meta device, or fake): {instead}")
 
 
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of parameters that hold NaN or Inf. Cost: one pass over the weights."""
+    real = ((name, p.detach()) for name, p in model.named_parameters() if p.is_floating_point())
+    real = ((name, p.float() if p.element_size() == 1 else p) for name, p in real)  # torch cannot ask float8
+    return [name for name, p in real if not bool(torch.isfinite(p).all())]
+
+
 def failure(
     model: nn.Module,
     units: UnitMap,

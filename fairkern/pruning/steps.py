@@ -102,9 +102,12 @@ class Run:
             flags=self.flags,
             unplaced=self.unplaced,
         )
-        if self.cut.divergence is None:
-            return made
-        return replace(made, choices={**made.choices, "divergence": list(self.cut.divergence)})
+        more: dict[str, Any] = {}
+        if self.asked.tracing["depth"]:  # which is asked of the trace, and so of no plan
+            more["request"] = {**made.choices["request"], "depth": True}
+        if self.cut.divergence is not None:
+            more["divergence"] = list(self.cut.divergence)
+        return replace(made, choices={**made.choices, **more})
 
     def _traced(self) -> types.UnitMap:
         """The map of a step's model; what a later one has that the first has not is left alone."""

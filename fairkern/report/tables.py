@@ -17,10 +17,11 @@ from fairkern.plans.serving import YES
 from fairkern.types import Axis, AxisGroup, FrozenAxis, Report, UnitMap
 
 _SHOWN_REASONS = 12
+_WIDTH = 100
 _NAME = 34  # as long a group's name may be and is not folded, since `ignore=` takes it
 
 
-def render(table: RenderableType, width: int = 100) -> str:
+def render(table: RenderableType, width: int = _WIDTH) -> str:
     """Plain text of a table or several, without colours or control codes; no line is longer than `width`."""
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
     with console.capture() as capture:
@@ -138,7 +139,7 @@ def report_table(report: Report) -> RenderableType:
             listed.add_column("", no_wrap=True)
             listed.add_column("", overflow="fold")
             for name, value in entries.items():
-                if value is not None and value not in ({}, [], ()):
+                if not _nothing(value):
                     listed.add_row(Text(_LABELS.get(name, name.replace("_", " "))), Text(_cell(name, value)))
             parts.append(listed)
     return Group(*parts)
@@ -246,10 +247,15 @@ def _cell(name: str, value: Any) -> str:
             return f"{100 * value:.1f} %"
         return _whole(value) if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, Mapping):
-        return ", ".join(f"{key.replace('_', ' ')} {_nested(key, entry)}" for key, entry in value.items()) or "–"
+        given = {key: entry for key, entry in value.items() if not _nothing(entry)}
+        return ", ".join(f"{key.replace('_', ' ')} {_nested(key, entry)}" for key, entry in given.items()) or "–"
     if isinstance(value, (list, tuple)):
         return ", ".join(_nested(name, entry) for entry in value) or "–"
     return str(value)
+
+
+def _nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, (Mapping, list, tuple)) and not value)
 
 
 def _nested(name: str, value: Any) -> str:
@@ -284,6 +290,7 @@ def _table(title: str, header: bool = True) -> Table:
     return Table(
         title=Text(title, style="bold"),
         title_justify="left",
+        min_width=min(len(title), _WIDTH),  # else a title is broken where its table ends
         box=box.SIMPLE_HEAD,
         show_header=header,
         pad_edge=False,

@@ -45,6 +45,7 @@ NAN, INF = float("nan"), float("inf")
         ({"keep_params": 0.5, "removal": lambda group: "many"}, "function <lambda> of group .* gives a str"),
         ({"keep_params": 0.5, "removal": lambda group: [1.0]}, r"has shape \(1,\)"),
         ({"tod": 0.1, "allocation": ["tod"]}, "expected one of"),
+        ({"keep_params": 0.5, "allocation": "Price"}, r"'priced'; did you mean 'priced'\?$"),
         ({"tod": 0.1, "removal": "wassertein"}, "removal='wassertein' is not .* they hold 'taylor', 'wasserstein'"),
         ({"tod": 0.1, "removal": 3}, "removal=3 is not among"),
         ({"tod": 0.1, "protect": "l1"}, "protect='l1' is not among"),

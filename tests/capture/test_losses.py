@@ -74,6 +74,24 @@ def test_a_model_that_gives_no_loss_in_either_mode() -> None:
         score(model, [(torch.randn(4, 5), torch.arange(4))])
 
 
+def test_labels_that_are_missing_are_asked_for() -> None:
+    def run(m: nn.Module, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        made = {"logits": m.b(m.a(x).relu())}
+        return made if labels is None else {"loss": F.cross_entropy(made["logits"], labels), **made}
+
+    class Labelled(Net):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            return run(self, x, labels)
+
+    model = Labelled(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
+    batch = {"x": torch.randn(4, 5)}
+    with pytest.raises(
+        fk.InputError, match="give the batches 'labels', which forward takes and these lack, or pass lo"
+    ):
+        fk.prune(model, [batch], keep_params=0.9, progress=False)
+    fk.prune(model, [{**batch, "labels": torch.arange(4) % 2}], keep_params=0.9, progress=False)
+
+
 def test_what_a_model_draws_at_random_is_drawn_by_the_seed() -> None:
     def run(m: nn.Module, x: Tensor) -> Tensor:
         return m.b((m.a(x) * torch.rand((), dtype=x.dtype)).relu())

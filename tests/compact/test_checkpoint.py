@@ -218,6 +218,17 @@ def test_damaged_folders(saved, damage, message):
     assert_untouched(case.model, before)
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_folder_of_transformers(saved, sharded):
+    case, _, _, folder = saved
+    (folder / "config.json").write_text("{}")
+    save_file({"a": torch.ones(1)}, folder / "model.safetensors", {"format": "pt"})
+    if sharded:
+        (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    with pytest.raises(ArtefactError, match=r"save_pretrained writes: load it with from_pretrained\("):
+        load_pruned(case.model, folder)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -119,6 +119,35 @@ def test_places_that_cannot_be_written(cut: tuple[Any, fk.Plan], made: Path, tmp
     assert names(tmp_path / "full") == ["notes"]
 
 
+def test_a_place_where_no_folder_can_be_made(
+    cut: tuple[Any, fk.Plan], made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("fairkern.hf.output.write", lambda *_, **__: pytest.fail("too late"))
+    if Path("/proc/self").exists():
+        with pytest.raises(fk.InputError, match=r"cannot write /proc/out: no folder can be made in /proc \("):
+            fk.hf.save(*cut, "/proc/out", like=made)
+    monkeypatch.setattr("fairkern.hf.output.tempfile.TemporaryDirectory", refuses)
+    with pytest.raises(fk.InputError, match=r"no folder can be made in .* \(Read-only file system\)"):
+        fk.hf.save(*cut, tmp_path / "out", like=made)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_permissions_of_new_ones(
+    cut: tuple[Any, fk.Plan], made: Path, tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        fk.hf.save(*cut, tmp_path / "even", like=made)
+        fk.hf.save_uneven(*cut, tmp_path / "uneven", like=made)
+    finally:
+        os.umask(before)
+    for path in (*(tmp_path / "even").iterdir(), *(tmp_path / "uneven").iterdir()):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~umask, path
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_no_permission(cut: tuple[Any, fk.Plan], made: Path, tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o500)

@@ -164,6 +164,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dtype": torch.int8}, "dtype is torch.int8; expected a floating dtype"),
     ({"dtype": "float32"}, "dtype is 'float32'; expected a floating dtype"),
     ({"device": "toaster"}, "device is 'toaster'; expected for example 'cpu'"),
+    ({"device": "meta"}, "device is 'meta', which cannot be used here"),
+    ({"device": "xla"}, "device is 'xla', which cannot be used here"),
     ({"trust_remote_code": 1}, "trust_remote_code"),
     ({"out": ""}, "out is empty"),
     ({"keep_params": 1.5}, "keep_params=1.5 is not a share"),
@@ -194,6 +196,29 @@ def test_text_for_a_folder_without_a_tokenizer(folder: Path, text: Path, tmp_pat
     for path in folder.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(fk.InputError, match="has no tokenizer"):
+        fk.hf.prune(folder, text, out=tmp_path / "out", keep_params=0.8, **SMALL)
+
+
+def test_transformers_is_quiet_where_proofs_generate(
+    made: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def looks(*_: Any, **__: Any) -> None:
+        raise fk.InputError(f"at {transformers.utils.logging.get_verbosity()}")
+
+    monkeypatch.setattr("fairkern.hf.run.prune_model", looks)
+    with pytest.raises(fk.InputError, match=f"at {transformers.utils.logging.ERROR}"):
+        fk.hf.prune(made, text, out=tmp_path / "out", keep_params=0.8, **SMALL)
+
+
+def test_weights_that_an_equal_folder_lacks_are_to_be_fetched(
+    pruned: tuple[Path, fk.Report], text: Path, tmp_path: Path
+) -> None:
+    safetensors = pytest.importorskip("safetensors.torch")
+    folder = shutil.copytree(pruned[0], tmp_path / "in")
+    weights = safetensors.load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    safetensors.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(fk.InputError, match=r"lacks lm_head\.weight, .*fetch the whole folder again"):
         fk.hf.prune(folder, text, out=tmp_path / "out", keep_params=0.8, **SMALL)
 
 

@@ -103,7 +103,7 @@ def test_data_that_fills_no_sequence() -> None:
 
 
 def test_no_padding_token() -> None:
-    with pytest.raises(InputError, match=r"has no padding token.*leave them packed"):
+    with pytest.raises(InputError, match=r'has no padding token.*leave them packed.*"pad_token" in tokenizer_config'):
         made(TEXTS, Words(pad=None), packed=False)
     assert made(TEXTS, Words(pad=None)).calibration
 

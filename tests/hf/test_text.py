@@ -47,10 +47,10 @@ LINES = [
 @pytest.mark.parametrize("name", ["data.jsonl", "data.ndjson", "data.json"])
 def test_lines(tmp_path: Path, name: str) -> None:
     path = file(tmp_path, "\n".join(map(json.dumps, LINES)) + "\n\n", name)
-    joined = ["one two", "hello\n\nthere", "two and two| four", "a\n\nb"]
+    joined = ["one two", "hello\n\nthere", "two and two| four", "a\n\n|b"]
     assert texts(path) == joined == texts(LINES)
     templated = ["one two", "<user> hello <end> <assistant> there <end>", "two and two| four"]
-    assert texts(path, Words(template="x")) == [*templated, "<user> a <end> <assistant> b <end>"]
+    assert texts(path, Words(template="x")) == [*templated, "<user> a <end> <assistant>| b <end>"]
 
 
 def test_a_list_in_one_file(tmp_path: Path) -> None:
@@ -60,6 +60,71 @@ def test_a_list_in_one_file(tmp_path: Path) -> None:
 def test_prompts_are_read_and_not_predicted() -> None:
     (document,) = read_documents([LINES[2]], Words()).documents
     assert document.parts == (("two and two", False), (" four", True))
+
+
+@pytest.mark.parametrize("template", [None, "x"])
+def test_messages_of_a_prompt_are_read_and_not_predicted(template: str | None) -> None:
+    (document,) = read_documents([LINES[3]], Words(template=template)).documents
+    assert [predicted for _, predicted in document.parts] == [False, True]
+
+
+def test_a_header_that_does_not_come_before_answers_is_not_read() -> None:
+    class Thinking(Words):
+        def apply_chat_template(self, messages: Any, tokenize: bool = True, add_generation_prompt: bool = False) -> str:
+            return super().apply_chat_template(messages) + (" <think>" if add_generation_prompt else "")
+
+    class Counting(Words):
+        def apply_chat_template(self, messages: Any, tokenize: bool = True, add_generation_prompt: bool = False) -> str:
+            return f"{len(messages)} " + super().apply_chat_template(messages)
+
+    assert texts([LINES[3]], Thinking(template="x")) == ["<user> a <end>| <assistant> b <end>"]
+    with pytest.raises(InputError, match=r"data, entry 0: .* writes the prompt otherwise"):
+        texts([LINES[3]], Counting(template="x"))
+
+
+def chat(content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": content}]}
+
+
+def test_contents_in_parts() -> None:
+    parts = [{"type": "text", "text": "an "}, {"type": "text", "text": "answer"}]
+    entries = [chat(parts), chat(None), chat([])]
+    assert texts(entries) == ["ask\n\nan answer", "ask", "ask"]
+    templated = [f"<user> ask <end> <assistant> {answer} <end>" for answer in ("an answer", "", "")]
+    assert texts(entries, Words(template="x")) == templated
+
+
+@pytest.mark.parametrize("template", [None, "x"])
+@pytest.mark.parametrize("content", [[{"type": "image", "url": "a.png"}], 3, {"type": "text", "text": "a"}])
+def test_contents_that_are_no_text(content: Any, template: str | None) -> None:
+    if isinstance(content, dict):
+        content = [content, {"type": "text", "text": None}]
+    with pytest.raises(InputError, match=r"data, entry 1: a message holds .*; expected text, or a list of parts"):
+        read_documents([LINES[1], chat(content)], Words(template=template))
+
+
+def test_columns_that_are_filled_up() -> None:
+    """As a data set of several kinds of entries has them."""
+    blank = {"text": "", "messages": [], "prompt": None, "completion": None}
+    assert texts([{**blank, **line} for line in LINES]) == texts(LINES)
+    assert texts([{**LINES[1], "prompt": "hello", "prompt_id": "3"}]) == ["hello\n\nthere"]
+    assert texts([{"prompt": "", "completion": "yes"}]) == ["|yes"]
+    for two in ({**LINES[0], **LINES[1]}, {**LINES[0], **LINES[2]}, {**LINES[1], **LINES[3]}):
+        with pytest.raises(InputError, match=r"entry 0 has \['\w+', '\w+'\]; expected one of them"):
+            texts([two])
+
+
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    odd = "one\u2028two\u0085three\u2029four"
+    lines = "\r\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in (odd, "six"))
+    assert texts(file(tmp_path, lines, "data.jsonl")) == [odd, "six"]
+
+
+@pytest.mark.parametrize("template", [None, "x"])
+@pytest.mark.parametrize("entry", ["a \ud83d", {"text": "a \udc00"}, chat("\ud83d")])
+def test_half_a_character(entry: Any, template: str | None) -> None:
+    with pytest.raises(InputError, match=r"data, entry 1 holds half of a character, the lone surrogate '.ud"):
+        read_documents(["whole \U0001f600", entry], Words(template=template))
 
 
 def test_a_template_makes_whole_texts() -> None:

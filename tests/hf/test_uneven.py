@@ -45,6 +45,20 @@ def test_a_plan_for_vllm_says_its_layers(made: Path, text: Path, tmp_path: Path)
     }
 
 
+def test_what_from_pretrained_does_not_load_is_said(
+    made: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--keep-params", "0.8", "--sequence", "32", "--samples", "8", "--serve", "deci"]
+    assert main(["prune", "--hf", str(made), "--data", str(text), "-o", str(out), *options]) == 0
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "`from_pretrained` does not load it: config.json is that of the uncut model" in last
+    assert "`fairkern.load_pruned` loads it into tiny-llama" in last
+    assert json.loads((out / "config.json").read_text()) == json.loads((made / "config.json").read_text())
+    with pytest.raises(fk.InputError, match="is pruned already, and its layers differ"):
+        fk.hf.prune(out, out=tmp_path / "again", **given(text))
+
+
 @pytest.mark.parametrize(
     ("kind", "given_", "what"),
     [

@@ -17,7 +17,10 @@ class Words:
         ids = [self.known.setdefault(word, len(self.known) + 3) for word in text.split()]
         return {"input_ids": [0, *ids] if add_special_tokens else ids}
 
-    def apply_chat_template(self, messages: Sequence[Any], tokenize: bool = True) -> str:
+    def apply_chat_template(
+        self, messages: Sequence[Any], tokenize: bool = True, add_generation_prompt: bool = False
+    ) -> str:
         if any(message["role"] == "nobody" for message in messages):
             raise ValueError("nobody may not speak")
-        return " ".join(f"<{message['role']}> {message['content']} <end>" for message in messages)
+        said = [f"<{message['role']}> {message['content']} <end>" for message in messages]
+        return " ".join([*said, *(["<assistant>"] if add_generation_prompt else [])])

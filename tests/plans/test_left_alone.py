@@ -17,7 +17,7 @@ def test_kinds_that_cannot_be_cut_are_named_with_their_commonest_reason() -> Non
         kept=(KeptUnits("expert", "", "one is chosen by a table"),),
     )
     assert held_kinds(units) == {
-        "head": "those of b and 2 more stay: a softmax runs over it (and for another)",
+        "head": "those of b and 2 more stay: a softmax runs over it (and for 1 further reason)",
         "expert": "those of the model stay: one is chosen by a table",
     }
 
@@ -55,3 +55,11 @@ def test_a_plan_says_what_it_spares_and_what_it_has_to() -> None:
     assert left_alone(units, gone([0], [], [], [], [], []), {}) == [kept, spared, alone]
     assert left_alone(units, gone([0], [], [1], [], [], [2]), {}) == [kept]
     assert left_alone(units, gone([], [], [], [], [], []), {}) == []
+
+
+def test_kinds_that_were_not_asked_for_are_not_spoken_of() -> None:
+    units = unit_map(group("a", 4), group("b", 4, kind="head"), group("c", 4, kind="expert", frozen="it is in use"))
+    assert left_alone(units, gone([0], [], []), {}, {"channel": 1}) == []
+    assert left_alone(units, gone([0], [], []), {}, {"channel": 1, "expert": 1}) == [
+        "no expert was cut: those of c stay: it is in use"
+    ]

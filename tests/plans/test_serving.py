@@ -108,6 +108,7 @@ def test_without_a_server_nothing_is_asked() -> None:
             "tgi",
             r"serve is 'tgi'; expected one of 'hf', 'vllm', 'gguf', 'deci', 'gguf:TYPE' as in 'gguf:q8_0', or None",
         ),
+        ("vlm", r"or None; did you mean 'vllm'\?$"),
         ("", "serve is ''"),
         (True, "serve is True"),
         (["hf"], "serve is \\['hf'\\]"),
@@ -160,8 +161,19 @@ def test_units_of_a_kind() -> None:
 
 def test_blocks_of_a_type_are_filled() -> None:
     """A head is read in two places, a neuron in one."""
-    assert asked(llama(), "gguf:q8_0") == ([], {}, {0: 16, 1: 32, 2: 16, 3: 32})
-    assert asked(llama(), "gguf:q4_k") == ([], {}, {0: 128, 1: 256, 2: 128, 3: 256})
+    assert constraints(llama(), serving("gguf:q8_0")).multiples == {0: 16, 1: 32, 2: 16, 3: 32}
+    assert constraints(llama(), serving("gguf:q4_k")).multiples == {0: 128, 1: 256, 2: 128, 3: 256}
+
+
+def test_what_has_no_smaller_number_that_fills_a_block_stays() -> None:
+    why = "no smaller number of its units fills blocks of 256 weights"
+    assert asked(llama(), "gguf:q4_k")[:2] == ([], dict.fromkeys(range(4), why))
+    groups = (mlp(0, 64), mlp(1))
+    units = unit_map(*groups, shapes=shapes(*groups), config=(ConfigField(WIDTH, 64, 64, (0, 1)),))
+    own = why.replace("256", "32")
+    assert asked(units, "gguf:q8_0") == ([], {1: own}, {0: 32, 1: 32})
+    together = replace(units, shapes=shapes(*groups, norms=3))  # nothing that deci holds: layers are equal
+    assert asked(together, "gguf:q8_0")[:2] == ([], {0: f"{own} in layers.1.mlp.gate", 1: own})
 
 
 def test_what_no_field_counts_stays() -> None:

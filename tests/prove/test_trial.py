@@ -13,7 +13,7 @@ import fairkern as fk
 from fairkern.errors import InputError, PlanMismatchError
 from fairkern.plans.build import build
 from fairkern.plans.removals import about_half
-from fairkern.prove import difference, prove, vary
+from fairkern.prove import difference, not_finite, prove, vary
 from fairkern.prove.inputs import distance
 from fairkern.prove.search import Failed, search
 from fairkern.prove.stir import calibrate, stir
@@ -376,3 +376,33 @@ def test_what_is_cut_in_a_proof_has_not_run() -> None:
     small = fk.apply(model, plan)
     with plan.masked(model):
         assert difference(model, small, x) < 1e-9
+
+
+def test_a_weight_that_is_not_finite_is_named() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    net[0].weight.data[3, 1] = torch.nan
+    with pytest.raises(fk.NonFiniteError, match=r"^0\.weight holds NaN or Inf"):
+        fk.trace(net, torch.randn(2, 4))
+    net[2].bias.data[0] = torch.nan
+    with pytest.raises(fk.NonFiniteError, match=r"^0\.weight and 1 more hold NaN or Inf"):
+        fk.prune(net, [(torch.randn(8, 4), torch.arange(8) % 2)], nn.CrossEntropyLoss(), keep_params=0.5)
+
+
+def test_weights_of_any_type_are_asked() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)).to(torch.float8_e4m3fn)
+    net[1].weight.data.fill_(torch.nan)
+    assert not_finite(net) == ["1.weight"]
+
+
+def test_a_weight_that_spoils_nothing_is_noted() -> None:
+    class Mask(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+            self.mask = nn.Parameter(torch.tensor([0.0, -torch.inf]), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (super().forward(x) + self.mask).softmax(1)
+
+    units = fk.trace(Mask(), torch.randn(2, 4))
+    assert units.prunable
+    assert units.notes[0] == "mask holds NaN or Inf"

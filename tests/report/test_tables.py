@@ -161,7 +161,7 @@ def test_report():
         "trace 0.123",
         "score 12.3",
         "passes 1",
-        "backend gather native, per class (a 1), many (9 entries), no (–)",
+        "backend gather native, per class (a 1), many (9 entries)",
         "list 1, 2",
         "config left as it was width",
         "flag yes",
@@ -202,6 +202,16 @@ def test_what_was_healed_has_a_column_of_its_own():
     ):
         assert line in lines
     assert max(map(len, lines)) <= 100
+
+
+def test_titles_are_one_line_and_what_is_empty_is_left_out():
+    request = {"tod": None, "ignore": [], "keep_params": 0.5, "steps": {}}
+    report = Report(
+        "A long title of a narrow table", {"a": 1}, {}, (), {}, {"serves": {"hf": "yes"}, "request": request}
+    )
+    lines = [line.strip() for line in render(report_table(report)).splitlines()]
+    assert {"A long title of a narrow table", "what is left can be loaded by"} <= {*lines}
+    assert "request   keep params 0.5" in lines
 
 
 @pytest.mark.parametrize(
