@@ -25,5 +25,6 @@ def healed(small: nn.Module, model: nn.Module, task: Task, seed: int) -> nn.Modu
     """What one cut left, distilled on the training data (on the calibration data where there are no others)."""
     epoch = task.epoch
     loader = task.calibration if epoch is None else list(epoch(torch.Generator().manual_seed(seed)))
-    fk.heal(small, model, loader, steps=UPDATES, lr=RATE, seed=seed, progress=False)
+    divergence = "mse" if task.metric == "cosine" else "forward_kl"
+    fk.heal(small, model, loader, steps=UPDATES, lr=RATE, divergence=divergence, seed=seed, progress=False)
     return small
