@@ -39,4 +39,4 @@ class ArtefactError(FairkernError, ValueError):
 
 
 class RankError(FairkernError, RuntimeError):
-    """Another process of the run was stopped by an error that is not fairkern's, died, or is somewhere else in the code."""
+    """Another process of the run died, is somewhere else in the code, or was stopped by an error that is not ours."""
