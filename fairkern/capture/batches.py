@@ -157,6 +157,13 @@ def last_sample(batch: Batch) -> Batch:
     return Batch(batch.index, batch.parts.rows(slice(batch.samples - 1, None)), batch.labels[-1:], batch.number)
 
 
+def first_samples(batch: Batch, samples: int) -> Batch:
+    """The batch of so many samples, or the batch itself where it has no more."""
+    if samples >= batch.samples:
+        return batch
+    return Batch(batch.index, batch.parts.rows(slice(samples)), batch.labels[:samples], batch.number)
+
+
 def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:
     source = "class_of(batch)" if own else "the targets"
     places = "" if own or not _of_places(labels, samples) else ", class_of=lambda batch: batch[1] to compare places"
