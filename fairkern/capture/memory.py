@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fairkern.capture.moments import Half
 from fairkern.capture.points import Point
-from fairkern.capture.residual import readings
+from fairkern.capture.residual import Job, jobs
 from fairkern.capture.settings import Settings
 from fairkern.errors import InputError
-from fairkern.types import Side, UnitMap
+from fairkern.types import UnitMap
 
 SPARE = 128 * 2**20
 """Bytes of a batch's own pass (activations, gradients, what libraries take besides) that a budget does not count."""
@@ -67,75 +67,65 @@ class Trial:
 
 
 class Shares:
-    """Which groups' second moments are summed up in which pass, and what is left there for class samples.
+    """Which second moments are summed up in which pass, and what is left there for class samples.
 
     Without a budget, and where one pass has room for all, everything is heard in the first. Else class samples go
-    first, and second moments after them, as many groups at a time as there is room for. Moments that are kept in
-    memory have to be there all together in the end; others go when the order of their group is known.
+    first, and second moments after them, those of as many jobs at a time as there is room for. Moments that are kept in
+    memory have to be there all together in the end; others go when what is made of them is known.
 
     Raises InputError where that cannot be, with the least budget that would do.
     """
 
     def __init__(self, settings: Settings, units: UnitMap, widths: Mapping[str, int], trial: Trial | None) -> None:
         self._widths, self._budget = widths, settings.memory_budget
-        self._names = {g: readings(units, g) for g in units.scored} if widths else {}
-        self._solving = {g: self._solved(units, g) for g in self._names}
-        everything = list(self._names)
-        self.first, self.rest = everything, list[list[int]]()
-        self.samples = self.later = settings.memory_budget  # in the first pass, in those after it
-        self.reserved = 0  # of the budget, for other things than samples
+        everything = jobs(units) if widths else []
+        self.first, self.rest = everything, list[list[Job]]()
+        self.samples = self.later = self._budget  # for samples, in the first pass and in those after it
+        self.reserved = self.enough = 0  # of the budget, for other things than samples; what a single pass takes
         if self._budget is None or trial is None:
             return
         in_memory = settings.keep_moments is True
         over = max(0, trial.batch - SPARE)
         samples, block = (size * trial.samples for size in (trial.prediction.per_sample, trial.prediction.largest))
-        held, solving = self._halves(everything), max(self._solving.values(), default=0)
-        alone = max((self._halves([g]) + self._solving[g] for g in everything), default=0)
+        held, solving = self._halves(everything), max(map(self._solving, everything), default=0)
+        alone = max((self._halves([job]) + self._solving(job) for job in everything), default=0)
         least = over + max(block, held + solving if in_memory else alone)
         if self._budget < least:
-            raise InputError(self._too_small(least, over, block, held if in_memory else 0, alone, in_memory))
-        room = self._budget - over
-        self.enough = over + max(held + solving, held + samples)
-        if max(held + solving, held + samples) <= room:
+            raise InputError(self._too_small(least, over, block, held if in_memory else 0, solving, in_memory))
+        room, at_once = self._budget - over, held + max(solving, samples)
+        self.enough = over + at_once
+        if at_once <= room:
             self.samples, self.reserved = room - held, over + held
             self.later = room - held if in_memory else room
             return
         self.samples, self.later, self.reserved = room, room, over
-        rounds = [everything] if in_memory else self._rounds(everything, room)
-        self.first, self.rest = ([], rounds) if samples else (rounds[0] if rounds else [], rounds[1:])
+        rounds = [everything] if in_memory and everything else self._rounds(everything, room)
+        self.first, self.rest = ([], rounds) if samples else (rounds[0], rounds[1:])
 
-    def names(self, groups: Sequence[int]) -> list[str]:
-        """The taps whose moments these groups need, each once."""
-        return list(dict.fromkeys(name for g in groups for name in self._names[g]))
+    @staticmethod
+    def names(todo: Sequence[Job]) -> list[str]:
+        """The taps whose moments these read, each once."""
+        return list(dict.fromkeys(name for job in todo for name in job.moments))
 
-    def _halves(self, groups: Sequence[int]) -> int:
-        return sum(Half.bytes_of(self._widths[name]) for name in self.names(groups))
+    def _halves(self, todo: Sequence[Job]) -> int:
+        return sum(Half.bytes_of(self._widths[name]) for name in self.names(todo))
 
-    def _rounds(self, groups: Sequence[int], room: int) -> list[list[int]]:
-        """In order, as many at a time as there is room for with the elimination of one of them."""
-        rounds: list[list[int]] = []
-        for g in groups:
-            last = [*rounds[-1], g] if rounds else [g]
-            if rounds and self._halves(last) + max(self._solving[h] for h in last) <= room:
-                rounds[-1] = last
+    def _solving(self, job: Job) -> int:
+        """What a job takes beside the halves of what it reads."""
+        return 8 * _MATRICES * sum(self._widths[name] ** 2 for name in job.moments)
+
+    def _rounds(self, todo: Sequence[Job], room: int) -> list[list[Job]]:
+        """In order, as many at a time as there is room for, with the elimination of one of them."""
+        rounds: list[list[Job]] = []
+        for job in todo:
+            more = [*rounds[-1], job] if rounds else []
+            if more and self._halves(more) + max(map(self._solving, more)) <= room:
+                rounds[-1] = more
             else:
-                rounds.append([g])
+                rounds.append([job])
         return rounds
 
-    def _solved(self, units: UnitMap, g: int) -> int:
-        """What the elimination of a group takes, beside the halves: all that one set of its units reads."""
-        group, numbers = units.groups[g], 0
-        for tap in {tap.name: tap for tap in group.taps}.values():
-            names = readings(units, g, tap)
-            once = group.sets > 1 and tap.side is Side.INNER
-            square = [self._widths[name] ** 2 for name in names]
-            if tap.side.whole:
-                numbers = max(numbers, 2 * max(square))
-            else:
-                numbers += _MATRICES * (max(square) if once else sum(square))
-        return 8 * numbers
-
-    def _too_small(self, least: int, over: int, block: int, held: int, alone: int, in_memory: bool) -> str:
+    def _too_small(self, least: int, over: int, block: int, held: int, solving: int, in_memory: bool) -> str:
         parts = []
         if over:
             parts.append(f"a batch takes {over:,} more than the {SPARE:,} that are not counted")
@@ -143,8 +133,8 @@ class Shares:
             parts.append(f"the samples of one layer {block:,}")
         if held:
             parts.append(f"the second moments that are kept {held:,}")
-        if alone:
-            parts.append(f"those of one layer with its elimination {alone:,}")
+        if solving:
+            parts.append(f"the elimination of one layer {solving:,}")
         instead = (
             " (less, where second moments are not kept in memory: keep_moments='FOLDER' writes them to files)"
             if in_memory and held

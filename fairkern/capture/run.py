@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fairkern.capture.batches import batches, first_batch
+from fairkern.capture.batches import Begun, batches
 from fairkern.capture.keeping import check_folder
 from fairkern.capture.losses import LossFunction
 from fairkern.capture.memory import Shares, Trial, within
@@ -71,11 +71,12 @@ def _captured(
             parameter.requires_grad_(False)
         by_class, device = settings.reduction is Reduction.PER_CLASS, device_of(model)
         how: dict[str, Any] = {"states": states, "ambient": ambient}
-        trial: Trial | None = None
+        trial, heard = None, loader
         if settings.memory_budget is not None:
             sums = TaylorStore(points, settings.backend, device, by_class=by_class)
             alone = Pass(model, points, settings, loss_fn, taylor=sums, moments=moments, **how)
-            trial, loader = _tried(model, loader, settings, alone)
+            heard = Begun(loader)
+            trial = _tried(model, heard, settings, alone)
         shares = Shares(settings, units, {} if moments is None else moments.widths, trial)
         if shares.rest and isinstance(loader, Iterator):
             raise _once(settings, shares.enough)
@@ -86,7 +87,7 @@ def _captured(
         how["reserved"] = shares.reserved
         first = Pass(model, points, fitting, loss_fn, taylor=taylor, moments=moments, **how)
         with clock.timed("pass"):
-            first.run(loader)
+            first.run(heard)
         if settings.class_of is not False:
             first.choice.check()
         with clock.timed("wasserstein"):
@@ -102,9 +103,9 @@ def _captured(
             utilization.update(store.utilization())
             stores.append(store)
         passes = len(stores)
-        for groups in shares.rest:
+        for todo in shares.rest:
             assert moments is not None
-            names = set(shares.names(groups))
+            names = set(shares.names(todo))
             again = MomentStore([p for p in moments.points if p.name in names], units)
             with clock.timed("pass"):
                 rest = Pass(model, [], settings, loss_fn, moments=again, ambient=ambient)
@@ -112,7 +113,7 @@ def _captured(
             _check_same(rest, first.seen, passes)
             passes += 1
             with clock.timed("residual"):
-                orders.solve(again, groups, powers)
+                orders.solve(again, todo, powers)
     compared = by_group(utilization.items(), largest=True)
     alone = [g for g in units.scored if settings.class_of is not False and not _whole(compared, g, units)]
     signals = (
@@ -120,7 +121,7 @@ def _captured(
     )
     signals["taylor"] = taylor.reconstruction(settings.reduction, first.seen)
     if moments is not None:
-        signals["residual"] = orders.found
+        signals["residual"] = orders.signal()
     return Scores(
         units=units,
         signals={name: _by_index(values, units) for name, values in signals.items()},
@@ -177,13 +178,10 @@ def _further(
         waiting, number = again.samples.dropped, number + 1
 
 
-def _tried(
-    model: nn.Module, loader: Iterable[Any], settings: Settings, trial: Pass
-) -> tuple[Trial | None, Iterable[Any]]:
-    """What the first batch will take, and a loader that still yields it; None where there is no sample in it."""
-    given, loader = first_batch(loader)
-    batch = next(batches([given], model, settings.class_of, settings.samples_of))
-    return trial.tried(batch, length_of(loader)) if batch.samples else None, loader
+def _tried(model: nn.Module, loader: Begun, settings: Settings, alone: Pass) -> Trial | None:
+    """What the first batch will take; None where there is no sample in it."""
+    batch = next(batches(loader.first, model, settings.class_of, settings.samples_of), None)
+    return alone.tried(batch, length_of(loader)) if batch is not None and batch.samples else None
 
 
 def _once(settings: Settings, enough: int | None) -> InputError:
