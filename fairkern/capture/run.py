@@ -136,6 +136,7 @@ def _captured(
             device=device,
             seconds=clock.seconds(),
             no_classes=[units.groups[g].name for g in alone],
+            trial=trial,
         ),
     )
 

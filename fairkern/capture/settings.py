@@ -83,6 +83,8 @@ class Settings:
             self._set(memory_budget=options.whole("memory_budget", self.memory_budget, 1, WHOLE))
         if not isinstance(self.keep_moments, bool):
             self._set(keep_moments=options.place("keep_moments", self.keep_moments))
+            if not self.gram:
+                raise InputError("keep_moments= says where second moments go, which gram=True takes: pass that as well")
         if self.class_of is not None and self.class_of is not False:
             options.function("class_of", self.class_of, "a function of a batch, or False for no classes")
         if self.samples_of is not None:
