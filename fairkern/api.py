@@ -135,6 +135,7 @@ def score(
     backend: str = "auto",
     memory_budget: int | None = None,
     gram: bool = False,
+    keep_moments: bool | PathLike = True,
     progress: bool = True,
     ranks: RanksLike = None,
 ) -> Scores:
@@ -176,9 +177,16 @@ def score(
         pairs: U over pairs of classes: "max", the largest distance, or "mean", that of all pairs.
         loss_reduction: "mean" or "sum" over a batch's samples: what `loss_fn` does.
         backend: of the operators: "auto", "native", "triton" or "reference"; one that cannot run here raises.
-        memory_budget: bytes that class samples may take; more passes over the data are made if needed.
-        gram: keep second moments of what consumers read, which `apply(…, compensate="least_squares")` solves from:
-            a float64 matrix [length, length] per tap, and C² multiply-adds per position.
+        memory_budget: bytes beyond the weights that class samples, second moments and the order made of them may take
+            together, and what a batch's own pass takes beyond 128 MiB. It is held against what one and two samples of
+            the first batch take, before anything is kept; more passes over the data are made if needed, and the scores
+            are the same.
+        gram: second moments of what consumers read, from which the residual is made and
+            `apply(…, compensate="least_squares")` solves: half of a float64 matrix [length, length] per tap, and C²
+            multiply-adds per position.
+        keep_moments: True: they stay in memory, in `Scores.moments`. A new or empty folder: each is written to a file
+            there when the order of its layer is known, and `Scores.moments` reads it when asked. False: they are
+            dropped then, and least squares cannot be had from these scores.
         progress: show a progress bar on a terminal.
         ranks: True, or a process group: all its processes make this call, with the same model and the same loader, of
             which each runs every so many batches; all of them get the scores of one process. False: this process works
@@ -187,17 +195,19 @@ def score(
     Returns:
         Scores; `provenance` says what was used: counts, passes, seconds per stage; `sample_bytes`, what the class
         samples took at most, and `predicted_bytes`, what was expected of the first batch's shapes: `samples` for all
-        of them in one pass, `layer`, the largest activation and its gradient, and `moments` where `gram` is set.
+        of them in one pass, `layer`, the largest activation and its gradient, `moments` where `gram` is set, and
+        `batch`, what the first batch's own pass takes, where there is a `memory_budget`.
 
     Raises:
         InputError: empty loader, fewer than two classes, a class with one sample, labels that are no class
-            labels, a loss that does not depend on the model, unknown options.
+            labels, a loss that does not depend on the model, unknown options, a `memory_budget` that is too small,
+            with the least that would do.
         NonFiniteError: NaN or Inf in activations, gradients or the loss; names layer and batch.
         PlanMismatchError: `units` of another model.
 
-    Cost: below one ordinary forward + backward over the same data; memory: the class samples
-    (classes · samples_per_class · units · the lesser of a unit's positions and `projections`, per tap) on top of the
-    activations of a batch.
+    Cost: below one ordinary forward + backward over the same data. Memory, on top of the activations of a batch: the
+    class samples (classes · samples_per_class · units · the lesser of a unit's positions and `projections`, per tap);
+    with `gram`, 4 length² bytes per tap, and while a layer's order is made some float64 matrices of its width.
 
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
@@ -217,6 +227,7 @@ def score(
         backend=backend,
         memory_budget=memory_budget,
         gram=gram,
+        keep_moments=keep_moments,
         class_of=class_of,
         samples_of=samples_of,
         ranks=(team := entered(ranks)),

@@ -16,7 +16,7 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader
@@ -66,7 +66,16 @@ class _Entry(NamedTuple):
     stop: int
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+class Later(NamedTuple):
+    """A tensor that is made when it is written, and gone then; `like` is one on the meta device."""
+
+    like: Tensor
+    make: Callable[[], Tensor]
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor | Later], metadata: Mapping[str, str]
+) -> None:
     """Writes dense tensors, of any device, and texts; the sum is added to the texts.
 
     Tensors are summed up while they are written, one after the other, the largest elements first, so that each lies at
@@ -76,10 +85,11 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         InputError: a dtype that the format does not have.
         OSError: the file cannot be written, the disk is full. What was written by then stays.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    likes = {name: t.like if isinstance(t, Later) else t for name, t in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-likes[name].element_size(), name))
     entries, end = {}, 0
     for name in order:
-        tensor = tensors[name]
+        tensor = likes[name]
         if tensor.dtype not in _NAMES or name == _METADATA:
             raise InputError(f"{name} is a tensor of {tensor.dtype}, which a safetensors file cannot hold")
         size = tensor.numel() * tensor.element_size()
@@ -90,7 +100,15 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
     with open(path, "wb") as file:
         file.write(len(blank).to_bytes(8, "little") + blank)
         for name in order:
-            dense = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
+            given = tensors[name]
+            dense = (
+                (given.make() if isinstance(given, Later) else given)
+                .detach()
+                .cpu()
+                .resolve_conj()
+                .resolve_neg()
+                .contiguous()
+            )
             flat = dense.as_strided((dense.numel(),), (1,))  # a lone element may have any stride
             data = flat.view(torch.uint8).numpy().data
             sums[name] = hashlib.sha256(data).hexdigest()

@@ -193,6 +193,8 @@ def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     functions = {"class_of": arguments.class_of, "samples_of": arguments.samples_of}
     given = {name: named(spec) for name, spec in functions.items() if spec}
     classes = {} if arguments.classes else {"class_of": False}
+    if arguments.keep_moments is not None:
+        given["keep_moments"] = arguments.keep_moments
     return {name: getattr(arguments, name) for name in names} | given | classes | {"progress": not arguments.quiet}
 
 

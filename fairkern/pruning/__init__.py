@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from fairkern.capture.batches import first_batch, head
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
 from fairkern.model.in_use import at_work
-from fairkern.options import UNITS, choose, flag, function, instance, names, whole
+from fairkern.options import UNITS, choose, flag, function, instance, names, place, whole
 from fairkern.prove import check_values
 from fairkern.pruning.options import (
     KEYWORDS,
@@ -117,13 +118,16 @@ def prune(
         instance("units", given, types.UnitMap, UNITS)
         check_traced(given, iterations, more, depth)
         unused, depth = unused or given.unused, depth or given.depth
+    if not isinstance(scoring.get("keep_moments", True), bool):
+        scoring["keep_moments"] = place("keep_moments", scoring["keep_moments"])
     check_method(method, scoring, loader, inplace)
     samples_of = scoring.get("samples_of")
     if samples_of is not None:
         function("samples_of", samples_of, "a function of a batch")
     with at_work(model, "prune()"):
         first, batches = first_batch(loader)
-        fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
+        known = partial(capture.labelled, first, model, samples_of)
+        fit_together(scoring, planning, target, method, known, keep_scores)
         again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
         tracing = {"more": more, "unused": unused, "depth": depth}
         asked = Asked(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,7 +73,10 @@ class Run:
         """Score what the step before has left (traced here, unless its map is known), plan and cut."""
         times = [time.perf_counter()]
         units = self._traced() if units is None else units
-        self.scores = score(self.current, self.loader, self.loss_fn, units=units, **self.asked.scoring)
+        scoring = dict(self.asked.scoring)
+        if self.asked.iterations > 1 and not isinstance(scoring.get("keep_moments", True), bool):
+            scoring["keep_moments"] = os.path.join(scoring["keep_moments"], f"step-{number}")
+        self.scores = score(self.current, self.loader, self.loss_fn, units=units, **scoring)
         times.append(time.perf_counter())
         plan = self._plan(number)
         times.append(time.perf_counter())
