@@ -17,7 +17,7 @@ from fairkern.options import TABLE, flag, instance
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
     *("tod", *_BUDGETS, "drop", "latency", "iterations"),
-    *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores"),
+    *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores", "ranks"),
 )
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL, Compensation.JOINT)  # made from second moments
 

@@ -304,6 +304,17 @@ def shared(function: Callable[_Given, T]) -> Callable[_Given, T]:
     return run
 
 
+def measured(function: Callable[_Given, T]) -> Callable[_Given, T]:
+    """A function that the first of the processes in `ranks=` carries out, and tells the others of."""
+
+    @functools.wraps(function)
+    def run(*args: _Given.args, **kwargs: _Given.kwargs) -> T:
+        with together(kwargs.pop("ranks", None), f"{function.__name__}()") as ranks:
+            return ranks.told(function.__name__, functools.partial(function, *args, **kwargs))
+
+    return run
+
+
 def entered(given: RanksLike) -> Ranks:
     """What `shared` has put in place of what was given."""
     return given if isinstance(given, Ranks) else ALONE
