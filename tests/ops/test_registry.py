@@ -107,10 +107,10 @@ def test_the_extension_checks_what_it_is_given(extension):
         extension.eliminate_steps(**{**sizes, "steps": 3}, table=8, chosen=8, added=8)
     with pytest.raises(ValueError, match="element is 2"):
         extension.eliminate_steps(**{**sizes, "element": 2}, table=8, chosen=8, added=8)
-    rows, table = torch.tensor([0, 3]), torch.full((1, 12), 8)
+    rows, table = torch.tensor([0, 3]), torch.zeros(1, 12, dtype=torch.int64)
     with pytest.raises(ValueError, match="inverse is a null"):
-        extension.eliminate_steps(**sizes, table=torch.zeros_like(table).data_ptr(), chosen=8, added=8)
-    table[0, 4], table[0, 5] = 3, rows.data_ptr()
+        extension.eliminate_steps(**sizes, table=table.data_ptr(), chosen=8, added=8)
+    table[:], table[0, 4], table[0, 5] = 8, 3, rows.data_ptr()
     with pytest.raises(ValueError, match="unit 1 of view 0 lies at 3; there are 3 positions"):
         extension.eliminate_steps(**sizes, table=table.data_ptr(), chosen=8, added=8)
 
