@@ -79,7 +79,7 @@ def _match(value: Any, other: Any, found: dict[int, Tensor]) -> None:
             _match(a, b, found)
 
 
-def _along(x: Tensor, one: Tensor | None, samples: int) -> _Along | None | str:
+def _along(x: Tensor, one: Tensor | None, samples: int) -> _Along | str | None:
     if one is None:
         return _Along(0, 1) if x.ndim > 1 and len(x) == samples else None
     if x.shape == one.shape:
