@@ -11,6 +11,7 @@ from torch import nn
 
 from fairkern.capture.batches import Begun, batches
 from fairkern.capture.keeping import check_folder
+from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction
 from fairkern.capture.memory import Shares, Trial, within
 from fairkern.capture.moments import MomentStore, StateMeans
@@ -30,13 +31,20 @@ from fairkern.types import Scores, Side, UnitMap
 
 
 def capture(
-    model: nn.Module, loader: Iterable[Any], loss_fn: LossFunction | None, units: UnitMap, settings: Settings
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: LossFunction | None,
+    units: UnitMap,
+    settings: Settings,
+    beside: Beside | None = None,
 ) -> Scores:
     """Score every unit of `units` that may be cut and that inputs change, in one pass over `loader`.
 
     `model` is left as it was. The first pass gives R, the means and U. Blocks of units whose class samples did not fit
     `memory_budget` get their U from further passes, forward only, and groups whose second moments did not fit get their
     order likewise (`memory.Shares`).
+
+    `beside` is told further gradients of each batch's loss.
 
     Raises InputError (batches, labels, options, a loss that does not depend on the model, a loader that cannot
     be iterated twice when that is needed, a budget that is too small), NonFiniteError. What loader, model and
@@ -45,7 +53,7 @@ def capture(
     """
     ambient = Ambient.now(device_of(model))
     with without_autocast(), within(settings.memory_budget, "scoring"):
-        return _captured(model, loader, loss_fn, units, settings, ambient)
+        return _captured(model, loader, loss_fn, units, settings, ambient, beside)
 
 
 def _captured(
@@ -55,6 +63,7 @@ def _captured(
     units: UnitMap,
     settings: Settings,
     ambient: Ambient,
+    beside: Beside | None,
 ) -> Scores:
     """Under `ambient` the model and its loss run, and nothing else."""
     if not units.prunable:
@@ -86,7 +95,7 @@ def _captured(
         taylor = TaylorStore(points, settings.backend, device, by_class=by_class)
         fitting = replace(settings, memory_budget=shares.samples)
         how["reserved"] = shares.reserved
-        first = Pass(model, points, fitting, loss_fn, taylor=taylor, moments=moments, **how)
+        first = Pass(model, points, fitting, loss_fn, taylor=taylor, moments=moments, beside=beside, **how)
         with clock.timed("pass"):
             first.run(heard)
         if settings.class_of is not False:
