@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fairkern.capture.apart import joint_moments_apart
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.compact.cutting import copy_with
 from fairkern.compact.descriptors import Index, kept, tensors_of
@@ -48,6 +49,7 @@ def refit(
     found: Sequence[Correction],
     loader: Iterable[Any],
     ridge: float = RIDGE,
+    now: Iterable[Any] | None = None,
 ) -> list[Correction]:
     """What `fold` has to add to the cut model where its layers make up for what `plan` removes one after the other.
 
@@ -59,8 +61,11 @@ def refit(
     What `found` leaves alone is left alone here. What reads where nothing has changed or where the walk does not come
     (experts, whose tokens are others once something has been cut) keeps its one-shot correction. A weight that is read
     at several taps is refitted at the last of them. A layer that loses no input gets no bias if it has none. `loader`
-    is iterated once for an order of the taps and once for the walk. Cost: one walk, and per tap one Cholesky
-    factorisation.
+    is iterated once for an order of the taps and once for the walk.
+
+    `now`: of a part of a model, behind parts that have been cut, what it is given there, where `loader` has what the
+    uncut ones give it. Then one batch goes at a time, and both loaders are iterated again for every tap.
+    Cost: one walk, or up to a forward pass of both per tap, and per tap one Cholesky factorisation.
     """
     others, cuts = other_taps(model, scores.units), kept(plan)
     points = reading_points(model, loader, scores.units, others)
@@ -71,7 +76,11 @@ def refit(
         for correction in found:
             if correction.weight is not None:
                 fold_whole(model, changed, cuts, correction)
-        steps = joint_moments(model, changed, loader, scores.units, points, partial(_without_experts, changed, plan))
+        around = partial(_without_experts, changed, plan)
+        if now is None:
+            steps = joint_moments(model, changed, loader, scores.units, points, around)
+        else:
+            steps = joint_moments_apart(model, changed, (loader, now), scores.units, points, around)
         with closing(steps):  # type: ignore[type-var]
             for reader, statistics in _ready(readers, steps, scores.moments, ridge):
                 correction = reader.refitted(statistics)
