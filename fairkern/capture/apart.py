@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -61,10 +62,12 @@ def _next(
     """The next point and those behind it that read the very same, with their moments; None where nothing differs."""
     sums: JointSums | None = None
     same, differs = list[Point](), False
-    sides = zip(
-        *(inputs_of(loader, walk.model, singly=True) for walk, loader in zip(walks, given, strict=True)), strict=True
+    sides = zip_longest(
+        *(inputs_of(loader, walk.model, singly=True) for walk, loader in zip(walks, given, strict=True))
     )
     for number, inputs in enumerate(sides):
+        if any(call is None for call in inputs):
+            raise InputError("the changed model is not given as many batches as the other: give both the same samples")
         reads = [walk.read(x, done, number) for walk, x in zip(walks, inputs, strict=True)]
         for points, _ in reads:
             first = same[:1] or points[:1]

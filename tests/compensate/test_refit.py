@@ -208,8 +208,8 @@ def test_a_part_behind_others_that_were_cut() -> None:
         design = np.hstack([now.numpy(), np.ones((48, 1))])
         fitted = design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
         np.testing.assert_allclose(small.a(now).numpy(), fitted, rtol=1e-5, atol=1e-7)
-    for given, message in (([], "yields no batch"), (batches[0][:1], "shorter")):
-        with pytest.raises((fk.InputError, ValueError), match=message):
+    for given in ([], batches[0][:1]):
+        with pytest.raises(fk.InputError, match="not given as many batches"):
             refit(model, plan, scores, found, batches[0], now=given)
 
 
