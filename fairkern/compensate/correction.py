@@ -57,9 +57,9 @@ class Consumer:
         self.no_bias = "" if may_have else "it can have none"
         self._shares = kernel_shares(module, grids_of(taps, scores))
 
-    def reads(self, statistics: Statistics) -> bool:
-        """Whether these are the positions of its weight, in the groups of a convolution."""
-        return statistics.length == self.length * self.groups
+    def reads(self, positions: int) -> bool:
+        """Whether so many are the positions of its weight, in the groups of a convolution."""
+        return positions == self.length * self.groups
 
     def correction(self, statistics: Statistics, *, intercept: bool) -> Correction:
         """What makes up for the positions that go, and for what differs at those that stay."""

@@ -161,7 +161,7 @@ def _ready(
             if key not in shared:
                 parts = [m if isinstance(m, JointMoments) else unchanged(m) for m in key]
                 shared[key] = SecondMoments(name, summed(parts), ridge)
-            if reader.consumer.reads(shared[key]):
+            if reader.consumer.reads(shared[key].length):
                 yield reader, shared[key]
         needed = {n for reader in waiting for n in reader.names}
         joint = {n: m for n, m in joint.items() if n in needed}
