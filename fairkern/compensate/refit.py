@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from fairkern.capture.apart import joint_moments_apart
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.compact.cutting import copy_with
-from fairkern.compact.descriptors import Index, kept, tensors_of
+from fairkern.compact.descriptors import Held, Index, kept, silenced, tensors_of
 from fairkern.compact.mask import masked, without_experts
 from fairkern.compensate.correction import Consumer, Correction, by_axis, cannot_take, fold_whole
 from fairkern.compensate.statistics import SecondMoments, summed, unchanged
-from fairkern.model.linear import adds_bias, groups_of, made_dim
+from fairkern.model.linear import adds_bias, bias_of, groups_of, made_dim
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.plans.renaming import Renaming
-from fairkern.types import Axis, CallSite, JointMoments, Moments, Plan, Scores, Side, Tap, UnitMap
+from fairkern.types import Axis, CallSite, JointMoments, Moments, Plan, Scores, Side, Silence, Tap, UnitMap
 
 
 def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
@@ -50,6 +50,7 @@ def refit(
     loader: Iterable[Any],
     ridge: float = RIDGE,
     now: Iterable[Any] | None = None,
+    finish: Callable[[nn.Module], None] | None = None,
 ) -> list[Correction]:
     """What `fold` has to add to the cut model where its layers make up for what `plan` removes one after the other.
 
@@ -65,13 +66,14 @@ def refit(
 
     `now`: of a part of a model, behind parts that have been cut, what it is given there, where `loader` has what the
     uncut ones give it. Then one batch goes at a time, and both loaders are iterated again for every tap.
+    `finish`: called in the end with the copy, which computes what the cut model does and shares what is the same.
     Cost: one walk, or up to a forward pass of both per tap, and per tap one Cholesky factorisation.
     """
     others, cuts = other_taps(model, scores.units), kept(plan)
     points = reading_points(model, loader, scores.units, others)
     readers = list(_readers(model, plan, scores, found, cuts, others, {p.name for p in points}))
     made = {c.axis: c for c in found}
-    changed = copy_with(model, [])
+    changed = copy_with(model, _the_same(model, plan, [*made, *(reader.consumer.axis for reader in readers)]))
     with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
         for correction in found:
             if correction.weight is not None:
@@ -86,7 +88,19 @@ def refit(
                 correction = reader.refitted(statistics)
                 made[correction.axis] = correction
                 fold_whole(model, changed, cuts, correction)
+        if finish is not None:
+            finish(changed)
     return list(made.values())
+
+
+def _the_same(model: nn.Module, plan: Plan, axes: Iterable[Axis]) -> list[tuple[Held, Tensor]]:
+    """Parameters that nobody writes to where these axes' weights are refitted: a copy of the model can share them."""
+    written = set(silenced(plan, Silence.ZERO))
+    for axis in axes:
+        place = bias_of(model, axis)
+        written |= {axis.tensor, *([] if place is None else [f"{axis.module}.{place[1]}".lstrip(".")])}
+    held = (held for held in tensors_of(model) if isinstance(held.tensor, nn.Parameter))
+    return [(each, each.tensor.detach()) for each in held if written.isdisjoint(each.names)]
 
 
 def _without_experts(changed: nn.Module, plan: Plan) -> AbstractContextManager[object]:
