@@ -23,7 +23,7 @@ from fairkern.model.replacements import in_place
 from fairkern.model.untouched import untouched
 from fairkern.types import JointMoments, Side, Tap, UnitMap
 
-_NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
+NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
 
 
 def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, others: Sequence[Tap]) -> list[Point]:
@@ -40,7 +40,7 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
         model.eval()
         inputs = next(inputs_of(loader, model, singly=True), None)
         if inputs is None:
-            raise InputError(_NO_BATCH)
+            raise InputError(NO_BATCH)
         chosen = Chosen(model, inputs)
         with listener.hearing(), listed.followed(), chosen:
             call_model(model, inputs)
@@ -74,7 +74,7 @@ def joint_moments(
             net.eval()
         inputs = list(inputs_of(loader, model, singly=True))
         if not inputs:
-            raise InputError(_NO_BATCH)
+            raise InputError(NO_BATCH)
         walks = [stack.enter_context(Walk(model, x, points, contextlib.nullcontext, i)) for i, x in enumerate(inputs)]
         walks += [stack.enter_context(Walk(changed, x, points, around, i)) for i, x in enumerate(inputs)]
         per_unit = {p: offsets(p, units) for p in points}
@@ -101,14 +101,14 @@ class _Sums:
 
     def of(self, point: Point, acts: Sequence[Tensor], per_unit: int) -> JointMoments | None:
         """`acts`: those of all batches in the model as it was, then those in the changed one."""
-        read = [(point.dim, per_unit, *_identity(act)) for act in acts]
+        read = [(point.dim, per_unit, *identity(act)) for act in acts]
         if read != self._read:
             half = len(acts) // 2
             self._read, self._joint = read, _joint(point, acts[:half], acts[half:], per_unit)
         return self._joint
 
 
-def _identity(act: Tensor) -> tuple[Any, ...]:
+def identity(act: Tensor) -> tuple[Any, ...]:
     """Equal for views of the same values in the same order; nothing that comes later is taken for them."""
     place = (act.storage_offset(), act.dtype, act.shape, act.stride())
     return StorageWeakRef(act.untyped_storage()), act._version, *place
@@ -117,21 +117,40 @@ def _identity(act: Tensor) -> tuple[Any, ...]:
 def _joint(point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_unit: int) -> JointMoments | None:
     if all(torch.equal(a, b) for a, b in zip(before, now, strict=True)):
         return None
-    sums: list[Any] = []
+    sums = JointSums(point, per_unit)
     for act, changed in zip(before, now, strict=True):
-        a, b = _vectors(point, act, per_unit), _vectors(point, changed, per_unit)
-        made = _products(a, b)
+        sums.add(act, changed)
+    return sums.moments()
+
+
+class JointSums:
+    """`Σ a bᵀ`, `Σ b bᵀ`, `Σ a`, `Σ b` at one point, batch after batch: float32 products of one, float64 sums.
+
+    Memory: both matrices in float64, beside them those of one batch in float32.
+    """
+
+    def __init__(self, point: Point, per_unit: int) -> None:
+        self._point, self._per_unit = point, per_unit
+        self._sums: list[Tensor] = []
+        self._count = 0
+
+    def add(self, act: Tensor, changed: Tensor) -> None:
+        a, b = _vectors(self._point, act, self._per_unit), _vectors(self._point, changed, self._per_unit)
+        made = [a @ b.T, b @ b.T]
         if a.dtype != torch.float64 and not (holds_squares(made[0]) and holds_squares(made[1])):
-            made = _products(a.double(), b.double())
-        sums = [x + y for x, y in zip(sums, made, strict=True)] if sums else made
-    cross, gram, total, other = (t.cpu() for t in sums[:4])
-    return JointMoments(cross, gram, total, other, sums[4], per_unit)
+            a, b = a.double(), b.double()
+            made = [a @ b.T, b @ b.T]
+        made += [a.sum(1), b.sum(1)]
+        if self._sums:
+            for total, more in zip(self._sums, made, strict=True):
+                total.add_(more)  # in the dtype of the sum
+        else:
+            self._sums = [total.double() for total in made]
+        self._count += a.shape[1]
 
-
-def _products(a: Tensor, b: Tensor) -> list[Any]:
-    """`a bᵀ`, `b bᵀ`, the sums of both, and of how many vectors."""
-    made = a @ b.T, b @ b.T, a.sum(1), b.sum(1)
-    return [*(sums.double() for sums in made), a.shape[1]]
+    def moments(self) -> JointMoments:
+        cross, gram, total, other = (t.cpu() for t in self._sums)
+        return JointMoments(cross, gram, total, other, self._count, self._per_unit)
 
 
 def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:
