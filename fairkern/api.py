@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fairkern import axes, capture, compact, options, report, types
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.capture.batches import example, first_batch, head
+from fairkern.checks import RUN, check_data, check_model, check_more, check_plan, check_scores
 from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import cut
 from fairkern.compensate.intercepts import Biases
@@ -27,11 +28,9 @@ from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, not_finite, proven
-from fairkern.ranks import ALONE, RanksLike, entered, shared
+from fairkern.ranks import ALONE, RanksLike, entered, shared, together
 from fairkern.results import PathLike, Scores, UnitMap
-from fairkern.surroundings import check_ordinary, ordinary, stage
-
-RUN = "nothing can be computed with it; build the model on a real device, with its weights"
+from fairkern.surroundings import ordinary, stage
 
 
 @stage
@@ -261,6 +260,7 @@ def apply(
     biases: str | bool = "auto",
     inplace: bool = False,
     backend: str = "auto",
+    ranks: RanksLike = None,
 ) -> nn.Module:
     """The smaller model that `plan` leaves: uncompensated, it computes what `plan.masked(model)` computes.
 
@@ -288,6 +288,8 @@ def apply(
             any). False: nowhere. Weights without one are fitted through zero.
         inplace: cut `model` itself, tensor by tensor, freeing memory as it goes; default: a copy, `model` stays.
         backend: of the gathers.
+        ranks: as for `score`, for "sequential" and "joint", which share the loader's batches out. All else is a
+            function of what it is given: processes that make the same call get the same, whatever is said here.
 
     Raises:
         PlanMismatchError: a plan for another architecture; names the first axis that differs.
@@ -300,22 +302,26 @@ def apply(
     method = choose(Compensation, "compensate", compensate)
     if loader is not None:
         check_data(loader, loss_fn)
-    chosen, inplace = Biases.given(biases), options.flag("inplace", inplace)
-    loss = Loss(loss_fn)
-    return cut(model, plan, method, scores, loader, inplace=inplace, backend=backend, biases=chosen, loss=loss).model
+    how: dict[str, Any] = {"inplace": options.flag("inplace", inplace), "biases": Biases.given(biases)}
+    with together(ranks if method.compares or ranks is not None else False, "apply()") as team:
+        capture.check_same(team, "apply()", model, the_plan=plan, what_is_asked_for=[compensate, loss_fn, biases])
+        how |= {"backend": backend, "loss": Loss(loss_fn), "ranks": team}
+        return cut(model, plan, method, scores, loader, **how).model
 
 
 @stage
-def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
+@shared
+def recalibrate(model: nn.Module, loader: Iterable[Any], *, ranks: RanksLike = None) -> int:
     """Take BatchNorm's running statistics anew from one forward pass over `loader`, in place.
 
     Worth a try after a harsh cut, before fine-tuning. Labels are not needed, modes stay. Returns how many layers there
-    were; raises InputError where there is none, or no batch.
+    were; raises InputError where there is none, or no batch. `ranks`: as for `score`.
     """
     check_model(model)
     check_data(loader)
     check_values(model, RUN)
-    return capture.recalibrate(model, loader)
+    capture.check_same(entered(ranks), "recalibrate()", model)
+    return capture.recalibrate(model, loader, entered(ranks))
 
 
 @stage
@@ -349,33 +355,6 @@ def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
 def info() -> dict[str, Any]:
     """What runs here: versions, the compiled extension, threads, devices, backends per operator and why not."""
     return describe()
-
-
-def check_model(model: object) -> None:
-    given = options.instance("model", model, nn.Module, options.MODEL)
-    check_ordinary((*given.named_parameters(), *given.named_buffers()))
-
-
-def check_data(loader: object, loss_fn: object = None) -> None:
-    options.iterable("loader", loader, "an iterable of batches, as a DataLoader or a list")
-    if loss_fn is not None:
-        options.function("loss_fn", loss_fn, "a function of output and targets, or None for the model's own loss")
-
-
-def check_plan(plan: object) -> None:
-    options.instance("plan", plan, types.Plan, options.PLAN)
-
-
-def check_scores(scores: object) -> None:
-    if scores is not None:
-        options.instance("scores", scores, types.Scores, options.SCORES)
-
-
-def check_more(more: Any) -> list[Any]:
-    if isinstance(more, (Tensor, Mapping)):  # one for all, and no list of them
-        raise InputError(f"more is a {type(more).__name__}; expected a list of example inputs: pass more=[…]")
-    options.iterable("more", more, "a list of example inputs")
-    return list(more)
 
 
 def _spoilt(model: nn.Module) -> str:

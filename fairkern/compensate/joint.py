@@ -73,7 +73,8 @@ def fit_together(
 
         def precondition(gradient: Point) -> Point:
             parts = iter(gradient)
-            return [s for layer in layers for s in layer.scaled([next(parts) for _ in layer.parameters], divergence.samples)]
+            samples = divergence.samples
+            return [s for layer in layers for s in layer.scaled([next(parts) for _ in layer.parameters], samples)]
 
         start = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in held]
         found = minimise(at, start, precondition, STEPS)

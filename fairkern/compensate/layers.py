@@ -112,7 +112,9 @@ def add_up(layers: Sequence[Layer], ranks: Ranks) -> None:
         shape = next((shape for shape in known if shape is not None), None)
         if shape is None:
             continue
-        own = layer.module.weight.new_zeros(shape, dtype=torch.float64) if layer.moments is None else layer.moments
+        own = layer.moments
+        if own is None:
+            own = torch.zeros(shape, dtype=torch.float64, device=layer.parameters[0].device)
         counts = torch.tensor([layer.positions, layer.power], dtype=torch.float64, device="cpu")
         layer.moments, whole = ranks.summed("a layer", [own, counts])
         layer.positions, layer.power = int(whole[0]), float(whole[1])

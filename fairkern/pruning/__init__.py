@@ -12,8 +12,8 @@ from typing_extensions import Unpack
 
 from fairkern import capture, types
 from fairkern.allocate import refuse_unknown
-from fairkern.api import RUN, check_data, check_model, check_more
 from fairkern.capture.batches import first_batch, head
+from fairkern.checks import RUN, check_data, check_model, check_more
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
 from fairkern.model.in_use import at_work

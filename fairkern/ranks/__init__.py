@@ -264,8 +264,7 @@ def together(given: Any, what: str) -> contextlib.AbstractContextManager[Ranks]:
         raise InputError(
             f"ranks is a {type(given).__name__}; expected True, False or a process group of torch.distributed"
         )
-    there = dist.is_available() and dist.is_initialized()
-    started = dist.get_world_size() if there else env.processes()
+    there, started = dist.is_available() and dist.is_initialized(), _started()
     if given is False or (given is None and started == 1):
         return contextlib.nullcontext(ALONE)
     if given is None:
@@ -290,6 +289,23 @@ def together(given: Any, what: str) -> contextlib.AbstractContextManager[Ranks]:
     number = _made[members] = _made.get(members, -1) + 1
     store = dist.PrefixStore(f"fairkern/{members}/{number}/", dist.distributed_c10d._get_default_store())
     return Ranks(rank, size, store)._watched(what)
+
+
+def alone(given: Any, what: str) -> None:
+    """Raises InputError where `what`, which only a single process does, is asked of several, or where one of several
+    does not say with False that it works by itself."""
+    if given is not None and given is not False:
+        raise InputError(f"{what} is done by one process, and not shared out: pass ranks=False, or leave out ranks=")
+    if given is None and _started() > 1:
+        raise InputError(
+            f"{what} is done by one process, and this is one of {_started()}: call it on rank 0 with ranks=False, and "
+            "hand on what comes of it"
+        )
+
+
+def _started() -> int:
+    """How many processes there are, of the process group, or as a launcher says."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else env.processes()
 
 
 def shared(function: Callable[_Given, T]) -> Callable[_Given, T]:
