@@ -241,7 +241,7 @@ def score(
         else:
             options.instance("units", units, types.UnitMap, options.UNITS)
             compact.check(model, build(units, nothing(units)))
-        capture.check_same(team, "score()", model, the_unit_map=units, what_is_asked_for=replace(settings, ranks=ALONE))
+        capture.check_same(team, "score()", model, {"units": units, **vars(replace(settings, ranks=ALONE))})
         with report.progress(show) as on_batch:
             scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
     seconds = {"trace": team.told("the trace", lambda: traced), **scores.provenance["seconds"]}
@@ -304,7 +304,8 @@ def apply(
         check_data(loader, loss_fn)
     how: dict[str, Any] = {"inplace": options.flag("inplace", inplace), "biases": Biases.given(biases)}
     with together(ranks if method.compares or ranks is not None else False, "apply()") as team:
-        capture.check_same(team, "apply()", model, the_plan=plan, what_is_asked_for=[compensate, loss_fn, biases])
+        given = {"plan": plan, "compensate": compensate, "loss_fn": loss_fn, "biases": biases}
+        capture.check_same(team, "apply()", model, given)
         how |= {"backend": backend, "loss": Loss(loss_fn), "ranks": team}
         return cut(model, plan, method, scores, loader, **how).model
 
@@ -320,7 +321,7 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], *, ranks: RanksLike = N
     check_model(model)
     check_data(loader)
     check_values(model, RUN)
-    capture.check_same(entered(ranks), "recalibrate()", model)
+    capture.check_same(entered(ranks), "recalibrate()", model, {})
     return capture.recalibrate(model, loader, entered(ranks))
 
 

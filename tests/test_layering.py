@@ -26,6 +26,7 @@ FLOORS = (
     {""},  # fairkern/__init__.py: what users import
     {"demo"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = set(FLOOR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -19,11 +20,12 @@ _SAME = (
 )
 
 
-def check_same(ranks: Ranks, what: str, model: nn.Module, **given: Any) -> None:
-    """Raises InputError where processes do not have the same model, to the bit, or were given other things, by name."""
+def check_same(ranks: Ranks, what: str, model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Raises InputError where processes do not have the same model, to the bit, or were given other things, by name.
+    Whether a bar shows how far it is may differ."""
     if ranks.several:
-        said = {name.replace("_", " "): digest(value) for name, value in given.items()}
-        ranks.agree(what, {"the model": sum_of_model(model), **said}, "load or seed it alike in every process")
+        said = {f"{name}=": digest(value) for name, value in given.items() if name != "progress"}
+        ranks.agree(what, {"the model": sum_of_model(model), **said}, "load, seed or give it alike in every process")
 
 
 class Among:

@@ -139,7 +139,8 @@ def prune(
         asked = Asked(
             target.value, keep, latency, iterations, planning, scoring, tracing, method, given_biases, again, inplace
         )
-        capture.check_same(team, "prune()", model, what_is_asked_for=asked)
+        chosen = {**scoring, **planning, **tracing, target.value: keep, "compensate": method, "biases": given_biases}
+        capture.check_same(team, "prune()", model, {**chosen, "iterations": iterations, "inplace": inplace})
         run = Run(model, head(first, model, samples_of), batches, loss_fn, asked, team)
         for number in range(1, iterations + 1):
             run.step(number, given if number == 1 else None)

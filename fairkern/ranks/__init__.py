@@ -53,6 +53,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def local(self) -> int:
+        """Which of the processes of its machine this is, as their launcher says."""
+        return env.local_rank()
+
+    @property
     def several(self) -> bool:
         return self.size > 1
 
@@ -289,6 +294,29 @@ def together(given: Any, what: str) -> contextlib.AbstractContextManager[Ranks]:
     number = _made[members] = _made.get(members, -1) + 1
     store = dist.PrefixStore(f"fairkern/{members}/{number}/", dist.distributed_c10d._get_default_store())
     return Ranks(rank, size, store)._watched(what)
+
+
+@contextlib.contextmanager
+@unbroken
+def launched(what: str) -> Iterator[Ranks]:
+    """Around all that processes do that `torchrun` has started: a group of them, made with gloo where there is none.
+
+    Within, calls are given this as `ranks=`. Of a process that was started by itself: it alone.
+    """
+    if env.processes() == 1:
+        yield ALONE
+        return
+    if not dist.is_available():
+        raise InputError(f"{env.processes()} processes were started, and this torch has no torch.distributed")
+    made = not dist.is_initialized()
+    if made:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=watch.COMING))
+    try:
+        with together(True, what) as ranks:
+            yield ranks
+    finally:
+        if made:
+            dist.destroy_process_group()
 
 
 def alone(given: Any, what: str) -> None:
