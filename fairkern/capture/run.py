@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,9 @@ def _captured(
         with clock.timed("residual"):
             powers = moments.powers(first.seen)
             kept = moments.moments()
-            signals["residual"] = residual(model, units, kept, powers)
+            signals["residual"] = residual(
+                model, units, kept, powers, most=settings.max_remove, told=partial(_told, settings)
+            )
     return Scores(
         units=units,
         signals={name: _by_index(values, units) for name, values in signals.items()},
@@ -123,6 +126,11 @@ def _captured(
             no_classes=[units.groups[g].name for g in alone],
         ),
     )
+
+
+def _told(settings: Settings, share: float) -> None:
+    """Percent of the ordering, as other stages tell batches."""
+    settings.on_batch(int(100 * share), 100, "ordering units")
 
 
 def _listened(

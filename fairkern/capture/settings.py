@@ -67,6 +67,7 @@ class Settings:
     backend: str = "auto"
     memory_budget: int | None = None
     gram: bool = False
+    max_remove: float = 1.0  # of a group's units so many are put in order one by one for the residual
     samples_of: SamplesOf | None = None
     class_of: ClassOf | Literal[False] | None = None  # False: no classes, and no U
     on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
