@@ -20,7 +20,7 @@ from fairkern.ops.eliminate import Elimination, View, eliminate, halves
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import AxisGroup, FloatArray, Moments, Side, Tap, UnitMap
 
-_OUTPUTS = 2048  # of a weight that are taken at a time, in float64
+_OUTPUTS = 1024  # of a weight that are taken at a time, in float64
 
 
 def jobs(units: UnitMap) -> list[Job]:
@@ -212,13 +212,13 @@ def _reading(model: nn.Module, tap: Tap, moments: Moments, expert: int | None = 
     weights = [_towards(tensor_of(model, axis.tensor).detach(), axis.dim, expert) for axis in tap.weights]
     groups = [groups_of(model.get_submodule(axis.module)) for axis in tap.weights]
     device = weights[0].device
+    output = torch.zeros(moments.gram.shape, dtype=torch.float64, device=device)
+    for weight, count in zip(weights, groups, strict=True):
+        _add_squared(output, weight, count, moments.per_unit)
     covariance = moments.gram.to(device, torch.float64) / moments.count
     if expert is None and _has_intercept(model, tap):
         mean = moments.total.to(device, torch.float64) / moments.count
         covariance.addr_(mean, mean, alpha=-1)
-    output = torch.zeros_like(covariance)
-    for weight, count in zip(weights, groups, strict=True):
-        _add_squared(output, weight, count, moments.per_unit)
     power, size = halves.dot(output, covariance), float(output.diagonal().sum())
     for count in groups:
         _keep_within_groups(covariance, count)

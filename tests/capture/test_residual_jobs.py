@@ -113,7 +113,7 @@ def test_what_a_job_raises_is_raised_and_threads_stay() -> None:
 
 
 def test_progress_is_told_and_the_memory_is_two_matrices_a_moment() -> None:
-    """Of 512 units: the tracemalloc of torch's own allocator is the profiler's."""
+    """What torch allocates is known to its profiler alone."""
     n = 512
     model = nn.Sequential(nn.Linear(4, n), nn.ReLU(), nn.Linear(n, 2)).eval()
     units = fk.trace(model, torch.randn(2, 4))
@@ -128,6 +128,6 @@ def test_progress_is_told_and_the_memory_is_two_matrices_a_moment() -> None:
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    assert peak <= job.memory * 1.5 + 2**20
+    assert peak <= job.memory * 1.3 + 2**20
     assert job.memory == 2 * 8 * n * n
     assert shares[-1] == 1
