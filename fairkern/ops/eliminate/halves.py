@@ -46,6 +46,15 @@ def squeezed(matrix: Tensor, kept: Tensor) -> Tensor:
     return matrix[:n, :n]
 
 
+def narrowed(matrix: Tensor) -> Tensor:
+    """The matrix in float32, in its own memory, which it is lost to. `matrix`: float64, contiguous."""
+    n = len(matrix)
+    room = matrix.view(torch.float32).view(-1)[: n * n].view(n, n)
+    for first, last in _stripes(n):  # what is read lies at or behind what is written
+        room[first:last] = matrix[first:last].float()
+    return room
+
+
 def invert(matrix: Tensor) -> bool:
     """The inverse of a positive definite matrix, in its place; whether it is definite, to rounding.
 
