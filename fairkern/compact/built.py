@@ -7,13 +7,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fairkern.compact.config import set_config
 from fairkern.compact.sites import SizedForward
 from fairkern.model.fields import configurations
+from fairkern.model.on_meta import parameters_on_meta
 from fairkern.model.tensors import named_tensors
-from fairkern.model.threads import of_this_thread
 from fairkern.types import ConfigChange
 
 
@@ -31,8 +30,8 @@ def built_with(model: nn.Module, changes: Iterable[ConfigChange] = ()) -> nn.Mod
 
 
 def buffers_built(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers, by name, that the model's class computes from its configuration, on the CPU: tables that no file has,
-    as of rotary embeddings. None of a model without a configuration, or whose class is built otherwise.
+    """The buffers, by name, that the model's class computes from its configuration, on the CPU: tables that no file
+    has, as of rotary embeddings. None of a model without a configuration, or whose class is built otherwise.
 
     No parameter outlives its registration: peak memory is one of them, never written to, beside the buffers.
     """
@@ -40,17 +39,9 @@ def buffers_built(model: nn.Module) -> dict[str, Tensor]:
         return {}
     kind = model._original if isinstance(model, SizedForward) else type(model)
 
-    def without_values(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta:
-            return None
-        return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
-
-    handle = register_module_parameter_registration_hook(of_this_thread(without_values))
     try:
-        with torch.random.fork_rng([]), torch.device("cpu"):
+        with torch.random.fork_rng([]), torch.device("cpu"), parameters_on_meta():
             made = kind(copy.deepcopy(model.config))
     except Exception:  # a class that is built otherwise
         return {}
-    finally:
-        handle.remove()
     return {name: tensor for name, tensor in named_tensors(made).items() if not isinstance(tensor, nn.Parameter)}
