@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from fairkern.model.operator_mode import UncompiledMode
 
 
-class Alive(TorchDispatchMode):
+class Alive(UncompiledMode):
     """Counts what operators make while it is entered, the backward pass included: `peak`, bytes.
 
     What is made before, and what an operator takes for itself while it runs, is not seen.

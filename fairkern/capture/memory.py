@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairkern.capture.jobs import Job
 from fairkern.capture.moments import Half
 from fairkern.capture.points import Point
-from fairkern.capture.residual import Job, jobs
+from fairkern.capture.residual import jobs
 from fairkern.capture.settings import Settings
 from fairkern.errors import InputError
 from fairkern.types import UnitMap
@@ -78,7 +80,7 @@ class Shares:
 
     def __init__(self, settings: Settings, units: UnitMap, widths: Mapping[str, int], trial: Trial | None) -> None:
         self._widths, self._budget = widths, settings.memory_budget
-        everything = jobs(units) if widths else []
+        self._units, everything = units, jobs(units) if widths else []
         self.first, self.rest = everything, list[list[Job]]()
         self.samples = self.later = self._budget  # for samples, in the first pass and in those after it
         self.reserved = self.enough = 0  # of the budget, for other things than samples; what a single pass takes
@@ -111,8 +113,12 @@ class Shares:
         return sum(Half.bytes_of(self._widths[name]) for name in self.names(todo))
 
     def _solving(self, job: Job) -> int:
-        """What a job takes beside the halves of what it reads."""
-        return 8 * _MATRICES * sum(self._widths[name] ** 2 for name in job.moments)
+        """What a job takes beside the halves of what it reads: matrices, and the weights that read them in float64."""
+        taps = self._units.groups[job.group].taps
+        if any(tap.side.whole for tap in taps):
+            return 8 * 2 * max(self._widths[name] ** 2 for name in job.moments)
+        sizes = [math.prod(self._units.shapes[axis.tensor]) for tap in taps for axis in tap.weights]
+        return 8 * (_MATRICES * sum(self._widths[name] ** 2 for name in job.moments) + 2 * max(sizes, default=0))
 
     def _rounds(self, todo: Sequence[Job], room: int) -> list[list[Job]]:
         """In order, as many at a time as there is room for, with the elimination of one of them."""

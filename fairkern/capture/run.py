@@ -73,7 +73,7 @@ def _captured(
     points, moments, states = _listened(model, units, settings)
     if settings.gram:
         settings.ranks.told("the folder for moments", lambda: check_folder(settings.keep_moments))
-    orders = Orders(model, units, settings.keep_moments, settings.ranks)
+    orders = Orders(model, units, settings)
     clock = Clock("pass", "wasserstein", "residual")
     with untouched(model), in_place(model):
         model.eval()

@@ -68,6 +68,7 @@ class Settings:
     backend: str = "auto"
     memory_budget: int | None = None
     gram: bool = False
+    max_remove: float = 1.0  # of a group's units so many are put in order one by one for the residual
     keep_moments: bool | str = True  # in memory, not at all, or in files of a folder
     samples_of: SamplesOf | None = None
     class_of: ClassOf | Literal[False] | None = None  # False: no classes, and no U
