@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import io
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern import ranks as room
-from fairkern.ranks import ALONE, Ranks, together
+from fairkern.cli import main
+from fairkern.ranks import together
 
 CROSS_ENTROPY = nn.functional.cross_entropy
 
@@ -228,5 +231,18 @@ def dies(group: Any, who: int) -> float:
     return -1.0
 
 
-def alone() -> Ranks:
-    return copy.copy(ALONE)
+def commanded(group: Any, folder: str, arguments: list[str]) -> tuple[int, str]:
+    """The command line in a process that `torchrun` might have started: its exit code, and what it said."""
+    os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
+    said, here = io.StringIO(), os.getcwd()
+    os.chdir(folder)
+    sys.path.insert(0, folder)
+    sys.modules.pop("given", None)
+    try:
+        with contextlib.redirect_stderr(said):
+            return main(arguments), said.getvalue()
+    finally:
+        os.chdir(here)
+        sys.path.remove(folder)
+        for name in ("RANK", "WORLD_SIZE"):
+            del os.environ[name]

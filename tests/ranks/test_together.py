@@ -1,4 +1,4 @@
-"""Processes: sums in a fixed order, what is passed on, errors that reach all, and no process that waits for a dead one."""
+"""Processes: sums in a fixed order, what is passed on, errors that reach all, and none that waits for a dead one."""
 
 from __future__ import annotations
 
