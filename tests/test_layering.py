@@ -19,6 +19,7 @@ FLOORS = (
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},  # the stages
     {"prove", "compensate"},  # what is made of two stages
+    {"walk"},  # a model that is not there as a whole, through several of them
     {"api", "results", "pruning", "summary", "timing", "healing"},
     {"hf"},  # folders of transformers
     {""},  # fairkern/__init__.py: what users import

@@ -1,0 +1,79 @@
+"""Where the samples of a batch lie in tensors that are kept, so that some of them can be taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fairkern.errors import InputError
+
+_NEAR = 0.05  # relative difference between a sample of a batch and the same one alone
+
+
+@dataclass(frozen=True)
+class _Along:
+    """`fold` rows of each sample along a dimension, one behind the other or samples in turn."""
+
+    dim: int
+    fold: int
+    in_turn: bool = False
+
+    def of(self, x: Tensor, chosen: Tensor, samples: int) -> Tensor:
+        folds = torch.arange(self.fold, device=chosen.device)
+        rows = folds[:, None] * samples + chosen if self.in_turn else chosen[:, None] * self.fold + folds
+        return x.index_select(self.dim, rows.reshape(-1).to(x.device))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Of each tensor where its samples lie; None: it belongs to all; a text: why that cannot be told."""
+
+    each: tuple[_Along | str | None, ...]
+
+    def taken(self, chosen: Tensor, samples: int) -> Callable[[int, Tensor], Tensor]:
+        """The rows of the `chosen` of so many samples, by a tensor's number."""
+
+        def take(number: int, x: Tensor) -> Tensor:
+            along = self.each[number]
+            if isinstance(along, str):
+                raise InputError(along)
+            return x if along is None else along.of(x, chosen, samples)
+
+        return take
+
+
+def rows_of(held: Sequence[Tensor], alone: Sequence[Tensor], samples: int) -> Rows:
+    """By what is kept for a batch of so many samples, and for the last of them alone."""
+    if len(held) != len(alone):
+        return Rows(
+            (f"blocks are given {len(held)} tensors for a batch and {len(alone)} for one sample of it",) * len(held)
+        )
+    return Rows(tuple(_along(x, one, samples) for x, one in zip(held, alone, strict=True)))
+
+
+def _along(x: Tensor, one: Tensor, samples: int) -> _Along | str | None:
+    if x.shape == one.shape:
+        return None
+    differ = [d for d, (n, m) in enumerate(zip(x.shape, one.shape, strict=False)) if n != m]
+    said = f"{tuple(x.shape)} for {samples} samples and {tuple(one.shape)} for one"
+    if x.ndim == one.ndim and len(differ) == 1 and x.shape[differ[0]] == samples * one.shape[differ[0]]:
+        (dim,) = differ
+        ways = [_Along(dim, one.shape[dim])] + [_Along(dim, one.shape[dim], True)] * (one.shape[dim] > 1)
+        last = torch.tensor([samples - 1], device="cpu")
+        errors = [_error(way.of(x, last, samples), one) for way in ways]
+        best = min(range(len(ways)), key=errors.__getitem__)
+        if errors[best] < _NEAR:
+            return ways[best]
+    return f"what passes between blocks has shape {said}: where samples lie there cannot be seen; give batches of one"
+
+
+def _error(x: Tensor, one: Tensor) -> float:
+    if not x.is_floating_point():
+        return float((x != one.to(x.device)).double().mean()) if x.numel() else 0.0
+    a, b = x.double(), one.to(x.device).double()
+    finite = torch.isfinite(a) & torch.isfinite(b)
+    a, b = a[finite], b[finite]
+    return float(torch.linalg.vector_norm(a - b) / torch.linalg.vector_norm(b).clamp_min(1e-30))
