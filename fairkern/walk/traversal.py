@@ -18,7 +18,7 @@ from fairkern.capture.settings import Settings
 from fairkern.errors import InputError
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import one_by_one, running_as
-from fairkern.model.nested import call_model
+from fairkern.model.nested import Call, call_model
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import device_of
 from fairkern.model.untouched import untouched
@@ -98,6 +98,7 @@ class Traversal:
                 first += batch.samples
                 self.store.put(("boundary 0", number), boundary)
                 self.store.put(("given", number), givens)
+                self.store.put(("call", number), batch.inputs)
                 self._look(model, batch, number, boundary, givens)
         if not self.known:
             raise InputError("the loader yields no sample: every batch is empty" if len(self.batches) else _NO_BATCH)
@@ -112,6 +113,11 @@ class Traversal:
                 if number == self._probe:
                     alone = self._run(segment, numbers[-1:])
                     self._rows[f"boundary {k + 1}", 1] = rows_of([made], [alone], known.samples)
+
+    def call_of(self, number: int, device: torch.device) -> Call:
+        """What the model is called with for a batch, when it is to predict."""
+        found: Call = self.store.get(("call", number), device)
+        return found
 
     def boundary(self, k: int, number: int, device: torch.device) -> Tensor:
         """What passes into segment `k` of a batch."""
