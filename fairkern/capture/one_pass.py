@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fairkern.capture.batches import Batch, batches
 from fairkern.capture.classes import Choice
 from fairkern.capture.fused import listening
-from fairkern.capture.listener import Listener
+from fairkern.capture.listener import Beside, Listener
 from fairkern.capture.losses import Losses, LossFunction
 from fairkern.capture.memory import Prediction
 from fairkern.capture.moments import MomentStore, StateMeans
@@ -52,6 +52,7 @@ class Pass:
         moments: MomentStore | None = None,
         states: StateMeans | None = None,
         ambient: Ambient = NO_AUTOCAST,
+        beside: Beside | None = None,
     ) -> None:
         self._model, self._settings = model, settings
         self._taylor, self._moments, self._states = taylor, moments, states
@@ -59,7 +60,8 @@ class Pass:
         self.samples = SampleStore([] if settings.class_of is False else points, self.choice, settings)
         self._points = frozenset(points)
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
-        self._listener = Listener(model, list(dict.fromkeys([*points, *own])), gradients=taylor is not None)
+        heard = list(dict.fromkeys([*points, *own]))
+        self._listener = Listener(model, heard, gradients=taylor is not None, beside=beside)
         self._rehearsal = Rehearsal(model, self._listener, Losses(model, loss_fn, settings.seed), ambient)
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0

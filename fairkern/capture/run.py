@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.one_pass import Pass
@@ -27,12 +28,19 @@ from fairkern.types import Moments, Scores, Side, UnitMap
 
 
 def capture(
-    model: nn.Module, loader: Iterable[Any], loss_fn: LossFunction | None, units: UnitMap, settings: Settings
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: LossFunction | None,
+    units: UnitMap,
+    settings: Settings,
+    beside: Beside | None = None,
 ) -> Scores:
     """Score every unit of `units` that may be cut and that inputs change, in one pass over `loader`.
 
     `model` is left as it was. The first pass gives R, the means and U. Blocks of units whose class samples did not fit
     `memory_budget` get their U from further passes, forward only.
+
+    `beside` is told further gradients of each batch's loss.
 
     Raises InputError (batches, labels, options, a loss that does not depend on the model, a loader that cannot
     be iterated twice when that is needed), NonFiniteError. What loader, model and loss raise passes through.
@@ -40,7 +48,7 @@ def capture(
     """
     ambient = Ambient.now(device_of(model))
     with without_autocast():
-        return _captured(model, loader, loss_fn, units, settings, ambient)
+        return _captured(model, loader, loss_fn, units, settings, ambient, beside)
 
 
 def _captured(
@@ -50,6 +58,7 @@ def _captured(
     units: UnitMap,
     settings: Settings,
     ambient: Ambient,
+    beside: Beside | None,
 ) -> Scores:
     """Under `ambient` the model and its loss run, and nothing else."""
     if not units.prunable:
@@ -66,7 +75,15 @@ def _captured(
             by_class = settings.reduction is Reduction.PER_CLASS
             taylor = TaylorStore(points, settings.backend, device_of(model), by_class=by_class)
             first = Pass(
-                model, points, settings, loss_fn, taylor=taylor, moments=moments, states=states, ambient=ambient
+                model,
+                points,
+                settings,
+                loss_fn,
+                taylor=taylor,
+                moments=moments,
+                states=states,
+                ambient=ambient,
+                beside=beside,
             )
             first.run(loader)
         if settings.class_of is not False:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fairkern.errors import InputError
 from fairkern.model.nested import is_cache
 
 
@@ -76,7 +77,7 @@ class Boundaries:
         """Keep a value; the same tensor in several places of it is kept once. What had the key goes."""
         self.drop(key)
         form, tensors = _taken_apart(value)
-        self._held[key] = form, [self._kept(tensor) for tensor in tensors]
+        self._held[key] = form, [self._kept(tensor.detach()) for tensor in tensors]
 
     @staticmethod
     def tensors(value: Any) -> list[Tensor]:
@@ -130,7 +131,7 @@ def _taken_apart(value: Any) -> tuple[Any, list[Tensor]]:
             tensors.append(tensor)
         return _Slot(known[id(tensor)])
 
-    return _mapped(value, Tensor, slot), [tensor.detach() for tensor in tensors]
+    return _mapped(value, Tensor, slot), tensors
 
 
 def _bytes_of(tensor: Tensor) -> Any:
@@ -169,23 +170,28 @@ def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
 
 
 class Kept:
-    """The batches of a loader, kept as they came; iterated any number of times they are the same."""
+    """The batches of a loader, kept as they came; iterated any number of times they are the same. `current`: the number
+    of the one that was taken last."""
 
     def __init__(self, store: Boundaries, count: int) -> None:
         self._store, self._count = store, count
+        self.current = 0
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Any]:
         for number in range(self._count):
+            self.current = number
             yield self._store.get(("batch", number))
 
 
-def kept_batches(store: Boundaries, loader: Any) -> Kept:
-    """Iterates over a loader once, and keeps what it yields."""
+def kept_batches(store: Boundaries, loader: Iterable[Any]) -> Kept:
+    """Iterates over a loader once, and keeps what it yields. Raises InputError where that is nothing."""
     count = 0
     for batch in loader:
         store.put(("batch", count), batch)
         count += 1
+    if not count:
+        raise InputError("the loader yields no batch")
     return Kept(store, count)

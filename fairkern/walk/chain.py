@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ class Chain:
     blocks: tuple[Block, ...]
     before: frozenset[str]
     behind: frozenset[str]
+    passed: Tensor | None = field(default=None, compare=False)  # what the last block passed on, of the first inputs
 
     def number(self, tensor: str) -> int | None:
         """Of the block in which a module or tensor lies; None: in none."""
@@ -57,14 +58,23 @@ class Chain:
 
 @dataclass
 class _Call:
-    """A call of a module. `start`, `stop`: when; the tensors that it was given and returned."""
+    """A call of a module: when it began and ended."""
 
     path: str
     start: int
-    given: list[tuple[int | str, Tensor]]
     stop: int = -1
-    returned: list[tuple[Place, Tensor]] = field(default_factory=list)
+
+
+@dataclass
+class _Entry(_Call):
+    """Of a module of a list, within no other such. `given`: its arguments that are tensors, and whether of floating
+    point; `returned`: where its result has tensors. `link`: where in what the one before it returned, and in what this
+    one is given, the same tensor lies."""
+
+    given: dict[int | str, bool] = field(default_factory=dict)
+    returned: tuple[Place, ...] = ()
     items: tuple[bool, ...] = ()
+    link: tuple[Place, int | str] | None = None
 
 
 def entries_of(model: nn.Module) -> list[str]:
@@ -91,123 +101,123 @@ def chain_of(model: nn.Module, inputs: Any) -> Chain:
 
     Raises InputError where no two modules of lists run in a row, with what keeps them from it.
     """
-    calls = _calls(model, inputs)
-    times = Counter(call.path for call in calls)
-    entries = set(entries_of(model))
-    outermost: list[_Call] = []
-    for call in calls:
-        if call.path in entries and (not outermost or call.start > outermost[-1].stop):
-            outermost.append(call)
-    rows: list[_Row] = [[]]
-    for call in outermost:
-        link = _link(rows[-1][-1][0], call) if rows[-1] else None
-        if times[call.path] > 1:
+    run = _Run(model, inputs)
+    rows: list[list[_Entry]] = [[]]
+    for entry in run.outermost:
+        if entry.link is None or run.times[entry.path] > 1 or not rows[-1]:
             rows.append([])
-        elif link is None:
-            rows.append([(call, _first(call), None)])
+        if run.times[entry.path] == 1:
+            rows[-1].append(entry)
         else:
-            last, _, _ = rows[-1][-1]
-            rows[-1][-1] = (last, rows[-1][-1][1], link[0])
-            rows[-1].append((call, link[1], None))
-    rows = [_floating_on(row) for row in rows]
-    row = max((row for row in rows if len(row) > 1), key=lambda row: _size(model, row), default=None)
-    if row is None:
-        raise InputError(f"{type(model).__name__} has no blocks to walk by: {_why(times, entries)}; {INSTEAD}")
-    return _chain(model, row, calls)
-
-
-_Row = list[tuple[_Call, int | str, Place]]
-
-
-def _floating_on(row: _Row) -> _Row:
-    """Without the first blocks that are given whole numbers, as embeddings are: no gradient goes back there."""
-    for k, (call, place, _) in enumerate(row):
-        if dict(call.given).get(place, torch.zeros(0, dtype=torch.int64)).is_floating_point():
-            return row[k:]
-    return []
-
-
-def _size(model: nn.Module, row: _Row) -> int:
-    return sum(p.numel() for call, _, _ in row for p in model.get_submodule(call.path).parameters())
-
-
-def _why(times: Mapping[str, int], entries: set[str]) -> str:
-    often = next((path for path in times if path in entries and times[path] > 1), None)
-    if often is not None:
-        return f"{often} is called {times[often]} times in one run"
-    if not any(path in entries for path in times):
-        return "it calls no module of a Sequential or ModuleList"
-    return "no module of a Sequential or ModuleList is given the tensor that the one before it returns"
-
-
-def _chain(model: nn.Module, row: _Row, calls: list[_Call]) -> Chain:
-    first, second = row[0][0], row[1]
-    given = second[1] if any(place == second[1] for place, _ in first.given) else row[0][1]
-    last, before_last = row[-1][0], row[-2]
-    places = [place for place, _ in last.returned]
-    returned = before_last[2] if before_last[2] in places else next(iter(places), None)
-    blocks = [Block(call.path, at, out, call.items) for call, at, out in row]
-    blocks[0] = replace(blocks[0], given=given)
-    blocks[-1] = replace(blocks[-1], returned=returned)
-    inside = [(call.start, call.stop) for call, _, _ in row]
-    outside = [c for c in calls if not any(start <= c.start <= stop for start, stop in inside)]
-    start, stop = inside[0][0], inside[-1][1]
-    chain = Chain(
-        tuple(blocks),
-        frozenset(c.path for c in outside if c.start < start),
-        frozenset(c.path for c in outside if c.stop > stop),
+            rows.append([])
+    rows = [row for row in map(_floating_on, rows) if len(row) > 1]
+    if not rows:
+        raise InputError(f"{type(model).__name__} has no blocks to walk by: {run.why()}; {INSTEAD}")
+    row = max(rows, key=lambda row: _size(model, row))
+    stop = row[-1].stop
+    outside = [call for call in run.calls if not any(e.start <= call.start <= e.stop for e in row)]
+    blocks = tuple(_blocks(row))
+    return Chain(
+        blocks,
+        # what runs between two blocks is given to the next one besides, and made of the inputs alone
+        frozenset(call.path for call in outside if call.start < stop),
+        frozenset(call.path for call in outside if call.stop > stop),
+        dict(run.ends[row[-1].path])[blocks[-1].returned],
     )
-    for c in outside:
-        if start < c.start < stop:
-            # between two blocks: what it computes goes to the next beside the boundary, from the inputs alone
-            chain = Chain(chain.blocks, chain.before | {c.path}, chain.behind)
-    return chain
 
 
-def _first(call: _Call) -> int | str:
-    return call.given[0][0] if call.given else 0
+def _blocks(row: list[_Entry]) -> Iterator[Block]:
+    """The first is given what passes where the second is, and the last returns it where the one before it does, if they
+    are called alike."""
+    links = [entry.link for entry in row[1:]]
+    first = links[0][1] if links[0] is not None and links[0][1] in row[0].given else next(iter(row[0].given))
+    last = links[-1][0] if links[-1] is not None and links[-1][0] in row[-1].returned else row[-1].returned[0]
+    given = [first, *(link[1] for link in links if link is not None)]
+    returned = [*(link[0] for link in links if link is not None), last]
+    for entry, at, out in zip(row, given, returned, strict=True):
+        yield Block(entry.path, at, out, entry.items)
 
 
-def _link(last: _Call, call: _Call) -> tuple[Place, int | str] | None:
-    """Where in what a block returned, and in what the next one is given, the same tensor lies."""
-    for out, made in last.returned:
-        for place, taken in call.given:
-            if made is taken or (made.numel() and elements(made) == elements(taken)):
-                return out, place
-    return None
+def _floating_on(row: list[_Entry]) -> list[_Entry]:
+    """Without the first modules that are given whole numbers, as embeddings are, and the last that return no tensor: no
+    gradient passes there."""
+    while row and not any(row[0].given.values()):
+        row = row[1:]
+    while row and not row[-1].returned:
+        row = row[:-1]
+    return row
 
 
-def _calls(model: nn.Module, inputs: Any) -> list[_Call]:
-    """Calls of all modules in one run, in the order in which they began. Their tensors are held, so that none takes
-    the place of another."""
-    calls: list[_Call] = []
-    open_calls: list[_Call] = []
-    clock = iter(range(1 << 62))
+def _size(model: nn.Module, row: list[_Entry]) -> int:
+    return sum(p.numel() for entry in row for p in model.get_submodule(entry.path).parameters())
 
-    def before(path: str):  # type: ignore[no-untyped-def]
+
+class _Run:
+    """One run of a model: calls of all modules in the order in which they began. Of their tensors those that the last
+    module of a list returned are held, so that none takes their place."""
+
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
+        self.calls: list[_Call] = []
+        self.outermost: list[_Entry] = []
+        self.ends: dict[str, list[tuple[Place, Tensor]]] = {}  # what modules returned that no other one was given
+        self.times: Counter[str] = Counter()
+        self._entries = set(entries_of(model))
+        self._open: list[_Call] = []
+        self._held: list[tuple[Place, Tensor]] = []
+        self._clock = iter(range(1 << 62))
+        with untouched(model), torch.no_grad(), contextlib.ExitStack() as handles:
+            model.eval()
+            for path, module in model.named_modules():
+                handles.callback(module.register_forward_pre_hook(self._before(path), with_kwargs=True).remove)
+                handles.callback(module.register_forward_hook(self._after).remove)
+            call_model(model, inputs)
+        self._held = []
+
+    def why(self) -> str:
+        """What keeps modules of lists from being blocks."""
+        often = next((path for path, times in self.times.items() if path in self._entries and times > 1), None)
+        if often is not None:
+            return f"{often} is called {self.times[often]} times in one run"
+        if not self.outermost:
+            return "it calls no module of a Sequential or ModuleList"
+        return "no module of a Sequential or ModuleList is given the tensor that the one before it returns"
+
+    def _before(self, path: str):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            given = [(place, t) for place, t in [*enumerate(args), *kwargs.items()] if isinstance(t, Tensor)]
-            call = _Call(path, next(clock), given)
-            calls.append(call)
-            open_calls.append(call)
+            self.times[path] += 1
+            within = any(isinstance(call, _Entry) for call in self._open)
+            if within or path not in self._entries:
+                call = _Call(path, next(self._clock))
+            else:
+                given = [(place, t) for place, t in [*enumerate(args), *kwargs.items()] if isinstance(t, Tensor)]
+                call = _Entry(path, next(self._clock), given={place: t.is_floating_point() for place, t in given})
+                call.link = _link(self._held, given)
+                if call.link is not None:
+                    del self.ends[self.outermost[-1].path]
+                self.outermost.append(call)
+            self.calls.append(call)
+            self._open.append(call)
 
         return hook
 
-    def after(_: nn.Module, args: tuple, output: Any) -> None:
-        call = open_calls.pop()
-        call.stop = next(clock)
-        call.returned = list(returned_by(output))
-        if isinstance(output, (tuple, list)):
-            call.items = tuple(isinstance(item, Tensor) for item in output)
+    def _after(self, _: nn.Module, args: tuple, output: Any) -> None:
+        call = self._open.pop()
+        call.stop = next(self._clock)
+        if isinstance(call, _Entry):
+            self._held = list(returned_by(output))
+            call.returned = tuple(place for place, t in self._held if t.is_floating_point())
+            if isinstance(output, (tuple, list)):
+                call.items = tuple(isinstance(item, Tensor) for item in output)
+            self.ends[call.path] = self._held
 
-    with untouched(model), torch.no_grad(), contextlib.ExitStack() as handles:
-        model.eval()
-        for path, module in model.named_modules():
-            pre = module.register_forward_pre_hook(before(path), with_kwargs=True)
-            handles.callback(pre.remove)
-            handles.callback(module.register_forward_hook(after).remove)
-        call_model(model, inputs)
-    return calls
+
+def _link(held: list[tuple[Place, Tensor]], given: list[tuple[int | str, Tensor]]) -> tuple[Place, int | str] | None:
+    """Where in what a block returned, and in what the next one is given, the same tensor lies."""
+    for out, made in held:
+        for place, taken in given:
+            if made.is_floating_point() and (made is taken or (made.numel() and elements(made) == elements(taken))):
+                return out, place
+    return None
 
 
 def returned_by(output: Any) -> Iterator[tuple[Place, Tensor]]:
@@ -227,6 +237,11 @@ def taken(output: Any, place: Place, path: str) -> Tensor:
             f"{INSTEAD}"
         )
     return found
+
+
+def nowhere_a_number(like: Tensor) -> Tensor:
+    """A tensor of the same size, in the memory of one element."""
+    return torch.full((), float("nan"), dtype=like.dtype, device=like.device).expand(like.shape)
 
 
 def not_a_number(value: Any) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fairkern.errors import InputError
+from fairkern.walk.boundaries import Boundaries
 
 _NEAR = 0.05  # relative difference between a sample of a batch and the same one alone
 
@@ -33,6 +35,13 @@ class Rows:
 
     each: tuple[_Along | str | None, ...]
 
+    def samples_in(self, x: Tensor) -> int:
+        """How many samples the first of these tensors holds, of which some are given as `x`."""
+        along = self.each[0]
+        if isinstance(along, str):
+            raise InputError(along)
+        return 0 if along is None else x.shape[along.dim] // along.fold
+
     def taken(self, chosen: Tensor, samples: int) -> Callable[[int, Tensor], Tensor]:
         """The rows of the `chosen` of so many samples, by a tensor's number."""
 
@@ -45,16 +54,34 @@ class Rows:
         return take
 
 
-def rows_of(held: Sequence[Tensor], alone: Sequence[Tensor], samples: int) -> Rows:
-    """By what is kept for a batch of so many samples, and for the last of them alone."""
-    if len(held) != len(alone):
-        return Rows(
-            (f"blocks are given {len(held)} tensors for a batch and {len(alone)} for one sample of it",) * len(held)
-        )
-    return Rows(tuple(_along(x, one, samples) for x, one in zip(held, alone, strict=True)))
+def rows_of(held: Any, alone: Any, samples: int) -> Rows:
+    """By what is kept for a batch of so many samples, of whatever nesting, and for the last of them alone.
+
+    A tensor that is not there for one alone (a mask that hides nothing) has a row for each where its first dimension
+    counts them, but a vector.
+    """
+    tensors = Boundaries.tensors(held)
+    others: dict[int, Tensor] = {}
+    _match(held, alone, others)
+    return Rows(tuple(_along(x, others.get(id(x)), samples) for x in tensors))
 
 
-def _along(x: Tensor, one: Tensor, samples: int) -> _Along | str | None:
+def _match(value: Any, other: Any, found: dict[int, Tensor]) -> None:
+    """Tensors at the same place, by the id of the first."""
+    if isinstance(value, Tensor):
+        if isinstance(other, Tensor):
+            found.setdefault(id(value), other)
+    elif isinstance(value, Mapping) and isinstance(other, Mapping):
+        for key in value.keys() & other.keys():
+            _match(value[key], other[key], found)
+    elif isinstance(value, (tuple, list)) and isinstance(other, (tuple, list)):
+        for a, b in zip(value, other, strict=False):
+            _match(a, b, found)
+
+
+def _along(x: Tensor, one: Tensor | None, samples: int) -> _Along | str | None:
+    if one is None:
+        return _Along(0, 1) if x.ndim > 1 and len(x) == samples else None
     if x.shape == one.shape:
         return None
     differ = [d for d, (n, m) in enumerate(zip(x.shape, one.shape, strict=False)) if n != m]

@@ -139,14 +139,14 @@ class Segment(nn.Module):
     what passes into the first block, and what every block is called with besides. Returns what passes out of the last
     block.
 
-    `leaf`: what passed in, in the last call; a leaf that asks for gradients where they are on. `batch`: the number of
-    the batch of that call.
+    `entered`: what passed in, in the last call; a leaf that asks for gradients where they are on. `batch`: the number
+    of the batch of that call.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], fetch: Fetch) -> None:
         super().__init__()
         self._walked, self._fetch = tuple(blocks), fetch
-        self.leaf: Tensor | None = None
+        self.entered = torch.zeros(0, device="cpu")
         self.batch = 0
         for block in blocks:
             *way, last = block.path.split(".")
@@ -159,8 +159,8 @@ class Segment(nn.Module):
 
     def forward(self, samples: Tensor) -> Tensor:
         self.batch, boundary, givens = self._fetch(samples)
-        self.leaf = boundary.detach().requires_grad_(torch.is_grad_enabled())
-        passing = self.leaf.clone() if self.leaf.requires_grad else self.leaf
+        self.entered = boundary.detach().requires_grad_(torch.is_grad_enabled())
+        passing = self.entered.clone()
         for block, given in zip(self._walked, givens, strict=True):
             output = given.called(self.get_submodule(block.path), block.given, passing)
             passing = taken(output, block.returned, block.path)

@@ -111,7 +111,7 @@ class Sides:
         number, way = given.tolist()
         traversal, n = self._of[number]
         self._boundary = self._passed(number, Way(way), len(self.division.segments), device)
-        return traversal.call_of(n, device)
+        return traversal.call(n, device)
 
     def _behind(self, number: int, block: Block, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """In the places of blocks: only what passes out of the last one is looked at."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from fairkern.capture.batches import Batch, batches, last_sample
 from fairkern.capture.losses import seeded
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.settings import Settings
-from fairkern.errors import InputError
+from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.nested import Call, call_model
@@ -23,8 +23,8 @@ from fairkern.model.replacements import in_place
 from fairkern.model.tensors import device_of
 from fairkern.model.untouched import untouched
 from fairkern.types import UnitMap
-from fairkern.walk.boundaries import Boundaries, Kept, kept_batches
-from fairkern.walk.chain import INSTEAD, Block, not_a_number
+from fairkern.walk.boundaries import Boundaries, Kept
+from fairkern.walk.chain import INSTEAD, Block, not_a_number, nowhere_a_number
 from fairkern.walk.paged import Weights
 from fairkern.walk.rows import Rows, rows_of
 from fairkern.walk.segments import Division, Given, Segment, stubs
@@ -32,10 +32,10 @@ from fairkern.walk.segments import Division, Given, Segment, stubs
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a batch, or of a sample of one that comes singly, as `capture.batches` counts them. `first`: the
+    """What is known of a batch. `index`: its number among those of the loader, where some may be empty. `first`: the
     number of its first sample among all."""
 
-    number: int
+    index: int
     first: int
     samples: int
     labels: Tensor
@@ -71,7 +71,6 @@ class Traversal:
         self.model, self.units, self.division = model, units, division
         self.store, self.settings, self.weights = store, settings, weights
         self.known: list[Known] = []
-        self.batches: Kept | None = None
         self._rows: dict[tuple[Hashable, int], Rows] = {}  # where samples lie in so many tensors that are kept together
         self._probe: int | None = None  # the number of the batch by which that shows
 
@@ -80,28 +79,29 @@ class Traversal:
         """Those that lie in segments, in order."""
         return tuple(block for segment in self.division.segments for block in segment)
 
-    def begin(self, loader: Iterable[Any]) -> None:
-        """Iterates over the loader once; its batches are kept, and boundary 0.
+    def begin(self, kept: Kept) -> None:
+        """Keeps boundary 0 of all batches, and what blocks are given.
 
-        Raises InputError for a loader that yields nothing, and where what a block is called with depends on what an
-        earlier one returned.
+        Raises InputError for a loader that yields no sample, for images of a list, which come one by one, and where
+        what a block is called with depends on what an earlier one returned.
         """
-        self.batches = kept_batches(self.store, loader)
         with self.outside(self._record) as model, running(model, self.units):
             first = 0
-            for batch in batches(self.batches, model, self.settings.class_of, self.settings.samples_of):
+            for batch in batches(kept, model, self.settings.class_of, self.settings.samples_of):
                 if not batch.samples:
                     continue
+                if batch.parts.singly:
+                    raise InputError(f"the images of a list come one by one; {INSTEAD}")
                 boundary, givens = self._before(model, batch)
                 number = len(self.known)
-                self.known.append(Known(batch.number, first, batch.samples, batch.labels))
+                self.known.append(Known(batch.index, first, batch.samples, batch.labels))
                 first += batch.samples
                 self.store.put(("boundary 0", number), boundary)
                 self.store.put(("given", number), givens)
                 self.store.put(("call", number), batch.inputs)
                 self._look(model, batch, number, boundary, givens)
         if not self.known:
-            raise InputError("the loader yields no sample: every batch is empty" if len(self.batches) else _NO_BATCH)
+            raise InputError("the loader yields no sample: every batch is empty")
 
     def forward(self, k: int) -> None:
         """Boundary `k + 1` from boundary `k`. Cost: a forward pass of the segment over all batches."""
@@ -109,25 +109,64 @@ class Traversal:
             for number, known in enumerate(self.known):
                 numbers = self._numbers(known)
                 made = self._run(segment, numbers)
+                self.settings.on_batch(number + 1, len(self.known), f"forwards, {self.say(k)}")
                 self.store.put((f"boundary {k + 1}", number), made)
                 if number == self._probe:
                     alone = self._run(segment, numbers[-1:])
-                    self._rows[f"boundary {k + 1}", 1] = rows_of([made], [alone], known.samples)
+                    self._rows[f"boundary {k + 1}", 1] = rows_of(made, alone, known.samples)
 
-    def call_of(self, number: int, device: torch.device) -> Call:
-        """What the model is called with for a batch, when it is to predict."""
+    def call(self, number: int, device: torch.device) -> Call:
+        """What the model is called with for a batch when it is to predict."""
         found: Call = self.store.get(("call", number), device)
         return found
 
-    def boundary(self, k: int, number: int, device: torch.device) -> Tensor:
-        """What passes into segment `k` of a batch."""
-        found: Tensor = self.store.get((f"boundary {k}", number), device)
+    def say(self, k: int) -> str:
+        """Which segment it is, in words."""
+        return f"segment {k + 1} of {len(self.division.segments)}"
+
+    def numbers(self, number: int) -> Tensor:
+        """Those of the samples of a batch, int64 [samples]: what a segment is called with."""
+        return self._numbers(self.known[number])
+
+    def boundary(self, k: int, number: int, device: torch.device, chosen: Tensor | None = None) -> Tensor:
+        """What passes into segment `k` of a batch; of the `chosen` of its samples, which are counted from 0."""
+        rows = None if chosen is None else self._rows.get((f"boundary {k}", 1))
+        take = None if rows is None or chosen is None else rows.taken(chosen, self.known[number].samples)
+        found: Tensor = self.store.get((f"boundary {k}", number), device, take)
+        return found
+
+    def samples_in(self, number: int, boundary: Tensor) -> Tensor | None:
+        """Which samples of a batch it is that boundary 0 is of, of which the model may be given the first or last few;
+        None: all."""
+        whole = self.boundary(0, number, boundary.device)
+        rows = self._rows.get(("boundary 0", 1))
+        if whole.shape == boundary.shape or rows is None:
+            return None
+        samples = self.known[number].samples
+        some = rows.samples_in(boundary)
+        ways = [torch.arange(some, device="cpu"), torch.arange(samples - some, samples, device="cpu")]
+        far = [float((rows.taken(way, samples)(0, whole).double() - boundary.double()).abs().sum()) for way in ways]
+        return ways[int(far[1] < far[0])]
+
+    def keep_gradient(self, k: int, number: int, gradient: Tensor | None) -> None:
+        """That of a batch's loss at boundary `k`; None: nothing comes back there. Raises NonFiniteError."""
+        if gradient is None:
+            gradient = torch.zeros_like(self.boundary(k, number, torch.device("cpu")))
+        if not bool(torch.isfinite(gradient).all()):
+            path = self.division.segments[max(k - 1, 0)][-1].path
+            raise NonFiniteError(f"gradients behind {path} are not finite in batch {self.known[number].index}")
+        self.store.put((f"gradient {k}", number), gradient)
+
+    def gradient(self, k: int, number: int, device: torch.device) -> Tensor:
+        """That of a batch's loss at boundary `k`."""
+        found: Tensor = self.store.get((f"gradient {k}", number), device)
         return found
 
     def drop(self, k: int) -> None:
-        """Forget boundary `k`."""
+        """Forget boundary `k`, and the gradient there."""
         for number in range(len(self.known)):
             self.store.drop((f"boundary {k}", number))
+            self.store.drop((f"gradient {k}", number))
 
     @contextlib.contextmanager
     def segment(self, k: int) -> Iterator[Segment]:
@@ -165,7 +204,7 @@ class Traversal:
     def _run(self, segment: Segment, samples: Tensor) -> Tensor:
         """As when it is scored: with gradients on, since other kernels may run without."""
         known = self.known[self.batch_of(samples)]
-        with torch.enable_grad(), seeded(self.settings.seed + known.number):
+        with torch.enable_grad(), seeded(self.settings.seed + known.index):
             return segment(samples).detach()
 
     def _fetch(
@@ -173,20 +212,15 @@ class Traversal:
     ) -> tuple[int, Tensor, Sequence[Given]]:
         number = self.batch_of(samples)
         known = self.known[number]
-        chosen = samples.cpu() - known.first
-        some = None if len(chosen) == known.samples else chosen
-
-        def of(what: str) -> Any:
-            rows = None if some is None else self._rows.get((what, self.store.count((what, number))))
-            take = None if rows is None or some is None else rows.taken(some, known.samples)
-            return self.store.get((what, number), device, take)
-
-        return number, of(f"boundary {k}"), of("given")[blocks]
+        some = None if len(samples) == known.samples else samples.cpu() - known.first
+        rows = None if some is None else self._rows.get(("given", self.store.count(("given", number))))
+        take = None if rows is None or some is None else rows.taken(some, known.samples)
+        return number, self.boundary(k, number, device, some), self.store.get(("given", number), device, take)[blocks]
 
     def _before(self, model: nn.Module, batch: Batch) -> tuple[Tensor, list[Given]]:
         """Boundary 0 of a batch, and what every block is called with."""
         self._recorded: list[tuple[Tensor, Given]] = []
-        with torch.enable_grad(), seeded(self.settings.seed + batch.number), contextlib.suppress(_Enough):
+        with torch.enable_grad(), seeded(self.settings.seed + batch.index), contextlib.suppress(_Enough):
             call_model(model, batch.parts.call)
         if len(self._recorded) < len(self.blocks):
             raise InputError(
@@ -210,7 +244,7 @@ class Traversal:
         self._recorded.append((boundary.detach(), given))
         if number == len(self.blocks) - 1:
             raise _Enough
-        return block.output(torch.full_like(boundary, float("nan")))
+        return block.output(nowhere_a_number(boundary))
 
     def _look(self, model: nn.Module, batch: Batch, number: int, boundary: Tensor, givens: list[Given]) -> None:
         """Where samples lie in what passes into the first segment and in what blocks are given, once for each kind of
@@ -221,11 +255,8 @@ class Traversal:
         alone, others = self._before(model, last_sample(batch))
         if self._probe is None:
             self._probe = number
-            self._rows["boundary 0", 1] = rows_of([boundary], [alone], batch.samples)
-        self._rows["given", len(given)] = rows_of(given, Boundaries.tensors(others), batch.samples)
-
-
-_NO_BATCH = "the loader yields no batch"
+            self._rows["boundary 0", 1] = rows_of(boundary, alone, batch.samples)
+        self._rows["given", len(given)] = rows_of(givens, others, batch.samples)
 
 
 class SampleNumbers:
