@@ -25,7 +25,7 @@ from fairkern.walk.chain import INSTEAD
 from fairkern.walk.segments import part_of
 from fairkern.walk.sides import Sides, Way, used
 
-Write = Callable[[str, Tensor], None]
+Write = Callable[[nn.Module, Plan], None]
 Heard = Callable[[Way, int, Any], None]
 
 
@@ -61,8 +61,8 @@ def cut_segments(
     write: Write,
     heard: Heard | None = None,
 ) -> list[Correction]:
-    """Compensates and cuts a model segment by segment, and what is outside of them last; `write` is given every tensor
-    that is left, by its name in the cut model, as soon as it is known.
+    """Compensates and cuts a model segment by segment, and what is outside of them last. As soon as one is done `write`
+    is given it in full size, with what goes ignored, and its part of the plan: `left_of` has what is left.
 
     One segment is there at a time, in full size, beside a copy that shares what does not change. It is compensated as a
     model of its own on what arrives there, on either way (`refit`); what it then computes goes to the next segment.
@@ -126,8 +126,7 @@ class _Part:
         def hand_over(changed: nn.Module) -> None:
             with used(changed):
                 finish(changed)
-            for name, tensor in left_of(changed, self.plan):
-                write(name, tensor)
+            write(changed, self.plan)
 
         if self.method.compares:
             given = [sides.loader(way) for way in Way]
