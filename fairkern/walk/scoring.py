@@ -94,7 +94,8 @@ class _Backwards:
                 self._add(scored, self._scored(k, scored, further))
             elif further:
                 self._passed_back(k)
-            way.drop(k + 1)
+            if k + 1 < n or not before:  # what is behind runs once more for what is before
+                way.drop(k + 1)
         if before:
             self._add(before, outside.before(before))
         return merged(units, self._found[::-1], loss, n)
