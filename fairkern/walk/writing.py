@@ -14,9 +14,11 @@ from fairkern.model.tensors import named_tensors
 from fairkern.types import Plan
 from fairkern.walk.cutting import left_of
 
+_UNFINISHED = ".shards"
+
 
 class SegmentWriter:
-    """Shards of the model that a plan leaves, in a folder that holds nothing else of such.
+    """Shards of the model that a plan leaves, in a folder. They come to be there once all are done (`finish`).
 
     Args:
         folder: where.
@@ -28,13 +30,20 @@ class SegmentWriter:
     def __init__(
         self, folder: str | os.PathLike[str], small: nn.Module, zeros: Iterable[str], largest: int = LARGEST
     ) -> None:
-        self._folder, self._zeros = Path(folder), list(zeros)
+        self._folder, self._own, self._zeros = Path(folder), Path(folder) / _UNFINISHED, list(zeros)
+        self._own.mkdir()
         first = named_tensors(small)  # a tensor that several names share is written under the first
         state = {name: tensor for name, tensor in small.state_dict().items() if name in first}
         described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in state.items()}
         self._expected = described
         self._left = set(described)
-        self._writer = ShardWriter(self._folder, described, job={}, largest=largest)
+        self._writer = ShardWriter(self._own, described, job={}, largest=largest)
+
+    def __enter__(self) -> SegmentWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
 
     def write(self, changed: nn.Module, plan: Plan) -> None:
         """What stays of a part in full size, by its part of the plan."""
@@ -51,7 +60,7 @@ class SegmentWriter:
                 dtype, shape = self._expected[name]
                 self._writer.write(name, torch.zeros(shape, dtype=dtype, device="cpu"))
         self._writer.finish()
-        (self._folder / MANIFEST).unlink()
-
-    def close(self) -> None:
-        self._writer.close()
+        (self._own / MANIFEST).unlink()
+        for path in sorted(self._own.iterdir()):
+            path.rename(self._folder / path.name)
+        self._own.rmdir()
