@@ -29,6 +29,8 @@ from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, not_finite, proven
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import check_ordinary, ordinary, stage
+from fairkern.walk import Walk
+from fairkern.walk.scoring import by_blocks
 
 RUN = "nothing can be computed with it; build the model on a real device, with its weights"
 
@@ -133,6 +135,8 @@ def score(
     backend: str = "auto",
     memory_budget: int | None = None,
     gram: bool = False,
+    walk: str = "whole",
+    walk_folder: PathLike | None = None,
     progress: bool = True,
 ) -> Scores:
     """U-score and R-score of every unit that can be cut and that inputs change, in one pass over `loader`.
@@ -176,6 +180,11 @@ def score(
         memory_budget: bytes that class samples may take; more passes over the data are made if needed.
         gram: keep second moments of what consumers read, which `apply(…, compensate="least_squares")` solves from:
             a float64 matrix [length, length] per tap, and C² multiply-adds per position.
+        walk: "whole", or by "blocks": a model that is a row of blocks (modules of a list, of which each is given what
+            the one before it returns) goes forwards, then backwards, a block at a time (blocks that share units
+            together), so that memory holds the activations of one. The scores are the same, at the price of another
+            forward pass. InputError for other models.
+        walk_folder: with "blocks", what passes between blocks lies in files there for the time; None: in memory.
         progress: show a progress bar on a terminal.
 
     Returns:
@@ -214,7 +223,10 @@ def score(
         class_of=class_of,
         samples_of=samples_of,
     )
-    show, traced = options.flag("progress", progress), 0.0
+    by, show, traced = choose(Walk, "walk", walk), options.flag("progress", progress), 0.0
+    if walk_folder is not None and by is Walk.WHOLE:
+        raise InputError("walk_folder is for what passes between blocks: pass walk='blocks' too, or leave it out")
+    folder = None if walk_folder is None else options.place("walk_folder", walk_folder)
     with at_work(model, "score()"):
         if units is None:
             started = time.perf_counter()
@@ -225,7 +237,11 @@ def score(
             options.instance("units", units, types.UnitMap, options.UNITS)
             compact.check(model, build(units, nothing(units)))
         with report.progress(show) as on_batch:
-            scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
+            settings = replace(settings, on_batch=on_batch)
+            if by is Walk.BLOCKS:
+                scores = by_blocks(model, loader, loss_fn, units, settings, folder=folder)
+            else:
+                scores = capture.capture(model, loader, loss_fn, units, settings)
     seconds = {"trace": traced, **scores.provenance["seconds"]}
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 

@@ -26,7 +26,7 @@ from fairkern.hf.output import check_out, write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
 from fairkern.hf.uneven import check_served, loads, write_uneven
-from fairkern.hf.walks import Chosen, Walk, chosen
+from fairkern.hf.walks import Chosen, chosen
 from fairkern.model.nested import can_take
 from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
@@ -34,6 +34,7 @@ from fairkern.pruning import prune as prune_model
 from fairkern.pruning.options import planned
 from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
+from fairkern.walk import Walk
 
 _HF = "hf"
 _SCHEMAS = {"vllm": "anymodel"}  # who reads block configs; llama.cpp reads what `export_gguf` writes
@@ -44,7 +45,7 @@ _PROMPT = 16  # tokens before those that are timed
 _TARGETS = ("tod", "keep_params", "keep_flops", "keep_latency", "drop")
 _OWN = (
     *("out", "sequence", "samples", "held_out", "packing", "padding", "batch_size"),
-    *("dtype", "device", "trust_remote_code", "walk"),
+    *("dtype", "device", "trust_remote_code"),
 )
 
 
@@ -79,7 +80,6 @@ def prune(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
-    walk: str | None = None,
     **options: Unpack[FolderOptions],
 ) -> Report:
     """Prune a language model of a local transformers folder, and write one that everything loads which loads the first.
@@ -103,17 +103,18 @@ def prune(
         dtype: default: that of the folder, in which the model is scored and written, too.
         device: default: CUDA where there is one, else the CPU.
         trust_remote_code: run code of the folder, where transformers does not know the model itself.
-        walk: "whole", the model at once; "blocks", one block of it at a time, each read from the files when it is its
-            turn, and what is left of it written when it is done: the same plan, and weights that are the same up to
-            rounding, for a model that is not there as a whole. None takes "whole" where four times the weights are free
-            (memory of the machine, its control group and address space, or the device), or where blocks cannot do what
-            is asked for; `Report.choices["walk"]` says which and why. By blocks `tokens_per_second` and `latency_ms`
-            are left out, and no "joint" compensation, `iterations`, `depth`, `keep_latency`, nor `serve` other than
-            "hf" can be had.
         options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
             another is given: what is left can be described by a configuration with one number for all layers. For the
             others layers may differ, and what transformers does not load is written as `save_uneven` does: for "vllm"
-            with block configs, for "gguf" and "deci" as `export_gguf` and `load_pruned` take it.
+            with block configs, for "gguf" and "deci" as `export_gguf` and `load_pruned` take it. `walk` is "whole", the
+            model at once, or "blocks", one block of it at a time, each read from the files when it is its turn, and
+            what is left of it written when it is done: the same plan, and weights that are the same up to rounding, for
+            a model that is not there as a whole. Where neither is given it is "whole" if four times the weights are
+            free (memory of the machine, its control group and address space, or the device), or if blocks cannot do
+            what is asked for; `Report.choices["walk"]` says which and why. By blocks `tokens_per_second` and
+            `latency_ms` are left out, and "joint" compensation, `iterations`, `depth`, `keep_latency` and `serve` other
+            than "hf" cannot be had. `walk_folder`: where what passes between blocks lies meanwhile; default: beside
+            `out`.
 
     Returns:
         What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy
@@ -142,7 +143,7 @@ def prune(
     check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
-    how = chosen(walk, source, options, dtype, place)
+    how = chosen(options.pop("walk", None), source, options, dtype, place)
 
     def prepared(model: Any) -> Data:
         side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,9 @@ from fairkern.errors import InputError
 from fairkern.hf.folder import Folder
 from fairkern.options import choose, short
 from fairkern.plans.serving import Server
+from fairkern.walk import Walk
 
 TIMES = 4  # of the weights: the model, a proof or a copy that is refitted, what is left, and sums beside them
-
-
-class Walk(enum.Enum):
-    WHOLE = "whole"
-    BLOCKS = "blocks"
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, par
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
+from fairkern.results import PathLike
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
@@ -37,6 +38,8 @@ class PruningOptions(PlanningOptions, total=False):
     backend: str
     memory_budget: int | None
     gram: bool
+    walk: str
+    walk_folder: PathLike | None
     progress: bool
 
 

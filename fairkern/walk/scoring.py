@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.capture import Settings, capture
-from fairkern.capture.batches import head
+from fairkern.capture.batches import batches
 from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction, seeded
 from fairkern.errors import InputError
@@ -61,14 +61,14 @@ def by_blocks(
 def divided(
     model: nn.Module, loader: Iterable[Any], units: UnitMap, settings: Settings, weights: Weights | None = None
 ) -> Division:
-    """The blocks of a model in segments, from a run on the first few samples. Raises InputError where it has none."""
-    with nullcontext() if weights is None else weights.on_call(model, entries_of(model)):
-        chain = chain_of(model, head(next(iter(loader)), model, settings.samples_of, FEW))
-    return divide(chain, units)
-
-
-FEW = 2  # samples of the first batch, on which it shows what a model is made of
-_NEAR = 0.05  # relative difference between samples in a batch of another size: rounding, and routing that follows
+    """The blocks of a model in segments, from a run on the first batch. Raises InputError where it has none."""
+    paged = nullcontext() if weights is None else weights.on_call(model, entries_of(model))
+    with paged, running(model, units):
+        found = batches(loader, model, settings.class_of, settings.samples_of)
+        first = next((batch for batch in found if batch.samples), None)
+        if first is None:
+            raise InputError("the loader yields no sample: every batch is empty")
+        return divide(chain_of(model, first.parts.call), units)
 
 
 class _Backwards:
@@ -151,16 +151,15 @@ def _labels(batch: Any) -> Tensor:
 
 
 def _check_same(way: Traversal) -> None:
-    """Raises InputError where blocks by themselves do not give what they gave within the model, on a few samples."""
-    passed, known, end = way.division.chain.passed, way.known[0], way.blocks[-1].path
-    if passed is None or known.index > 0:
+    """Raises InputError where blocks by themselves do not give what they gave within the model, on the first batch."""
+    passed, end = way.division.chain.passed, way.blocks[-1].path
+    if passed is None:
         return
-    some = None if known.samples <= FEW else torch.arange(FEW, device="cpu")
-    made = way.boundary(len(way.division.segments), 0, passed.device, some)
-    if made.shape != passed.shape:
-        return
-    far = torch.linalg.vector_norm(made.double() - passed.double())
-    if not bool(far <= _NEAR * torch.linalg.vector_norm(passed.double())):
+    made = way.boundary(len(way.division.segments), 0, passed.device)
+    near = torch.finfo(passed.dtype).eps ** 0.5  # rounding, and what follows from it in a router
+    if made.shape != passed.shape or not bool(
+        torch.linalg.vector_norm(made.double() - passed.double()) <= near * torch.linalg.vector_norm(passed.double())
+    ):
         raise InputError(
             f"the blocks up to {end}, run by themselves, give something else than within the model: something passes "
             f"between them beside what each returns (a cache, a state); {INSTEAD}"
