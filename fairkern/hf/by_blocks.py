@@ -33,6 +33,7 @@ from fairkern.hf.sequences import Batch, Data
 from fairkern.hf.verify import verify
 from fairkern.model.in_use import at_work
 from fairkern.options import choose
+from fairkern.options import place as place_of
 from fairkern.plans.serving import YES, Server
 from fairkern.pruning.options import check_method, fit_together
 from fairkern.report import save_report
@@ -76,7 +77,8 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
     """
     run = _Run(asked)
     with said_of(asked.target), new_folder(asked.target) as place, ExitStack() as stack:
-        scratch = place / _SCRATCH  # gone with the folder, whatever becomes of this process
+        given = asked.options.get("walk_folder")  # else it goes with the new folder, whatever becomes of this process
+        scratch = place / _SCRATCH if given is None else Path(place_of("walk_folder", given))
         with run.timed("load"):
             there = stack.enter_context(absent(asked.source, asked.dtype, asked.device))
             data = asked.prepared(there.bare)
@@ -89,8 +91,9 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
         with run.timed("plan"):
             plan = run.planned(scores)
         with run.timed("cut"):
-            cut = run.cut(there, scores, plan, division, data, place)
-        shutil.rmtree(scratch)
+            cut = run.cut(there, scores, plan, division, data, place, scratch)
+        if given is None:
+            shutil.rmtree(scratch)
         done = run.report(there, scores, plan, cut, data, choices(data, there.ignored))
         beside(asked.source, place)
         artefacts.save_plan(plan, place / PLAN)
@@ -150,7 +153,9 @@ class _Run:
             raise InputError(f"what is left cannot be written by blocks: {plan.result['serves'][Server.HF.value]}")
         return plan
 
-    def cut(self, there: Absent, scores: Scores, plan: Plan, division: Division, data: Data, place: Path) -> _Cut:
+    def cut(
+        self, there: Absent, scores: Scores, plan: Plan, division: Division, data: Data, place: Path, scratch: Path
+    ) -> _Cut:
         method = self._method or (Compensation.SEQUENTIAL if scores.moments else Compensation.NONE)
         places = Places(there.bare, plan, scores.units, Biases.given(self._asked.options.get("biases", "auto")))
         said = intercepts(there.bare, plan, scores, method, places)
@@ -165,7 +170,7 @@ class _Run:
             told[way].add(output.logits, data.held_out[number]["labels"].to(output.logits.device))
 
         with ExitStack() as stack:
-            stores = [stack.enter_context(Boundaries(place / _SCRATCH)) for _ in range(3)]
+            stores = [stack.enter_context(Boundaries(scratch)) for _ in range(3)]
             ways = []
             for store, batches in zip(stores, (data.calibration, _unlabelled(data.held_out)), strict=False):
                 ways.append(Traversal(there.model, scores.units, division, store, self.settings, there.weights))

@@ -47,6 +47,8 @@ def chosen(
     """
     walk = None if asked is None else choose(Walk, "walk", asked)
     if walk is Walk.WHOLE:
+        if options.get("walk_folder") is not None:
+            raise InputError("walk_folder is for what passes between blocks: pass walk='blocks' too, or leave it out")
         return Chosen(walk, "asked for")
     reason = _why_not(source, options)
     if walk is Walk.BLOCKS:
