@@ -26,7 +26,7 @@ from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
-from fairkern.prove import check_values, not_finite, proven
+from fairkern.prove import Verify, check_values, not_finite, proven_as
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import check_ordinary, ordinary, stage
 from fairkern.walk import Walk
@@ -43,7 +43,7 @@ def trace(
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
     depth: bool = False,
-    verify: bool = True,
+    verify: bool | str = True,
     seed: int = 0,
     time_limit: float | None = 600.0,
 ) -> UnitMap:
@@ -67,8 +67,12 @@ def trace(
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
             model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;
-            `UnitMap.proven` says so. A model on the meta device (or of fake tensors) has nothing to prove on and needs
-            False.
+            `UnitMap.proven` says so. "whole": on a copy of the model in float64, which takes 16 bytes for a parameter.
+            "sibling": on a smaller model that its class builds from its `config` (transformers), with fewer blocks of
+            every kind and smaller sizes; what is found is carried over group by group, and what has no counterpart
+            stays. True: "sibling" for models that have a configuration and weights of 256 MiB or more, or none (on the
+            meta device), as far as one speaks for the model, which the map says; else "whole". A model without values
+            and without a sibling needs False.
         seed: of the proof's removals and inputs.
         time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
@@ -93,17 +97,18 @@ def trace(
     """
     check_model(model)
     unused, more, seed = options.names("unused", unused, "['mask_token']"), check_more(more), options.seed(seed)
-    depth, verify = options.flag("depth", depth), options.flag("verify", verify)
+    depth, how = options.flag("depth", depth), Verify.given(verify)
+    proves = how is not Verify.NONE
     with at_work(model, "trace()"), without_autocast():
         deadline = Deadline(time_limit)  # from when it is our turn
-        if verify:
-            check_values(model)
+        how.by_sibling(model)  # refuses what cannot be proven, before anything runs
         example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
-        certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused, depth)
+        certain, daring = axes.solutions(model, [example_inputs, *more], deadline, proves, unused, depth)
         units = certain.units
-        if verify and (units.prunable or daring is not None):
-            units = proven(model, certain, daring, (example_inputs, *more), seed, deadline)
-    spoilt = _spoilt(model) if verify else ""
+        if proves and (units.prunable or daring is not None):
+            runs = (example_inputs, *more)
+            units = proven_as(how, model, certain, daring, runs, seed, deadline, unused, depth)
+    spoilt = _spoilt(model) if proves else ""
     if not units.prunable and spoilt:
         raise NonFiniteError(
             f"{spoilt}: what the model gives is not finite, and so no cut can be proven; give it finite weights"
