@@ -1,11 +1,12 @@
-"""`python -m bench._limited BYTES ARGUMENT …`: the `fairkern` command in so much address space beyond what imports take.
+"""`python -m bench._limited BYTES ARGUMENT …`: the `fairkern` command in so much address space beyond its imports'.
 
-What is imported later is imported before the limit, so that it is the run's own memory that is limited. Prints a line of
-JSON at the limit: the clock, and what the process had then.
+What is imported later is imported before the limit, so that it is the run's own memory that is limited. Prints a line
+of JSON at the limit: the clock, and what the process had then.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 import sys
@@ -37,9 +38,8 @@ def _warm() -> None:
     x = torch.ones(256, 256)
     (x @ x).sum().item()
     torch.linalg.cholesky(torch.eye(8, dtype=torch.float64))
-    importlib_names = ("tokenizers", "accelerate", "safetensors")
-    for name in importlib_names:
-        __import__(name)
+    for name in ("tokenizers", "accelerate", "safetensors"):
+        importlib.import_module(name)
 
 
 def sizes(process: str | int) -> dict[str, int]:

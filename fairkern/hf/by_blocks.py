@@ -18,7 +18,6 @@ from fairkern.allocate import Target
 from fairkern.api import trace
 from fairkern.artefacts.writing import new_folder
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
-from fairkern.capture.batches import head
 from fairkern.compact import apply
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases, Places, fulfil, give_biases
@@ -49,6 +48,7 @@ from fairkern.walk.writing import SegmentWriter
 
 _SCRATCH = ".walk"
 _PROMPT = 16  # tokens, of which the last is cached
+_FEW = 2  # samples that are traced on, as where the model is there
 _LEFT_OUT = {
     "tokens_per_second": "generating takes the whole model at once",
     "latency_ms": "timing takes the whole model at once",
@@ -139,7 +139,8 @@ class _Run:
         if given is not None:
             return given
         unused = self._asked.options.get("unused", ())
-        return trace(there.bare, head(data.calibration[0], there.bare, None), unused=unused)
+        few = {name: tensor[:_FEW] for name, tensor in data.calibration[0].items()}  # with values: a proof runs on them
+        return trace(there.bare, few, unused=unused, verify="sibling")
 
     def scored(self, there: Absent, units: types.UnitMap, division: Division, data: Data, scratch: Path) -> Scores:
         with report.progress(self._asked.options.get("progress", True)) as on_batch:
