@@ -159,8 +159,8 @@ def prune(
     if how.walk is Walk.BLOCKS:
         if team.several:
             raise InputError(
-                f"a model goes block by block in one process, and {team.size} are at work ({how.why}): start it without "
-                "torchrun, or pass walk='whole' where each process can hold the model"
+                f"a model goes block by block in one process, and {team.size} are at work ({how.why}): start it "
+                "without torchrun, or pass walk='whole' where each process can hold the model"
             )
         request = Request(source, target, dtype, place, budget, keep, planning, options, prepared)
         return by_blocks.prune(request, partial(_choices, source, how))
