@@ -178,6 +178,8 @@ def apart(group: Any, what: str) -> Any:
         batches = batches[:-1]
     if odd and what == "nothing":
         batches = []
+    if what == "blocks":
+        options["walk"] = "blocks"
     if odd and what == "elsewhere":
         return fk.recalibrate(model, batches, ranks=group)
     return fk.score(model, batches, CROSS_ENTROPY, ranks=group, progress=False, **options)
