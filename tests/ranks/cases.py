@@ -16,9 +16,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import fairkern as fk
+from bench.zoo.mixtures import MIXTURES
 from fairkern import ranks as room
 from fairkern.cli import main
 from fairkern.ranks import together
+from tests import experts, listed
+from tests.detectors import Detector, targets
 
 CROSS_ENTROPY = nn.functional.cross_entropy
 
@@ -91,6 +94,44 @@ def scored_in_passes(group: Any, budget: int) -> dict[str, Any]:
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), *hidden, nn.Linear(16, 3))
     options: dict[str, Any] = {"memory_budget": budget, "progress": False}
     return spoken(fk.score(model, data((9, 8)), CROSS_ENTROPY, ranks=group, **options))
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.states, self.last = nn.GRU(4, 8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.states(x)[0].mean(1))
+
+
+def unusual(kind: str) -> tuple[nn.Module, list[Any], Any, dict[str, Any]]:
+    """A model of which some things show only when it runs; batches, a loss and options."""
+    if kind == "detector":  # images of a list, one by one; its own losses, with random places
+        generator = torch.Generator().manual_seed(2)
+        sizes = [(16, 16), (16, 24), (24, 16)]
+        pictures = [[torch.rand(3, *sizes[(i + k) % 3], generator=generator) for k in range(2)] for i in range(4)]
+        return Detector(), [(each, targets(2)) for each in pictures], None, {"class_of": False}
+    if kind == "recurrent":
+        torch.manual_seed(0)
+        return Recurrent(), [(torch.randn(n, 5, 4), torch.arange(n) % 3) for n in (6, 6, 6, 4)], CROSS_ENTROPY, {}
+    if kind == "fused experts":
+        x, y = experts.samples(14)
+        return experts.build(), list(zip(x.split(4), y.split(4), strict=True)), CROSS_ENTROPY, {}
+    return listed.net(MIXTURES[kind]), listed.batches(4), CROSS_ENTROPY, {}
+
+
+def scored_unusually(group: Any, kind: str) -> tuple[dict[str, Any], list[Any]]:
+    model, batches, loss, options = unusual(kind)
+    scores = fk.score(model, batches, loss, gram=True, ranks=group, progress=False, **options)
+    return spoken(scores), [g.removed for g in scores.plan(keep_params=0.8, removal="residual").groups]
+
+
+def pruned_unusually(group: Any, kind: str) -> dict[str, Any]:
+    model, batches, loss, options = unusual(kind)
+    options |= {"keep_params": 0.8, "compensate": "sequential", "progress": False}
+    small, _ = fk.prune(model, batches, loss, ranks=group, **options)
+    return {name: tensor.detach().numpy() for name, tensor in small.state_dict().items()}
 
 
 def scored_by_place(group: Any, count: int) -> dict[str, Any]:
