@@ -221,6 +221,10 @@ def apart(group: Any, what: str) -> Any:
         batches = []
     if what == "blocks":
         options["walk"] = "blocks"
+    if what == "plan":
+        scores = fk.score(model, batches, CROSS_ENTROPY, gram=True, ranks=False, progress=False)
+        plan = scores.plan(keep_params=0.5 - 0.2 * odd)
+        return fk.apply(model, plan, compensate="sequential", scores=scores, loader=batches, ranks=group)
     if odd and what == "elsewhere":
         return fk.recalibrate(model, batches, ranks=group)
     return fk.score(model, batches, CROSS_ENTROPY, ranks=group, progress=False, **options)
