@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairkern.errors import NonFiniteError
 from fairkern.model.linear import groups_of
+from fairkern.model.sharded import whole
 from fairkern.model.tensors import named_tensors
 from fairkern.ops.eliminate import Elimination, View, eliminate
 from fairkern.ops.eliminate.config import RIDGE
@@ -136,7 +137,7 @@ def _reading(
 
     An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
-    weights = [_towards(tensors[axis.tensor].detach().double(), axis.dim, expert) for axis in tap.weights]
+    weights = [_towards(whole(tensors[axis.tensor]).double(), axis.dim, expert) for axis in tap.weights]
     device = weights[0].device
     covariance = moments.gram.to(device) / moments.count
     if expert is None and _has_intercept(model, tap):

@@ -1,7 +1,7 @@
 """Plan → small model: check, mask, cut, save and load."""
 
+from fairkern.compact.applying import apply
 from fairkern.compact.checkpoint import load_pruned, save_pruned
-from fairkern.compact.cutting import apply
 from fairkern.compact.descriptors import check, shapes_after
 from fairkern.compact.mask import masked
 
