@@ -22,6 +22,7 @@ from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
+from fairkern.model.sharded import in_shards
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
@@ -66,7 +67,7 @@ def trace(
             model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;
             `UnitMap.proven` says so. A model on the meta device (or of fake tensors) has nothing to prove on and needs
-            False.
+            False, as does one in shards (`fully_shard`), which is traced on the meta device.
         seed: of the proof's removals and inputs.
         time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
@@ -94,6 +95,13 @@ def trace(
     depth, verify = options.flag("depth", depth), options.flag("verify", verify)
     with at_work(model, "trace()"), without_autocast():
         deadline = Deadline(time_limit)  # from when it is our turn
+        if in_shards(model):
+            if verify:
+                raise InputError(
+                    f"this {type(model).__name__} lies in shards, and to prove a cut takes all of it in one process: "
+                    "trace the model before fully_shard, which changes no names, and pass units=; or pass verify=False"
+                )
+            model = compact.whole_on_meta(model)
         if verify:
             check_values(model)
         example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))

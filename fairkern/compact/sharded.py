@@ -34,6 +34,17 @@ def apply_sharded(model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Inde
     return small
 
 
+def whole_on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a model in shards as it was before: with whole tensors, on the meta device, and its own classes."""
+    empty = [
+        (held, torch.empty_like(held.tensor, device="meta"))
+        if not is_sharded(held.tensor)
+        else (held, _empty(held.tensor, {}))
+        for held in tensors_of(model)
+    ]
+    return copy_with(model, empty)
+
+
 def _hollow(
     model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Index]], backend: str
 ) -> tuple[nn.Module, Sharded]:
