@@ -16,6 +16,7 @@ from fairkern.errors import (
     InputError,
     NonFiniteError,
     PlanMismatchError,
+    RankError,
     TimeLimitError,
 )
 from fairkern.healing import heal
@@ -33,6 +34,7 @@ __all__ = [
     "NonFiniteError",
     "Plan",
     "PlanMismatchError",
+    "RankError",
     "Report",
     "Scores",
     "TimeLimitError",

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fairkern"
 
 FLOORS = (
-    {"types", "errors", "env", "deadline", "options", "ties", "interrupts", "surroundings", "_native", "_cuda"},
+    {"types", "errors", "env", "deadline", "options", "ties", "interrupts", "surroundings", "ranks"}
+    | {"_native", "_cuda"},
     {"model", "plans", "ops"},  # what is known of models; plans as data; tensors in, tensors out
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},  # the stages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,15 +14,85 @@ from torch import Tensor, nn
 from fairkern.errors import NonFiniteError
 from fairkern.model.linear import groups_of
 from fairkern.model.sharded import whole
-from fairkern.model.tensors import named_tensors
+from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate import Elimination, View, eliminate
-from fairkern.ops.eliminate.config import RIDGE
-from fairkern.types import AxisGroup, Moments, Side, Tap, UnitMap
+from fairkern.ops.eliminate.config import MULTIPLY_ADDS, RIDGE
+from fairkern.types import AxisGroup, FloatArray, Moments, Side, Tap, UnitMap
+
+
+@dataclass(frozen=True)
+class Job:
+    """The units of one set of one group, to be ordered by themselves: work that depends on no other job.
+
+    `cost`: about how many multiply-adds it takes, known before anything is heard, to share jobs out by.
+    """
+
+    group: int
+    part: int | None  # the set; None where the group has one, or is of whole experts or branches
+    moments: tuple[str, ...]  # names of the moments and gradient powers that it reads, and no others
+    cost: float
+
+
+def jobs(units: UnitMap) -> list[Job]:
+    """All that the signal "residual" takes, by group and set.
+
+    `solve` does one of them, in any order, process or machine, and `signal` puts together what they gave:
+
+        powers = store.powers(samples)
+        made = {job: solve(job, model, units, moments, powers) for job in jobs(units)}
+        scores = signal(units, made)
+
+    `solve` reads `moments[name]` for the names of `job.moments` alone, so that a mapping may make them when they are
+    asked for; once all jobs that name it are done, a moment can go. Nothing is random and no job knows of the others:
+    the result is the same to the bit whoever did which, given the same moments. To share them out evenly, give each
+    in turn, the dearest first, to whoever has least to do.
+    """
+    found = []
+    for g in units.scored:
+        group = units.groups[g]
+        if any(tap.side.whole for tap in group.taps):
+            names = [name for tap in group.taps for name in _experts(tap)]
+            found.append(Job(g, None, tuple(dict.fromkeys(names)), float(sum(tap.length**2 for tap in group.taps))))
+            continue
+        for part in range(group.sets):
+            own = part if group.sets > 1 else None
+            read = [(name, _width(group, tap)) for tap in group.taps for name, _ in _readings(tap, units, own)]
+            costs = {name: MULTIPLY_ADDS * width**3 for name, width in read}
+            found.append(Job(g, own, tuple(costs), sum(costs.values())))
+    return found
+
+
+def solve(
+    job: Job, model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
+) -> FloatArray:
+    """The scores of a job's units, float64 `[units]` (`[sets · units]` of whole experts), where the weights are."""
+    group = units.groups[job.group]
+    if any(tap.side.whole for tap in group.taps):
+        return _whole(group, moments, powers)
+    taps = {tap.name: tap for tap in group.taps}.values()
+    readings = {
+        name: (tap, _reading(model, tap, moments[name], expert))
+        for tap in taps
+        for name, expert in _readings(tap, units, job.part)
+    }
+    gradient_powers = _gradient_powers(readings, powers)
+    found = _eliminated([(r, gradient_powers[name]) for name, (_, r) in readings.items()])
+    scores = np.empty(group.units)
+    scores[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
+    return scores
+
+
+def signal(units: UnitMap, made: Mapping[Job, FloatArray]) -> dict[int, FloatArray]:
+    """Per scored group, float64 [sets · units], from what `solve` gave for every one of `jobs(units)`."""
+    found: dict[int, list[FloatArray]] = {}
+    for job in jobs(units):
+        found.setdefault(job.group, []).append(made[job])
+    return {g: np.concatenate(parts) for g, parts in found.items()}
 
 
 def residual(
     model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
-) -> dict[int, np.ndarray]:
+) -> dict[int, FloatArray]:
     """Per scored group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
 
     That is the second-order saliency of Optimal Brain Surgeon, with the squared gradient for the curvature (Fisher's),
@@ -38,27 +109,14 @@ def residual(
     and of what another one adds in its place, taken to be as large and to have nothing to do with it. Nor are branches
     of residual blocks: a branch's score is that of all it adds.
 
-    Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
+    Cost: `MULTIPLY_ADDS` · n³ multiply-adds per tap in float64, where the weights are.
     """
-    tensors = named_tensors(model)
-    scores = {}
-    for g in units.scored:
-        group = units.groups[g]
-        if any(tap.side.whole for tap in group.taps):
-            scores[g] = _whole(group, moments, powers)
-            continue
-        taps = {tap.name: tap for tap in group.taps}.values()
-        scores[g] = np.empty(group.total)
-        for part, values in enumerate(np.split(scores[g], group.sets)):
-            readings = {
-                name: (tap, _reading(model, tensors, tap, moments[name], expert))
-                for tap in taps
-                for name, expert in _readings(tap, units, part if group.sets > 1 else None)
-            }
-            gradient_powers = _gradient_powers(readings, powers)
-            found = _eliminated([(r, gradient_powers[name]) for name, (_, r) in readings.items()])
-            values[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
-    return scores
+    return signal(units, {job: solve(job, model, units, moments, powers) for job in jobs(units)})
+
+
+def _width(group: AxisGroup, tap: Tap) -> int:
+    """About how many entries the moments at a tap have: channels that a flatten has spread over places are one each."""
+    return tap.length // tap.positions.shape[1] if group.kind == "channel" else tap.length
 
 
 def _gradient_powers(readings: Mapping[str, tuple[Tap, _Reading]], powers: Mapping[str, float]) -> dict[str, float]:
@@ -88,7 +146,7 @@ def _eliminated(readings: Sequence[tuple[_Reading, float]]) -> Elimination:
         by *= 10
 
 
-def _rising(errors: np.ndarray) -> np.ndarray:
+def _rising(errors: FloatArray) -> FloatArray:
     """Equal errors a rounding apart, so that sorting gives the order of elimination back."""
     out = errors.copy()
     for k in range(1, len(out)):
@@ -105,12 +163,16 @@ def _readings(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int
     return [(tap.of_expert(e), e) for e in experts]
 
 
-def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str, float]) -> np.ndarray:
+def _experts(tap: Tap) -> list[str]:
+    """Names of the moments of whole experts or branches."""
+    return [tap.of_expert(int(e)) for e in tap.positions[:, 0]]
+
+
+def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str, float]) -> FloatArray:
     found = np.zeros(group.total)
     for tap in group.taps:
-        names = [tap.of_expert(int(e)) for e in tap.positions[:, 0]]
         times = 2 if tap.side is Side.EXPERT else 1
-        found += [times * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in names]
+        found += [times * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in _experts(tap)]
     return found
 
 
@@ -130,14 +192,12 @@ class _Reading(NamedTuple):
         return self.covariance + torch.diag(ridge)
 
 
-def _reading(
-    model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments, expert: int | None = None
-) -> _Reading:
+def _reading(model: nn.Module, tap: Tap, moments: Moments, expert: int | None = None) -> _Reading:
     """One tap, of one `expert` where it lies in several.
 
     An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
-    weights = [_towards(whole(tensors[axis.tensor]).double(), axis.dim, expert) for axis in tap.weights]
+    weights = [_towards(whole(tensor_of(model, axis.tensor)).double(), axis.dim, expert) for axis in tap.weights]
     device = weights[0].device
     covariance = moments.gram.to(device) / moments.count
     if expert is None and _has_intercept(model, tap):

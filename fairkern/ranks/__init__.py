@@ -1,0 +1,321 @@
+"""Several processes that do one thing together: who they are, sums in a fixed order, and errors that reach all of them.
+
+Nothing here depends on the backend of the process group. What has to be agreed on goes through the group's store, sums
+through gloo connections of our own, which move bytes and add nothing: `all_reduce` adds in an order that depends on
+where a value lies in the buffer, and so do the trees of NCCL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fairkern import env
+from fairkern.errors import InputError, RankError
+from fairkern.interrupts import unbroken
+from fairkern.ranks import watch
+from fairkern.ranks.watch import Watch
+
+T = TypeVar("T")
+
+_PIECE = 2**20  # float64 values that are on their way at once
+_INLINE = 2**14  # bytes of a message that the store may hold
+
+_made: dict[Hashable, int] = {}  # how often these processes have come together
+
+
+class Ranks:
+    """One of several processes that make the same calls in the same order; of a single one, all of this is free.
+
+    Whoever waits for the others waits as long as they live: see `Watch` for how long after that, and for what it costs.
+    Raises, wherever it is called: what stopped another process (an error of fairkern as such, else RankError), and
+    RankError where one has died, or is somewhere else in the code.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, store: Any = None) -> None:
+        self.rank, self.size = rank, size
+        self._store, self._met = store, 0
+        self._watch = Watch(store, rank, size) if size > 1 else None
+        self._connected: Any = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that measures and writes."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        return self.size > 1
+
+    def own(self, number: int) -> bool:
+        """Whether this process takes what has this number: batches are dealt out in turn."""
+        return number % self.size == self.rank
+
+    def check(self) -> None:
+        """Raises what has stopped another process, if anything has. Costs nothing: call it between batches."""
+        if self._watch is not None:
+            self._watch.check()
+
+    def gathered(self, what: str, value: T) -> list[T]:
+        """What every process gives, by rank. `what`: the same on all, and said where one is somewhere else."""
+        if self._watch is None:
+            return [value]
+        data = pickle.dumps(value)
+        heads = self._meet(what, (len(data), data if len(data) <= _INLINE else None))
+        longest = max(length for length, own in heads if own is None or length)
+        if all(own is not None for _, own in heads):
+            return [pickle.loads(own) for _, own in heads]
+        room = torch.zeros(longest, dtype=torch.uint8, device="cpu")
+        room[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = self._all(room)
+        return [pickle.loads(p[:length].numpy().tobytes()) for p, (length, _) in zip(parts, heads, strict=True)]
+
+    def told(self, what: str, make: Callable[[], T]) -> T:
+        """What `make()` gives on rank 0, on all; the others wait meanwhile, and do nothing."""
+        if self._watch is None:
+            return make()
+        made = make() if self.first else None
+        data = pickle.dumps(made)
+        length, inline = self._meet(what, (len(data), data if self.first and len(data) <= _INLINE else None))[0]
+        if self.first:
+            room = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        else:
+            room = torch.empty(length, dtype=torch.uint8, device="cpu")
+        if inline is None:
+            self._from_first(room)
+            inline = room.numpy().tobytes()
+        return made if self.first else pickle.loads(inline)  # type: ignore[return-value]
+
+    def agree(self, what: str, said: Mapping[str, str], remedy: str = "") -> None:
+        """Raises InputError where processes say different things, and of which they do."""
+        if self._watch is None:
+            return
+        every = self.gathered(what, dict(said))
+        for name in said:
+            apart = [r for r, other in enumerate(every) if other.get(name) != every[0].get(name)]
+            if apart:
+                ranks = f"rank{'s' if len(apart) > 1 else ''} {', '.join(map(str, apart))}"
+                raise InputError(
+                    f"{name} of {ranks} {'is' if len(apart) == 1 else 'are'} not that of rank 0, and {what} needs the "
+                    f"same on all {self.size}{f': {remedy}' if remedy else ''}"
+                )
+
+    def summed(self, what: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Float64 sums over all processes, `((t₀ + t₁) + t₂) + …` in the order of ranks, value by value: the same bits
+        on all of them, wherever in a tensor a value lies. New tensors, of the shapes and on the devices given.
+
+        Cost: every process sends its tensors to each other one, `_PIECE` values at a time.
+        """
+        wide = [t.detach().to("cpu", torch.float64, copy=True).contiguous() for t in tensors]
+        if self._watch is not None:
+            self._same(what, [tuple(t.shape) for t in wide])
+            for pieces in _pieces(wide):
+                parts = self._all(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
+                total = parts[0]
+                for part in parts[1:]:
+                    total += part
+                for piece, found in zip(pieces, total.split([len(p) for p in pieces]), strict=True):
+                    piece.copy_(found)
+        return [w.to(t.device) for w, t in zip(wide, tensors, strict=True)]
+
+    def brought(self, what: str, owner: int, tensor: Tensor | None) -> list[Tensor | None]:
+        """On `owner` what every process has there, by rank, on the CPU; nothing on the others."""
+        if self._watch is None:
+            return [tensor]
+        heads = self._meet(what, None if tensor is None else (tuple(tensor.shape), tensor.dtype))
+        if self.rank != owner:
+            if tensor is not None and tensor.numel():
+                self._through(partial(_send, tensor, owner))
+            return []
+        found: list[Tensor | None] = []
+        for rank, head in enumerate(heads):
+            if rank == owner or head is None:
+                found.append(tensor if rank == owner else None)
+                continue
+            room = torch.empty(head[0], dtype=head[1], device="cpu")
+            if room.numel():
+                self._through(partial(_receive, room, rank))
+            found.append(room)
+        return found
+
+    def spread(self, what: str, tensors: Sequence[Tensor]) -> None:
+        """Write rank 0's values into these tensors, in place, on every process."""
+        if self._watch is None:
+            return
+        self._same(what, [(tuple(t.shape), t.dtype) for t in tensors])
+        for tensor in tensors:
+            held = tensor.detach().to("cpu", copy=True).contiguous()
+            if held.numel():
+                self._from_first(_bytes(held))
+            if not self.first:
+                with torch.no_grad():
+                    tensor.copy_(held)
+
+    def shared_out(self, what: str, jobs: Sequence[Callable[[], T]], costs: Sequence[float]) -> list[T]:
+        """What all jobs give, on every process; each is done by one, and as much to do falls to each as can be had."""
+        owners = _dealt(costs, self.size)
+        done = {}
+        for number, job in enumerate(jobs):
+            if owners[number] == self.rank:
+                done[number] = job()
+                self.check()
+        every = self.gathered(what, done)
+        return [every[owner][number] for number, owner in enumerate(owners)]
+
+    def _same(self, what: str, form: Any) -> None:
+        forms = self._meet(what, form)
+        apart = next((r for r, other in enumerate(forms) if other != forms[0]), None)
+        if apart is not None:
+            raise RankError(f"rank {apart} has other tensors than rank 0 in {what}: the ranks hold different models")
+
+    def _meet(self, what: str, payload: Any) -> list[Any]:
+        """Once all are here: what each brings, by rank. Raises RankError where one is somewhere else."""
+        assert self._watch is not None
+        self._watch.set(f"{self._met}/{self.rank}", pickle.dumps((what, payload)))
+        found = [pickle.loads(v) for v in self._watch.get([f"{self._met}/{r}" for r in range(self.size)])]
+        if self._met:  # nobody will ask for it again: all have come here since
+            self._watch.forget(f"{self._met - 1}/{self.rank}")
+        self._met += 1
+        elsewhere = [(r, said) for r, (said, _) in enumerate(found) if said != what]
+        if elsewhere:
+            rank, said = elsewhere[0]
+            raise RankError(
+                f"rank {rank} is at {said}, and rank {self.rank} at {what}: every rank of the group has to make the "
+                "same calls, in the same order"
+            )
+        return [payload for _, payload in found]
+
+    def _all(self, tensor: Tensor) -> list[Tensor]:
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        self._through(lambda group: group.allgather([parts], [tensor]))
+        return parts
+
+    def _from_first(self, tensor: Tensor) -> None:
+        self._through(lambda group: group.broadcast([tensor], _root()))
+
+    def _through(self, send: Callable[[Any], Any]) -> None:
+        """By connections of our own, which break when one of the processes has been gone for `PATIENCE`."""
+        assert self._watch is not None
+        try:
+            if self._connected is None:
+                patience = timedelta(seconds=watch.PATIENCE)
+                store = dist.PrefixStore("data/", self._store)
+                self._connected = dist.ProcessGroupGloo(store, self.rank, self.size, patience)
+            send(self._connected).wait()
+        except RuntimeError as error:
+            raise self._watch.gone(error) from error
+
+    @contextlib.contextmanager
+    @unbroken
+    def _watched(self, what: str) -> Iterator[Ranks]:
+        assert self._watch is not None
+        self._watch.start()
+        try:
+            self._meet(f"the begin of {what}", None)
+            yield self
+            self._meet(f"the end of {what}", None)
+        except BaseException as error:
+            self._watch.tell(error)
+            raise
+        finally:
+            self._watch.end()
+            self._connected = None
+
+
+ALONE = Ranks()
+
+
+def together(given: Any, what: str) -> contextlib.AbstractContextManager[Ranks]:
+    """The processes that `what` ("score()") is done by.
+
+    `given`: None, where there is no process group: this one alone. True: those of the default group. A `ProcessGroup`:
+    its own. False: this one alone, whatever there is. `Ranks`: those, which somebody has entered.
+
+    An error within reaches the others, and nobody leaves before all have come to the end.
+    Raises InputError where there is a group and nothing is given (or no group and True), for something else, and for a
+    group that this process is not in.
+    """
+    if isinstance(given, Ranks):
+        return contextlib.nullcontext(given)
+    if given is not None and not isinstance(given, (bool, dist.ProcessGroup if dist.is_available() else bool)):
+        raise InputError(
+            f"ranks is a {type(given).__name__}; expected True, False or a process group of torch.distributed"
+        )
+    there = dist.is_available() and dist.is_initialized()
+    started = dist.get_world_size() if there else env.processes()
+    if given is False or (given is None and started == 1):
+        return contextlib.nullcontext(ALONE)
+    if given is None:
+        whole = what.replace("()", "(…, ranks=True)")
+        first = "" if there else "torch.distributed.init_process_group(), then "
+        raise InputError(
+            f"{what} is called by one of {started} processes, and nothing says what the others do: {first}{whole} on "
+            "all of them shares the work out; ranks=False is for one that works by itself"
+        )
+    if not there:
+        raise InputError(
+            "ranks=True, and there is no process group: start the processes with torchrun, and call "
+            "torch.distributed.init_process_group() in each; or leave out ranks="
+        )
+    group = dist.group.WORLD if given is True else given
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    if rank < 0:
+        raise InputError(f"this process is not in the group that {what} is given as ranks=")
+    if size == 1:
+        return contextlib.nullcontext(ALONE)
+    members = ",".join(map(str, dist.get_process_group_ranks(group)))
+    number = _made[members] = _made.get(members, -1) + 1
+    store = dist.PrefixStore(f"fairkern/{members}/{number}/", dist.distributed_c10d._get_default_store())
+    return Ranks(rank, size, store)._watched(what)
+
+
+def _dealt(costs: Sequence[float], size: int) -> list[int]:
+    """Who does what: one after the other, the dearest first, goes to whoever has least to do so far."""
+    owners, load = [0] * len(costs), [0.0] * size
+    for number in sorted(range(len(costs)), key=lambda k: (-costs[k], k)):
+        owners[number] = load.index(min(load))
+        load[owners[number]] += costs[number]
+    return owners
+
+
+def _pieces(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Views of contiguous tensors, put together and cut up so that each list has `_PIECE` values, the last fewer."""
+    waiting: list[Tensor] = []
+    room = _PIECE
+    for tensor in tensors:
+        flat = tensor.view(-1)
+        while len(flat):
+            waiting.append(flat[:room])
+            flat, room = flat[room:], room - len(waiting[-1])
+            if not room:
+                yield waiting
+                waiting, room = [], _PIECE
+    if waiting:
+        yield waiting
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """A view of what a contiguous tensor on the CPU holds, else of a copy; of any dtype."""
+    return tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8)
+
+
+def _send(tensor: Tensor, to: int, group: Any) -> Any:
+    return group.send([_bytes(tensor)], to, 0)
+
+
+def _receive(room: Tensor, sender: int, group: Any) -> Any:
+    return group.recv([_bytes(room)], sender, 0)
+
+
+def _root() -> Any:
+    options = dist.BroadcastOptions()
+    options.rootRank = 0
+    return options
