@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fairkern.errors import NonFiniteError
 from fairkern.model.linear import groups_of
-from fairkern.model.sharded import whole
+from fairkern.model.sharded import whole, whole_row
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate import Elimination, View, eliminate
 from fairkern.ops.eliminate.config import MULTIPLY_ADDS, RIDGE
@@ -62,16 +62,40 @@ def jobs(units: UnitMap) -> list[Job]:
     return found
 
 
+def squares(job: Job, model: nn.Module, units: UnitMap, moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    """What a job reads of weights, by names of moments: `W Wᵀ` of all that read there, float64.
+
+    Weights in shards are gathered for it, one at a time, so that all processes that hold some have to ask, in the same
+    order; `solve` then asks for none.
+    """
+    group = units.groups[job.group]
+    if any(tap.side.whole for tap in group.taps):
+        return {}
+    return {
+        name: _squares(model, tap, moments[name].per_unit, expert)
+        for tap in {tap.name: tap for tap in group.taps}.values()
+        for name, expert in _readings(tap, units, job.part)
+    }
+
+
 def solve(
-    job: Job, model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
+    job: Job,
+    model: nn.Module,
+    units: UnitMap,
+    moments: Mapping[str, Moments],
+    powers: Mapping[str, float],
+    outputs: Mapping[str, Tensor] | None = None,
 ) -> FloatArray:
-    """The scores of a job's units, float64 `[units]` (`[sets · units]` of whole experts), where the weights are."""
+    """The scores of a job's units, float64 `[units]` (`[sets · units]` of whole experts), where the weights are.
+
+    `outputs`: its `squares`, where they are known.
+    """
     group = units.groups[job.group]
     if any(tap.side.whole for tap in group.taps):
         return _whole(group, moments, powers)
     taps = {tap.name: tap for tap in group.taps}.values()
     readings = {
-        name: (tap, _reading(model, tap, moments[name], expert))
+        name: (tap, _reading(model, tap, moments[name], expert, None if outputs is None else outputs[name]))
         for tap in taps
         for name, expert in _readings(tap, units, job.part)
     }
@@ -192,20 +216,19 @@ class _Reading(NamedTuple):
         return self.covariance + torch.diag(ridge)
 
 
-def _reading(model: nn.Module, tap: Tap, moments: Moments, expert: int | None = None) -> _Reading:
-    """One tap, of one `expert` where it lies in several.
+def _reading(
+    model: nn.Module, tap: Tap, moments: Moments, expert: int | None = None, output: Tensor | None = None
+) -> _Reading:
+    """One tap, of one `expert` where it lies in several. `output`: its `W Wᵀ`.
 
     An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
-    weights = [_towards(whole(tensor_of(model, axis.tensor)).double(), axis.dim, expert) for axis in tap.weights]
-    device = weights[0].device
+    output = _squares(model, tap, moments.per_unit, expert) if output is None else output
+    device = output.device
     covariance = moments.gram.to(device) / moments.count
     if expert is None and _has_intercept(model, tap):
         mean = moments.total.to(device) / moments.count
         covariance = covariance - torch.outer(mean, mean)
-    output = torch.zeros_like(covariance)
-    for axis, weight in zip(tap.weights, weights, strict=True):
-        output += _squared(weight, groups_of(model.get_submodule(axis.module)), moments.per_unit)
     power, size = float((output * covariance).sum()), float(output.diagonal().sum())
     for axis in tap.weights:
         covariance = _within_groups(covariance, groups_of(model.get_submodule(axis.module)))
@@ -213,14 +236,22 @@ def _reading(model: nn.Module, tap: Tap, moments: Moments, expert: int | None = 
     return _Reading(covariance, output, rows.to(device), power, size)
 
 
+def _squares(model: nn.Module, tap: Tap, per_unit: int, expert: int | None) -> Tensor:
+    """`W Wᵀ`, summed over the weights that read at a tap."""
+    found: Tensor | None = None
+    for axis in tap.weights:
+        tensor, dim = tensor_of(model, axis.tensor), axis.dim
+        weight = whole(tensor) if expert is None else whole_row(axis.tensor, tensor, expert)
+        weight = weight.double().movedim(dim if expert is None else dim - 1, 0)
+        made = _squared(weight, groups_of(model.get_submodule(axis.module)), per_unit)
+        found = made if found is None else found.add_(made)
+    assert found is not None
+    return found
+
+
 def _has_intercept(model: nn.Module, tap: Tap) -> bool:
     modules = [model.get_submodule(axis.module) for axis in tap.weights]
     return not all(isinstance(m, nn.RNNBase) and not m.bias for m in modules)
-
-
-def _towards(weight: Tensor, dim: int, expert: int | None) -> Tensor:
-    """[positions of the axis, …]."""
-    return weight.movedim(dim, 0) if expert is None else weight[expert].movedim(dim - 1, 0)
 
 
 def _squared(weight: Tensor, groups: int, per_unit: int) -> Tensor:

@@ -132,6 +132,23 @@ def whole(tensor: Any) -> Tensor:
     return made
 
 
+def whole_row(name: str, tensor: Any, row: int) -> Tensor:
+    """`whole(tensor)[row]`; the others do not come along, where that is the dimension that is shared."""
+    if not is_sharded(tensor):
+        return tensor.detach()[row]
+    part = part_of(name, tensor)
+    if part.dim:
+        return whole(tensor)[row]
+    import torch.distributed as dist
+
+    here, group = local(tensor), tensor.device_mesh.get_group(part.mesh_dim)
+    owner = row // -(-part.length // part.size)
+    sent = here[row - part.start] if owner == part.rank else here.new_empty(tensor.shape[1:])
+    there = sent.contiguous().to(tensor.device_mesh.device_type)
+    dist.broadcast(there, dist.get_global_rank(group, owner), group)
+    return there.to(here.device)
+
+
 class Group(NamedTuple):
     """What one call of `fully_shard` was given: modules by their names, and options."""
 
