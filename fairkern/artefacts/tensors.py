@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader
@@ -65,17 +65,28 @@ class Entry(NamedTuple):
     stop: int
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def order_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The order in which `write_tensors` takes tensors: the largest elements first, so that each lies at a multiple of
+    its element's size."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    whole: Callable[[str], Tensor] | None = None,
+) -> None:
     """Writes dense tensors, of any device, and texts; the sum is added to the texts.
 
-    Tensors are summed up while they are written, one after the other, the largest elements first, so that each lies at
-    a multiple of its element's size. The same tensors and texts give the same bytes.
+    Tensors are summed up while they are written, one after the other. The same tensors and texts give the same bytes.
+    `whole` gives the values of a tensor when its turn comes, where `tensors` are in shards.
 
     Raises:
         InputError: a dtype that the format does not have.
         OSError: the file cannot be written, the disk is full. What was written by then stays.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    order = order_of(tensors)
     entries, end = {}, 0
     for name in order:
         entries[name] = entry_of(name, tensors[name].dtype, tensors[name].shape, end)
@@ -85,7 +96,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
     with open(path, "wb") as file:
         file.write(len(blank).to_bytes(8, "little") + blank)
         for name in order:
-            data = bytes_of(tensors[name])
+            data = bytes_of(tensors[name] if whole is None else whole(name))
             sums[name] = hashlib.sha256(data).hexdigest()
             file.write(data)
         file.seek(8)

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fairkern.compact.company import company
 from fairkern.compact.cutting import copy_with, gather_dense, gone, set_sizes
 from fairkern.compact.descriptors import Held, Index, check_pruned, cuts
 from fairkern.compact.sharded import apply_sharded
@@ -39,7 +40,7 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
     Raises PlanMismatchError (plan for another architecture), InputError (a model that cannot be copied, a
     sparse or quantised tensor), BackendError (`backend`, as in `fairkern.ops.gather`).
     """
-    with in_use(model, "apply()", reading=not inplace), torch.no_grad():
+    with in_use(model, "apply()", reading=not inplace), torch.no_grad(), company(model, plan, "apply()"):
         sharded = in_shards(model)
         found = cuts(model, plan)
         for held, _ in found:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from fairkern.compact.company import company
 from fairkern.compact.descriptors import Held, Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
 from fairkern.errors import InputError
@@ -54,7 +55,8 @@ class masked:
         refuse("masked")
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._model, "a mask"))
-            sharded = in_shards(self._model)
+            with company(self._model, self._plan, "masked()"):
+                sharded = in_shards(self._model)
             if self._strict:
                 check(self._model, self._plan)
             targets = match(self._model, silenced(self._plan, Silence.ZERO))
