@@ -15,6 +15,7 @@ from fairkern.compensate.fit import Compensation
 from fairkern.compensate.intercepts import Biases, Places
 from fairkern.compensate.statistics import Statistics, of_taps
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.model.sharded import whole
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, Plan, PlanAxis, Scores, Tap
@@ -40,6 +41,7 @@ def corrections(
 
     Raises PlanMismatchError (scores or plan of another model), InputError (`scores` without what `method` needs; means
     where no weight has a bias or may be given one).
+    Weights in shards are gathered for it, one after the other, and corrections are of what this process holds.
     Cost: per tap one Cholesky factorisation in float64, per consumer one matrix product.
     """
     check(model, plan)
@@ -60,7 +62,7 @@ def corrections(
         if note:
             found.append(_nothing(axis, note))
         elif read[0].side.of_experts:
-            found.append(_of_experts(model, item, cuts[axis.tensor], read, scores, ridge))
+            found.append(_of_experts(model, item, cuts[axis.tensor], read, scores, ridge).held_of(model))
         else:
             heard = tuple(tap.name for tap in read)
             if heard not in known:
@@ -68,7 +70,7 @@ def corrections(
             consumer = Consumer(model, axis, cuts[axis.tensor], read, scores)
             why = consumer.no_bias or ("" if consumer.has_bias else places.why_not(axis))
             without += [why] if why else []
-            found.append(_of_consumer(consumer, known[heard], method, why))
+            found.append(_of_consumer(consumer, known[heard], method, why).held_of(model))
     if method is Compensation.MEAN and without and all(c.weight is None for c in found):
         otherwise = "" if places.asked is Biases.ADDED else ", or biases=True"
         raise InputError(
@@ -108,7 +110,7 @@ def _of_experts(
 
     An expert adds its output, and so an intercept, only to the tokens that are sent to it, times a weight of theirs.
     """
-    weight, dim = tensor_of(model, item.axis.tensor).detach(), item.axis.dim
+    weight, dim = whole(tensor_of(model, item.axis.tensor)), item.axis.dim
     rest = {d - 1: positions for d, positions in index.items() if d not in (0, dim)}
     weights, fits = [], []
     for expert in index.get(0, torch.arange(len(weight), device="cpu")).tolist():

@@ -1,0 +1,1 @@
+"""Models in shards: several processes on gloo, each of which runs the cases of a module."""

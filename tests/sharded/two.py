@@ -1,0 +1,244 @@
+"""Cases for two processes or more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import Shard
+
+import fairkern as fk
+from fairkern.plans.build import build
+from fairkern.results import Plan
+from tests.sharded.models import KINDS, message, plan, same, scores, sharded, units
+
+CASES: list[str] = []
+
+
+def case(function: Callable[[], None]) -> Callable[[], None]:
+    CASES.append(function.__name__)
+    return function
+
+
+def _applied(kind: str) -> None:
+    model, planned = sharded(kind), plan(kind)
+    small = fk.apply(model, planned)
+    other = fk.apply(KINDS[kind].make(), planned)
+    same(small, other)
+    same(model, KINDS[kind].make())  # as it was
+    x = KINDS[kind].inputs(7)
+    with torch.no_grad():
+        assert torch.equal(small(x), other(x))
+
+
+@case
+def apply_layers() -> None:
+    _applied("layers")
+
+
+@case
+def apply_depth() -> None:
+    assert len(plan("depth").lists) == 1  # a block goes whole, and those behind it have other names
+    _applied("depth")
+
+
+@case
+def apply_convolutions() -> None:
+    _applied("convolutions")
+
+
+@case
+def apply_fused_experts() -> None:
+    _applied("fused experts")
+
+
+@case
+def apply_listed_experts() -> None:
+    _applied("listed experts")
+
+
+@case
+def apply_function() -> None:
+    _applied("a function")
+
+
+@case
+def training_goes_on() -> None:
+    small, x = fk.apply(sharded("layers"), plan("layers")), KINDS["layers"].inputs(7)
+    other = fk.apply(KINDS["layers"].make(), plan("layers"))
+    for model in (small, other):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(x).square().mean().backward()
+        optimizer.step()
+    for (name, mine), theirs in zip(small.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine.full_tensor(), theirs, msg=name)  # type: ignore[attr-defined]
+
+
+def _masked(kind: str) -> None:
+    model, plain, x = sharded(kind), KINDS[kind].make(), KINDS[kind].inputs(7)
+    with torch.no_grad():
+        with plan(kind).masked(plain):
+            expected = plain(x)
+        model(x)  # leaves the outermost parameters whole
+        with plan(kind).masked(model):
+            assert torch.equal(model(x), expected)
+            with plan(kind).masked(model):
+                assert torch.equal(model(x), expected)
+            assert torch.equal(model(x), expected)
+        assert torch.equal(model(x), plain(x))
+    for name, value in model.state_dict().items():
+        whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+        assert torch.equal(whole, plain.state_dict()[name]), name
+
+
+@case
+def mask_layers() -> None:
+    _masked("layers")
+
+
+@case
+def mask_depth() -> None:
+    _masked("depth")
+
+
+@case
+def mask_fused_experts() -> None:
+    _masked("fused experts")
+
+
+@case
+def mask_listed_experts() -> None:
+    _masked("listed experts")
+
+
+@case
+def mask_of_a_cut_model_that_has_not_run() -> None:
+    """What is padded in its first pass has to be put back where it lies then."""
+    small = fk.apply(sharded("layers"), plan("layers"))
+    other = fk.apply(KINDS["layers"].make(), plan("layers"))
+    units = fk.trace(other, KINDS["layers"].inputs(0)[:2])
+    neurons = [g for g in units.prunable if units.groups[g].kind == "neuron"]
+    gone = [np.arange(3) if g in neurons else np.zeros(0, np.int64) for g in range(len(units.groups))]
+    again = Plan.of(build(units, gone))
+    with again.masked(small), torch.no_grad():
+        small(KINDS["layers"].inputs(7))
+    same(small, other)
+
+
+@case
+def each_call_of_fully_shard_is_made_again() -> None:
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    mesh = init_device_mesh("cpu", (1, dist.get_world_size()), mesh_dim_names=("copies", "shards"))
+    for options in ({}, {"reshard_after_forward": False}, {"mp_policy": policy}, {"mesh": mesh}):
+        small = fk.apply(sharded("layers", **options), plan("layers"))
+        other = fk.apply(KINDS["layers"].make(), plan("layers"))
+        again = sharded("layers", other, **options)  # as somebody would who shards what is left
+        x = KINDS["layers"].inputs(7)
+        for step in (1, 2):
+            out = small(x)
+            assert torch.equal(out, again(x)), (options, step)
+            whole = [(type(p), type(q)) for p, q in zip(small.parameters(), again.parameters(), strict=True)]
+            assert all(mine is theirs for mine, theirs in whole), (options, step)
+            out.square().mean().backward()
+            again(x).square().mean().backward()
+        for mine, theirs in zip(small.parameters(), again.parameters(), strict=True):
+            assert mine.placements == theirs.placements  # type: ignore[attr-defined]
+            assert mine.device_mesh == theirs.device_mesh  # type: ignore[attr-defined]
+
+
+def _along(parameter: nn.Parameter) -> Shard:
+    """Dimension 1 where that divides."""
+    return Shard(1 if parameter.ndim == 2 and parameter.shape[1] % dist.get_world_size() == 0 else 0)
+
+
+@case
+def shards_along_another_dimension() -> None:
+    small = fk.apply(sharded("layers", shard_placement_fn=_along), plan("layers"))
+    other = fk.apply(KINDS["layers"].make(), plan("layers"))
+    same(small, other)
+    assert any(p.placements == (Shard(1),) for p in small.parameters())  # type: ignore[attr-defined]
+
+
+@case
+def what_does_not_divide_is_refused() -> None:
+    size = dist.get_world_size()
+    model = sharded("layers", shard_placement_fn=lambda p: Shard(1 if p.shape[1:] == (12,) and 12 % size == 0 else 0))
+    gone = [np.arange(11 - size if g.kind == "neuron" else 0) for g in units("layers").groups]
+    planned = Plan.of(build(units("layers"), gone))
+    said = message(lambda: fk.apply(model, planned))
+    assert f"down.weight keeps {size + 1} of 12 positions of dimension 1" in said, said
+    assert f"round_to={size}" in said, said
+
+
+@case
+def another_plan_on_one_process_is_refused() -> None:
+    mine = plan("layers") if dist.get_rank() else scores("layers").plan(keep_params=0.9)
+    for call in (lambda: fk.apply(sharded("layers"), mine), lambda: mine.masked(sharded("layers")).__enter__()):
+        said = message(call)
+        assert "the plan of rank" in said, said
+        assert "is not that of rank 0" in said, said
+
+
+@case
+def in_place_is_refused() -> None:
+    assert "leave inplace=True out" in message(lambda: fk.apply(sharded("layers"), plan("layers"), inplace=True))
+
+
+@case
+def saved_as_one_process_saves_it() -> None:
+    folder, other = (Path(tempfile.gettempdir()) / f"fairkern-{os.getppid()}-{what}" for what in ("shards", "whole"))
+    small = fk.apply(sharded("a function"), plan("a function"))
+    small(KINDS["a function"].inputs(7))
+    fk.save_pruned(small, plan("a function"), folder)
+    if dist.get_rank() == 0:
+        fk.save_pruned(fk.apply(KINDS["a function"].make(), plan("a function")), plan("a function"), other)
+        for name in ("model.safetensors", "plan.json"):
+            assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+        shutil.rmtree(folder)
+        shutil.rmtree(other)
+
+
+@case
+def what_the_first_process_cannot_write_reaches_all() -> None:
+    small = fk.apply(sharded("layers"), plan("layers"))
+    with pytest.raises(OSError if dist.get_rank() == 0 else fk.RankError, match="/nowhere"):
+        fk.save_pruned(small, plan("layers"), "/nowhere/at/all")
+
+
+@case
+def compensated_in_one_shot() -> None:
+    for kind in ("layers", "convolutions", "fused experts"):
+        for method in ("mean", "least_squares"):
+            if (kind, method) == ("fused experts", "mean"):
+                continue  # nothing there has a bias
+            given = {"compensate": method, "scores": scores(kind), "biases": False}
+            same(fk.apply(sharded(kind), plan(kind), **given), fk.apply(KINDS[kind].make(), plan(kind), **given))
+
+
+@case
+def other_compensation_is_refused() -> None:
+    given = {"scores": scores("layers"), "loader": [KINDS["layers"].inputs(0)]}
+    for method in ("sequential", "joint"):
+        said = message(lambda: fk.apply(sharded("layers"), plan("layers"), compensate=method, **given))  # noqa: B023
+        assert "use compensate='least_squares'" in said, said
+
+
+@case
+def traced_without_a_proof() -> None:
+    assert "trace the model before fully_shard" in message(
+        lambda: fk.trace(sharded("layers"), KINDS["layers"].inputs(0))
+    )
+    found = fk.trace(sharded("layers"), KINDS["layers"].inputs(0)[:2], verify=False)
+    expected = fk.trace(KINDS["layers"].make(), KINDS["layers"].inputs(0)[:2], verify=False)
+    assert (found.model, found.shapes, found.prunable) == (expected.model, expected.shapes, expected.prunable)
+    assert [g.name for g in found.groups] == [g.name for g in expected.groups]
