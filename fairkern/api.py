@@ -28,6 +28,7 @@ from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values, not_finite, proven
+from fairkern.ranks import ALONE, RanksLike, entered, shared
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import check_ordinary, ordinary, stage
 
@@ -123,6 +124,7 @@ def trace(
 
 
 @stage
+@shared
 def score(
     model: nn.Module,
     loader: Iterable[Any],
@@ -142,6 +144,7 @@ def score(
     memory_budget: int | None = None,
     gram: bool = False,
     progress: bool = True,
+    ranks: RanksLike = None,
 ) -> Scores:
     """U-score and R-score of every unit that can be cut and that inputs change, in one pass over `loader`.
 
@@ -185,6 +188,9 @@ def score(
         gram: keep second moments of what consumers read, which `apply(…, compensate="least_squares")` solves from:
             a float64 matrix [length, length] per tap, and C² multiply-adds per position.
         progress: show a progress bar on a terminal.
+        ranks: True, or a process group: all its processes make this call, with the same model and the same loader, of
+            which each runs every so many batches; all of them get the scores of one process. False: this process works
+            by itself, whatever others do. None: there is no other.
 
     Returns:
         Scores; `provenance` says what was used: counts, passes, seconds per stage; `sample_bytes`, what the class
@@ -221,8 +227,9 @@ def score(
         gram=gram,
         class_of=class_of,
         samples_of=samples_of,
+        ranks=(team := entered(ranks)),
     )
-    show, traced = options.flag("progress", progress), 0.0
+    show, traced = options.flag("progress", progress) and team.first, 0.0
     with at_work(model, "score()"):
         if units is None:
             started = time.perf_counter()
@@ -232,9 +239,10 @@ def score(
         else:
             options.instance("units", units, types.UnitMap, options.UNITS)
             compact.check(model, build(units, nothing(units)))
+        capture.check_same(team, "score()", model, the_unit_map=units, what_is_asked_for=replace(settings, ranks=ALONE))
         with report.progress(show) as on_batch:
             scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
-    seconds = {"trace": traced, **scores.provenance["seconds"]}
+    seconds = {"trace": team.told("the trace", lambda: traced), **scores.provenance["seconds"]}
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 
 

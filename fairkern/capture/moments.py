@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from fairkern.capture.points import Point
 from fairkern.capture.sums import AT_ONCE
 from fairkern.errors import NonFiniteError
 from fairkern.ops.gram import Gram, gram
+from fairkern.ranks import Ranks
 from fairkern.types import Moments, UnitMap
 
 _LEAST = 2.0**-80  # sums of squares below it have lost what smaller units give, or all
@@ -108,6 +109,36 @@ class MomentStore:
         if not bool(torch.isfinite(squares).all()):
             raise NonFiniteError(f"{what} at {point.name} are not finite in batch {self.batch}")
 
+    @property
+    def means_at_first(self) -> dict[str, Tensor]:
+        """What is taken off at every point, once the first batch has come, on the CPU."""
+        return {point.name: shift.cpu() for point, shift in self._shifts.items()}
+
+    def take_off(self, means: Mapping[str, Tensor]) -> None:
+        """These, which another process had from the first batch, before any comes here."""
+        self._shifts = {p: means[p.name] for p in self._per_unit if p.name in means}
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Over processes that have each heard some batches."""
+        heard = [torch.tensor(elements, dtype=torch.float64, device="cpu") for elements in self._elements.values()]
+        powers = [torch.as_tensor(power, dtype=torch.float64).reshape(1) for power in self._powers.values()]
+        counts = [self._sums[p][2] if p in self._sums else 0 for p in self._per_unit]
+        whole = ranks.summed("moments", [*heard, *powers, torch.tensor(counts, dtype=torch.float64, device="cpu")])
+        n = len(self._per_unit)
+        self._elements = {p: [int(k) for k in found] for p, found in zip(self._per_unit, whole[:n], strict=True)}
+        self._powers = {p: float(found) for p, found in zip(self._per_unit, whole[n : 2 * n], strict=True)}
+        for point, count in zip(self._per_unit, map(int, whole[-1]), strict=True):
+            if not count:
+                continue
+            square, total, _ = self._sums.get(point) or self._nothing(point)
+            square, total = ranks.summed("moments", [square, total])
+            self._sums[point] = (square, total, count)
+
+    def _nothing(self, point: Point) -> tuple[Tensor, Tensor, int]:
+        width = point.length // self._per_unit[point]
+        zeros = torch.zeros(width, width, dtype=torch.float64, device="cpu")
+        return zeros, zeros.sum(0), 0
+
     def powers(self, samples: int) -> dict[str, float]:
         """By tap name: the gradient power per sample, as if all tokens were given to every expert."""
         found = {}
@@ -125,7 +156,7 @@ class MomentStore:
         if shift is None:
             shift = act.reshape(len(act), -1).mean(1, dtype=wide).nan_to_num(0.0, 0.0, 0.0)
             self._shifts[point] = shift
-        shift = shift.view(-1, *[1] * (act.ndim - 1))
+        shift = shift.to(act.device).view(-1, *[1] * (act.ndim - 1))
         return torch.sub(act, shift, out=_room(act, wide))
 
     def moments(self) -> dict[str, Moments]:
@@ -153,6 +184,14 @@ class StateMeans:
         total, count = act.double().sum(0), len(act)
         known = self._sums.get(point)
         self._sums[point] = (total, count) if known is None else (known[0] + total, known[1] + count)
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Over processes that have each heard some batches."""
+        nothing = {p: torch.zeros(p.length, dtype=torch.float64, device="cpu") for p in self.points}
+        counts = [self._sums[p][1] if p in self._sums else 0 for p in self.points]
+        sums = [self._sums[p][0] if p in self._sums else nothing[p] for p in self.points]
+        *totals, whole = ranks.summed("means", [*sums, torch.tensor(counts, dtype=torch.float64, device="cpu")])
+        self._sums = {p: (total, int(n)) for p, total, n in zip(self.points, totals, whole, strict=True)}
 
     def means(self) -> dict[str, np.ndarray]:
         """By tap name, float64 `[length]`, where anything was read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.one_pass import Pass
 from fairkern.capture.points import Block, Point, branch_points, expert_points, hidden_points, points_of
 from fairkern.capture.provenance import Clock, provenance
-from fairkern.capture.residual import residual
+from fairkern.capture.residual import jobs, signal, solve
 from fairkern.capture.samples import SampleStore, by_group
 from fairkern.capture.settings import Recipe, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
@@ -89,21 +90,27 @@ def _captured(
         with clock.timed("residual"):
             powers = moments.powers(first.seen)
             kept = moments.moments()
-            signals["residual"] = residual(model, units, kept, powers)
+            todo = jobs(units)
+            does = [partial(solve, job, model, units, kept, powers) for job in todo]
+            made = settings.ranks.shared_out("ordering units", does, [job.cost for job in todo])
+            signals["residual"] = signal(units, dict(zip(todo, made, strict=True)))
     return Scores(
         units=units,
         signals={name: _by_index(values, units) for name, values in signals.items()},
         means={**taylor.means(), **states.means()},
         moments=kept,
         grids={point.name: dict(sizes) for point, sizes in first.grids.items()},
-        provenance=provenance(
-            settings,
-            first,
-            passes=len(stores),
-            sample_bytes=max(store.peak for store in stores),
-            device=device_of(model),
-            seconds=clock.seconds(),
-            no_classes=[units.groups[g].name for g in alone],
+        provenance=settings.ranks.told(
+            "the scores",
+            lambda: provenance(
+                settings,
+                first,
+                passes=len(stores),
+                sample_bytes=max(store.peak for store in stores),
+                device=device_of(model),
+                seconds=clock.seconds(),
+                no_classes=[units.groups[g].name for g in alone],
+            ),
         ),
     )
 

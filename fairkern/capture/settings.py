@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fairkern import options
 from fairkern.errors import InputError
+from fairkern.ranks import ALONE, Ranks
 
 ClassOf = Callable[[Any], Tensor]
 SamplesOf = Callable[[Any], int]
@@ -70,6 +71,7 @@ class Settings:
     samples_of: SamplesOf | None = None
     class_of: ClassOf | Literal[False] | None = None  # False: no classes, and no U
     on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
+    ranks: Ranks = ALONE  # who hears the batches, each some of them
 
     def __post_init__(self) -> None:
         self._set(

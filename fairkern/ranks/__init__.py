@@ -8,11 +8,11 @@ where a value lies in the buffer, and so do the trees of NCCL.
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar, Union
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ from fairkern.ranks import watch
 from fairkern.ranks.watch import Watch
 
 T = TypeVar("T")
+_Given = ParamSpec("_Given")
 
 _PIECE = 2**20  # float64 values that are on their way at once
 _INLINE = 2**14  # bytes of a message that the store may hold
@@ -78,21 +79,24 @@ class Ranks:
         parts = self._all(room)
         return [pickle.loads(p[:length].numpy().tobytes()) for p, (length, _) in zip(parts, heads, strict=True)]
 
-    def told(self, what: str, make: Callable[[], T]) -> T:
-        """What `make()` gives on rank 0, on all; the others wait meanwhile, and do nothing."""
+    def told(self, what: str, make: Callable[[], T], by: int = 0) -> T:
+        """What `make()` gives on one rank, on all; the others wait meanwhile, and do nothing."""
         if self._watch is None:
             return make()
-        made = make() if self.first else None
-        data = pickle.dumps(made)
-        length, inline = self._meet(what, (len(data), data if self.first and len(data) <= _INLINE else None))[0]
-        if self.first:
-            room = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        else:
-            room = torch.empty(length, dtype=torch.uint8, device="cpu")
+        if self.rank == by:
+            made = make()
+            data = bytearray(pickle.dumps(made))
+            self._meet(what, (len(data), bytes(data) if len(data) <= _INLINE else None))
+            if len(data) > _INLINE:
+                self._from(by, torch.frombuffer(data, dtype=torch.uint8))
+            return made
+        length, inline = self._meet(what, None)[by]
         if inline is None:
-            self._from_first(room)
+            room = torch.empty(length, dtype=torch.uint8, device="cpu")
+            self._from(by, room)
             inline = room.numpy().tobytes()
-        return made if self.first else pickle.loads(inline)  # type: ignore[return-value]
+        told: T = pickle.loads(inline)
+        return told
 
     def agree(self, what: str, said: Mapping[str, str], remedy: str = "") -> None:
         """Raises InputError where processes say different things, and of which they do."""
@@ -133,7 +137,7 @@ class Ranks:
         heads = self._meet(what, None if tensor is None else (tuple(tensor.shape), tensor.dtype))
         if self.rank != owner:
             if tensor is not None and tensor.numel():
-                self._through(partial(_send, tensor, owner))
+                self._through(functools.partial(_send, tensor, owner))
             return []
         found: list[Tensor | None] = []
         for rank, head in enumerate(heads):
@@ -142,7 +146,7 @@ class Ranks:
                 continue
             room = torch.empty(head[0], dtype=head[1], device="cpu")
             if room.numel():
-                self._through(partial(_receive, room, rank))
+                self._through(functools.partial(_receive, room, rank))
             found.append(room)
         return found
 
@@ -154,21 +158,29 @@ class Ranks:
         for tensor in tensors:
             held = tensor.detach().to("cpu", copy=True).contiguous()
             if held.numel():
-                self._from_first(_bytes(held))
+                self._from(0, _bytes(held))
             if not self.first:
                 with torch.no_grad():
                     tensor.copy_(held)
 
     def shared_out(self, what: str, jobs: Sequence[Callable[[], T]], costs: Sequence[float]) -> list[T]:
         """What all jobs give, on every process; each is done by one, and as much to do falls to each as can be had."""
-        owners = _dealt(costs, self.size)
-        done = {}
+        owners, done = self.dealt(costs), {}
         for number, job in enumerate(jobs):
             if owners[number] == self.rank:
                 done[number] = job()
                 self.check()
         every = self.gathered(what, done)
         return [every[owner][number] for number, owner in enumerate(owners)]
+
+    def dealt(self, costs: Sequence[float], among: Sequence[int] | None = None) -> list[int]:
+        """Who does what, of all or of these: the dearest first, each goes to whoever has least to do so far."""
+        load = dict.fromkeys(range(self.size) if among is None else among, 0.0)
+        owners = [0] * len(costs)
+        for number in sorted(range(len(costs)), key=lambda k: (-costs[k], k)):
+            owners[number] = min(load, key=lambda rank: (load[rank], rank))
+            load[owners[number]] += costs[number]
+        return owners
 
     def _same(self, what: str, form: Any) -> None:
         forms = self._meet(what, form)
@@ -198,8 +210,10 @@ class Ranks:
         self._through(lambda group: group.allgather([parts], [tensor]))
         return parts
 
-    def _from_first(self, tensor: Tensor) -> None:
-        self._through(lambda group: group.broadcast([tensor], _root()))
+    def _from(self, rank: int, tensor: Tensor) -> None:
+        options = dist.BroadcastOptions()
+        options.rootRank = rank
+        self._through(lambda group: group.broadcast([tensor], options))
 
     def _through(self, send: Callable[[Any], Any]) -> None:
         """By connections of our own, which break when one of the processes has been gone for `PATIENCE`."""
@@ -231,6 +245,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+RanksLike: TypeAlias = Union[bool, Ranks, "dist.ProcessGroup", None]
 
 
 def together(given: Any, what: str) -> contextlib.AbstractContextManager[Ranks]:
@@ -277,13 +292,21 @@ def together(given: Any, what: str) -> contextlib.AbstractContextManager[Ranks]:
     return Ranks(rank, size, store)._watched(what)
 
 
-def _dealt(costs: Sequence[float], size: int) -> list[int]:
-    """Who does what: one after the other, the dearest first, goes to whoever has least to do so far."""
-    owners, load = [0] * len(costs), [0.0] * size
-    for number in sorted(range(len(costs)), key=lambda k: (-costs[k], k)):
-        owners[number] = load.index(min(load))
-        load[owners[number]] += costs[number]
-    return owners
+def shared(function: Callable[_Given, T]) -> Callable[_Given, T]:
+    """A function whose `ranks=` says by which processes it is done: within, it is the `Ranks` that were entered."""
+
+    @functools.wraps(function)
+    def run(*args: _Given.args, **kwargs: _Given.kwargs) -> T:
+        with together(kwargs.get("ranks"), f"{function.__name__}()") as ranks:
+            kwargs["ranks"] = ranks
+            return function(*args, **kwargs)
+
+    return run
+
+
+def entered(given: RanksLike) -> Ranks:
+    """What `shared` has put in place of what was given."""
+    return given if isinstance(given, Ranks) else ALONE
 
 
 def _pieces(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
@@ -313,9 +336,3 @@ def _send(tensor: Tensor, to: int, group: Any) -> Any:
 
 def _receive(room: Tensor, sender: int, group: Any) -> Any:
     return group.recv([_bytes(room)], sender, 0)
-
-
-def _root() -> Any:
-    options = dist.BroadcastOptions()
-    options.rootRank = 0
-    return options
