@@ -8,23 +8,25 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from fairkern.capture.losses import LossFunction
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.one_pass import Pass
 from fairkern.capture.points import Block, Point, branch_points, expert_points, hidden_points, points_of
 from fairkern.capture.provenance import Clock, provenance
-from fairkern.capture.residual import jobs, signal, solve
+from fairkern.capture.residual import jobs, signal, solve, squares
 from fairkern.capture.samples import SampleStore, by_group
 from fairkern.capture.settings import Recipe, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
 from fairkern.errors import InputError
 from fairkern.model.autocast import Ambient, without_autocast
 from fairkern.model.replacements import in_place
+from fairkern.model.sharded import in_shards
 from fairkern.model.tensors import device_of
 from fairkern.model.untouched import untouched
-from fairkern.types import Moments, Scores, Side, UnitMap
+from fairkern.ranks import Ranks
+from fairkern.types import FloatArray, Moments, Scores, Side, UnitMap
 
 
 def capture(
@@ -90,10 +92,7 @@ def _captured(
         with clock.timed("residual"):
             powers = moments.powers(first.seen)
             kept = moments.moments()
-            todo = jobs(units)
-            does = [partial(solve, job, model, units, kept, powers) for job in todo]
-            made = settings.ranks.shared_out("ordering units", does, [job.cost for job in todo])
-            signals["residual"] = signal(units, dict(zip(todo, made, strict=True)))
+            signals["residual"] = _residual(model, units, kept, powers, settings.ranks)
     return Scores(
         units=units,
         signals={name: _by_index(values, units) for name, values in signals.items()},
@@ -113,6 +112,22 @@ def _captured(
             ),
         ),
     )
+
+
+def _residual(
+    model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float], ranks: Ranks
+) -> dict[int, FloatArray]:
+    """Every process orders the units of some sets. What of weights in shards that takes is gathered before."""
+    todo = jobs(units)
+    costs = [job.cost for job in todo]
+    outputs: dict[int, Mapping[str, Tensor]] = {}
+    if ranks.several and in_shards(model):
+        for number, owner in enumerate(ranks.dealt(costs)):
+            made = squares(todo[number], model, units, moments)
+            if owner == ranks.rank:
+                outputs[number] = made
+    does = [partial(solve, job, model, units, moments, powers, outputs.get(n)) for n, job in enumerate(todo)]
+    return signal(units, dict(zip(todo, ranks.shared_out("ordering units", does, costs), strict=True)))
 
 
 def _listened(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +13,9 @@ from fairkern.artefacts.files import plain, sum_of
 from fairkern.artefacts.plans import plan_payload
 from fairkern.compact.descriptors import tensors_of
 from fairkern.errors import InputError
-from fairkern.model.sharded import in_shards, is_sharded, local, part_of
+from fairkern.model.sharded import in_shards, is_sharded, local, part_of, spread_of
 from fairkern.ranks import ALONE, Ranks, together
+from fairkern.ranks.digests import digest
 from fairkern.types import Plan
 
 _SAME = "shard the same model in the same way in all of them, and give all the same plan"
@@ -38,12 +38,9 @@ def company(model: nn.Module, plan: Plan, what: str) -> Iterator[Ranks]:
     if len(set(map(frozenset, meshes))) > 1:
         raise InputError(f"parameters of this {type(model).__name__} lie in different sets of processes; use one mesh")
     with together(_group(next(iter(meshes.values()))), what) as ranks:
-        spread = "".join(
-            f"{names} {tuple(t.shape)} {t.dtype} {t.placements} {t.device_mesh.mesh.tolist()};" for names, t in held
-        )
         said = {
             "the plan": sum_of(plain(plan_payload(plan), "plan")),
-            "how the model lies in shards": hashlib.sha256(spread.encode()).hexdigest(),
+            "how the model lies in shards": digest([(names, t.shape, t.dtype, spread_of(t)) for names, t in held]),
         }
         ranks.agree(what, said, _SAME)
         yield ranks

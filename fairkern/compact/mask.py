@@ -56,24 +56,25 @@ class masked:
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._model, "a mask"))
             with company(self._model, self._plan, "masked()"):
-                sharded = in_shards(self._model)
-            if self._strict:
-                check(self._model, self._plan)
-            targets = match(self._model, silenced(self._plan, Silence.ZERO))
-            if not torch.is_inference_mode_enabled():
-                check_ordinary((held.names[0], held.tensor) for held, _ in targets)
-            zeros = _Zeros([(held.tensor, _here(held, index)) for held, index in targets])
-            stack.callback(zeros.take_off)
-            zeros.put_on()
-            for branch in removed_branches(self._plan):
-                stack.callback(_silent(self._model, branch).remove)
-            silent = without_experts(self._model, self._plan)
-            if silent is not None:
-                stack.enter_context(silent)
-            if sharded:  # before anything is put back: what is whole holds zeros of ours
-                stack.callback(in_shards, self._model)
+                self._put_on(stack)
             self._entered.append(stack.pop_all())
         return self._model
+
+    def _put_on(self, stack: contextlib.ExitStack) -> None:
+        if self._strict:
+            check(self._model, self._plan)
+        targets = match(self._model, silenced(self._plan, Silence.ZERO))
+        if not torch.is_inference_mode_enabled():
+            check_ordinary((held.names[0], held.tensor) for held, _ in targets)
+        zeros = _Zeros([(held.tensor, _here(held, index)) for held, index in targets])
+        stack.callback(zeros.take_off)
+        zeros.put_on()
+        for branch in removed_branches(self._plan):
+            stack.callback(_silent(self._model, branch).remove)
+        silent = without_experts(self._model, self._plan)
+        if silent is not None:
+            stack.enter_context(silent)
+        stack.callback(in_shards, self._model)  # before anything is put back: what a pass left whole has zeros of ours
 
     @uncompiled
     def __exit__(
@@ -166,7 +167,7 @@ def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
     for dim, positions in index.items():
         there = positions.to(data.device)
         if there.ndim == 2:  # every position of dimension 0 loses others
-            there = there.reshape([*there.shape[:1], *(-1 if d == dim else 1 for d in range(1, data.ndim))])
+            there = there.reshape([len(there), *(there.shape[1] if d == dim else 1 for d in range(1, data.ndim))])
             there = there.expand([n if d != dim else -1 for d, n in enumerate(data.shape)])
             saved.append((tensor, dim, there, data.gather(dim, there)))
             data.scatter_(dim, there, 0)

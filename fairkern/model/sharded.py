@@ -44,6 +44,14 @@ def in_shards(model: nn.Module) -> bool:
     return bool(found) or any(is_sharded(p) for p in model.parameters())
 
 
+def processes_of(model: nn.Module) -> int:
+    """How many processes hold a model together: 1 where it does not lie in shards."""
+    if not in_shards(model):
+        return 1
+    held: list[Any] = [p for p in model.parameters() if is_sharded(p)]
+    return max((p.device_mesh.size() for p in held), default=1)
+
+
 @contextlib.contextmanager
 def put_in_shards(model: nn.Module) -> Iterator[None]:
     """Parameters lie in shards when this begins and when it ends, as they do between two steps of training: what a
@@ -53,12 +61,18 @@ def put_in_shards(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for _, module in sharding_modules(model)[:1]:
-            if hasattr(module, "reset_iter_state"):  # a pass that has stopped half-way
+        for _, module in sharding_modules(model):
+            begun = module._get_fsdp_state()._is_root  # none is before the first pass
+            if begun and hasattr(module, "reset_iter_state"):  # one that has stopped half-way
                 module.reset_iter_state()
         raise
     finally:
         in_shards(model)
+
+
+def spread_of(tensor: Any) -> str:
+    """How a tensor lies in processes: the same in all of them."""
+    return f"{tuple(tensor.placements)} {tensor.device_mesh.mesh.tolist()}"
 
 
 class Part(NamedTuple):

@@ -77,6 +77,15 @@ def batches(kind: str, count: int = 3) -> list[tuple[Tensor, Tensor]]:
     return [(x, torch.arange(len(x)) % 3) for x in made]
 
 
+def labels(batch: tuple[Tensor, Tensor]) -> Tensor:
+    return batch[1]
+
+
+def local(tensor: Any) -> Tensor:
+    """A copy of what lies here."""
+    return tensor.detach().to_local().clone()
+
+
 @cache
 def units(kind: str) -> fk.UnitMap:
     given = KINDS[kind]
@@ -87,7 +96,14 @@ def units(kind: str) -> fk.UnitMap:
 def scores(kind: str) -> fk.Scores:
     """Of one process by itself."""
     return fk.score(
-        KINDS[kind].make(), batches(kind), loss, units=units(kind), gram=True, progress=False, class_of=lambda b: b[1]
+        KINDS[kind].make(),
+        batches(kind),
+        loss,
+        units=units(kind),
+        gram=True,
+        progress=False,
+        class_of=labels,
+        ranks=False,
     )
 
 

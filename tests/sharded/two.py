@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,15 +20,22 @@ from torch.distributed.tensor import Shard
 
 import fairkern as fk
 from fairkern.plans.build import build
+from fairkern.ranks.digests import digest
 from fairkern.results import Plan
-from tests.sharded.models import KINDS, message, plan, same, scores, sharded, units
+from tests.sharded.models import KINDS, batches, labels, local, loss, message, plan, same, scores, sharded, units
 
 CASES: list[str] = []
+THREE: list[str] = []  # those that three processes run as well, of which some have no part of what is short
 
 
 def case(function: Callable[[], None]) -> Callable[[], None]:
     CASES.append(function.__name__)
     return function
+
+
+def three(function: Callable[[], None]) -> Callable[[], None]:
+    THREE.append(function.__name__)
+    return case(function)
 
 
 def _applied(kind: str) -> None:
@@ -41,7 +49,7 @@ def _applied(kind: str) -> None:
         assert torch.equal(small(x), other(x))
 
 
-@case
+@three
 def apply_layers() -> None:
     _applied("layers")
 
@@ -57,7 +65,7 @@ def apply_convolutions() -> None:
     _applied("convolutions")
 
 
-@case
+@three
 def apply_fused_experts() -> None:
     _applied("fused experts")
 
@@ -111,7 +119,7 @@ def mask_depth() -> None:
     _masked("depth")
 
 
-@case
+@three
 def mask_fused_experts() -> None:
     _masked("fused experts")
 
@@ -161,11 +169,12 @@ def _along(parameter: nn.Parameter) -> Shard:
     return Shard(1 if parameter.ndim == 2 and parameter.shape[1] % dist.get_world_size() == 0 else 0)
 
 
-@case
+@three
 def shards_along_another_dimension() -> None:
-    small = fk.apply(sharded("layers", shard_placement_fn=_along), plan("layers"))
-    other = fk.apply(KINDS["layers"].make(), plan("layers"))
-    same(small, other)
+    gone = [np.arange(6 if g.kind == "neuron" else 0) for g in units("layers").groups]
+    planned = Plan.of(build(units("layers"), gone))
+    small = fk.apply(sharded("layers", shard_placement_fn=_along), planned)
+    same(small, fk.apply(KINDS["layers"].make(), planned))
     assert any(p.placements == (Shard(1),) for p in small.parameters())  # type: ignore[attr-defined]
 
 
@@ -194,7 +203,7 @@ def in_place_is_refused() -> None:
     assert "leave inplace=True out" in message(lambda: fk.apply(sharded("layers"), plan("layers"), inplace=True))
 
 
-@case
+@three
 def saved_as_one_process_saves_it() -> None:
     folder, other = (Path(tempfile.gettempdir()) / f"fairkern-{os.getppid()}-{what}" for what in ("shards", "whole"))
     small = fk.apply(sharded("a function"), plan("a function"))
@@ -215,7 +224,7 @@ def what_the_first_process_cannot_write_reaches_all() -> None:
         fk.save_pruned(small, plan("layers"), "/nowhere/at/all")
 
 
-@case
+@three
 def compensated_in_one_shot() -> None:
     for kind in ("layers", "convolutions", "fused experts"):
         for method in ("mean", "least_squares"):
@@ -242,3 +251,87 @@ def traced_without_a_proof() -> None:
     expected = fk.trace(KINDS["layers"].make(), KINDS["layers"].inputs(0)[:2], verify=False)
     assert (found.model, found.shapes, found.prunable) == (expected.model, expected.shapes, expected.prunable)
     assert [g.name for g in found.groups] == [g.name for g in expected.groups]
+
+
+def _scored(kind: str, count: int, **options: Any) -> None:
+    given = {"units": units(kind), "gram": True, "progress": False, "class_of": labels, **options}
+    data = batches(kind, count)
+    expected = fk.score(KINDS[kind].make(), data, loss, ranks=False, **given)
+    model = sharded(kind)
+    before = {name: local(value) for name, value in model.named_parameters()}
+    found = fk.score(model, data, loss, ranks=True, **given)
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(torch.equal(local(after[name]), value) for name, value in before.items())
+    same(model, KINDS[kind].make())
+    for name, values in expected.signals.items():
+        for mine, theirs in zip(found.signals[name], values, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-7, atol=1e-12, err_msg=name)
+    for name, moments in expected.moments.items():
+        torch.testing.assert_close(found.moments[name].gram, moments.gram)
+        assert found.moments[name].count == moments.count
+    if "memory_budget" in options:
+        assert found.provenance["passes"] > 1, found.provenance["passes"]
+    for keep in (0.9, 0.7, 0.5):
+        assert digest(found.plan(keep_params=keep).axes) == digest(expected.plan(keep_params=keep).axes)
+
+
+@three
+def scored_layers() -> None:
+    _scored("layers", 4)
+
+
+@three
+def scored_with_fewer_batches_than_processes() -> None:
+    _scored("layers", 1)
+
+
+@case
+def scored_with_batches_left_over() -> None:
+    for count in (2, 5):
+        _scored("convolutions", count)
+
+
+@case
+def scored_in_several_passes() -> None:
+    _scored("convolutions", 5, memory_budget=50_000)
+
+
+@case
+def scored_branches() -> None:
+    _scored("depth", 3)
+
+
+@case
+def scored_fused_experts() -> None:
+    _scored("fused experts", 3)
+
+
+@case
+def scored_listed_experts() -> None:
+    _scored("listed experts", 3)
+
+
+@case
+def scored_at_a_function() -> None:
+    _scored("a function", 3)
+
+
+@case
+def scored_batches_of_many_sizes() -> None:
+    """A sample alone, none at all, and where samples lie in a way that has to be looked for."""
+    x, y = batches("layers", 1)[0]
+    data = [(x[:k], y[:k]) for k in (6, 1, 0, 5, 6)]
+    given = {"units": units("layers"), "progress": False, "class_of": labels}
+    expected = fk.score(KINDS["layers"].make(), data, loss, ranks=False, **given)
+    found = fk.score(sharded("layers"), data, loss, ranks=True, **given)
+    for mine, theirs in zip(found.signals["taylor"], expected.signals["taylor"], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-7, atol=1e-12)
+
+
+@case
+def scored_by_one_of_several_is_refused() -> None:
+    given = {"units": units("layers"), "progress": False, "class_of": labels}
+    said = message(lambda: fk.score(sharded("layers"), batches("layers"), loss, ranks=False, **given))
+    assert f"lies in shards in {dist.get_world_size()} processes" in said, said
+    assert "ranks=True" in said, said
