@@ -20,11 +20,13 @@ FLOORS = (
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},  # the stages
     {"prove", "compensate"},  # what is made of two stages
-    {"api", "results", "pruning", "summary", "timing", "healing"},
+    {"walk"},  # a model that is not there as a whole, through several of them
+    {"api", "checks", "results", "pruning", "summary", "timing", "healing"},
     {"hf"},  # folders of transformers
     {""},  # fairkern/__init__.py: what users import
     {"demo"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = set(FLOOR)

@@ -71,32 +71,38 @@ def order_of(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
+class Later(NamedTuple):
+    """A tensor that is made when it is written, and gone then; `like` is one on the meta device."""
+
+    like: Tensor
+    make: Callable[[], Tensor]
+
+
 def write_tensors(
-    path: str | os.PathLike[str],
-    tensors: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    whole: Callable[[str], Tensor] | None = None,
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor | Later], metadata: Mapping[str, str]
 ) -> None:
     """Writes dense tensors, of any device, and texts; the sum is added to the texts.
 
-    Tensors are summed up while they are written, one after the other. The same tensors and texts give the same bytes.
-    `whole` gives the values of a tensor when its turn comes, where `tensors` are in shards.
+    Tensors are summed up while they are written, one after the other, the largest elements first, so that each lies at
+    a multiple of its element's size. The same tensors and texts give the same bytes.
 
     Raises:
         InputError: a dtype that the format does not have.
         OSError: the file cannot be written, the disk is full. What was written by then stays.
     """
-    order = order_of(tensors)
+    likes = {name: t.like if isinstance(t, Later) else t for name, t in tensors.items()}
+    order = order_of(likes)
     entries, end = {}, 0
     for name in order:
-        entries[name] = entry_of(name, tensors[name].dtype, tensors[name].shape, end)
+        entries[name] = entry_of(name, likes[name].dtype, likes[name].shape, end)
         end = entries[name].stop
     blank = header_of(entries, {**metadata, SUM: "0" * hashlib.sha256().digest_size * 2})
     sums = {}
     with open(path, "wb") as file:
         file.write(len(blank).to_bytes(8, "little") + blank)
         for name in order:
-            data = bytes_of(tensors[name] if whole is None else whole(name))
+            given = tensors[name]
+            data = bytes_of(given.make() if isinstance(given, Later) else given)
             sums[name] = hashlib.sha256(data).hexdigest()
             file.write(data)
         file.seek(8)

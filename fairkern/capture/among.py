@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -21,18 +22,22 @@ _SAME = (
 )
 
 
-def check_same(ranks: Ranks, what: str, model: nn.Module, **given: Any) -> None:
-    """Raises InputError where processes do not have the same model, to the bit, or were given other things, by name;
-    and where others than these hold a part of it."""
+def check_same(ranks: Ranks, what: str, model: nn.Module, given: Mapping[str, Any]) -> None:
+    """Raises InputError where processes do not have the same model, to the bit, or were given other things, by name.
+    Whether a bar shows how far it is may differ."""
+    if ranks.several:
+        said = {f"{name}=": digest(value) for name, value in given.items() if name != "progress"}
+        ranks.agree(what, {"the model": sum_of_model(model), **said}, "load, seed or give it alike in every process")
+
+
+def check_holders(ranks: Ranks, what: str, model: nn.Module) -> None:
+    """Raises InputError where others than these processes hold a part of the model, which no pass can do without."""
     holders = processes_of(model)
     if holders > 1 and holders != ranks.size:
         raise InputError(
             f"this {type(model).__name__} lies in shards in {holders} processes, and each pass takes all of them; "
             f"{what} is called by {ranks.size}: pass ranks=True, or the process group of its mesh, in all of these"
         )
-    if ranks.several:
-        said = {name.replace("_", " "): digest(value) for name, value in given.items()}
-        ranks.agree(what, {"the model": sum_of_model(model), **said}, "load or seed it alike in every process")
 
 
 class Among:

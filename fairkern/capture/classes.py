@@ -148,6 +148,11 @@ class Choice:
         """Rows per class, as they were labelled."""
         return next(iter(self._grids.values())).counts if self._grids else Counter()
 
+    @property
+    def expected(self) -> int:
+        """Rows that are likely to be taken in all, as they were labelled."""
+        return next(iter(self._grids.values())).expected(self.done) if self._grids else 0
+
     def check(self) -> None:
         """Raises InputError unless there are two classes with two samples (places, as they were labelled) each."""
         grid, selection = next(iter(self._grids.items()), ((), Selection(self._per_class)))

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +27,9 @@ from fairkern.artefacts.files import (
     sum_of,
 )
 from fairkern.artefacts.plans import plan_payload, read_plan_payload
-from fairkern.artefacts.tensors import open_tensors, order_of, write_tensors
+from fairkern.artefacts.tensors import Later, open_tensors, order_of, write_tensors
 from fairkern.artefacts.writing import replacing_all, whole_folder
+from fairkern.compact.built import buffers_built
 from fairkern.compact.company import company, on_first
 from fairkern.compact.config import follow_config
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
@@ -98,8 +100,16 @@ def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str], ranks: R
             on_first(ranks, name, tensors[name])
         return
     with whole_folder(folder) as place, replacing_all([place / WEIGHTS, place / PLAN]) as (weights, beside):
-        write_tensors(weights, tensors, metadata, lambda name: on_first(ranks, name, tensors[name]))
+        write_tensors(weights, {name: _when_written(ranks, name, t) for name, t in tensors.items()}, metadata)
         beside.write_bytes(described)
+
+
+def _when_written(ranks: Ranks, name: str, tensor: Tensor) -> Tensor | Later:
+    """One in shards is brought together when its turn has come."""
+    if not is_sharded(tensor):
+        return tensor
+    like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return Later(like, partial(on_first, ranks, name, tensor))
 
 
 def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
@@ -175,6 +185,7 @@ def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tens
     shapes, renaming = shapes_left(plan), Renaming(plan)
     cuts = {id(held.tensor): index for held, index in match(model, kept(plan))}
     made = []
+    built: dict[str, Tensor] | None = None
     for held in tensors_of(model):
         tensor = held.tensor
         if all(renaming.after(name) is None for name in held.names):
@@ -183,11 +194,18 @@ def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tens
             shape = next(shapes[name] for name in held.names if name in shapes)
             device = torch.device("cpu") if tensor.is_meta else tensor.device
             made.append((held, empty_dense(tensor, shape, device)))
-        elif tensor.is_meta:
-            raise InputError(
-                f"{held.names[0]} is not saved with the model (a non-persistent buffer) and has no values on the "
-                "meta device: build the model on a real one"
-            )
+            continue
+        if tensor.is_meta:
+            built = buffers_built(model) if built is None else built
+            values = next((built[name] for name in held.names if name in built), None)
+            if values is None or values.is_meta or values.shape != tensor.shape:
+                raise InputError(
+                    f"{held.names[0]} is not saved with the model (a non-persistent buffer), has no values on the "
+                    "meta device, and no configuration that the model is built from: build the model on a real one"
+                )
+            cut = cuts.get(id(tensor))
+            values = values.to(tensor.dtype)
+            made.append((held, values if cut is None else gather_dense([(values, cut)], "auto")[0]))
         elif id(tensor) in cuts:
             made.append((held, gather_dense([(tensor, cuts[id(tensor)])], "auto")[0]))
     return made

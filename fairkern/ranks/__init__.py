@@ -53,6 +53,11 @@ class Ranks:
         return self.rank == 0
 
     @property
+    def local(self) -> int:
+        """Which of the processes of its machine this is, as their launcher says."""
+        return env.local_rank()
+
+    @property
     def several(self) -> bool:
         return self.size > 1
 
@@ -135,6 +140,8 @@ class Ranks:
         if self._watch is None:
             return [tensor]
         heads = self._meet(what, None if tensor is None else (tuple(tensor.shape), tensor.dtype))
+        if any(head is not None and 0 not in head[0] for head in heads):
+            self._connect()  # which takes all, also those that bring nothing
         if self.rank != owner:
             if tensor is not None and tensor.numel():
                 self._through(functools.partial(_send, tensor, owner))
@@ -218,14 +225,22 @@ class Ranks:
     def _through(self, send: Callable[[Any], Any]) -> None:
         """By connections of our own, which break when one of the processes has been gone for `PATIENCE`."""
         assert self._watch is not None
+        self._connect()
         try:
-            if self._connected is None:
-                patience = timedelta(seconds=watch.PATIENCE)
-                store = dist.PrefixStore("data/", self._store)
-                self._connected = dist.ProcessGroupGloo(store, self.rank, self.size, patience)
             send(self._connected).wait()
         except RuntimeError as error:
             raise self._watch.gone(error) from error
+
+    def _connect(self) -> None:
+        """All have to, before any of them sends."""
+        assert self._watch is not None
+        if self._connected is None:
+            patience = timedelta(seconds=watch.PATIENCE)
+            store = dist.PrefixStore("data/", self._store)
+            try:
+                self._connected = dist.ProcessGroupGloo(store, self.rank, self.size, patience)
+            except RuntimeError as error:
+                raise self._watch.gone(error) from error
 
     @contextlib.contextmanager
     @unbroken
@@ -264,8 +279,7 @@ def together(given: Any, what: str) -> contextlib.AbstractContextManager[Ranks]:
         raise InputError(
             f"ranks is a {type(given).__name__}; expected True, False or a process group of torch.distributed"
         )
-    there = dist.is_available() and dist.is_initialized()
-    started = dist.get_world_size() if there else env.processes()
+    there, started = dist.is_available() and dist.is_initialized(), _started()
     if given is False or (given is None and started == 1):
         return contextlib.nullcontext(ALONE)
     if given is None:
@@ -292,6 +306,46 @@ def together(given: Any, what: str) -> contextlib.AbstractContextManager[Ranks]:
     return Ranks(rank, size, store)._watched(what)
 
 
+@contextlib.contextmanager
+@unbroken
+def launched(what: str) -> Iterator[Ranks]:
+    """Around all that processes do that `torchrun` has started: a group of them, made with gloo where there is none.
+
+    Within, calls are given this as `ranks=`. Of a process that was started by itself: it alone.
+    """
+    if env.processes() == 1:
+        yield ALONE
+        return
+    if not dist.is_available():
+        raise InputError(f"{env.processes()} processes were started, and this torch has no torch.distributed")
+    made = not dist.is_initialized()
+    if made:
+        dist.init_process_group("gloo", timeout=timedelta(seconds=watch.COMING))
+    try:
+        with together(True, what) as ranks:
+            yield ranks
+    finally:
+        if made:
+            dist.destroy_process_group()
+
+
+def alone(given: Any, what: str) -> None:
+    """Raises InputError where `what`, which only a single process does, is asked of several, or where one of several
+    does not say with False that it works by itself."""
+    if given is not None and given is not False:
+        raise InputError(f"{what} is done by one process, and not shared out: pass ranks=False, or leave out ranks=")
+    if given is None and _started() > 1:
+        raise InputError(
+            f"{what} is done by one process, and this is one of {_started()}: call it on rank 0 with ranks=False, and "
+            "hand on what comes of it"
+        )
+
+
+def _started() -> int:
+    """How many processes there are, of the process group, or as a launcher says."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else env.processes()
+
+
 def shared(function: Callable[_Given, T]) -> Callable[_Given, T]:
     """A function whose `ranks=` says by which processes it is done: within, it is the `Ranks` that were entered."""
 
@@ -300,6 +354,17 @@ def shared(function: Callable[_Given, T]) -> Callable[_Given, T]:
         with together(kwargs.get("ranks"), f"{function.__name__}()") as ranks:
             kwargs["ranks"] = ranks
             return function(*args, **kwargs)
+
+    return run
+
+
+def measured(function: Callable[_Given, T]) -> Callable[_Given, T]:
+    """A function that the first of the processes in `ranks=` carries out, and tells the others of."""
+
+    @functools.wraps(function)
+    def run(*args: _Given.args, **kwargs: _Given.kwargs) -> T:
+        with together(kwargs.pop("ranks", None), f"{function.__name__}()") as ranks:
+            return ranks.told(function.__name__, functools.partial(function, *args, **kwargs))
 
     return run
 
