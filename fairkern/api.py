@@ -32,6 +32,8 @@ from fairkern.prove import Verify, check_values, not_finite, proven_as
 from fairkern.ranks import ALONE, RanksLike, entered, shared, together
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import ordinary, stage
+from fairkern.walk import Walk
+from fairkern.walk.scoring import by_blocks
 
 
 @stage
@@ -143,6 +145,8 @@ def score(
     memory_budget: int | None = None,
     gram: bool = False,
     keep_moments: bool | PathLike = True,
+    walk: str = "whole",
+    walk_folder: PathLike | None = None,
     progress: bool = True,
     ranks: RanksLike = None,
 ) -> Scores:
@@ -194,6 +198,11 @@ def score(
         keep_moments: True: they stay in memory, in `Scores.moments`. A new or empty folder: each is written to a file
             there when the order of its layer is known, and `Scores.moments` reads it when asked. False: they are
             dropped then, and least squares cannot be had from these scores.
+        walk: "whole", or by "blocks": a model that is a row of blocks (modules of a list, of which each is given what
+            the one before it returns) goes forwards, then backwards, a block at a time (blocks that share units
+            together), so that memory holds the activations of one. The scores are the same, at the price of another
+            forward pass. InputError for other models.
+        walk_folder: with "blocks", what passes between blocks lies in files there for the time; None: in memory.
         progress: show a progress bar on a terminal.
         ranks: True, or a process group: all its processes make this call, with the same model and the same loader, of
             which each runs every so many batches; all of them get the scores of one process. False: this process works
@@ -240,6 +249,10 @@ def score(
         ranks=(team := entered(ranks)),
     )
     show, traced = options.flag("progress", progress) and team.first, 0.0
+    by = choose(Walk, "walk", walk)
+    if walk_folder is not None and by is Walk.WHOLE:
+        raise InputError("walk_folder is for what passes between blocks: pass walk='blocks' too, or leave it out")
+    folder = None if walk_folder is None else options.place("walk_folder", walk_folder)
     with at_work(model, "score()"):
         if units is None:
             started = time.perf_counter()
@@ -252,7 +265,11 @@ def score(
         capture.check_holders(team, "score()", model)
         capture.check_same(team, "score()", model, {"units": units, **vars(replace(settings, ranks=ALONE))})
         with report.progress(show) as on_batch:
-            scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
+            settings = replace(settings, on_batch=on_batch)
+            if by is Walk.BLOCKS:
+                scores = by_blocks(model, loader, loss_fn, units, settings, folder=folder)
+            else:
+                scores = capture.capture(model, loader, loss_fn, units, settings)
     seconds = {"trace": team.told("the trace", lambda: traced), **scores.provenance["seconds"]}
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 

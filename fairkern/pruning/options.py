@@ -13,6 +13,7 @@ from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, par
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
+from fairkern.results import PathLike
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
@@ -39,6 +40,8 @@ class PruningOptions(PlanningOptions, total=False):
     memory_budget: int | None
     gram: bool
     keep_moments: bool | str | os.PathLike[str]
+    walk: str
+    walk_folder: PathLike | None
     progress: bool
 
 

@@ -231,6 +231,24 @@ def dies(group: Any, who: int) -> float:
     return -1.0
 
 
+def folder_pruned(group: Any, source: str, out: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Weights that lie in the folder, and what the report measured after the cut."""
+    from safetensors.torch import load_file
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if not os.path.exists(source):
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+        config = LlamaConfig(vocab_size=64, max_position_embeddings=32, bos_token_id=0, eos_token_id=1, **sizes)
+        LlamaForCausalLM(config).save_pretrained(source)
+    generator = torch.Generator().manual_seed(3)
+    documents = [torch.randint(2, 64, (24,), generator=generator).tolist() for _ in range(40)]
+    how: dict[str, Any] = {"sequence": 16, "samples": 12, "keep_params": 0.8, "progress": False, "device": "cpu"}
+    report = fk.hf.prune(source, documents, out=out, ranks=group, **how)
+    weights = load_file(os.path.join(out, "model.safetensors"))
+    return {name: tensor.numpy() for name, tensor in weights.items()}, dict(report.after)
+
+
 def commanded(group: Any, folder: str, arguments: list[str]) -> tuple[int, str]:
     """The command line in a process that `torchrun` might have started: its exit code, and what it said."""
     os.environ |= {"RANK": str(dist.get_rank()), "WORLD_SIZE": str(dist.get_world_size())}
