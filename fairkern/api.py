@@ -24,6 +24,7 @@ from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
 from fairkern.model.sharded import in_shards
+from fairkern.model.wrappers import check_unwrapped
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
@@ -228,6 +229,7 @@ def score(
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
     check_model(model)
+    check_unwrapped(model)
     check_data(loader, loss_fn)
     check_values(model, RUN)
     kind = choose(Recipe, "recipe", recipe)
@@ -323,6 +325,7 @@ def apply(
             weight has a bias or is given one.
     """
     check_model(model)
+    check_unwrapped(model)
     check_plan(plan)
     check_scores(scores)
     method = choose(Compensation, "compensate", compensate)

@@ -18,9 +18,9 @@ _WRAPPERS = {
     "FullyShardedDataParallel": (
         "has its parameters in flat pieces",
         (
-            "shard with torch.distributed.fsdp.fully_shard, whose models are pruned as they lie; or load the whole state "
-            "(torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) into a model "
-            "that is not wrapped, pass that, and wrap again after the cut"
+            "shard with torch.distributed.fsdp.fully_shard, whose models are pruned as they lie; or load the whole "
+            "state (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) into a "
+            "model that is not wrapped, pass that, and wrap again after the cut"
         ),
     ),
 }

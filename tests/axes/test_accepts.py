@@ -110,7 +110,10 @@ def test_distributed(tmp_path: object) -> None:
         wrapped, units = nn.parallel.DistributedDataParallel(plain()), fk.trace(plain(), X)
         with pytest.raises(InputError, match=r"is distributed .*: pass model\.module, in all processes"):
             fk.score(wrapped, [(X, torch.zeros(len(X), dtype=torch.int64))], units=units)
-        plan = fk.score(plain(), [X], lambda out, _: out.sum(), units=units, class_of=False).plan(keep_params=0.9)
+        data = [(X, torch.zeros(len(X)))]
+        plan = fk.score(
+            plain(), data, lambda out, _: out.square().sum(), units=units, class_of=False, ranks=False
+        ).plan(keep_params=0.9)
         with pytest.raises(InputError, match=r"is distributed .*: pass model\.module, in all processes"):
             fk.apply(wrapped, plan)
     finally:

@@ -1,1 +1,0 @@
-"""Models in shards: several processes on gloo, each of which runs the cases of a module."""
