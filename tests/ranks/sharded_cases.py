@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+import torch.distributed.checkpoint as checkpoint
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
 import fairkern as fk
@@ -345,3 +346,79 @@ def scored_by_one_of_several_is_refused() -> None:
     said = message(lambda: fk.score(sharded("layers"), batches("layers"), loss, ranks=False, **given))
     assert f"lies in shards in {dist.get_world_size()} processes" in said, said
     assert "ranks=True" in said, said
+
+
+def _peak(what: Callable[[], Any]) -> tuple[Any, int]:
+    """What it gives, and by how many bytes the process was larger meanwhile than before."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _of_status("VmRSS")
+    made = what()
+    return made, _of_status("VmHWM") - before
+
+
+def _of_status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+@case
+def a_cut_takes_its_part_and_little_more() -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        return
+    fk.apply(sharded("layers"), plan("layers"))  # what is imported and connected once
+    width, layers = 1024, 24
+    model = nn.Sequential(*(m for _ in range(layers) for m in (nn.Linear(width, width, bias=False), nn.ReLU())))
+    traced = fk.trace(model.to("meta"), torch.empty(2, width, device="meta"), verify=False)
+    planned = Plan.of(build(traced, [np.arange(0, g.units, 2) for g in traced.groups]))
+    for module in model[::2]:
+        fully_shard(module)
+    fully_shard(model)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    largest = 4 * width * width
+    small, added = _peak(lambda: fk.apply(model, planned))
+    own = sum(4 * local(p).numel() for p in small.parameters())
+    assert own < 5 * largest, own
+    assert added < own + largest + 4 * 2**20, (added, own, largest)  # the whole is 24 times the largest
+    assert all(bool((local(p) == 1).all()) for p in small.parameters())
+
+
+@case
+def statistics_are_taken_anew() -> None:
+    model, plain = sharded("convolutions"), KINDS["convolutions"].make()
+    data = batches("convolutions", 3)
+    assert fk.recalibrate(model, data, ranks=True) == fk.recalibrate(plain, data, ranks=False) > 0
+    same(model, plain)
+
+
+@case
+def a_pass_that_fails_leaves_the_model_as_it_was() -> None:
+    model, x = sharded("layers"), KINDS["layers"].inputs(7)
+
+    def fails(output: Tensor, targets: Tensor) -> Tensor:
+        raise ValueError("no loss")
+
+    given = {"units": units("layers"), "progress": False, "class_of": labels, "ranks": True}
+    with pytest.raises((ValueError, fk.RankError), match="no loss"):
+        fk.score(model, batches("layers", 2), fails, **given)
+    same(model, KINDS["layers"].make())
+    assert torch.equal(model(x), KINDS["layers"].make()(x))
+
+
+@case
+def as_a_checkpoint_of_torch() -> None:
+    """What is left is a model of fully_shard like any other: its state goes through torch.distributed.checkpoint."""
+    folder = Path(tempfile.gettempdir()) / f"fairkern-{os.getppid()}-{dist.get_world_size()}-dcp"
+    small = fk.apply(sharded("layers"), plan("layers"))
+    checkpoint.save(small.state_dict(), checkpoint_id=folder)
+    meta = fk.apply(KINDS["layers"].make().to("meta"), plan("layers"))
+    again = sharded("layers", meta)
+    again.to_empty(device="cpu")
+    state = again.state_dict()
+    checkpoint.load(state, checkpoint_id=folder)
+    again.load_state_dict(state)
+    same(again, fk.apply(KINDS["layers"].make(), plan("layers")))
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder)
