@@ -23,6 +23,8 @@ from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
+from fairkern.model.sharded import in_shards
+from fairkern.model.wrappers import check_unwrapped
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
@@ -72,7 +74,7 @@ def trace(
             every kind and smaller sizes; what is found is carried over group by group, and what has no counterpart
             stays. True: "sibling" for models that have a configuration and weights of 256 MiB or more, or none (on the
             meta device), as far as one speaks for the model, which the map says; else "whole". A model without values
-            and without a sibling needs False.
+            and without a sibling needs False; one in shards (`fully_shard`) is traced without its values.
         seed: of the proof's removals and inputs.
         time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
@@ -101,6 +103,8 @@ def trace(
     proves = how is not Verify.NONE
     with at_work(model, "trace()"), without_autocast():
         deadline = Deadline(time_limit)  # from when it is our turn
+        if in_shards(model):
+            model = compact.whole_on_meta(model)
         how.by_sibling(model)  # refuses what cannot be proven, before anything runs
         example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, proves, unused, depth)
@@ -225,6 +229,7 @@ def score(
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
     check_model(model)
+    check_unwrapped(model)
     check_data(loader, loss_fn)
     check_values(model, RUN)
     kind = choose(Recipe, "recipe", recipe)
@@ -259,6 +264,7 @@ def score(
         else:
             options.instance("units", units, types.UnitMap, options.UNITS)
             compact.check(model, build(units, nothing(units)))
+        capture.check_holders(team, "score()", model)
         capture.check_same(team, "score()", model, {"units": units, **vars(replace(settings, ranks=ALONE))})
         with report.progress(show) as on_batch:
             settings = replace(settings, on_batch=on_batch)
@@ -319,6 +325,7 @@ def apply(
             weight has a bias or is given one.
     """
     check_model(model)
+    check_unwrapped(model)
     check_plan(plan)
     check_scores(scores)
     method = choose(Compensation, "compensate", compensate)
@@ -343,8 +350,10 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], *, ranks: RanksLike = N
     check_model(model)
     check_data(loader)
     check_values(model, RUN)
-    capture.check_same(entered(ranks), "recalibrate()", model, {})
-    return capture.recalibrate(model, loader, entered(ranks))
+    team = entered(ranks)
+    capture.check_holders(team, "recalibrate()", model)
+    capture.check_same(team, "recalibrate()", model, {})
+    return capture.recalibrate(model, loader, ALONE if in_shards(model) else team)  # there all make every pass
 
 
 @stage

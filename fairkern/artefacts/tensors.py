@@ -65,6 +65,12 @@ class Entry(NamedTuple):
     stop: int
 
 
+def order_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The order in which `write_tensors` takes tensors: the largest elements first, so that each lies at a multiple of
+    its element's size."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
 class Later(NamedTuple):
     """A tensor that is made when it is written, and gone then; `like` is one on the meta device."""
 
@@ -85,7 +91,7 @@ def write_tensors(
         OSError: the file cannot be written, the disk is full. What was written by then stays.
     """
     likes = {name: t.like if isinstance(t, Later) else t for name, t in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-likes[name].element_size(), name))
+    order = order_of(likes)
     entries, end = {}, 0
     for name in order:
         entries[name] = entry_of(name, likes[name].dtype, likes[name].shape, end)

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,9 +27,10 @@ from fairkern.artefacts.files import (
     sum_of,
 )
 from fairkern.artefacts.plans import plan_payload, read_plan_payload
-from fairkern.artefacts.tensors import open_tensors, write_tensors
+from fairkern.artefacts.tensors import Later, open_tensors, order_of, write_tensors
 from fairkern.artefacts.writing import replacing_all, whole_folder
 from fairkern.compact.built import buffers_built
+from fairkern.compact.company import company, on_first
 from fairkern.compact.config import follow_config
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
 from fairkern.compact.descriptors import (
@@ -46,8 +48,10 @@ from fairkern.errors import ArtefactError, InputError
 from fairkern.model.fields import bias_fields
 from fairkern.model.in_use import in_use
 from fairkern.model.linear import give_bias
+from fairkern.model.sharded import is_sharded
 from fairkern.model.tensors import named_tensors
 from fairkern.plans.renaming import Renaming
+from fairkern.ranks import Ranks
 from fairkern.types import ConfigChange, Plan
 
 WEIGHTS = "model.safetensors"
@@ -69,13 +73,14 @@ def save_pruned(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) ->
     does not exist, cannot be written, a full disk; what was there stays as it was).
 
     Cost: one pass over the weights, which sums them up and writes them; of those on a GPU, one tensor at a time is
-    copied.
+    copied. A model in shards is written by its first process, to which the others bring what they hold of one tensor
+    after the other.
     """
-    with in_use(small, "save_pruned()", reading=True):
-        _save(small, plan, folder)
+    with in_use(small, "save_pruned()", reading=True), company(small, plan, "save_pruned()") as ranks:
+        _save(small, plan, folder, ranks)
 
 
-def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
+def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str], ranks: Ranks) -> None:
     check_pruned(small, plan)
     tensors, shared = _stored(small)
     payload = plain(plan_payload(plan), "plan")
@@ -90,9 +95,21 @@ def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
         **({"flags": flags} if (flags := _flags(small, plan)) else {}),
     }
     metadata = {"format": "pt", "fairkern": compact(content)}
+    if not ranks.first:
+        for name in order_of(tensors):
+            on_first(ranks, name, tensors[name])
+        return
     with whole_folder(folder) as place, replacing_all([place / WEIGHTS, place / PLAN]) as (weights, beside):
-        write_tensors(weights, tensors, metadata)
+        write_tensors(weights, {name: _when_written(ranks, name, t) for name, t in tensors.items()}, metadata)
         beside.write_bytes(described)
+
+
+def _when_written(ranks: Ranks, name: str, tensor: Tensor) -> Tensor | Later:
+    """One in shards is brought together when its turn has come."""
+    if not is_sharded(tensor):
+        return tensor
+    like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return Later(like, partial(on_first, ranks, name, tensor))
 
 
 def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
@@ -200,7 +217,14 @@ def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
+    sharded = {name: held.names[0] for held in tensors_of(model) if is_sharded(held.tensor) for name in held.names}
     for name, value in model.state_dict().items():
+        if name in sharded and not value.is_meta:
+            if name == sharded[name]:
+                tensors[name] = value.detach()
+            else:
+                shared[name] = sharded[name]
+            continue
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = f"a {value.layout} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{name} is {kind}: only dense tensors with values can be saved")

@@ -140,6 +140,8 @@ class Ranks:
         if self._watch is None:
             return [tensor]
         heads = self._meet(what, None if tensor is None else (tuple(tensor.shape), tensor.dtype))
+        if any(head is not None and 0 not in head[0] for head in heads):
+            self._connect()  # which takes all, also those that bring nothing
         if self.rank != owner:
             if tensor is not None and tensor.numel():
                 self._through(functools.partial(_send, tensor, owner))
@@ -223,14 +225,22 @@ class Ranks:
     def _through(self, send: Callable[[Any], Any]) -> None:
         """By connections of our own, which break when one of the processes has been gone for `PATIENCE`."""
         assert self._watch is not None
+        self._connect()
         try:
-            if self._connected is None:
-                patience = timedelta(seconds=watch.PATIENCE)
-                store = dist.PrefixStore("data/", self._store)
-                self._connected = dist.ProcessGroupGloo(store, self.rank, self.size, patience)
             send(self._connected).wait()
         except RuntimeError as error:
             raise self._watch.gone(error) from error
+
+    def _connect(self) -> None:
+        """All have to, before any of them sends."""
+        assert self._watch is not None
+        if self._connected is None:
+            patience = timedelta(seconds=watch.PATIENCE)
+            store = dist.PrefixStore("data/", self._store)
+            try:
+                self._connected = dist.ProcessGroupGloo(store, self.rank, self.size, patience)
+            except RuntimeError as error:
+                raise self._watch.gone(error) from error
 
     @contextlib.contextmanager
     @unbroken
