@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from bench.zoo.mixtures import MIXTURES
-from fairkern import ranks as room
 from fairkern.cli import main
-from fairkern.ranks import together
+from fairkern.ranks import team, together
 from tests import experts, listed
 from tests.detectors import Detector, targets
 
@@ -168,7 +167,7 @@ def recalibrated(group: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
 
 def summed(group: Any, piece: int) -> tuple[list[Tensor], list[Tensor]]:
     """Sums of values of which the order of addition decides; and what every process has brought."""
-    room._PIECE = piece
+    team._PIECE = piece
     rank = dist.get_rank()
     generator = torch.Generator().manual_seed(rank)
     own = torch.randn(29, generator=generator, dtype=torch.float64) * 10.0 ** torch.randint(-9, 9, (29,))
