@@ -189,11 +189,18 @@ class TensorFile:
         """Shapes of all tensors by their names, as the header has them."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
-    def read(self) -> tuple[dict[str, Tensor], str]:
+    def read(self, keep: Callable[[str, Tensor], Tensor] | None = None) -> tuple[dict[str, Tensor], str]:
         """All tensors, on the CPU in memory of their own, and the sum of what was read, to be compared.
 
         Every byte is read and summed up once, a part at a time, in as many threads as torch uses; nothing is copied.
+        `keep(name, tensor)` gives what is kept of each: they are read one after the other then.
         """
+        if keep is not None:
+            kept, said = {}, {}
+            for name, entry in self._entries.items():
+                tensor, said[name] = self._tensor(name, entry)
+                kept[name] = keep(name, tensor)
+            return kept, _sum(self._entries, self.metadata, said)
         threads = min(torch.get_num_threads(), len(self._entries))
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:
