@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,7 +12,16 @@ from torch import Tensor, nn
 from fairkern import axes, capture, compact, options, report, types
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.capture.batches import example, first_batch, head
-from fairkern.checks import RUN, check_data, check_model, check_more, check_plan, check_scores
+from fairkern.checks import (
+    RUN,
+    check_data,
+    check_model,
+    check_more,
+    check_plan,
+    check_scores,
+    main_reasons,
+    spoilt,
+)
 from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import cut
 from fairkern.compensate.intercepts import Biases
@@ -29,7 +36,7 @@ from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
-from fairkern.prove import Verify, check_values, not_finite, proven_as
+from fairkern.prove import Verify, check_values, proven_as
 from fairkern.ranks import ALONE, RanksLike, entered, shared, together
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import ordinary, stage
@@ -112,16 +119,16 @@ def trace(
         if proves and (units.prunable or daring is not None):
             runs = (example_inputs, *more)
             units = proven_as(how, model, certain, daring, runs, seed, deadline, unused, depth)
-    spoilt = _spoilt(model) if proves else ""
-    if not units.prunable and spoilt:
+    bad = spoilt(model) if proves else ""
+    if not units.prunable and bad:
         raise NonFiniteError(
-            f"{spoilt}: what the model gives is not finite, and so no cut can be proven; give it finite weights"
+            f"{bad}: what the model gives is not finite, and so no cut can be proven; give it finite weights"
         )
     if not units.prunable:
-        said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
+        said = "; ".join([*main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
-    if spoilt:
-        units = replace(units, notes=(spoilt, *units.notes))
+    if bad:
+        units = replace(units, notes=(bad, *units.notes))
     return UnitMap.of(replace(units, unused=unused, more=len(more), depth=depth))
 
 
@@ -387,19 +394,3 @@ def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
 def info() -> dict[str, Any]:
     """What runs here: versions, the compiled extension, threads, devices, backends per operator and why not."""
     return describe()
-
-
-def _spoilt(model: nn.Module) -> str:
-    """Which weights hold NaN or Inf; empty where none does."""
-    names = not_finite(model)
-    return f"{options.several(names)} {'holds' if len(names) == 1 else 'hold'} NaN or Inf" if names else ""
-
-
-def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
-    """Why nothing can be cut: of groups that failed, else what holds most axis positions, modules left out."""
-    if units.groups:
-        return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
-    held: Counter[str] = Counter()
-    for frozen in units.frozen:
-        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
-    return [reason for reason, _ in held.most_common(most)]

@@ -16,9 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern import ranks as room
+from bench.zoo.mixtures import MIXTURES
 from fairkern.cli import main
-from fairkern.ranks import together
+from fairkern.ranks import team, together
+from tests import experts, listed
+from tests.detectors import Detector, targets
 
 CROSS_ENTROPY = nn.functional.cross_entropy
 
@@ -93,6 +95,44 @@ def scored_in_passes(group: Any, budget: int) -> dict[str, Any]:
     return spoken(fk.score(model, data((9, 8)), CROSS_ENTROPY, ranks=group, **options))
 
 
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.states, self.last = nn.GRU(4, 8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.states(x)[0].mean(1))
+
+
+def unusual(kind: str) -> tuple[nn.Module, list[Any], Any, dict[str, Any]]:
+    """A model of which some things show only when it runs; batches, a loss and options."""
+    if kind == "detector":  # images of a list, one by one; its own losses, with random places
+        generator = torch.Generator().manual_seed(2)
+        sizes = [(16, 16), (16, 24), (24, 16)]
+        pictures = [[torch.rand(3, *sizes[(i + k) % 3], generator=generator) for k in range(2)] for i in range(4)]
+        return Detector(), [(each, targets(2)) for each in pictures], None, {"class_of": False}
+    if kind == "recurrent":
+        torch.manual_seed(0)
+        return Recurrent(), [(torch.randn(n, 5, 4), torch.arange(n) % 3) for n in (6, 6, 6, 4)], CROSS_ENTROPY, {}
+    if kind == "fused experts":
+        x, y = experts.samples(14)
+        return experts.build(), list(zip(x.split(4), y.split(4), strict=True)), CROSS_ENTROPY, {}
+    return listed.net(MIXTURES[kind]), listed.batches(4), CROSS_ENTROPY, {}
+
+
+def scored_unusually(group: Any, kind: str) -> tuple[dict[str, Any], list[Any]]:
+    model, batches, loss, options = unusual(kind)
+    scores = fk.score(model, batches, loss, gram=True, ranks=group, progress=False, **options)
+    return spoken(scores), [g.removed for g in scores.plan(keep_params=0.8, removal="residual").groups]
+
+
+def pruned_unusually(group: Any, kind: str) -> dict[str, Any]:
+    model, batches, loss, options = unusual(kind)
+    options |= {"keep_params": 0.8, "compensate": "sequential", "progress": False}
+    small, _ = fk.prune(model, batches, loss, ranks=group, **options)
+    return {name: tensor.detach().numpy() for name, tensor in small.state_dict().items()}
+
+
 def scored_by_place(group: Any, count: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = PerPlace()
@@ -127,7 +167,7 @@ def recalibrated(group: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
 
 def summed(group: Any, piece: int) -> tuple[list[Tensor], list[Tensor]]:
     """Sums of values of which the order of addition decides; and what every process has brought."""
-    room._PIECE = piece
+    team._PIECE = piece
     rank = dist.get_rank()
     generator = torch.Generator().manual_seed(rank)
     own = torch.randn(29, generator=generator, dtype=torch.float64) * 10.0 ** torch.randint(-9, 9, (29,))
@@ -178,6 +218,12 @@ def apart(group: Any, what: str) -> Any:
         batches = batches[:-1]
     if odd and what == "nothing":
         batches = []
+    if what == "blocks":
+        options["walk"] = "blocks"
+    if what == "plan":
+        scores = fk.score(model, batches, CROSS_ENTROPY, gram=True, ranks=False, progress=False)
+        plan = scores.plan(keep_params=0.5 - 0.2 * odd)
+        return fk.apply(model, plan, compensate="sequential", scores=scores, loader=batches, ranks=group)
     if odd and what == "elsewhere":
         return fk.recalibrate(model, batches, ranks=group)
     return fk.score(model, batches, CROSS_ENTROPY, ranks=group, progress=False, **options)

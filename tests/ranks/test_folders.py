@@ -1,18 +1,17 @@
-"""A folder of transformers, pruned by two processes: one of them writes, and it is what a single one would have written."""
+"""A folder of transformers, pruned by two processes: one of them writes what a single one would have written."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.ranks import cases
-from tests.ranks.processes import Failed, Processes
+from tests.ranks.processes import Processes
 from tests.ranks.test_stages import assert_same
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow  # every process imports transformers
 
 
 def test_two_processes_write_one_folder(processes: Processes, tmp_path: Path) -> None:

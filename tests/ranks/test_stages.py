@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.zoo.mixtures import MIXTURES
 from tests.ranks import cases
 from tests.ranks.processes import Failed, Processes
 
@@ -70,6 +71,21 @@ def test_what_a_budget_drops_on_one_waits_on_all(processes: Processes) -> None:
     for scores in run(processes, TWO, cases.scored_in_passes, 1_500):
         assert 1 < scores["passes"] < 5  # each holds the samples of its batches
         assert_same(whole["signals"], scores["signals"], 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["detector", "recurrent", "fused experts", *MIXTURES])
+def test_what_shows_when_a_model_runs(processes: Processes, kind: str) -> None:
+    ((whole, removed),) = run(processes, ONE, cases.scored_unusually, kind)
+    for scores, theirs in run(processes, None, cases.scored_unusually, kind):
+        assert_same(whole, scores, 1e-10)
+        assert_same(removed, theirs, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["recurrent", "fused experts", next(iter(MIXTURES))])
+def test_what_shows_when_it_is_refitted(processes: Processes, kind: str) -> None:
+    (whole,) = run(processes, ONE, cases.pruned_unusually, kind)
+    for weights in run(processes, None, cases.pruned_unusually, kind):
+        assert_same(whole, weights, 1e-4)
 
 
 @pytest.mark.parametrize("count", [2, 5])
