@@ -104,7 +104,8 @@ def make_folder(folder: Path, settings: Mapping[str, Any], largest: int = SHARD)
             writer.write(name, _drawn(shapes[name][1], number))
         writer.finish()
     (folder / MANIFEST).unlink()
-    model.save_pretrained(folder, state_dict={})
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return sum(2 * int(torch.Size(shape).numel()) for _, shape in shapes.values())
 

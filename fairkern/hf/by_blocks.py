@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -140,7 +141,7 @@ class _Run:
             return given
         unused = self._asked.options.get("unused", ())
         few = {name: tensor[:_FEW] for name, tensor in data.calibration[0].items()}  # with values: a proof runs on them
-        return trace(there.bare, few, unused=unused, verify="sibling")
+        return trace(copy.deepcopy(there.bare).float(), few, unused=unused, verify="sibling")
 
     def scored(self, there: Absent, units: types.UnitMap, division: Division, data: Data, scratch: Path) -> Scores:
         with report.progress(self._asked.options.get("progress", True)) as on_batch:
