@@ -102,7 +102,7 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
         said = card(cut.small, plan, asked.source, done, untrained=True)
         (place / CARD).write_text(said, encoding="utf-8")
         as_asked(place)
-        verify(place, cut.small, asked.source.trust_remote_code)
+        verify(place, cut.small, asked.source.trust_remote_code, headers=True)
     return done
 
 
