@@ -21,6 +21,7 @@ from fairkern.compensate.statistics import SecondMoments, summed, unchanged
 from fairkern.model.linear import adds_bias, bias_of, groups_of, made_dim
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.plans.renaming import Renaming
+from fairkern.ranks import ALONE, Ranks
 from fairkern.types import Axis, CallSite, JointMoments, Moments, Plan, Scores, Side, Silence, Tap, UnitMap
 
 
@@ -51,6 +52,7 @@ def refit(
     ridge: float = RIDGE,
     now: Iterable[Any] | None = None,
     finish: Callable[[nn.Module], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Correction]:
     """What `fold` has to add to the cut model where its layers make up for what `plan` removes one after the other.
 
@@ -66,6 +68,7 @@ def refit(
 
     `now`: of a part of a model, behind parts that have been cut, what it is given there, where `loader` has what the
     uncut ones give it. Then one batch goes at a time, and both loaders are iterated again for every tap.
+    `ranks`: of several processes each has some of the batches, and all fit the same (not with `now`).
     `finish`: called in the end with the copy, which computes what the cut model does and shares what is the same.
     Cost: one walk, or up to a forward pass of both per tap, and per tap one Cholesky factorisation.
     """
@@ -76,7 +79,7 @@ def refit(
     with whole_cut(model, plan, found, [reader.consumer.axis for reader in readers]) as changed:
         around = partial(_without_experts, changed, plan)
         if now is None:
-            steps = joint_moments(model, changed, loader, scores.units, points, around)
+            steps = joint_moments(model, changed, loader, scores.units, points, around, ranks)
         else:
             steps = joint_moments_apart(model, changed, (loader, now), scores.units, points, around)
         with closing(steps):  # type: ignore[type-var]

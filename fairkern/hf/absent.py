@@ -14,7 +14,8 @@ from fairkern.artefacts.shards import Shards, open_shards
 from fairkern.errors import InputError
 from fairkern.hf.folder import Folder, first_line
 from fairkern.hf.needed import quiet
-from fairkern.walk.paged import Weights, parameters_on_meta
+from fairkern.model.on_meta import parameters_on_meta
+from fairkern.walk.paged import Weights
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fairkern.model.attributes import read_attribute
 from fairkern.prove.alike import Alike, NoSibling
 from fairkern.types import AxisGroup, Blocks, Branch, SizeAttribute, SizeSite, Tap, UnitMap
 
+OF_SIBLING = "in the smaller sibling that was proven"
 NO_TWIN = "nothing in the smaller sibling corresponds to it, so nothing was proven for it"
 NOT_CUT = "its twin in the smaller sibling has no unit to spare, so nothing was proven for it"
 
@@ -53,7 +54,7 @@ class Twins:
             if twin is None:
                 found[g] = NO_TWIN
             elif twin.frozen is not None:
-                found[g] = twin.frozen
+                found[g] = f"{OF_SIBLING}: {twin.frozen}"
             elif twin.units <= twin.least:
                 found[g] = NOT_CUT
         return found

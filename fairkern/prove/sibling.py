@@ -23,7 +23,7 @@ from fairkern.model.untouched import valueless
 from fairkern.plans.build import build
 from fairkern.prove.admitted import with_admitted
 from fairkern.prove.alike import Alike, NoSibling, aligned
-from fairkern.prove.carried import NO_TWIN, Twins, same_operators
+from fairkern.prove.carried import NO_TWIN, OF_SIBLING, Twins, same_operators
 from fairkern.prove.description import even, undescribed
 from fairkern.prove.shrinking import shrunk
 from fairkern.prove.sizes import whole_bytes
@@ -96,7 +96,7 @@ def _carried(model: nn.Module, mine: Solution, its: Solution, verdict: UnitMap, 
         attributes=attributes,
         sites=sites,
         blocks=blocks,
-        notes=(*mine.units.notes, *(note for note in verdict.notes if note not in its.units.notes)),
+        notes=(*mine.units.notes, *(f"{OF_SIBLING}: {note}" for note in verdict.notes if note not in its.units.notes)),
         proven=True,
     )
 

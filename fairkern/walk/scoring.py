@@ -90,7 +90,7 @@ class _Backwards:
         outside = Outside(way, self._kept, self._loss_fn)
         before, behind = _scored(units, division.before), _scored(units, division.behind)
         outside.check(before)
-        loss, scores = outside.behind(behind)
+        scores = outside.behind(behind)
         self._add(behind, scores)
         for k in reversed(range(n)):
             scored = _scored(units, division.groups[k])
@@ -103,7 +103,7 @@ class _Backwards:
                 way.drop(k + 1)
         if before:
             self._add(before, outside.before(before))
-        return merged(units, self._found[::-1], loss, n)
+        return merged(units, self._found[::-1], outside.loss, outside.keeps, n)
 
     def _add(self, groups: Sequence[int], scores: Scores | None) -> None:
         if scores is not None:
@@ -121,12 +121,12 @@ class _Backwards:
         with way.segment(k) as segment:
 
             def loss(output: Tensor, targets: Any) -> Tensor:
-                return along(output, way.gradient(k + 1, segment.batch, output.device))
+                return along(output, way.gradient(k + 1, segment.last.batch, output.device))
 
             def take(found: Sequence[Tensor | None]) -> None:
-                way.keep_gradient(k, segment.batch, found[0])
+                way.keep_gradient(k, segment.last.batch, found[0])
 
-            beside = Beside(lambda: [segment.entered], take) if further else None
+            beside = Beside(lambda: [segment.last.entered], take) if further else None
             return capture(segment, way.loader(), loss, part_of(way.units, groups), settings, beside)
 
     def _passed_back(self, k: int) -> None:
@@ -137,7 +137,7 @@ class _Backwards:
                 with seeded(way.settings.seed + known.index):
                     output = segment(way.numbers(number))
                 gradient = way.gradient(k + 1, number, output.device)
-                way.keep_gradient(k, number, torch.autograd.grad(output, segment.entered, gradient)[0])
+                way.keep_gradient(k, number, torch.autograd.grad(output, segment.last.entered, gradient)[0])
 
 
 def _scored(units: UnitMap, groups: Sequence[int]) -> list[int]:

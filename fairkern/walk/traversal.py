@@ -27,7 +27,7 @@ from fairkern.walk.boundaries import Boundaries, Kept
 from fairkern.walk.chain import INSTEAD, Block, not_a_number, nowhere_a_number
 from fairkern.walk.paged import Weights
 from fairkern.walk.rows import Rows, rows_of
-from fairkern.walk.segments import Division, Given, Segment, stubs
+from fairkern.walk.segments import Division, Given, LastCall, Segment, stubs
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,11 @@ class Traversal:
             return self._fetch(samples, k, slice(first, first + len(blocks)), device_of(segment))
 
         segment = Segment(self.model, blocks, fetch)
-        with self._given(segment):
-            yield segment
+        try:
+            with self._given(segment):
+                yield segment
+        finally:
+            segment.last = LastCall()  # what passed in goes with the segment, whoever still holds that
 
     @contextlib.contextmanager
     def outside(self, called: Callable[[int, Block, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[nn.Module]:

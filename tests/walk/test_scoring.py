@@ -53,8 +53,8 @@ def agree(
     assert set(whole.moments) == set(walked.moments)
     assert all(torch.equal(kept.gram, walked.moments[name].gram) for name, kept in whole.moments.items())
     assert whole.grids == walked.grids
-    for key in ("samples", "batches", "classes", "no_classes", "loss"):
-        assert whole.provenance[key] == walked.provenance[key], key
+    for key in ("samples", "batches", "classes", "no_classes", "loss", "keeps"):
+        assert whole.provenance.get(key) == walked.provenance.get(key), key
     for budget in BUDGETS:
         plans = [scores.plan(keep_params=budget) for scores in (whole, walked)]
         assert [a.removed.tolist() for a in plans[0].axes] == [a.removed.tolist() for a in plans[1].axes]
@@ -159,6 +159,29 @@ def test_blocks_that_all_share_units_are_refused() -> None:
     layers = [nn.Conv2d(3, 4, 3, padding=1), *(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))]
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     refused(model, images(), "share units that may be cut")
+
+
+class Keeping(Residual):
+    """Keeps something of every batch."""
+
+    def entered(self, x: Tensor) -> Tensor:
+        self.seen = x
+        return super().entered(x)
+
+
+def test_what_a_model_keeps_of_batches() -> None:
+    assert agree(made(Keeping), vectors()).provenance["keeps"] == ["seen"]
+    model = made(Keeping)
+    model.enter = nn.Linear(5, 6).requires_grad_(False)
+    model.head = model.norm  # nothing behind is scored
+    model.out = nn.Linear(8, 3)
+    assert agree(model, vectors()).provenance["keeps"] == ["seen"]
+
+
+def test_prune_by_blocks() -> None:
+    model, data = made(Residual), vectors()
+    cuts = [fk.prune(model, data, LOSS, keep_params=0.6, progress=False, walk=walk)[0] for walk in ("whole", "blocks")]
+    assert all(torch.equal(a, b) for a, b in zip(*(cut.state_dict().values() for cut in cuts), strict=True))
 
 
 def test_a_folder_without_a_walk_is_refused(tmp_path: Path) -> None:
