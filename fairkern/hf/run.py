@@ -28,6 +28,7 @@ from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
 from fairkern.pruning import prune as prune_model
 from fairkern.pruning.options import planned
+from fairkern.ranks import Ranks, RanksLike, entered, shared
 from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
 
@@ -40,7 +41,7 @@ _PROMPT = 16  # tokens before those that are timed
 _TARGETS = ("tod", "keep_params", "keep_flops", "keep_latency", "drop")
 _OWN = (
     *("out", "sequence", "samples", "held_out", "packing", "padding", "batch_size"),
-    *("dtype", "device", "trust_remote_code"),
+    *("dtype", "device", "trust_remote_code", "ranks"),
 )
 
 
@@ -61,6 +62,7 @@ class FolderOptions(PruningOptions, total=False):
 
 
 @stage
+@shared
 def prune(
     folder: PathLike,
     data: Any,
@@ -75,6 +77,7 @@ def prune(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
+    ranks: RanksLike = None,
     **options: Unpack[FolderOptions],
 ) -> Report:
     """Prune a language model of a local transformers folder, and write one that everything loads which loads the first.
@@ -98,6 +101,8 @@ def prune(
         dtype: default: that of the folder, in which the model is scored and written, too.
         device: default: CUDA where there is one, else the CPU.
         trust_remote_code: run code of the folder, where transformers does not know the model itself.
+        ranks: as for `fk.prune`: several processes, each with a copy of the model. The first measures and writes; with
+            CUDA each takes the device of its number on its machine.
         options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
             another is given: what is left can be described by a configuration with one number for all layers. For the
             others layers may differ, and what transformers does not load is written as `save_uneven` does: for "vllm"
@@ -120,8 +125,9 @@ def prune(
     planned(options, *map(options.get, _TARGETS))
     layout = _layout(sequence, samples, held_out, packing, padding, batch_size)
     trust, dtype = checks.flag("trust_remote_code", trust_remote_code), _dtype(dtype)
-    place = _device(device)
-    target = check_out(checks.place("out", out))
+    team = entered(ranks)
+    place = _device(device, team)
+    target = team.told("the folder to write", lambda: check_out(checks.place("out", out)))
     transformers()
     source = open_folder(checks.place("folder", folder), trust)
     check_served(source, options["serve"])
@@ -133,14 +139,12 @@ def prune(
     side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side
     layout = replace(layout, length=_length(model, sequence), padding=side)
     made = _taken(model, batches(documents, tokenizer, layout, _rows(model)))
-    before = _measures(model, made)
+    before = team.told("measures", lambda: _measures(model, made))
     measured = time.perf_counter()
     with quiet():  # proofs generate beyond the positions of a model that has few, of which it would warn
-        small, report = prune_model(model, made.calibration, **options)
-    plan = report.plan
-    assert plan is not None
+        small, report = prune_model(model, made.calibration, ranks=team, **options)
     again = time.perf_counter()
-    after = _measures(small, made)
+    after = team.told("measures", lambda: _measures(small, made))
     seconds = {"load": loaded - started, "measure": measured - loaded + time.perf_counter() - again}
     report = replace(
         report,
@@ -150,10 +154,17 @@ def prune(
         choices={**report.choices, **_choices(source, made, ignored)},
         versions={**report.versions, "transformers": transformers().__version__},
     )
-    if options["serve"] == _HF or plan.result["serves"][_HF] == YES:
+    return team.told("writing", lambda: _written(small, target, source, report, options["serve"]))
+
+
+def _written(small: Any, target: Any, source: Folder, report: Report, serve: str | None) -> Report:
+    """The report that lies in the folder, once that is there."""
+    plan = report.plan
+    assert plan is not None
+    if serve == _HF or plan.result["serves"][_HF] == YES:
         write(small, plan, target, source, report, untrained=True)
     else:
-        schema = _SCHEMAS.get(options["serve"] or "")
+        schema = _SCHEMAS.get(serve or "")
         report = replace(report, choices={**report.choices, "loads": loads(schema, source, source.path.resolve().name)})
         write_uneven(small, plan, target, source, schema, report, untrained=True)
     return report
@@ -183,9 +194,13 @@ def _dtype(given: Any) -> torch.dtype | None:
     return given
 
 
-def _device(given: Any) -> torch.device:
+def _device(given: Any, ranks: Ranks) -> torch.device:
+    """What is asked for; of several processes each takes another of the devices of its machine."""
+    number = f":{ranks.local % max(torch.cuda.device_count(), 1)}" if ranks.several else ""
     if given is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda{number}" if torch.cuda.is_available() else "cpu")
+    if str(given) == "cuda":
+        given = f"cuda{number}"
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError) as error:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairkern.capture import Settings, capture
 from fairkern.capture.batches import batches
+from fairkern.capture.keeping import check_folder
 from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction, seeded
 from fairkern.errors import InputError
@@ -24,7 +25,7 @@ from fairkern.walk.merging import merged
 from fairkern.walk.outside import Outside
 from fairkern.walk.paged import Weights
 from fairkern.walk.segments import divide, part_of
-from fairkern.walk.traversal import Traversal, running
+from fairkern.walk.traversal import Traversal, kept_in, running
 
 
 def by_blocks(
@@ -77,6 +78,8 @@ class _Backwards:
     def scores(self) -> Scores:
         way, division = self._way, self._way.division
         n, units = len(division.segments), way.units
+        if way.settings.gram:
+            check_folder(way.settings.keep_moments)
         if not any(_scored(units, groups) for groups in (division.before, *division.groups, division.behind)):
             raise InputError("no input changes any of the groups that may be cut: there is nothing to score")
         way.begin(self._kept)
@@ -109,7 +112,7 @@ class _Backwards:
         """The scores of groups in segment `k`; the gradient at boundary `k`, if it goes `further`."""
         way = self._way
         settings = replace(
-            way.settings,
+            kept_in(way.settings, f"segment {k}"),
             class_of=False if way.settings.class_of is False else _labels,
             samples_of=None,
             on_batch=lambda done, total, stage: way.settings.on_batch(done, total, f"{stage}, {way.say(k)}"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -278,6 +279,12 @@ def running(model: nn.Module, units: UnitMap) -> Iterator[None]:
             parameter.requires_grad_(False)
         with affine_norms(model), running_as(model, _experts(model, units)), kept_instead():
             yield
+
+
+def kept_in(settings: Settings, part: str) -> Settings:
+    """With a folder of its own for the moments of a part of the model, where they go to files."""
+    where = settings.keep_moments
+    return settings if isinstance(where, bool) else replace(settings, keep_moments=os.path.join(where, part))
 
 
 def _experts(model: nn.Module, units: UnitMap) -> Mapping[str, Any]:

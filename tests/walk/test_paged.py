@@ -19,7 +19,8 @@ import fairkern as fk
 from fairkern.artefacts.shards import Shards, open_shards
 from fairkern.artefacts.tensors import write_tensors
 from fairkern.capture import Settings
-from fairkern.walk.paged import Weights, parameters_on_meta
+from fairkern.model.on_meta import parameters_on_meta
+from fairkern.walk.paged import Weights
 from fairkern.walk.scoring import by_blocks
 from tests.walk.models import Block, Residual, made, vectors
 
@@ -161,7 +162,8 @@ import fairkern as fk
 from fairkern.artefacts.shards import open_shards
 from fairkern.artefacts.tensors import write_tensors
 from fairkern.capture import Settings
-from fairkern.walk.paged import Weights, parameters_on_meta
+from fairkern.model.on_meta import parameters_on_meta
+from fairkern.walk.paged import Weights
 from fairkern.walk.scoring import by_blocks
 from tests.walk.models import Block, Residual, vectors
 from tests.walk.test_paged import Stored
