@@ -50,7 +50,7 @@ class Keeper:
     """Takes the moments of one tap after the other. `where`: True, in memory; False, nowhere; else a folder, in which
     another process has the same files written where this one does not write."""
 
-    def __init__(self, where: bool | str, *, writes: bool = True) -> None:
+    def __init__(self, where: bool | str | os.PathLike[str], *, writes: bool = True) -> None:
         self._where, self._writes = where, writes
         self._halves: dict[str, Half | Path] = {}
 
@@ -70,7 +70,7 @@ class Keeper:
         return KeptMoments({name: self._halves[name] for name in order if name in self._halves})
 
 
-def check_folder(where: bool | str) -> None:
+def check_folder(where: bool | str | os.PathLike[str]) -> None:
     """Make the folder that is asked for. Raises InputError where something lies in it already, OSError."""
     if isinstance(where, bool):
         return

@@ -26,7 +26,7 @@ class Half(NamedTuple):
 
     square: Packed  # Σ a aᵀ
     total: Tensor  # [n], Σ a
-    count: int
+    count: int  # type: ignore[assignment]
     per_unit: int
 
     def whole(self) -> Moments:

@@ -118,16 +118,16 @@ def _captured(
             names = set(shares.names(todo))
             again = MomentStore([p for p in moments.points if p.name in names], units)
             with clock.timed("pass"):
-                rest = Pass(model, [], settings, loss_fn, moments=again, ambient=ambient)
-                rest.run(loader, passes)
-            _check_same(rest, first.seen, passes)
+                further = Pass(model, [], settings, loss_fn, moments=again, ambient=ambient)
+                further.run(loader, passes)
+            _check_same(further, first.seen, passes)
             passes += 1
             with clock.timed("residual"):
                 orders.solve(again, todo, powers)
     compared = by_group(utilization.items(), largest=True)
-    alone = [g for g in units.scored if settings.class_of is not False and not _whole(compared, g, units)]
+    unheard = [g for g in units.scored if settings.class_of is not False and not _whole(compared, g, units)]
     signals = (
-        {} if settings.class_of is False else {"wasserstein": {g: u for g, u in compared.items() if g not in alone}}
+        {} if settings.class_of is False else {"wasserstein": {g: u for g, u in compared.items() if g not in unheard}}
     )
     signals["taylor"] = taylor.reconstruction(settings.reduction, first.seen)
     if moments is not None:
@@ -147,7 +147,7 @@ def _captured(
                 sample_bytes=max(store.peak for store in stores),
                 device=device,
                 seconds=clock.seconds(),
-                no_classes=[units.groups[g].name for g in alone],
+                no_classes=[units.groups[g].name for g in unheard],
                 trial=trial,
             ),
         ),

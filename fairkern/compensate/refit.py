@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -76,11 +76,7 @@ def refit(
     points = reading_points(model, loader, scores.units, others)
     readers = list(_readers(model, plan, scores, found, cuts, others, {p.name for p in points}))
     made = {c.axis: c for c in found}
-    changed = copy_with(model, _the_same(model, plan, [*made, *(reader.consumer.axis for reader in readers)]))
-    with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
-        for correction in found:
-            if correction.weight is not None:
-                fold_whole(model, changed, cuts, correction)
+    with whole_cut(model, plan, found, [reader.consumer.axis for reader in readers]) as changed:
         around = partial(_without_experts, changed, plan)
         if now is None:
             steps = joint_moments(model, changed, loader, scores.units, points, around, ranks)
@@ -94,6 +90,23 @@ def refit(
         if finish is not None:
             finish(changed)
     return list(made.values())
+
+
+@contextmanager
+def whole_cut(
+    model: nn.Module, plan: Plan, found: Sequence[Correction], more: Iterable[Axis] = ()
+) -> Iterator[nn.Module]:
+    """A copy in full size that ignores what goes, within this block, with corrections folded in.
+
+    The weights of `found` and of the axes in `more` are its own, all others are shared with `model`.
+    """
+    cuts = kept(plan)
+    changed = copy_with(model, _the_same(model, plan, [*(c.axis for c in found), *more]))
+    with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
+        for correction in found:
+            if correction.weight is not None:
+                fold_whole(model, changed, cuts, correction)
+        yield changed
 
 
 def _the_same(model: nn.Module, plan: Plan, axes: Iterable[Axis]) -> list[tuple[Held, Tensor]]:

@@ -19,12 +19,12 @@ from fairkern.capture.losses import LossFunction, seeded
 from fairkern.errors import InputError
 from fairkern.types import Scores, UnitMap
 from fairkern.walk.boundaries import Boundaries, Kept, kept_batches
-from fairkern.walk.chain import INSTEAD, Chain, chain_of, entries_of
+from fairkern.walk.chain import INSTEAD, chain_of, entries_of
 from fairkern.walk.linear import along
 from fairkern.walk.merging import merged
 from fairkern.walk.outside import Outside
 from fairkern.walk.paged import Weights
-from fairkern.walk.segments import divide, part_of
+from fairkern.walk.segments import Division, divide, part_of
 from fairkern.walk.traversal import Traversal, kept_in, running
 
 
@@ -37,6 +37,7 @@ def by_blocks(
     *,
     folder: str | os.PathLike[str] | None = None,
     weights: Weights | None = None,
+    division: Division | None = None,
 ) -> Scores:
     """What `capture` gives, from a walk over the blocks of `model`: forwards, then backwards segment by segment.
 
@@ -44,8 +45,8 @@ def by_blocks(
     gradient that came back there. So sums have the same terms in the same order as those of one pass.
 
     `folder`: batches, what passes between segments and gradients lie in files there, which are gone at the end; None:
-    in memory. `weights`: where those of a model on meta come from; it has values within a segment alone. `loader` is
-    iterated once.
+    in memory. `weights`: where those of a model on meta come from; it has values within a segment alone. `division`:
+    its blocks, where they are known (`divided`). `loader` is iterated once.
 
     Raises InputError where the model is not a row of blocks of which each reads what the last one gives, and what
     `capture` raises.
@@ -53,19 +54,22 @@ def by_blocks(
     """
     with Boundaries(folder) as store:
         kept = kept_batches(store, loader)
-        chain = _chain(model, kept, units, settings, weights)
-        way = Traversal(model, units, divide(chain, units), store, settings, weights)
+        division = divided(model, kept, units, settings, weights) if division is None else division
+        way = Traversal(model, units, division, store, settings, weights)
         return _Backwards(way, kept, loss_fn).scores()
 
 
-def _chain(model: nn.Module, kept: Kept, units: UnitMap, settings: Settings, weights: Weights | None) -> Chain:
+def divided(
+    model: nn.Module, loader: Iterable[Any], units: UnitMap, settings: Settings, weights: Weights | None = None
+) -> Division:
+    """The blocks of a model in segments, from a run on the first batch. Raises InputError where it has none."""
     paged = nullcontext() if weights is None else weights.on_call(model, entries_of(model))
     with paged, running(model, units):
-        found = batches(kept, model, settings.class_of, settings.samples_of)
+        found = batches(loader, model, settings.class_of, settings.samples_of)
         first = next((batch for batch in found if batch.samples), None)
         if first is None:
             raise InputError("the loader yields no sample: every batch is empty")
-        return chain_of(model, first.parts.call)
+        return divide(chain_of(model, first.parts.call), units)
 
 
 class _Backwards:

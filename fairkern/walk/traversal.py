@@ -19,7 +19,7 @@ from fairkern.capture.settings import Settings
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import one_by_one, running_as
-from fairkern.model.nested import call_model
+from fairkern.model.nested import Call, call_model
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import device_of
 from fairkern.model.untouched import untouched
@@ -99,6 +99,7 @@ class Traversal:
                 first += batch.samples
                 self.store.put(("boundary 0", number), boundary)
                 self.store.put(("given", number), givens)
+                self.store.put(("call", number), batch.inputs)
                 self._look(model, batch, number, boundary, givens)
         if not self.known:
             raise InputError("the loader yields no sample: every batch is empty")
@@ -114,6 +115,11 @@ class Traversal:
                 if number == self._probe:
                     alone = self._run(segment, numbers[-1:])
                     self._rows[f"boundary {k + 1}", 1] = rows_of(made, alone, known.samples)
+
+    def call(self, number: int, device: torch.device) -> Call:
+        """What the model is called with for a batch when it is to predict."""
+        found: Call = self.store.get(("call", number), device)
+        return found
 
     def say(self, k: int) -> str:
         """Which segment it is, in words."""
