@@ -108,7 +108,7 @@ class Outside:
 
         def loss(output: Any, targets: Any) -> Tensor:
             assert self._passed is not None
-            return along(self._passed, way.gradient(0, self._number(), self._passed.device))
+            return along(self._passed, way.gradient(0, self._number(), self._passed.device, self._rows))
 
         self._strict = True
         with way.outside(self._stub) as model:

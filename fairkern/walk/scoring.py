@@ -124,7 +124,8 @@ class _Backwards:
         with way.segment(k) as segment:
 
             def loss(output: Tensor, targets: Any) -> Tensor:
-                return along(output, way.gradient(k + 1, segment.last.batch, output.device))
+                some = way.chosen(segment.last.samples)
+                return along(output, way.gradient(k + 1, segment.last.batch, output.device, some))
 
             def take(found: Sequence[Tensor | None]) -> None:
                 way.keep_gradient(k, segment.last.batch, found[0])
