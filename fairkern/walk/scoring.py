@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fairkern.capture import Settings, capture
 from fairkern.capture.batches import batches
+from fairkern.capture.keeping import check_folder
 from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction, seeded
 from fairkern.errors import InputError
@@ -24,7 +25,7 @@ from fairkern.walk.merging import merged
 from fairkern.walk.outside import Outside
 from fairkern.walk.paged import Weights
 from fairkern.walk.segments import Division, divide, part_of
-from fairkern.walk.traversal import Traversal, running
+from fairkern.walk.traversal import Traversal, kept_in, running
 
 
 def by_blocks(
@@ -81,6 +82,8 @@ class _Backwards:
     def scores(self) -> Scores:
         way, division = self._way, self._way.division
         n, units = len(division.segments), way.units
+        if way.settings.gram:
+            check_folder(way.settings.keep_moments)
         if not any(_scored(units, groups) for groups in (division.before, *division.groups, division.behind)):
             raise InputError("no input changes any of the groups that may be cut: there is nothing to score")
         way.begin(self._kept)
@@ -113,7 +116,7 @@ class _Backwards:
         """The scores of groups in segment `k`; the gradient at boundary `k`, if it goes `further`."""
         way = self._way
         settings = replace(
-            way.settings,
+            kept_in(way.settings, f"segment {k}"),
             class_of=False if way.settings.class_of is False else _labels,
             samples_of=None,
             on_batch=lambda done, total, stage: way.settings.on_batch(done, total, f"{stage}, {way.say(k)}"),
@@ -121,7 +124,8 @@ class _Backwards:
         with way.segment(k) as segment:
 
             def loss(output: Tensor, targets: Any) -> Tensor:
-                return along(output, way.gradient(k + 1, segment.last.batch, output.device))
+                some = way.chosen(segment.last.samples)
+                return along(output, way.gradient(k + 1, segment.last.batch, output.device, some))
 
             def take(found: Sequence[Tensor | None]) -> None:
                 way.keep_gradient(k, segment.last.batch, found[0])
