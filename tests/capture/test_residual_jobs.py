@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import fairkern as fk
-from fairkern.capture import jobs, residual, run
+from fairkern.capture import jobs, orders, residual
 from fairkern.capture.jobs import Job
 from tests.capture.networks import loader, loss
 from tests.capture.test_residual import flat, mlp, scored
@@ -33,14 +33,17 @@ NETWORKS: dict[str, Callable[[], Any]] = {"mlp": lambda: scored(mlp(), flat()), 
 def heard(monkeypatch: pytest.MonkeyPatch, name: str) -> Heard:
     """What scoring hands to the signal, and what it made of that."""
     seen: list[Any] = []
+    moments: dict[str, Any] = {}
 
-    def noted(*given: Any, **more: Any) -> Any:
-        seen.append((*given, residual.residual(*given)))
-        return seen[-1][-1]
+    def noted(job: Job, model: Any, units: Any, given: Any, powers: Any, **more: Any) -> Any:
+        moments.update((name, given[name]) for name in job.moments)
+        seen[:] = [model, units, moments, powers]
+        return residual.solve(job, model, units, given, powers, **more)
 
-    monkeypatch.setattr(run, "residual", noted)
+    monkeypatch.setattr(orders, "solve", noted)
     NETWORKS[name]()
-    return seen[0]
+    model, units, moments, powers = seen
+    return model, units, moments, powers, residual.residual(model, units, moments, powers)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
