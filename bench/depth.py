@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,8 @@ from bench.quality.tasks.text import ALPHABET, text
 from bench.quality.train import Schedule, trained
 
 RESULTS = ROOT / "bench" / "results" / "depth.json"
+PICTURE = ROOT / "docs" / "pictures" / "depth.png"
+SEEDS = (0, 1, 2)  # of each net's training
 SHARE, WITHIN = 0.75, 0.02  # of the time of the uncut net; by how much more is as good
 LOOKS = 7  # plans that are cut and timed for each way
 
@@ -59,6 +61,7 @@ NETS = (
     Net("resnet of 12 blocks, digits", DeepResNet, digits, Schedule(epochs=10)),
 )
 WAYS = {"width": False, "depth and width": True}
+MARKS = (("o", "#1f618d"), ("^", "#c0392b"))  # of the ways, in the picture
 
 
 def main() -> int:
@@ -67,19 +70,45 @@ def main() -> int:
     rows = []
     for net in NETS:
         task = net.task()
-        model = trained(net.name.replace(" ", "-").replace(",", ""), net.build, task, net.schedule, seed=0)
-        before = task.measure(model)
-        for way, depth in WAYS.items():
-            row = {"case": f"{net.name}: {way}", "metric": task.metric, "before": before, **cut(model, task, depth)}
-            row["retained"] = retained(task.metric, before, row["after"])
-            rows.append(row)
-            print(
-                f"{row['case']}: {task.metric} {before:.3f} → {row['after']:.3f} at {row['share']:.1%} of the time, "
-                f"{row['params']:.1%} of the parameters; branches {row['branches']}",
-                flush=True,
-            )
+        for seed in SEEDS:
+            model = trained(net.name.replace(" ", "-").replace(",", ""), net.build, task, net.schedule, seed=seed)
+            before = task.measure(model)
+            for way, depth in WAYS.items():
+                own = {"net": net.name, "seed": seed, "way": way, "metric": task.metric, "before": before}
+                row = {**own, **cut(model, task, depth)}
+                row["retained"] = retained(task.metric, before, row["after"])
+                rows.append(row)
+                print(
+                    f"{net.name}, seed {seed}, {way}: {task.metric} {before:.3f} → {row['after']:.3f} at "
+                    f"{row['share']:.1%} of the time, {row['params']:.1%} of the parameters; {row['branches']}",
+                    flush=True,
+                )
     write_results(RESULTS, share=SHARE, rows=rows)
+    draw(rows)
     return 0
+
+
+def draw(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A PNG, a panel a net: what is left of its measure over the share of its time, a point a seed."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["net"] for row in rows))
+    figure = Figure(figsize=(4.2 * len(names), 3.2), dpi=75, layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for way, (marker, colour) in zip(WAYS, MARKS, strict=True):
+            found = [row for row in rows if row["net"] == name and row["way"] == way]
+            x, y = [100 * row["share"] for row in found], [100 * row["retained"] for row in found]
+            panel.scatter(x, y, marker=marker, color=colour, label=way)
+        metric = next(row["metric"] for row in rows if row["net"] == name)
+        kept = "accuracy after / before" if metric == "accuracy" else "perplexity before / after"
+        panel.set(title=name, xlabel="time of one sample, % of the uncut net's", ylabel=f"{kept}, %")
+        panel.grid(alpha=0.3)
+    handles, labels = panel.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(WAYS), frameon=False)
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(PICTURE, metadata={"Software": None})
 
 
 def cut(model: nn.Module, task: Task, depth: bool) -> dict[str, Any]:

@@ -160,12 +160,13 @@ def depth() -> str:
         "| net | what goes | measure before → after | time of a sample | parameters | branches that go |",
         "|---" * 6 + "|",
     ]
-    for row in results["rows"]:
-        net, _, way = row["case"].rpartition(": ")
-        form = "{:.1%}" if row["metric"] == "accuracy" else "{:.2f}"
-        change = f"{row['metric']} {form.format(row['before'])} → {form.format(row['after'])}"
-        gone = sum(map(len, row["branches"].values())) or "–"
-        lines.append(f"| {net} | {way} | {change} | {row['share']:.0%} | {row['params']:.0%} | {gone} |")
+    for net, way in dict.fromkeys((row["net"], row["way"]) for row in results["rows"]):
+        rows = [row for row in results["rows"] if (row["net"], row["way"]) == (net, way)]
+        form = "{:.1%}" if rows[0]["metric"] == "accuracy" else "{:.2f}"
+        before, after = (", ".join(form.format(row[when]) for row in rows) for when in ("before", "after"))
+        share, params = (", ".join(f"{row[what]:.0%}" for row in rows) for what in ("share", "params"))
+        gone = ", ".join(str(sum(map(len, row["branches"].values())) or "–") for row in rows)
+        lines.append(f"| {net} | {way} | {rows[0]['metric']} {before} → {after} | {share} | {params} | {gone} |")
     return "\n".join(["", *lines, "", _source(results, "depth")])
 
 

@@ -107,7 +107,7 @@ ENTRIES = {
             "python -m bench.depth",
             "what nets keep at three quarters of their time for one sample, with branches as units and without",
             "minutes",
-            ("bench/results/depth.json",),
+            ("bench/results/depth.json", "docs/pictures/depth.png"),
             "quality",
         ),
         Entry(

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.quality import agreement, plots, targets
 from bench.quality.catalogue import ENTRIES
+from bench.quality.further import FURTHER, STEPS, UPDATES
 from bench.quality.grid import CLOSELY, COMPENSATIONS, JOINTLY, RECALIBRATED
 from bench.quality.methods import DEFAULT, METHODS
 from bench.quality.rivals import RIVALS
@@ -90,6 +91,7 @@ def page(summary: Summary, note: Mapping[str, Any], agreed: Mapping[str, Any]) -
         *_section("Beside other packages", _rivals(summary)),
         *_section("The paper's recipe and the paper's package", _agreement(agreed)),
         *_section("Targets", [*_targets_text(), "", *targets.table(summary, DEFAULT.name)]),
+        *_section("More than one cut, and training", _further(summary)),
         *_section("Joint compensation", _joint(summary)),
         *_section("BatchNorm statistics anew", _recalibration(summary)),
         *_section("Model by model", _models(summary)),
@@ -241,6 +243,22 @@ def _targets_text() -> list[str]:
         "sequential compensation solve for every layer what it reads. Joint compensation goes on from there by",
         "gradients of the cut model, over the same calibration data: it has neither labels nor a learning rate, but it",
         "takes some twenty times as long as sequential compensation, and who calls that training may.",
+    ]
+
+
+def _further(summary: Summary) -> list[str]:
+    """The targets again, where anything but one shot was run."""
+    models = {model for how in FURTHER for model in summary.has((DEFAULT.name, how))}
+    if not models:
+        return ["Nothing was run."]
+    columns = {SOLVED: "one shot, sequential", "iterated": f"in {STEPS} steps", "healed": "one shot, then healed"}
+    return [
+        f"The same targets, which are said of one shot, beside what does more: *{DEFAULT.name}* in {STEPS} steps,",
+        "each scored anew and refitted layer after layer, and one shot that `heal` trained to answer as the uncut net",
+        f"does, for {UPDATES} updates on the training data (MiniLM: on the calibration data). Healed nets have been",
+        "trained, the others have not.",
+        "",
+        *targets.table(Summary(row for row in summary.rows if row.model in models), DEFAULT.name, columns),
     ]
 
 

@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from bench.quality import methods, targets
-from bench.quality.catalogue import Entry, Pretrained
+from bench.quality.catalogue import ADDS_UP, Entry, Pretrained
+from bench.quality.further import FURTHER, healed, iterated
 from bench.quality.rivals import RIVALS, Search, parameters
 from bench.quality.rows import Row
 from bench.quality.tasks.task import Task
 
 KEEPS = (0.9, 0.75, 0.5, 0.35, 0.2, 0.1, 0.05)
-COMPENSATIONS = ("none", "mean", "least_squares", "sequential", "joint")
-JOINTLY = ("residual, global", "residual per parameter, global")  # fitted jointly besides, which takes long
+COMPENSATIONS = ("none", "mean", "least_squares", "sequential", "joint", *FURTHER)
+JOINTLY = (
+    "residual, global",
+    "residual per parameter, global",
+)  # the default, without prices and with: more is tried with it
 RECALIBRATED = " + BatchNorm"  # added to a compensation's name: statistics anew
 CLOSELY = (  # tried with means and with recalibration besides
     "residual, global",
@@ -90,12 +94,27 @@ class _Bench:
                     continue
                 if compensation == "joint" and method.name not in JOINTLY:
                     continue
+                if compensation in FURTHER:
+                    if keep in targets.budgets(self.name) and method.name == JOINTLY[self.name in ADDS_UP]:
+                        yield self.further(plan, method.name, compensation, keep)
+                    continue
                 started = time.perf_counter()
                 data = {"loader": self.task.calibration, "loss_fn": _nearness(self.task)}
                 small = fk.apply(self.model, plan, compensate=compensation, scores=self.scores, **data)
                 yield self.row(small, method.name, compensation, keep, time.perf_counter() - started)
                 if method.name in CLOSELY and compensation not in ("mean", "joint"):
                     yield from self.recalibrated(small, method.name, compensation, keep)
+
+    def further(self, plan: fk.Plan, method: str, how: str, keep: float) -> Row:
+        """At a target's budget, by the default: what several cuts leave, or training after one."""
+        started = time.perf_counter()
+        if how == "iterated":
+            small = iterated(self.model, self.task, self.budget(keep))
+        else:
+            data = {"loader": self.task.calibration, "loss_fn": self.task.loss}
+            small = fk.apply(self.model, plan, compensate="sequential", scores=self.scores, **data)
+            small = healed(small, self.model, self.task, self.seed)
+        return self.row(small, method, how, keep, time.perf_counter() - started)
 
     def recalibrated(self, small: nn.Module, method: str, compensation: str, keep: float) -> Iterator[Row]:
         """The cut net with BatchNorm statistics of the calibration data, if it has BatchNorm."""

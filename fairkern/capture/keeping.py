@@ -42,23 +42,30 @@ class KeptMoments(Mapping[str, Moments]):
 
 
 class Keeper:
-    """Takes the moments of one tap after the other. `where`: True, in memory; False, nowhere; else a folder."""
+    """Takes the moments of one tap after the other. `where`: True, in memory; False, nowhere; else a folder, in which
+    another process has the same files written where this one does not write."""
 
-    def __init__(self, where: bool | str) -> None:
-        self._where = where
+    def __init__(self, where: bool | str | os.PathLike[str], *, writes: bool = True) -> None:
+        self._where, self._writes = where, writes
         self._halves: dict[str, Half | Path] = {}
 
     def keep(self, name: str, half: Half) -> None:
         if self._where is False or name in self._halves:
             return
-        self._halves[name] = half if self._where is True else _write(Path(self._where), len(self._halves), name, half)
+        if self._where is True:
+            self._halves[name] = half
+            return
+        path = _path(Path(self._where), len(self._halves), name)
+        if self._writes:
+            _write(path, name, half)
+        self._halves[name] = path
 
     def kept(self, order: Iterable[str]) -> KeptMoments:
         """All of them, in this order."""
         return KeptMoments({name: self._halves[name] for name in order if name in self._halves})
 
 
-def check_folder(where: bool | str) -> None:
+def check_folder(where: bool | str | os.PathLike[str]) -> None:
     """Make the folder that is asked for. Raises InputError where something lies in it already, OSError."""
     if isinstance(where, bool):
         return
@@ -67,11 +74,13 @@ def check_folder(where: bool | str) -> None:
         raise InputError(f"keep_moments={where!r} is a folder with files in it; give a new or an empty one")
 
 
-def _write(folder: Path, number: int, name: str, half: Half) -> Path:
-    path = folder / f"{number:04d}-{re.sub('[^A-Za-z0-9_.-]', '_', name)[-120:]}.safetensors"
+def _path(folder: Path, number: int, name: str) -> Path:
+    return (folder / f"{number:04d}-{re.sub('[^A-Za-z0-9_.-]', '_', name)[-120:]}.safetensors").resolve()
+
+
+def _write(path: Path, name: str, half: Half) -> None:
     tensors = {"half": half.square.flat, "total": half.total}
     write_content(path, _KIND, tensors, {"tap": name, "count": half.count, "per_unit": half.per_unit})
-    return path.resolve()
 
 
 def _read(path: Path, name: str) -> Half:

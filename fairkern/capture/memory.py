@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fairkern.capture.jobs import Job
 from fairkern.capture.moments import Half
 from fairkern.capture.points import Point
-from fairkern.capture.residual import Job, jobs
+from fairkern.capture.residual import jobs
 from fairkern.capture.settings import Settings
 from fairkern.errors import InputError
 from fairkern.types import UnitMap

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from fairkern.capture.points import Point
 from fairkern.capture.sums import AT_ONCE
 from fairkern.errors import NonFiniteError
 from fairkern.ops.gram.packed import Packed
+from fairkern.ranks import Ranks
 from fairkern.types import Moments, UnitMap
 
 _MOST = 2.0**126  # below what a sum in another order may overflow at
@@ -25,7 +26,7 @@ class Half(NamedTuple):
 
     square: Packed  # Σ a aᵀ
     total: Tensor  # [n], Σ a
-    count: int
+    count: int  # type: ignore[assignment]
     per_unit: int
 
     def whole(self) -> Moments:
@@ -123,9 +124,7 @@ class MomentStore:
         """`vectors`: [length, …], less the first batch's mean; `counted`: their number is known already."""
         known = self._sums.get(point)
         if known is None:
-            width, device = len(vectors), vectors.device
-            total = torch.zeros(width, dtype=torch.float64, device=device)
-            known = Half(Packed.zeros(width, device), total, 0, self._per_unit[point])
+            known = self._nothing(point, vectors.device)
         known.square.add_gram(vectors, fits)
         total = vectors.reshape(len(vectors), -1).sum(1)
         known.total.add_(total if fits is None else total.masked_fill_(~fits, 0))
@@ -150,6 +149,35 @@ class MomentStore:
         if not bool(torch.isfinite(values).all()):
             raise NonFiniteError(f"{what} at {point.name} are not finite in batch {self.batch}")
 
+    @property
+    def means_at_first(self) -> dict[str, Tensor]:
+        """What is taken off at every point, once the first batch has come, on the CPU."""
+        return {point.name: shift.cpu() for point, shift in self._shifts.items()}
+
+    def take_off(self, means: Mapping[str, Tensor]) -> None:
+        """These, which another process had from the first batch, before any comes here."""
+        self._shifts = {p: means[p.name] for p in self._per_unit if p.name in means}
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Over processes that have each heard some batches."""
+        heard = [torch.tensor(elements, dtype=torch.float64, device="cpu") for elements in self._elements.values()]
+        powers = [torch.as_tensor(power, dtype=torch.float64).reshape(1) for power in self._powers.values()]
+        counts = [self._sums[p].count if p in self._sums else 0 for p in self._per_unit]
+        whole = ranks.summed("moments", [*heard, *powers, torch.tensor(counts, dtype=torch.float64, device="cpu")])
+        n = len(self._per_unit)
+        self._elements = {p: [int(k) for k in found] for p, found in zip(self._per_unit, whole[:n], strict=True)}
+        self._powers = {p: float(found) for p, found in zip(self._per_unit, whole[n : 2 * n], strict=True)}
+        for point, count in zip(self._per_unit, map(int, whole[-1]), strict=True):
+            if count:
+                own = self._sums.get(point) or self._nothing(point, torch.device("cpu"))
+                flat, total = ranks.summed("moments", [own.square.flat, own.total])
+                self._sums[point] = own._replace(square=Packed(own.square.n, flat), total=total, count=count)
+
+    def _nothing(self, point: Point, device: torch.device) -> Half:
+        width = self.widths[point.name]
+        total = torch.zeros(width, dtype=torch.float64, device=device)
+        return Half(Packed.zeros(width, device), total, 0, self._per_unit[point])
+
     def powers(self, samples: int) -> dict[str, float]:
         """By tap name: the gradient power per sample, as if all tokens were given to every expert."""
         found = {}
@@ -167,7 +195,7 @@ class MomentStore:
         if shift is None:
             shift = act.reshape(len(act), -1).mean(1, dtype=wide).nan_to_num(0.0, 0.0, 0.0)
             self._shifts[point] = shift
-        shift = shift.view(-1, *[1] * (act.ndim - 1))
+        shift = shift.to(act.device).view(-1, *[1] * (act.ndim - 1))
         return torch.sub(act, shift, out=_room(act, wide))
 
     def take(self, name: str) -> Half:
@@ -192,6 +220,14 @@ class StateMeans:
         total, count = act.double().sum(0), len(act)
         known = self._sums.get(point)
         self._sums[point] = (total, count) if known is None else (known[0] + total, known[1] + count)
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Over processes that have each heard some batches."""
+        nothing = {p: torch.zeros(p.length, dtype=torch.float64, device="cpu") for p in self.points}
+        counts = [self._sums[p][1] if p in self._sums else 0 for p in self.points]
+        sums = [self._sums[p][0] if p in self._sums else nothing[p] for p in self.points]
+        *totals, whole = ranks.summed("means", [*sums, torch.tensor(counts, dtype=torch.float64, device="cpu")])
+        self._sums = {p: (total, int(n)) for p, total, n in zip(self.points, totals, whole, strict=True)}
 
     def means(self) -> dict[str, np.ndarray]:
         """By tap name, float64 `[length]`, where anything was read."""

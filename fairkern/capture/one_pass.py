@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.capture.alive import Alive
+from fairkern.capture.among import Among
 from fairkern.capture.batches import Batch, batches, first_samples
 from fairkern.capture.classes import Choice
 from fairkern.capture.fused import listening
-from fairkern.capture.listener import Listener
+from fairkern.capture.listener import Beside, Listener
 from fairkern.capture.losses import Losses, LossFunction
 from fairkern.capture.memory import Prediction, Trial
 from fairkern.capture.moments import MomentStore, StateMeans
@@ -56,6 +57,7 @@ class Pass:
         states: StateMeans | None = None,
         ambient: Ambient = NO_AUTOCAST,
         reserved: int = 0,
+        beside: Beside | None = None,
     ) -> None:
         self._model, self._settings = model, settings
         self._taylor, self._moments, self._states = taylor, moments, states
@@ -63,13 +65,15 @@ class Pass:
         self.samples = SampleStore([] if settings.class_of is False else points, self.choice, settings, reserved)
         self._points = frozenset(points)
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
-        self._listener = Listener(model, list(dict.fromkeys([*points, *own])), gradients=taylor is not None)
+        heard = list(dict.fromkeys([*points, *own]))
+        self._listener = Listener(model, heard, gradients=taylor is not None, beside=beside)
         self._rehearsal = Rehearsal(model, self._listener, Losses(model, loss_fn, settings.seed), ambient)
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.singly = False  # whether samples of a batch came one by one
         self.keeps: list[str] = []  # attributes of modules that every batch puts something into
         self.loss_sum = 0.0
+        self._among = Among(settings.ranks)
         self.prediction: Prediction | None = None
 
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
@@ -79,16 +83,20 @@ class Pass:
             for batch in batches(loader, self._model, self._settings.class_of, self._settings.samples_of):
                 self.batches = batch.index + 1
                 self.singly |= batch.parts.singly
-                before = kept_objects(self._model) if self.batches == 2 else {}  # the first may make what all use
-                self._step(batch, (batch.index + 1) / total if total and batch.index < total else 0.5)
-                if self.batches == 2:
+                mine = self._among.comes(batch)
+                second = mine and self._among.own == 2
+                before = kept_objects(self._model) if second else {}  # the first may make what all use
+                self._step(batch, mine, (batch.index + 1) / total if total and batch.index < total else 0.5)
+                if second:
                     self.keeps = changed(before, kept_objects(self._model))
                 self._settings.on_batch(self.batches, total, stage)
                 let_others_in()
+            self._run_again()
         if self.batches == 0:
             raise InputError("the loader yields no batch")
         if self.seen == 0:
             raise InputError("the loader yields no sample: every batch is empty")
+        self._add_up()
 
     def tried(self, batch: Batch, total: int | None) -> Trial:
         """What the first batch will take, from running one and two of its samples (or all, where it is not divided),
@@ -119,12 +127,17 @@ class Pass:
         with affine_norms(self._model), experts, kept_instead(), self._listener.attached(), torch.enable_grad():
             yield
 
-    def _step(self, batch: Batch, done: float) -> None:
+    def _step(self, batch: Batch, mine: bool, done: float) -> None:
         if batch.samples == 0:
             return
         if batch.labels.ndim > 1 and self._settings.reduction is Reduction.PER_CLASS:
             raise InputError("reduction='per_class' needs one class label per sample, not one for every place")
-        self.choice.begin(batch.labels, done)
+        self.seen += batch.samples
+        owner = self._among.owner(batch)
+        if not mine:
+            self.choice.pass_by(batch.labels, owner)
+            return
+        self.choice.begin(batch.labels, done, owner)
         if self._moments is not None:
             self._moments.batch = batch.index
         if self._taylor is None:
@@ -135,6 +148,7 @@ class Pass:
             self.loss_sum += self._backward(batch, self._taylor, weight) * weight
         if self.prediction is None:
             self.prediction = self._predicted()
+        self._among.share_means(self._moments, heard=False)
         for point, act in self._listener.heard.items():
             if not point.side.scored:
                 if self._states is not None:
@@ -145,8 +159,42 @@ class Pass:
                 self._keep(point, act)
         if self._moments is not None:
             self._moments.settle()
-        self.seen += batch.samples
+        self._among.share_means(self._moments, heard=True)
         self._listener.reset(device_of(self._model))
+
+    def _run_again(self) -> None:
+        """Of several processes the first one, where it has heard one batch of several: to see what the model keeps."""
+        first = self._among.first
+        if first is None or self._among.own > 1 or not self._settings.ranks.first or self.batches < 2:
+            return
+        before = kept_objects(self._model)
+        with torch.no_grad():
+            self._rehearsal.forward(first)
+        self.keeps = changed(before, kept_objects(self._model))
+        self._listener.reset(device_of(self._model))
+
+    def _add_up(self) -> None:
+        """What several processes have heard, in each of them; class samples wait for `SampleStore.utilization`."""
+        ranks = self._settings.ranks
+        if not ranks.several:
+            return
+        self._among.share_means(self._moments, heard=True)
+        self._among.agree()
+        for store in (self._taylor, self._moments, self._states):
+            if store is not None:
+                store.add_up(ranks)
+        (loss,) = ranks.summed("the loss", [torch.tensor(self.loss_sum, dtype=torch.float64, device="cpu")])
+        self.loss_sum = float(loss)
+        numbers = {point: number for number, point in enumerate(self._listener.points)}
+        own = [(numbers[point], sizes) for point, sizes in self.grids.items()]
+        every = ranks.gathered("the pass", (own, self.keeps, self.prediction))
+        self.keeps = sorted({name for _, keeps, _ in every for name in keeps})
+        begun = every[self._among.begun]
+        self.prediction = begun[2]
+        self.grids = defaultdict(Counter)
+        for grids in (begun[0], *(told[0] for told in every if told is not begun)):
+            for number, sizes in grids:
+                self.grids[self._listener.points[number]].update(sizes)
 
     def _keep(self, point: Point, act: Tensor) -> None:
         """The size of the map, the class samples and the moments of what was heard at a point."""

@@ -55,6 +55,7 @@ def provenance(
         "no_classes": no_classes,
         "singly": first.singly,
         **({"keeps": first.keeps} if first.keeps else {}),
+        **({"ranks": settings.ranks.size} if settings.ranks.several else {}),
         "samples_per_class": settings.samples_per_class,
         "projections": settings.projections,
         "seed": settings.seed,

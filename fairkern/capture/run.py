@@ -11,6 +11,7 @@ from torch import nn
 
 from fairkern.capture.batches import Begun, batches
 from fairkern.capture.keeping import check_folder
+from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction
 from fairkern.capture.memory import Shares, Trial, within
 from fairkern.capture.moments import MomentStore, StateMeans
@@ -30,7 +31,12 @@ from fairkern.types import Scores, Side, UnitMap
 
 
 def capture(
-    model: nn.Module, loader: Iterable[Any], loss_fn: LossFunction | None, units: UnitMap, settings: Settings
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: LossFunction | None,
+    units: UnitMap,
+    settings: Settings,
+    beside: Beside | None = None,
 ) -> Scores:
     """Score every unit of `units` that may be cut and that inputs change, in one pass over `loader`.
 
@@ -38,13 +44,16 @@ def capture(
     `memory_budget` get their U from further passes, forward only, and groups whose second moments did not fit get their
     order likewise (`memory.Shares`).
 
+    `beside` is told further gradients of each batch's loss.
+
     Raises InputError (batches, labels, options, a loss that does not depend on the model, a loader that cannot
-    be iterated twice when that is needed, a budget that is too small), NonFiniteError. What loader, model and loss raise passes through.
+    be iterated twice when that is needed, a budget that is too small), NonFiniteError. What loader, model and
+    loss raise passes through.
     Autocast that is entered holds for the model and its loss, and for none of our sums.
     """
     ambient = Ambient.now(device_of(model))
     with without_autocast(), within(settings.memory_budget, "scoring"):
-        return _captured(model, loader, loss_fn, units, settings, ambient)
+        return _captured(model, loader, loss_fn, units, settings, ambient, beside)
 
 
 def _captured(
@@ -54,6 +63,7 @@ def _captured(
     units: UnitMap,
     settings: Settings,
     ambient: Ambient,
+    beside: Beside | None,
 ) -> Scores:
     """Under `ambient` the model and its loss run, and nothing else."""
     if not units.prunable:
@@ -62,8 +72,8 @@ def _captured(
         raise InputError("no input changes any of the groups that may be cut: there is nothing to score")
     points, moments, states = _listened(model, units, settings)
     if settings.gram:
-        check_folder(settings.keep_moments)
-    orders = Orders(model, units, settings.keep_moments)
+        settings.ranks.told("the folder for moments", lambda: check_folder(settings.keep_moments))
+    orders = Orders(model, units, settings)
     clock = Clock("pass", "wasserstein", "residual")
     with untouched(model), in_place(model):
         model.eval()
@@ -76,7 +86,7 @@ def _captured(
             sums = TaylorStore(points, settings.backend, device, by_class=by_class)
             alone = Pass(model, points, settings, loss_fn, taylor=sums, moments=moments, **how)
             heard = Begun(loader)
-            trial = _tried(model, heard, settings, alone)
+            trial = settings.ranks.gathered("the first batch", _tried(model, heard, settings, alone))[0]
         shares = Shares(settings, units, {} if moments is None else moments.widths, trial)
         if shares.rest and isinstance(loader, Iterator):
             raise _once(settings, shares.enough)
@@ -85,7 +95,7 @@ def _captured(
         taylor = TaylorStore(points, settings.backend, device, by_class=by_class)
         fitting = replace(settings, memory_budget=shares.samples)
         how["reserved"] = shares.reserved
-        first = Pass(model, points, fitting, loss_fn, taylor=taylor, moments=moments, **how)
+        first = Pass(model, points, fitting, loss_fn, taylor=taylor, moments=moments, beside=beside, **how)
         with clock.timed("pass"):
             first.run(heard)
         if settings.class_of is not False:
@@ -108,16 +118,16 @@ def _captured(
             names = set(shares.names(todo))
             again = MomentStore([p for p in moments.points if p.name in names], units)
             with clock.timed("pass"):
-                rest = Pass(model, [], settings, loss_fn, moments=again, ambient=ambient)
-                rest.run(loader, passes)
-            _check_same(rest, first.seen, passes)
+                further = Pass(model, [], settings, loss_fn, moments=again, ambient=ambient)
+                further.run(loader, passes)
+            _check_same(further, first.seen, passes)
             passes += 1
             with clock.timed("residual"):
                 orders.solve(again, todo, powers)
     compared = by_group(utilization.items(), largest=True)
-    alone = [g for g in units.scored if settings.class_of is not False and not _whole(compared, g, units)]
+    unheard = [g for g in units.scored if settings.class_of is not False and not _whole(compared, g, units)]
     signals = (
-        {} if settings.class_of is False else {"wasserstein": {g: u for g, u in compared.items() if g not in alone}}
+        {} if settings.class_of is False else {"wasserstein": {g: u for g, u in compared.items() if g not in unheard}}
     )
     signals["taylor"] = taylor.reconstruction(settings.reduction, first.seen)
     if moments is not None:
@@ -128,15 +138,18 @@ def _captured(
         means={**taylor.means(), **states.means()},
         moments=orders.kept([] if moments is None else [p.name for p in moments.points]),
         grids={point.name: dict(sizes) for point, sizes in first.grids.items()},
-        provenance=provenance(
-            settings,
-            first,
-            passes=passes,
-            sample_bytes=max(store.peak for store in stores),
-            device=device,
-            seconds=clock.seconds(),
-            no_classes=[units.groups[g].name for g in alone],
-            trial=trial,
+        provenance=settings.ranks.told(
+            "the scores",
+            lambda: provenance(
+                settings,
+                first,
+                passes=passes,
+                sample_bytes=max(store.peak for store in stores),
+                device=device,
+                seconds=clock.seconds(),
+                no_classes=[units.groups[g].name for g in unheard],
+                trial=trial,
+            ),
         ),
     )
 

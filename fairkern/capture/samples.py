@@ -52,6 +52,11 @@ class _Rows:
         return self._buffer[self.count - n : self.count]
 
     @property
+    def form(self) -> tuple[torch.Size, torch.dtype]:
+        """Of one row."""
+        return self.values.shape[1:], self.values.dtype
+
+    @property
     def held(self) -> int:
         """Bytes that the rows themselves take."""
         return 0 if self._buffer is None else self.values.nbytes
@@ -87,7 +92,10 @@ class SampleStore:
         self._budget, self._reserved = settings.memory_budget, reserved
         tight = self._budget is not None
         self._backend, self._pairs = settings.backend, settings.pairs.value
+        self._ranks = settings.ranks
         self._rows: dict[Block, _Rows] = {block: _Rows(tight) for p in points for block in p.blocks}
+        self._blocks = list(self._rows)
+        self._device: torch.device | None = None
         self._positions: dict[Block, int] = {}
         self._projected: set[Block] = set()
         self._grid: dict[Block, Grid] = {}
@@ -100,8 +108,10 @@ class SampleStore:
         blocks = [block for block in point.blocks if block in self._rows]
         if not blocks:
             return
+        self._device = act.device
         act, dim, grid = self._choice.seen(point, act, dim, layout)
         rows, expect = self._choice.rows(grid), self._choice.of(grid).expected(self._choice.done)
+        expect = -(-expect // self._ranks.size)
         for block in blocks:
             if self._grid.setdefault(block, grid) != grid:
                 raise InputError(f"the activation at {point.name} has its places on another grid in another batch")
@@ -201,6 +211,8 @@ class SampleStore:
 
         Not of blocks whose places are of fewer than two classes, where others' are of more.
         """
+        if self._ranks.several:
+            self._bring_together()
         scores = {}
         by_grid = {grid: self._choice.of(grid).labels for grid in set(self._grid.values())}
         for block in list(self._rows):
@@ -218,7 +230,58 @@ class SampleStore:
                 drawn = self._drawn(positions, values.device)
                 distances = sliced_wasserstein(values, drawn, labels, self._pairs, backend=self._backend)
             scores[block] = distances.double().cpu().numpy()
-        return scores
+        every = self._ranks.gathered("U-scores", {n: scores[b] for n, b in enumerate(self._blocks) if b in scores})
+        return {self._blocks[n]: values for part in every for n, values in part.items()}
+
+    def _bring_together(self) -> None:
+        """Of samples that several processes have heard, those of every block to one of them, as a single process would
+        have them. What one of them had to drop waits for another pass on all."""
+        own = {
+            n: (kept.form, self._grid[block], self._positions[block], block in self._projected)
+            for n, block in enumerate(self._blocks)
+            if (kept := self._rows.get(block)) is not None and kept.count
+        }
+        left = [n for n, block in enumerate(self._blocks) if block in self.dropped]
+        every = self._ranks.gathered("class samples", (own, left, self.peak))
+        self.dropped = [self._blocks[n] for n in sorted({n for _, dropped, _ in every for n in dropped})]
+        self.peak = max(peak for _, _, peak in every)
+        known = {n: said for told, _, _ in every for n, said in told.items() if self._blocks[n] not in self.dropped}
+        if not known:
+            raise InputError(
+                f"memory_budget is {self._budget} bytes, and there is no block of units whose class samples all "
+                "processes keep within it: give a larger budget, fewer samples_per_class or fewer projections"
+            )
+        numbers = sorted(known)
+        costs = [len(self._choice.of(known[n][1]).labels) * math.prod(known[n][0][0]) for n in numbers]
+        hearing = [rank for rank, (told, _, _) in enumerate(every) if told]
+        owners = self._ranks.dealt(costs, hearing)
+        held, self._rows = self._rows, {}
+        for n, owner in zip(numbers, owners, strict=True):
+            rows = held.pop(self._blocks[n], _Rows())
+            parts = self._ranks.brought("class samples", owner, rows.values if rows.count else None)
+            if owner == self._ranks.rank:
+                self._put_together(self._blocks[n], parts, *known[n])
+
+    def _put_together(
+        self,
+        block: Block,
+        parts: Sequence[Tensor | None],
+        form: tuple[torch.Size, torch.dtype],
+        grid: Grid,
+        positions: int,
+        projected: bool,
+    ) -> None:
+        """Rows of one block, as every process has heard some, in the loader's order."""
+        owners = self._choice.of(grid).owners
+        device = self._device if self._device is not None else torch.device("cpu")
+        self._rows[block] = whole = _Rows()
+        room = whole.extend(len(owners), *form, device, len(owners))
+        for rank, part in enumerate(parts):
+            if part is not None:
+                room[(owners == rank).to(device)] = part.to(device)
+        self._grid[block], self._positions[block] = grid, positions
+        if projected:
+            self._projected.add(block)
 
 
 def by_group(scores: Iterable[tuple[Block, np.ndarray]], *, largest: bool) -> dict[int, np.ndarray]:

@@ -11,6 +11,7 @@ from fairkern.cli import commands
 from fairkern.cli.arguments import Parser, by_kind, divisors, path, positive, share
 from fairkern.cli.folders import add_folder
 
+SHARED = ("score", "prune")  # what several processes of torchrun do together
 COMPENSATIONS = ("none", "mean", "least_squares")
 
 
@@ -21,7 +22,7 @@ def command_line() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, command=name, shared=name in SHARED)
         return sub
 
     demo = command("demo", commands.demo, "train, score, plan and cut two small networks on real handwritten digits")

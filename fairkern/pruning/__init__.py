@@ -12,8 +12,8 @@ from typing_extensions import Unpack
 
 from fairkern import capture, types
 from fairkern.allocate import refuse_unknown
-from fairkern.api import RUN, check_data, check_model, check_more
 from fairkern.capture.batches import first_batch, head
+from fairkern.checks import RUN, check_data, check_model, check_more
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
 from fairkern.model.in_use import at_work
@@ -29,6 +29,7 @@ from fairkern.pruning.options import (
     planned,
 )
 from fairkern.pruning.steps import Asked, Run
+from fairkern.ranks import RanksLike, entered, shared
 from fairkern.results import Report
 from fairkern.surroundings import stage
 
@@ -36,6 +37,7 @@ __all__ = ["PruningOptions", "prune"]
 
 
 @stage
+@shared
 def prune(
     model: nn.Module,
     loader: Iterable[Any],
@@ -55,6 +57,7 @@ def prune(
     unused: Iterable[str] = (),
     depth: bool = False,
     keep_scores: bool = False,
+    ranks: RanksLike = None,
     **options: Unpack[PruningOptions],
 ) -> tuple[nn.Module, Report]:
     """Trace, score, plan and cut: the smaller model and what was done.
@@ -87,6 +90,8 @@ def prune(
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
         depth: as for `trace`, of every step: branches of residual blocks, and whole blocks, may go as well. `units`
             that are given say so themselves.
+        ranks: as for `score`: several processes share the work, and all get the same model and the same report. The
+            first of them measures latency.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
             second moments, which take much memory.
 
@@ -96,6 +101,7 @@ def prune(
     `more` where `more` is not given.
     Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
     """
+    team = entered(ranks)
     check_model(model)
     check_data(loader, loss_fn)
     check_values(model, RUN)
@@ -133,7 +139,9 @@ def prune(
         asked = Asked(
             target.value, keep, latency, iterations, planning, scoring, tracing, method, given_biases, again, inplace
         )
-        run = Run(model, head(first, model, samples_of), batches, loss_fn, asked)
+        chosen = {**scoring, **planning, **tracing, target.value: keep, "compensate": method, "biases": given_biases}
+        capture.check_same(team, "prune()", model, {**chosen, "iterations": iterations, "inplace": inplace})
+        run = Run(model, head(first, model, samples_of), batches, loss_fn, asked, team)
         for number in range(1, iterations + 1):
             run.step(number, given if number == 1 else None)
         report = run.report()

@@ -13,11 +13,12 @@ from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, par
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
+from fairkern.results import PathLike
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
     *("tod", *_BUDGETS, "drop", "latency", "iterations"),
-    *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores"),
+    *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores", "ranks"),
 )
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL, Compensation.JOINT)  # made from second moments
 
@@ -39,6 +40,8 @@ class PruningOptions(PlanningOptions, total=False):
     memory_budget: int | None
     gram: bool
     keep_moments: bool | str | os.PathLike[str]
+    walk: str
+    walk_folder: PathLike | None
     progress: bool
 
 

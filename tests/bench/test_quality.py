@@ -13,6 +13,7 @@ from torch import nn
 import fairkern as fk
 from bench.quality import agreement, document, methods, rows, targets
 from bench.quality.catalogue import ADDS_UP, ENTRIES, Entry
+from bench.quality.further import FURTHER
 from bench.quality.grid import CLOSELY, RECALIBRATED, Grid, _Bench
 from bench.quality.rivals import RIVALS, Search, parameters
 from bench.quality.rows import Row
@@ -166,6 +167,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
         row(0.5, 0.1, method=RIVALS[0].name, compensation="none"),
         row(0.05, 0.1, method=RIVALS[0].name, compensation="none"),
     ]
+    found += [row(0.5, 0.9 * 0.999, method=methods.METHODS[0].name, compensation=how) for how in FURTHER]
     document.write(found, NOTE, AGREED, tmp_path)
     text = (tmp_path / "quality.md").read_text()
     assert (tmp_path / document.PICTURE).stat().st_size > 1000
@@ -176,6 +178,7 @@ def test_the_page_is_made_from_rows_alone(tmp_path: Path) -> None:
     assert "network-pruner on mlp-digits: `ImportError: absent`" in text
     assert "Not yet run: " in text
     assert "No model with BatchNorm was run." in text
+    assert "| one shot, sequential | in 3 steps | one shot, then healed |" in text
     assert "| vgg-digits | 1.000 | 1.000 | 1 |\n" in text
 
 
@@ -217,6 +220,21 @@ def test_every_method_meets_every_budget(small: tuple[nn.Module, Task]) -> None:
         recalibrated = {r.keep for r in found if r.compensation.endswith(RECALIBRATED)}
         assert recalibrated == ({0.5, 0.2} if method.name in CLOSELY else set())
         assert all(r.kept <= bench.budget(r.keep) + 1e-9 for r in found)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_several_cuts_and_healing_are_tried_at_the_budgets_of_targets(
+    small: tuple[nn.Module, Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, task = small
+    monkeypatch.setattr(targets, "budgets", lambda name: {0.5})
+    monkeypatch.setattr("bench.quality.further.UPDATES", 3)
+    bench = _Bench("noise", 0, model, task)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    found = list(bench.own(methods.METHODS[0], Grid(keeps=(0.5, 0.2), compensations=FURTHER)))
+    assert [(r.compensation, r.keep) for r in found] == [(how, 0.5) for how in FURTHER]
+    assert all(r.kept <= bench.budget(0.5) + 1e-9 for r in found)
+    assert not list(bench.own(methods.METHODS[1], Grid(keeps=(0.5,), compensations=FURTHER)))
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
