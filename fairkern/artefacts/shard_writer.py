@@ -87,7 +87,7 @@ class ShardWriter:
         texts: Mapping[str, str] = _FORMAT,
     ) -> None:
         self.folder = Path(folder)
-        self._job = plain(job, "job")
+        self._job, self.largest = plain(job, "job"), largest
         shards = _shared_out(tensors, largest, texts)
         self._shards = {shard.name: shard for shard in shards}
         self._of = {name: shard for shard in shards for name in shard.entries}
@@ -108,6 +108,11 @@ class ShardWriter:
     def order(self) -> list[str]:
         """All names, in the order of files and bytes: written so, each file is read no second time for its sum."""
         return list(self._of)
+
+    @property
+    def to_come(self) -> int:
+        """Bytes of all files that are not finished."""
+        return sum(shard.size for shard in self._shards.values() if shard.name not in self.files)
 
     def done(self, name: str) -> bool:
         """Whether a tensor lies in a shard that is finished."""
@@ -147,8 +152,10 @@ class ShardWriter:
         """What the manifest says besides, from the next finished shard on."""
         self.notes.update(plain(notes, "notes"))
 
-    def finish(self) -> Mapping[str, str]:
+    def finish(self, job: Mapping[str, Any] | None = None) -> Mapping[str, str]:
         """Writes the index, where there are several shards, and the manifest; the sum (SHA-256) of every shard.
+
+        `job`: what the manifest says in the end, where that is less than told runs apart.
 
         Raises InputError where a tensor is not there yet, OSError.
         """
@@ -165,6 +172,7 @@ class ShardWriter:
             listed = {name: self._of[name].name for name in sorted(self._of)}
             text = json.dumps({"metadata": {"total_size": total}, "weight_map": listed}, indent=2, ensure_ascii=False)
             _durable(self.folder / INDEX, f"{text}\n".encode())
+        self._job = self._job if job is None else plain(job, "job")
         self._record()
         return dict(self.files)
 
