@@ -152,10 +152,8 @@ class ShardWriter:
         """What the manifest says besides, from the next finished shard on."""
         self.notes.update(plain(notes, "notes"))
 
-    def finish(self, job: Mapping[str, Any] | None = None) -> Mapping[str, str]:
+    def finish(self) -> Mapping[str, str]:
         """Writes the index, where there are several shards, and the manifest; the sum (SHA-256) of every shard.
-
-        `job`: what the manifest says in the end, where that is less than told runs apart.
 
         Raises InputError where a tensor is not there yet, OSError.
         """
@@ -172,9 +170,13 @@ class ShardWriter:
             listed = {name: self._of[name].name for name in sorted(self._of)}
             text = json.dumps({"metadata": {"total_size": total}, "weight_map": listed}, indent=2, ensure_ascii=False)
             _durable(self.folder / INDEX, f"{text}\n".encode())
-        self._job = self._job if job is None else plain(job, "job")
         self._record()
         return dict(self.files)
+
+    def conclude(self, job: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """The manifest once more, in its last form: without what only told runs apart. Behind `finish`."""
+        self._job, self.notes = plain(job, "job"), plain(notes, "notes")
+        self._record()
 
     def close(self) -> None:
         """Closes what is open. Unfinished shards stay as they are, and are begun anew next time."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from fairkern import options
-from fairkern.artefacts.files import parse, plain, sum_of
+from fairkern.artefacts.files import json_file, parse
 from fairkern.artefacts.folders import check_out, copy_beside
-from fairkern.artefacts.plans import plan_payload, save_plan
+from fairkern.artefacts.plans import plan_payload
 from fairkern.artefacts.shard_writer import LARGEST, MANIFEST, ShardWriter
 from fairkern.artefacts.shards import Shards, open_shards
 from fairkern.artefacts.tensors import TensorFile
@@ -31,7 +31,7 @@ from fairkern.surroundings import stage
 from fairkern.types import Plan
 
 CONFIG, PLAN, GENERATION = "config.json", "plan.json", "generation_config.json"
-_CHUNK = 1 << 25  # bytes that are read, cut and written at a time
+_CHUNK = 1 << 23  # bytes that are read, cut and written at a time
 _SLACK = 1 << 24  # bytes beside the weights that a disk should have room for
 
 
@@ -90,13 +90,16 @@ def compact_checkpoint(
         left = _left(shards, plan, cuts)
         later = None if config is None else config_after(config, plan)
         ignored = tuple(name for name in shards.shapes if name not in cuts)
+        described = json_file("plan", plan_payload(plan))
+        job = {"compacted_by": hashlib.sha256(described).hexdigest(), "largest": largest}
         target = check_out(out)
         with _said_of(target), resumed_folder(target, MANIFEST) as place:
-            job = {**_job(plan, largest), "modified": _modified(shards)}
-            with ShardWriter(place, left, job=job, largest=largest) as writer:
+            told_apart = {**job, "modified": _modified(shards)}
+            with ShardWriter(place, left, job=told_apart, largest=largest) as writer:
                 _check_room(place, target, writer)
                 inputs = _stream(shards, cuts, writer)
-                outputs = _finish(place, shards, plan, later, writer, inputs, ignored, absent)
+                _beside(place, shards.path, described, later)
+                outputs = _finish(place, writer, job, inputs=inputs, ignored=list(ignored), absent=list(absent))
     before = sum(map(shards.size_of, shards.shapes))
     after = sum(int(torch.Size(shape).numel()) * dtype.itemsize for dtype, shape in left.values())
     return Compacted(inputs, outputs, before, after, ignored, absent)
@@ -215,10 +218,6 @@ def _modified(shards: Shards) -> dict[str, list[int]]:
     return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in found.items()}
 
 
-def _job(plan: Plan, largest: int) -> dict[str, Any]:
-    return {"compacted_by": sum_of(plain(plan_payload(plan), "plan")), "largest": largest}
-
-
 def _check_room(place: Path, target: Path, writer: ShardWriter) -> None:
     free, needed = shutil.disk_usage(place).free, writer.to_come + _SLACK
     if free < needed:
@@ -288,33 +287,28 @@ def _memory(rows: Tensor) -> memoryview:
     return rows.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _finish(
-    place: Path,
-    shards: Shards,
-    plan: Plan,
-    config: Mapping[str, Any] | None,
-    writer: ShardWriter,
-    inputs: Mapping[str, str],
-    ignored: tuple[str, ...],
-    absent: tuple[str, ...],
-) -> dict[str, str]:
-    """What lies beside the weights, and the manifest, which says the sum of each file."""
+def _beside(place: Path, source: Path, plan: bytes, config: Mapping[str, Any] | None) -> None:
+    """What lies beside the weights: the plan, the configuration, tokenizer, chat template and licence."""
+    (place / PLAN).write_bytes(plan)
     if config is not None:
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (place / CONFIG).write_text(f"{text}\n", encoding="utf-8")
-        copy_beside(shards.path, place, code=bool(config.get("auto_map")))
-    if (shards.path / GENERATION).is_file():
-        shutil.copyfile(shards.path / GENERATION, place / GENERATION)
-    save_plan(plan, place / PLAN)
-    others = sorted(path for path in place.rglob("*") if path.is_file() and path.name != MANIFEST)
+        copy_beside(source, place, code=bool(config.get("auto_map")))
+    if (source / GENERATION).is_file():
+        shutil.copyfile(source / GENERATION, place / GENERATION)
+
+
+def _finish(place: Path, writer: ShardWriter, job: Mapping[str, Any], **notes: Any) -> dict[str, str]:
+    """The index, and the manifest, which says the sum of each file."""
+    weights = writer.finish()
+    others = (path for path in sorted(place.rglob("*")) if path.is_file() and path.name != MANIFEST)
     beside = {
         str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in others
-        if path.suffix != ".safetensors"
+        if path.name not in weights
     }
-    writer.notes.clear()
-    writer.note(inputs=inputs, beside=beside, ignored=list(ignored), absent=list(absent), compensation="none")
-    return {**writer.finish(_job(plan, writer.largest)), **beside}
+    writer.conclude(job, notes={**notes, "beside": beside, "compensation": "none"})
+    return {**weights, **beside}
 
 
 @contextmanager
