@@ -17,6 +17,7 @@ from torch import nn
 from fairkern import artefacts, report, types
 from fairkern.allocate import Target
 from fairkern.api import trace
+from fairkern.artefacts.folders import copy_beside, said_of
 from fairkern.artefacts.writing import new_folder
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.compact import apply
@@ -28,7 +29,7 @@ from fairkern.hf.card import CARD, card
 from fairkern.hf.folder import Folder, first_line
 from fairkern.hf.measures import Likelihood, cache_bytes_per_token
 from fairkern.hf.needed import transformers
-from fairkern.hf.output import PLAN, REPORT, as_asked, beside, said_of, write_config
+from fairkern.hf.output import PLAN, REPORT, as_asked, write_config
 from fairkern.hf.sequences import Batch, Data
 from fairkern.hf.verify import verify
 from fairkern.model.in_use import at_work
@@ -96,7 +97,7 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
         if given is None:
             shutil.rmtree(scratch)
         done = run.report(there, scores, plan, cut, data, choices(data, there.ignored))
-        beside(asked.source, place)
+        copy_beside(asked.source.path, place, code=asked.source.own_code)
         artefacts.save_plan(plan, place / PLAN)
         save_report(done, place / REPORT)
         said = card(cut.small, plan, asked.source, done, untrained=True)

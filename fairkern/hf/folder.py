@@ -100,8 +100,8 @@ class Folder:
                 )
 
 
-def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False) -> Folder:
-    """Looks at a folder's configuration and at the headers of its weights.
+def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False, *, quantised: bool = False) -> Folder:
+    """Looks at a folder's configuration and at the headers of its weights, which may be `quantised` for who asks so.
 
     Raises InputError for what is not there, cannot be used as it is (quantised weights, code of its own), ArtefactError
     for a shard that is truncated.
@@ -116,11 +116,12 @@ def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False)
     config = _json(path / CONFIG) if (path / CONFIG).is_file() else None
     if config is None:
         raise InputError(f"{path} has no {CONFIG}; expected a folder of save_pretrained or `hf download`")
-    _check_method(path, config)
+    if not quantised:
+        _check_method(path, config)
     _check_code(path, config, trust_remote_code)
     shards = _shards(path)
     for name in sorted(set(shards.values())):
-        _check_shard(path, name, {tensor for tensor, shard in shards.items() if shard == name and tensor})
+        _check_shard(path, name, {tensor for tensor, shard in shards.items() if shard == name and tensor}, quantised)
     return Folder(path, config, tuple(dict.fromkeys(shards.values())), trust_remote_code)
 
 
@@ -258,7 +259,7 @@ def _shards(path: Path) -> dict[str, str]:
     )
 
 
-def _check_shard(path: Path, name: str, expected: set[str]) -> None:
+def _check_shard(path: Path, name: str, expected: set[str], quantised: bool) -> None:
     file = path / name
     if file.suffix == ".bin":
         if not zipfile.is_zipfile(file):
@@ -266,7 +267,7 @@ def _check_shard(path: Path, name: str, expected: set[str]) -> None:
         return
     with open_tensors(file) as opened:
         names = opened.shapes
-    for tensor in names:
+    for tensor in () if quantised else names:
         for end, method in _QUANTISED.items():
             if tensor.endswith(end):
                 raise _quantised(path, method)
