@@ -128,7 +128,7 @@ class _Run:
         scoring = {name: asked.options[name] for name in (*_PLAIN, *_CHOSEN) if name in asked.options}
         check_method(self._method, scoring, (), inplace=False)
         fit_together(scoring, asked.planning, asked.budget, self._method, labelled=lambda: False)
-        self.settings = _settings(scoring)
+        self.settings, self._keeps = _settings(scoring), scoring.get("keep_moments", True) is not False
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -146,7 +146,8 @@ class _Run:
 
     def scored(self, there: Absent, units: types.UnitMap, division: Division, data: Data, scratch: Path) -> Scores:
         with report.progress(self._asked.options.get("progress", True)) as on_batch:
-            settings = replace(self.settings, on_batch=on_batch)
+            kept: Any = str(scratch / "moments") if self.settings.gram and self._keeps else self._keeps
+            settings = replace(self.settings, on_batch=on_batch, keep_moments=kept)
             how: dict[str, Any] = {"folder": scratch, "weights": there.weights, "division": division}
             return Scores.of(by_blocks(there.model, data.calibration, None, units, settings, **how))
 
@@ -208,7 +209,17 @@ class _Run:
         return replace(made, choices={**made.choices, **more}, versions=versions)
 
 
-_PLAIN = ("samples_per_class", "projections", "seed", "samples_of", "backend", "memory_budget", "class_of", "gram")
+_PLAIN = (
+    "samples_per_class",
+    "projections",
+    "seed",
+    "samples_of",
+    "backend",
+    "memory_budget",
+    "class_of",
+    "gram",
+    "max_remove",
+)
 _CHOSEN = ("recipe", "reduction", "pairs", "loss_reduction")
 
 
