@@ -17,7 +17,7 @@ from fairkern import options as checks
 from fairkern.allocate import refuse_unknown
 from fairkern.artefacts.folders import check_out
 from fairkern.errors import InputError
-from fairkern.hf.file_names import files_of, names_of
+from fairkern.hf.file_names import named
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
 from fairkern.hf.needed import quiet, transformers
@@ -30,7 +30,7 @@ from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
 from fairkern.pruning import prune as prune_model
 from fairkern.pruning.options import planned
-from fairkern.results import PathLike, Plan, Report
+from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
 
 _HF = "hf"
@@ -131,7 +131,6 @@ def prune(
     documents = read_documents(data, tokenizer)
     started = time.perf_counter()
     model, ignored = source.load(dtype, place)
-    files = files_of(model, names_of(source))
     loaded = time.perf_counter()
     side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side
     layout = replace(layout, length=_length(model, sequence), padding=side)
@@ -141,7 +140,7 @@ def prune(
     with quiet():  # proofs generate beyond the positions of a model that has few, of which it would warn
         small, report = prune_model(model, made.calibration, **options)
     assert report.plan is not None
-    plan = Plan.of(replace(report.plan, files=files))
+    plan = named(report.plan, source)
     again = time.perf_counter()
     after = _measures(small, made)
     seconds = {"load": loaded - started, "measure": measured - loaded + time.perf_counter() - again}
