@@ -16,7 +16,7 @@ from fairkern.capture.batches import Batch, batches, last_sample
 from fairkern.capture.losses import seeded
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.settings import Settings
-from fairkern.errors import InputError, NonFiniteError
+from fairkern.errors import FairkernError, InputError, NonFiniteError
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.nested import Call, call_model
@@ -216,6 +216,8 @@ class Traversal:
         """`_run`, of blocks that have not run by themselves before."""
         try:
             return self._run(segment, samples)
+        except FairkernError:
+            raise
         except (LookupError, AttributeError, TypeError, ValueError) as error:
             names = ", ".join(block.path for block in segment.walked)
             first = (str(error).splitlines() or [""])[0]
