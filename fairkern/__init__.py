@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from fairkern import hf, ops
+from fairkern import hf, ops, ranks
 from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.errors import (
@@ -16,6 +16,7 @@ from fairkern.errors import (
     InputError,
     NonFiniteError,
     PlanMismatchError,
+    RankError,
     TimeLimitError,
 )
 from fairkern.healing import heal
@@ -33,6 +34,7 @@ __all__ = [
     "NonFiniteError",
     "Plan",
     "PlanMismatchError",
+    "RankError",
     "Report",
     "Scores",
     "TimeLimitError",
@@ -48,6 +50,7 @@ __all__ = [
     "picture",
     "plan_latency",
     "prune",
+    "ranks",
     "recalibrate",
     "save_pruned",
     "score",

@@ -43,12 +43,16 @@ class Weights:
             if valueless(tensor):
                 self._names[id(tensor)].append(name)
                 self._held.append(tensor)
-        for names in self._names.values():
-            if not any(name in source for name in names):
-                raise InputError(
-                    f"{names[0]} has no values, and no file holds it; build the model within "
-                    "fairkern.model.on_meta.parameters_on_meta(), so that what is not saved is computed"
-                )
+        for tensor in self._held:
+            names = self._names[id(tensor)]
+            if any(name in source for name in names):
+                continue
+            if isinstance(tensor, nn.Parameter):
+                raise InputError(f"no file has {names[0]}, a parameter of the model; fetch the whole checkpoint again")
+            raise InputError(
+                f"the buffer {names[0]} has no values, and no file has it; build the model within "
+                "fairkern.model.on_meta.parameters_on_meta(), so that what is not saved is computed"
+            )
 
     @contextlib.contextmanager
     def given(self, *modules: nn.Module) -> Iterator[None]:
