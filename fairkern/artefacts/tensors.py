@@ -189,11 +189,18 @@ class TensorFile:
         """Shapes of all tensors by their names, as the header has them."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
-    def read(self) -> tuple[dict[str, Tensor], str]:
+    def read(self, keep: Callable[[str, Tensor], Tensor] | None = None) -> tuple[dict[str, Tensor], str]:
         """All tensors, on the CPU in memory of their own, and the sum of what was read, to be compared.
 
         Every byte is read and summed up once, a part at a time, in as many threads as torch uses; nothing is copied.
+        `keep(name, tensor)` gives what is kept of each: they are read one after the other then.
         """
+        if keep is not None:
+            kept, said = {}, {}
+            for name, entry in self._entries.items():
+                tensor, said[name] = self._tensor(name, entry)
+                kept[name] = keep(name, tensor)
+            return kept, _sum(self._entries, self.metadata, said)
         threads = min(torch.get_num_threads(), len(self._entries))
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:
@@ -208,6 +215,16 @@ class TensorFile:
     def dtypes(self) -> dict[str, torch.dtype]:
         """Dtypes of all tensors by their names, as the header has them."""
         return {name: _DTYPES[entry.dtype] for name, entry in self._entries.items()}
+
+    @property
+    def order(self) -> list[str]:
+        """Names of all tensors in the order in which their bytes lie in the file."""
+        return sorted(self._entries, key=lambda name: self._entries[name][2:])
+
+    @property
+    def head(self) -> bytes:
+        """What stands before the tensors: the count of the header's bytes, and the header."""
+        return os.pread(self._file.fileno(), self._begin, 0)
 
     def tensor(self, name: str) -> tuple[Tensor, str]:
         """One tensor, on the CPU in memory of its own, and the sum of its bytes."""

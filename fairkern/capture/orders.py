@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from fairkern.capture.jobs import Job, several
+from fairkern.capture.jobs import TOGETHER, Job, several
 from fairkern.capture.keeping import Keeper, KeptMoments
 from fairkern.capture.moments import Half, MomentStore
 from fairkern.capture.residual import signal, solve, squares
@@ -62,7 +62,8 @@ class Orders:
                 begin(job)
                 end(job)
         own = [job for job, owner in zip(todo, owners, strict=True) if owner == self._ranks.rank]
-        self._made |= several(own, done, device_of(self._model), self._told)
+        together = TOGETHER if self._settings.memory_budget is None else 0  # a budget is for one at a time
+        self._made |= several(own, done, device_of(self._model), self._told, together)
 
     def _gathered(
         self, todo: Sequence[Job], owners: Sequence[int], per_unit: Mapping[str, int]

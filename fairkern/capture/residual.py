@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -93,17 +93,17 @@ def solve(
     if any(tap.side.whole for tap in group.taps):
         return _whole(group, moments, powers)
     taps = {tap.name: tap for tap in group.taps}.values()
-    heard = {name: (tap, moments[name], e) for tap in taps for name, e in _readings(tap, units, job.part)}
+    heard = {name: (tap, e) for tap in taps for name, e in _readings(tap, units, job.part)}
     count = min(group.units, math.ceil(most * group.units))
 
     def ordered(ridge: float) -> Elimination:
         known = outputs or {}
-        readings = {n: (tap, _reading(model, tap, held, e, known.get(n))) for n, (tap, held, e) in heard.items()}
+        readings = {n: (tap, _reading(model, tap, moments, n, e, known.get(n))) for n, (tap, e) in heard.items()}
         prices = _gradient_powers(readings, powers)
         views = [reading.view(prices[name], ridge) for name, (_, reading) in readings.items()]
         return eliminate(views, most=count, overwrite=True, told=told)
 
-    found = _with_ridge(ordered, [held for _, held, _ in heard.values()])
+    found = _with_ridge(ordered, lambda: all(bool(torch.isfinite(moments[name].gram).all()) for name in heard))
     scores = np.empty(group.units)
     scores[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
     return scores
@@ -166,14 +166,14 @@ def _gradient_powers(readings: Mapping[str, tuple[Tap, _Reading]], powers: Mappi
     return found
 
 
-def _with_ridge(ordered: Callable[[float], Elimination], moments: Sequence[Moments]) -> Elimination:
-    """With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of the sums."""
+def _with_ridge(ordered: Callable[[float], Elimination], finite: Callable[[], bool]) -> Elimination:
+    """With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of sums that are `finite`."""
     by = RIDGE
     while True:
         try:
             return ordered(by)
         except NonFiniteError:
-            if not all(bool(torch.isfinite(held.gram).all()) for held in moments):
+            if not finite():
                 raise
         by *= 10
 
@@ -226,23 +226,32 @@ class _Reading(NamedTuple):
 
 
 def _reading(
-    model: nn.Module, tap: Tap, moments: Moments, expert: int | None = None, output: Tensor | None = None
+    model: nn.Module,
+    tap: Tap,
+    moments: Mapping[str, Moments],
+    name: str,
+    expert: int | None = None,
+    known: Tensor | None = None,
 ) -> _Reading:
-    """One tap, of one `expert` where it lies in several. `output`: its `W Wᵀ`.
+    """One tap, of one `expert` where it lies in several. Its moments may be made for this, and are not held. `known`:
+    its `W Wᵀ`, if it is.
 
     An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
     groups = [groups_of(model.get_submodule(axis.module)) for axis in tap.weights]
-    output = _squares(model, tap, moments.per_unit, expert) if output is None else output.clone()
-    device = output.device
-    covariance = moments.gram.to(device, torch.float64) / moments.count
+    device = tensor_of(model, tap.weights[0].tensor).device
+    held = moments[name]
+    per_unit = held.per_unit
+    covariance = held.gram.to(device, torch.float64) / held.count
     if expert is None and _has_intercept(model, tap):
-        mean = moments.total.to(device, torch.float64) / moments.count
+        mean = held.total.to(device, torch.float64) / held.count
         covariance.addr_(mean, mean, alpha=-1)
+    del held
+    output = _squares(model, tap, per_unit, expert) if known is None else known.clone()
     power, size = halves.dot(output, covariance), float(output.diagonal().sum())
     for count in groups:
         _keep_within_groups(covariance, count)
-    rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
+    rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, ::per_unit] // per_unit))
     return _Reading(covariance, output, rows.to(device), power, size)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fairkern.compact.cutting import copy_with, gather_dense, gone, set_sizes
 from fairkern.compact.descriptors import Held, Index, check_pruned, tensors_of
 from fairkern.errors import InputError
-from fairkern.model.sharded import Part, groups_of, is_sharded, local, part_of, shard, whole
+from fairkern.model.sharded import Group, Part, groups_of, is_sharded, local, part_of, shard, whole
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Plan
 
@@ -45,18 +45,17 @@ def whole_on_meta(model: nn.Module) -> nn.Module:
     return copy_with(model, empty)
 
 
-def _hollow(
-    model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Index]], backend: str
-) -> tuple[nn.Module, Sharded]:
-    """What is left, sharded but without values in what lies in shards; and what those come from."""
-    groups = groups_of(model)
-    cuts = {id(held.tensor): index for held, index in found}
-    renaming = Renaming(plan)
-    stays = [held for held in tensors_of(model) if any(renaming.after(name) is not None for name in held.names)]
+def lying(model: nn.Module, plan: Plan, cuts: Sequence[tuple[Held, Index]]) -> tuple[list[Group], Sharded]:
+    """The calls of `fully_shard` that a model lies in shards by, and what of it does and stays, with how it is cut.
+
+    Raises InputError for what could not be sharded again.
+    """
+    groups, renaming = groups_of(model), Renaming(plan)
+    indices = {id(held.tensor): index for held, index in cuts}
     sharded = [
-        (held, cuts.get(id(held.tensor), {}), part_of(held.names[0], held.tensor))
-        for held in stays
-        if is_sharded(held.tensor)
+        (held, indices.get(id(held.tensor), {}), part_of(held.names[0], held.tensor))
+        for held in tensors_of(model)
+        if is_sharded(held.tensor) and after(held, renaming)
     ]
     for held, index, part in sharded:
         _check_even(held, index, part)
@@ -65,6 +64,14 @@ def _hollow(
                 f"{held.names[0]} is distributed, and not by fully_shard: prune the model before its tensors are made "
                 "parallel in other ways"
             )
+    return groups, sharded
+
+
+def _hollow(
+    model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Index]], backend: str
+) -> tuple[nn.Module, Sharded]:
+    """What is left, sharded but without values in what lies in shards; and what those come from."""
+    groups, sharded = lying(model, plan, found)
     plain = [(held, index) for held, index in found if not is_sharded(held.tensor)]
     made = gather_dense([(held.tensor, index) for held, index in plain], backend)
     replaced = [(held, tensor) for (held, _), tensor in zip(plain, made, strict=True)]
@@ -72,7 +79,7 @@ def _hollow(
     small = copy_with(model, [*replaced, *empty], gone(model, plan))
     set_sizes(small, plan)
     check_pruned(small, plan)
-    _shard_again(small, groups, sharded, renaming)
+    shard_again(small, plan, groups, sharded)
     return small, sharded
 
 
@@ -92,15 +99,16 @@ def _check_even(held: Held, index: Index, part: Part) -> None:
         )
 
 
-def _shard_again(small: nn.Module, groups: Sequence[Any], sharded: Sharded, renaming: Renaming) -> None:
-    here = dict(small.named_modules())
+def shard_again(small: nn.Module, plan: Plan, groups: Sequence[Group], sharded: Sharded) -> None:
+    """Shard what is left as the model was that it was cut from; parameters of `sharded` have no values then."""
+    here, renaming = dict(small.named_modules()), Renaming(plan)
     left = []
     for group in groups:
         names = [renaming.after(path) for path in group.modules]
         modules = tuple(name for name in names if name is not None and any(True for _ in here[name].parameters()))
         if modules:
             left.append(group._replace(modules=modules))
-    dims = {id(_parameter(small, name)): part.dim for held, _, part in sharded for name in _after(held, renaming)[:1]}
+    dims = {id(small.get_parameter(after(held, renaming)[0])): part.dim for held, _, part in sharded}
     shard(small, left, dims, {p for p in small.parameters() if id(p) not in dims})
 
 
@@ -108,8 +116,8 @@ def put(small: nn.Module, plan: Plan, held: Held, values: Tensor) -> None:
     """Give a parameter of a sharded model what this process holds of it, under all its names."""
     from torch.distributed.tensor import DTensor
 
-    names = _after(held, Renaming(plan))
-    empty: Any = _parameter(small, names[0])
+    names = after(held, Renaming(plan))
+    empty: Any = small.get_parameter(names[0])
     spread = DTensor.from_local(
         values,
         empty.device_mesh,
@@ -124,12 +132,9 @@ def put(small: nn.Module, plan: Plan, held: Held, values: Tensor) -> None:
         setattr(small.get_submodule(path), last, made)
 
 
-def _after(held: Held, renaming: Renaming) -> list[str]:
+def after(held: Held, renaming: Renaming) -> list[str]:
+    """Its names in the cut model."""
     return [later for name in held.names if (later := renaming.after(name)) is not None]
-
-
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    return model.get_parameter(name)
 
 
 def cut_part(tensor: Tensor, index: Index, part: Part, backend: str = "auto") -> Tensor:

@@ -422,3 +422,34 @@ def as_a_checkpoint_of_torch() -> None:
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(folder)
+
+
+@three
+def loaded_as_it_was_saved() -> None:
+    for kind in ("a function", "depth", "fused experts"):
+        folder = Path(tempfile.gettempdir()) / f"fairkern-{os.getppid()}-{dist.get_world_size()}-load"
+        small = fk.apply(sharded(kind), plan(kind))
+        fk.save_pruned(small, plan(kind), folder)
+        fresh = sharded(kind)
+        with torch.no_grad():
+            for parameter in fresh.parameters():
+                parameter.zero_()
+        again = fk.load_pruned(fresh, folder)
+        same(again, fk.apply(KINDS[kind].make(), plan(kind)))
+        assert torch.equal(again(KINDS[kind].inputs(7)), small(KINDS[kind].inputs(7)))
+        bare = sharded(kind, KINDS[kind].make().to("meta"))
+        with torch.no_grad():
+            same(fk.load_pruned(bare, folder), fk.apply(KINDS[kind].make(), plan(kind)))
+        dist.barrier()
+        if dist.get_rank() == 0:
+            shutil.rmtree(folder)
+        dist.barrier()
+
+
+@case
+def what_takes_the_time_is_refused() -> None:
+    model, x = sharded("layers"), KINDS["layers"].inputs(0)
+    assert "then score(…, units=…, ranks=True), plan and apply" in message(
+        lambda: fk.prune(model, batches("layers", 3), loss, ranks=True, keep_params=0.7)
+    )
+    assert "time it before that" in message(lambda: fk.latency_table(model, units("layers"), x, ranks=False))
