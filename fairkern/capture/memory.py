@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -150,6 +152,13 @@ class Shares:
             f"memory_budget={self._budget:,} bytes is too small: {', '.join(parts)}. The least that would do is "
             f"{least:,}{instead}"
         )
+
+
+def give_back() -> None:
+    """What the allocator holds free goes to the system, where it can: activations leave holes in which no matrix fits."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 @contextlib.contextmanager
