@@ -68,6 +68,7 @@ class Trial:
     prediction: Prediction
     samples: int  # that are likely to enter the U-score
     batch: int  # bytes of a batch's own pass
+    held: int  # bytes of a forward pass of a batch that stands at a point, at most
 
 
 class Shares:
@@ -155,7 +156,7 @@ class Shares:
 
 
 def give_back() -> None:
-    """What the allocator holds free goes to the system, where it can: activations leave holes in which no matrix fits."""
+    """What the allocator holds free goes to the system, where it can: activations leave holes that no matrix fits."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
     if trim is not None:
         trim(0)

@@ -21,7 +21,12 @@ def test_every_stage_runs(stage: str, monkeypatch: pytest.MonkeyPatch, tmp_path:
     weights = sum(p.nbytes for p in model.parameters())
 
     def measured(name: str, _: str) -> dict[str, Any]:
-        return {"seconds": 2.0, "added_bytes": weights // 2, "weights_bytes": weights, **(found if name == stage else {})}
+        return {
+            "seconds": 2.0,
+            "added_bytes": weights // 2,
+            "weights_bytes": weights,
+            **(found if name == stage else {}),
+        }
 
     monkeypatch.setattr(test_memory, "measured", measured)
     rows: list[dict[str, Any]] = []
