@@ -122,6 +122,14 @@ ENTRIES = {
             "hf",
         ),
         Entry(
+            "large_walk",
+            "python -m bench.large_walk",
+            "a Llama of 1.1 billion parameters through the command line in 1.5 GB of addresses, a block at a time",
+            NOT_KNOWN,
+            ("bench/results/large_walk.json",),
+            "hf",
+        ),
+        Entry(
             "graphs",
             "python -m bench.graphs",
             "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",
