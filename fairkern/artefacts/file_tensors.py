@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fairkern.artefacts.fields import Fields
+from fairkern.artefacts.files import plain
 from fairkern.types import FilePart, Files, FileTensor
 
 
@@ -25,6 +26,7 @@ def files_content(files: Files) -> dict[str, Any]:
         ],
         "absent": list(files.absent),
         "ignored": list(files.ignored),
+        "config": {name: plain(list(change), name) for name, change in files.config.items()},
     }
 
 
@@ -40,7 +42,8 @@ def read_files(content: Fields, shapes: dict[str, tuple[int, ...]]) -> Files | N
     for name in absent:
         if name not in shapes:
             entry["absent"].fail(f"{name!r} is not among the shapes")
-    return Files(tensors, absent, entry["ignored"].names())
+    config = {name: [item.value for item in change.items(2)] for name, change in entry["config"].entries().items()}
+    return Files(tensors, absent, entry["ignored"].names(), {name: (was, now) for name, (was, now) in config.items()})
 
 
 def _tensor(entry: Fields, shapes: dict[str, tuple[int, ...]]) -> FileTensor:

@@ -14,11 +14,18 @@ _CONFIG = "config"  # the attribute of a model that holds it
 
 
 def config_after(config: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The entries of config.json once the plan has been applied, as the model's own configuration would have them.
+    """The entries of config.json once the plan has been applied.
+
+    A plan that says how files hold the model says what the entries are called, too; else they are called as the fields
+    of the outermost module's configuration.
 
     Raises PlanMismatchError where an entry is not what the plan expects: it was made for another model.
     """
     after = copy.deepcopy(dict(config))
+    if plan.files is not None:
+        for entry, (before, now) in plan.files.config.items():
+            _set(after, entry, before, now)
+        return after
     for change in plan.config:
         _set(after, change.name, change.before, change.after)
     for number in plan.attributes:
@@ -44,7 +51,7 @@ def _within_config(module: str, attribute: str) -> str | None:
     return name if not module and first == _CONFIG and name else None
 
 
-def _set(config: dict[str, Any], name: str, before: int | None, after: int) -> None:
+def _set(config: dict[str, Any], name: str, before: Any, after: Any) -> None:
     owner, last = _owner(config, name)
     found = owner.get(last)
     if found is not None and found != before:

@@ -9,8 +9,9 @@ any memory: a tensor that says the positions of one dimension is that many numbe
 from __future__ import annotations
 
 import importlib
+import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairkern import options, types
 from fairkern.artefacts.shards import open_shards
+from fairkern.compact import apply
 from fairkern.compact.quantised import QUANTISED
 from fairkern.errors import InputError
 from fairkern.hf.folder import Folder, first_line, open_folder
@@ -61,8 +63,32 @@ def name_files(plan: types.Plan, folder: str | os.PathLike[str], *, trust_remote
     options.instance("plan", plan, types.Plan, options.PLAN)
     trust = options.flag("trust_remote_code", trust_remote_code)
     looked = open_folder(options.place("folder", folder), trust, quantised=True)
-    model = skeleton(looked)
-    return Plan.of(replace(plan, files=files_of(model, names_of(looked), plan.shapes)))
+    return named(plan, looked)
+
+
+def named(plan: types.Plan, folder: Folder) -> Plan:
+    """`name_files` for a folder that has been looked at."""
+    model = skeleton(folder)
+    files = files_of(model, names_of(folder), plan.shapes)
+    small = apply(model, plan)
+    changes = dict(_changes(_entries(model), _entries(small)))
+    return Plan.of(replace(plan, files=replace(files, config=changes)))
+
+
+def _entries(model: Any) -> dict[str, Any]:
+    """What a configuration's file would say, as JSON."""
+    found: dict[str, Any] = json.loads(model.config.to_json_string(use_diff=False))
+    return found
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Entries that differ, by dotted names, with both values."""
+    for name in after:
+        was, now = before.get(name), after[name]
+        if isinstance(was, dict) and isinstance(now, dict):
+            yield from _changes(was, now, f"{path}{name}.")
+        elif was != now:
+            yield f"{path}{name}", (was, now)
 
 
 def skeleton(folder: Folder) -> nn.Module:
@@ -101,7 +127,7 @@ def files_of(model: nn.Module, names: Iterable[str] | None, known: Iterable[str]
     """
     every = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if isinstance(tensor, Tensor)}
     first: dict[int, str] = {}
-    wanted = None if known is None else set(known)
+    wanted = None if known is None else dict.fromkeys(known)
     for name, tensor in every.items():
         if wanted is None or name in wanted:
             first.setdefault(id(tensor), name)
@@ -120,10 +146,10 @@ def files_of(model: nn.Module, names: Iterable[str] | None, known: Iterable[str]
         held[name] = replace(found, parts=parts)
     present = dict.fromkeys(held if names is None else (_of(name, held) for name in names))
     covered = {part.parameter for name in present if name in held for part in held[name].parts}
-    whole = dict.fromkeys((*(wanted or ()), *(canonical[name] for name in every)))
+    whole = wanted or (canonical.get(name, name) for name, _ in (*every.items(), *model.named_buffers()))
     return Files(
         tensors=tuple(held[name] for name in present if name in held and not _as_it_is(held[name], every)),
-        absent=tuple(name for name in whole if name not in covered),
+        absent=tuple(name for name in dict.fromkeys(whole) if name not in covered),
         ignored=tuple(name for name in names or () if _of(name, held) not in held),
     )
 

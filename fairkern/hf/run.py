@@ -20,7 +20,7 @@ from fairkern.artefacts.folders import check_out
 from fairkern.errors import InputError
 from fairkern.hf import by_blocks
 from fairkern.hf.by_blocks import Request
-from fairkern.hf.file_names import files_of, names_of
+from fairkern.hf.file_names import named
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
 from fairkern.hf.needed import quiet, transformers
@@ -35,7 +35,7 @@ from fairkern.pruning import PruningOptions
 from fairkern.pruning import prune as prune_model
 from fairkern.pruning.options import planned
 from fairkern.ranks import Ranks, RanksLike, entered, shared
-from fairkern.results import PathLike, Plan, Report
+from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
 from fairkern.walk import Walk
 
@@ -151,7 +151,8 @@ def prune(
     check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
-    how = chosen(options.pop("walk", None), source, options, dtype, place)
+    asked = options.pop("walk", None)
+    how = team.told("the walk", lambda: chosen(asked, source, options, dtype, place))
 
     def prepared(model: Any) -> Data:
         side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side
@@ -168,7 +169,6 @@ def prune(
         return by_blocks.prune(request, partial(_choices, source, how))
     started = time.perf_counter()
     model, ignored = source.load(dtype, place)
-    files = files_of(model, names_of(source))
     loaded = time.perf_counter()
     made = prepared(model)
     before = team.told("measures", lambda: _measures(model, made))
@@ -176,7 +176,7 @@ def prune(
     with quiet():  # proofs generate beyond the positions of a model that has few, of which it would warn
         small, report = prune_model(model, made.calibration, ranks=team, **options)
     assert report.plan is not None
-    plan = Plan.of(replace(report.plan, files=files))
+    plan = named(report.plan, source)
     again = time.perf_counter()
     after = team.told("measures", lambda: _measures(small, made))
     seconds = {"load": loaded - started, "measure": measured - loaded + time.perf_counter() - again}

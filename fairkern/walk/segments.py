@@ -154,7 +154,7 @@ class Segment(nn.Module):
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], fetch: Fetch) -> None:
         super().__init__()
-        self._walked, self._fetch, self.last = tuple(blocks), fetch, LastCall()
+        self.walked, self._fetch, self.last = tuple(blocks), fetch, LastCall()
         for block in blocks:
             *way, last = block.path.split(".")
             held: nn.Module = self
@@ -169,7 +169,7 @@ class Segment(nn.Module):
         self.last.batch, boundary, givens = self._fetch(samples)
         self.last.entered = boundary.detach().requires_grad_(torch.is_grad_enabled())
         passing = self.last.entered.clone()
-        for block, given in zip(self._walked, givens, strict=True):
+        for block, given in zip(self.walked, givens, strict=True):
             output = given.called(self.get_submodule(block.path), block.given, passing)
             passing = taken(output, block.returned, block.path)
         return passing

@@ -165,6 +165,7 @@ def refused(model: nn.Module, data: Batches, said: str) -> None:
         (made(Telling, False), "more of what units before the blocks make"),
         (made(Telling, True), "given more of earlier blocks"),
         (made(Common), "cannot be seen"),
+        (made(Common, True), r"blocks\.1, run alone, raises KeyError"),
         (made(Residual, 1), "no module of a Sequential or ModuleList is given"),
     ],
     ids=lambda item: type(item).__name__ if isinstance(item, nn.Module) else "",
