@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 Places = int | tuple[int, int, int]
 """What of a dimension of a parameter lies in a file: one position, or (file dimension, start, step) along that."""
@@ -39,3 +41,4 @@ class Files:
     tensors: tuple[FileTensor, ...] = ()
     absent: tuple[str, ...] = ()  # tensors of the model that files do not hold: tied ones, buffers that are not saved
     ignored: tuple[str, ...] = ()  # tensors of files that the model has no place for
+    config: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)  # entries of config.json, before and after
