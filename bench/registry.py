@@ -123,6 +123,14 @@ ENTRIES = {
             "hf",
         ),
         Entry(
+            "large_walk",
+            "python -m bench.large_walk",
+            "a Llama of 1.1 billion parameters through the command line in 1.5 GB of addresses, a block at a time",
+            NOT_KNOWN,
+            ("bench/results/large_walk.json",),
+            "hf",
+        ),
+        Entry(
             "scaling",
             "python -m bench.scaling",
             "scoring as parameters, widths, classes, tokens and processes grow; on paper, models that are not at hand",
