@@ -71,7 +71,11 @@ def scored(**options: Any) -> Callable[..., dict[str, float]]:
         how = {name: f"{folder}/moments" if value is str else value for name, value in options.items()}
         scores = fk.score(model, data, units=units(model, data), class_of=False, progress=False, **how)
         seconds, bytes_ = scores.provenance["seconds"], scores.provenance["predicted_bytes"]
-        return {"elimination_s": seconds["residual"], "passes": scores.provenance["passes"], "moments": bytes_["moments"]}
+        return {
+            "elimination_s": seconds["residual"],
+            "passes": scores.provenance["passes"],
+            "moments": bytes_["moments"],
+        }
 
     return run
 
