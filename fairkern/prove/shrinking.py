@@ -266,7 +266,7 @@ class _Search:
             for n, small in zip(tensor.shape, there[name].shape, strict=True):
                 was.setdefault(small, set()).add(n)
         for change in changes.values():
-            if type(change.after) is int:
+            if type(change.after) is int and change.name not in self._blocks:
                 was.setdefault(change.after, set()).add(change.before or 0)
         return any(len(found) > 1 for found in was.values()) or self._derived(changes, {*self._lengths, *whole})
 
