@@ -8,6 +8,7 @@ from __future__ import annotations
 from fairkern import hf, ops, ranks
 from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
 from fairkern.artefacts.files import package_version as _package_version
+from fairkern.compact import compact_checkpoint
 from fairkern.errors import (
     ArtefactError,
     BackendError,
@@ -40,6 +41,7 @@ __all__ = [
     "TimeLimitError",
     "UnitMap",
     "apply",
+    "compact_checkpoint",
     "heal",
     "hf",
     "info",

@@ -87,7 +87,7 @@ class ShardWriter:
         texts: Mapping[str, str] = _FORMAT,
     ) -> None:
         self.folder = Path(folder)
-        self._job = plain(job, "job")
+        self._job, self.largest = plain(job, "job"), largest
         shards = _shared_out(tensors, largest, texts)
         self._shards = {shard.name: shard for shard in shards}
         self._of = {name: shard for shard in shards for name in shard.entries}
@@ -108,6 +108,11 @@ class ShardWriter:
     def order(self) -> list[str]:
         """All names, in the order of files and bytes: written so, each file is read no second time for its sum."""
         return list(self._of)
+
+    @property
+    def to_come(self) -> int:
+        """Bytes of all files that are not finished."""
+        return sum(shard.size for shard in self._shards.values() if shard.name not in self.files)
 
     def done(self, name: str) -> bool:
         """Whether a tensor lies in a shard that is finished."""
@@ -167,6 +172,11 @@ class ShardWriter:
             _durable(self.folder / INDEX, f"{text}\n".encode())
         self._record()
         return dict(self.files)
+
+    def conclude(self, job: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """The manifest once more, in its last form: without what only told runs apart. Behind `finish`."""
+        self._job, self.notes = plain(job, "job"), plain(notes, "notes")
+        self._record()
 
     def close(self) -> None:
         """Closes what is open. Unfinished shards stay as they are, and are begun anew next time."""

@@ -38,7 +38,7 @@ class Shards:
         self.path, self.files = path, dict(files)
         self._file: dict[str, str] = {}
         for name, file in files.items():
-            for tensor in file.shapes:
+            for tensor in file.order:
                 if tensor in self._file and tensor not in listed:
                     raise ArtefactError(
                         f"{path}: {tensor} lies in {self._file[tensor]} and in {name}, and no index says which counts"

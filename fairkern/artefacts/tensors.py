@@ -203,6 +203,16 @@ class TensorFile:
         """Dtypes of all tensors by their names, as the header has them."""
         return {name: _DTYPES[entry.dtype] for name, entry in self._entries.items()}
 
+    @property
+    def order(self) -> list[str]:
+        """Names of all tensors in the order in which their bytes lie in the file."""
+        return sorted(self._entries, key=lambda name: self._entries[name][2:])
+
+    @property
+    def head(self) -> bytes:
+        """What stands before the tensors: the count of the header's bytes, and the header."""
+        return os.pread(self._file.fileno(), self._begin, 0)
+
     def tensor(self, name: str) -> tuple[Tensor, str]:
         """One tensor, on the CPU in memory of its own, and the sum of its bytes."""
         return self._tensor(name, self._entries[name])

@@ -130,13 +130,7 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(folder))
     with _temporary(target.parent, folder=True) as place:
         yield place
-        if target.is_dir():
-            place.chmod(stat.S_IMODE(target.stat().st_mode))
-        for path in sorted(place.rglob("*")):
-            if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-        os.rename(place, target)
+        _put(place, target)
     _finish(target.parent)
 
 
@@ -160,15 +154,25 @@ def resumed_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[Path
         inside = [path.name for path in place.iterdir() if not _TEMPORARY.fullmatch(path.name)]
         if inside and marker not in inside:
             raise FileExistsError(errno.EEXIST, f"holds files, and no {marker} of an unfinished run", str(place))
-        yield place
-        if target.is_dir():
-            place.chmod(stat.S_IMODE(target.stat().st_mode))
-        for path in sorted(place.rglob("*")):
-            if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-        os.rename(place, target)
+        try:
+            yield place
+        except BaseException:
+            with contextlib.suppress(OSError):  # nothing to go on with
+                place.rmdir()
+            raise
+        _put(place, target)
     _finish(target.parent)
+
+
+def _put(place: Path, target: Path) -> None:
+    """A folder that is done takes its place, once all of it is on the disk."""
+    if target.is_dir():
+        place.chmod(stat.S_IMODE(target.stat().st_mode))
+    for path in sorted(place.rglob("*")):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    os.rename(place, target)
 
 
 @contextmanager

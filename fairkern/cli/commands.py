@@ -19,7 +19,7 @@ from fairkern.cli.folders import check_given, prune_folder
 from fairkern.cli.given import existing, named, writable
 
 FAILED = 1
-SCORES, PLAN = "scores.safetensors", "plan.json"
+SCORES, PLAN, REPORT = "scores.safetensors", "plan.json", "report.json"
 BIASES = {"auto": "auto", "yes": True, "no": False}
 
 
@@ -131,7 +131,7 @@ def prune(arguments: argparse.Namespace) -> int:
 def _write(small: Any, report: fk.Report, out: Path) -> None:
     assert report.plan is not None
     fk.save_pruned(small, report.plan, out)
-    report.save(out / "report.json")
+    report.save(out / REPORT)
     if report.scores is not None:
         report.scores.save(out / SCORES)
 
@@ -156,6 +156,26 @@ def export(arguments: argparse.Namespace) -> int:
     goes_in = "text" if done.vocabulary else "token ids (without a vocabulary)"
     layers = f"{len(done.widths)} layers of the architecture {done.architecture}"
     _say(arguments, f"{layers}, {done.type}, {goes_in} in; written to {done.path}")
+    return 0
+
+
+def compact(arguments: argparse.Namespace) -> int:
+    plan = fk.Plan.load(existing(arguments.plan, PLAN))
+    done = fk.compact_checkpoint(arguments.checkpoint, plan, arguments.out)
+    lines = [f"{done.before:,} → {done.after:,} bytes of weights; written to {arguments.out}"]
+    beside = arguments.plan.with_name(REPORT)
+    how = fk.Report.load(beside).choices.get("compensation") if beside.is_file() else None
+    if how not in (None, "none"):
+        lines.append(
+            f"nothing was folded in: {beside} tells of the compensation {how!r}, which takes data; the plan has none "
+            "of it"
+        )
+    if done.ignored:
+        lines.append(f"{len(done.ignored)} tensors have no place in the model and were left out: {done.ignored[0]}, …")
+    served = plan.result.get("serves", {}).get("hf", "yes")
+    if served != "yes":
+        lines.append(f"from_pretrained does not load it ({served}); fairkern.apply makes a model of the plan that does")
+    _say(arguments, "\n".join(lines))
     return 0
 
 

@@ -76,6 +76,14 @@ def command_line() -> argparse.ArgumentParser:
     out = "folder for the weights, plan, report and scores"
     prune.add_argument("-o", "--out", type=path, required=True, help=out)
 
+    compact = command("compact", commands.compact, "cut a checkpoint by a plan, file by file, without its model")
+    checkpoint = "folder with safetensors (shards and their index, or one file), or such a file"
+    compact.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help=checkpoint)
+    compact.add_argument("--plan", type=path, required=True, help="plan of that model, as `fairkern plan` writes it")
+    folder = "new folder; a run that was killed goes on when it is given again"
+    compact.add_argument("-o", "--out", type=path, required=True, help=folder)
+    compact.add_argument("--quiet", action="store_true", help="print nothing")
+
     export = command(
         "export", commands.export, "write a folder of transformers, pruned or not, as a file for llama.cpp"
     )

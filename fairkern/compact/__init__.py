@@ -4,5 +4,15 @@ from fairkern.compact.checkpoint import load_pruned, save_pruned
 from fairkern.compact.cutting import apply
 from fairkern.compact.descriptors import check, shapes_after
 from fairkern.compact.mask import masked
+from fairkern.compact.streaming import Compacted, compact_checkpoint
 
-__all__ = ["apply", "check", "load_pruned", "masked", "save_pruned", "shapes_after"]
+__all__ = [
+    "Compacted",
+    "apply",
+    "check",
+    "compact_checkpoint",
+    "load_pruned",
+    "masked",
+    "save_pruned",
+    "shapes_after",
+]

@@ -16,13 +16,15 @@ from typing_extensions import Unpack
 
 from fairkern import options as checks
 from fairkern.allocate import refuse_unknown
+from fairkern.artefacts.folders import check_out
 from fairkern.errors import InputError
 from fairkern.hf import by_blocks
 from fairkern.hf.by_blocks import Request
+from fairkern.hf.file_names import named
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
 from fairkern.hf.needed import quiet, transformers
-from fairkern.hf.output import check_out, write
+from fairkern.hf.output import write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
 from fairkern.hf.uneven import check_served, loads, write_uneven
@@ -149,7 +151,8 @@ def prune(
     check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
-    how = chosen(options.pop("walk", None), source, options, dtype, place)
+    asked = options.pop("walk", None)
+    how = team.told("the walk", lambda: chosen(asked, source, options, dtype, place))
 
     def prepared(model: Any) -> Data:
         side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side
@@ -172,11 +175,14 @@ def prune(
     measured = time.perf_counter()
     with quiet():  # proofs generate beyond the positions of a model that has few, of which it would warn
         small, report = prune_model(model, made.calibration, ranks=team, **options)
+    assert report.plan is not None
+    plan = named(report.plan, source)
     again = time.perf_counter()
     after = team.told("measures", lambda: _measures(small, made))
     seconds = {"load": loaded - started, "measure": measured - loaded + time.perf_counter() - again}
     report = replace(
         report,
+        plan=plan,
         before={**report.before, **before},
         after={**report.after, **after},
         stages={**report.stages, **seconds},

@@ -1,4 +1,4 @@
-"""Families of transformers, proven by a smaller sibling: the map is that of a proof on the whole, and cuts are exact."""
+"""Families of transformers, proven by a sibling: the map is that of a proof on the whole, and cuts are exact."""
 
 from __future__ import annotations
 
