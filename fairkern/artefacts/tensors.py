@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader
@@ -65,7 +65,16 @@ class Entry(NamedTuple):
     stop: int
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+class Later(NamedTuple):
+    """A tensor that is made when it is written, and gone then; `like` is one on the meta device."""
+
+    like: Tensor
+    make: Callable[[], Tensor]
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor | Later], metadata: Mapping[str, str]
+) -> None:
     """Writes dense tensors, of any device, and texts; the sum is added to the texts.
 
     Tensors are summed up while they are written, one after the other, the largest elements first, so that each lies at
@@ -75,17 +84,19 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         InputError: a dtype that the format does not have.
         OSError: the file cannot be written, the disk is full. What was written by then stays.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    likes = {name: t.like if isinstance(t, Later) else t for name, t in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-likes[name].element_size(), name))
     entries, end = {}, 0
     for name in order:
-        entries[name] = entry_of(name, tensors[name].dtype, tensors[name].shape, end)
+        entries[name] = entry_of(name, likes[name].dtype, likes[name].shape, end)
         end = entries[name].stop
     blank = header_of(entries, {**metadata, SUM: "0" * hashlib.sha256().digest_size * 2})
     sums = {}
     with open(path, "wb") as file:
         file.write(len(blank).to_bytes(8, "little") + blank)
         for name in order:
-            data = bytes_of(tensors[name])
+            given = tensors[name]
+            data = bytes_of(given.make() if isinstance(given, Later) else given)
             sums[name] = hashlib.sha256(data).hexdigest()
             file.write(data)
         file.seek(8)

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fairkern.capture.jobs import Job, several
 from fairkern.errors import NonFiniteError
 from fairkern.model.linear import groups_of
-from fairkern.model.tensors import tensor_of
-from fairkern.ops.eliminate import Elimination, View, eliminate
-from fairkern.ops.eliminate.config import MULTIPLY_ADDS, RIDGE
+from fairkern.model.tensors import device_of, tensor_of
+from fairkern.ops.eliminate import Elimination, View, eliminate, halves
+from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import AxisGroup, FloatArray, Moments, Side, Tap, UnitMap
 
-
-@dataclass(frozen=True)
-class Job:
-    """The units of one set of one group, to be ordered by themselves: work that depends on no other job.
-
-    `cost`: about how many multiply-adds it takes, known before anything is heard, to share jobs out by.
-    """
-
-    group: int
-    part: int | None  # the set; None where the group has one, or is of whole experts or branches
-    moments: tuple[str, ...]  # names of the moments and gradient powers that it reads, and no others
-    cost: float
+_OUTPUTS = 1024  # of a weight that are taken at a time, in float64
 
 
 def jobs(units: UnitMap) -> list[Job]:
@@ -51,31 +42,47 @@ def jobs(units: UnitMap) -> list[Job]:
         group = units.groups[g]
         if any(tap.side.whole for tap in group.taps):
             names = [name for tap in group.taps for name in _experts(tap)]
-            found.append(Job(g, None, tuple(dict.fromkeys(names)), float(sum(tap.length**2 for tap in group.taps))))
+            cost = float(sum(tap.length**2 for tap in group.taps))
+            found.append(Job(g, None, tuple(dict.fromkeys(names)), cost, 0))
             continue
         for part in range(group.sets):
             own = part if group.sets > 1 else None
             read = [(name, _width(group, tap)) for tap in group.taps for name, _ in _readings(tap, units, own)]
-            costs = {name: MULTIPLY_ADDS * width**3 for name, width in read}
-            found.append(Job(g, own, tuple(costs), sum(costs.values())))
+            widths = dict(read)
+            cost, memory = (sum(width**k for width in widths.values()) for k in (3, 2))
+            found.append(Job(g, own, tuple(widths), float(cost), 16 * memory))
     return found
 
 
 def solve(
-    job: Job, model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
+    job: Job,
+    model: nn.Module,
+    units: UnitMap,
+    moments: Mapping[str, Moments],
+    powers: Mapping[str, float],
+    *,
+    most: float = 1.0,
+    told: Callable[[float], None] | None = None,
 ) -> FloatArray:
-    """The scores of a job's units, float64 `[units]` (`[sets · units]` of whole experts), where the weights are."""
+    """The scores of a job's units, float64 `[units]` (`[sets · units]` of whole experts), made where the weights are.
+
+    `most`: the share of them that goes one after the other; the others follow, as `ops.eliminate` says. `told` is
+    called with the share that is done. Memory: two matrices as large as each of the moments.
+    """
     group = units.groups[job.group]
     if any(tap.side.whole for tap in group.taps):
         return _whole(group, moments, powers)
     taps = {tap.name: tap for tap in group.taps}.values()
-    readings = {
-        name: (tap, _reading(model, tap, moments[name], expert))
-        for tap in taps
-        for name, expert in _readings(tap, units, job.part)
-    }
-    gradient_powers = _gradient_powers(readings, powers)
-    found = _eliminated([(r, gradient_powers[name]) for name, (_, r) in readings.items()])
+    heard = {name: (tap, moments[name], e) for tap in taps for name, e in _readings(tap, units, job.part)}
+    count = min(group.units, math.ceil(most * group.units))
+
+    def ordered(ridge: float) -> Elimination:
+        readings = {name: (tap, _reading(model, tap, held, e)) for name, (tap, held, e) in heard.items()}
+        prices = _gradient_powers(readings, powers)
+        views = [reading.view(prices[name], ridge) for name, (_, reading) in readings.items()]
+        return eliminate(views, most=count, overwrite=True, told=told)
+
+    found = _with_ridge(ordered, [held for _, held, _ in heard.values()])
     scores = np.empty(group.units)
     scores[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
     return scores
@@ -90,7 +97,13 @@ def signal(units: UnitMap, made: Mapping[Job, FloatArray]) -> dict[int, FloatArr
 
 
 def residual(
-    model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
+    model: nn.Module,
+    units: UnitMap,
+    moments: Mapping[str, Moments],
+    powers: Mapping[str, float],
+    *,
+    most: float = 1.0,
+    told: Callable[[float], None] | None = None,
 ) -> dict[int, FloatArray]:
     """Per scored group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
 
@@ -108,9 +121,11 @@ def residual(
     and of what another one adds in its place, taken to be as large and to have nothing to do with it. Nor are branches
     of residual blocks: a branch's score is that of all it adds.
 
-    Cost: `MULTIPLY_ADDS` · n³ multiply-adds per tap in float64, where the weights are.
+    Cost: n³ multiply-adds per tap in float64, where the weights are; on a CPU small groups several at a time. `most`
+    and `told` as for `solve`, of all that is done.
     """
-    return signal(units, {job: solve(job, model, units, moments, powers) for job in jobs(units)})
+    done = functools.partial(solve, model=model, units=units, moments=moments, powers=powers, most=most)
+    return signal(units, several(jobs(units), done, device_of(model), told))
 
 
 def _width(group: AxisGroup, tap: Tap) -> int:
@@ -130,17 +145,14 @@ def _gradient_powers(readings: Mapping[str, tuple[Tap, _Reading]], powers: Mappi
     return found
 
 
-def _eliminated(readings: Sequence[tuple[_Reading, float]]) -> Elimination:
-    """Of readings, each with its gradient power.
-
-    With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of the sums.
-    """
+def _with_ridge(ordered: Callable[[float], Elimination], moments: Sequence[Moments]) -> Elimination:
+    """With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of the sums."""
     by = RIDGE
     while True:
         try:
-            return eliminate([View(r.ridged(by), power * r.output, r.rows) for r, power in readings])
+            return ordered(by)
         except NonFiniteError:
-            if not all(bool(torch.isfinite(r.covariance).all()) for r, _ in readings):
+            if not all(bool(torch.isfinite(held.gram).all()) for held in moments):
                 raise
         by *= 10
 
@@ -176,19 +188,20 @@ def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str
 
 
 class _Reading(NamedTuple):
-    """What is read at one tap, and what its consumers make of it, in squares of their output."""
+    """What is read at one tap, and what its consumers make of it, in squares of their output. Matrices of its own."""
 
     covariance: Tensor
-    output: Tensor  # W Wᵀ
+    output: Tensor  # W Wᵀ, its lower half
     rows: Tensor
     power: float  # of the consumers' outputs
     size: float  # tr W Wᵀ
 
-    def ridged(self, by: float) -> Tensor:
-        """The covariance and so many mean variances; something in their place where there are none."""
-        scale = float(self.covariance.diagonal().mean())
-        ridge = torch.full_like(self.covariance.diagonal(), by * scale if scale > 0 else 1.0)
-        return self.covariance + torch.diag(ridge)
+    def view(self, price: float, ridge: float) -> View:
+        """With a ridge of so many mean variances; something in their place where there are none. In the same memory."""
+        variances = self.covariance.diagonal()
+        scale = float(variances.mean())
+        variances.add_(ridge * scale if scale > 0 else 1.0)
+        return View(self.covariance, self.output.mul_(price), self.rows)
 
 
 def _reading(model: nn.Module, tap: Tap, moments: Moments, expert: int | None = None) -> _Reading:
@@ -196,18 +209,19 @@ def _reading(model: nn.Module, tap: Tap, moments: Moments, expert: int | None = 
 
     An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
-    weights = [_towards(tensor_of(model, axis.tensor).detach().double(), axis.dim, expert) for axis in tap.weights]
+    weights = [_towards(tensor_of(model, axis.tensor).detach(), axis.dim, expert) for axis in tap.weights]
+    groups = [groups_of(model.get_submodule(axis.module)) for axis in tap.weights]
     device = weights[0].device
-    covariance = moments.gram.to(device) / moments.count
+    output = torch.zeros(moments.gram.shape, dtype=torch.float64, device=device)
+    for weight, count in zip(weights, groups, strict=True):
+        _add_squared(output, weight, count, moments.per_unit)
+    covariance = moments.gram.to(device, torch.float64) / moments.count
     if expert is None and _has_intercept(model, tap):
-        mean = moments.total.to(device) / moments.count
-        covariance = covariance - torch.outer(mean, mean)
-    output = torch.zeros_like(covariance)
-    for axis, weight in zip(tap.weights, weights, strict=True):
-        output += _squared(weight, groups_of(model.get_submodule(axis.module)), moments.per_unit)
-    power, size = float((output * covariance).sum()), float(output.diagonal().sum())
-    for axis in tap.weights:
-        covariance = _within_groups(covariance, groups_of(model.get_submodule(axis.module)))
+        mean = moments.total.to(device, torch.float64) / moments.count
+        covariance.addr_(mean, mean, alpha=-1)
+    power, size = halves.dot(output, covariance), float(output.diagonal().sum())
+    for count in groups:
+        _keep_within_groups(covariance, count)
     rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
     return _Reading(covariance, output, rows.to(device), power, size)
 
@@ -222,18 +236,22 @@ def _towards(weight: Tensor, dim: int, expert: int | None) -> Tensor:
     return weight.movedim(dim, 0) if expert is None else weight[expert].movedim(dim - 1, 0)
 
 
-def _squared(weight: Tensor, groups: int, per_unit: int) -> Tensor:
-    """`W Wᵀ` over the rows that the moments have. `weight`: [positions of the axis, …]."""
+def _add_squared(output: Tensor, weight: Tensor, groups: int, per_unit: int) -> None:
+    """`W Wᵀ` over the rows that the moments have, its lower half. `weight`: [positions of the axis, …]."""
     if groups == 1:
         flat = weight.reshape(len(weight) // per_unit, -1)
-        return flat @ flat.T
-    made = [part.reshape(len(weight), -1) for part in weight.chunk(groups, 1)]  # each group reads rows of its own
-    return torch.block_diag(*(part @ part.T for part in made))
+        for part in flat.split(_OUTPUTS, 1):
+            wide = part.double()
+            halves.add_products(output, wide.T, wide.T, 1.0)
+        return
+    made = [part.double().reshape(len(weight), -1) for part in weight.chunk(groups, 1)]
+    output += torch.block_diag(*(part @ part.T for part in made))  # each group reads rows of its own
 
 
-def _within_groups(covariance: Tensor, groups: int) -> Tensor:
+def _keep_within_groups(covariance: Tensor, groups: int) -> None:
     """What a grouped convolution can use to make up for a position: those of the same group."""
-    if groups == 1:
-        return covariance
     n = len(covariance) // groups
-    return torch.block_diag(*(covariance[g * n : (g + 1) * n, g * n : (g + 1) * n] for g in range(groups)))
+    for g in range(groups):
+        own = slice(g * n, (g + 1) * n)
+        covariance[own, : own.start] = 0
+        covariance[own, own.stop :] = 0

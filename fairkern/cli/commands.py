@@ -79,9 +79,11 @@ def trace(arguments: argparse.Namespace) -> int:
 
 
 def score(arguments: argparse.Namespace) -> int:
-    out = writable(arguments.out)
-    scores = fk.score(named(arguments.model), named(arguments.loader), _loss(arguments), **_score_options(arguments))
-    scores.save(out)
+    team = arguments.team
+    out = team.told("where to write", lambda: writable(arguments.out))
+    options = _score_options(arguments) | {"ranks": team}
+    scores = fk.score(named(arguments.model), named(arguments.loader), _loss(arguments), **options)
+    team.told("writing", lambda: scores.save(out))
     _say(arguments, f"{len(scores.units.scored)} groups scored; written to {out}")
     return 0
 
@@ -111,21 +113,27 @@ def prune(arguments: argparse.Namespace) -> int:
     check_given(arguments)
     if arguments.hf is not None:
         return _prune_folder(arguments)
-    out = writable(arguments.out, folder=True)
+    team = arguments.team
+    out = team.told("where to write", lambda: writable(arguments.out, folder=True))
     options = _prune_options(arguments) | _more(arguments)
     options["keep_scores"] = arguments.iterations == 1  # later ones are of what the steps before have left
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
     small, report = fk.prune(model, loader, loss, **options)
     assert report.plan is not None
-    fk.save_pruned(small, report.plan, out)
-    report.save(out / REPORT)
-    if report.scores is not None:
-        report.scores.save(out / SCORES)
+    team.told("writing", lambda: _write(small, report, out))
     steps = f" in {arguments.iterations} steps" if arguments.iterations > 1 else ""
     _say_removed(arguments, report.plan, out, steps)
     if report.scores is None and (out / SCORES).exists():
         _say(arguments, f"{out / SCORES} is of an earlier run: several steps write no scores")
     return 0
+
+
+def _write(small: Any, report: fk.Report, out: Path) -> None:
+    assert report.plan is not None
+    fk.save_pruned(small, report.plan, out)
+    report.save(out / REPORT)
+    if report.scores is not None:
+        report.scores.save(out / SCORES)
 
 
 def _prune_folder(arguments: argparse.Namespace) -> int:
@@ -195,7 +203,7 @@ def _prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if not options["gram"]:
         del options["gram"]  # where it is needed it is kept anyway
     options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused", "depth")}
-    return options | {"biases": BIASES[arguments.biases]}
+    return options | {"biases": BIASES[arguments.biases], "ranks": arguments.team}
 
 
 def _more(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -213,6 +221,8 @@ def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     functions = {"class_of": arguments.class_of, "samples_of": arguments.samples_of}
     given = {name: named(spec) for name, spec in functions.items() if spec}
     classes = {} if arguments.classes else {"class_of": False}
+    if arguments.keep_moments is not None:
+        given["keep_moments"] = arguments.keep_moments
     return {name: getattr(arguments, name) for name in names} | given | classes | {"progress": not arguments.quiet}
 
 

@@ -11,6 +11,7 @@ from fairkern.cli import commands
 from fairkern.cli.arguments import Parser, by_kind, divisors, path, positive, share
 from fairkern.cli.folders import add_folder
 
+SHARED = ("score", "prune")  # what several processes of torchrun do together
 COMPENSATIONS = ("none", "mean", "least_squares")
 
 
@@ -21,7 +22,7 @@ def command_line() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, command=name, shared=name in SHARED)
         return sub
 
     demo = command("demo", commands.demo, "train, score, plan and cut two small networks on real handwritten digits")
@@ -145,11 +146,13 @@ def _add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> Non
     taps = "score what the next layers read, or as in the paper what a layer returns"
     parser.add_argument("--recipe", choices=("default", "paper"), default="default", help=taps)
     parser.add_argument("--backend", default="auto", help="auto (default) or one that `fairkern info` lists")
-    budget = "that class samples may take; where it is too little, more passes are made"
+    budget = "beyond the weights, for class samples and second moments; where it is little, more passes are made"
     parser.add_argument("--memory-budget", type=positive, metavar="BYTES", help=budget)
     parser.add_argument(
         "--gram", action="store_true", help="keep what the residual (a second-order saliency) and least squares take"
     )
+    folder = "new folder that second moments are written to, and not kept in memory"
+    parser.add_argument("--keep-moments", type=path, metavar="FOLDER", help=folder)
     parser.add_argument("--quiet", action="store_true", help="print nothing")
 
 

@@ -28,6 +28,7 @@ from fairkern.artefacts.files import (
 from fairkern.artefacts.plans import plan_payload, read_plan_payload
 from fairkern.artefacts.tensors import open_tensors, write_tensors
 from fairkern.artefacts.writing import replacing_all, whole_folder
+from fairkern.compact.built import buffers_built
 from fairkern.compact.config import follow_config
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
 from fairkern.compact.descriptors import (
@@ -167,6 +168,7 @@ def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tens
     shapes, renaming = shapes_left(plan), Renaming(plan)
     cuts = {id(held.tensor): index for held, index in match(model, kept(plan))}
     made = []
+    built: dict[str, Tensor] | None = None
     for held in tensors_of(model):
         tensor = held.tensor
         if all(renaming.after(name) is None for name in held.names):
@@ -175,11 +177,18 @@ def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tens
             shape = next(shapes[name] for name in held.names if name in shapes)
             device = torch.device("cpu") if tensor.is_meta else tensor.device
             made.append((held, empty_dense(tensor, shape, device)))
-        elif tensor.is_meta:
-            raise InputError(
-                f"{held.names[0]} is not saved with the model (a non-persistent buffer) and has no values on the "
-                "meta device: build the model on a real one"
-            )
+            continue
+        if tensor.is_meta:
+            built = buffers_built(model) if built is None else built
+            values = next((built[name] for name in held.names if name in built), None)
+            if values is None or values.is_meta or values.shape != tensor.shape:
+                raise InputError(
+                    f"{held.names[0]} is not saved with the model (a non-persistent buffer), has no values on the "
+                    "meta device, and no configuration that the model is built from: build the model on a real one"
+                )
+            cut = cuts.get(id(tensor))
+            values = values.to(tensor.dtype)
+            made.append((held, values if cut is None else gather_dense([(values, cut)], "auto")[0]))
         elif id(tensor) in cuts:
             made.append((held, gather_dense([(tensor, cuts[id(tensor)])], "auto")[0]))
     return made

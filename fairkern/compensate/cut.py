@@ -20,6 +20,7 @@ from fairkern.errors import InputError
 from fairkern.interrupts import undivided
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import in_use
+from fairkern.ranks import ALONE, Ranks
 from fairkern.types import ConfigChange, Plan, Scores
 
 
@@ -51,9 +52,11 @@ def cut(
     backend: str = "auto",
     biases: Biases = Biases.AUTO,
     loss: Loss | None = None,
+    ranks: Ranks = ALONE,
 ) -> Cut:
     """The smaller model that `plan` leaves, and what was done. `loss`: what joint compensation goes by; how it is
-    reduced and its seed are those of the scores.
+    reduced and its seed are those of the scores. Of several processes each goes through some of the loader's batches,
+    and all get the weights of the first.
 
     Raises InputError where a method is not given what it needs: scores, for sequential and joint compensation a loader
     that can be iterated again and a model that is not cut in place; and what `corrections`, `fit_together` and `apply`
@@ -73,7 +76,7 @@ def cut(
         if method.compares:
             again = _read_again(method, loader, inplace)
             found = corrections(model, plan, scores, Compensation.LEAST_SQUARES, places=places)
-            made = refit(model, plan, scores, found, again)
+            made = refit(model, plan, scores, found, again, ranks=ranks)
         else:
             made = found = corrections(model, plan, scores, method, places=places)
         given = [c.axis for c in made if c.bias is not None]
@@ -90,7 +93,9 @@ def cut(
         divergence = None
         if method is Compensation.JOINT:
             said = {"mean": scores.provenance.get("loss_reduction") != "sum", "seed": scores.provenance.get("seed", 0)}
-            divergence = fit_together(model, small, plan, scores.units, again, replace(loss or Loss(), **said))
+            chosen = replace(loss or Loss(), **said)
+            divergence = fit_together(model, small, plan, scores.units, again, chosen, ranks)
+        ranks.spread("the cut model", list(small.parameters()))
     return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags), unplaced, divergence)
 
 

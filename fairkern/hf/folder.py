@@ -50,15 +50,17 @@ class Folder:
         """Whether the classes are those of the folder's code."""
         return self.trust_remote_code and bool(self.config.get("auto_map"))
 
-    def load(self, dtype: torch.dtype | None, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
+    def load(self, dtype: torch.dtype | None, device: torch.device, **how: Any) -> tuple[nn.Module, tuple[str, ...]]:
         """The model in eval mode, of the folder's dtype unless one is given, and the names of weights that it ignores.
+
+        `how`: further keywords of `from_pretrained`.
 
         Raises InputError for a configuration that its class refuses, one that is of no causal language model, and
         weights that are missing or of other shapes.
         """
         what = "its own code" if self.own_code else "transformers"
         model, info = opened(
-            self.path, f"{self.path} cannot be loaded by {what}", self.trust_remote_code, dtype=dtype or "auto"
+            self.path, f"{self.path} cannot be loaded by {what}", self.trust_remote_code, dtype=dtype or "auto", **how
         )
         self._check(info)
         return model.to(device).eval(), tuple(sorted(info["unexpected_keys"]))

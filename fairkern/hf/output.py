@@ -49,11 +49,11 @@ def write(
         verify(place, small, like.trust_remote_code)
 
 
-def _model(small: Any, place: Path, like: Folder) -> None:
+def _model(small: Any, place: Path, like: Folder, **how: Any) -> None:
     """Configuration, generation configuration and weights, by the names that the hub has."""
     with quiet():
         try:
-            small.save_pretrained(place, max_shard_size=_SHARD)
+            small.save_pretrained(place, max_shard_size=_SHARD, **how)
         except (OSError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -62,6 +62,11 @@ def _model(small: Any, place: Path, like: Folder) -> None:
             raise InputError(f"transformers does not save what is left: {first_line(error)}") from error
     if not like.own_code:
         _forget_code(place / CONFIG)
+
+
+def write_config(small: Any, place: Path, like: Folder) -> None:
+    """Configuration and generation configuration alone, of a model that may lie on meta."""
+    _model(small, place, like, state_dict={})
 
 
 def _forget_code(config: Path) -> None:

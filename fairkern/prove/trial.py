@@ -151,8 +151,8 @@ def check_values(model: nn.Module, instead: str = "groups cannot be proven, pass
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Names of parameters that hold NaN or Inf. Cost: one pass over the weights."""
-    real = ((name, p.detach()) for name, p in model.named_parameters() if p.is_floating_point())
+    """Names of parameters that hold NaN or Inf; those without values hold none. Cost: one pass over the weights."""
+    real = ((name, p.detach()) for name, p in model.named_parameters() if p.is_floating_point() and not valueless(p))
     real = ((name, p.float() if p.element_size() == 1 else p) for name, p in real)  # torch cannot ask float8
     return [name for name, p in real if not bool(torch.isfinite(p).all())]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -20,9 +22,13 @@ from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.plans.serving import constraints, serving
+from fairkern.ranks import ALONE, Ranks
+from fairkern.ranks.digests import digest
 from fairkern.results import Plan, Report, Scores
 from fairkern.summary import summarise
 from fairkern.timing import plan_latency
+
+T = TypeVar("T")
 
 AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
 
@@ -53,6 +59,7 @@ class Run:
     loader: Iterable[Any]
     loss_fn: Callable[[Any, Any], Tensor] | None
     asked: Asked
+    ranks: Ranks = ALONE
     current: nn.Module = field(init=False)
     scores: Scores = field(init=False)  # of the last step
     method: Compensation = field(init=False)
@@ -72,12 +79,16 @@ class Run:
         """Score what the step before has left (traced here, unless its map is known), plan and cut."""
         times = [time.perf_counter()]
         units = self._traced() if units is None else units
-        self.scores = score(self.current, self.loader, self.loss_fn, units=units, **self.asked.scoring)
+        scoring = dict(self.asked.scoring)
+        if self.asked.iterations > 1 and not isinstance(scoring.get("keep_moments", True), bool):
+            scoring["keep_moments"] = os.path.join(scoring["keep_moments"], f"step-{number}")
+        self.scores = score(self.current, self.loader, self.loss_fn, units=units, ranks=self.ranks, **scoring)
         times.append(time.perf_counter())
         plan = self._plan(number)
+        self.ranks.agree("prune()", {"the plan": digest(plan)} if self.ranks.several else {})
         times.append(time.perf_counter())
         if number == 1 and self.asked.inplace:  # else both are timed in turn, at the end
-            self.before = report.latency_ms(self.model, self.example, report.FEW)
+            self.before = self._measured(lambda: report.latency_ms(self.model, self.example, report.FEW))
         cutting = time.perf_counter()
         self._cut(plan, number)
         self.done.append((self.scores.units, plan))
@@ -94,7 +105,7 @@ class Run:
             title=f"{type(self.model).__name__}, pruned",
             before={"latency_ms": before},
             after={"latency_ms": after},
-            stages=self.stages,
+            stages=self._measured(lambda: self.stages),
             corrected=self.cut.corrections,
             small=self.current,
             compensation=self.method.value,
@@ -141,12 +152,17 @@ class Run:
     def _solved(self, keep: float, options: dict[str, Any]) -> Plan:
         if self.asked.target != "keep_latency":
             return self.scores.plan(**{self.asked.target: keep, "latency": self.asked.latency, **options})
-        return plan_latency(self.scores, self.current, self.example, keep, latency=self.asked.latency, **options)
+        times = partial(plan_latency, self.scores, self.current, self.example, keep, latency=self.asked.latency)
+        return self._measured(lambda: times(ranks=False, **options))
+
+    def _measured(self, measure: Callable[[], T]) -> T:
+        """What is measured on a clock: by one process, while the others rest."""
+        return self.ranks.told("a measure of time", measure)
 
     def _spent(self) -> float:
         """The share of the whole model's costs that a step starts from."""
         if self.asked.target == "keep_latency":
-            before, now = report.latencies_ms([self.model, self.current], self.example)
+            before, now = self._measured(lambda: report.latencies_ms([self.model, self.current], self.example))
             return now / before
         name = f"{self.asked.target.removeprefix('keep_')}_before"
         uncut = build(self.scores.units, nothing(self.scores.units))
@@ -157,7 +173,7 @@ class Run:
         own = number > 1 and not self.method.compares  # a copy of ours
         inplace = self.asked.inplace or own
         loss = Loss(self.loss_fn, self.asked.scoring.get("samples_of"), self.model)
-        how: dict[str, Any] = {"inplace": inplace, "biases": self.asked.biases, "loss": loss}
+        how: dict[str, Any] = {"inplace": inplace, "biases": self.asked.biases, "loss": loss, "ranks": self.ranks}
         self.cut = cut(self.current, plan, self.method, self.scores, self.loader, **how)
         self.current = self.cut.model
         self.flags += self.cut.config
@@ -175,8 +191,9 @@ class Run:
     def _latencies(self) -> tuple[float, float]:
         """Before and after, in turn where both models are there."""
         if self.asked.inplace:
-            return self.before, report.latency_ms(self.current, self.example, report.FEW)
-        before, after = report.latencies_ms([self.model, self.current], self.example, least=report.FEW)
+            return self.before, self._measured(lambda: report.latency_ms(self.current, self.example, report.FEW))
+        models = [self.model, self.current]
+        before, after = self._measured(lambda: report.latencies_ms(models, self.example, least=report.FEW))
         return before, after
 
     def _whole_plan(self) -> types.Plan:

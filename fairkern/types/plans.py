@@ -9,6 +9,7 @@ from typing import Any
 
 from fairkern.types.arrays import IndexArray
 from fairkern.types.branches import Branch
+from fairkern.types.configuration import ConfigChange
 from fairkern.types.files import Files
 from fairkern.types.sizes import Replacement, SiteNumber
 from fairkern.types.units import Axis, Silence
@@ -82,15 +83,6 @@ class SizeChange:
     def common(self) -> int:
         """The largest number that divides both sizes."""
         return math.gcd(self.before, self.after)
-
-
-@dataclass(frozen=True)
-class ConfigChange:
-    """A field of the model's configuration, before and after the cut (see `ConfigField`)."""
-
-    name: str
-    before: int | None
-    after: int
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from fairkern.types import Scores, UnitMap
 Part = tuple[Sequence[int], Scores]
 
 
-def merged(units: UnitMap, parts: Sequence[Part], loss: float, segments: int) -> Scores:
+def merged(units: UnitMap, parts: Sequence[Part], loss: float, keeps: Sequence[str], segments: int) -> Scores:
     """`parts`: groups of `units`, and the scores of the map that has these alone; in the order of the model.
 
-    What scores say of how they came about is that of one pass: `loss` is the mean of a sample; seconds are added up,
-    bytes are those of the part that took most.
+    What scores say of how they came about is that of one pass: `loss` is the mean of a sample, `keeps` what batches put
+    into the model outside of segments; seconds are added up, bytes are those of the part that took most.
     """
     names = list(dict.fromkeys(name for _, scores in parts for name in scores.signals))
     nothing = np.zeros(0)
@@ -31,13 +31,15 @@ def merged(units: UnitMap, parts: Sequence[Part], loss: float, segments: int) ->
         means={name: mean for _, scores in parts for name, mean in scores.means.items()},
         moments={name: kept for _, scores in parts for name, kept in scores.moments.items()},
         grids={name: grid for _, scores in parts for name, grid in scores.grids.items()},
-        provenance=_provenance(units, [scores.provenance for _, scores in parts], loss, segments),
+        provenance=_provenance(units, [scores.provenance for _, scores in parts], loss, keeps, segments),
     )
 
 
-def _provenance(units: UnitMap, parts: Sequence[Any], loss: float, segments: int) -> dict[str, Any]:
+def _provenance(
+    units: UnitMap, parts: Sequence[Any], loss: float, outside: Sequence[str], segments: int
+) -> dict[str, Any]:
     alone = {name for said in parts for name in said["no_classes"]}
-    keeps = list(dict.fromkeys(name for said in parts for name in said.get("keeps", ())))
+    keeps = list(dict.fromkeys([*outside, *(name for said in parts for name in said.get("keeps", ()))]))
     found: dict[str, Any] = {
         **parts[0],
         "loss": loss,

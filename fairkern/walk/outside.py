@@ -14,6 +14,8 @@ from fairkern.capture.batches import batches
 from fairkern.capture.listener import Beside
 from fairkern.capture.losses import Losses, LossFunction
 from fairkern.errors import InputError, NonFiniteError
+from fairkern.model.kept import Kept as KeptObjects
+from fairkern.model.kept import changed, kept_objects
 from fairkern.model.nested import tensors_in
 from fairkern.types import Scores
 from fairkern.walk.boundaries import Kept
@@ -33,6 +35,8 @@ class Outside:
         self._leaf: Tensor | None = None  # what passed out of the last segment, in the last run
         self._passed: Tensor | None = None  # what passed into the first
         self._rows: Tensor | None = None  # which samples of the batch these runs are of; None: all
+        self.loss = 0.0  # the mean of a sample
+        self.keeps: list[str] = []  # attributes that every batch puts something into
         self._strict = False  # whether what blocks are given besides may hang on weights
 
     def check(self, groups: Sequence[int]) -> None:
@@ -67,28 +71,35 @@ class Outside:
                 f"units before the blocks act on the loss beside what passes into {self._way.blocks[0].path}; {INSTEAD}"
             )
 
-    def behind(self, groups: Sequence[int]) -> tuple[float, Scores | None]:
-        """Keeps the gradient of the loss at what passes out of the last segment; the mean loss of a sample, and the
-        scores of these groups, if there are any."""
+    def behind(self, groups: Sequence[int]) -> Scores | None:
+        """Keeps the gradient of the loss at what passes out of the last segment; the scores of these groups, if there
+        are any. Then `loss` and `keeps` are known."""
         way, settings = self._way, self._way.settings
         if groups:
             with way.outside(self._stub) as model:
                 beside = Beside(self._leaves, self._take)
                 scores = capture(model, self._kept, self._loss_fn, part_of(way.units, groups), settings, beside)
-            return float(scores.provenance["loss"]), scores
+            self.loss, self.keeps = float(scores.provenance["loss"]), scores.provenance.get("keeps", [])
+            return scores
         total = 0.0
+        before: KeptObjects = {}
         with self._running() as model, torch.enable_grad():
             losses = Losses(model, self._loss_fn, settings.seed)
             for batch in batches(self._kept, model, settings.class_of, settings.samples_of):
                 if not batch.samples:
                     continue
+                if batch.index == 1:  # the first may make what all use
+                    before = kept_objects(model)
                 _, loss = losses.answered(batch)
+                if batch.index == 1:
+                    self.keeps = changed(before, kept_objects(model))
                 if not bool(torch.isfinite(loss.detach())):
                     raise NonFiniteError(f"the loss of batch {batch.index} is {float(loss)}")
                 self._take(torch.autograd.grad(loss, self._leaves(), allow_unused=True))
                 weight = batch.samples if settings.loss_reduction is LossReduction.MEAN else 1
                 total += float(loss.detach()) * weight
-        return total / sum(known.samples for known in way.known), None
+        self.loss = total / sum(known.samples for known in way.known)
+        return None
 
     def before(self, groups: Sequence[int]) -> Scores:
         """The scores of these groups, from the gradients at what passes into the first segment."""

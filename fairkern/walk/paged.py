@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from fairkern.errors import InputError
 from fairkern.model.untouched import valueless
@@ -45,12 +43,16 @@ class Weights:
             if valueless(tensor):
                 self._names[id(tensor)].append(name)
                 self._held.append(tensor)
-        for names in self._names.values():
-            if not any(name in source for name in names):
-                raise InputError(
-                    f"{names[0]} has no values, and no file holds it; build the model within "
-                    "fairkern.walk.paged.parameters_on_meta(), so that what is not saved is computed"
-                )
+        for tensor in self._held:
+            names = self._names[id(tensor)]
+            if any(name in source for name in names):
+                continue
+            if isinstance(tensor, nn.Parameter):
+                raise InputError(f"no file has {names[0]}, a parameter of the model; fetch the whole checkpoint again")
+            raise InputError(
+                f"the buffer {names[0]} has no values, and no file has it; build the model within "
+                "fairkern.model.on_meta.parameters_on_meta(), so that what is not saved is computed"
+            )
 
     @contextlib.contextmanager
     def given(self, *modules: nn.Module) -> Iterator[None]:
@@ -125,24 +127,3 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers under every name that they have."""
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
-
-
-@contextlib.contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Within, parameters of modules that this thread builds have no values, and buffers are computed as ever: so a
-    model of any size is built with what its files do not have, such as tables of rotary embeddings.
-
-    Memory: while it is built, that of a parameter at a time, of which nothing is written.
-    """
-    thread = threading.get_ident()
-
-    def moved(module: nn.Module, name: str, parameter: nn.Parameter) -> Any:
-        if threading.get_ident() != thread or valueless(parameter):
-            return None
-        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-
-    handle = register_module_parameter_registration_hook(moved)
-    try:
-        yield
-    finally:
-        handle.remove()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fairkern.errors import InputError
 from fairkern.walk.boundaries import Boundaries
+from fairkern.walk.chain import INSTEAD
 
 _NEAR = 0.05  # relative difference between a sample of a batch and the same one alone
 
@@ -94,7 +95,10 @@ def _along(x: Tensor, one: Tensor | None, samples: int) -> _Along | str | None:
         best = min(range(len(ways)), key=errors.__getitem__)
         if errors[best] < _NEAR:
             return ways[best]
-    return f"what passes between blocks has shape {said}: where samples lie there cannot be seen; give batches of one"
+    return (
+        f"what passes between blocks has shape {said}, or other values: where samples lie there cannot be seen; give "
+        f"batches of one, or {INSTEAD}"
+    )
 
 
 def _error(x: Tensor, one: Tensor) -> float:

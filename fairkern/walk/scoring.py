@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.capture import Settings, capture
-from fairkern.capture.batches import head
+from fairkern.capture.batches import batches
 from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction, seeded
 from fairkern.errors import InputError
 from fairkern.types import Scores, UnitMap
 from fairkern.walk.boundaries import Boundaries, Kept, kept_batches
-from fairkern.walk.chain import INSTEAD, Chain, chain_of, entries_of
+from fairkern.walk.chain import INSTEAD, chain_of, entries_of
 from fairkern.walk.linear import along
 from fairkern.walk.merging import merged
 from fairkern.walk.outside import Outside
 from fairkern.walk.paged import Weights
-from fairkern.walk.segments import divide, part_of
+from fairkern.walk.segments import Division, divide, part_of
 from fairkern.walk.traversal import Traversal, running
 
 
@@ -36,6 +36,7 @@ def by_blocks(
     *,
     folder: str | os.PathLike[str] | None = None,
     weights: Weights | None = None,
+    division: Division | None = None,
 ) -> Scores:
     """What `capture` gives, from a walk over the blocks of `model`: forwards, then backwards segment by segment.
 
@@ -43,8 +44,8 @@ def by_blocks(
     gradient that came back there. So sums have the same terms in the same order as those of one pass.
 
     `folder`: batches, what passes between segments and gradients lie in files there, which are gone at the end; None:
-    in memory. `weights`: where those of a model on meta come from; it has values within a segment alone. `loader` is
-    iterated once.
+    in memory. `weights`: where those of a model on meta come from; it has values within a segment alone. `division`:
+    its blocks, where they are known (`divided`). `loader` is iterated once.
 
     Raises InputError where the model is not a row of blocks of which each reads what the last one gives, and what
     `capture` raises.
@@ -52,18 +53,22 @@ def by_blocks(
     """
     with Boundaries(folder) as store:
         kept = kept_batches(store, loader)
-        chain = _chain(model, kept, settings, weights)
-        way = Traversal(model, units, divide(chain, units), store, settings, weights)
+        division = divided(model, kept, units, settings, weights) if division is None else division
+        way = Traversal(model, units, division, store, settings, weights)
         return _Backwards(way, kept, loss_fn).scores()
 
 
-def _chain(model: nn.Module, kept: Kept, settings: Settings, weights: Weights | None) -> Chain:
-    with nullcontext() if weights is None else weights.on_call(model, entries_of(model)):
-        return chain_of(model, head(next(iter(kept)), model, settings.samples_of, FEW))
-
-
-FEW = 2  # samples of the first batch, on which it shows what a model is made of
-_NEAR = 0.05  # relative difference between samples in a batch of another size: rounding, and routing that follows
+def divided(
+    model: nn.Module, loader: Iterable[Any], units: UnitMap, settings: Settings, weights: Weights | None = None
+) -> Division:
+    """The blocks of a model in segments, from a run on the first batch. Raises InputError where it has none."""
+    paged = nullcontext() if weights is None else weights.on_call(model, entries_of(model))
+    with paged, running(model, units):
+        found = batches(loader, model, settings.class_of, settings.samples_of)
+        first = next((batch for batch in found if batch.samples), None)
+        if first is None:
+            raise InputError("the loader yields no sample: every batch is empty")
+        return divide(chain_of(model, first.parts.call), units)
 
 
 class _Backwards:
@@ -85,7 +90,7 @@ class _Backwards:
         outside = Outside(way, self._kept, self._loss_fn)
         before, behind = _scored(units, division.before), _scored(units, division.behind)
         outside.check(before)
-        loss, scores = outside.behind(behind)
+        scores = outside.behind(behind)
         self._add(behind, scores)
         for k in reversed(range(n)):
             scored = _scored(units, division.groups[k])
@@ -98,7 +103,7 @@ class _Backwards:
                 way.drop(k + 1)
         if before:
             self._add(before, outside.before(before))
-        return merged(units, self._found[::-1], loss, n)
+        return merged(units, self._found[::-1], outside.loss, outside.keeps, n)
 
     def _add(self, groups: Sequence[int], scores: Scores | None) -> None:
         if scores is not None:
@@ -116,12 +121,12 @@ class _Backwards:
         with way.segment(k) as segment:
 
             def loss(output: Tensor, targets: Any) -> Tensor:
-                return along(output, way.gradient(k + 1, segment.batch, output.device))
+                return along(output, way.gradient(k + 1, segment.last.batch, output.device))
 
             def take(found: Sequence[Tensor | None]) -> None:
-                way.keep_gradient(k, segment.batch, found[0])
+                way.keep_gradient(k, segment.last.batch, found[0])
 
-            beside = Beside(lambda: [segment.entered], take) if further else None
+            beside = Beside(lambda: [segment.last.entered], take) if further else None
             return capture(segment, way.loader(), loss, part_of(way.units, groups), settings, beside)
 
     def _passed_back(self, k: int) -> None:
@@ -132,7 +137,7 @@ class _Backwards:
                 with seeded(way.settings.seed + known.index):
                     output = segment(way.numbers(number))
                 gradient = way.gradient(k + 1, number, output.device)
-                way.keep_gradient(k, number, torch.autograd.grad(output, segment.entered, gradient)[0])
+                way.keep_gradient(k, number, torch.autograd.grad(output, segment.last.entered, gradient)[0])
 
 
 def _scored(units: UnitMap, groups: Sequence[int]) -> list[int]:
@@ -146,16 +151,15 @@ def _labels(batch: Any) -> Tensor:
 
 
 def _check_same(way: Traversal) -> None:
-    """Raises InputError where blocks by themselves do not give what they gave within the model, on a few samples."""
-    passed, known, end = way.division.chain.passed, way.known[0], way.blocks[-1].path
-    if passed is None or known.index > 0:
+    """Raises InputError where blocks by themselves do not give what they gave within the model, on the first batch."""
+    passed, end = way.division.chain.passed, way.blocks[-1].path
+    if passed is None:
         return
-    some = None if known.samples <= FEW else torch.arange(FEW, device="cpu")
-    made = way.boundary(len(way.division.segments), 0, passed.device, some)
-    if made.shape != passed.shape:
-        return
-    far = torch.linalg.vector_norm(made.double() - passed.double())
-    if not bool(far <= _NEAR * torch.linalg.vector_norm(passed.double())):
+    made = way.boundary(len(way.division.segments), 0, passed.device)
+    near = torch.finfo(passed.dtype).eps ** 0.5  # rounding, and what follows from it in a router
+    if made.shape != passed.shape or not bool(
+        torch.linalg.vector_norm(made.double() - passed.double()) <= near * torch.linalg.vector_norm(passed.double())
+    ):
         raise InputError(
             f"the blocks up to {end}, run by themselves, give something else than within the model: something passes "
             f"between them beside what each returns (a cache, a state); {INSTEAD}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -132,6 +132,14 @@ class Given(NamedTuple):
 Fetch = Callable[[Tensor], tuple[int, Tensor, Sequence[Given]]]
 
 
+@dataclass
+class LastCall:
+    """Of a segment. `entered`: what passed in, a leaf that asks for gradients where they are on. `batch`: which one."""
+
+    entered: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    batch: int = 0
+
+
 class Segment(nn.Module):
     """Some blocks of a model as a model of its own: the same modules under the same names.
 
@@ -139,15 +147,12 @@ class Segment(nn.Module):
     what passes into the first block, and what every block is called with besides. Returns what passes out of the last
     block.
 
-    `entered`: what passed in, in the last call; a leaf that asks for gradients where they are on. `batch`: the number
-    of the batch of that call.
+    `last`: of which batch the last call was, and what passed in.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], fetch: Fetch) -> None:
         super().__init__()
-        self._walked, self._fetch = tuple(blocks), fetch
-        self.entered = torch.zeros(0, device="cpu")
-        self.batch = 0
+        self._walked, self._fetch, self.last = tuple(blocks), fetch, LastCall()
         for block in blocks:
             *way, last = block.path.split(".")
             held: nn.Module = self
@@ -158,9 +163,9 @@ class Segment(nn.Module):
             held.add_module(last, model.get_submodule(block.path))
 
     def forward(self, samples: Tensor) -> Tensor:
-        self.batch, boundary, givens = self._fetch(samples)
-        self.entered = boundary.detach().requires_grad_(torch.is_grad_enabled())
-        passing = self.entered.clone()
+        self.last.batch, boundary, givens = self._fetch(samples)
+        self.last.entered = boundary.detach().requires_grad_(torch.is_grad_enabled())
+        passing = self.last.entered.clone()
         for block, given in zip(self._walked, givens, strict=True):
             output = given.called(self.get_submodule(block.path), block.given, passing)
             passing = taken(output, block.returned, block.path)

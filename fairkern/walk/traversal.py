@@ -18,7 +18,7 @@ from fairkern.capture.settings import Settings
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import one_by_one, running_as
-from fairkern.model.nested import call_model
+from fairkern.model.nested import Call, call_model
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import device_of
 from fairkern.model.untouched import untouched
@@ -27,7 +27,7 @@ from fairkern.walk.boundaries import Boundaries, Kept
 from fairkern.walk.chain import INSTEAD, Block, not_a_number, nowhere_a_number
 from fairkern.walk.paged import Weights
 from fairkern.walk.rows import Rows, rows_of
-from fairkern.walk.segments import Division, Given, Segment, stubs
+from fairkern.walk.segments import Division, Given, LastCall, Segment, stubs
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Traversal:
                 first += batch.samples
                 self.store.put(("boundary 0", number), boundary)
                 self.store.put(("given", number), givens)
+                self.store.put(("call", number), batch.inputs)
                 self._look(model, batch, number, boundary, givens)
         if not self.known:
             raise InputError("the loader yields no sample: every batch is empty")
@@ -113,6 +114,11 @@ class Traversal:
                 if number == self._probe:
                     alone = self._run(segment, numbers[-1:])
                     self._rows[f"boundary {k + 1}", 1] = rows_of(made, alone, known.samples)
+
+    def call(self, number: int, device: torch.device) -> Call:
+        """What the model is called with for a batch when it is to predict."""
+        found: Call = self.store.get(("call", number), device)
+        return found
 
     def say(self, k: int) -> str:
         """Which segment it is, in words."""
@@ -172,8 +178,11 @@ class Traversal:
             return self._fetch(samples, k, slice(first, first + len(blocks)), device_of(segment))
 
         segment = Segment(self.model, blocks, fetch)
-        with self._given(segment):
-            yield segment
+        try:
+            with self._given(segment):
+                yield segment
+        finally:
+            segment.last = LastCall()  # what passed in goes with the segment, whoever still holds that
 
     @contextlib.contextmanager
     def outside(self, called: Callable[[int, Block, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[nn.Module]:

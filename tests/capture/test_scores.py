@@ -270,7 +270,7 @@ def test_a_loader_that_runs_out_is_refused_only_when_a_second_pass_is_needed() -
     fk.score(model, iter(loader(x, y, 8)), loss, units=units, projections=4, progress=False)
     with pytest.raises(fk.InputError, match="re-iterable"):
         fk.score(model, iter(loader(x, y, 8)), loss, units=units, projections=32, memory_budget=60_000, progress=False)
-    with pytest.raises(fk.InputError, match="larger budget"):
+    with pytest.raises(fk.InputError, match="least that would do is 49,152"):
         fk.score(model, loader(x, y, 8), loss, units=units, projections=32, memory_budget=1000, progress=False)
 
 

@@ -22,6 +22,7 @@ def eliminate(
     rows: Sequence[Tensor],
     panel: int,
     most: int,
+    fast: bool,
     told: Callable[[float], None],
 ) -> tuple[Tensor, Tensor]:
     """Order of the units and the squared error that each adds when it goes.
@@ -33,11 +34,15 @@ def eliminate(
 
     About `panel` positions go before the matrices are updated, by one product; meanwhile the columns of a unit are made
     when it goes, from those of the units that went, and of all others the diagonal is kept. `most` units go so; those
-    behind them by what they would add next. `told`: the share of the work that is done.
+    behind them by what they would add next. `fast`: matrices are narrowed to float32, where columns are taken from, and
+    products added; panels and diagonals stay in float64. `told`: the share of the work that is done.
 
     Raises NonFiniteError where rounding has made the inverse indefinite.
     """
-    views = [_View(*view) for view in zip(inverses, outputs, variances, rows, strict=True)]
+    scale = 1.0
+    if fast:
+        variances, scale = _balanced(inverses, outputs, variances)
+    views = [_View(*view, fast) for view in zip(inverses, outputs, variances, rows, strict=True)]
     units = len(rows[0])
     left = torch.arange(units, device=rows[0].device)
     order: list[Tensor] = []
@@ -62,7 +67,23 @@ def eliminate(
         order.append(left[last])
         errors.append(costs[last])
         told(1.0)
-    return torch.cat(order), torch.cat(errors)
+    return torch.cat(order), torch.cat(errors) / scale
+
+
+def _balanced(
+    inverses: Sequence[Tensor], outputs: Sequence[Tensor], variances: Sequence[Tensor]
+) -> tuple[list[Tensor], float]:
+    """Multiply the matrices so that float32 holds them; the variances that go with them, and what costs became times.
+
+    Both matrices of a view by one number, so that views count as before, and all outputs by one more.
+    """
+    own = [1 / float(inverse.diagonal().mean()) for inverse in inverses]
+    sizes = [by * float(output.diagonal().mean()) for by, output in zip(own, outputs, strict=True)]
+    scale = 1 / max(sizes) if max(sizes) > 0 else 1.0
+    for by, inverse, output in zip(own, inverses, outputs, strict=True):
+        inverse *= by
+        output *= by * scale
+    return [variance / by for variance, by in zip(variances, own, strict=True)], scale
 
 
 def _steps(views: Sequence[_View], count: int) -> tuple[Tensor, Tensor]:
@@ -97,11 +118,12 @@ class _View:
     Positions that went stay in the matrices until there are enough of them for a copy to pay.
     """
 
-    def __init__(self, inverse: Tensor, output: Tensor, variance: Tensor, rows: Tensor) -> None:
-        self.inverse, self.output, self.rows = inverse, output, rows
+    def __init__(self, inverse: Tensor, output: Tensor, variance: Tensor, rows: Tensor, fast: bool) -> None:
+        self.rows = rows
         self.noise = ROUNDING * variance
         self.alive = torch.ones_like(self.noise)  # 0 where a position went
         self.inverse_blocks, self.output_blocks = self._blocks(inverse), self._blocks(output)
+        self.inverse, self.output = (halves.narrowed(m) if fast else m for m in (inverse, output))
 
     def _blocks(self, matrix: Tensor) -> Tensor:
         """What a matrix holds for each unit, [units, r, r]."""
@@ -136,8 +158,8 @@ class _View:
         rows, width = self.rows[unit], self.rows.shape[1]
         half, mixed = self.half[: step * width], self.mixed[: step * width]
         own, others = half[:, rows].T, mixed[:, rows].T
-        inverse = (halves.columns(self.inverse, rows) - own @ half) * self.alive
-        output = (halves.columns(self.output, rows) + own @ mixed + others @ half) * self.alive
+        inverse = (halves.columns(self.inverse, rows).double() - own @ half) * self.alive
+        output = (halves.columns(self.output, rows).double() + own @ mixed + others @ half) * self.alive
         factor, failed = torch.linalg.cholesky_ex(inverse[:, rows])
         factor = torch.where(failed > 0, torch.nan, factor)
         made = torch.linalg.solve_triangular(factor, inverse, upper=False)
@@ -157,8 +179,9 @@ class _View:
 
     def settle(self, chosen: Tensor, stays: Tensor) -> None:
         """Update both matrices, and forget the units that went."""
-        count, both = len(self.half), torch.cat([self.half, self.mixed, self.half])
-        halves.add_products(self.inverse, self.half, self.half, -1.0)
+        count = len(self.half)
+        both = torch.cat([self.half, self.mixed, self.half]).to(self.inverse.dtype)
+        halves.add_products(self.inverse, both[:count], both[:count], -1.0)
         halves.add_products(self.output, both[: 2 * count], both[count:], 1.0)
         self.rows = self.rows[stays]
         self.inverse_blocks, self.output_blocks = self.inverse_blocks[stays], self.output_blocks[stays]

@@ -22,6 +22,16 @@ def add_products(matrix: Tensor, left: Tensor, right: Tensor, scale: float) -> N
         matrix[first:last, :last].addmm_(left[:, first:last].T, right[:, :last], alpha=scale)
 
 
+def dot(matrix: Tensor, whole: Tensor) -> float:
+    """The sum of the products of all elements; of `matrix` the lower half counts, `whole` has both."""
+    total = torch.zeros((), dtype=matrix.dtype, device=matrix.device)
+    for first, last in _stripes(len(matrix)):
+        beside = (matrix[first:last, :first] * whole[first:last, :first]).sum()
+        across = (matrix[first:last, first:last] * whole[first:last, first:last]).tril()
+        total += 2 * (beside + across.sum()) - across.diagonal().sum()
+    return float(total)
+
+
 def columns(matrix: Tensor, places: Tensor) -> Tensor:
     """These columns, as rows: [places, n]."""
     below = torch.arange(len(matrix), device=matrix.device) >= places[:, None]
@@ -34,6 +44,15 @@ def squeezed(matrix: Tensor, kept: Tensor) -> Tensor:
     for first, last in _stripes(n):  # what is read lies at or behind what is written
         matrix[first:last, :last] = gather(matrix, {0: kept[first:last], 1: kept[:last]})
     return matrix[:n, :n]
+
+
+def narrowed(matrix: Tensor) -> Tensor:
+    """The matrix in float32, in its own memory, which it is lost to. `matrix`: float64, contiguous."""
+    n = len(matrix)
+    room = matrix.view(torch.float32).view(-1)[: n * n].view(n, n)
+    for first, last in _stripes(n):  # what is read lies at or behind what is written
+        room[first:last] = matrix[first:last].float()
+    return room
 
 
 def invert(matrix: Tensor) -> bool:
