@@ -32,6 +32,8 @@ from fairkern.artefacts.shards import open_shards
 RESULTS = ROOT / "bench" / "results" / "large_walk.json"
 LIMIT = 3 * 2**29  # 1.5 GB
 SHARD = 500 * 10**6
+# One arena, and blocks from 64 KiB on by themselves: else freed ones stay as holes in the heap, which are addresses.
+_MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
 _EVERY = 0.02  # seconds between looks at the process
 _FREE = 3  # times the weights that an ordinary forward + backward takes
 
@@ -104,7 +106,8 @@ def make_folder(folder: Path, settings: Mapping[str, Any], largest: int = SHARD)
             writer.write(name, _drawn(shapes[name][1], number))
         writer.finish()
     (folder / MANIFEST).unlink()
-    model.save_pretrained(folder, state_dict={})
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return sum(2 * int(torch.Size(shape).numel()) for _, shape in shapes.values())
 
@@ -172,7 +175,7 @@ class Watched:
 
 def watched(module: Sequence[str], threads: int) -> Watched:
     """Runs a module of ours and looks at its sizes from the line on that it prints at the beginning."""
-    own = {"OMP_NUM_THREADS": str(threads), "MALLOC_ARENA_MAX": "1", "TOKENIZERS_PARALLELISM": "false"}
+    own = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **_MALLOC}
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", *module], cwd=ROOT, env={**os.environ, **own}, stdout=subprocess.PIPE, stderr=said

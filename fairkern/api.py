@@ -246,10 +246,7 @@ def score(
         ranks=(team := entered(ranks)),
     )
     show, traced = options.flag("progress", progress) and team.first, 0.0
-    by = choose(Walk, "walk", walk)
-    if walk_folder is not None and by is Walk.WHOLE:
-        raise InputError("walk_folder is for what passes between blocks: pass walk='blocks' too, or leave it out")
-    folder = None if walk_folder is None else options.place("walk_folder", walk_folder)
+    by, folder = Walk.asked(walk, walk_folder, team)
     with at_work(model, "score()"):
         if units is None:
             started = time.perf_counter()

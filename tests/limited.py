@@ -1,4 +1,4 @@
-"""`python -m tests.limited CASE …`: what comes of a case under a real limit of its address space.
+"""`python -m tests.limited CASE OPTIONS SHARE …`: what comes of a case under a real limit of its address space.
 
 The process imports and builds what a case takes; each run is then a child of its own, which may map what is mapped
 already, its budget, and `SLACK` more. Prints a line of JSON per run.
@@ -12,6 +12,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from torch import Tensor, nn
 
 import fairkern as fk
 
-SLACK = 60 * 10**6  # less than is promised, so that small models show what is held
+SLACK = 40 * 10**6  # less than is promised, so that small models show what is held
 
 
 class Language(nn.Module):
     """Wide layers with few weights, so that second moments are what takes memory."""
 
-    def __init__(self, width: int = 1024, narrow: int = 8, layers: int = 24) -> None:
+    def __init__(self, width: int = 512, narrow: int = 8, layers: int = 40) -> None:
         super().__init__()
         self.embed, self.head = nn.Embedding(11, narrow), nn.Linear(narrow, 11)
         self.up = nn.ModuleList(nn.Linear(narrow, width) for _ in range(layers))
@@ -48,9 +49,9 @@ def language() -> tuple[nn.Module, Any, fk.UnitMap, dict[str, Any]]:
 
 def images() -> tuple[nn.Module, Any, fk.UnitMap, dict[str, Any]]:
     """Of many channels, with class samples of each."""
-    widths = (3, 256, 384, 512, 512)
+    widths = (3, 192, 288, 384, 384)
     convs = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Conv2d(a, b, 1), nn.ReLU())]
-    model = nn.Sequential(*convs, nn.Conv2d(512, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    model = nn.Sequential(*convs, nn.Conv2d(384, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
     x = torch.randn(96, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     batches = list(zip(x.split(8), (torch.arange(96) % 4).split(8), strict=True))
     return model, batches, fk.trace(model, x[:2], verify=False), {}
@@ -80,7 +81,7 @@ def run(work: Callable[[], Any], allowed: int | None) -> Any:
                 resource.setrlimit(resource.RLIMIT_AS, (_mapped() + allowed,) * 2)
             found = {"found": work()}
         except BaseException as error:
-            found = {"error": type(error).__name__, "says": str(error), "trace": traceback.format_exc()[-3000:]}
+            found = {"error": type(error).__name__, "says": str(error), "trace": traceback.format_exc()[-6000:]}
         with os.fdopen(writing, "w") as pipe:
             pipe.write(json.dumps(found))
         os._exit(0)
@@ -96,15 +97,21 @@ def _mapped() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmSize:"))
 
 
-def main(name: str, *runs: str) -> None:
-    """`runs`: JSON of `[budget or null, limited, options]`."""
+def main(name: str, options: str, *shares: str) -> None:
+    """What comes of a case without budget and limit, without budget, with one that is too small, and with these shares
+    of the least that would do. `options`: JSON."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    case = CASES[name]()
-    for text in runs:
-        budget, limited, how = json.loads(text)
+    case, how = CASES[name](), json.loads(options)
+    runs = [(None, False), (None, True), (1, True)]
+    while runs:
+        budget, limited = runs.pop(0)
         allowed = SLACK + (budget or 0) if limited else None
-        print(json.dumps(run(lambda: scored(case, budget, how), allowed)), flush=True)  # noqa: B023
+        found = run(partial(scored, case, budget, how), allowed)
+        print(json.dumps(found), flush=True)
+        if budget == 1 and shares:
+            least = int(found["says"].split("least that would do is ")[1].split(" ")[0].replace(",", ""))
+            runs += [(int(least * float(share)), True) for share in shares]
 
 
 if __name__ == "__main__":

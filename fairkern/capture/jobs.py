@@ -30,16 +30,20 @@ class Job:
 
 
 def several(
-    jobs: Sequence[Job], solve: Callable[..., FloatArray], device: torch.device, told: Callable[[float], None] | None
+    jobs: Sequence[Job],
+    solve: Callable[..., FloatArray],
+    device: torch.device,
+    told: Callable[[float], None] | None,
+    together: int = TOGETHER,
 ) -> dict[Job, FloatArray]:
     """What `solve(job)` gives for each; `told`: the share of their costs that is done.
 
-    On a CPU the jobs that take no more than `SMALL` bytes run together, as many as there are threads, and as `TOGETHER`
+    On a CPU the jobs that take no more than `SMALL` bytes run together, as many as there are threads, and as `together`
     bytes hold; then the others, one by one, with all threads each. Which ones do does not depend on time.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     small = [job for job in jobs if job.memory <= SMALL] if threads > 1 else []
-    workers = min(threads, len(small), TOGETHER // max([1, *(job.memory for job in small)]))
+    workers = min(threads, len(small), together // max([1, *(job.memory for job in small)]))
     whole, done, made = sum(job.cost for job in jobs), 0.0, {}
 
     def tell(cost: float) -> None:

@@ -34,6 +34,11 @@ class KeptMoments(Mapping[str, Moments]):
     def __len__(self) -> int:
         return len(self._halves)
 
+    @classmethod
+    def joined(cls, parts: Iterable[Mapping[str, Moments]]) -> KeptMoments:
+        """Those of several of these, where they are."""
+        return cls({name: half for part in parts if isinstance(part, cls) for name, half in part._halves.items()})
+
     @property
     def nbytes(self) -> int:
         """What is held in memory."""

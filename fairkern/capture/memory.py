@@ -22,7 +22,7 @@ from fairkern.types import UnitMap
 SPARE = 128 * 2**20
 """Bytes of a batch's own pass (activations, gradients, what libraries take besides) that a budget does not count."""
 
-_MATRICES = 8  # [n, n] in float64 that elimination holds of every reading, its moments among them
+_MATRICES = 4  # [n, n] in float64 that elimination holds of every reading, its moments made full among them
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Shares:
         if any(tap.side.whole for tap in taps):
             return 8 * 2 * max(self._widths[name] ** 2 for name in job.moments)
         sizes = [math.prod(self._units.shapes[axis.tensor]) for tap in taps for axis in tap.weights]
-        return 8 * (_MATRICES * sum(self._widths[name] ** 2 for name in job.moments) + 2 * max(sizes, default=0))
+        return 8 * (_MATRICES * sum(self._widths[name] ** 2 for name in job.moments) + max(sizes, default=0))
 
     def _rounds(self, todo: Sequence[Job], room: int) -> list[list[Job]]:
         """In order, as many at a time as there is room for, with the elimination of one of them."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from fairkern.capture.jobs import Job, several
+from fairkern.capture.jobs import TOGETHER, Job, several
 from fairkern.capture.keeping import Keeper, KeptMoments
 from fairkern.capture.moments import Half, MomentStore
 from fairkern.capture.residual import signal, solve
@@ -59,7 +59,8 @@ class Orders:
                 begin(job)
                 end(job)
         own = [job for job, owner in zip(todo, owners, strict=True) if owner == self._ranks.rank]
-        self._made |= several(own, done, device_of(self._model), self._told)
+        together = TOGETHER if self._settings.memory_budget is None else 0  # a budget is for one at a time
+        self._made |= several(own, done, device_of(self._model), self._told, together)
 
     def signal(self) -> dict[int, FloatArray]:
         """Per scored group, once all jobs are done."""

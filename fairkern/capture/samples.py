@@ -20,10 +20,11 @@ from fairkern.ops import class_wasserstein, directions, project, sliced_wasserst
 
 class _Rows:
     """Rows `[n, units, P]` that arrive piece by piece, in one buffer that has room for what is expected, and else grows
-    by a quarter."""
+    by a quarter. `tight`: on a CPU it grows and shrinks where it lies, so that it is never there twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, tight: bool = False) -> None:
         self._buffer: Tensor | None = None
+        self._tight, self._flat = tight, np.empty(0, dtype=np.uint8)
         self.count = 0
 
     @property
@@ -45,10 +46,8 @@ class _Rows:
     def extend(self, n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, room: int) -> Tensor:
         """`n` more rows, to be written by the caller, in a buffer of `room` rows at least."""
         if self._buffer is None or room > len(self._buffer):
-            grown = torch.empty((room, *shape), dtype=dtype, device=device)
-            if self._buffer is not None:
-                grown[: self.count] = self._buffer[: self.count]
-            self._buffer = grown
+            like = torch.empty(0, *shape, dtype=dtype, device=device) if self._buffer is None else self._buffer
+            self._buffer = self._resized(like, room)
         self.count += n
         return self._buffer[self.count - n : self.count]
 
@@ -65,7 +64,17 @@ class _Rows:
     def trim(self) -> None:
         """Give back the room that holds nothing."""
         if self._buffer is not None and self.count < len(self._buffer):
-            self._buffer = self.values.clone()
+            self._buffer = self._resized(self._buffer, self.count)
+
+    def _resized(self, buffer: Tensor, rows: int) -> Tensor:
+        """A buffer of so many rows; those that hold something are in it. The one before is not to be used any more."""
+        shape, dtype = (rows, *buffer.shape[1:]), buffer.dtype
+        if self._tight and buffer.device.type == "cpu":
+            self._flat.resize(math.prod(shape) * dtype.itemsize, refcheck=False)
+            return torch.from_numpy(self._flat).view(dtype).view(shape)
+        made = torch.empty(shape, dtype=dtype, device=buffer.device)
+        made[: self.count] = buffer[: self.count]
+        return made
 
 
 class SampleStore:
@@ -81,9 +90,10 @@ class SampleStore:
         self._choice = choice
         self._projections, self._seed = settings.projections, settings.seed
         self._budget, self._reserved = settings.memory_budget, reserved
+        tight = self._budget is not None
         self._backend, self._pairs = settings.backend, settings.pairs.value
         self._ranks = settings.ranks
-        self._rows: dict[Block, _Rows] = {block: _Rows() for p in points for block in p.blocks}
+        self._rows: dict[Block, _Rows] = {block: _Rows(tight) for p in points for block in p.blocks}
         self._blocks = list(self._rows)
         self._device: torch.device | None = None
         self._positions: dict[Block, int] = {}

@@ -33,7 +33,7 @@ class Absent:
 @contextmanager
 def absent(source: Folder, dtype: torch.dtype | None, device: torch.device) -> Iterator[Absent]:
     """Opens a folder's files. Raises InputError as `Folder.load` does, and where weights are pickles."""
-    bare, ignored = source.load(dtype, torch.device("meta"), device_map="meta")
+    bare, ignored = source.load(dtype, torch.device("meta"))
     with open_shards(source.path) as shards:
         model = _with_tables(bare, source).eval()
         yield Absent(bare, model, Weights(model, _Stored(shards, bare), device), ignored)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import nn
 from fairkern import artefacts, report, types
 from fairkern.allocate import Target
 from fairkern.api import trace
+from fairkern.artefacts.folders import copy_beside, said_of
 from fairkern.artefacts.writing import new_folder
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.compact import apply
@@ -27,7 +29,7 @@ from fairkern.hf.card import CARD, card
 from fairkern.hf.folder import Folder, first_line
 from fairkern.hf.measures import Likelihood, cache_bytes_per_token
 from fairkern.hf.needed import transformers
-from fairkern.hf.output import PLAN, REPORT, as_asked, beside, said_of, write_config
+from fairkern.hf.output import PLAN, REPORT, as_asked, write_config
 from fairkern.hf.sequences import Batch, Data
 from fairkern.hf.verify import verify
 from fairkern.model.in_use import at_work
@@ -95,13 +97,13 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
         if given is None:
             shutil.rmtree(scratch)
         done = run.report(there, scores, plan, cut, data, choices(data, there.ignored))
-        beside(asked.source, place)
+        copy_beside(asked.source.path, place, code=asked.source.own_code)
         artefacts.save_plan(plan, place / PLAN)
         save_report(done, place / REPORT)
         said = card(cut.small, plan, asked.source, done, untrained=True)
         (place / CARD).write_text(said, encoding="utf-8")
         as_asked(place)
-        verify(place, cut.small, asked.source.trust_remote_code)
+        verify(place, cut.small, asked.source.trust_remote_code, headers=True)
     return done
 
 
@@ -126,7 +128,7 @@ class _Run:
         scoring = {name: asked.options[name] for name in (*_PLAIN, *_CHOSEN) if name in asked.options}
         check_method(self._method, scoring, (), inplace=False)
         fit_together(scoring, asked.planning, asked.budget, self._method, labelled=lambda: False)
-        self.settings = _settings(scoring)
+        self.settings, self._keeps = _settings(scoring), scoring.get("keep_moments", True) is not False
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -140,11 +142,12 @@ class _Run:
             return given
         unused = self._asked.options.get("unused", ())
         few = {name: tensor[:_FEW] for name, tensor in data.calibration[0].items()}  # with values: a proof runs on them
-        return trace(there.bare, few, unused=unused, verify="sibling")
+        return trace(copy.deepcopy(there.bare).float(), few, unused=unused, verify="sibling")
 
     def scored(self, there: Absent, units: types.UnitMap, division: Division, data: Data, scratch: Path) -> Scores:
         with report.progress(self._asked.options.get("progress", True)) as on_batch:
-            settings = replace(self.settings, on_batch=on_batch)
+            kept: Any = str(scratch / "moments") if self.settings.gram and self._keeps else self._keeps
+            settings = replace(self.settings, on_batch=on_batch, keep_moments=kept)
             how: dict[str, Any] = {"folder": scratch, "weights": there.weights, "division": division}
             return Scores.of(by_blocks(there.model, data.calibration, None, units, settings, **how))
 
@@ -206,7 +209,17 @@ class _Run:
         return replace(made, choices={**made.choices, **more}, versions=versions)
 
 
-_PLAIN = ("samples_per_class", "projections", "seed", "samples_of", "backend", "memory_budget", "class_of", "gram")
+_PLAIN = (
+    "samples_per_class",
+    "projections",
+    "seed",
+    "samples_of",
+    "backend",
+    "memory_budget",
+    "class_of",
+    "gram",
+    "max_remove",
+)
 _CHOSEN = ("recipe", "reduction", "pairs", "loss_reduction")
 
 

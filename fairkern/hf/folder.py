@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairkern.artefacts.shards import open_shards
 from fairkern.artefacts.tensors import open_tensors
 from fairkern.errors import ArtefactError, InputError
 from fairkern.hf.needed import quiet
 from fairkern.options import short
 
 CONFIG = "config.json"
+_GENERATION = "generation_config.json"
 _PLAN = "plan.json"
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -59,9 +61,11 @@ class Folder:
         weights that are missing or of other shapes.
         """
         what = "its own code" if self.own_code else "transformers"
-        model, info = opened(
-            self.path, f"{self.path} cannot be loaded by {what}", self.trust_remote_code, dtype=dtype or "auto", **how
-        )
+        refused = f"{self.path} cannot be loaded by {what}"
+        if device.type == "meta":
+            model, info = opened_bare(self.path, refused, self.trust_remote_code, dtype or "auto")
+        else:
+            model, info = opened(self.path, refused, self.trust_remote_code, dtype=dtype or "auto")
         self._check(info)
         return model.to(device).eval(), tuple(sorted(info["unexpected_keys"]))
 
@@ -148,6 +152,40 @@ def opened(
                 ignore_mismatched_sizes=True,
                 **how,
             )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise InputError(f"{refused}: {first_line(error)}") from error
+    return model, info
+
+
+def opened_bare(
+    folder: str | os.PathLike[str], refused: str, trust_remote_code: bool, dtype: Any = "auto"
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """`opened` on the meta device, from what the files' headers say: `from_pretrained` maps each of them, and so takes
+    addresses for all weights."""
+    with open_shards(folder) as shards, quiet() as transformers:
+        state = {
+            name: torch.empty(shape, dtype=shards.dtypes[name], device="meta") for name, shape in shards.shapes.items()
+        }
+        own = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, **own)
+            with torch.device("meta"):
+                kind: Any = type(
+                    transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+                )
+            model, info = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                device_map="meta",
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            if (Path(folder) / _GENERATION).is_file():
+                model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -6,11 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
 from torch import nn
 
 from fairkern.model.attributes import read_attribute
 from fairkern.prove.alike import Alike, NoSibling
-from fairkern.types import AxisGroup, Blocks, Branch, SizeAttribute, SizeSite, Tap, UnitMap
+from fairkern.types import AxisGroup, Blocks, Branch, IndexArray, SizeAttribute, SizeSite, Tap, UnitMap
 
 OF_SIBLING = "in the smaller sibling that was proven"
 NO_TWIN = "nothing in the smaller sibling corresponds to it, so nothing was proven for it"
@@ -211,7 +212,7 @@ def _form(units: UnitMap, group: AxisGroup, name: _Name) -> Hashable:
     if branched:
         branches = (b for a in group.axes for b in units.branches[a.axis.tensor])
         return "branches", frozenset(_branch(b, name) for b in branches)
-    axes = frozenset((name(a.axis.tensor), a.axis.dim, a.silence, a.positions.shape[1] > 1) for a in group.axes)
+    axes = frozenset((name(a.axis.tensor), a.axis.dim, a.silence, _layout(a.positions, a.length)) for a in group.axes)
     taps = frozenset(_tap(tap, name) for tap in group.taps)
     return group.kind, group.units > 1, group.sets > 1, group.blocks > 1, axes, taps
 
@@ -219,7 +220,21 @@ def _form(units: UnitMap, group: AxisGroup, name: _Name) -> Hashable:
 def _tap(tap: Tap, name: _Name) -> Hashable:
     sites = frozenset((name(s.module), name(s.weight), s.argument) for s in tap.sites)
     weights = frozenset((name(axis.tensor), axis.dim) for axis in tap.weights)
-    return sites, tap.side, tap.dim, weights, tap.positions.shape[1] > 1
+    return sites, tap.side, tap.dim, weights, _layout(tap.positions, tap.length)
+
+
+def _layout(positions: IndexArray, length: int) -> Hashable:
+    """How units lie on an axis, but for sizes: side by side or spread, in their order or another, from the start, all
+    over it. Which factor of a view carries the units, and what a fixed number cuts off, may depend on sizes."""
+    starts, first = np.diff(positions[:, 0]), np.diff(positions[0])
+    return (
+        bool((first == 1).all()),
+        bool((first == 1).any()),
+        bool((starts == starts[:1]).all() and (starts > 0).all()),
+        bool(positions.min() == 0),
+        positions.size == length,
+        positions.shape[1] > 1,
+    )
 
 
 def _branch(branch: Branch, name: _Name) -> Hashable:

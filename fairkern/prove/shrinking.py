@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, permutations
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ _MORE_IDS = 8  # beside the largest number in the inputs: tokens that a loop mak
 Changes = Mapping[str, ConfigChange]
 
 
-def shrunk(model: nn.Module, runs: Sequence[Any], deadline: Deadline) -> tuple[ConfigChange, ...]:
+def shrunk(model: nn.Module, runs: Sequence[Any], deadline: Deadline, sizes: bool = True) -> tuple[ConfigChange, ...]:
     """Changes of the model's configuration by which its class builds the same model in small.
 
     Blocks: of a list of modules whose length is a field of the configuration, so many that of every kind there are
@@ -58,7 +58,8 @@ def shrunk(model: nn.Module, runs: Sequence[Any], deadline: Deadline) -> tuple[C
         raise NoSibling(f"a model built from its configuration differs in {other}")
     search = _Search(model, plain, runs, deadline)
     search.fewer_blocks()
-    search.smaller_sizes()
+    if sizes:
+        search.smaller_sizes()
     return tuple(search.changes.values())
 
 
@@ -211,7 +212,7 @@ class _Search:
     def _coincides(self, built: nn.Module, changes: Changes) -> bool:
         """Whether two sizes are equal that are not in the model; a size and a length of the inputs too."""
         there = named_tensors(built)
-        whole = (n for name, n in self._fields.items() if type(n) is int and name not in changes)
+        whole = {n for name, n in self._fields.items() if type(n) is int and n > 1 and name not in changes}
         was: dict[int, set[int]] = {n: {n} for n in (*self._lengths, *whole)}
         for name, tensor in named_tensors(self._base).items():
             for n, small in zip(tensor.shape, there[name].shape, strict=True):
@@ -219,7 +220,15 @@ class _Search:
         for change in changes.values():
             if type(change.after) is int:
                 was.setdefault(change.after, set()).add(change.before or 0)
-        return any(len(found) > 1 for found in was.values())
+        return any(len(found) > 1 for found in was.values()) or self._derived(changes, {*self._lengths, *whole})
+
+    def _derived(self, changes: Changes, fixed: set[int]) -> bool:
+        """Whether what is left of a size by another (the size of a head) is a number that stays, and was not before."""
+        after = {c.name: c.after for c in changes.values() if type(c.after) is int and c.name not in self._blocks}
+        for (a, b), (m, n) in zip(permutations(after, 2), permutations(after.values(), 2), strict=True):
+            if m % n == 0 and m // n in fixed and self._fields[a] != self._fields[b] * (m // n):
+                return True
+        return False
 
 
 def _fields(model: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from fairkern.compact.built import built_with
 from fairkern.compact.config import set_config
 from fairkern.compact.descriptors import shapes_after
 from fairkern.deadline import Deadline
+from fairkern.errors import TimeLimitError
 from fairkern.model.nested import tensors_in
 from fairkern.model.raised import in_words
 from fairkern.model.tensors import device_of, named_tensors
@@ -23,11 +24,13 @@ from fairkern.model.untouched import valueless
 from fairkern.plans.build import build
 from fairkern.prove.admitted import with_admitted
 from fairkern.prove.alike import Alike, NoSibling, aligned
+from fairkern.prove.branches import without_branches
 from fairkern.prove.carried import NO_TWIN, OF_SIBLING, Twins, same_operators
 from fairkern.prove.description import even, undescribed
 from fairkern.prove.shrinking import shrunk
 from fairkern.prove.sizes import whole_bytes
 from fairkern.prove.strategy import proven
+from fairkern.prove.trial import unheard
 from fairkern.types import ConfigChange, ConfigField, UnitMap
 
 
@@ -55,25 +58,52 @@ def proven_by_sibling(
     """
     if any(valueless(t) for inputs in runs for t in tensors_in(inputs)):
         raise NoSibling("the example inputs have no values")
-    changes = shrunk(model, runs, deadline)
-    if not changes:
-        raise NoSibling("no smaller configuration is accepted")
-    small = _made(model, changes, seed)
-    if most is not None and (taken := whole_bytes(small)) > most:
+    said: NoSibling | None = None
+    for sizes in (True, False):  # code may go by sizes; by how many blocks there are it seldom does
+        changes = shrunk(model, runs, deadline, sizes)
+        if not changes:
+            raise said or NoSibling("no smaller configuration is accepted")
+        try:
+            return _spoken_for(model, certain, daring, runs, seed, deadline, unused, depth, changes, most)
+        except NoSibling as why:
+            said = said or why
+    assert said is not None
+    raise said
+
+
+def _spoken_for(
+    model: nn.Module,
+    certain: Solution,
+    daring: Solution | None,
+    runs: Sequence[Any],
+    seed: int,
+    deadline: Deadline,
+    unused: Collection[str],
+    depth: bool,
+    changes: Sequence[ConfigChange],
+    most: int | None,
+) -> UnitMap:
+    """The map as the model with these changes was proven."""
+    empty = built_with(model, changes).eval()
+    if most is not None and (taken := whole_bytes(empty)) > most:
         raise NoSibling(f"the smallest that was found would take {taken:,} bytes")
+    small = _made(model, changes, seed)
     alike = aligned(model, small)
     left_out = sorted({alike.name(name) for name in axes.named_unused(model, unused)})
     try:
         its, its_daring = axes.solutions(small, runs, deadline, True, left_out, depth)
-    except Exception as error:
+    except (MemoryError, torch.OutOfMemoryError, TimeLimitError):
+        raise
+    except Exception as error:  # whatever its code raises on smaller tensors
         raise NoSibling(f"a smaller one does not run ({in_words(error, small, 80)})") from error
-    valued = not any(valueless(t) for t in named_tensors(model).values())
-    like = (its, its_daring)
-    if not valued:  # a model without values may go another way than one with them: compared is what has none
-        empty = built_with(model, changes).eval()
-        like = axes.solutions(empty, runs, deadline, True, left_out, depth)
-    same_operators(certain.operators, like[0].operators, alike)
+    like = its
+    if any(valueless(t) for t in named_tensors(model).values()):
+        # without values code may go another way than with them: what is compared has none either
+        like, _ = axes.solutions(empty, runs, deadline, True, left_out, depth)
+    same_operators(certain.operators, like.operators, alike)
     verdict = proven(small, its, its_daring, runs, seed, deadline)
+    silent = {g for g in unheard(small, verdict, runs, seed=seed) if not _of_experts(verdict, g)}
+    verdict = verdict.freeze(dict.fromkeys(silent, "no result depends on it, so that nothing was shown"))
     chosen, there = certain, its
     if its_daring is not None and verdict.extents is its_daring.units.extents:  # it is what became of that map
         if daring is None:
@@ -82,6 +112,14 @@ def proven_by_sibling(
     units = _carried(model, chosen, there, verdict, alike)
     units = _with_config(model, units, verdict, Twins(units, there.units, alike), seed)
     return replace(units, sibling=tuple(change for change in changes if type(change.after) is int))
+
+
+def _of_experts(units: UnitMap, g: int) -> bool:
+    """Whether a group lies in experts, which need not be given any token."""
+    lists = tuple(f"{path}." for path in units.lists)
+    group = units.groups[g]
+    listed = any(a.axis.tensor.startswith(lists) for a in group.axes)
+    return listed or any(tap.side.of_experts for tap in group.taps)
 
 
 def _carried(model: nn.Module, mine: Solution, its: Solution, verdict: UnitMap, alike: Alike) -> UnitMap:
@@ -121,7 +159,7 @@ def _made(model: nn.Module, changes: Sequence[ConfigChange], seed: int) -> nn.Mo
 
 def _with_config(model: nn.Module, units: UnitMap, verdict: UnitMap, twins: Twins, seed: int) -> UnitMap:
     """The map with the fields of the configuration that the sibling's proof found to follow."""
-    guessed = {f.name: f for f in config_fields(model, units.groups)}
+    guessed = {f.name: f for f in config_fields(model, without_branches(units).groups)}
     fields: list[ConfigField] = []
     for its in verdict.config:
         owner = model.config

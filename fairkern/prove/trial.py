@@ -181,6 +181,19 @@ def failure(
         return None if failed is None else failed.reason
 
 
+def unheard(model: nn.Module, units: UnitMap, runs: Iterable[Any], *, seed: int) -> set[int]:
+    """Prunable groups of which half can be silenced and no result of any run changes: nothing shows there.
+
+    Cost: a copy for every run, and a forward pass for every group.
+    """
+    removed, silent = about_half(units, seed), set(units.prunable)
+    for inputs in runs:
+        with own_random_state(model), torch.no_grad():
+            trial = _Trial(prepare(model, units, inputs, seed), units, removed, None, None)
+            silent -= {g for g in sorted(silent) if trial.heard(g)}
+    return silent
+
+
 class _Trial:
     """A copy of a model that is cut in several ways, all of one map, and compared with itself masked."""
 
@@ -253,6 +266,14 @@ class _Trial:
         if len(chosen) > 1 and deaf(t for results in expected for t in results):
             return next(filter(None, (self.failure([group]) for group in groups)), None)  # each might show alone
         return None
+
+    def heard(self, group: int) -> bool:
+        """Whether any result changes where units of this group are silenced."""
+        plan = build(self.units, [r if g == group else NONE for g, r in enumerate(self.removed)])
+        expected = self._run(self.copy)
+        with masked(self.copy, plan), same_attributes(self.copy):
+            found = self._run(self.copy)
+        return any(distance(a, b) > 0 for a, b in zip(expected, found, strict=True))
 
     def _not_rebuilt(self, model: nn.Module, known: list[list[Tensor]] | None = None) -> str | None:
         """Why what its configuration builds does not give what the model gives; None if it does."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fairkern.capture.keeping import KeptMoments
 from fairkern.types import Scores, UnitMap
 
 Part = tuple[Sequence[int], Scores]
@@ -29,7 +30,7 @@ def merged(units: UnitMap, parts: Sequence[Part], loss: float, keeps: Sequence[s
         units=units,
         signals={name: tuple(values) for name, values in signals.items()},
         means={name: mean for _, scores in parts for name, mean in scores.means.items()},
-        moments={name: kept for _, scores in parts for name, kept in scores.moments.items()},
+        moments=KeptMoments.joined(scores.moments for _, scores in parts),
         grids={name: grid for _, scores in parts for name, grid in scores.grids.items()},
         provenance=_provenance(units, [scores.provenance for _, scores in parts], loss, keeps, segments),
     )

@@ -22,7 +22,7 @@ from fairkern.walk.boundaries import Kept
 from fairkern.walk.chain import INSTEAD, Block, nowhere_a_number
 from fairkern.walk.linear import along
 from fairkern.walk.segments import Given, part_of
-from fairkern.walk.traversal import Traversal, running
+from fairkern.walk.traversal import Traversal, kept_in, running
 
 
 class Outside:
@@ -78,7 +78,8 @@ class Outside:
         if groups:
             with way.outside(self._stub) as model:
                 beside = Beside(self._leaves, self._take)
-                scores = capture(model, self._kept, self._loss_fn, part_of(way.units, groups), settings, beside)
+                part, where = part_of(way.units, groups), kept_in(settings, "behind")
+                scores = capture(model, self._kept, self._loss_fn, part, where, beside)
             self.loss, self.keeps = float(scores.provenance["loss"]), scores.provenance.get("keeps", [])
             return scores
         total = 0.0
@@ -107,11 +108,11 @@ class Outside:
 
         def loss(output: Any, targets: Any) -> Tensor:
             assert self._passed is not None
-            return along(self._passed, way.gradient(0, self._number(), self._passed.device))
+            return along(self._passed, way.gradient(0, self._number(), self._passed.device, self._rows))
 
         self._strict = True
         with way.outside(self._stub) as model:
-            scores = capture(model, self._kept, loss, part_of(way.units, groups), way.settings)
+            scores = capture(model, self._kept, loss, part_of(way.units, groups), kept_in(way.settings, "before"))
         self._strict = False
         return scores
 

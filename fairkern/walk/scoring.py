@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from fairkern.capture import Settings, capture
 from fairkern.capture.batches import batches
+from fairkern.capture.keeping import check_folder
 from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction, seeded
+from fairkern.capture.provenance import Clock
 from fairkern.errors import InputError
 from fairkern.types import Scores, UnitMap
 from fairkern.walk.boundaries import Boundaries, Kept, kept_batches
@@ -24,7 +26,7 @@ from fairkern.walk.merging import merged
 from fairkern.walk.outside import Outside
 from fairkern.walk.paged import Weights
 from fairkern.walk.segments import Division, divide, part_of
-from fairkern.walk.traversal import Traversal, running
+from fairkern.walk.traversal import Traversal, kept_in, running
 
 
 def by_blocks(
@@ -51,11 +53,17 @@ def by_blocks(
     `capture` raises.
     Cost: beyond one pass, one more forward pass, and what is before the blocks and behind them once more.
     """
+    clock = Clock("forwards")
     with Boundaries(folder) as store:
-        kept = kept_batches(store, loader)
-        division = divided(model, kept, units, settings, weights) if division is None else division
-        way = Traversal(model, units, division, store, settings, weights)
-        return _Backwards(way, kept, loss_fn).scores()
+        with clock.timed("forwards"):
+            kept = kept_batches(store, loader)
+            division = divided(model, kept, units, settings, weights) if division is None else division
+            way = Traversal(model, units, division, store, settings, weights)
+            walk = _Walk(way, kept, loss_fn)
+            walk.forwards()
+        scores = walk.backwards()
+    seconds = {**scores.provenance["seconds"], **clock.seconds()}
+    return replace(scores, provenance={**scores.provenance, "seconds": seconds})
 
 
 def divided(
@@ -71,22 +79,27 @@ def divided(
         return divide(chain_of(model, first.parts.call), units)
 
 
-class _Backwards:
-    """The walk of one call of `by_blocks`. `found`: groups and their scores, the last ones first."""
+class _Walk:
+    """That of one call of `by_blocks`. `found`: groups and their scores, the last ones first."""
 
     def __init__(self, way: Traversal, kept: Kept, loss_fn: LossFunction | None) -> None:
         self._way, self._kept, self._loss_fn = way, kept, loss_fn
         self._found: list[tuple[Sequence[int], Scores]] = []
 
-    def scores(self) -> Scores:
-        way, division = self._way, self._way.division
-        n, units = len(division.segments), way.units
+    def forwards(self) -> None:
+        way, division, units = self._way, self._way.division, self._way.units
+        if way.settings.gram:
+            check_folder(way.settings.keep_moments)
         if not any(_scored(units, groups) for groups in (division.before, *division.groups, division.behind)):
             raise InputError("no input changes any of the groups that may be cut: there is nothing to score")
         way.begin(self._kept)
-        for k in range(n):
+        for k in range(len(division.segments)):
             way.forward(k)
         _check_same(way)
+
+    def backwards(self) -> Scores:
+        way, division, units = self._way, self._way.division, self._way.units
+        n = len(division.segments)
         outside = Outside(way, self._kept, self._loss_fn)
         before, behind = _scored(units, division.before), _scored(units, division.behind)
         outside.check(before)
@@ -113,7 +126,7 @@ class _Backwards:
         """The scores of groups in segment `k`; the gradient at boundary `k`, if it goes `further`."""
         way = self._way
         settings = replace(
-            way.settings,
+            kept_in(way.settings, f"segment {k}"),
             class_of=False if way.settings.class_of is False else _labels,
             samples_of=None,
             on_batch=lambda done, total, stage: way.settings.on_batch(done, total, f"{stage}, {way.say(k)}"),
@@ -121,7 +134,8 @@ class _Backwards:
         with way.segment(k) as segment:
 
             def loss(output: Tensor, targets: Any) -> Tensor:
-                return along(output, way.gradient(k + 1, segment.last.batch, output.device))
+                some = way.chosen(segment.last.samples)
+                return along(output, way.gradient(k + 1, segment.last.batch, output.device, some))
 
             def take(found: Sequence[Tensor | None]) -> None:
                 way.keep_gradient(k, segment.last.batch, found[0])

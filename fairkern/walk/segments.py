@@ -134,10 +134,12 @@ Fetch = Callable[[Tensor], tuple[int, Tensor, Sequence[Given]]]
 
 @dataclass
 class LastCall:
-    """Of a segment. `entered`: what passed in, a leaf that asks for gradients where they are on. `batch`: which one."""
+    """Of a segment. `entered`: what passed in, a leaf that asks for gradients where they are on. `batch`, `samples`: of
+    which, by their numbers."""
 
     entered: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
     batch: int = 0
+    samples: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
 
 
 class Segment(nn.Module):
@@ -152,7 +154,7 @@ class Segment(nn.Module):
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], fetch: Fetch) -> None:
         super().__init__()
-        self._walked, self._fetch, self.last = tuple(blocks), fetch, LastCall()
+        self.walked, self._fetch, self.last = tuple(blocks), fetch, LastCall()
         for block in blocks:
             *way, last = block.path.split(".")
             held: nn.Module = self
@@ -163,10 +165,11 @@ class Segment(nn.Module):
             held.add_module(last, model.get_submodule(block.path))
 
     def forward(self, samples: Tensor) -> Tensor:
+        self.last.samples = samples
         self.last.batch, boundary, givens = self._fetch(samples)
         self.last.entered = boundary.detach().requires_grad_(torch.is_grad_enabled())
         passing = self.last.entered.clone()
-        for block, given in zip(self._walked, givens, strict=True):
+        for block, given in zip(self.walked, givens, strict=True):
             output = given.called(self.get_submodule(block.path), block.given, passing)
             passing = taken(output, block.returned, block.path)
         return passing

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fairkern.capture.batches import Batch, batches, last_sample
 from fairkern.capture.losses import seeded
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.settings import Settings
-from fairkern.errors import InputError, NonFiniteError
+from fairkern.errors import FairkernError, InputError, NonFiniteError
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.nested import Call, call_model
@@ -108,7 +109,7 @@ class Traversal:
         with self.segment(k) as segment, running(segment, self.units):
             for number, known in enumerate(self.known):
                 numbers = self._numbers(known)
-                made = self._run(segment, numbers)
+                made = self._first(segment, numbers) if number == 0 else self._run(segment, numbers)
                 self.settings.on_batch(number + 1, len(self.known), f"forwards, {self.say(k)}")
                 self.store.put((f"boundary {k + 1}", number), made)
                 if number == self._probe:
@@ -130,10 +131,22 @@ class Traversal:
 
     def boundary(self, k: int, number: int, device: torch.device, chosen: Tensor | None = None) -> Tensor:
         """What passes into segment `k` of a batch; of the `chosen` of its samples, which are counted from 0."""
+        return self._of_boundary("boundary", k, number, device, chosen)
+
+    def gradient(self, k: int, number: int, device: torch.device, chosen: Tensor | None = None) -> Tensor:
+        """That of a batch's loss at boundary `k`; of the `chosen` samples."""
+        return self._of_boundary("gradient", k, number, device, chosen)
+
+    def _of_boundary(self, what: str, k: int, number: int, device: torch.device, chosen: Tensor | None) -> Tensor:
         rows = None if chosen is None else self._rows.get((f"boundary {k}", 1))
         take = None if rows is None or chosen is None else rows.taken(chosen, self.known[number].samples)
-        found: Tensor = self.store.get((f"boundary {k}", number), device, take)
+        found: Tensor = self.store.get((f"{what} {k}", number), device, take)
         return found
+
+    def chosen(self, samples: Tensor) -> Tensor | None:
+        """Which of its batch's samples these are, counted from 0; None: all."""
+        known = self.known[self.batch_of(samples)]
+        return None if len(samples) == known.samples else samples.cpu() - known.first
 
     def samples_in(self, number: int, boundary: Tensor) -> Tensor | None:
         """Which samples of a batch it is that boundary 0 is of, of which the model may be given the first or last few;
@@ -156,11 +169,6 @@ class Traversal:
             path = self.division.segments[max(k - 1, 0)][-1].path
             raise NonFiniteError(f"gradients behind {path} are not finite in batch {self.known[number].index}")
         self.store.put((f"gradient {k}", number), gradient)
-
-    def gradient(self, k: int, number: int, device: torch.device) -> Tensor:
-        """That of a batch's loss at boundary `k`."""
-        found: Tensor = self.store.get((f"gradient {k}", number), device)
-        return found
 
     def drop(self, k: int) -> None:
         """Forget boundary `k`, and the gradient there."""
@@ -204,6 +212,20 @@ class Traversal:
     def _numbers(self, known: Known) -> Tensor:
         return torch.arange(known.first, known.first + known.samples, dtype=torch.int64, device="cpu")
 
+    def _first(self, segment: Segment, samples: Tensor) -> Tensor:
+        """`_run`, of blocks that have not run by themselves before."""
+        try:
+            return self._run(segment, samples)
+        except FairkernError:
+            raise
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            names = ", ".join(block.path for block in segment.walked)
+            first = (str(error).splitlines() or [""])[0]
+            raise InputError(
+                f"{names}, run alone, raises {type(error).__name__} ({first[:160]}): something passes between blocks "
+                f"beside what each returns; {INSTEAD}"
+            ) from error
+
     def _run(self, segment: Segment, samples: Tensor) -> Tensor:
         """As when it is scored: with gradients on, since other kernels may run without."""
         known = self.known[self.batch_of(samples)]
@@ -215,7 +237,7 @@ class Traversal:
     ) -> tuple[int, Tensor, Sequence[Given]]:
         number = self.batch_of(samples)
         known = self.known[number]
-        some = None if len(samples) == known.samples else samples.cpu() - known.first
+        some = self.chosen(samples)
         rows = None if some is None else self._rows.get(("given", self.store.count(("given", number))))
         take = None if rows is None or some is None else rows.taken(some, known.samples)
         return number, self.boundary(k, number, device, some), self.store.get(("given", number), device, take)[blocks]
@@ -284,6 +306,12 @@ def running(model: nn.Module, units: UnitMap) -> Iterator[None]:
             parameter.requires_grad_(False)
         with affine_norms(model), running_as(model, _experts(model, units)), kept_instead():
             yield
+
+
+def kept_in(settings: Settings, part: str) -> Settings:
+    """With a folder of its own for the moments of a part of the model, where they go to files."""
+    where = settings.keep_moments
+    return settings if isinstance(where, bool) else replace(settings, keep_moments=os.path.join(where, part))
 
 
 def _experts(model: nn.Module, units: UnitMap) -> Mapping[str, Any]:

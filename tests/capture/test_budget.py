@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -117,3 +120,16 @@ def test_where_moments_are_kept(tmp_path: Path) -> None:
     files[0].write_bytes(files[0].read_bytes()[:-8])
     with pytest.raises(fk.ArtefactError, match="truncated"):
         _ = [found.moments[name] for name in found.moments]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of the address space are Linux's")
+@pytest.mark.parametrize(("case", "options"), [("language", {"keep_moments": False}), ("language", {}), ("images", {})])
+def test_a_budget_holds_under_a_real_limit(case: str, options: dict[str, Any]) -> None:
+    command = [sys.executable, "-m", "tests.limited", case, json.dumps(options), "1", "1.5", "2.2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    whole, unbounded, refused, *found = map(json.loads, done.stdout.splitlines())
+    assert "can't allocate memory" in unbounded["says"], "the limit has to be one that matters"
+    assert refused["error"] == "InputError"
+    assert len(found) == 3
+    for one in found:
+        assert one.get("found", one).get("plan") == whole["found"]["plan"], one

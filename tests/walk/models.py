@@ -105,22 +105,22 @@ class Telling(Residual):
 class Remembering(nn.Module):
     """A block that reads what another one has put into a common dictionary."""
 
-    def __init__(self, width: int, inner: int, common: dict[str, Tensor]) -> None:
+    def __init__(self, width: int, inner: int, common: dict[str, Tensor], needs: bool) -> None:
         super().__init__()
-        self.inner, self.common = Block(width, inner), common
+        self.inner, self.common, self.needs = Block(width, inner), common, needs
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inner(x)
-        x = x + self.common.get("last", torch.zeros(()))
+        x = x + (self.common["last"] if self.needs else self.common.get("last", torch.zeros(())))
         self.common["last"] = x.mean()
         return x
 
 
 class Common(Residual):
-    def __init__(self) -> None:
+    def __init__(self, needs: bool = False) -> None:
         super().__init__()
         self.common: dict[str, Tensor] = {}
-        self.blocks = nn.ModuleList(Remembering(8, 10 + k, self.common) for k in range(3))
+        self.blocks = nn.ModuleList(Remembering(8, 10 + k, self.common, needs and k > 0) for k in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         self.common.clear()

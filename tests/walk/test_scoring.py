@@ -74,9 +74,32 @@ def test_units_before_in_and_behind_blocks(dtype: torch.dtype, tmp_path: Path) -
     assert os.listdir(tmp_path / "between") == []
 
 
-@pytest.mark.parametrize("options", [{"recipe": "paper"}, {"reduction": "per_class"}, {"class_of": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"recipe": "paper"}, {"reduction": "per_class"}, {"class_of": False}, {"memory_budget": 10000}],
+    ids=str,
+)
 def test_other_ways_of_scoring(options: dict[str, Any]) -> None:
     agree(made(Residual), vectors(), **options)
+
+
+def test_moments_go_to_files_or_nowhere(tmp_path: Path) -> None:
+    """Of each part of the model to a folder of its own."""
+    model, data = made(Residual), vectors()
+    how: dict[str, Any] = {"gram": True, "units": fk.trace(model, data[0][0][:2], verify=False), "progress": False}
+    whole = fk.score(model, data, LOSS, **how)
+    for where in (tmp_path / "moments", False):
+        walked = fk.score(model, data, LOSS, walk="blocks", keep_moments=where, **how)
+        assert all(
+            np.array_equal(*pair) for pair in zip(*(s.signals["residual"] for s in (whole, walked)), strict=True)
+        )
+        assert set(walked.moments) == (set() if where is False else set(whole.moments))
+        assert all(torch.equal(walked.moments[name].gram, whole.moments[name].gram) for name in walked.moments)
+    assert {path.name for path in (tmp_path / "moments").iterdir()} == {
+        *("before", "segment 0", "segment 1", "segment 2", "behind")
+    }
+    with pytest.raises(fk.InputError, match="files in it"):
+        fk.score(model, data, LOSS, walk="blocks", keep_moments=tmp_path / "moments", **how)
 
 
 def test_loaders_that_are_iterated_once_and_empty_batches() -> None:
@@ -115,7 +138,7 @@ def test_samples_that_do_not_come_first(budget: int | None) -> None:
     """With a budget that holds the samples of neither all units nor those of one segment."""
     drawn = torch.Generator().manual_seed(0)
     data = [(torch.randn(n, 4, 5, generator=drawn), torch.arange(n) % 3) for n in (6, 4, 8)]
-    walked = agree(made(Modules), data, gram=True, memory_budget=budget)
+    walked = agree(made(Modules), data, gram=budget is None, memory_budget=budget)
     assert (walked.provenance["passes"] > 1) == (budget is not None)
 
 
@@ -142,6 +165,7 @@ def refused(model: nn.Module, data: Batches, said: str) -> None:
         (made(Telling, False), "more of what units before the blocks make"),
         (made(Telling, True), "given more of earlier blocks"),
         (made(Common), "cannot be seen"),
+        (made(Common, True), r"blocks\.1, run alone, raises KeyError"),
         (made(Residual, 1), "no module of a Sequential or ModuleList is given"),
     ],
     ids=lambda item: type(item).__name__ if isinstance(item, nn.Module) else "",
