@@ -63,6 +63,7 @@ def provenance(
         "reduction": settings.reduction.value,
         "pairs": settings.pairs.value,
         "loss_reduction": settings.loss_reduction.value,
+        **({"max_remove": settings.max_remove} if settings.gram and settings.max_remove < 1 else {}),
         "backend": settings.backend,
         "passes": passes,
         "sample_bytes": sample_bytes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -73,16 +73,16 @@ def solve(
     if any(tap.side.whole for tap in group.taps):
         return _whole(group, moments, powers)
     taps = {tap.name: tap for tap in group.taps}.values()
-    heard = {name: (tap, moments[name], e) for tap in taps for name, e in _readings(tap, units, job.part)}
+    heard = {name: (tap, e) for tap in taps for name, e in _readings(tap, units, job.part)}
     count = min(group.units, math.ceil(most * group.units))
 
     def ordered(ridge: float) -> Elimination:
-        readings = {name: (tap, _reading(model, tap, held, e)) for name, (tap, held, e) in heard.items()}
+        readings = {name: (tap, _reading(model, tap, moments, name, e)) for name, (tap, e) in heard.items()}
         prices = _gradient_powers(readings, powers)
         views = [reading.view(prices[name], ridge) for name, (_, reading) in readings.items()]
         return eliminate(views, most=count, overwrite=True, told=told)
 
-    found = _with_ridge(ordered, [held for _, held, _ in heard.values()])
+    found = _with_ridge(ordered, lambda: all(bool(torch.isfinite(moments[name].gram).all()) for name in heard))
     scores = np.empty(group.units)
     scores[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
     return scores
@@ -145,14 +145,14 @@ def _gradient_powers(readings: Mapping[str, tuple[Tap, _Reading]], powers: Mappi
     return found
 
 
-def _with_ridge(ordered: Callable[[float], Elimination], moments: Sequence[Moments]) -> Elimination:
-    """With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of the sums."""
+def _with_ridge(ordered: Callable[[float], Elimination], finite: Callable[[], bool]) -> Elimination:
+    """With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of sums that are `finite`."""
     by = RIDGE
     while True:
         try:
             return ordered(by)
         except NonFiniteError:
-            if not all(bool(torch.isfinite(held.gram).all()) for held in moments):
+            if not finite():
                 raise
         by *= 10
 
@@ -204,25 +204,30 @@ class _Reading(NamedTuple):
         return View(self.covariance, self.output.mul_(price), self.rows)
 
 
-def _reading(model: nn.Module, tap: Tap, moments: Moments, expert: int | None = None) -> _Reading:
-    """One tap, of one `expert` where it lies in several.
+def _reading(
+    model: nn.Module, tap: Tap, moments: Mapping[str, Moments], name: str, expert: int | None = None
+) -> _Reading:
+    """One tap, of one `expert` where it lies in several. Its moments may be made for this, and are not held.
 
     An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
     weights = [_towards(tensor_of(model, axis.tensor).detach(), axis.dim, expert) for axis in tap.weights]
     groups = [groups_of(model.get_submodule(axis.module)) for axis in tap.weights]
     device = weights[0].device
-    output = torch.zeros(moments.gram.shape, dtype=torch.float64, device=device)
-    for weight, count in zip(weights, groups, strict=True):
-        _add_squared(output, weight, count, moments.per_unit)
-    covariance = moments.gram.to(device, torch.float64) / moments.count
+    held = moments[name]
+    per_unit = held.per_unit
+    covariance = held.gram.to(device, torch.float64) / held.count
     if expert is None and _has_intercept(model, tap):
-        mean = moments.total.to(device, torch.float64) / moments.count
+        mean = held.total.to(device, torch.float64) / held.count
         covariance.addr_(mean, mean, alpha=-1)
+    del held
+    output = torch.zeros_like(covariance)
+    for weight, count in zip(weights, groups, strict=True):
+        _add_squared(output, weight, count, per_unit)
     power, size = halves.dot(output, covariance), float(output.diagonal().sum())
     for count in groups:
         _keep_within_groups(covariance, count)
-    rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
+    rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, ::per_unit] // per_unit))
     return _Reading(covariance, output, rows.to(device), power, size)
 
 

@@ -246,7 +246,7 @@ class SampleStore:
         self.dropped = [self._blocks[n] for n in sorted({n for _, dropped, _ in every for n in dropped})]
         self.peak = max(peak for _, _, peak in every)
         known = {n: said for told, _, _ in every for n, said in told.items() if self._blocks[n] not in self.dropped}
-        if not known:
+        if self.dropped and not known:
             raise InputError(
                 f"memory_budget is {self._budget} bytes, and there is no block of units whose class samples all "
                 "processes keep within it: give a larger budget, fewer samples_per_class or fewer projections"

@@ -69,7 +69,7 @@ class Settings:
     backend: str = "auto"
     memory_budget: int | None = None
     gram: bool = False
-    max_remove: float = 1.0  # of a group's units so many are put in order one by one for the residual
+    max_remove: float = 1.0  # of a group's units: that share is put in order one by one for the residual
     keep_moments: bool | str | os.PathLike[str] = True  # in memory, not at all, or in files of a folder
     samples_of: SamplesOf | None = None
     class_of: ClassOf | Literal[False] | None = None  # False: no classes, and no U
@@ -83,6 +83,10 @@ class Settings:
             seed=options.seed(self.seed),
             gram=options.flag("gram", self.gram),
         )
+        share = options.real("max_remove", self.max_remove, "a share of a group, up to 1")
+        if not 0.0 < share <= 1.0:
+            raise InputError(f"max_remove={self.max_remove!r} is not a share of a group; expected 0 < max_remove <= 1")
+        self._set(max_remove=share)
         if self.memory_budget is not None:
             self._set(memory_budget=options.whole("memory_budget", self.memory_budget, 1, WHOLE))
         if not isinstance(self.keep_moments, bool):

@@ -151,7 +151,8 @@ def prune(
     check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
-    how = chosen(options.pop("walk", None), source, options, dtype, place)
+    asked = options.pop("walk", None)
+    how = team.told("the walk", lambda: chosen(asked, source, options, dtype, place))
 
     def prepared(model: Any) -> Data:
         side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side

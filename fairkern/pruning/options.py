@@ -89,6 +89,9 @@ def fit_together(
     residual = [f"{n}='residual'" for n, s in (("removal", removal), ("protect", protect)) if _is(s, "residual")]
     if not keep_scores:
         scoring.setdefault("keep_moments", method in _FITS)
+    whole = _is(planning.get("protect"), "residual") or planning.get("allocation") == Allocation.NORMALIZED.value
+    if "max_remove" in planning and not (keep_scores or whole):
+        scoring["max_remove"] = planning["max_remove"]
     if gram is None:
         scoring["gram"] = method in _FITS or bool(residual) or (none and removal is None)
     elif not flag("gram", gram) and residual:
