@@ -245,7 +245,7 @@ def _reach(lines: Tensor, turns: int) -> int:
         return 1 if turns == 1 else 0
     steps = lines[:, turns:] - lines[:, :-turns]
     own = steps[:, :turns].repeat(1, -(-steps.shape[1] // turns))[:, : steps.shape[1]]
-    goes_on = (steps == own).all(dim=0) & (steps[0] == 0) & ((steps != 0).sum(dim=0) <= 1)
+    goes_on = (steps == own).all(dim=0) & (steps >= 0).all(dim=0) & (steps[0] == 0) & ((steps != 0).sum(dim=0) <= 1)
     ends = (~goes_on).nonzero()
     rounds = (turns + (int(ends[0]) if len(ends) else steps.shape[1])) // turns
     return rounds * turns if rounds > 1 or turns == 1 else 0
