@@ -123,6 +123,14 @@ ENTRIES = {
             "hf",
         ),
         Entry(
+            "scaling",
+            "python -m bench.scaling",
+            "scoring as parameters, widths, classes, tokens and processes grow; on paper, models that are not at hand",
+            "minutes",
+            ("bench/results/scaling.json", "docs/scaling.md"),
+            "quality",
+        ),
+        Entry(
             "graphs",
             "python -m bench.graphs",
             "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",
