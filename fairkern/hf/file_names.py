@@ -23,6 +23,7 @@ from fairkern import options, types
 from fairkern.artefacts.shards import open_shards
 from fairkern.compact import apply
 from fairkern.compact.quantised import QUANTISED
+from fairkern.compact.streaming import UNNAMED
 from fairkern.errors import InputError
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.needed import quiet
@@ -73,6 +74,14 @@ def named(plan: types.Plan, folder: Folder) -> Plan:
     small = apply(model, plan)
     changes = dict(_changes(_entries(model), _entries(small)))
     return Plan.of(replace(plan, files=replace(files, config=changes)))
+
+
+def named_if_said(plan: types.Plan, folder: Folder) -> Plan:
+    """`named`, or the plan with why its files cannot be named: such a model can be pruned and saved as any other."""
+    try:
+        return named(plan, folder)
+    except InputError as error:
+        return Plan.of(replace(plan, result={**plan.result, UNNAMED: str(error)}))
 
 
 def _entries(model: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,26 @@ def test_a_plan_of_prune_names_the_files_and_says_what_was_compensated(folder, t
     for name in ("tokenizer.json", "manifest.json", "plan.json"):
         assert (tmp_path / "out" / name).is_file()
     assert fk.Plan.load(tmp_path / "out" / "plan.json").files == report.plan.files
+
+
+def test_a_model_whose_files_cannot_be_named_is_pruned_and_the_plan_says_why(folder, text, tmp_path, monkeypatch):
+    def fails(*_: Any) -> None:
+        raise ValueError("not these")
+
+    monkeypatch.setattr("transformers.core_model_loading.revert_weight_conversion", fails)
+    report = fk.hf.prune(folder, text, out=tmp_path / "out", keep_params=0.9, samples=8, sequence=32, compensate="none")
+    plan = fk.Plan.load(tmp_path / "out" / "plan.json")
+    assert report.plan is not None
+    assert plan.files is report.plan.files is None
+    assert "ValueError: not these" in plan.result["files_unnamed"]
+    with pytest.raises(fk.InputError, match="not these"):
+        fk.hf.name_files(plan, folder)
+    model = opened("mixtral", tmp_path / "other")
+    other = equal_plan(model, 0.5, ("expert",))
+    with pytest.raises(fk.PlanMismatchError, match="which names files have: because"):
+        fk.compact_checkpoint(
+            tmp_path / "other" / "in", replace(other, result={"files_unnamed": "because"}), tmp_path / "cut"
+        )
 
 
 def test_it_takes_no_transformers(tmp_path):
