@@ -226,7 +226,7 @@ def _modified(shards: Shards) -> dict[str, list[int]]:
 def _check_room(place: Path, target: Path, writer: ShardWriter) -> None:
     free, needed = shutil.disk_usage(place).free, writer.to_come + _SLACK
     if free < needed:
-        if not writer.files:
+        if [path.name for path in place.iterdir()] == [MANIFEST]:  # nothing to go on with
             (place / MANIFEST).unlink()
         raise InputError(
             f"cannot write {target}: {needed:,} bytes are still to come, and the disk has {free:,}; make room, and run "

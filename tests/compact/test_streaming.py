@@ -331,6 +331,12 @@ def test_a_folder_that_is_not_empty_and_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "out.partial").glob("*.safetensors"))
+    for path in (tmp_path / "out.partial").glob("*.safetensors"):
+        path.unlink()
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    with pytest.raises(fk.InputError, match="the disk has 1,000"):
+        fk.compact_checkpoint(source, plan, tmp_path / "out", largest=100)
+    monkeypatch.undo()
     fk.compact_checkpoint(source, plan, tmp_path / "out", largest=100)
     same(read(tmp_path / "out"), fk.apply(model, plan).state_dict())
     assert not (tmp_path / "out.partial").exists()
