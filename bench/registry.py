@@ -45,6 +45,7 @@ ENTRIES = {
         _tests("reporting", "`prune` with its report against its stages, on a language model", "minutes"),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
+        _tests("compaction", "a sharded checkpoint cut by a plan against its files copied", NOT_KNOWN),
         _tests("elimination", "ordering units by second-order saliency against a matrix product", NOT_KNOWN),
         Entry(
             "gpu",

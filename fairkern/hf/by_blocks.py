@@ -26,7 +26,7 @@ from fairkern.compensate.intercepts import Biases, Places, fulfil, give_biases
 from fairkern.errors import InputError
 from fairkern.hf.absent import Absent, absent
 from fairkern.hf.card import CARD, card
-from fairkern.hf.file_names import files_of
+from fairkern.hf.file_names import files_of, named_if_said
 from fairkern.hf.folder import Folder, first_line
 from fairkern.hf.measures import Likelihood, cache_bytes_per_token
 from fairkern.hf.needed import transformers
@@ -156,7 +156,7 @@ class _Run:
         plan = scores.plan(**{self._asked.budget.value: self._asked.keep, **self._asked.planning})
         if plan.result["serves"][Server.HF.value] != YES:
             raise InputError(f"what is left cannot be written by blocks: {plan.result['serves'][Server.HF.value]}")
-        return Plan.of(replace(plan, files=there.files))
+        return named_if_said(plan, self._asked.source)
 
     def cut(
         self, there: Absent, scores: Scores, plan: Plan, division: Division, data: Data, place: Path, scratch: Path
