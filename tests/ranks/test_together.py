@@ -54,7 +54,7 @@ def test_an_error_of_one_reaches_all(processes: Processes) -> None:
         ("length", "the loader's data of rank 1 is not that of rank 0"),
         ("plan", "plan= of rank 1 is not that of rank 0"),
         ("nothing", "the loader yields no batch"),
-        ("blocks", "walk='blocks' is done by one process"),
+        ("blocks", "walk='blocks' is for one process"),
     ],
 )
 def test_what_differs_is_found_and_not_averaged(processes: Processes, what: str, names: str) -> None:
