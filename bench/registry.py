@@ -38,12 +38,14 @@ ENTRIES = {
     entry.name: entry
     for entry in (
         _tests("scoring", "scoring against forward + backward over the same batches", "minutes"),
+        _tests("memory", "what stages add to a model's weights, each in a process of its own", NOT_KNOWN),
         _tests("network_pruner", "scoring against the package of the method's paper", "minutes"),
         _tests("tracing", "tracing and proving against a forward pass; 70 billion parameters on meta", "minutes"),
         _tests("allocation", "a new budget from stored scores", "seconds"),
         _tests("reporting", "`prune` with its report against its stages, on a language model", "minutes"),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
+        _tests("compaction", "a sharded checkpoint cut by a plan against its files copied", NOT_KNOWN),
         _tests("elimination", "ordering units by second-order saliency against a matrix product", NOT_KNOWN),
         Entry(
             "gpu",
@@ -119,6 +121,14 @@ ENTRIES = {
             "a dozen families of language models: folder in, pruned folder out, opened by transformers alone",
             "a quarter of an hour",
             ("bench/results/shipping.json",),
+            "hf",
+        ),
+        Entry(
+            "large_walk",
+            "python -m bench.large_walk",
+            "a Llama of 1.1 billion parameters through the command line in 1.5 GB of addresses, a block at a time",
+            NOT_KNOWN,
+            ("bench/results/large_walk.json",),
             "hf",
         ),
         Entry(

@@ -204,8 +204,8 @@ def score(
         gram: second moments of what consumers read, from which the residual is made and
             `apply(…, compensate="least_squares")` solves: half of a float64 matrix [length, length] per tap, and C²
             multiply-adds per position.
-        max_remove: with `gram`, the largest share of a group that plans from these scores may ask for: the residual
-            puts so many units in order one by one, the others by what each would add next. Larger plans are refused.
+        max_remove: with `gram`, the largest share of a group that plans from these scores may ask for. The residual
+            puts so many in order one by one, others by what each would add next; larger plans are refused.
         keep_moments: True: they stay in memory, in `Scores.moments`. A new or empty folder: each is written to a file
             there when the order of its layer is known, and `Scores.moments` reads it when asked. False: they are
             dropped then, and least squares cannot be had from these scores.

@@ -6,6 +6,7 @@ already, its budget, and `SLACK` more. Prints a line of JSON per run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -50,7 +51,7 @@ def language() -> tuple[nn.Module, Any, fk.UnitMap, dict[str, Any]]:
 def images() -> tuple[nn.Module, Any, fk.UnitMap, dict[str, Any]]:
     """Of many channels, with class samples of each."""
     widths = (3, 192, 288, 384, 384)
-    convs = [m for a, b in zip(widths, widths[1:], strict=False) for m in (nn.Conv2d(a, b, 1), nn.ReLU())]
+    convs = [m for a, b in itertools.pairwise(widths) for m in (nn.Conv2d(a, b, 1), nn.ReLU())]
     model = nn.Sequential(*convs, nn.Conv2d(384, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
     x = torch.randn(96, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     batches = list(zip(x.split(8), (torch.arange(96) % 4).split(8), strict=True))
@@ -108,7 +109,8 @@ def main(name: str, options: str, *shares: str) -> None:
         budget, limited = runs.pop(0)
         allowed = SLACK + (budget or 0) if limited else None
         found = run(partial(scored, case, budget, how), allowed)
-        print(json.dumps(found), flush=True)
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
         if budget == 1 and shares:
             least = int(found["says"].split("least that would do is ")[1].split(" ")[0].replace(",", ""))
             runs += [(int(least * float(share)), True) for share in shares]

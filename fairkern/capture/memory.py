@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -66,6 +68,7 @@ class Trial:
     prediction: Prediction
     samples: int  # that are likely to enter the U-score
     batch: int  # bytes of a batch's own pass
+    held: int  # bytes of a forward pass of a batch that stands at a point, at most
 
 
 class Shares:
@@ -150,6 +153,13 @@ class Shares:
             f"memory_budget={self._budget:,} bytes is too small: {', '.join(parts)}. The least that would do is "
             f"{least:,}{instead}"
         )
+
+
+def give_back() -> None:
+    """What the allocator holds free goes to the system, where it can: activations leave holes that no matrix fits."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 @contextlib.contextmanager

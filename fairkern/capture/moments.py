@@ -166,7 +166,7 @@ class MomentStore:
     def add_up(self, ranks: Ranks) -> None:
         """Over processes that have each heard some batches."""
         heard = [torch.tensor(elements, dtype=torch.float64, device="cpu") for elements in self._elements.values()]
-        powers = [torch.as_tensor(power, dtype=torch.float64).reshape(1) for power in self._powers.values()]
+        powers = [torch.tensor([float(p)], dtype=torch.float64, device="cpu") for p in self._powers.values()]
         counts = [self._sums[p].count if p in self._sums else 0 for p in self._per_unit]
         whole = ranks.summed("moments", [*heard, *powers, torch.tensor(counts, dtype=torch.float64, device="cpu")])
         n = len(self._per_unit)

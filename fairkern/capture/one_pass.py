@@ -33,6 +33,7 @@ from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import running_as
 from fairkern.model.kept import changed, kept_objects
+from fairkern.model.nested import call_model
 from fairkern.model.process import let_others_in
 from fairkern.model.sharded import in_shards
 from fairkern.model.tensors import device_of
@@ -108,22 +109,38 @@ class Pass:
         assert self._taylor is not None
         done = 1 / total if total else 0.5
         with self._listening():
-            sizes = {}
+            sizes: dict[int, tuple[int, int]] = {}
             for some in (1, 2) if batch.parts.divisible and batch.samples > 2 else (batch.samples,):
                 part = first_samples(batch, some)
                 self._listener.reset(device_of(self._model))
                 self.choice.begin(part.labels, done)
                 with Alive() as alive:
                     self._backward(part, self._taylor, 1)
-                sizes[some] = alive.peak
                 self.prediction = self.prediction or self._predicted()
+                sizes[some] = alive.peak, 0
             assert self.prediction is not None
+        sizes = {some: (peak, self._held(first_samples(batch, some))) for some, (peak, _) in sizes.items()}
         whole = Choice(self._settings.samples_per_class)
         whole.begin(batch.labels, done)
-        slope = max(sizes[2] - sizes[1], 0) if len(sizes) > 1 else 0
-        taken = sizes[min(sizes)] + slope * (batch.samples - min(sizes))
+        taken, held = (
+            sizes[min(sizes)][k] + max(0, sizes[max(sizes)][k] - sizes[min(sizes)][k]) * (batch.samples - min(sizes))
+            for k in (0, 1)
+        )
         expected = 0 if self._settings.class_of is False else whole.expected
-        return Trial(self.prediction, expected, taken)
+        return Trial(self.prediction, expected, taken, held)
+
+    def _held(self, batch: Batch) -> int:
+        """Bytes that are alive when a forward pass without gradients stands at a point, at most (`lockstep.Walk`)."""
+        standing, listener = [0], Listener(self._model, self._listener.points, gradients=False)
+
+        def stand(point: Point, _: Tensor) -> None:
+            listener.forget(point)
+            standing.append(alive.now())
+
+        listener.on_heard = stand
+        with torch.no_grad(), listener.attached(), Alive() as alive, listener.hearing():
+            call_model(self._model, batch.inputs)
+        return max(standing)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fairkern.capture.jobs import TOGETHER, Job, several
 from fairkern.capture.keeping import Keeper, KeptMoments
+from fairkern.capture.memory import give_back
 from fairkern.capture.moments import Half, MomentStore
 from fairkern.capture.residual import signal, solve, squares
 from fairkern.capture.settings import Settings
@@ -31,6 +32,7 @@ class Orders:
 
     def solve(self, store: MomentStore, todo: Sequence[Job], powers: Mapping[str, float]) -> None:
         """These jobs, of which the store has all moments; a tap's go when no job waits for them any more."""
+        give_back()
         waits = Counter(name for job in todo for name in job.moments)
         taken: dict[str, Half] = {}
         turn = threading.Lock()  # jobs may run side by side

@@ -69,7 +69,7 @@ def provenance(
         "sample_bytes": sample_bytes,
         "predicted_bytes": {
             **first.prediction.bytes_of(sum(counts.values())),
-            **({} if trial is None else {"batch": trial.batch}),
+            **({} if trial is None else {"batch": trial.batch, "held": trial.held}),
         },
         "device": str(device),
         "torch": torch.__version__,

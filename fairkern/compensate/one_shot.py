@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -116,9 +117,12 @@ def check_means(cases: Sequence[Case], method: Compensation, places: Places) -> 
 def solved(
     model: nn.Module, cases: Sequence[Case], scores: Scores, method: Compensation, ridge: float = RIDGE
 ) -> list[Correction]:
-    """The corrections of cases, each system once. Weights in shards are gathered for it, one after the other, and
-    corrections are of what this process holds."""
+    """The corrections of cases, each system once, and the moments of one as long as a case waits for them. Weights in
+    shards are gathered for it, one after the other, and corrections are of what this process holds."""
     known: dict[tuple[str, ...], Statistics] = {}
+    waits = Counter(
+        tuple(tap.name for tap in case.taps) for case in cases if case.consumer is not None and not case.note
+    )
     found = []
     for case in cases:
         if case.note:
@@ -127,9 +131,11 @@ def solved(
             found.append(_of_experts(model, case, scores, ridge).held_of(model))
         else:
             heard = tuple(tap.name for tap in case.taps)
-            if heard not in known:
-                known[heard] = of_taps(heard, scores, method, ridge)
-            made = case.consumer.correction(known[heard], intercept=not case.no_bias)
+            statistics = known.pop(heard) if heard in known else of_taps(heard, scores, method, ridge)
+            waits[heard] -= 1
+            if waits[heard]:
+                known[heard] = statistics
+            made = case.consumer.correction(statistics, intercept=not case.no_bias)
             note = f"fitted through zero, without intercept: {case.no_bias}" if case.no_bias else ""
             found.append(replace(made, note=note).held_of(model))
     return found

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from fairkern import capture, types
 from fairkern.allocate import refuse_unknown
 from fairkern.capture.batches import first_batch, head
+from fairkern.capture.settings import WHOLE
 from fairkern.checks import RUN, check_data, check_model, check_more
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
@@ -94,6 +95,9 @@ def prune(
             that are given say so themselves.
         ranks: as for `score`: several processes share the work, and all get the same model and the same report. The
             first of them measures latency.
+        memory_budget: as for `score`, and for what the proof and the cut take: of each of these, bytes beyond the first
+            128 MiB. What "sequential" takes is expected from the first batch; where nothing is said it is done if there
+            is room. Second moments that do not fit go to files with `keep_moments="FOLDER"`.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
             second moments, which take much memory.
 
@@ -133,6 +137,8 @@ def prune(
         unused, depth = unused or given.unused, depth or given.depth
     if not isinstance(scoring.get("keep_moments", True), bool):
         scoring["keep_moments"] = place("keep_moments", scoring["keep_moments"])
+    if scoring.get("memory_budget") is not None:
+        scoring["memory_budget"] = whole("memory_budget", scoring["memory_budget"], 1, WHOLE)
     check_method(method, scoring, loader, inplace)
     samples_of = scoring.get("samples_of")
     if samples_of is not None:

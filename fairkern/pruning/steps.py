@@ -14,14 +14,18 @@ from torch import Tensor, nn
 from fairkern import report, types
 from fairkern.allocate import Planning
 from fairkern.api import score, trace
+from fairkern.capture.keeping import KeptMoments
+from fairkern.capture.memory import SPARE, within
 from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import Cut, cut
 from fairkern.compensate.intercepts import Biases
-from fairkern.errors import BudgetError
+from fairkern.compensate.room import cut_bytes
+from fairkern.errors import BudgetError, InputError
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.plans.serving import constraints, serving
+from fairkern.prove import proof_bytes
 from fairkern.ranks import ALONE, Ranks
 from fairkern.ranks.digests import digest
 from fairkern.results import Plan, Report, Scores
@@ -122,7 +126,14 @@ class Run:
 
     def _traced(self) -> types.UnitMap:
         """The map of a step's model; what a later one has that the first has not is left alone."""
-        units = trace(self.current, self.example, **self.asked.tracing)
+        least = max(1, proof_bytes(self.current) - SPARE)
+        if 0 < self._budget < least:
+            raise InputError(
+                f"memory_budget={self._budget:,} bytes is too small for the proof of what may be cut. The least that "
+                f"would do is {least:,} (none, with units=trace(model, inputs, verify=False))"
+            )
+        with within(self._budget or None, "tracing"):
+            units = trace(self.current, self.example, **self.asked.tracing)
         return matching(self.done[0][0], self._plans(), units) if self.done else units
 
     def _plans(self) -> list[Plan]:
@@ -169,24 +180,45 @@ class Run:
         return uncut.result[name] / self.done[0][1].result[name]
 
     def _cut(self, plan: Plan, number: int) -> None:
-        self.method = self.asked.method or self._best_method()
+        self.method = self.asked.method or self._best_method(plan)
         own = number > 1 and not self.method.compares  # a copy of ours
         inplace = self.asked.inplace or own
+        if self._over(plan, self.method, inplace=inplace) > 0:
+            least = self._budget + self._over(plan, self.method, inplace=inplace)
+            raise InputError(
+                f"memory_budget={self._budget:,} bytes is too small for compensate={self.method.value!r} of this plan. "
+                f"The least that would do is {least:,}"
+            )
         loss = Loss(self.loss_fn, self.asked.scoring.get("samples_of"), self.model)
         how: dict[str, Any] = {"inplace": inplace, "biases": self.asked.biases, "loss": loss, "ranks": self.ranks}
-        self.cut = cut(self.current, plan, self.method, self.scores, self.loader, **how)
+        with within(self._budget or None, "cutting"):
+            self.cut = cut(self.current, plan, self.method, self.scores, self.loader, **how)
         self.current = self.cut.model
         self.flags += self.cut.config
         self.unplaced += self.cut.unplaced
 
-    def _best_method(self) -> Compensation:
+    @property
+    def _budget(self) -> int:
+        return self.asked.scoring.get("memory_budget") or 0
+
+    def _over(self, plan: Plan, method: Compensation, *, inplace: bool = False) -> int:
+        """Bytes by which a cut takes more than the budget, if there is one."""
+        if not self._budget:
+            return 0
+        moments = self.scores.moments.nbytes if isinstance(self.scores.moments, KeptMoments) else 0
+        known = self.scores.provenance
+        cutting = cut_bytes(self.current, plan, self.scores.units, method, known, inplace=inplace)
+        return max(0, cutting - SPARE) + moments - self._budget
+
+    def _best_method(self, plan: Plan) -> Compensation:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
         if not self.scores.moments:
             return Compensation.NONE
         known = self.scores.provenance
         held = 2 * known["predicted_bytes"]["layer"] * known["samples" if known["singly"] else "batches"]
         sequential = self.asked.again and held <= AT_ONCE and not known.get("keeps")
-        return Compensation.SEQUENTIAL if sequential else Compensation.LEAST_SQUARES
+        fits = sequential and self._over(plan, Compensation.SEQUENTIAL) <= 0
+        return Compensation.SEQUENTIAL if fits else Compensation.LEAST_SQUARES
 
     def _latencies(self) -> tuple[float, float]:
         """Before and after, in turn where both models are there."""

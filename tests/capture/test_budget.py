@@ -133,3 +133,14 @@ def test_a_budget_holds_under_a_real_limit(case: str, options: dict[str, Any]) -
     assert len(found) == 3
     for one in found:
         assert one.get("found", one).get("plan") == whole["found"]["plan"], one
+
+
+def test_what_a_batch_takes_and_holds() -> None:
+    """One and two samples tell of all: activations that go backwards, and those that stand at a layer."""
+    x = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(*(m for _ in range(6) for m in (nn.Linear(256, 256), nn.ReLU())), nn.Linear(256, 3)).eval()
+    batches = [(x, torch.arange(16) % 3)]
+    predicted = score(model, batches, gram=False, memory_budget=10**9).provenance["predicted_bytes"]
+    layer = 16 * 256 * 4
+    assert 6 * layer < predicted["batch"] < 16 * layer  # of every ReLU its result, and gradients on the way
+    assert layer <= predicted["held"] < 4 * layer

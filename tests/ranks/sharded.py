@@ -33,6 +33,22 @@ class Tied(nn.Module):
         return F.linear(torch.tanh(x @ self.last), self.last) @ self.embedding.weight.T
 
 
+class Shared(nn.Module):
+    """The head has the embedding's matrix, under two names; a frozen table, and a buffer that is not saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.up, self.down = nn.Embedding(11, 6), nn.Linear(6, 9), nn.Linear(9, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embedding.weight
+        self.places = nn.Parameter(torch.randn(5, 6), requires_grad=False)
+        self.register_buffer("scale", torch.rand(9), persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids) + self.places[: ids.shape[1]]
+        return self.head(x + self.down(torch.tanh(self.up(x)) * self.scale))
+
+
 class Kind(NamedTuple):
     make: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor]
@@ -62,6 +78,7 @@ KINDS = {
     ),
     "fused experts": Kind(lambda: build(Fused), lambda k: samples(seed=k)[0], inner=lambda m: [m.experts]),
     "listed experts": Kind(lambda: build(Listed), lambda k: samples(seed=k)[0]),
+    "shared": Kind(_seeded(Shared), lambda k: tokens(6, seed=k)),
     "a function": Kind(_seeded(Tied), lambda k: tokens(6, seed=k)),
 }
 
