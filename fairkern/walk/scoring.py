@@ -50,15 +50,10 @@ def by_blocks(
     in memory. `weights`: where those of a model on meta come from; it has values within a segment alone. `division`:
     its blocks, where they are known (`divided`). `loader` is iterated once.
 
-    Raises InputError among several processes, where the model is not a row of blocks of which each reads what the last
-    one gives, and what `capture` raises.
+    Raises InputError where the model is not a row of blocks of which each reads what the last one gives, and what
+    `capture` raises.
     Cost: beyond one pass, one more forward pass, and what is before the blocks and behind them once more.
     """
-    if settings.ranks.several:
-        raise InputError(
-            "walk='blocks' is done by one process: a gradient that came back goes to where its batch is. Pass "
-            "walk='whole' with ranks=, or ranks=False"
-        )
     clock = Clock("forwards")
     with Boundaries(folder) as store:
         with clock.timed("forwards"):
