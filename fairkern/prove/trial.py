@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.cutting import apply
+from fairkern.compact.applying import apply
 from fairkern.compact.descriptors import check, tensors_of
 from fairkern.compact.mask import masked
 from fairkern.compact.sites import learn, learned
