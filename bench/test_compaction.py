@@ -34,6 +34,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(place)
 
 
+def _clear(place: Path) -> None:
+    """What an earlier call wrote."""
+    for name in ("out", "copy"):
+        shutil.rmtree(place / name, ignore_errors=True)
+
+
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
 def test_compaction(cached: bool, checkpoint: Path, benchmark: Any, record: Callable[..., None]) -> None:
     plan, source = fk.Plan.load(checkpoint / "plan.json"), checkpoint / "in"
@@ -42,17 +48,16 @@ def test_compaction(cached: bool, checkpoint: Path, benchmark: Any, record: Call
         fk.compact_checkpoint(source, plan, checkpoint / "out")
 
     def clock(call: Callable[[], object]) -> float:
-        for name in ("out", "copy"):
-            shutil.rmtree(checkpoint / name, ignore_errors=True)
+        _clear(checkpoint)
         settle(source, cached)
         start = time.perf_counter()
         call()
         return time.perf_counter() - start
 
-    timed = compare(ours, lambda: copy(source, checkpoint / "copy"), rounds=5, warmup=1, clock=clock)
-    shutil.rmtree(checkpoint / "out")
+    timed = compare(ours, lambda: copy(source, checkpoint / "copy"), rounds=5, warmup=0, clock=clock)
+    _clear(checkpoint)
     benchmark.pedantic(ours, rounds=1)
-    shutil.rmtree(checkpoint / "out")
+    _clear(checkpoint)
     size = sum(path.stat().st_size for path in source.iterdir())
     record(
         benchmark,
@@ -71,7 +76,7 @@ def test_memory(checkpoint: Path, benchmark: Any, record: Callable[..., None]) -
 
     def run() -> dict[str, int]:
         done = subprocess.run([*command, str(checkpoint / "out")], cwd=ROOT, capture_output=True, text=True, check=True)
-        shutil.rmtree(checkpoint / "out")
+        _clear(checkpoint)
         return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
     found = benchmark.pedantic(run, rounds=1)
