@@ -45,6 +45,7 @@ ENTRIES = {
         _tests("reporting", "`prune` with its report against its stages, on a language model", "minutes"),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
+        _tests("compaction", "a sharded checkpoint cut by a plan against its files copied", NOT_KNOWN),
         _tests("elimination", "ordering units by second-order saliency against a matrix product", NOT_KNOWN),
         Entry(
             "gpu",
@@ -120,6 +121,14 @@ ENTRIES = {
             "a dozen families of language models: folder in, pruned folder out, opened by transformers alone",
             "a quarter of an hour",
             ("bench/results/shipping.json",),
+            "hf",
+        ),
+        Entry(
+            "large_walk",
+            "python -m bench.large_walk",
+            "a Llama of 1.1 billion parameters through the command line in 1.5 GB of addresses, a block at a time",
+            NOT_KNOWN,
+            ("bench/results/large_walk.json",),
             "hf",
         ),
         Entry(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -14,7 +12,16 @@ from torch import Tensor, nn
 from fairkern import axes, capture, compact, options, report, types
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.capture.batches import example, first_batch, head
-from fairkern.checks import RUN, check_data, check_model, check_more, check_plan, check_scores
+from fairkern.checks import (
+    RUN,
+    check_data,
+    check_model,
+    check_more,
+    check_plan,
+    check_scores,
+    main_reasons,
+    spoilt,
+)
 from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import cut
 from fairkern.compensate.intercepts import Biases
@@ -23,11 +30,13 @@ from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
+from fairkern.model.sharded import in_shards
+from fairkern.model.wrappers import check_unwrapped
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
-from fairkern.prove import Verify, check_values, not_finite, proven_as
+from fairkern.prove import Verify, check_values, proven_as
 from fairkern.ranks import ALONE, RanksLike, entered, shared, together
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import ordinary, stage
@@ -72,7 +81,7 @@ def trace(
             every kind and smaller sizes; what is found is carried over group by group, and what has no counterpart
             stays. True: "sibling" for models that have a configuration and weights of 256 MiB or more, or none (on the
             meta device), as far as one speaks for the model, which the map says; else "whole". A model without values
-            and without a sibling needs False.
+            and without a sibling needs False; one in shards (`fully_shard`) is traced without its values.
         seed: of the proof's removals and inputs.
         time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
@@ -101,6 +110,8 @@ def trace(
     proves = how is not Verify.NONE
     with at_work(model, "trace()"), without_autocast():
         deadline = Deadline(time_limit)  # from when it is our turn
+        if in_shards(model):
+            model = compact.whole_on_meta(model)
         how.by_sibling(model)  # refuses what cannot be proven, before anything runs
         example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
         certain, daring = axes.solutions(model, [example_inputs, *more], deadline, proves, unused, depth)
@@ -108,16 +119,16 @@ def trace(
         if proves and (units.prunable or daring is not None):
             runs = (example_inputs, *more)
             units = proven_as(how, model, certain, daring, runs, seed, deadline, unused, depth)
-    spoilt = _spoilt(model) if proves else ""
-    if not units.prunable and spoilt:
+    bad = spoilt(model) if proves else ""
+    if not units.prunable and bad:
         raise NonFiniteError(
-            f"{spoilt}: what the model gives is not finite, and so no cut can be proven; give it finite weights"
+            f"{bad}: what the model gives is not finite, and so no cut can be proven; give it finite weights"
         )
     if not units.prunable:
-        said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
+        said = "; ".join([*main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
-    if spoilt:
-        units = replace(units, notes=(spoilt, *units.notes))
+    if bad:
+        units = replace(units, notes=(bad, *units.notes))
     return UnitMap.of(replace(units, unused=unused, more=len(more), depth=depth))
 
 
@@ -193,8 +204,8 @@ def score(
         gram: second moments of what consumers read, from which the residual is made and
             `apply(…, compensate="least_squares")` solves: half of a float64 matrix [length, length] per tap, and C²
             multiply-adds per position.
-        max_remove: with `gram`, the largest share of a group that plans from these scores may ask for: the residual
-            puts so many units in order one by one, the others by what each would add next. Larger plans are refused.
+        max_remove: with `gram`, the largest share of a group that plans from these scores may ask for. The residual
+            puts so many in order one by one, others by what each would add next; larger plans are refused.
         keep_moments: True: they stay in memory, in `Scores.moments`. A new or empty folder: each is written to a file
             there when the order of its layer is known, and `Scores.moments` reads it when asked. False: they are
             dropped then, and least squares cannot be had from these scores.
@@ -228,6 +239,7 @@ def score(
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
     check_model(model)
+    check_unwrapped(model)
     check_data(loader, loss_fn)
     check_values(model, RUN)
     kind = choose(Recipe, "recipe", recipe)
@@ -260,6 +272,7 @@ def score(
         else:
             options.instance("units", units, types.UnitMap, options.UNITS)
             compact.check(model, build(units, nothing(units)))
+        capture.check_holders(team, "score()", model)
         capture.check_same(team, "score()", model, {"units": units, **vars(replace(settings, ranks=ALONE))})
         with report.progress(show) as on_batch:
             settings = replace(settings, on_batch=on_batch)
@@ -320,6 +333,7 @@ def apply(
             weight has a bias or is given one.
     """
     check_model(model)
+    check_unwrapped(model)
     check_plan(plan)
     check_scores(scores)
     method = choose(Compensation, "compensate", compensate)
@@ -344,8 +358,10 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], *, ranks: RanksLike = N
     check_model(model)
     check_data(loader)
     check_values(model, RUN)
-    capture.check_same(entered(ranks), "recalibrate()", model, {})
-    return capture.recalibrate(model, loader, entered(ranks))
+    team = entered(ranks)
+    capture.check_holders(team, "recalibrate()", model)
+    capture.check_same(team, "recalibrate()", model, {})
+    return capture.recalibrate(model, loader, ALONE if in_shards(model) else team)  # there all make every pass
 
 
 @stage
@@ -379,19 +395,3 @@ def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
 def info() -> dict[str, Any]:
     """What runs here: versions, the compiled extension, threads, devices, backends per operator and why not."""
     return describe()
-
-
-def _spoilt(model: nn.Module) -> str:
-    """Which weights hold NaN or Inf; empty where none does."""
-    names = not_finite(model)
-    return f"{options.several(names)} {'holds' if len(names) == 1 else 'hold'} NaN or Inf" if names else ""
-
-
-def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
-    """Why nothing can be cut: of groups that failed, else what holds most axis positions, modules left out."""
-    if units.groups:
-        return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
-    held: Counter[str] = Counter()
-    for frozen in units.frozen:
-        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
-    return [reason for reason, _ in held.most_common(most)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from fairkern import options, types
 from fairkern.errors import InputError
+from fairkern.prove import not_finite
 from fairkern.surroundings import check_ordinary
 
 RUN = "nothing can be computed with it; build the model on a real device, with its weights"
@@ -39,3 +42,19 @@ def check_more(more: Any) -> list[Any]:
         raise InputError(f"more is a {type(more).__name__}; expected a list of example inputs: pass more=[…]")
     options.iterable("more", more, "a list of example inputs")
     return list(more)
+
+
+def spoilt(model: nn.Module) -> str:
+    """Which weights hold NaN or Inf; empty where none does."""
+    names = not_finite(model)
+    return f"{options.several(names)} {'holds' if len(names) == 1 else 'hold'} NaN or Inf" if names else ""
+
+
+def main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
+    """Why nothing can be cut: of groups that failed, else what holds most axis positions, modules left out."""
+    if units.groups:
+        return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
+    held: Counter[str] = Counter()
+    for frozen in units.frozen:
+        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
+    return [reason for reason, _ in held.most_common(most)]

@@ -16,6 +16,7 @@ from fairkern import allocate, artefacts, compact, report, types
 from fairkern.allocate import Planning, PlanningOptions, refuse_unknown
 from fairkern.errors import InputError
 from fairkern.model.nested import map_tensors, tensors_in
+from fairkern.model.sharded import processes_of
 from fairkern.options import MODEL, SCORES, UNITS, instance, iterable, place, real, whole
 from fairkern.options import seed as checked_seed
 from fairkern.plans.build import build
@@ -168,7 +169,9 @@ def plan_latency(
 
 
 def _check(model: object, example_inputs: Any) -> None:
-    instance("model", model, nn.Module, MODEL)
+    given = instance("model", model, nn.Module, MODEL)
+    if processes_of(given) > 1:  # of which each would make as many passes as it has time for
+        raise InputError(f"this {type(given).__name__} lies in shards in several processes: time it before that")
     if next(iter(tensors_in(example_inputs)), None) is None:
         raise InputError(
             f"example inputs hold no tensor (got {type(example_inputs).__name__}); give what is to be timed"

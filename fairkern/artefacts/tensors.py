@@ -65,6 +65,12 @@ class Entry(NamedTuple):
     stop: int
 
 
+def order_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The order in which `write_tensors` takes tensors: the largest elements first, so that each lies at a multiple of
+    its element's size."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
 class Later(NamedTuple):
     """A tensor that is made when it is written, and gone then; `like` is one on the meta device."""
 
@@ -85,7 +91,7 @@ def write_tensors(
         OSError: the file cannot be written, the disk is full. What was written by then stays.
     """
     likes = {name: t.like if isinstance(t, Later) else t for name, t in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-likes[name].element_size(), name))
+    order = order_of(likes)
     entries, end = {}, 0
     for name in order:
         entries[name] = entry_of(name, likes[name].dtype, likes[name].shape, end)
@@ -183,11 +189,18 @@ class TensorFile:
         """Shapes of all tensors by their names, as the header has them."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
-    def read(self) -> tuple[dict[str, Tensor], str]:
+    def read(self, keep: Callable[[str, Tensor], Tensor] | None = None) -> tuple[dict[str, Tensor], str]:
         """All tensors, on the CPU in memory of their own, and the sum of what was read, to be compared.
 
         Every byte is read and summed up once, a part at a time, in as many threads as torch uses; nothing is copied.
+        `keep(name, tensor)` gives what is kept of each: they are read one after the other then.
         """
+        if keep is not None:
+            kept, said = {}, {}
+            for name, entry in self._entries.items():
+                tensor, said[name] = self._tensor(name, entry)
+                kept[name] = keep(name, tensor)
+            return kept, _sum(self._entries, self.metadata, said)
         threads = min(torch.get_num_threads(), len(self._entries))
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:

@@ -10,6 +10,8 @@ from torch import nn
 
 from fairkern.capture.batches import Batch
 from fairkern.capture.moments import MomentStore
+from fairkern.errors import InputError
+from fairkern.model.sharded import processes_of
 from fairkern.model.sums import sum_of_model, sum_of_some
 from fairkern.ranks import Ranks
 from fairkern.ranks.digests import digest
@@ -28,16 +30,32 @@ def check_same(ranks: Ranks, what: str, model: nn.Module, given: Mapping[str, An
         ranks.agree(what, {"the model": sum_of_model(model), **said}, "load, seed or give it alike in every process")
 
 
+def check_holders(ranks: Ranks, what: str, model: nn.Module) -> None:
+    """Raises InputError where others than these processes hold a part of the model, which no pass can do without."""
+    holders = processes_of(model)
+    if holders > 1 and holders != ranks.size:
+        raise InputError(
+            f"this {type(model).__name__} lies in shards in {holders} processes, and each pass takes all of them; "
+            f"{what} is called by {ranks.size}: pass ranks=True, or the process group of its mesh, in all of these"
+        )
+
+
 class Among:
     """Every process reads all batches and hears those of its own: batch `k` is that of rank `k mod size`. So which
     number a batch has, what is drawn in it and which samples enter U is as in a single process.
+
+    Where they hold the model in shards (`joined`), each pass of one takes all of them, so that they make as many: those
+    that have no batch left make theirs of a batch of another one, and hear nothing.
 
     `own`: batches that were heard here so far; `first`: the first of them, where there are several processes; `begun`:
     who heard the first of all that hold samples.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, joined: bool = False) -> None:
         self.ranks, self.own, self.begun = ranks, 0, 0
+        self._joined = joined and ranks.several
+        self._passes = [0] * ranks.size
+        self._any: Batch | None = None
         self.first: Batch | None = None
         self._last, self._filled, self._met = -1, False, False
         self._data = hashlib.sha256()
@@ -61,6 +79,28 @@ class Among:
 
     def owner(self, batch: Batch) -> int:
         return batch.index % self.ranks.size
+
+    def counts(self, batch: Batch) -> None:
+        """A batch with samples comes by, of which its owner makes a pass."""
+        self._passes[self.owner(batch)] += 1
+        if self._joined:
+            self._any = batch
+
+    def without_own(self) -> list[Batch]:
+        """Of which batches passes are still to be made here, since others make them."""
+        more = max(self._passes) - self._passes[self.ranks.rank]
+        return [] if self._any is None else [self._any] * more
+
+    @property
+    def to_run_again(self) -> Batch | None:
+        """A batch, where the first process has heard one alone, and there; everywhere, where passes take all."""
+        if self._joined:
+            return self._any if self._passes[0] < 2 else None
+        return self.first if self.ranks.first and self.own < 2 else None
+
+    def any_of(self, here: bool) -> bool:
+        """Whether something is so in a process that makes the same passes."""
+        return any(self.ranks.gathered("a pass", here)) if self._joined else here
 
     def agree(self) -> None:
         """Raises InputError where the data that came by differ."""

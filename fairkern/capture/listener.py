@@ -142,7 +142,7 @@ class Listener:
         self._thread = threading.get_ident()
         if not self._by_weight:
             return contextlib.nullcontext()
-        return WeightCalls(named_tensors(self._model), self._around)
+        return WeightCalls(named_tensors(self._model), self._around, self._model)
 
     def _around(self, call: WeightCall, run: Callable[[Mapping[int, Tensor]], Any]) -> Any:
         heard = [item for key in call.numbers.items() for item in self._by_weight.get(key, ())]

@@ -39,17 +39,18 @@ class Losses:
 
         Raises InputError for a model that gives no loss at all, and for one that is no number.
         """
-        return self._once(batch)[1]
+        return self.once(batch)[1]
 
     def answered(self, batch: Batch) -> tuple[Any, Tensor]:
         """What the model returns for a batch, and the batch's loss. Raises as `of`."""
-        output, loss = self._once(batch)
+        output, loss = self.once(batch)
         if loss is None:
-            output, loss = self._once(batch)
+            output, loss = self.once(batch)
         assert loss is not None
         return output, loss
 
-    def _once(self, batch: Batch) -> tuple[Any, Tensor | None]:
+    def once(self, batch: Batch) -> tuple[Any, Tensor | None]:
+        """What one run gives: what the model returns, and the loss, as `of` has it."""
         with seeded(self._seed + batch.number):
             output = self._output(batch)
             loss = self._given(batch, output) if self._loss_fn is None else self._loss_fn(output, batch.targets)

@@ -66,6 +66,11 @@ class MomentStore:
         self._waiting: list[tuple[Point, Tensor, Tensor]] = []  # vectors, and whether float32 holds their squares
 
     @property
+    def per_unit(self) -> dict[str, int]:
+        """By tap name: how many positions of each unit are offsets of one channel."""
+        return {point.name: count for point, count in self._per_unit.items()}
+
+    @property
     def points(self) -> list[Point]:
         return list(self._per_unit)
 

@@ -35,6 +35,7 @@ from fairkern.model.fused import running_as
 from fairkern.model.kept import changed, kept_objects
 from fairkern.model.nested import call_model
 from fairkern.model.process import let_others_in
+from fairkern.model.sharded import in_shards
 from fairkern.model.tensors import device_of
 from fairkern.types import Side
 
@@ -68,13 +69,14 @@ class Pass:
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
         heard = list(dict.fromkeys([*points, *own]))
         self._listener = Listener(model, heard, gradients=taylor is not None, beside=beside)
-        self._rehearsal = Rehearsal(model, self._listener, Losses(model, loss_fn, settings.seed), ambient)
+        self._among = Among(settings.ranks, in_shards(model))
+        losses = Losses(model, loss_fn, settings.seed)
+        self._rehearsal = Rehearsal(model, self._listener, losses, ambient, self._among.any_of)
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.singly = False  # whether samples of a batch came one by one
         self.keeps: list[str] = []  # attributes of modules that every batch puts something into
         self.loss_sum = 0.0
-        self._among = Among(settings.ranks)
         self.prediction: Prediction | None = None
 
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
@@ -92,6 +94,8 @@ class Pass:
                     self.keeps = changed(before, kept_objects(self._model))
                 self._settings.on_batch(self.batches, total, stage)
                 let_others_in()
+            for batch in self._among.without_own():
+                self._join_in(batch)
             self._run_again()
         if self.batches == 0:
             raise InputError("the loader yields no batch")
@@ -151,6 +155,7 @@ class Pass:
             raise InputError("reduction='per_class' needs one class label per sample, not one for every place")
         self.seen += batch.samples
         owner = self._among.owner(batch)
+        self._among.counts(batch)
         if not mine:
             self.choice.pass_by(batch.labels, owner)
             return
@@ -179,10 +184,19 @@ class Pass:
         self._among.share_means(self._moments, heard=True)
         self._listener.reset(device_of(self._model))
 
+    def _join_in(self, batch: Batch) -> None:
+        """Take part in a pass of others, who hear it."""
+        with torch.set_grad_enabled(self._taylor is not None):
+            loss = self._rehearsal.forward(batch)
+        if loss.requires_grad:
+            self._listener.backward(loss, lambda point, grad: None)
+        self._among.share_means(self._moments, heard=False)
+        self._listener.reset(device_of(self._model))
+
     def _run_again(self) -> None:
         """Of several processes the first one, where it has heard one batch of several: to see what the model keeps."""
-        first = self._among.first
-        if first is None or self._among.own > 1 or not self._settings.ranks.first or self.batches < 2:
+        first = self._among.to_run_again
+        if first is None or self.batches < 2:
             return
         before = kept_objects(self._model)
         with torch.no_grad():

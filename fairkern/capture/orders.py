@@ -6,14 +6,15 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from fairkern.capture.jobs import TOGETHER, Job, several
 from fairkern.capture.keeping import Keeper, KeptMoments
 from fairkern.capture.memory import give_back
 from fairkern.capture.moments import Half, MomentStore
-from fairkern.capture.residual import signal, solve
+from fairkern.capture.residual import signal, solve, squares
 from fairkern.capture.settings import Settings
+from fairkern.model.sharded import in_shards
 from fairkern.model.tensors import device_of
 from fairkern.types import FloatArray, UnitMap
 
@@ -51,11 +52,13 @@ class Orders:
         def done(job: Job, told: Callable[[float], None] | None = None) -> FloatArray:
             self._ranks.check()
             moments, most = begin(job), self._settings.max_remove
-            found = solve(job, self._model, self._units, moments, powers, most=most, told=told)
+            known = outputs.get(job)
+            found = solve(job, self._model, self._units, moments, powers, most=most, told=told, outputs=known)
             end(job)
             return found
 
         owners = self._ranks.dealt([job.cost for job in todo])
+        outputs = self._gathered(todo, owners, store.per_unit) if in_shards(self._model) else {}
         for job, owner in zip(todo, owners, strict=True):
             if owner != self._ranks.rank:
                 begin(job)
@@ -63,6 +66,17 @@ class Orders:
         own = [job for job, owner in zip(todo, owners, strict=True) if owner == self._ranks.rank]
         together = TOGETHER if self._settings.memory_budget is None else 0  # a budget is for one at a time
         self._made |= several(own, done, device_of(self._model), self._told, together)
+
+    def _gathered(
+        self, todo: Sequence[Job], owners: Sequence[int], per_unit: Mapping[str, int]
+    ) -> dict[Job, Mapping[str, Tensor]]:
+        """What our own jobs read of weights in shards, which all processes gather together."""
+        found: dict[Job, Mapping[str, Tensor]] = {}
+        for job, owner in zip(todo, owners, strict=True):
+            made = squares(job, self._model, self._units, per_unit)
+            if owner == self._ranks.rank:
+                found[job] = made
+        return found
 
     def signal(self) -> dict[int, FloatArray]:
         """Per scored group, once all jobs are done."""

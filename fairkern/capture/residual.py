@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fairkern.capture.jobs import Job, several
 from fairkern.errors import NonFiniteError
 from fairkern.model.linear import groups_of
+from fairkern.model.sharded import whole, whole_row
 from fairkern.model.tensors import device_of, tensor_of
 from fairkern.ops.eliminate import Elimination, View, eliminate, halves
 from fairkern.ops.eliminate.config import RIDGE
@@ -54,6 +55,23 @@ def jobs(units: UnitMap) -> list[Job]:
     return found
 
 
+def squares(job: Job, model: nn.Module, units: UnitMap, per_unit: Mapping[str, int]) -> dict[str, Tensor]:
+    """What a job reads of weights, by names of moments: the lower half of `W Wᵀ` of all that read there, float64.
+    `per_unit`: as the moments have it.
+
+    Weights in shards are gathered for it, one at a time, so that all processes that hold some have to ask, in the same
+    order; `solve` then asks for none.
+    """
+    group = units.groups[job.group]
+    if any(tap.side.whole for tap in group.taps):
+        return {}
+    return {
+        name: _squares(model, tap, per_unit[name], expert)
+        for tap in {tap.name: tap for tap in group.taps}.values()
+        for name, expert in _readings(tap, units, job.part)
+    }
+
+
 def solve(
     job: Job,
     model: nn.Module,
@@ -63,9 +81,11 @@ def solve(
     *,
     most: float = 1.0,
     told: Callable[[float], None] | None = None,
+    outputs: Mapping[str, Tensor] | None = None,
 ) -> FloatArray:
     """The scores of a job's units, float64 `[units]` (`[sets · units]` of whole experts), made where the weights are.
 
+    `outputs`: its `squares`, where they are known.
     `most`: the share of them that goes one after the other; the others follow, as `ops.eliminate` says. `told` is
     called with the share that is done. Memory: two matrices as large as each of the moments.
     """
@@ -77,7 +97,8 @@ def solve(
     count = min(group.units, math.ceil(most * group.units))
 
     def ordered(ridge: float) -> Elimination:
-        readings = {name: (tap, _reading(model, tap, moments, name, e)) for name, (tap, e) in heard.items()}
+        known = outputs or {}
+        readings = {n: (tap, _reading(model, tap, moments, n, e, known.get(n))) for n, (tap, e) in heard.items()}
         prices = _gradient_powers(readings, powers)
         views = [reading.view(prices[name], ridge) for name, (_, reading) in readings.items()]
         return eliminate(views, most=count, overwrite=True, told=told)
@@ -205,15 +226,20 @@ class _Reading(NamedTuple):
 
 
 def _reading(
-    model: nn.Module, tap: Tap, moments: Mapping[str, Moments], name: str, expert: int | None = None
+    model: nn.Module,
+    tap: Tap,
+    moments: Mapping[str, Moments],
+    name: str,
+    expert: int | None = None,
+    known: Tensor | None = None,
 ) -> _Reading:
-    """One tap, of one `expert` where it lies in several. Its moments may be made for this, and are not held.
+    """One tap, of one `expert` where it lies in several. Its moments may be made for this, and are not held. `known`:
+    its `W Wᵀ`, if it is.
 
     An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
-    weights = [_towards(tensor_of(model, axis.tensor).detach(), axis.dim, expert) for axis in tap.weights]
     groups = [groups_of(model.get_submodule(axis.module)) for axis in tap.weights]
-    device = weights[0].device
+    device = tensor_of(model, tap.weights[0].tensor).device
     held = moments[name]
     per_unit = held.per_unit
     covariance = held.gram.to(device, torch.float64) / held.count
@@ -221,9 +247,7 @@ def _reading(
         mean = held.total.to(device, torch.float64) / held.count
         covariance.addr_(mean, mean, alpha=-1)
     del held
-    output = torch.zeros_like(covariance)
-    for weight, count in zip(weights, groups, strict=True):
-        _add_squared(output, weight, count, per_unit)
+    output = _squares(model, tap, per_unit, expert) if known is None else known.clone()
     power, size = halves.dot(output, covariance), float(output.diagonal().sum())
     for count in groups:
         _keep_within_groups(covariance, count)
@@ -231,14 +255,25 @@ def _reading(
     return _Reading(covariance, output, rows.to(device), power, size)
 
 
+def _squares(model: nn.Module, tap: Tap, per_unit: int, expert: int | None) -> Tensor:
+    """`W Wᵀ`, its lower half, summed over the weights that read at a tap."""
+    output: Tensor | None = None
+    for axis in tap.weights:
+        tensor, dim = tensor_of(model, axis.tensor), axis.dim
+        weight = whole(tensor) if expert is None else whole_row(axis.tensor, tensor, expert)
+        weight = weight.movedim(dim if expert is None else dim - 1, 0)
+        groups = groups_of(model.get_submodule(axis.module))
+        if output is None:
+            width = len(weight) * groups // per_unit
+            output = torch.zeros(width, width, dtype=torch.float64, device=weight.device)
+        _add_squared(output, weight, groups, per_unit)
+    assert output is not None
+    return output
+
+
 def _has_intercept(model: nn.Module, tap: Tap) -> bool:
     modules = [model.get_submodule(axis.module) for axis in tap.weights]
     return not all(isinstance(m, nn.RNNBase) and not m.bias for m in modules)
-
-
-def _towards(weight: Tensor, dim: int, expert: int | None) -> Tensor:
-    """[positions of the axis, …]."""
-    return weight.movedim(dim, 0) if expert is None else weight[expert].movedim(dim - 1, 0)
 
 
 def _add_squared(output: Tensor, weight: Tensor, groups: int, per_unit: int) -> None:

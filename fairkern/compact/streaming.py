@@ -31,6 +31,9 @@ from fairkern.surroundings import stage
 from fairkern.types import Plan
 
 CONFIG, PLAN, GENERATION = "config.json", "plan.json", "generation_config.json"
+UNNAMED = "files_unnamed"
+"""The entry of a plan's result that says why it does not say how files hold the model."""
+
 _CHUNK = 1 << 23  # bytes that are read, cut and written at a time
 _SLACK = 1 << 24  # bytes beside the weights that a disk should have room for
 
@@ -76,8 +79,8 @@ def compact_checkpoint(
             many positions are one); an `out` that is not empty, in the checkpoint, or has no room.
         ArtefactError: a file is truncated, contradicts itself or its index, or shrinks meanwhile.
 
-    Cost: one read and one sum of every byte, one write and one sum of what is left; 300 MB at most, or one row each of
-    the tensor with the largest, before and after.
+    Cost: one read and one sum of every byte, one write and one sum of what is left. Memory: some 100 MB, or of a tensor
+    of longer rows (experts in a stack) one of them before and after; all of one whose rows take turns.
     """
     options.instance("plan", plan, Plan, options.PLAN)
     source = Path(options.place("checkpoint", checkpoint))
@@ -180,6 +183,8 @@ def _absent(shards: Shards, plan: Plan, found: Mapping[str, int]) -> tuple[str, 
 def _unnamed(plan: Plan) -> str:
     if plan.files is not None:
         return ""
+    if UNNAMED in plan.result:
+        return f". The plan does not say which names files have: {plan.result[UNNAMED]}"
     return (
         ". The plan does not say which names files have: where it is of a model of transformers, "
         "fk.hf.name_files(plan, FOLDER) adds them"
@@ -221,7 +226,7 @@ def _modified(shards: Shards) -> dict[str, list[int]]:
 def _check_room(place: Path, target: Path, writer: ShardWriter) -> None:
     free, needed = shutil.disk_usage(place).free, writer.to_come + _SLACK
     if free < needed:
-        if not writer.files:
+        if [path.name for path in place.iterdir()] == [MANIFEST]:  # nothing to go on with
             (place / MANIFEST).unlink()
         raise InputError(
             f"cannot write {target}: {needed:,} bytes are still to come, and the disk has {free:,}; make room, and run "

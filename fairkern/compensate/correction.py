@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from fairkern.compensate.fit import Fit
 from fairkern.compensate.statistics import Statistics
 from fairkern.model.autocast import forget_casts
 from fairkern.model.linear import bias_of, give_bias, groups_of, output_dim
+from fairkern.model.sharded import is_sharded, local, part_of, whole
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.gather import gather
 from fairkern.plans.renaming import Renaming
@@ -41,6 +42,23 @@ class Correction:
     note: str = ""
     with_intercept: float = math.nan
 
+    def held_of(self, model: nn.Module) -> Correction:
+        """What this process adds, to what it holds of the weight and the bias of a model in shards."""
+        if self.weight is None:
+            return self
+        place = bias_of(model, self.axis) if self.bias is not None else None
+        bias = None if place is None or self.bias is None else _held(place[0]._parameters[place[1]], self.bias)
+        return replace(self, weight=_held(tensor_of(model, self.axis.tensor), self.weight), bias=bias)
+
+
+def _held(tensor: Tensor | None, made: Tensor) -> Tensor:
+    """Of what is added to the cut tensor what is added here; `tensor`: the uncut one."""
+    if tensor is None or not is_sharded(tensor):
+        return made
+    part = part_of("a parameter", tensor)
+    start, stop = part.share(made.shape[part.dim], part.rank)
+    return made.narrow(part.dim, start, stop - start).clone()
+
 
 class Consumer:
     """One weight that contracts over an axis at some taps, and how a plan cuts it."""
@@ -48,8 +66,8 @@ class Consumer:
     def __init__(self, model: nn.Module, axis: Axis, index: Index, taps: Sequence[Tap], scores: Scores) -> None:
         self.axis, self.index, self.taps = axis, index, taps
         module = model.get_submodule(axis.module)
-        self.weight = tensor_of(model, axis.tensor).detach()
-        self.length = self.weight.shape[axis.dim]
+        self._tensor = tensor_of(model, axis.tensor)
+        self.length = self._tensor.shape[axis.dim]
         self.groups = groups_of(module)
         self._out = output_dim(module, axis)
         place = bias_of(model, axis)
@@ -86,15 +104,16 @@ class Consumer:
 
     def _parts(self) -> Iterator[tuple[int, Tensor, Index]]:
         """Each group of a convolution of which rows stay, its weight and those rows; else the whole weight."""
+        whole_weight = whole(self._tensor)
         if self.groups == 1:
-            yield 0, self.weight, self.index
+            yield 0, whole_weight, self.index
             return
-        rows = len(self.weight) // self.groups
-        stays = self.index.get(0, torch.arange(len(self.weight), device="cpu"))
+        rows = len(whole_weight) // self.groups
+        stays = self.index.get(0, torch.arange(len(whole_weight), device="cpu"))
         for g in range(self.groups):
             here = stays[(stays >= g * rows) & (stays < (g + 1) * rows)] - g * rows
             if len(here):
-                yield g, self.weight[g * rows : (g + 1) * rows], {**self.index, 0: here}
+                yield g, whole_weight[g * rows : (g + 1) * rows], {**self.index, 0: here}
 
 
 def carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> tuple[Tensor, Tensor]:
@@ -163,11 +182,11 @@ def fold(small: nn.Module, plan: Plan, found: Iterable[Correction]) -> None:
                 continue
             name = renaming.after(correction.axis.tensor)
             assert name is not None  # nothing is corrected that goes whole
-            weight = tensor_of(small, name)
+            weight = local(tensor_of(small, name))
             for into, more in zip(_in_parts(weight), _in_parts(correction.weight), strict=True):
                 into.copy_(into.double() + more)
             if correction.bias is not None:
-                bias = _bias(small, Axis(name, correction.axis.dim))
+                bias = local(_bias(small, Axis(name, correction.axis.dim)))
                 bias.copy_(bias.double() + correction.bias)
     forget_casts()
 

@@ -16,6 +16,7 @@ from fairkern.compensate.fit import Compensation
 from fairkern.compensate.intercepts import Biases, Places
 from fairkern.compensate.statistics import Statistics, of_taps
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.model.sharded import whole
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, Plan, PlanAxis, Scores, Tap
@@ -116,15 +117,18 @@ def check_means(cases: Sequence[Case], method: Compensation, places: Places) -> 
 def solved(
     model: nn.Module, cases: Sequence[Case], scores: Scores, method: Compensation, ridge: float = RIDGE
 ) -> list[Correction]:
-    """The corrections of cases, each system once, and the moments of one as long as a case waits for them."""
+    """The corrections of cases, each system once, and the moments of one as long as a case waits for them. Weights in
+    shards are gathered for it, one after the other, and corrections are of what this process holds."""
     known: dict[tuple[str, ...], Statistics] = {}
-    waits = Counter(tuple(tap.name for tap in case.taps) for case in cases)
+    waits = Counter(
+        tuple(tap.name for tap in case.taps) for case in cases if case.consumer is not None and not case.note
+    )
     found = []
     for case in cases:
         if case.note:
             found.append(Correction(case.item.axis, None, None, 1.0, case.note))
         elif case.consumer is None:
-            found.append(_of_experts(model, case, scores, ridge))
+            found.append(_of_experts(model, case, scores, ridge).held_of(model))
         else:
             heard = tuple(tap.name for tap in case.taps)
             statistics = known.pop(heard) if heard in known else of_taps(heard, scores, method, ridge)
@@ -133,7 +137,7 @@ def solved(
                 known[heard] = statistics
             made = case.consumer.correction(statistics, intercept=not case.no_bias)
             note = f"fitted through zero, without intercept: {case.no_bias}" if case.no_bias else ""
-            found.append(replace(made, note=note))
+            found.append(replace(made, note=note).held_of(model))
     return found
 
 
@@ -156,7 +160,7 @@ def _of_experts(model: nn.Module, case: Case, scores: Scores, ridge: float) -> C
     An expert adds its output, and so an intercept, only to the tokens that are sent to it, times a weight of theirs.
     """
     item, index = case.item, case.index
-    weight, dim = tensor_of(model, item.axis.tensor).detach(), item.axis.dim
+    weight, dim = whole(tensor_of(model, item.axis.tensor)), item.axis.dim
     rest = {d - 1: positions for d, positions in index.items() if d not in (0, dim)}
     weights, fits = [], []
     for expert in index.get(0, torch.arange(len(weight), device="cpu")).tolist():

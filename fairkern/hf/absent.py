@@ -12,22 +12,26 @@ from torch import Tensor, nn
 
 from fairkern.artefacts.shards import Shards, open_shards
 from fairkern.errors import InputError
+from fairkern.hf.file_names import files_of
 from fairkern.hf.folder import Folder, first_line
 from fairkern.hf.needed import quiet
 from fairkern.model.on_meta import parameters_on_meta
+from fairkern.types import Files
 from fairkern.walk.paged import Weights
+from fairkern.walk.stored import holding, parameter_of
 
 
 @dataclass(frozen=True)
 class Absent:
     """`bare`: on meta with all that it holds, as `from_pretrained` makes it. `model`: the same tensors, but what files
     do not hold (tables that constructors compute) has values. `weights`: where those of the others come from.
-    `ignored`: weights of the files that have no place."""
+    `ignored`: weights of the files that have no place. `files`: how the files hold parameters."""
 
     bare: nn.Module
     model: nn.Module
     weights: Weights
     ignored: tuple[str, ...]
+    files: Files
 
 
 @contextmanager
@@ -36,7 +40,8 @@ def absent(source: Folder, dtype: torch.dtype | None, device: torch.device) -> I
     bare, ignored = source.load(dtype, torch.device("meta"))
     with open_shards(source.path) as shards:
         model = _with_tables(bare, source).eval()
-        yield Absent(bare, model, Weights(model, _Stored(shards, bare), device), ignored)
+        files = files_of(bare, tuple(shards.shapes))
+        yield Absent(bare, model, Weights(model, _Stored(shards, bare, files), device), ignored, files)
 
 
 def _with_tables(bare: Any, source: Folder) -> nn.Module:
@@ -62,17 +67,22 @@ def _with_tables(bare: Any, source: Folder) -> nn.Module:
 
 
 class _Stored:
-    """Tensors of a folder's files by the names of the model."""
+    """Parameters and buffers of a model, out of a folder's files."""
 
-    def __init__(self, shards: Shards, model: Any) -> None:
-        self._shards = shards
+    def __init__(self, shards: Shards, model: Any, files: Files) -> None:
+        self._shards, self._held = shards, holding(files)
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         self._prefix = f"{getattr(model, 'base_model_prefix', '')}."
 
     def __contains__(self, name: str) -> bool:
-        return self._name(name) in self._shards.shapes
+        tensors = self._held.get(name)
+        return self._name(name) in self._shards.shapes if tensors is None else True
 
     def read(self, name: str) -> Tensor:
-        return self._shards.read(self._name(name))
+        tensors = self._held.get(name)
+        if tensors is None:
+            return self._shards.read(self._name(name))
+        return parameter_of(name, self._shapes[name], tensors, self._shards.read)
 
     def _name(self, name: str) -> str:
         """Files of a model without its head are without the head's prefix."""

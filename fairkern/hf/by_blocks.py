@@ -26,6 +26,7 @@ from fairkern.compensate.intercepts import Biases, Places, fulfil, give_biases
 from fairkern.errors import InputError
 from fairkern.hf.absent import Absent, absent
 from fairkern.hf.card import CARD, card
+from fairkern.hf.file_names import files_of, named_if_said
 from fairkern.hf.folder import Folder, first_line
 from fairkern.hf.measures import Likelihood, cache_bytes_per_token
 from fairkern.hf.needed import transformers
@@ -91,7 +92,7 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
             division = divided(there.model, data.calibration, units, run.settings, there.weights)
             scores = run.scored(there, units, division, data, scratch)
         with run.timed("plan"):
-            plan = run.planned(scores)
+            plan = run.planned(there, scores)
         with run.timed("cut"):
             cut = run.cut(there, scores, plan, division, data, place, scratch)
         if given is None:
@@ -151,11 +152,11 @@ class _Run:
             how: dict[str, Any] = {"folder": scratch, "weights": there.weights, "division": division}
             return Scores.of(by_blocks(there.model, data.calibration, None, units, settings, **how))
 
-    def planned(self, scores: Scores) -> Plan:
+    def planned(self, there: Absent, scores: Scores) -> Plan:
         plan = scores.plan(**{self._asked.budget.value: self._asked.keep, **self._asked.planning})
         if plan.result["serves"][Server.HF.value] != YES:
             raise InputError(f"what is left cannot be written by blocks: {plan.result['serves'][Server.HF.value]}")
-        return plan
+        return named_if_said(plan, self._asked.source)
 
     def cut(
         self, there: Absent, scores: Scores, plan: Plan, division: Division, data: Data, place: Path, scratch: Path
@@ -167,6 +168,7 @@ class _Run:
         give_biases(small, plan, said.given)
         fulfil(small, plan, said.flags)
         write_config(small, place, self._asked.source)
+        stored = replace(plan, files=files_of(there.bare, None))  # as transformers writes it, whatever it read
         zeros = [name for flag in said.flags for name in flag.biases]
         told = {way: Likelihood() for way in Way}
 
@@ -179,7 +181,7 @@ class _Run:
             for store, batches in zip(stores, (data.calibration, _unlabelled(data.held_out)), strict=False):
                 ways.append(Traversal(there.model, scores.units, division, store, self.settings, there.weights))
                 ways[-1].begin(kept_batches(store, batches))
-            writer = stack.enter_context(SegmentWriter(place, small, zeros))
+            writer = stack.enter_context(SegmentWriter(place, there.bare, small, stored, zeros))
             found = cut_segments(Sides(ways, stores[-1]), plan, scores, method, places, writer.write, hear)
             writer.finish()
         return _Cut(small, method, said, found, told)

@@ -23,6 +23,7 @@ from fairkern import options, types
 from fairkern.artefacts.shards import open_shards
 from fairkern.compact import apply
 from fairkern.compact.quantised import QUANTISED
+from fairkern.compact.streaming import UNNAMED
 from fairkern.errors import InputError
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.needed import quiet
@@ -73,6 +74,14 @@ def named(plan: types.Plan, folder: Folder) -> Plan:
     small = apply(model, plan)
     changes = dict(_changes(_entries(model), _entries(small)))
     return Plan.of(replace(plan, files=replace(files, config=changes)))
+
+
+def named_if_said(plan: types.Plan, folder: Folder) -> Plan:
+    """`named`, or the plan with why its files cannot be named: such a model can be pruned and saved as any other."""
+    try:
+        return named(plan, folder)
+    except InputError as error:
+        return Plan.of(replace(plan, result={**plan.result, UNNAMED: str(error)}))
 
 
 def _entries(model: Any) -> dict[str, Any]:
@@ -245,7 +254,7 @@ def _reach(lines: Tensor, turns: int) -> int:
         return 1 if turns == 1 else 0
     steps = lines[:, turns:] - lines[:, :-turns]
     own = steps[:, :turns].repeat(1, -(-steps.shape[1] // turns))[:, : steps.shape[1]]
-    goes_on = (steps == own).all(dim=0) & (steps[0] == 0) & ((steps != 0).sum(dim=0) <= 1)
+    goes_on = (steps == own).all(dim=0) & (steps >= 0).all(dim=0) & (steps[0] == 0) & ((steps != 0).sum(dim=0) <= 1)
     ends = (~goes_on).nonzero()
     rounds = (turns + (int(ends[0]) if len(ends) else steps.shape[1])) // turns
     return rounds * turns if rounds > 1 or turns == 1 else 0

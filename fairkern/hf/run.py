@@ -20,7 +20,7 @@ from fairkern.artefacts.folders import check_out
 from fairkern.errors import InputError
 from fairkern.hf import by_blocks
 from fairkern.hf.by_blocks import Request
-from fairkern.hf.file_names import named
+from fairkern.hf.file_names import named_if_said
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
 from fairkern.hf.needed import quiet, transformers
@@ -176,7 +176,7 @@ def prune(
     with quiet():  # proofs generate beyond the positions of a model that has few, of which it would warn
         small, report = prune_model(model, made.calibration, ranks=team, **options)
     assert report.plan is not None
-    plan = named(report.plan, source)
+    plan = named_if_said(report.plan, source)
     again = time.perf_counter()
     after = team.told("measures", lambda: _measures(small, made))
     seconds = {"load": loaded - started, "measure": measured - loaded + time.perf_counter() - again}

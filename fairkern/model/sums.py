@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.model.nested import tensors_in
+from fairkern.model.sharded import is_sharded, spread_of
 from fairkern.model.tensors import named_tensors
 
 _SOME = 4096  # values of a tensor
@@ -21,7 +22,8 @@ def sum_of_batch(batch: Any) -> str:
 
 
 def sum_of_model(model: nn.Module) -> str:
-    """Of parameters and buffers, frozen ones too, with their names, wherever they lie; a second per gigabyte."""
+    """Of parameters and buffers, frozen ones too, with their names, wherever they lie; a second per gigabyte. Of those
+    in shards, of which every process has other values, of how they lie."""
     return _sum(sorted(named_tensors(model).items()))
 
 
@@ -43,7 +45,7 @@ def _sum(tensors: Iterable[tuple[str, Tensor]]) -> str:
     state = hashlib.sha256()
     for name, tensor in tensors:
         state.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        state.update(_bytes(tensor))
+        state.update(spread_of(tensor).encode() if is_sharded(tensor) else _bytes(tensor))
     return state.hexdigest()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, permutations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fairkern.axes.fakes import faked
 from fairkern.compact.built import built_with
@@ -16,9 +18,9 @@ from fairkern.deadline import Deadline
 from fairkern.errors import InputError
 from fairkern.model.fields import configurations
 from fairkern.model.fused import dense, fused_experts, running_as
-from fairkern.model.nested import call_model, tensors_in
+from fairkern.model.nested import call_model, map_tensors, tensors_in
 from fairkern.model.raised import in_words
-from fairkern.model.tensors import LISTS, named_tensors
+from fairkern.model.tensors import LISTS, memory_of, named_tensors
 from fairkern.prove.alike import ENOUGH, NoSibling, aligned, differing
 from fairkern.types import ConfigChange
 
@@ -31,13 +33,16 @@ _SMALL = {True: 48, False: 8}  # of what is small enough, by whether it is wide
 _SMALLEST = 4
 _SHARES = (64, 16, 8, 4, 2)  # by which two sizes are divided that depend on each other
 _ROUNDS = 4  # over all fields, since one that has shrunk lets others shrink
-_MORE_IDS = 8  # beside the largest number in the inputs: tokens that a loop makes, places that are counted from 2
+_MORE_IDS = 8  # tokens that a loop makes, and places that are counted from two on
 
 Changes = Mapping[str, ConfigChange]
 
 
-def shrunk(model: nn.Module, runs: Sequence[Any], deadline: Deadline, sizes: bool = True) -> tuple[ConfigChange, ...]:
-    """Changes of the model's configuration by which its class builds the same model in small.
+def shrunk(
+    model: nn.Module, runs: Sequence[Any], deadline: Deadline, sizes: bool = True
+) -> tuple[tuple[ConfigChange, ...], list[Any]]:
+    """Changes of the model's configuration by which its class builds the same model in small; and inputs for it, the
+    example inputs with numbers that smaller tables have.
 
     Blocks: of a list of modules whose length is a field of the configuration, so many that of every kind there are
     `ENOUGH` (`alike.py` says what a kind is); lists in the configuration with an entry for each follow. Sizes: every
@@ -60,7 +65,7 @@ def shrunk(model: nn.Module, runs: Sequence[Any], deadline: Deadline, sizes: boo
     search.fewer_blocks()
     if sizes:
         search.smaller_sizes()
-    return tuple(search.changes.values())
+    return tuple(search.changes.values()), [search.other_places(inputs) for inputs in runs]
 
 
 class _Search:
@@ -68,14 +73,14 @@ class _Search:
         self._model, self._plain, self._runs, self._deadline = model, plain, runs, deadline
         self.changes: dict[str, ConfigChange] = {}
         self._blocks: set[str] = set()  # fields that count blocks
-        self._same = False
+        self._same = self._smaller_tables = False
         self._fields = dict(_fields(model))
         self._base = plain  # the model with fewer blocks, of its own sizes
         given = [tensor for inputs in runs for tensor in tensors_in(inputs)]
         self._lengths = {n for tensor in given for n in tensor.shape}
-        whole = [int(t.max()) for t in given if not t.is_floating_point() and not t.is_complex() and t.numel()]
-        tokens = [n for name, n in self._fields.items() if type(n) is int and name.endswith(("_id", "_index"))]
-        self._places = max([*whole, *tokens, *self._lengths]) + _MORE_IDS  # what a table that is looked up has to have
+        self._places = 0  # how many a table has to have that is looked up
+        self.looked_up: set[int] = set()  # example inputs, by id, that say which places of tables are looked up
+        self.special = frozenset(_tokens(model, self._fields))
         self._tables = {m.num_embeddings for m in plain.modules() if isinstance(m, nn.Embedding)}
 
     def _with(self, *changes: ConfigChange) -> dict[str, ConfigChange]:
@@ -114,6 +119,46 @@ class _Search:
             return False
         return True
 
+    def _look_up(self, model: nn.Module) -> None:
+        """Finds the example inputs that tables are looked up by, and so how many places these need."""
+        heard: set[int | None] = set()
+
+        def hear(module: nn.Module, args: tuple[Any, ...]) -> None:
+            heard.update(memory_of(tensor) for tensor in tensors_in(args))
+
+        handles = [m.register_forward_pre_hook(hear) for m in model.modules() if isinstance(m, nn.Embedding)]
+        known: dict[int | None, int] = {}
+        with contextlib.suppress(Exception), torch.no_grad(), faked(model.eval(), self._runs) as runs:
+            for inputs, given in zip(runs, self._runs, strict=True):
+                known |= {memory_of(a): id(b) for a, b in zip(tensors_in(inputs), tensors_in(given), strict=True)}
+                call_model(model, inputs)
+        for handle in handles:
+            handle.remove()
+        whole = [
+            t
+            for inputs in self._runs
+            for t in tensors_in(inputs)
+            if not t.is_floating_point() and not t.is_complex() and t.dtype != torch.bool and t.numel()
+        ]
+        self.looked_up = {known[memory] for memory in heard if memory in known} & {id(t) for t in whole}
+        others = [int(t.max()) for t in whole if id(t) not in self.looked_up]
+        self._places = _range(self.special, self._lengths, others)[1]
+
+    def other_places(self, inputs: Any) -> Any:
+        """The inputs, with others of the places that a smaller table has where they go beyond it; tokens that the
+        configuration knows, and small numbers, stay."""
+        first, end = _range(self.special, self._lengths, ())
+
+        def moved(tensor: Tensor) -> Tensor:
+            if id(tensor) not in self.looked_up or not self._smaller_tables:
+                return tensor
+            stays = tensor < first
+            for token in self.special:
+                stays |= tensor == token
+            return torch.where(stays, tensor, first + tensor % (end - first - _MORE_IDS))
+
+        return map_tensors(inputs, moved)
+
     def fewer_blocks(self) -> None:
         """Sets every field that is the length of a list to the least with which there are enough of every kind."""
         lengths = {len(m) for _, m in self._plain.named_modules() if isinstance(m, LISTS) and len(m) > ENOUGH}
@@ -145,6 +190,7 @@ class _Search:
         built = self._built(self.changes)
         assert built is not None
         self._base = now = built
+        self._look_up(built)
         for _ in range(_ROUNDS):
             before = self.changes
             for names in self._together():
@@ -158,6 +204,8 @@ class _Search:
                     now = self._in_proportion(pair, now)
             if self.changes == before:
                 break
+        tables = (m.num_embeddings for m in now.modules() if isinstance(m, nn.Embedding))
+        self._smaller_tables = not self._tables.issuperset(tables)
 
     def _in_proportion(self, names: Sequence[str], now: nn.Module) -> nn.Module:
         """Divides sizes by one number."""
@@ -218,7 +266,7 @@ class _Search:
             for n, small in zip(tensor.shape, there[name].shape, strict=True):
                 was.setdefault(small, set()).add(n)
         for change in changes.values():
-            if type(change.after) is int:
+            if type(change.after) is int and change.name not in self._blocks:
                 was.setdefault(change.after, set()).add(change.before or 0)
         return any(len(found) > 1 for found in was.values()) or self._derived(changes, {*self._lengths, *whole})
 
@@ -236,6 +284,24 @@ def _fields(model: nn.Module) -> Iterator[tuple[str, Any]]:
         for name, value in vars(config).items():
             if not name.startswith("_"):
                 yield prefix + name, value
+
+
+def _tokens(model: nn.Module, fields: Mapping[str, Any]) -> Iterator[int]:
+    """Tokens that the configuration knows."""
+    own = vars(getattr(model, "generation_config", None) or object.__new__(_Nothing))
+    for name, value in (*fields.items(), *own.items()):
+        if re.search(r"_(id|ids|index|token)$", name):
+            yield from (n for n in (value if isinstance(value, (list, tuple)) else [value]) if type(n) is int)
+
+
+class _Nothing:
+    """What has no attributes."""
+
+
+def _range(special: Iterable[int], lengths: Iterable[int], others: Iterable[int]) -> tuple[int, int]:
+    """From which number on places of a table are as good as any other, and how many it has to have."""
+    first = max([*special, *lengths, *others, 0]) + 1
+    return first, first + 8 * _MORE_IDS
 
 
 def _shares(name: str, other: str) -> bool:

@@ -60,11 +60,11 @@ def proven_by_sibling(
         raise NoSibling("the example inputs have no values")
     said: NoSibling | None = None
     for sizes in (True, False):  # code may go by sizes; by how many blocks there are it seldom does
-        changes = shrunk(model, runs, deadline, sizes)
+        changes, given = shrunk(model, runs, deadline, sizes)
         if not changes:
             raise said or NoSibling("no smaller configuration is accepted")
         try:
-            return _spoken_for(model, certain, daring, runs, seed, deadline, unused, depth, changes, most)
+            return _spoken_for(model, certain, daring, given, seed, deadline, unused, depth, changes, most)
         except NoSibling as why:
             said = said or why
     assert said is not None

@@ -17,7 +17,9 @@ from fairkern.capture.settings import WHOLE
 from fairkern.checks import RUN, check_data, check_model, check_more
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
+from fairkern.errors import InputError
 from fairkern.model.in_use import at_work
+from fairkern.model.sharded import processes_of
 from fairkern.options import UNITS, choose, flag, function, instance, names, place, whole
 from fairkern.prove import check_values
 from fairkern.pruning.options import (
@@ -107,6 +109,11 @@ def prune(
     """
     team = entered(ranks)
     check_model(model)
+    if processes_of(model) > 1:
+        raise InputError(
+            f"this {type(model).__name__} lies in shards, and prune() measures times in one process: trace the model "
+            "before fully_shard, then score(…, units=…, ranks=True), plan and apply"
+        )
     check_data(loader, loss_fn)
     check_values(model, RUN)
     refuse_unknown("prune()", options, PruningOptions.__annotations__, KEYWORDS)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fairkern.errors import InputError
-from fairkern.model.nested import call_model, elements, tensors_in
+from fairkern.errors import FairkernError, InputError
+from fairkern.model.nested import elements, tensors_in
 from fairkern.model.untouched import untouched
 
 INSTEAD = "score it in one pass (leave walk= out)"
@@ -46,7 +46,9 @@ class Chain:
     blocks: tuple[Block, ...]
     before: frozenset[str]
     behind: frozenset[str]
-    passed: Tensor | None = field(default=None, compare=False)  # what the last block passed on, of the first inputs
+    passed: Tensor | None = field(default=None, compare=False)  # what the last block passed on in the run
+    loss: float | None = None  # of that run
+    returned: int | None = None  # how many tensors the model returned there
 
     def number(self, tensor: str) -> int | None:
         """Of the block in which a module or tensor lies; None: in none."""
@@ -94,14 +96,15 @@ def _passes_on(module: nn.Module) -> bool:
     return isinstance(module, nn.ModuleList) or kind.forward is nn.Sequential.forward
 
 
-def chain_of(model: nn.Module, inputs: Any) -> Chain:
+def chain_of(model: nn.Module, run_once: Callable[[], object]) -> Chain:
     """The blocks that `model` is made of: of all rows of modules of lists the one with most parameters.
 
-    The model runs once on `inputs`, in eval mode, and is left as it was. Nothing goes by names of classes.
+    `run_once` runs the model on whatever inputs, which is in eval mode then, and is left as it was. Nothing goes by
+    names of classes.
 
     Raises InputError where no two modules of lists run in a row, with what keeps them from it.
     """
-    run = _Run(model, inputs)
+    run = _Run(model, run_once)
     rows: list[list[_Entry]] = [[]]
     for entry in run.outermost:
         if entry.link is None or run.times[entry.path] > 1 or not rows[-1]:
@@ -156,7 +159,7 @@ class _Run:
     """One run of a model: calls of all modules in the order in which they began. Of their tensors those that the last
     module of a list returned are held, so that none takes their place."""
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
+    def __init__(self, model: nn.Module, run_once: Callable[[], object]) -> None:
         self.calls: list[_Call] = []
         self.outermost: list[_Entry] = []
         self.ends: dict[str, list[tuple[Place, Tensor]]] = {}  # what modules returned that no other one was given
@@ -170,7 +173,7 @@ class _Run:
             for path, module in model.named_modules():
                 handles.callback(module.register_forward_pre_hook(self._before(path), with_kwargs=True).remove)
                 handles.callback(module.register_forward_hook(self._after).remove)
-            call_model(model, inputs)
+            run_once()
         self._held = []
 
     def why(self) -> str:
@@ -237,6 +240,21 @@ def taken(output: Any, place: Place, path: str) -> Tensor:
             f"{INSTEAD}"
         )
     return found
+
+
+@contextlib.contextmanager
+def runs_alone(what: str) -> Iterator[None]:
+    """Around the first run of a part of a model: InputError for what its code raises there."""
+    try:
+        yield
+    except FairkernError:
+        raise
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"{what}, run alone, raises {type(error).__name__} ({first[:160]}): something passes between blocks, or is "
+            f"collected from them, beside what each returns (a cache, router logits); {INSTEAD}"
+        ) from error
 
 
 def nowhere_a_number(like: Tensor) -> Tensor:

@@ -137,10 +137,10 @@ class _Part:
         return [_without_values(correction) for correction in found]
 
 
-def left_of(changed: nn.Module, plan: Plan) -> Iterator[tuple[str, Tensor]]:
-    """What stays of a copy in full size: every tensor of its state, by the name that it has in the cut model."""
+def left_of(tensors: Mapping[str, Tensor], changed: nn.Module, plan: Plan) -> Iterator[tuple[str, Tensor]]:
+    """What stays of tensors of a copy in full size, each by the name that it has in the cut model."""
     cuts, renaming = kept(plan), Renaming(plan)
-    for name, tensor in changed.state_dict().items():
+    for name, tensor in tensors.items():
         after = renaming.after(name)
         if after is None:
             continue

@@ -19,10 +19,12 @@ from fairkern.model.kept import changed, kept_objects
 from fairkern.model.nested import tensors_in
 from fairkern.types import Scores
 from fairkern.walk.boundaries import Kept
-from fairkern.walk.chain import INSTEAD, Block, nowhere_a_number
+from fairkern.walk.chain import INSTEAD, Block, nowhere_a_number, runs_alone
 from fairkern.walk.linear import along
 from fairkern.walk.segments import Given, part_of
 from fairkern.walk.traversal import Traversal, kept_in, running
+
+_NEAR = 1e-5  # relative difference of a loss: rounding
 
 
 class Outside:
@@ -56,8 +58,8 @@ class Outside:
             for batch in batches(self._kept, model, settings.class_of, settings.samples_of):
                 if batch.samples:
                     break
-            with torch.enable_grad():
-                _, loss = losses.answered(batch)
+            with torch.enable_grad(), runs_alone(f"what is behind {end}"):
+                output, loss = losses.answered(batch)
             self._strict = False
         if not bool(torch.isfinite(loss.detach())):
             if not bool(torch.isfinite(self._end(self._number_of[batch.index])).all()):
@@ -66,9 +68,23 @@ class Outside:
                 f"the loss of batch {batch.index} is {float(loss)} where of the blocks nothing is there but what {end} "
                 f"passes on: something reads what other blocks return (a skip connection across them); {INSTEAD}"
             )
+        self._compare(float(loss.detach()), sum(1 for _ in tensors_in(output)))
         if loss.requires_grad:
             raise InputError(
                 f"units before the blocks act on the loss beside what passes into {self._way.blocks[0].path}; {INSTEAD}"
+            )
+
+    def _compare(self, loss: float, returned: int) -> None:
+        """Raises InputError where the first batch has another loss than in the model as a whole, or gives less."""
+        chain, end = self._way.division.chain, self._way.blocks[-1].path
+        near = max(_NEAR, 0.25 * (torch.finfo(chain.passed.dtype).eps if chain.passed is not None else 0.0))
+        same = chain.loss is None or abs(loss - chain.loss) <= near * abs(chain.loss)
+        if not same or chain.returned not in (None, returned):
+            raise InputError(
+                f"the first batch has the loss {loss:.6g} and {returned} tensors of output with what {end} passes on, "
+                f"in the model as a whole {chain.loss:.6g} and {chain.returned}: something is collected from the "
+                "blocks themselves, as router logits and hidden states are; switch that off "
+                f"(output_router_logits=False, output_hidden_states=False), or {INSTEAD}"
             )
 
     def behind(self, groups: Sequence[int]) -> Scores | None:

@@ -15,9 +15,10 @@ from fairkern.capture import Settings, capture
 from fairkern.capture.batches import batches
 from fairkern.capture.keeping import check_folder
 from fairkern.capture.listener import Beside
-from fairkern.capture.losses import LossFunction, seeded
+from fairkern.capture.losses import Losses, LossFunction, seeded
 from fairkern.capture.provenance import Clock
 from fairkern.errors import InputError
+from fairkern.model.nested import tensors_in
 from fairkern.types import Scores, UnitMap
 from fairkern.walk.boundaries import Boundaries, Kept, kept_batches
 from fairkern.walk.chain import INSTEAD, chain_of, entries_of
@@ -62,7 +63,7 @@ def by_blocks(
     with Boundaries(folder) as store:
         with clock.timed("forwards"):
             kept = kept_batches(store, loader)
-            division = divided(model, kept, units, settings, weights) if division is None else division
+            division = divided(model, kept, units, settings, weights, loss_fn) if division is None else division
             way = Traversal(model, units, division, store, settings, weights)
             walk = _Walk(way, kept, loss_fn)
             walk.forwards()
@@ -72,16 +73,28 @@ def by_blocks(
 
 
 def divided(
-    model: nn.Module, loader: Iterable[Any], units: UnitMap, settings: Settings, weights: Weights | None = None
+    model: nn.Module,
+    loader: Iterable[Any],
+    units: UnitMap,
+    settings: Settings,
+    weights: Weights | None = None,
+    loss_fn: LossFunction | None = None,
 ) -> Division:
     """The blocks of a model in segments, from a run on the first batch. Raises InputError where it has none."""
     paged = nullcontext() if weights is None else weights.on_call(model, entries_of(model))
     with paged, running(model, units):
         found = batches(loader, model, settings.class_of, settings.samples_of)
-        first = next((batch for batch in found if batch.samples), None)
-        if first is None:
+        batch = next((batch for batch in found if batch.samples), None)
+        if batch is None:
             raise InputError("the loader yields no sample: every batch is empty")
-        return divide(chain_of(model, first.parts.call), units)
+        losses = Losses(model, loss_fn, settings.seed)
+        answers: list[tuple[Any, Tensor | None]] = []
+        chain = chain_of(model, lambda: answers.append(losses.once(batch)))
+        if answers[-1][1] is None:  # the model is asked in another way
+            chain = chain_of(model, lambda: answers.append(losses.once(batch)))
+        output, loss = answers[-1]
+        assert loss is not None
+        return divide(replace(chain, loss=float(loss), returned=sum(1 for _ in tensors_in(output))), units)
 
 
 class _Walk:

@@ -1,89 +1,76 @@
-"""A model's parameters as files hold them: as they are, or in parts of other tensors (experts of a stack, halves)."""
+"""Parameters out of the tensors of files, and tensors of files out of parameters, as a plan's `Files` say it."""
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from fairkern.artefacts.shards import Shards
 from fairkern.types import FilePart, Files, FileTensor
 
 
-class Stored:
-    """Where `paged.Weights` gets the values of parameters from. `shapes`: those of the model's tensors by their names.
-
-    A parameter is there where files hold all of it. Reading takes the memory of the parameter and of one tensor of the
-    files, or of the rows of it that are needed.
-    """
-
-    def __init__(self, shards: Shards, shapes: Mapping[str, Sequence[int]], files: Files | None = None) -> None:
-        self._shards, self._shapes = shards, shapes
-        self._parts: dict[str, list[tuple[FileTensor, FilePart, slice]]] = defaultdict(list)
-        for tensor in () if files is None else files.tensors:
-            if tensor.name in shards.shapes:
-                for part, at in _places(tensor):
-                    self._parts[part.parameter].append((tensor, part, at))
-        made = {tensor.name for parts in self._parts.values() for tensor, _, _ in parts}
-        self._plain = {name for name in shards.shapes if name not in made}
-        self._whole = {
-            name
-            for name, parts in self._parts.items()
-            if name in shapes and sum(math.prod(_sizes(*part)) for part in parts) == math.prod(shapes[name])
-        }
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._whole or name in self._plain
-
-    def read(self, name: str) -> Tensor:
-        """A parameter, in the dtype of the files, on the CPU in memory of its own."""
-        if name not in self._whole:
-            return self._shards.read(name)
-        parts = self._parts[name]
-        dtype = self._shards.dtypes[parts[0][0].name]
-        values = torch.empty(tuple(self._shapes[name]), dtype=dtype, device="cpu")
-        for tensor, part, at in parts:
-            _placed(values, part, _sizes(tensor, part, at)).copy_(self._read(tensor, part, at))
-        return values
-
-    def _read(self, tensor: FileTensor, part: FilePart, at: slice) -> Tensor:
-        """A part, with its dimensions in the order of the parameter's."""
-        if tensor.along == 0 and tensor.shape and at.step == 1:
-            held = self._shards.read(tensor.name, at.start, at.stop)
-        else:
-            held = self._shards.read(tensor.name)
-            held = held[(slice(None),) * tensor.along + (at,)] if tensor.shape else held
-        order = [place[0] for place in part.index if not isinstance(place, int)]
-        rest = [dim for dim in range(held.ndim) if dim not in order]  # of one position
-        return held.permute(*rest, *order).reshape([held.shape[dim] for dim in order])
-
-
-def _places(tensor: FileTensor) -> list[tuple[FilePart, slice]]:
-    """Each part, and its positions along the dimension in which they lie one behind the other, or take turns."""
-    found: list[tuple[FilePart, slice]] = []
-    start = k = 0
-    while k < len(tensor.parts):
-        turns, length = tensor.parts[k].turns, tensor.parts[k].length
-        stop = start + turns * length
-        found += [(part, slice(start + turn, stop, turns)) for turn, part in enumerate(tensor.parts[k : k + turns])]
-        start, k = stop, k + turns
+def holding(files: Files) -> dict[str, list[FileTensor]]:
+    """By parameter the tensors that hold some of it, where it is not one of them as it is."""
+    found: dict[str, list[FileTensor]] = {}
+    for tensor in files.tensors:
+        for name in dict.fromkeys(part.parameter for part in tensor.parts):
+            found.setdefault(name, []).append(tensor)
     return found
 
 
-def _sizes(tensor: FileTensor, part: FilePart, _: slice) -> list[int]:
-    return [part.length if dim == tensor.along else size for dim, size in enumerate(tensor.shape)]
+def parameter_of(
+    name: str, shape: Sequence[int], tensors: Sequence[FileTensor], read: Callable[[str], Tensor]
+) -> Tensor:
+    """A parameter, from the tensors that hold it, one after the other."""
+    made: Tensor | None = None
+    for tensor in tensors:
+        stored = read(tensor.name)
+        if made is None:
+            made = torch.empty(tuple(shape), dtype=stored.dtype, device="cpu")
+        for part, place in _places(tensor):
+            if part.parameter == name:
+                there, order = _within(made, part, tensor, len(range(stored.shape[tensor.along])[place]))
+                there.copy_(_along(stored, tensor.along, place).permute(order))
+    assert made is not None
+    return made
 
 
-def _placed(values: Tensor, part: FilePart, sizes: Sequence[int]) -> Tensor:
-    """The view of a parameter that a part of these sizes holds."""
+def stored_of(tensor: FileTensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    """A tensor of files, from parameters in full size; the parameter itself where it is that."""
+    first = parameters[tensor.parts[0].parameter]
+    made = torch.empty(tensor.shape, dtype=first.dtype, device=first.device)
+    for part, place in _places(tensor):
+        there, order = _within(parameters[part.parameter], part, tensor, part.length)
+        _along(made, tensor.along, place).permute(order).copy_(there)
+    return made
+
+
+def _places(tensor: FileTensor) -> Iterator[tuple[FilePart, slice]]:
+    """Every part, and where it lies along the tensor's dimension of parts; some take turns."""
+    start, k = 0, 0
+    while k < len(tensor.parts):
+        together = tensor.parts[k : k + tensor.parts[k].turns]
+        stop = start + sum(part.length for part in together)
+        for turn, part in enumerate(together):
+            yield part, slice(start + turn, stop, len(together))
+        start, k = stop, k + len(together)
+
+
+def _along(stored: Tensor, dim: int, place: slice) -> Tensor:
+    return stored[(slice(None),) * dim + (place,)] if stored.ndim else stored
+
+
+def _within(parameter: Tensor, part: FilePart, tensor: FileTensor, length: int) -> tuple[Tensor, list[int]]:
+    """What of a parameter a part holds, and which dimension of the part each of its dimensions is."""
     index: list[int | slice] = []
-    for place in part.index:
-        if isinstance(place, int):
-            index.append(place)
-        else:
-            dim, start, step = place
-            index.append(slice(start, start + step * (sizes[dim] - 1) + 1, step))
-    return values[tuple(index)]
+    order = []
+    for at in part.index:
+        if isinstance(at, int):
+            index.append(at)
+            continue
+        dim, start, step = at
+        count = length if dim == tensor.along else tensor.shape[dim]
+        index.append(slice(start, start + step * (count - 1) + 1, step))
+        order.append(dim)
+    return parameter[tuple(index)], order

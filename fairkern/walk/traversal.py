@@ -16,7 +16,7 @@ from fairkern.capture.batches import Batch, batches, last_sample
 from fairkern.capture.losses import seeded
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.settings import Settings
-from fairkern.errors import FairkernError, InputError, NonFiniteError
+from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.nested import Call, call_model
@@ -25,7 +25,7 @@ from fairkern.model.tensors import device_of
 from fairkern.model.untouched import untouched
 from fairkern.types import UnitMap
 from fairkern.walk.boundaries import Boundaries, Kept
-from fairkern.walk.chain import INSTEAD, Block, not_a_number, nowhere_a_number
+from fairkern.walk.chain import INSTEAD, Block, not_a_number, nowhere_a_number, runs_alone
 from fairkern.walk.paged import Weights
 from fairkern.walk.rows import Rows, rows_of
 from fairkern.walk.segments import Division, Given, LastCall, Segment, stubs
@@ -109,7 +109,9 @@ class Traversal:
         with self.segment(k) as segment, running(segment, self.units):
             for number, known in enumerate(self.known):
                 numbers = self._numbers(known)
-                made = self._first(segment, numbers) if number == 0 else self._run(segment, numbers)
+                names = ", ".join(block.path for block in segment.walked)
+                with runs_alone(names) if number == 0 else contextlib.nullcontext():
+                    made = self._run(segment, numbers)
                 self.settings.on_batch(number + 1, len(self.known), f"forwards, {self.say(k)}")
                 self.store.put((f"boundary {k + 1}", number), made)
                 if number == self._probe:
@@ -211,20 +213,6 @@ class Traversal:
 
     def _numbers(self, known: Known) -> Tensor:
         return torch.arange(known.first, known.first + known.samples, dtype=torch.int64, device="cpu")
-
-    def _first(self, segment: Segment, samples: Tensor) -> Tensor:
-        """`_run`, of blocks that have not run by themselves before."""
-        try:
-            return self._run(segment, samples)
-        except FairkernError:
-            raise
-        except (LookupError, AttributeError, TypeError, ValueError) as error:
-            names = ", ".join(block.path for block in segment.walked)
-            first = (str(error).splitlines() or [""])[0]
-            raise InputError(
-                f"{names}, run alone, raises {type(error).__name__} ({first[:160]}): something passes between blocks "
-                f"beside what each returns; {INSTEAD}"
-            ) from error
 
     def _run(self, segment: Segment, samples: Tensor) -> Tensor:
         """As when it is scored: with gradients on, since other kernels may run without."""

@@ -331,9 +331,34 @@ def test_a_folder_that_is_not_empty_and_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert not (tmp_path / "out").exists()
     assert list((tmp_path / "out.partial").glob("*.safetensors"))
+    for path in (tmp_path / "out.partial").glob("*.safetensors"):
+        path.unlink()
+    monkeypatch.setattr(streaming.shutil, "disk_usage", lambda path: usage(path)._replace(free=1000))
+    with pytest.raises(fk.InputError, match="the disk has 1,000"):
+        fk.compact_checkpoint(source, plan, tmp_path / "out", largest=100)
+    monkeypatch.undo()
     fk.compact_checkpoint(source, plan, tmp_path / "out", largest=100)
     same(read(tmp_path / "out"), fk.apply(model, plan).state_dict())
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_command_says_what_is_left_and_that_nothing_was_folded_in(tmp_path, capsys):
+    from fairkern.cli import main
+
+    source, plan, model = small(tmp_path)
+    path = tmp_path / "plan.json"
+    fk.Plan.of(plan).save(path)
+    fk.summarise(fk.Plan.of(plan), compensation="sequential").save(tmp_path / "report.json")
+    command = ["compact", str(source), "--plan", str(path), "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    said = capsys.readouterr().err
+    size = sum(t.numel() * 4 for t in fk.apply(model, plan).state_dict().values())
+    assert f"404 → {size} bytes of weights" in said
+    assert "nothing was folded in" in said
+    assert main(command) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main(["compact", str(source), "--plan", str(source), "-o", str(tmp_path / "other")]) == 2
+    assert "is a folder" in capsys.readouterr().err
 
 
 def test_what_an_expert_loses_otherwise_than_its_file_can_hold_is_refused():

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.hf.cut import equal_plan
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from bench.shipping.families import FAMILIES as FAMILIES_OF  # noqa: E402
 from bench.shipping.families import make_folder  # noqa: E402
 from fairkern.hf.file_names import files_of  # noqa: E402
 
@@ -122,6 +124,26 @@ def test_a_plan_of_prune_names_the_files_and_says_what_was_compensated(folder, t
     assert fk.Plan.load(tmp_path / "out" / "plan.json").files == report.plan.files
 
 
+def test_a_model_whose_files_cannot_be_named_is_pruned_and_the_plan_says_why(folder, text, tmp_path, monkeypatch):
+    def fails(*_: Any) -> None:
+        raise ValueError("not these")
+
+    monkeypatch.setattr("transformers.core_model_loading.revert_weight_conversion", fails)
+    report = fk.hf.prune(folder, text, out=tmp_path / "out", keep_params=0.9, samples=8, sequence=32, compensate="none")
+    plan = fk.Plan.load(tmp_path / "out" / "plan.json")
+    assert report.plan is not None
+    assert plan.files is report.plan.files is None
+    assert "ValueError: not these" in plan.result["files_unnamed"]
+    with pytest.raises(fk.InputError, match="not these"):
+        fk.hf.name_files(plan, folder)
+    model = opened("mixtral", tmp_path / "other")
+    other = equal_plan(model, 0.5, ("expert",))
+    with pytest.raises(fk.PlanMismatchError, match="which names files have: because"):
+        fk.compact_checkpoint(
+            tmp_path / "other" / "in", replace(other, result={"files_unnamed": "because"}), tmp_path / "cut"
+        )
+
+
 def test_it_takes_no_transformers(tmp_path):
     model = opened("qwen3-moe", tmp_path)
     units = fk.trace(model, {"input_ids": IDS}, verify=False)
@@ -150,6 +172,68 @@ def test_what_a_folder_holds_beside_the_model_is_named_and_left_out(tmp_path):
     assert done.ignored == ("model.layers.9.extra",)
     fk.apply(model, plan).save_pretrained(tmp_path / "expected")
     same(read(tmp_path / "out"), read(tmp_path / "expected"))
+
+
+def quantised(folder: Path, pack: dict[str, Any], weights: tuple[str, ...]) -> None:
+    """Weights whose names end so as codes and scales in a folder of one file."""
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if not name.endswith(weights):
+            tensors[name] = tensor
+        elif pack["quant_method"] == "fp8":
+            rows, columns = (-(-size // block) for size, block in zip(tensor.shape, (16, 16), strict=True))
+            tensors[name] = tensor.to(torch.float8_e4m3fn)
+            tensors[f"{name}_scale_inv"] = torch.rand(rows, columns, generator=generator)
+        else:
+            experts, inside, outside = tensor.shape
+            shape = (experts, outside, inside // 32, 16)
+            tensors[f"{name}_blocks"] = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+            tensors[f"{name}_scales"] = torch.randint(0, 256, shape[:-1], generator=generator, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": pack}))
+
+
+def expert_plan(model: Any, folder: Path) -> fk.Plan:
+    """The first of the experts of every layer goes, of each group where they are chosen by groups."""
+    units = fk.trace(model, {"input_ids": IDS}, verify=False)
+    gone = [
+        np.zeros((g.sets, 1) if g.sets > 1 else 1, dtype=np.int64)
+        if g.kind == "expert"
+        else np.zeros(0, dtype=np.int64)
+        for g in units.groups
+    ]
+    assert any(removed.size for removed in gone)
+    return fk.hf.name_files(build(units, gone), folder)
+
+
+def test_experts_of_fp8_and_mxfp4_go_whole(tmp_path):
+    for name, pack, ends in (
+        ("deepseek-v3", {"quant_method": "fp8", "weight_block_size": [16, 16]}, ("_proj.weight",)),
+        ("gpt-oss", {"quant_method": "mxfp4"}, ("experts.gate_up_proj", "experts.down_proj")),
+    ):
+        place = tmp_path / name
+        config, kind, sizes = FAMILIES_OF[name]
+        model = getattr(transformers, kind)(getattr(transformers, config)(**{**sizes, "hidden_size": 64})).eval()
+        model.save_pretrained(place / "in")
+        quantised(place / "in", pack, ends)
+        plan = expert_plan(model, place / "in")
+        done = fk.compact_checkpoint(place / "in", plan, place / "out")
+        assert done.ignored == ()
+        before, after = read(place / "in"), read(place / "out")
+        fk.apply(model, plan).save_pretrained(place / "expected")
+        expected = read(place / "expected")
+        beside = ("", "_scale_inv", "_blocks", "_scales")
+        assert after.keys() == {f"{n}{end}" for n in expected for end in beside} & before.keys()
+        for tensor in after:
+            if tensor in expected:
+                assert after[tensor].shape == expected[tensor].shape
+        codes = [n for n in after if n.endswith(("_blocks", "_scales"))]
+        for code in codes:
+            assert torch.equal(after[code], before[code][1:])
 
 
 def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path):

@@ -230,3 +230,48 @@ def test_wide_matrices_and_slow_devices_are_fast(monkeypatch: pytest.MonkeyPatch
     for capability, pays in {(8, 0): False, (8, 6): True, (9, 0): False, (12, 0): True}.items():
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert fast_pays(100, torch.device("cuda")) is pays
+
+
+def test_threads_change_no_bit(extension: object) -> None:
+    """Of as many positions as it takes for the compiled steps to start threads."""
+    n, units, count = 4100, 40, 6
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.rand(n, n, generator=generator)
+    matrix.diagonal().add_(n)
+    found = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            rows = torch.arange(0, n, n // units)[:units, None]
+            wide = functools.partial(torch.zeros, dtype=torch.float64)
+            diagonal = matrix.diagonal().double()[rows].reshape(-1, 1, 1)
+            arrays = native.Arrays(
+                matrix,
+                matrix,
+                rows,
+                wide(n),
+                wide(n) + 1,
+                diagonal.clone(),
+                diagonal.clone(),
+                wide(count, n),
+                wide(count, n),
+            )
+            found.append((*native.steps([arrays], count), *arrays[4:]))
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(found[0][0].tolist())) == count
+    for other in found[1:]:
+        assert all(map(torch.equal, other, found[0]))
+
+
+def test_the_order_does_not_depend_on_threads() -> None:
+    given = view(300, torch.arange(300)[:, None], 13, samples=700)
+    orders, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            orders.append(eliminate([given]).order)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*orders)

@@ -63,13 +63,13 @@ def test_what_it_was_proven_on_is_said_and_kept(tmp_path: Path) -> None:
 
 def test_sizes_that_differ_in_the_model_differ_in_the_sibling() -> None:
     model = decoder()
-    changes = {c.name: c.after for c in shrunk(model, [IDS], NO_LIMIT)}
+    changes = {c.name: c.after for c in shrunk(model, [IDS], NO_LIMIT)[0]}
     now = {**vars(model.config), **changes}
     sizes = [now[n] for n in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim")]
     assert len({*sizes, now["num_hidden_layers"], *IDS.shape}) == 8
     assert now["vocab_size"] > int(IDS.max())
     equal = decoder(num_attention_heads=8, num_hidden_layers=8, intermediate_size=48)
-    now = {**vars(equal.config), **{c.name: c.after for c in shrunk(equal, [IDS], NO_LIMIT)}}
+    now = {**vars(equal.config), **{c.name: c.after for c in shrunk(equal, [IDS], NO_LIMIT)[0]}}
     assert now["hidden_size"] == now["intermediate_size"], "what is equal may be asked for by code"
     assert now["num_attention_heads"] != now["num_hidden_layers"]
 
@@ -203,11 +203,25 @@ def test_a_model_that_its_configuration_does_not_build() -> None:
         fk.trace(hooked, IDS, verify="all")
 
 
+def test_tokens_that_a_smaller_table_has() -> None:
+    """What the example inputs look up need not be in the sibling, but for tokens that the configuration knows."""
+    ids = torch.tensor([[3, 3999, 900, 1], [41, 2, 1500, 40]])
+    model = decoder(vocab_size=4000, eos_token_id=40)
+    changes, (given,) = shrunk(model, [ids], NO_LIMIT)
+    size = {c.name: c.after for c in changes}["vocab_size"]
+    assert size < 200
+    assert given.max() < size
+    assert torch.equal(given == 40, ids == 40)
+    assert torch.equal(given[ids < 41], ids[ids < 41])
+    assert fk.trace(model, ids, verify="sibling").sibling
+    assert torch.equal(ids[0], torch.tensor([3, 3999, 900, 1]))
+
+
 def test_blocks_stand_for_blocks_of_their_kind() -> None:
     model, small = decoder(), decoder(num_hidden_layers=3)
     assert dict(aligned(model, small).entries["layers"]) == dict(zip("0123456", "0111112", strict=True))
     assert aligned(model, small).name("layers.4.mlp.up.weight") == "layers.1.mlp.up.weight"
-    with pytest.raises(NoSibling, match="it has 2 of 7 modules like layers.0"):
+    with pytest.raises(NoSibling, match=r"it has 2 of 7 modules like layers\.0"):
         aligned(model, decoder(num_hidden_layers=2))
     tied = decoder()
     tied.layers[4].mlp.up.weight = tied.layers[3].mlp.up.weight

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from bench.zoo.mixtures import MIXTURES
-from fairkern import ranks as room
 from fairkern.cli import main
-from fairkern.ranks import together
+from fairkern.ranks import team, together
 from tests import experts, listed
 from tests.detectors import Detector, targets
 
@@ -82,8 +81,15 @@ def spoken(scores: fk.Scores) -> dict[str, Any]:
     }
 
 
+def unproven(model: nn.Module, batches: list[Any]) -> fk.UnitMap:
+    """The map of a model, in a moment."""
+    return fk.trace(model, (batches[0][0],), verify=False)
+
+
 def scored(group: Any, sizes: tuple[int, ...], options: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
-    scores = fk.score(net(), data(sizes), CROSS_ENTROPY, ranks=group, progress=False, **options)
+    model, batches = net(), data(sizes)
+    units = unproven(model, batches)
+    scores = fk.score(model, batches, CROSS_ENTROPY, units=units, ranks=group, progress=False, **options)
     return spoken(scores), [g.removed for g in scores.plan(keep_params=0.4).groups]
 
 
@@ -92,8 +98,9 @@ def scored_in_passes(group: Any, budget: int) -> dict[str, Any]:
     torch.manual_seed(0)
     hidden = [layer for _ in range(4) for layer in (nn.Linear(16, 16), nn.ReLU())]
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), *hidden, nn.Linear(16, 3))
-    options: dict[str, Any] = {"memory_budget": budget, "progress": False}
-    return spoken(fk.score(model, data((9, 8)), CROSS_ENTROPY, ranks=group, **options))
+    batches = data((9, 8))
+    options: dict[str, Any] = {"memory_budget": budget, "progress": False, "units": unproven(model, batches)}
+    return spoken(fk.score(model, batches, CROSS_ENTROPY, ranks=group, **options))
 
 
 class Recurrent(nn.Module):
@@ -123,13 +130,14 @@ def unusual(kind: str) -> tuple[nn.Module, list[Any], Any, dict[str, Any]]:
 
 def scored_unusually(group: Any, kind: str) -> tuple[dict[str, Any], list[Any]]:
     model, batches, loss, options = unusual(kind)
+    options["units"] = unproven(model, batches)
     scores = fk.score(model, batches, loss, gram=True, ranks=group, progress=False, **options)
     return spoken(scores), [g.removed for g in scores.plan(keep_params=0.8, removal="residual").groups]
 
 
 def pruned_unusually(group: Any, kind: str) -> dict[str, Any]:
     model, batches, loss, options = unusual(kind)
-    options |= {"keep_params": 0.8, "compensate": "sequential", "progress": False}
+    options |= {"keep_params": 0.8, "compensate": "sequential", "progress": False, "units": unproven(model, batches)}
     small, _ = fk.prune(model, batches, loss, ranks=group, **options)
     return {name: tensor.detach().numpy() for name, tensor in small.state_dict().items()}
 
@@ -139,13 +147,16 @@ def scored_by_place(group: Any, count: int) -> dict[str, Any]:
     model = PerPlace()
     batches = [(torch.randn(2, 1, 6, 6), torch.randint(0, 3, (2, 6, 6))) for _ in range(count)]
     options: dict[str, Any] = {"class_of": lambda batch: batch[1], "samples_per_class": 20, "gram": True}
+    options["units"] = unproven(model, batches)
     return spoken(fk.score(model, batches, CROSS_ENTROPY, ranks=group, progress=False, **options))
 
 
 def kept(group: Any, count: int) -> list[str]:
     torch.manual_seed(0)
     batches = [(torch.randn(6, 4), torch.arange(6) % 3) for _ in range(count)]
-    scores = fk.score(Keeps(), batches, CROSS_ENTROPY, ranks=group, progress=False)
+    model = Keeps()
+    units = unproven(model, batches)
+    scores = fk.score(model, batches, CROSS_ENTROPY, units=units, ranks=group, progress=False)
     return scores.provenance.get("keeps", [])
 
 
@@ -168,7 +179,7 @@ def recalibrated(group: Any, sizes: tuple[int, ...]) -> dict[str, Any]:
 
 def summed(group: Any, piece: int) -> tuple[list[Tensor], list[Tensor]]:
     """Sums of values of which the order of addition decides; and what every process has brought."""
-    room._PIECE = piece
+    team._PIECE = piece
     rank = dist.get_rank()
     generator = torch.Generator().manual_seed(rank)
     own = torch.randn(29, generator=generator, dtype=torch.float64) * 10.0 ** torch.randint(-9, 9, (29,))
@@ -221,6 +232,10 @@ def apart(group: Any, what: str) -> Any:
         batches = []
     if what == "blocks":
         options["walk"] = "blocks"
+    if what == "plan":
+        scores = fk.score(model, batches, CROSS_ENTROPY, gram=True, ranks=False, progress=False)
+        plan = scores.plan(keep_params=0.5 - 0.2 * odd)
+        return fk.apply(model, plan, compensate="sequential", scores=scores, loader=batches, ranks=group)
     if odd and what == "elsewhere":
         return fk.recalibrate(model, batches, ranks=group)
     return fk.score(model, batches, CROSS_ENTROPY, ranks=group, progress=False, **options)

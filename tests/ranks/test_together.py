@@ -52,6 +52,7 @@ def test_an_error_of_one_reaches_all(processes: Processes) -> None:
         ("option", "samples_per_class= of rank 1 is not that of rank 0"),
         ("order", "the first batch of rank 1 is not that of rank 0"),
         ("length", "the loader's data of rank 1 is not that of rank 0"),
+        ("plan", "plan= of rank 1 is not that of rank 0"),
         ("nothing", "the loader yields no batch"),
         ("blocks", "walk='blocks' is done by one process"),
     ],

@@ -19,10 +19,12 @@ import fairkern as fk
 from fairkern.artefacts.shards import Shards, open_shards
 from fairkern.artefacts.tensors import write_tensors
 from fairkern.capture import Settings
+from fairkern.hf.absent import absent
+from fairkern.hf.folder import open_folder
 from fairkern.model.on_meta import parameters_on_meta
 from fairkern.walk.paged import Weights
 from fairkern.walk.scoring import by_blocks
-from tests.walk.models import Block, Residual, made, vectors
+from tests.walk.models import Block, Residual, made, sentences, vectors
 
 LOSS = nn.functional.cross_entropy
 
@@ -153,6 +155,32 @@ def test_an_error_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
         by_blocks(absent, data, loss, units, Settings(), weights=Weights(absent, source))
     assert values(absent) == set()
     assert hooks == [dict(module._forward_hooks) for module in absent.modules()]
+
+
+@pytest.mark.parametrize("name", ["Llama", "Qwen3Moe", "Mixtral", "GPT2"])
+def test_folders_of_transformers(name: str, tmp_path: Path) -> None:
+    """Experts that files hold one by one, tied and transposed weights, tables that they do not hold; bfloat16."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4}
+    shared = {**sizes, "num_key_value_heads": 2, "vocab_size": 64}
+    of = {
+        "Llama": shared,
+        "Qwen3Moe": {**shared, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+        "Mixtral": {**shared, "num_local_experts": 4},
+        "GPT2": {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64, "n_positions": 32},
+    }[name]
+    kind = getattr(transformers, "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")
+    config = getattr(transformers, f"{name}Config")(**of)
+    made(kind, config).to(torch.bfloat16).save_pretrained(tmp_path / "model", max_shard_size="60KB")
+    whole, data = kind.from_pretrained(tmp_path / "model", dtype="auto").eval(), sentences(64)
+    first = {key: given[:2] for key, given in data[0].items() if key != "labels"}
+    units, settings = fk.trace(whole, first, verify=False), Settings(gram=True, class_of=False)
+    want = fk.score(whole, data, units=units, gram=True, class_of=False, progress=False)
+    with absent(open_folder(tmp_path / "model"), None, torch.device("cpu")) as there:
+        found = by_blocks(there.model, data, None, units, settings, folder=tmp_path, weights=there.weights)
+        assert values(there.model) == set()
+    for signal, given in want.signals.items():
+        assert all(np.array_equal(a, b) for a, b in zip(given, found.signals[signal], strict=True)), signal
 
 
 PEAK = """

@@ -19,6 +19,7 @@ from tests.walk.models import (
     Beside,
     Common,
     Convolutional,
+    Counting,
     Residual,
     Skipping,
     Telling,
@@ -150,8 +151,12 @@ def test_a_sequential_model() -> None:
 def refused(model: nn.Module, data: Batches, said: str) -> None:
     units = fk.trace(model, data[0][0][:2], verify=False)
     held = list(model.modules())
+
+    def loss(output: Any, targets: Tensor) -> Tensor:
+        return LOSS(output[0] if isinstance(output, tuple) else output, targets)
+
     with pytest.raises(fk.InputError, match=said) as raised:
-        fk.score(model, data, LOSS, units=units, walk="blocks", progress=False)
+        fk.score(model, data, loss, units=units, walk="blocks", progress=False)
     assert "one pass" in str(raised.value)
     assert all(a is b for a, b in zip(held, model.modules(), strict=True))
 
@@ -165,6 +170,8 @@ def refused(model: nn.Module, data: Batches, said: str) -> None:
         (made(Telling, False), "more of what units before the blocks make"),
         (made(Telling, True), "given more of earlier blocks"),
         (made(Common), "cannot be seen"),
+        (made(Counting, False), "collected from the blocks"),
+        (made(Counting, True), "collected from the blocks"),
         (made(Common, True), r"blocks\.1, run alone, raises KeyError"),
         (made(Residual, 1), "no module of a Sequential or ModuleList is given"),
     ],
@@ -252,6 +259,13 @@ class TestLanguageModels:
     @pytest.mark.parametrize("name", ["Llama", "Qwen3Moe", "Mixtral", "GPT2", "Gemma3"])
     def test_padded_batches(self, name: str, tmp_path: Path) -> None:
         agree(self.model(name), sentences(64), None, class_of=False, gram=True, walk_folder=tmp_path)
+
+    def test_a_loss_of_routers(self) -> None:
+        """It is made of what hooks within the blocks have seen."""
+        model = self.model("Qwen3Moe")
+        model.config.output_router_logits = True
+        with pytest.raises(fk.InputError, match="router logits"):
+            fk.score(model, sentences(64), class_of=False, walk="blocks", progress=False)
 
     @pytest.mark.parametrize("name", ["Llama", "Qwen3Moe"])
     def test_bfloat16(self, name: str) -> None:

@@ -9,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.walk.chain import chain_of
+from fairkern.walk import chain
 from fairkern.walk.segments import Block as Found
 from fairkern.walk.segments import Given, Segment, divide, stubs
 from tests.walk.models import Block, Convolutional, Residual, images, made, vectors
 
 X, Y = vectors()[0][0], images()[0][0]
+
+
+def chain_of(model: nn.Module, x: Tensor) -> chain.Chain:
+    return chain.chain_of(model, lambda: model(x))
 
 
 class Tuples(Residual):
@@ -36,12 +40,12 @@ class Tuples(Residual):
 
 
 def test_where_the_tensor_is_that_passes() -> None:
-    chain = chain_of(made(Tuples), X)
-    assert chain.blocks == tuple(Found(f"blocks.{k}", "hidden", 1, (False, True, True)) for k in range(3))
-    assert {"enter", "project"} <= chain.before
-    assert {"norm", "head", "out"} <= chain.behind
-    assert chain.number("blocks.1.up.weight") == 1
-    assert chain.number("enter.weight") is None
+    found = chain_of(made(Tuples), X)
+    assert found.blocks == tuple(Found(f"blocks.{k}", "hidden", 1, (False, True, True)) for k in range(3))
+    assert {"enter", "project"} <= found.before
+    assert {"norm", "head", "out"} <= found.behind
+    assert found.number("blocks.1.up.weight") == 1
+    assert found.number("enter.weight") is None
 
 
 def test_lists_within_lists() -> None:

@@ -101,12 +101,12 @@ def _steps(views: Sequence[_View], count: int) -> tuple[Tensor, Tensor]:
         for view in views[1:]:
             costs += view.costs()
             off += view.off()
-        least = costs.argmin()
+        least = costs.argmin(0, keepdim=True)
         near = costs <= costs[least] + torch.maximum(off, off[least])
-        unit = near.to(torch.uint8).argmax()  # the first
-        chosen[step] = unit
-        added[step] = costs[unit]
-        gone[unit] = torch.inf
+        unit = near.to(torch.uint8).argmax(0, keepdim=True)  # the first; no number that a GPU would be waited for
+        chosen[step : step + 1] = unit
+        added[step : step + 1] = costs[unit]
+        gone.index_fill_(0, unit, torch.inf)
         for view in views:
             view.give_up(unit, step)
     return chosen, added
@@ -138,7 +138,7 @@ class _View:
         """What each unit would add, [units]; zero for one that is gone."""
         if self.rows.shape[1] == 1:
             return (self.output_blocks / self.inverse_blocks).view(-1)
-        return torch.linalg.solve(self.inverse_blocks, self.output_blocks).diagonal(dim1=1, dim2=2).sum(1)
+        return torch.linalg.solve_ex(self.inverse_blocks, self.output_blocks)[0].diagonal(dim1=1, dim2=2).sum(1)
 
     def arrays(self) -> native.Arrays:
         """What the compiled steps read and change."""
@@ -154,8 +154,8 @@ class _View:
         self.mixed = torch.zeros(size, dtype=torch.float64, device=self.inverse.device)
 
     def give_up(self, unit: Tensor, step: int) -> None:
-        """What goes with one unit; its rows become those of a unit that was never read."""
-        rows, width = self.rows[unit], self.rows.shape[1]
+        """What goes with one unit, int64 [1]; its rows become those of a unit that was never read."""
+        rows, width = self.rows[unit].view(-1), self.rows.shape[1]
         half, mixed = self.half[: step * width], self.mixed[: step * width]
         own, others = half[:, rows].T, mixed[:, rows].T
         inverse = (halves.columns(self.inverse, rows).double() - own @ half) * self.alive
@@ -165,9 +165,9 @@ class _View:
         made = torch.linalg.solve_triangular(factor, inverse, upper=False)
         share = torch.linalg.solve_triangular(factor.T, made, upper=True)  # −C
         read = torch.linalg.solve_triangular(factor, 0.5 * output[:, rows] @ share - output, upper=False)
-        self.alive[rows] = 0
-        made[:, rows] = 0
-        read[:, rows] = 0
+        self.alive.index_fill_(0, rows, 0)
+        made.index_fill_(1, rows, 0)
+        read.index_fill_(1, rows, 0)
         self.half[step * width : (step + 1) * width] = made
         self.mixed[step * width : (step + 1) * width] = read
         a, h = made[:, self.rows].movedim(0, -1), read[:, self.rows].movedim(0, -1)  # [units, r, r]
@@ -175,7 +175,7 @@ class _View:
         crossed = a @ h.mT
         self.output_blocks += crossed + crossed.mT
         self.inverse_blocks[unit] = torch.eye(width, dtype=torch.float64, device=rows.device)
-        self.output_blocks[unit] = 0
+        self.output_blocks.index_fill_(0, unit, 0)
 
     def settle(self, chosen: Tensor, stays: Tensor) -> None:
         """Update both matrices, and forget the units that went."""

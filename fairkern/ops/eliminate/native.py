@@ -16,7 +16,7 @@ class Arrays(NamedTuple):
 
     inverse: Tensor  # [n, n], the lower half counts; float64 or float32
     output: Tensor  # [n, n]
-    rows: Tensor  # int64 [units, 1]
+    rows: Tensor  # int64 [units, 1], contiguous as all others but the matrices, whose rows are
     noise: Tensor  # [n]
     alive: Tensor  # [n]
     inverse_diagonal: Tensor  # [units, 1, 1]
@@ -48,6 +48,6 @@ def steps(views: Sequence[Arrays], count: int, isa: int = 0) -> tuple[Tensor, Te
 def _row(view: Arrays, dtype: torch.dtype) -> list[int]:
     matrices = [_native.address(name, getattr(view, name), dtype) for name in ("inverse", "output")]
     sizes = [view.inverse.stride(0), view.output.stride(0), len(view.inverse)]
-    rows = _native.address("rows", view.rows.contiguous(), torch.int64)
+    rows = _native.address("rows", view.rows, torch.int64)
     names = ("noise", "alive", "inverse_diagonal", "output_diagonal", "half", "mixed")
     return [*matrices, *sizes, rows, *(_native.address(name, getattr(view, name), torch.float64) for name in names)]
