@@ -46,7 +46,7 @@ def walked(
     left: dict[str, Tensor] = {}
     heard: dict[tuple[Way, int], Tensor] = {}
     with Boundaries(folder) as store, Boundaries(folder) as beside, Boundaries(folder) as passing:
-        division = divided(model, loader, scores.units, SETTINGS)
+        division = divided(model, loader, scores.units, SETTINGS, loss_fn=nn.CrossEntropyLoss())
         ways = []
         for held, batches in ((store, loader), (beside, more(loader))):
             ways.append(Traversal(model, scores.units, division, held, SETTINGS))
