@@ -135,7 +135,7 @@ ENTRIES = {
             "scaling",
             "python -m bench.scaling",
             "scoring as parameters, widths, classes, tokens and processes grow; on paper, models that are not at hand",
-            "minutes",
+            NOT_KNOWN,
             ("bench/results/scaling.json", "docs/scaling.md"),
             "quality",
         ),
