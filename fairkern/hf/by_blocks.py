@@ -89,7 +89,7 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
         with run.timed("trace"):
             units = run.traced(there, data)
         with run.timed("score"):
-            division = divided(there.model, data.calibration, units, run.settings, there.weights)
+            division = divided(there.model, data.calibration, units, run.settings, there.weights, None)
             scores = run.scored(there, units, division, data, scratch)
         with run.timed("plan"):
             plan = run.planned(there, scores)

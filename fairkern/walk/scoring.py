@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from fairkern.capture.listener import Beside
 from fairkern.capture.losses import Losses, LossFunction, seeded
 from fairkern.capture.provenance import Clock
 from fairkern.errors import InputError
-from fairkern.model.nested import tensors_in
+from fairkern.model.nested import call_model, tensors_in
 from fairkern.types import Scores, UnitMap
 from fairkern.walk.boundaries import Boundaries, Kept, kept_batches
 from fairkern.walk.chain import INSTEAD, chain_of, entries_of
@@ -73,15 +73,20 @@ def divided(
     units: UnitMap,
     settings: Settings,
     weights: Weights | None = None,
-    loss_fn: LossFunction | None = None,
+    loss_fn: LossFunction | Literal[False] | None = False,
 ) -> Division:
-    """The blocks of a model in segments, from a run on the first batch. Raises InputError where it has none."""
+    """The blocks of a model in segments, from a run on the first batch. Raises InputError where it has none.
+
+    With a `loss_fn`, or None for the model's own loss, `by_blocks` compares that of this run with what it has.
+    """
     paged = nullcontext() if weights is None else weights.on_call(model, entries_of(model))
     with paged, running(model, units):
         found = batches(loader, model, settings.class_of, settings.samples_of)
         batch = next((batch for batch in found if batch.samples), None)
         if batch is None:
             raise InputError("the loader yields no sample: every batch is empty")
+        if loss_fn is False:
+            return divide(chain_of(model, lambda: call_model(model, batch.parts.call)), units)
         losses = Losses(model, loss_fn, settings.seed)
         answers: list[tuple[Any, Tensor | None]] = []
         chain = chain_of(model, lambda: answers.append(losses.once(batch)))
