@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Hashable, Iterator
 from datetime import timedelta
-from typing import Any, ParamSpec, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, Union
 
 import torch.distributed as dist
 
@@ -18,7 +18,10 @@ from fairkern.ranks.team import ALONE, Ranks
 
 T = TypeVar("T")
 _Given = ParamSpec("_Given")
-RanksLike: TypeAlias = Union[bool, Ranks, "dist.ProcessGroup", None]
+if TYPE_CHECKING:
+    RanksLike: TypeAlias = bool | Ranks | dist.ProcessGroup | None
+else:  # torch may be built without
+    RanksLike = Union[bool, Ranks, getattr(dist, "ProcessGroup", Ranks), None]
 
 _made: dict[Hashable, int] = {}  # how often these processes have come together
 

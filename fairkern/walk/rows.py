@@ -90,7 +90,7 @@ def _along(x: Tensor, one: Tensor | None, samples: int) -> _Along | str | None:
     if x.ndim == one.ndim and len(differ) == 1 and x.shape[differ[0]] == samples * one.shape[differ[0]]:
         (dim,) = differ
         ways = [_Along(dim, one.shape[dim])] + [_Along(dim, one.shape[dim], True)] * (one.shape[dim] > 1)
-        last = torch.tensor([samples - 1], device="cpu")
+        last = torch.tensor([samples - 1], dtype=torch.int64, device="cpu")
         errors = [_error(way.of(x, last, samples), one) for way in ways]
         best = min(range(len(ways)), key=errors.__getitem__)
         if errors[best] < _NEAR:

@@ -137,7 +137,7 @@ class LastCall:
     """Of a segment. `entered`: what passed in, a leaf that asks for gradients where they are on. `batch`, `samples`: of
     which, by their numbers."""
 
-    entered: Tensor = field(default_factory=lambda: torch.zeros(0, device="cpu"))
+    entered: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32, device="cpu"))
     batch: int = 0
     samples: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
 
