@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Hashable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import torch.distributed as dist
 
@@ -21,7 +21,7 @@ _Given = ParamSpec("_Given")
 if TYPE_CHECKING:
     RanksLike: TypeAlias = bool | Ranks | dist.ProcessGroup | None
 else:  # torch may be built without
-    RanksLike = Union[bool, Ranks, getattr(dist, "ProcessGroup", Ranks), None]
+    RanksLike = bool | Ranks | getattr(dist, "ProcessGroup", Ranks) | None
 
 _made: dict[Hashable, int] = {}  # how often these processes have come together
 
