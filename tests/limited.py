@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import fairkern as fk
 
-SLACK = 64 * 2**20  # a fifth of what is promised, so that small models show what is held
+SLACK = {"language": 40 * 10**6, "images": 64 * 10**6}  # less than is promised: small models show what is held
 
 
 class Language(nn.Module):
@@ -107,7 +107,7 @@ def main(name: str, options: str, *shares: str) -> None:
     runs = [(None, False), (None, True), (1, True)]
     while runs:
         budget, limited = runs.pop(0)
-        allowed = SLACK + (budget or 0) if limited else None
+        allowed = SLACK[name] + (budget or 0) if limited else None
         found = run(partial(scored, case, budget, how), allowed)
         sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
