@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from fairkern.artefacts.contents import read_content, write_content
 from fairkern.capture.moments import Half
-from fairkern.errors import InputError
+from fairkern.errors import ArtefactError, InputError
 from fairkern.ops.gram.packed import Packed
 from fairkern.types import Moments
 
 _KIND = "moments"
 
 
+class _File(NamedTuple):
+    """A file of moments, and what was written there: another scoring may have written to that place since."""
+
+    path: Path
+    sum: str | None  # None: another process has written it
+
+
 class KeptMoments(Mapping[str, Moments]):
     """`Scores.moments`: by tap name. Held as halves, in memory or in files; each access makes a full matrix anew."""
 
-    def __init__(self, halves: Mapping[str, Half | Path] | None = None) -> None:
+    def __init__(self, halves: Mapping[str, Half | _File] | None = None) -> None:
         self._halves = dict(halves or {})
 
     def __getitem__(self, name: str) -> Moments:
         held = self._halves[name]
-        return (_read(held, name) if isinstance(held, Path) else held).whole()
+        return (_read(held, name) if isinstance(held, _File) else held).whole()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._halves)
@@ -42,7 +51,7 @@ class KeptMoments(Mapping[str, Moments]):
     @property
     def nbytes(self) -> int:
         """What is held in memory."""
-        held = [half for half in self._halves.values() if not isinstance(half, Path)]
+        held = [half for half in self._halves.values() if not isinstance(half, _File)]
         return sum(half.square.flat.nbytes + half.total.nbytes for half in held)
 
 
@@ -52,7 +61,7 @@ class Keeper:
 
     def __init__(self, where: bool | str | os.PathLike[str], *, writes: bool = True) -> None:
         self._where, self._writes = where, writes
-        self._halves: dict[str, Half | Path] = {}
+        self._halves: dict[str, Half | _File] = {}
 
     def keep(self, name: str, half: Half) -> None:
         if self._where is False or name in self._halves:
@@ -63,7 +72,7 @@ class Keeper:
         path = _path(Path(self._where), len(self._halves), name)
         if self._writes:
             _write(path, name, half)
-        self._halves[name] = path
+        self._halves[name] = _File(path, _sum(half) if self._writes else None)
 
     def kept(self, order: Iterable[str]) -> KeptMoments:
         """All of them, in this order."""
@@ -88,13 +97,28 @@ def _write(path: Path, name: str, half: Half) -> None:
     write_content(path, _KIND, tensors, {"tap": name, "count": half.count, "per_unit": half.per_unit})
 
 
-def _read(path: Path, name: str) -> Half:
-    """Raises ArtefactError (a file that is not the one that was written), OSError."""
-    tensors, content = read_content(path, _KIND, "score again")
+def _sum(half: Half) -> str:
+    """Tells what one scoring made from what another did."""
+    state = hashlib.sha256(str(half.count).encode())
+    state.update(half.total.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()
+
+
+def _read(file: _File, name: str) -> Half:
+    """Raises ArtefactError (a file that is gone, or not the one that was written), OSError."""
+    try:
+        tensors, content = read_content(file.path, _KIND, "score again")
+    except FileNotFoundError:
+        raise ArtefactError(
+            f"{file.path}, to which scoring wrote the moments of {name!r}, is gone; put it back, or score again"
+        ) from None
     half, total = tensors.get("half"), tensors.get("total")
     if content["tap"].text() != name or half is None or total is None:
         content.fail(f"other moments than those of {name!r}")
     n = len(total)
     if any(t.dtype != torch.float64 for t in (half, total)) or half.shape != (Packed.length(n),) or total.ndim != 1:
         content.fail(f"moments of {name!r} of another size than they have")
-    return Half(Packed(n, half), total, content["count"].whole(1), content["per_unit"].whole(1))
+    found = Half(Packed(n, half), total, content["count"].whole(1), content["per_unit"].whole(1))
+    if file.sum is not None and _sum(found) != file.sum:
+        content.fail(f"moments of {name!r} that another scoring wrote there since")
+    return found

@@ -135,6 +135,20 @@ def test_a_budget_holds_under_a_real_limit(case: str, options: dict[str, Any]) -
         assert one.get("found", one).get("plan") == whole["found"]["plan"], one
 
 
+def test_moments_that_are_gone_or_of_another_scoring_are_refused(tmp_path: Path) -> None:
+    model, folder = deep(layers=1), tmp_path / "moments"
+    first = score(model, data(), keep_moments=folder)
+    name = next(iter(first.moments))
+    for path in folder.iterdir():
+        path.unlink()
+    with pytest.raises(fk.ArtefactError, match="is gone"):
+        first.moments[name]
+    second = score(model, [(2 * x, y) for x, y in data()], keep_moments=folder)
+    assert second.moments[name].count == score(model, data()).moments[name].count
+    with pytest.raises(fk.ArtefactError, match="another scoring"):
+        first.moments[name]
+
+
 def test_what_a_batch_takes_and_holds() -> None:
     """One and two samples tell of all: activations that go backwards, and those that stand at a layer."""
     x = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
