@@ -20,7 +20,6 @@ from fairkern.api import trace
 from fairkern.artefacts.folders import copy_beside, said_of
 from fairkern.artefacts.writing import new_folder
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
-from fairkern.capture.keeping import check_folder
 from fairkern.compact import apply
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases, Places, fulfil, give_biases
@@ -130,8 +129,7 @@ class _Run:
         scoring = {name: asked.options[name] for name in (*_PLAIN, *_CHOSEN) if name in asked.options}
         check_method(self._method, scoring, (), inplace=False)
         fit_together(scoring, asked.planning, asked.budget, self._method, labelled=lambda: False)
-        self.settings, self._moments = _settings(scoring), scoring.get("keep_moments", True)
-        check_folder(self._moments)
+        self.settings, self._keeps = _settings(scoring), scoring.get("keep_moments", True) is not False
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -149,7 +147,7 @@ class _Run:
 
     def scored(self, there: Absent, units: types.UnitMap, division: Division, data: Data, scratch: Path) -> Scores:
         with report.progress(self._asked.options.get("progress", True)) as on_batch:
-            kept = str(scratch / "moments") if self.settings.gram and self._moments is True else self._moments
+            kept: Any = str(scratch / "moments") if self.settings.gram and self._keeps else self._keeps
             settings = replace(self.settings, on_batch=on_batch, keep_moments=kept)
             how: dict[str, Any] = {"folder": scratch, "weights": there.weights, "division": division}
             return Scores.of(by_blocks(there.model, data.calibration, None, units, settings, **how))

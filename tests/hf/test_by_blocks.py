@@ -114,19 +114,6 @@ def test_what_blocks_cannot_do(options: dict[str, Any], message: str, made: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_moments_go_to_the_folder_that_is_asked_for(
-    whole: tuple[Path, fk.Report], made: Path, text: Path, units: fk.UnitMap, tmp_path: Path
-) -> None:
-    moments = tmp_path / "moments"
-    how: dict[str, Any] = {"walk": "blocks", "units": units, "keep_moments": moments, **SMALL}
-    fk.hf.prune(made, text, out=tmp_path / "out", **how)
-    assert list(moments.glob("segment 0/*.safetensors"))
-    assert (tmp_path / "out" / "plan.json").read_bytes() == (whole[0] / "plan.json").read_bytes()
-    with pytest.raises(fk.InputError, match="files in it"):
-        fk.hf.prune(made, text, out=tmp_path / "again", **how)
-    assert not (tmp_path / "again").exists()
-
-
 def test_what_memory_does_not_hold_goes_by_blocks(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, cpu = open_folder(made), torch.device("cpu")
     weights = walks.weight_bytes(source, None)
