@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import fairkern as fk
 
 
 def main(layers: int) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         hidden_size=8192,
         intermediate_size=28672,

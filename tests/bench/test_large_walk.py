@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("transformers")
 from bench.large_walk import SIBLING, Asked, Watched, compared, make_folder, measured
 from bench.shipping.families import write_text
 
-pytest.importorskip("transformers")
 SMALL = {**SIBLING, "num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 96}
 ASKED = Asked(sequence=32, samples=6, threads=1)
 
