@@ -173,9 +173,12 @@ def _absent(shards: Shards, plan: Plan, found: Mapping[str, int]) -> tuple[str, 
             absent.append(name)
             continue
         part = "a part" if name in found else "nothing"
+        shard = len(shards.files) == 1 and any("-of-" in file for file in shards.files)
+        where = next(iter(shards.files)) if shard else shards.path
+        again = "that is one file of several, name the folder" if shard else "fetch the whole checkpoint again"
         raise PlanMismatchError(
-            f"{shards.path} holds {part} of {name} of shape {tuple(shape)}, which the plan, made for {plan.model}, "
-            f"cuts or expects: fetch the whole checkpoint again, or that of the plan{_unnamed(plan)}"
+            f"{where} holds {part} of {name} of shape {tuple(shape)}, which the plan, made for {plan.model}, "
+            f"cuts or expects: {again}, or give the checkpoint of the plan{_unnamed(plan)}"
         )
     return tuple(absent)
 

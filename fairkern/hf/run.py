@@ -163,7 +163,7 @@ def prune(
         if team.several:
             raise InputError(
                 f"a model goes block by block in one process, and {team.size} are at work ({how.why}): start it "
-                "without torchrun, or pass walk='whole' where each process can hold the model"
+                "without torchrun, or pass walk='whole' (--walk whole) where each process can hold the model"
             )
         request = Request(source, target, dtype, place, budget, keep, planning, options, prepared)
         return by_blocks.prune(request, partial(_choices, source, how))
