@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import fairkern as fk
 
 
 def main(layers: int) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     config = LlamaConfig(
         hidden_size=8192,
         intermediate_size=28672,
@@ -35,7 +36,7 @@ def main(layers: int) -> None:
     plan = units.plan(keep_params=0.5)
     found = {
         "seconds": seconds,
-        "peak_bytes": _peak(),
+        "peak_bytes": peak(),
         "prunable": len(units.prunable),
         "units": plan.result["units"],
         "params": plan.result["params_before"],
@@ -44,7 +45,7 @@ def main(layers: int) -> None:
     print(json.dumps(found))
 
 
-def _peak() -> int:
+def peak() -> int:
     """The most memory that this program has held; `getrusage` counts what the process held before it as well."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+NOT_KNOWN = "not yet known"  # how long one takes that has not been run as it stands, and so has no results file
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -36,17 +38,20 @@ ENTRIES = {
     entry.name: entry
     for entry in (
         _tests("scoring", "scoring against forward + backward over the same batches", "minutes"),
+        _tests("memory", "what stages add to a model's weights, each in a process of its own", NOT_KNOWN),
         _tests("network_pruner", "scoring against the package of the method's paper", "minutes"),
         _tests("tracing", "tracing and proving against a forward pass; 70 billion parameters on meta", "minutes"),
         _tests("allocation", "a new budget from stored scores", "seconds"),
         _tests("reporting", "`prune` with its report against its stages, on a language model", "minutes"),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
+        _tests("compaction", "a sharded checkpoint cut by a plan against its files copied", NOT_KNOWN),
+        _tests("elimination", "ordering units by second-order saliency against a matrix product", NOT_KNOWN),
         Entry(
             "gpu",
             "pytest -m gpu",
             "a GPU's tests, then operators and scoring against what the device could do",
-            "not yet known",
+            NOT_KNOWN,
             ("bench/results/gpu.json",),
             gpu=True,
         ),
@@ -117,6 +122,22 @@ ENTRIES = {
             "a quarter of an hour",
             ("bench/results/shipping.json",),
             "hf",
+        ),
+        Entry(
+            "large_walk",
+            "python -m bench.large_walk",
+            "a Llama of 1.1 billion parameters through the command line in 1.5 GB of addresses, a block at a time",
+            NOT_KNOWN,
+            ("bench/results/large_walk.json",),
+            "hf",
+        ),
+        Entry(
+            "scaling",
+            "python -m bench.scaling",
+            "scoring as parameters, widths, classes, tokens and processes grow; on paper, models that are not at hand",
+            NOT_KNOWN,
+            ("bench/results/scaling.json", "docs/scaling.md"),
+            "quality",
         ),
         Entry(
             "graphs",

@@ -1,6 +1,6 @@
 """Tracing of torchvision models (the slowest two among them), without and with the proving run, and of YOLO models with
-position-sensitive attention, against one forward pass; and of a decoder of 70 billion parameters on the meta device,
-against half of its layers."""
+position-sensitive attention, against one forward pass; of a decoder of 70 billion parameters on the meta device,
+against half of its layers; and what trace and proof add to a decoder's weights, by a sibling and on the whole."""
 
 from __future__ import annotations
 
@@ -104,3 +104,31 @@ def test_llama_70b_without_values(benchmark: Any, record: Callable[..., None]) -
     assert whole["seconds"] < 20.0
     assert whole["peak_bytes"] < 4e9
     assert timed.relative_cost < 2.6, "more than linear in the operators"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_a_proof(dtype: str, benchmark: Any, record: Callable[..., None]) -> None:
+    """On a Llama of 139M parameters. Seconds are of one trace each, in a process of its own."""
+    pytest.importorskip("transformers")
+
+    def trace(how: str) -> dict[str, Any]:
+        command = [sys.executable, "-m", "bench._proof", "139M", dtype, how]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+    whole = trace("whole")
+    ours = benchmark.pedantic(trace, ("auto",), rounds=1)
+    record(
+        benchmark,
+        Comparison(Timing.of([ours["seconds"]]), Timing.of([whole["seconds"]])),
+        op="trace + proof, added over weights",
+        shape=f"Llama 139M, {dtype}, 1 x 256",
+        rival="proof on the whole model",
+        verify=True,
+        added_over_weights=ours["added_bytes"] / ours["weights_bytes"],
+        added_over_weights_whole=whole["added_bytes"] / whole["weights_bytes"],
+        sibling=ours["sibling"],
+    )
+    assert ours["sibling"]
+    assert ours["prunable"] == whole["prunable"] == ours["groups"]
+    assert ours["added_bytes"] <= ours["weights_bytes"]

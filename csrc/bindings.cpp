@@ -20,7 +20,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 4;
+constexpr int kInterface = 5;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -140,6 +140,28 @@ void py_tod_curves(std::int64_t u, std::int64_t r, std::int64_t sizes, std::int6
   tod_curves(args);
 }
 
+// `table` is an int64 array [views, 12]: the fields of EliminateView in order, addresses and sizes.
+void py_eliminate_steps(int element, std::int64_t table, std::int64_t count, std::int64_t units, std::int64_t steps,
+                        std::int64_t chosen, std::int64_t added, int threads, int isa) {
+  constexpr std::int64_t kWidth = 12;
+  require(element == 0 || element == 1, "element is ", element, "; expected 0 (float32) or 1 (float64)");
+  require(count >= 1, "there are ", count, " views; at least 1 is needed");
+  require(steps >= 1 && steps <= units, "steps is ", steps, "; expected 1 to the number of units, ", units);
+  require_threads(threads);
+  const std::int64_t* row = pointer<std::int64_t>(table, "table");
+  std::vector<EliminateView> views;
+  for (std::int64_t v = 0; v < count; ++v, row += kWidth)
+    views.push_back({pointer<void>(row[0], "inverse"), pointer<void>(row[1], "output"), row[2], row[3], row[4],
+                     pointer<std::int64_t>(row[5], "rows"), pointer<double>(row[6], "noise"),
+                     pointer<double>(row[7], "alive"), pointer<double>(row[8], "inverse_diagonal"),
+                     pointer<double>(row[9], "output_diagonal"), pointer<double>(row[10], "half"),
+                     pointer<double>(row[11], "mixed")});
+  const EliminateArgs args{views.data(), count, units, steps, pointer<std::int64_t>(chosen, "chosen"),
+                           pointer<double>(added, "added"), threads, resolve_isa(isa)};
+  py::gil_scoped_release release;
+  eliminate_steps(static_cast<Element>(element), args);
+}
+
 // `table` is an int64 array [jobs, 4 + 3 · kGatherDims]: source, target, element size, dims, shape, strides, indices.
 void py_gather(std::int64_t table, std::int64_t jobs, int threads) {
   constexpr std::int64_t kWidth = 4 + 3 * kGatherDims;
@@ -220,6 +242,9 @@ PYBIND11_MODULE(_extension_cpu, module) {
              py::arg("isa"));
   module.def("tod_curves", &py_tod_curves, py::arg("u"), py::arg("r"), py::arg("sizes"), py::arg("groups"),
              py::arg("out"), py::arg("threads"));
+  module.def("eliminate_steps", &py_eliminate_steps, py::arg("element"), py::arg("table"), py::arg("count"),
+             py::arg("units"), py::arg("steps"), py::arg("chosen"), py::arg("added"), py::arg("threads"),
+             py::arg("isa"));
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
   bind_gather_plan(module);
   module.def("build", &py_build);

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from fairkern import hf, ops
+from fairkern import hf, ops, ranks
 from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
 from fairkern.artefacts.files import package_version as _package_version
+from fairkern.compact import compact_checkpoint
 from fairkern.errors import (
     ArtefactError,
     BackendError,
@@ -16,6 +17,7 @@ from fairkern.errors import (
     InputError,
     NonFiniteError,
     PlanMismatchError,
+    RankError,
     TimeLimitError,
 )
 from fairkern.healing import heal
@@ -33,11 +35,13 @@ __all__ = [
     "NonFiniteError",
     "Plan",
     "PlanMismatchError",
+    "RankError",
     "Report",
     "Scores",
     "TimeLimitError",
     "UnitMap",
     "apply",
+    "compact_checkpoint",
     "heal",
     "hf",
     "info",
@@ -48,6 +52,7 @@ __all__ = [
     "picture",
     "plan_latency",
     "prune",
+    "ranks",
     "recalibrate",
     "save_pruned",
     "score",

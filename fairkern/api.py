@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -14,6 +12,16 @@ from torch import Tensor, nn
 from fairkern import axes, capture, compact, options, report, types
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
 from fairkern.capture.batches import example, first_batch, head
+from fairkern.checks import (
+    RUN,
+    check_data,
+    check_model,
+    check_more,
+    check_plan,
+    check_scores,
+    main_reasons,
+    spoilt,
+)
 from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import cut
 from fairkern.compensate.intercepts import Biases
@@ -22,15 +30,18 @@ from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
+from fairkern.model.sharded import in_shards
+from fairkern.model.wrappers import check_unwrapped
 from fairkern.ops import describe
 from fairkern.options import choose
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
-from fairkern.prove import check_values, not_finite, proven
+from fairkern.prove import Verify, check_values, proven_as
+from fairkern.ranks import ALONE, RanksLike, entered, shared, together
 from fairkern.results import PathLike, Scores, UnitMap
-from fairkern.surroundings import check_ordinary, ordinary, stage
-
-RUN = "nothing can be computed with it; build the model on a real device, with its weights"
+from fairkern.surroundings import ordinary, stage
+from fairkern.walk import Walk
+from fairkern.walk.scoring import by_blocks
 
 
 @stage
@@ -41,7 +52,7 @@ def trace(
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
     depth: bool = False,
-    verify: bool = True,
+    verify: bool | str = True,
     seed: int = 0,
     time_limit: float | None = 600.0,
 ) -> UnitMap:
@@ -65,8 +76,13 @@ def trace(
         verify: prove every group by running the model pruned against masked on other inputs (in float64 where the
             model allows it); a group that fails is tried again with sizes substituted in its modules' code, and
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;
-            `UnitMap.proven` says so. A model on the meta device (or of fake tensors) has nothing to prove on and needs
-            False.
+            `UnitMap.proven` says so. "whole": on a copy of the model in float64, which takes 16 bytes for a parameter.
+            "sibling": on a smaller model that its class builds from its `config` (transformers), with fewer blocks of
+            every kind and smaller sizes; what is found is carried over group by group, what has no counterpart stays,
+            and a model with values is cut once itself, in its own dtype. True: "sibling" for models that have a
+            configuration and weights of 256 MiB or more, or none (on the meta device), as far as one speaks for the
+            model, which the map says; else "whole". A model without values and without a sibling needs False; one in
+            shards (`fully_shard`) is traced without its values.
         seed: of the proof's removals and inputs.
         time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 
@@ -91,30 +107,34 @@ def trace(
     """
     check_model(model)
     unused, more, seed = options.names("unused", unused, "['mask_token']"), check_more(more), options.seed(seed)
-    depth, verify = options.flag("depth", depth), options.flag("verify", verify)
+    depth, how = options.flag("depth", depth), Verify.given(verify)
+    proves = how is not Verify.NONE
     with at_work(model, "trace()"), without_autocast():
         deadline = Deadline(time_limit)  # from when it is our turn
-        if verify:
-            check_values(model)
+        if in_shards(model):
+            model = compact.whole_on_meta(model)
+        how.by_sibling(model)  # refuses what cannot be proven, before anything runs
         example_inputs, *more = (example(model, map_tensors(inputs, ordinary)) for inputs in (example_inputs, *more))
-        certain, daring = axes.solutions(model, [example_inputs, *more], deadline, verify, unused, depth)
+        certain, daring = axes.solutions(model, [example_inputs, *more], deadline, proves, unused, depth)
         units = certain.units
-        if verify and (units.prunable or daring is not None):
-            units = proven(model, certain, daring, (example_inputs, *more), seed, deadline)
-    spoilt = _spoilt(model) if verify else ""
-    if not units.prunable and spoilt:
+        if proves and (units.prunable or daring is not None):
+            runs = (example_inputs, *more)
+            units = proven_as(how, model, certain, daring, runs, seed, deadline, unused, depth)
+    bad = spoilt(model) if proves else ""
+    if not units.prunable and bad:
         raise NonFiniteError(
-            f"{spoilt}: what the model gives is not finite, and so no cut can be proven; give it finite weights"
+            f"{bad}: what the model gives is not finite, and so no cut can be proven; give it finite weights"
         )
     if not units.prunable:
-        said = "; ".join([*_main_reasons(units), *units.notes[:2]]) or "it has no parameters"
+        said = "; ".join([*main_reasons(units), *units.notes[:2]]) or "it has no parameters"
         raise InputError(f"no axis of this {type(model).__name__} can be cut; the main reasons: {said}")
-    if spoilt:
-        units = replace(units, notes=(spoilt, *units.notes))
+    if bad:
+        units = replace(units, notes=(bad, *units.notes))
     return UnitMap.of(replace(units, unused=unused, more=len(more), depth=depth))
 
 
 @stage
+@shared
 def score(
     model: nn.Module,
     loader: Iterable[Any],
@@ -133,7 +153,12 @@ def score(
     backend: str = "auto",
     memory_budget: int | None = None,
     gram: bool = False,
+    max_remove: float = 1.0,
+    keep_moments: bool | PathLike = True,
+    walk: str = "whole",
+    walk_folder: PathLike | None = None,
     progress: bool = True,
+    ranks: RanksLike = None,
 ) -> Scores:
     """U-score and R-score of every unit that can be cut and that inputs change, in one pass over `loader`.
 
@@ -173,29 +198,49 @@ def score(
         pairs: U over pairs of classes: "max", the largest distance, or "mean", that of all pairs.
         loss_reduction: "mean" or "sum" over a batch's samples: what `loss_fn` does.
         backend: of the operators: "auto", "native", "triton" or "reference"; one that cannot run here raises.
-        memory_budget: bytes that class samples may take; more passes over the data are made if needed.
-        gram: keep second moments of what consumers read, which `apply(…, compensate="least_squares")` solves from:
-            a float64 matrix [length, length] per tap, and C² multiply-adds per position.
+        memory_budget: bytes beyond the weights that class samples, second moments and the order made of them may take
+            together, and what a batch's own pass takes beyond 128 MiB. It is held against what one and two samples of
+            the first batch take, before anything is kept; more passes over the data are made if needed, and the scores
+            are the same.
+        gram: second moments of what consumers read, from which the residual is made and
+            `apply(…, compensate="least_squares")` solves: half of a float64 matrix [length, length] per tap, and C²
+            multiply-adds per position.
+        max_remove: with `gram`, the largest share of a group that plans from these scores may ask for. The residual
+            puts so many in order one by one, others by what each would add next; larger plans are refused.
+        keep_moments: True: they stay in memory, in `Scores.moments`. A new or empty folder: each is written to a file
+            there when the order of its layer is known, and `Scores.moments` reads it when asked. False: they are
+            dropped then, and least squares cannot be had from these scores.
+        walk: "whole", or by "blocks": a model that is a row of blocks (modules of a list, of which each is given what
+            the one before it returns) goes forwards, then backwards, a block at a time (blocks that share units
+            together), so that memory holds the activations of one. The scores are the same, at the price of another
+            forward pass. InputError for other models.
+        walk_folder: with "blocks", what passes between blocks lies in files there for the time; None: in memory.
         progress: show a progress bar on a terminal.
+        ranks: True, or a process group: all its processes make this call, with the same model and the same loader, of
+            which each runs every so many batches; all of them get the scores of one process. False: this process works
+            by itself, whatever others do. None: there is no other.
 
     Returns:
         Scores; `provenance` says what was used: counts, passes, seconds per stage; `sample_bytes`, what the class
         samples took at most, and `predicted_bytes`, what was expected of the first batch's shapes: `samples` for all
-        of them in one pass, `layer`, the largest activation and its gradient, and `moments` where `gram` is set.
+        of them in one pass, `layer`, the largest activation and its gradient, `moments` where `gram` is set, and
+        `batch`, what the first batch's own pass takes, where there is a `memory_budget`.
 
     Raises:
         InputError: empty loader, fewer than two classes, a class with one sample, labels that are no class
-            labels, a loss that does not depend on the model, unknown options.
+            labels, a loss that does not depend on the model, unknown options, a `memory_budget` that is too small,
+            with the least that would do.
         NonFiniteError: NaN or Inf in activations, gradients or the loss; names layer and batch.
         PlanMismatchError: `units` of another model.
 
-    Cost: below one ordinary forward + backward over the same data; memory: the class samples
-    (classes · samples_per_class · units · the lesser of a unit's positions and `projections`, per tap) on top of the
-    activations of a batch.
+    Cost: below one ordinary forward + backward over the same data. Memory, on top of the activations of a batch: the
+    class samples (classes · samples_per_class · units · the lesser of a unit's positions and `projections`, per tap);
+    with `gram`, 4 length² bytes per tap, and while a layer's order is made some float64 matrices of its width.
 
     Source: FAIR-Pruner, arXiv 2508.02291 (Utilization Score, Reconstruction Score).
     """
     check_model(model)
+    check_unwrapped(model)
     check_data(loader, loss_fn)
     check_values(model, RUN)
     kind = choose(Recipe, "recipe", recipe)
@@ -211,10 +256,14 @@ def score(
         backend=backend,
         memory_budget=memory_budget,
         gram=gram,
+        max_remove=max_remove,
+        keep_moments=keep_moments,
         class_of=class_of,
         samples_of=samples_of,
+        ranks=(team := entered(ranks)),
     )
-    show, traced = options.flag("progress", progress), 0.0
+    show, traced = options.flag("progress", progress) and team.first, 0.0
+    by, folder = Walk.asked(walk, walk_folder, team)
     with at_work(model, "score()"):
         if units is None:
             started = time.perf_counter()
@@ -224,9 +273,15 @@ def score(
         else:
             options.instance("units", units, types.UnitMap, options.UNITS)
             compact.check(model, build(units, nothing(units)))
+        capture.check_holders(team, "score()", model)
+        capture.check_same(team, "score()", model, {"units": units, **vars(replace(settings, ranks=ALONE))})
         with report.progress(show) as on_batch:
-            scores = capture.capture(model, loader, loss_fn, units, replace(settings, on_batch=on_batch))
-    seconds = {"trace": traced, **scores.provenance["seconds"]}
+            settings = replace(settings, on_batch=on_batch)
+            if by is Walk.BLOCKS:
+                scores = by_blocks(model, loader, loss_fn, units, settings, folder=folder)
+            else:
+                scores = capture.capture(model, loader, loss_fn, units, settings)
+    seconds = {"trace": team.told("the trace", lambda: traced), **scores.provenance["seconds"]}
     return Scores.of(replace(scores, provenance={**scores.provenance, "seconds": seconds}))
 
 
@@ -242,6 +297,7 @@ def apply(
     biases: str | bool = "auto",
     inplace: bool = False,
     backend: str = "auto",
+    ranks: RanksLike = None,
 ) -> nn.Module:
     """The smaller model that `plan` leaves: uncompensated, it computes what `plan.masked(model)` computes.
 
@@ -269,6 +325,8 @@ def apply(
             any). False: nowhere. Weights without one are fitted through zero.
         inplace: cut `model` itself, tensor by tensor, freeing memory as it goes; default: a copy, `model` stays.
         backend: of the gathers.
+        ranks: as for `score`, for "sequential" and "joint", which share the loader's batches out. All else is a
+            function of what it is given: processes that make the same call get the same, whatever is said here.
 
     Raises:
         PlanMismatchError: a plan for another architecture; names the first axis that differs.
@@ -276,27 +334,35 @@ def apply(
             weight has a bias or is given one.
     """
     check_model(model)
+    check_unwrapped(model)
     check_plan(plan)
     check_scores(scores)
     method = choose(Compensation, "compensate", compensate)
     if loader is not None:
         check_data(loader, loss_fn)
-    chosen, inplace = Biases.given(biases), options.flag("inplace", inplace)
-    loss = Loss(loss_fn)
-    return cut(model, plan, method, scores, loader, inplace=inplace, backend=backend, biases=chosen, loss=loss).model
+    how: dict[str, Any] = {"inplace": options.flag("inplace", inplace), "biases": Biases.given(biases)}
+    with together(ranks if method.compares or ranks is not None else False, "apply()") as team:
+        given = {"plan": plan, "compensate": compensate, "loss_fn": loss_fn, "biases": biases}
+        capture.check_same(team, "apply()", model, given)
+        how |= {"backend": backend, "loss": Loss(loss_fn), "ranks": team}
+        return cut(model, plan, method, scores, loader, **how).model
 
 
 @stage
-def recalibrate(model: nn.Module, loader: Iterable[Any]) -> int:
+@shared
+def recalibrate(model: nn.Module, loader: Iterable[Any], *, ranks: RanksLike = None) -> int:
     """Take BatchNorm's running statistics anew from one forward pass over `loader`, in place.
 
     Worth a try after a harsh cut, before fine-tuning. Labels are not needed, modes stay. Returns how many layers there
-    were; raises InputError where there is none, or no batch.
+    were; raises InputError where there is none, or no batch. `ranks`: as for `score`.
     """
     check_model(model)
     check_data(loader)
     check_values(model, RUN)
-    return capture.recalibrate(model, loader)
+    team = entered(ranks)
+    capture.check_holders(team, "recalibrate()", model)
+    capture.check_same(team, "recalibrate()", model, {})
+    return capture.recalibrate(model, loader, ALONE if in_shards(model) else team)  # there all make every pass
 
 
 @stage
@@ -330,46 +396,3 @@ def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
 def info() -> dict[str, Any]:
     """What runs here: versions, the compiled extension, threads, devices, backends per operator and why not."""
     return describe()
-
-
-def check_model(model: object) -> None:
-    given = options.instance("model", model, nn.Module, options.MODEL)
-    check_ordinary((*given.named_parameters(), *given.named_buffers()))
-
-
-def check_data(loader: object, loss_fn: object = None) -> None:
-    options.iterable("loader", loader, "an iterable of batches, as a DataLoader or a list")
-    if loss_fn is not None:
-        options.function("loss_fn", loss_fn, "a function of output and targets, or None for the model's own loss")
-
-
-def check_plan(plan: object) -> None:
-    options.instance("plan", plan, types.Plan, options.PLAN)
-
-
-def check_scores(scores: object) -> None:
-    if scores is not None:
-        options.instance("scores", scores, types.Scores, options.SCORES)
-
-
-def check_more(more: Any) -> list[Any]:
-    if isinstance(more, (Tensor, Mapping)):  # one for all, and no list of them
-        raise InputError(f"more is a {type(more).__name__}; expected a list of example inputs: pass more=[…]")
-    options.iterable("more", more, "a list of example inputs")
-    return list(more)
-
-
-def _spoilt(model: nn.Module) -> str:
-    """Which weights hold NaN or Inf; empty where none does."""
-    names = not_finite(model)
-    return f"{options.several(names)} {'holds' if len(names) == 1 else 'hold'} NaN or Inf" if names else ""
-
-
-def _main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
-    """Why nothing can be cut: of groups that failed, else what holds most axis positions, modules left out."""
-    if units.groups:
-        return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
-    held: Counter[str] = Counter()
-    for frozen in units.frozen:
-        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
-    return [reason for reason, _ in held.most_common(most)]

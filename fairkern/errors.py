@@ -4,7 +4,10 @@ from __future__ import annotations
 
 
 class FairkernError(Exception):
-    """Base of everything that fairkern raises on purpose."""
+    """Base of everything that fairkern raises on purpose. `rank`: the process that it comes from, where that is another
+    one of several."""
+
+    rank: int | None = None
 
 
 class InputError(FairkernError, ValueError):
@@ -33,3 +36,7 @@ class TimeLimitError(FairkernError, TimeoutError):
 
 class ArtefactError(FairkernError, ValueError):
     """A file that is truncated, damaged or edited, not fairkern's, or written by a newer schema."""
+
+
+class RankError(FairkernError, RuntimeError):
+    """Another process of the run died, is somewhere else in the code, or was stopped by an error that is not ours."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from fairkern import options, report, types
-from fairkern.api import check_plan, check_scores
+from fairkern.checks import check_plan, check_scores
 from fairkern.compensate import Correction, through_zero, unexplained
 from fairkern.results import PathLike, Plan, Report, check_measures
 from fairkern.surroundings import stage

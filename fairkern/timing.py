@@ -16,22 +16,30 @@ from fairkern import allocate, artefacts, compact, report, types
 from fairkern.allocate import Planning, PlanningOptions, refuse_unknown
 from fairkern.errors import InputError
 from fairkern.model.nested import map_tensors, tensors_in
+from fairkern.model.sharded import processes_of
 from fairkern.options import MODEL, SCORES, UNITS, instance, iterable, place, real, whole
 from fairkern.options import seed as checked_seed
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
+from fairkern.ranks import RanksLike, measured
 from fairkern.results import PathLike, Plan, Scores
 from fairkern.surroundings import ordinary, stage
 
 
 @stage
-def latency(model: nn.Module, example_inputs: Any) -> float:
-    """Median milliseconds of a forward pass in eval mode on these inputs, after warming up."""
+@measured
+def latency(model: nn.Module, example_inputs: Any, *, ranks: RanksLike = None) -> float:
+    """Median milliseconds of a forward pass in eval mode on these inputs, after warming up.
+
+    `ranks`: True, or a process group, where its first process measures, and all make this call; False: this one
+    measures, whatever others do.
+    """
     _check(model, example_inputs)
     return report.latency_ms(model, map_tensors(example_inputs, ordinary))
 
 
 @stage
+@measured
 def latency_table(
     model: nn.Module,
     units: types.UnitMap,
@@ -41,6 +49,7 @@ def latency_table(
     shares: Sequence[float] = (1.0, 0.75, 0.5, 0.25, 0.1),
     round_to: int | Mapping[str, int] = 1,
     seed: int = 0,
+    ranks: RanksLike = None,
 ) -> types.LatencyTable:
     """Milliseconds of every layer by how much of it is left, measured here: what `plan(keep_latency=…)` is solved with.
 
@@ -57,6 +66,7 @@ def latency_table(
         shares: of the units of every group that stay.
         round_to: what stays in a group that is cut is a multiple of it, as in the plans that the table is for.
         seed: of the units that go.
+        ranks: as for `latency`.
 
     Raises InputError (shares outside 0 … 1), ArtefactError (a cache that is damaged).
     Cost: twice as many cuts as shares, one for every group of branches, and for each about a second, or 24 passes of a
@@ -99,6 +109,7 @@ def latency_table(
 
 
 @stage
+@measured
 def plan_latency(
     scores: Scores,
     model: nn.Module,
@@ -108,6 +119,7 @@ def plan_latency(
     latency: types.LatencyTable | None = None,
     looks: int = 4,
     within: float = 0.03,
+    ranks: RanksLike = None,
     **options: Unpack[PlanningOptions],
 ) -> Plan:
     """A plan for a share of the model's time, solved with a table and checked by timing the model that it leaves.
@@ -124,18 +136,20 @@ def plan_latency(
         latency: from `latency_table` on these inputs; measured here where none is given.
         looks: at how many plans to look at most; at least 1.
         within: relative difference of the shares that is good enough.
+        ranks: as for `latency`.
         options: of `Scores.plan`.
 
     Raises what `Scores.plan` raises, and InputError for less than one look.
     Cost: a table, and for every look a cut and a second, or 26 passes of a slow model.
     """
-    refuse_unknown("plan_latency()", options, PlanningOptions.__annotations__, ("latency", "looks", "within"))
+    refuse_unknown("plan_latency()", options, PlanningOptions.__annotations__, ("latency", "looks", "within", "ranks"))
     instance("scores", scores, Scores, SCORES)
     _check(model, example_inputs)
     looks, within = whole("looks", looks, 1), real("within", within)
     example_inputs = map_tensors(example_inputs, ordinary)
     if latency is None:
-        latency = latency_table(model, scores.units, example_inputs, round_to=options.get("round_to", 1))
+        rounded = options.get("round_to", 1)
+        latency = latency_table(model, scores.units, example_inputs, round_to=rounded, ranks=False)
     found: list[tuple[float, Plan]] = []
     seen: list[list[float]] = []
     while len(found) < looks:
@@ -155,7 +169,9 @@ def plan_latency(
 
 
 def _check(model: object, example_inputs: Any) -> None:
-    instance("model", model, nn.Module, MODEL)
+    given = instance("model", model, nn.Module, MODEL)
+    if processes_of(given) > 1:  # of which each would make as many passes as it has time for
+        raise InputError(f"this {type(given).__name__} lies in shards in several processes: time it before that")
     if next(iter(tensors_in(example_inputs)), None) is None:
         raise InputError(
             f"example inputs hold no tensor (got {type(example_inputs).__name__}); give what is to be timed"

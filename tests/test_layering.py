@@ -14,16 +14,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fairkern"
 
 FLOORS = (
-    {"types", "errors", "env", "deadline", "options", "ties", "interrupts", "surroundings", "_native", "_cuda"},
+    {"types", "errors", "env", "deadline", "options", "ties", "interrupts", "surroundings", "ranks"}
+    | {"_native", "_cuda"},
     {"model", "plans", "ops"},  # what is known of models; plans as data; tensors in, tensors out
     {"artefacts"},
     {"axes", "capture", "allocate", "compact", "report"},  # the stages
     {"prove", "compensate"},  # what is made of two stages
-    {"api", "results", "pruning", "summary", "timing", "healing"},
+    {"walk"},  # a model that is not there as a whole, through several of them
+    {"api", "checks", "results", "pruning", "summary", "timing", "healing"},
     {"hf"},  # folders of transformers
     {""},  # fairkern/__init__.py: what users import
     {"demo"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = set(FLOOR)

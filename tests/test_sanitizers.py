@@ -13,7 +13,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
-TESTS = ["class_wasserstein", "wasserstein_1d", "sliced", "project", "taylor", "tod", "gather", "gather_plan"]
+TESTS = [
+    "class_wasserstein",
+    "wasserstein_1d",
+    "sliced",
+    "project",
+    "taylor",
+    "tod",
+    "gather",
+    "gather_plan",
+    "eliminate",
+]
 
 
 def library(name: str) -> str:

@@ -105,6 +105,7 @@ SCORING = {
     "units": OURS, "samples_per_class": WHOLE, "projections": WHOLE, "seed": SEED, "class_of": FUNCTION,
     "samples_of": FUNCTION, "recipe": CHOICE, "reduction": CHOICE, "pairs": CHOICE, "loss_reduction": CHOICE,
     "backend": CHOICE, "memory_budget": Kind(but(WHOLE.wrong, "none")), "gram": FLAG, "progress": FLAG,
+    "walk": CHOICE, "walk_folder": Kind(but(PATH.wrong, "none")),
 }  # fmt: skip
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
     "trace": (

@@ -119,7 +119,7 @@ struct Partials {
   std::vector<double> products, magnitudes, activations;  // [parts, channels]
 };
 
-// The inner parts for elements S: a block of columns, a line of columns, a block of rows, a piece.
+// The inner parts for elements S: a block of columns, a line of columns, a block of rows, a piece, a stretch.
 template <class S>
 struct Inner {
   using T = Wide<S>;
@@ -131,6 +131,8 @@ struct Inner {
   void (*project)(const ProjectArgs& args, const ProjectBlocks& blocks, const Panels<T>& panels, std::int64_t number,
                   const ProjectWork<T>& work);
   void (*taylor)(const TaylorArgs& args, const Cut& cut, std::int64_t task, Partials& partials);
+  void (*eliminate)(const double* half, const double* mixed, std::int64_t stride, std::int64_t steps,
+                    const double* own, const double* others, std::int64_t length, double* inverse, double* output);
 };
 
 // Each defined in the file of its name.

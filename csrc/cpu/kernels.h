@@ -77,6 +77,27 @@ struct TodCurvesArgs {
 };
 void tod_curves(const TodCurvesArgs& args);
 
+// One place where units are read, each at one position; matrices are symmetric, of which the lower half is there.
+struct EliminateView {
+  const void *inverse, *output;  // [positions, positions], float or double
+  std::int64_t inverse_stride, output_stride, positions;
+  const std::int64_t* rows;     // [units]
+  const double* noise;          // [positions]: what a cost may be off by, of the output's diagonal
+  double* alive;                // [positions]: 0 where a position went, else 1
+  double *inverse_diagonal, *output_diagonal;  // [units], as they are now
+  double *half, *mixed;         // [steps, positions]: inverse −= halfᵀ half, output += halfᵀ mixed + mixedᵀ half
+};
+
+struct EliminateArgs {
+  const EliminateView* views;
+  std::int64_t count, units, steps;
+  std::int64_t* chosen;  // [steps]
+  double* added;         // [steps]
+  int threads;
+  Isa isa;
+};
+void eliminate_steps(Element element, const EliminateArgs& args);
+
 constexpr int kGatherDims = 12;
 
 struct GatherJob {

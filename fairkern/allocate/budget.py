@@ -20,7 +20,16 @@ from fairkern.allocate.options import (
     parse_target,
 )
 from fairkern.allocate.prices import costs, priced, together
-from fairkern.allocate.signals import RANDOM, check_signal, defaults, is_function, levels, name_of, read_signal
+from fairkern.allocate.signals import (
+    RANDOM,
+    check_range,
+    check_signal,
+    defaults,
+    is_function,
+    levels,
+    name_of,
+    read_signal,
+)
 from fairkern.allocate.steps import Budget, Steps, budget_terms, fewest, give_back
 from fairkern.allocate.tod import (
     fraction_need,
@@ -132,6 +141,7 @@ def allocate(
     ignored = ignored_groups(units, asked.ignore)
     if ignored.issuperset(units.prunable):
         raise InputError(f"ignore={list(asked.ignore)!r} leaves no group to cut; name fewer")
+    check_range(scores, kind, removal, asked)
     served = constraints(units, serving(asked.serve))
     limit = limits(units, ignored, asked, served.multiples)
     same = [tie.groups for tie in served.ties if tie.same]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fairkern import ties
-from fairkern.allocate.options import Allocation
+from fairkern.allocate.options import Allocation, Planning
 from fairkern.errors import InputError
 from fairkern.options import choose, short
 from fairkern.plans.cost import adds_up
@@ -70,6 +70,24 @@ def check_signal(scores: Scores, role: str, signal: Any) -> None:
         f"{role}={short(signal)} is not among the signals of these scores; they hold {choices}: pass {role}= "
         f"one of those, 'random' or a function{or_score}"
     )
+
+
+def check_range(scores: Scores, kind: Allocation, removal: Any, asked: Planning) -> None:
+    """Raises InputError where the residual was put in order for smaller plans than these, or for part of a group."""
+    known = scores.provenance.get("max_remove", 1.0)
+    protects = kind is Allocation.TOD and isinstance(asked.protect, str) and asked.protect == RESIDUAL
+    removes = isinstance(removal, str) and removal == RESIDUAL
+    if known == 1.0 or not (protects or removes):
+        return
+    tells = f"these scores tell the units of a group apart as far as {known!r}, which score(max_remove=) was asked for"
+    if protects:
+        raise InputError(f"protect='residual' reads the order of all units, and {tells}: score again without")
+    if kind is Allocation.NORMALIZED:
+        raise InputError(f"allocation='normalized' reads the residual of all units, and {tells}: score again without")
+    if asked.max_remove > known:
+        raise InputError(
+            f"max_remove={asked.max_remove!r}, and {tells}: pass max_remove={known!r}, or score again for more"
+        )
 
 
 def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import SCHEMA, check_header, check_sum, compact, package_version, parse
-from fairkern.artefacts.tensors import open_tensors, write_tensors
+from fairkern.artefacts.tensors import Later, open_tensors, write_tensors
 from fairkern.artefacts.writing import replacing
 from fairkern.errors import ArtefactError
 
 
 def write_content(
-    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+    path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor | Later], content: Mapping[str, Any]
 ) -> None:
     """Writes atomically a file "fairkern.<kind>": the metadata has `format`, `schema`, `fairkern`, `sha256` (a sum over
     all that the file says) and `content` as JSON.

@@ -10,6 +10,7 @@ import numpy as np
 
 from fairkern.artefacts.branches import branches_content, read_branches, read_rows, rows_content
 from fairkern.artefacts.fields import Fields
+from fairkern.artefacts.file_tensors import files_content, read_files
 from fairkern.artefacts.files import plain, read_json, write_json
 from fairkern.artefacts.units import read_seen, seen_content, silence
 from fairkern.types import (
@@ -96,6 +97,7 @@ def plan_payload(plan: Plan) -> dict[str, Any]:
         **({"seen": seen_content(plan.seen)} if plan.seen else {}),
         **({"branches": branches_content(plan.branches)} if plan.branches else {}),
         **({"rows": rows_content(plan.rows)} if plan.rows else {}),
+        **({} if plan.files is None else {"files": files_content(plan.files)}),
     }
 
 
@@ -165,6 +167,7 @@ def read_plan_payload(payload: Mapping[str, Any], path: str | os.PathLike[str]) 
         seen,
         branches,
         read_rows(content),
+        read_files(content, shapes),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from fairkern.artefacts.contents import read_content, write_content
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import plain
+from fairkern.artefacts.tensors import Later
 from fairkern.artefacts.units import IndexPool, StoredIndices, read_units, units_content
 from fairkern.errors import InputError
 from fairkern.types import FloatArray, Moments, Scores, UnitMap
@@ -25,18 +27,18 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
     Tensors: `signal.<name>` float64 (all groups, one after the other), `means` float64 (all taps), `index` int64
     (the map's index arrays, each distinct one once), `gram.<k>` float64 [n, n] and `totals` (all taps with moments,
     in order). The metadata holds `format`, `schema`, `fairkern`, `sha256` (a sum over all that the file says) and the
-    rest as JSON under `content`. Arrays come back bitwise.
+    rest as JSON under `content`. Arrays come back bitwise. Second moments are made full one after the other.
 
     Raises:
         InputError: provenance that JSON cannot hold, or arrays that are not float64.
         OSError: the folder does not exist or cannot be written, the disk is full.
     """
     pool = IndexPool()
-    content = {
+    content: dict[str, Any] = {
         "units": units_content(scores.units, pool),
         "signals": {name: [len(values) for values in groups] for name, groups in scores.signals.items()},
         "means": {name: len(values) for name, values in scores.means.items()},
-        "moments": {name: [len(m.total), m.count, m.per_unit] for name, m in scores.moments.items()},
+        "moments": {},
         "grids": {name: [[*grid, count] for grid, count in sizes.items()] for name, sizes in scores.grids.items()},
         "provenance": plain(scores.provenance, "provenance"),
         "index": pool.shapes,
@@ -44,16 +46,26 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
     tensors = {f"signal.{name}": _joined(f"signal {name!r}", groups) for name, groups in scores.signals.items()}
     tensors["means"] = _joined("means", scores.means.values())
     tensors["index"] = pool.joined()
-    tensors["totals"] = _joined("totals", (m.total.numpy() for m in scores.moments.values()))
-    for k, (name, moments) in enumerate(scores.moments.items()):
-        square = moments.gram.numpy()
-        if square.shape != (len(moments.total),) * 2 or square.dtype != np.float64:
+    totals, later = [], {}
+    for k, name in enumerate(scores.moments):
+        moments = scores.moments[name]
+        n, square = len(moments.total), moments.gram
+        if square.shape != (n, n) or square.dtype != torch.float64:
             raise InputError(
-                f"the Gram matrix of {name!r} is {square.dtype} of shape {square.shape}; expected float64 "
-                f"{(len(moments.total),) * 2}"
+                f"the Gram matrix of {name!r} is {_named(square.dtype)} of shape "
+                f"{tuple(square.shape)}; expected float64 {(n, n)}"
             )
-        tensors[f"gram.{k}"] = np.ascontiguousarray(square)
-    write_content(path, "scores", {name: torch.from_numpy(array) for name, array in tensors.items()}, content)
+        content["moments"][name] = [n, moments.count, moments.per_unit]
+        totals.append(moments.total.numpy())
+        like = torch.empty(n, n, dtype=torch.float64, device="meta")
+        later[f"gram.{k}"] = Later(like, partial(_gram, scores.moments, name))
+    tensors["totals"] = _joined("totals", totals)
+    flat = {name: torch.from_numpy(array) for name, array in tensors.items()}
+    write_content(path, "scores", {**flat, **later}, content)
+
+
+def _gram(moments: Mapping[str, Moments], name: str) -> Tensor:
+    return moments[name].gram
 
 
 def load_scores(path: str | os.PathLike[str]) -> Scores:

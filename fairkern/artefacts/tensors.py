@@ -15,8 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader
@@ -57,7 +56,7 @@ _MOST_DIMS = 64  # NumPy's limit
 _MOST_BYTES = 1 << 62
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """What a header says of a tensor."""
 
     dtype: str
@@ -66,7 +65,22 @@ class _Entry(NamedTuple):
     stop: int
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def order_of(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The order in which `write_tensors` takes tensors: the largest elements first, so that each lies at a multiple of
+    its element's size."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+
+
+class Later(NamedTuple):
+    """A tensor that is made when it is written, and gone then; `like` is one on the meta device."""
+
+    like: Tensor
+    make: Callable[[], Tensor]
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor | Later], metadata: Mapping[str, str]
+) -> None:
     """Writes dense tensors, of any device, and texts; the sum is added to the texts.
 
     Tensors are summed up while they are written, one after the other, the largest elements first, so that each lies at
@@ -76,38 +90,49 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         InputError: a dtype that the format does not have.
         OSError: the file cannot be written, the disk is full. What was written by then stays.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    likes = {name: t.like if isinstance(t, Later) else t for name, t in tensors.items()}
+    order = order_of(likes)
     entries, end = {}, 0
     for name in order:
-        tensor = tensors[name]
-        if tensor.dtype not in _NAMES or name == _METADATA:
-            raise InputError(f"{name} is a tensor of {tensor.dtype}, which a safetensors file cannot hold")
-        size = tensor.numel() * tensor.element_size()
-        entries[name] = _Entry(_NAMES[tensor.dtype], tuple(tensor.shape), end, end + size)
-        end += size
-    blank = _header(entries, metadata, "0" * hashlib.sha256().digest_size * 2)
+        entries[name] = entry_of(name, likes[name].dtype, likes[name].shape, end)
+        end = entries[name].stop
+    blank = header_of(entries, {**metadata, SUM: "0" * hashlib.sha256().digest_size * 2})
     sums = {}
     with open(path, "wb") as file:
         file.write(len(blank).to_bytes(8, "little") + blank)
         for name in order:
-            dense = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
-            flat = dense.as_strided((dense.numel(),), (1,))  # a lone element may have any stride
-            data = flat.view(torch.uint8).numpy().data
+            given = tensors[name]
+            data = bytes_of(given.make() if isinstance(given, Later) else given)
             sums[name] = hashlib.sha256(data).hexdigest()
             file.write(data)
         file.seek(8)
-        file.write(_header(entries, metadata, _sum(entries, metadata, sums)))
+        file.write(header_of(entries, {**metadata, SUM: _sum(entries, metadata, sums)}))
 
 
-def _header(entries: Mapping[str, _Entry], metadata: Mapping[str, str], total: str) -> bytes:
+def entry_of(name: str, dtype: torch.dtype, shape: Sequence[int], start: int) -> Entry:
+    """What a header says of a tensor whose bytes begin at `start`. Raises InputError for what the format has not."""
+    if dtype not in _NAMES or name == _METADATA:
+        raise InputError(f"{name} is a tensor of {dtype}, which a safetensors file cannot hold")
+    return Entry(_NAMES[dtype], tuple(shape), start, start + math.prod(shape) * dtype.itemsize)
+
+
+def header_of(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
+    """A header without its count of bytes, filled up to a multiple of eight."""
     said = {
         name: {"dtype": e.dtype, "shape": e.shape, "data_offsets": [e.start, e.stop]} for name, e in entries.items()
     }
-    text = encoded(compact({_METADATA: {**metadata, SUM: total}, **said}), "a tensor's name or the metadata")
+    text = encoded(compact({_METADATA: {**metadata}, **said}), "a tensor's name or the metadata")
     return text + b" " * (-len(text) % 8)
 
 
-def _sum(entries: Mapping[str, _Entry], metadata: Mapping[str, str], sums: Mapping[str, str]) -> str:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The elements of a dense tensor of any device, in the order of its dimensions; no copy where they lie so."""
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # a lone element may have any stride
+    return flat.view(torch.uint8).numpy().data
+
+
+def _sum(entries: Mapping[str, Entry], metadata: Mapping[str, str], sums: Mapping[str, str]) -> str:
     return sum_of(
         {
             "metadata": {key: metadata[key] for key in sorted(metadata) if key != SUM},
@@ -134,7 +159,7 @@ class TensorFile:
     """An open file: `metadata` are its texts, the sum among them; its tensors are read on demand."""
 
     def __init__(self, file: BufferedReader, path: str | os.PathLike[str]) -> None:
-        self._file, self._path, self._reading = file, path, threading.Lock()
+        self._file, self._path = file, path
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
         length = int.from_bytes(first, "little")
@@ -164,11 +189,18 @@ class TensorFile:
         """Shapes of all tensors by their names, as the header has them."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
-    def read(self) -> tuple[dict[str, Tensor], str]:
+    def read(self, keep: Callable[[str, Tensor], Tensor] | None = None) -> tuple[dict[str, Tensor], str]:
         """All tensors, on the CPU in memory of their own, and the sum of what was read, to be compared.
 
         Every byte is read and summed up once, a part at a time, in as many threads as torch uses; nothing is copied.
+        `keep(name, tensor)` gives what is kept of each: they are read one after the other then.
         """
+        if keep is not None:
+            kept, said = {}, {}
+            for name, entry in self._entries.items():
+                tensor, said[name] = self._tensor(name, entry)
+                kept[name] = keep(name, tensor)
+            return kept, _sum(self._entries, self.metadata, said)
         threads = min(torch.get_num_threads(), len(self._entries))
         if threads > 1:
             with ThreadPoolExecutor(threads) as pool:
@@ -184,35 +216,73 @@ class TensorFile:
         """Dtypes of all tensors by their names, as the header has them."""
         return {name: _DTYPES[entry.dtype] for name, entry in self._entries.items()}
 
+    @property
+    def order(self) -> list[str]:
+        """Names of all tensors in the order in which their bytes lie in the file."""
+        return sorted(self._entries, key=lambda name: self._entries[name][2:])
+
+    @property
+    def head(self) -> bytes:
+        """What stands before the tensors: the count of the header's bytes, and the header."""
+        return os.pread(self._file.fileno(), self._begin, 0)
+
     def tensor(self, name: str) -> tuple[Tensor, str]:
         """One tensor, on the CPU in memory of its own, and the sum of its bytes."""
         return self._tensor(name, self._entries[name])
+
+    def rows(self, name: str, start: int = 0, stop: int | None = None, into: Tensor | None = None) -> Tensor:
+        """Positions `start` to `stop` of a tensor's first dimension (default: all), in own memory, not summed up.
+
+        `into`: a contiguous CPU tensor of that dtype and shape, which is filled and returned. Several threads may read.
+        Raises ArtefactError where the file has become shorter. Cost: one read of these rows.
+        """
+        entry = self._entries[name]
+        dtype, rest = _DTYPES[entry.dtype], entry.shape[1:]
+        if entry.shape:
+            stop = entry.shape[0] if stop is None else stop
+            if not 0 <= start <= stop <= entry.shape[0]:
+                raise InputError(f"{name} has {entry.shape[0]} rows; asked for {start} to {stop}")
+        shape = (stop - start, *rest) if stop is not None else ()
+        made = torch.empty(shape, dtype=dtype, device="cpu") if into is None else into
+        if made.shape != shape or made.dtype != dtype or made.device.type != "cpu" or not made.is_contiguous():
+            raise InputError(f"{name}: {dtype} of the shape {shape} has no place in {made.dtype} {tuple(made.shape)}")
+        flat = made.detach().reshape(-1).view(torch.uint8)
+        self._fill(flat.numpy().data, name, entry.start + start * math.prod(rest) * dtype.itemsize)
+        self._check_truth(name, flat)
+        return made
+
+    def _fill(self, data: memoryview, name: str, at: int) -> None:
+        """Reads as many bytes as there is room for; the file has no position, so that threads may read together."""
+        while len(data):
+            read = os.preadv(self._file.fileno(), [data], self._begin + at)
+            if not read:
+                self._fail(f"it ends within the tensor {name!r}")
+            data, at = data[read:], at + read
+
+    def _check_truth(self, name: str, flat: Tensor) -> None:
+        if self._entries[name].dtype == "BOOL" and flat.numel() and int(flat.max()) > 1:
+            self._fail(f"the tensor {name!r} holds truth values that are neither 0 nor 1")
 
     def sum_of(self, sums: Mapping[str, str]) -> str:
         """The sum of the file, given that of every tensor's bytes."""
         return _sum(self._entries, self.metadata, sums)
 
-    def _tensor(self, name: str, entry: _Entry) -> tuple[Tensor, str]:
+    def _tensor(self, name: str, entry: Entry) -> tuple[Tensor, str]:
         """A tensor and the sum of its bytes."""
         flat = torch.empty(entry.stop - entry.start, dtype=torch.uint8, device="cpu")
         state, data = hashlib.sha256(), flat.numpy().data
         for at in range(0, len(data), _PART):
             part = data[at : at + _PART]
-            with self._reading:  # one position for all threads
-                self._file.seek(self._begin + entry.start + at)
-                whole = self._file.readinto(part) == len(part)
-            if not whole:
-                self._fail(f"it ends within the tensor {name!r}")
+            self._fill(part, name, entry.start + at)
             state.update(part)
-        if entry.dtype == "BOOL" and len(data) and int(flat.max()) > 1:
-            self._fail(f"the tensor {name!r} holds truth values that are neither 0 nor 1")
+        self._check_truth(name, flat)
         return flat.view(_DTYPES[entry.dtype]).reshape(entry.shape), state.hexdigest()
 
     def _fail(self, what: str) -> NoReturn:
         raise ArtefactError(f"{self._path} is truncated or not a safetensors file ({what}); write it again")
 
 
-def _entry(entry: Fields) -> _Entry:
+def _entry(entry: Fields) -> Entry:
     """What a header says of one tensor, its numbers held against each other."""
     dtype, shape = entry["dtype"].text(), entry["shape"].wholes()
     start, stop = (place.whole() for place in entry["data_offsets"].items(2))
@@ -223,4 +293,4 @@ def _entry(entry: Fields) -> _Entry:
         entry.fail("a shape that no tensor has")
     if stop - start != math.prod(shape) * size:
         entry.fail(f"{stop - start} bytes for {dtype} of the shape {shape}")
-    return _Entry(dtype, shape, start, stop)
+    return Entry(dtype, shape, start, stop)

@@ -13,6 +13,7 @@ from fairkern.types import (
     Axis,
     AxisGroup,
     CallSite,
+    ConfigChange,
     ConfigField,
     CostTerm,
     Entries,
@@ -120,6 +121,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         **({"unused": list(units.unused)} if units.unused else {}),
         **({"more": units.more} if units.more else {}),
         **({"depth": True} if units.depth else {}),
+        **({"sibling": [[c.name, c.before, c.after] for c in units.sibling]} if units.sibling else {}),
         **({"branches": branches_content(units.branches)} if units.branches else {}),
         **({"blocks": blocks_content(units.blocks)} if units.blocks else {}),
         "config": [
@@ -234,6 +236,7 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         branches=branches,
         blocks=read_blocks(content, groups),
         depth=content.get("depth", False).flag(),
+        sibling=tuple(_smaller(entry) for entry in content.optional_items("sibling")),
     )
 
 
@@ -249,6 +252,11 @@ def read_seen(content: Fields) -> dict[str, tuple[str, ...]]:
     """What `seen_content` wrote; files of an older schema have nothing of it."""
     pairs = [entry.items(2) for entry in content.optional_items("seen")]
     return {module: places.names() for modules, places in pairs for module in modules.names()}
+
+
+def _smaller(entry: Fields) -> ConfigChange:
+    name, before, after = entry.items(3)
+    return ConfigChange(name.text(), before.optional_whole(), after.whole(1))
 
 
 def _entries(entry: Fields) -> Entries:

@@ -15,6 +15,10 @@ from pathlib import Path
 
 from fairkern.interrupts import unbroken
 
+PARTIAL = ".partial"
+"""What the name of a folder ends with while it is written by a run that another may go on with."""
+
+_held: set[Path] = set()  # folders that this process has locked for itself
 _TEMPORARY = re.compile(r"\.fairkern-[0-9a-f]{16}\.tmp")
 
 
@@ -126,20 +130,80 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(folder))
     with _temporary(target.parent, folder=True) as place:
         yield place
-        if target.is_dir():
-            place.chmod(stat.S_IMODE(target.stat().st_mode))
-        for path in sorted(place.rglob("*")):
-            if path.is_file():
-                with open(path, "rb+") as file:
-                    os.fsync(file.fileno())
-        os.rename(place, target)
+        _put(place, target)
     _finish(target.parent)
+
+
+@contextmanager
+@unbroken
+def resumed_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[Path]:
+    """Where to write a folder's files so that a run that ended early can go on: `FOLDER.partial`, beside its place.
+
+    What is in there from such a run is left to the block, which says by the file `marker` that it is its own. At the
+    end everything is on the disk and renamed to `folder`, which until then is absent or empty. If the block raises, or
+    the process is killed, `FOLDER.partial` stays, for another run or for the user to remove.
+
+    Raises:
+        OSError: the folder above does not exist or cannot be written; `FOLDER.partial` is in use by another process, a
+            file, or somebody else's (files without `marker`); `folder` is a file or not empty by the end.
+    """
+    target = Path(os.path.realpath(folder))
+    place = target.with_name(f"{target.name}{PARTIAL}")
+    place.mkdir(exist_ok=True)
+    with _alone(place):
+        inside = [path.name for path in place.iterdir() if not _TEMPORARY.fullmatch(path.name)]
+        if inside and marker not in inside:
+            raise FileExistsError(errno.EEXIST, f"holds files, and no {marker} of an unfinished run", str(place))
+        try:
+            yield place
+        except BaseException:
+            with contextlib.suppress(OSError):  # nothing to go on with
+                place.rmdir()
+            raise
+        _put(place, target)
+    _finish(target.parent)
+
+
+def _put(place: Path, target: Path) -> None:
+    """A folder that is done takes its place, once all of it is on the disk."""
+    if target.is_dir():
+        place.chmod(stat.S_IMODE(target.stat().st_mode))
+    for path in sorted(place.rglob("*")):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+    os.rename(place, target)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raises BlockingIOError where another process has locked a folder; locked within, where the system has locks."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = _open(folder)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(errno.EAGAIN, "another process is writing there", str(folder)) from None
+        except OSError:  # a file system without locks
+            pass
+        _held.add(folder)
+        try:
+            yield
+        finally:
+            _held.discard(folder)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def _one_writer(folder: Path) -> Iterator[None]:
     """Within, others that rename several files in `folder` wait. A temporary one is its writer's, who has locked it."""
-    if os.name != "posix" or _TEMPORARY.fullmatch(folder.name):
+    if os.name != "posix" or _TEMPORARY.fullmatch(folder.name) or folder in _held:
         yield
         return
     descriptor = _open(folder)

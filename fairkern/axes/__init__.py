@@ -14,7 +14,7 @@ from fairkern.axes.units import Solution, solve
 from fairkern.axes.unreached import named_unused
 from fairkern.deadline import NO_LIMIT, Deadline
 
-__all__ = ["Solution", "config_fields", "solutions"]
+__all__ = ["Solution", "config_fields", "named_unused", "solutions"]
 
 
 def solutions(

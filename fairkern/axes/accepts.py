@@ -17,18 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from fairkern.errors import InputError
 from fairkern.model.nested import tensors_in
 from fairkern.model.tensors import named_tensors
-
-# by name: importing the class of compiled modules takes seconds
-_WRAPPERS = {
-    "OptimizedModule": ("is compiled", "pass {0}._orig_mod, and compile again after the cut"),
-    "DataParallel": ("runs on several devices", "pass {0}.module, and wrap again after the cut"),
-    "DistributedDataParallel": ("is distributed", "pass {0}.module, and wrap again after the cut"),
-    "FullyShardedDataParallel": (
-        "is distributed",
-        "pass the module with its parameters whole, and wrap after the cut",
-    ),
-}
-_SCRIPTED = ("is scripted", "pass the module that it was made from, and script again after the cut")
+from fairkern.model.wrappers import check_unwrapped
 
 # hooks that compute a parameter before every forward pass, so that the module holds the result of other tensors
 _HOOKS: tuple[tuple[type, str], ...] = (
@@ -42,12 +31,9 @@ def check_model(model: nn.Module) -> None:
     """InputError for a wrapper, a module that computes its parameters in a hook, a tensor of a packed class, or a
     lazy module that has not run; says what to pass instead.
     """
+    check_unwrapped(model)
     for path, module in model.named_modules():
         name = _named(path)
-        wrapper = _SCRIPTED if isinstance(module, torch.jit.ScriptModule) else _WRAPPERS.get(type(module).__name__)
-        if wrapper is not None:
-            what, instead = wrapper
-            raise InputError(f"{name} {what} ({type(module).__name__}): {instead.format(name)}")
         for hook in module._forward_pre_hooks.values():
             for kind, call in _HOOKS:
                 if isinstance(hook, kind):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,13 +39,28 @@ def faked(model: nn.Module, runs: Sequence[Any]) -> Iterator[Sequence[Any]]:
     if own is None:
         runs = _replace(model, runs, mode)
     try:
-        with mode:
+        with _unlogged(), mode:
             yield runs
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         raise InputError(
             f"this {type(model).__name__} asks for values ({error}), which tensors on the meta device do not have: "
             "trace it on real tensors"
         ) from error
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without torch's log of operators that fail on fake tensors: code that tries one and then another goes on."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    log.addFilter(_nothing)
+    try:
+        yield
+    finally:
+        log.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def _replace(model: nn.Module, runs: Sequence[Any], mode: FakeTensorMode) -> Sequence[Any]:

@@ -113,6 +113,8 @@ class OperatorMode(UncompiledMode):
         known, counted = len(self._tracing.graph.contractions), len(self._tracing.graph.flops)
         read = None if self._flow is None else self._flow.before(tensors)
         result = func(*args, **kwargs)
+        if self._tracing.sites and not self._training:
+            self._tracing.operators.setdefault(code, {})[operator.name] = None
         scopes = self._tracing.scopes
         for t in tensors:
             name = self._by_id.get(id(t))

@@ -38,3 +38,4 @@ class Tracing:
     widths: dict[str, int] = field(default_factory=dict)  # last dimension of what a module returned
     depth: bool = False  # whether branches of residual blocks are looked for
     flows: list[Flow] = field(default_factory=list)  # then: the values of every run in eval mode
+    operators: dict[str, dict[str, None]] = field(default_factory=dict)  # by module: what its own code called, in order

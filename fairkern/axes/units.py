@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -36,12 +36,16 @@ _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 
 @dataclass(frozen=True)
 class Solution:
-    """A map, and its size sites and attributes that code may compare its inputs with, none of them in use."""
+    """A map, and its size sites and attributes that code may compare its inputs with, none of them in use.
+
+    `operators`: by module, those that its own code called, each once, in the order in which they came.
+    """
 
     units: UnitMap
     sites: tuple[SizeSite, ...]
     compared: tuple[SizeAttribute, ...] = ()
     filled: tuple[SizeAttribute, ...] = ()  # to which code may fill up a tensor that its module holds
+    operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def positions(self) -> int:
@@ -131,7 +135,8 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, depth: Depth, s
     units = depth.described(units, sizes)
     units = replace(units, extents=tuple(sizes.extents))
     compared = tuple(attributes_like_children(model, held, sizes.extents) if tracing.sites else ())
-    return Solution(units.freeze(sizes.uneven), sites, compared, filled)
+    operators = {path: tuple(names) for path, names in tracing.operators.items()}
+    return Solution(units.freeze(sizes.uneven), sites, compared, filled, operators)
 
 
 def _freeze_unconsumed(solver: Solver, contractions: Sequence[Contraction]) -> None:

@@ -134,6 +134,22 @@ def first_batch(loader: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     return first, itertools.chain([first], iterator) if iterator is loader else loader
 
 
+class Begun:
+    """A loader that has been begun, to look at its first batch; iterated once, it yields that one as well."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self._loader, self._iterator = loader, iter(loader)
+        self.first = list(itertools.islice(self._iterator, 1))
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.first
+        self.first = []
+        yield from self._iterator
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]  # TypeError, as of the loader
+
+
 def head(batch: Any, model: nn.Module, samples_of: SamplesOf | None = None, samples: int = 2) -> Call:
     """What the model is called with for its prediction of a few samples of a batch, on its device.
 
@@ -155,6 +171,13 @@ def example(model: nn.Module, inputs: Any) -> Any:
 def last_sample(batch: Batch) -> Batch:
     """The batch of its last sample alone: of what has a row or an item per sample the last one."""
     return Batch(batch.index, batch.parts.rows(slice(batch.samples - 1, None)), batch.labels[-1:], batch.number)
+
+
+def first_samples(batch: Batch, samples: int) -> Batch:
+    """The batch of so many samples, or the batch itself where it has no more."""
+    if samples >= batch.samples:
+        return batch
+    return Batch(batch.index, batch.parts.rows(slice(samples)), batch.labels[:samples], batch.number)
 
 
 def _labels(index: int, labels: Any, samples: int, own: bool) -> Tensor:

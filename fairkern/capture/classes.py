@@ -26,9 +26,10 @@ class Selection:
         self.per_class = per_class
         self.counts: Counter[int] = Counter()
         self._labels: list[Tensor] = []
+        self._owners: list[Tensor] = []
 
-    def take(self, labels: Tensor) -> Tensor:
-        """Rows of this batch to keep, int64 on the CPU; counts them as taken."""
+    def take(self, labels: Tensor, owner: int = 0) -> Tensor:
+        """Rows of this batch to keep, int64 on the CPU; counts them as taken by the process that has the batch."""
         rows = []
         for row, label in enumerate(labels.tolist()):
             if label >= 0 and self.counts[label] < self.per_class:
@@ -36,7 +37,13 @@ class Selection:
                 rows.append(row)
         index = torch.tensor(rows, dtype=torch.int64, device="cpu")
         self._labels.append(labels[index])
+        self._owners.append(torch.full_like(index, owner))
         return index
+
+    @property
+    def owners(self) -> Tensor:
+        """Which process has each of the rows that were taken, int64 on the CPU."""
+        return torch.cat([torch.zeros(0, dtype=torch.int64, device="cpu"), *self._owners])
 
     @property
     def labels(self) -> Tensor:
@@ -85,15 +92,30 @@ class Choice:
     def __init__(self, per_class: int) -> None:
         self._per_class = per_class
         self._grids: dict[Grid, Selection] = {}
+        self._owner, self._hears = 0, False
+        self._before: list[tuple[Tensor, int]] = []  # batches of others, until grids are known
         self._batch = torch.zeros(0, dtype=torch.int64, device="cpu")
         self._rows: dict[Grid, Tensor] = {}
         self.done = 0.5  # share of the batches that have come; as many again, where that is not known
 
-    def begin(self, labels: Tensor, done: float = 0.5) -> None:
+    def begin(self, labels: Tensor, done: float = 0.5, owner: int = 0) -> None:
         """The labels of the next batch, [samples] or [samples, places …]; with it, so much of the data is `done`."""
-        self._batch, self.done = labels, done
+        self._batch, self.done, self._owner, self._hears = labels, done, owner, True
         self._rows = {}
         self.rows(tuple(labels.shape[1:]))
+
+    def pass_by(self, labels: Tensor, owner: int) -> None:
+        """The labels of a batch that another process hears: its rows count, on every grid that there is.
+
+        Which grids there are shows when the first batch is heard here.
+        """
+        hears = self._hears
+        self.begin(labels, self.done, owner)
+        for grid in self._grids:
+            self.rows(grid)
+        self._hears = hears
+        if not hears:
+            self._before.append((labels, owner))
 
     def seen(self, point: Point, act: Tensor, dim: int, layout: Layout) -> tuple[Tensor, int, Grid]:
         """An activation, samples first, as rows that have a class, where its units lie then, and its grid."""
@@ -105,8 +127,7 @@ class Choice:
     def rows(self, grid: Grid) -> Tensor:
         """Which rows of this batch to keep."""
         if grid not in self._rows:
-            selection = self._grids.setdefault(grid, Selection(self._per_class))
-            self._rows[grid] = selection.take(_on_grid(self._batch, grid))
+            self._rows[grid] = self.of(grid).take(_on_grid(self._batch, grid), self._owner)
         return self._rows[grid]
 
     @property
@@ -116,12 +137,21 @@ class Choice:
 
     def of(self, grid: Grid) -> Selection:
         """What was kept on this grid so far."""
+        if grid not in self._grids:
+            found = self._grids[grid] = Selection(self._per_class)
+            for labels, owner in self._before:
+                found.take(_on_grid(labels, grid), owner)
         return self._grids[grid]
 
     @property
     def counts(self) -> Counter[int]:
         """Rows per class, as they were labelled."""
         return next(iter(self._grids.values())).counts if self._grids else Counter()
+
+    @property
+    def expected(self) -> int:
+        """Rows that are likely to be taken in all, as they were labelled."""
+        return next(iter(self._grids.values())).expected(self.done) if self._grids else 0
 
     def check(self) -> None:
         """Raises InputError unless there are two classes with two samples (places, as they were labelled) each."""

@@ -21,9 +21,10 @@ from fairkern.errors import InputError
 from fairkern.model.nested import call_model
 from fairkern.model.replacements import in_place
 from fairkern.model.untouched import untouched
+from fairkern.ranks import ALONE, Ranks
 from fairkern.types import JointMoments, Side, Tap, UnitMap
 
-_NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
+NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
 
 
 def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, others: Sequence[Tap]) -> list[Point]:
@@ -40,7 +41,7 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
         model.eval()
         inputs = next(inputs_of(loader, model, singly=True), None)
         if inputs is None:
-            raise InputError(_NO_BATCH)
+            raise InputError(NO_BATCH)
         chosen = Chosen(model, inputs)
         with listener.hearing(), listed.followed(), chosen:
             call_model(model, inputs)
@@ -56,13 +57,15 @@ def joint_moments(
     units: UnitMap,
     points: Sequence[Point],
     around: Around = contextlib.nullcontext,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[str, JointMoments | None]]:
     """Name by name in the order of the forward pass: sums over `loader` of `a` in `model` and `b` in `changed`.
 
     `changed` has the same modules and positions; its weights may be changed between two points, for the rest of the
     pass. None: nothing differs there. Where the next layer reads the very same tensors (queries, keys and values), the
     object is the same. `around` is entered for every pass of `changed`, in its thread.
-    Both models are left as they were otherwise.
+    Both models are left as they were otherwise. Of several processes each walks with some of the batches; all get sums
+    over those of all, point by point.
 
     Raises InputError (a loader that yields nothing; batches that do not come to the same points).
     Cost: two forward passes and 2 n² multiply-adds per vector; memory: all batches' activations at one depth, twice.
@@ -72,18 +75,19 @@ def joint_moments(
             stack.enter_context(untouched(net))
             stack.enter_context(in_place(net))
             net.eval()
-        inputs = list(inputs_of(loader, model, singly=True))
-        if not inputs:
-            raise InputError(_NO_BATCH)
-        walks = [stack.enter_context(Walk(model, x, points, contextlib.nullcontext, i)) for i, x in enumerate(inputs)]
-        walks += [stack.enter_context(Walk(changed, x, points, around, i)) for i, x in enumerate(inputs)]
+        number, inputs = -1, []
+        for number, x in enumerate(inputs_of(loader, model, singly=True)):
+            if ranks.own(number):
+                inputs.append((number, x))
+        if number < 0:
+            raise InputError(NO_BATCH)
+        walks = [stack.enter_context(Walk(model, x, points, contextlib.nullcontext, i)) for i, x in inputs]
+        walks += [stack.enter_context(Walk(changed, x, points, around, i)) for i, x in inputs]
         per_unit = {p: offsets(p, units) for p in points}
-        seen, last = set(), _Sums()
+        seen, last = set(), _Sums(ranks)
         try:
-            for places in in_step(walks):
-                point = places[0][0]
+            for point, acts in _together(walks, points, ranks):
                 seen.add(point)
-                acts = [act for _, act in places]
                 yield point.name, last.of(point, acts, per_unit[point])
         except LookupError as error:
             raise InputError(f"batches come to {error} one after the other; use batches like those scored") from None
@@ -92,46 +96,96 @@ def joint_moments(
             raise InputError(f"the batches do not reach {missing.name}; use batches like those that were scored")
 
 
+def _together(walks: Sequence[Walk], points: Sequence[Point], ranks: Ranks) -> Iterator[tuple[Point, list[Tensor]]]:
+    """Where passes stand, and what they read there. Those of several processes stand at the same point; one that has no
+    batch is told of it. Raises LookupError as `in_step`."""
+    steps, named = in_step(walks), {point.name: point for point in points}
+    walking = ranks.gathered("the walks", bool(walks))
+    while True:
+        here = next(steps, [])
+        told = ranks.gathered("a point", here[0][0].name if here else "")
+        names = {name for name, walks_there in zip(told, walking, strict=True) if walks_there}
+        if len(names) > 1:
+            raise LookupError(" and ".join(sorted(names - {""})))
+        name = names.pop()
+        if not name:
+            return
+        yield named[name], [act for _, act in here]
+
+
 class _Sums:
     """Joint moments of the point that was met last, and what they were taken from: without keeping that alive."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
         self._read: list[tuple[Any, ...]] = []
         self._joint: JointMoments | None = None
 
     def of(self, point: Point, acts: Sequence[Tensor], per_unit: int) -> JointMoments | None:
         """`acts`: those of all batches in the model as it was, then those in the changed one."""
-        read = [(point.dim, per_unit, *_identity(act)) for act in acts]
-        if read != self._read:
+        read = [(point.dim, per_unit, *identity(act)) for act in acts]
+        if not all(self._ranks.gathered("what is read", read == self._read)):
             half = len(acts) // 2
-            self._read, self._joint = read, _joint(point, acts[:half], acts[half:], per_unit)
+            self._read, self._joint = read, _joint(point, acts[:half], acts[half:], per_unit, self._ranks)
         return self._joint
 
 
-def _identity(act: Tensor) -> tuple[Any, ...]:
+def identity(act: Tensor) -> tuple[Any, ...]:
     """Equal for views of the same values in the same order; nothing that comes later is taken for them."""
     place = (act.storage_offset(), act.dtype, act.shape, act.stride())
     return StorageWeakRef(act.untyped_storage()), act._version, *place
 
 
-def _joint(point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_unit: int) -> JointMoments | None:
-    if all(torch.equal(a, b) for a, b in zip(before, now, strict=True)):
+def _joint(
+    point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_unit: int, ranks: Ranks
+) -> JointMoments | None:
+    if all(ranks.gathered("what differs", all(torch.equal(a, b) for a, b in zip(before, now, strict=True)))):
         return None
-    sums: list[Any] = []
+    sums = JointSums(point, per_unit)
     for act, changed in zip(before, now, strict=True):
-        a, b = _vectors(point, act, per_unit), _vectors(point, changed, per_unit)
-        made = _products(a, b)
+        sums.add(act, changed)
+    if ranks.several:
+        sums.add_up(ranks)
+    return sums.moments()
+
+
+class JointSums:
+    """`Σ a bᵀ`, `Σ b bᵀ`, `Σ a`, `Σ b` at one point, batch after batch: float32 products of one, float64 sums.
+
+    Memory: both matrices in float64, beside them those of one batch in float32.
+    """
+
+    def __init__(self, point: Point, per_unit: int) -> None:
+        self._point, self._per_unit = point, per_unit
+        self._sums: list[Tensor] = []
+        self._count = 0
+
+    def add(self, act: Tensor, changed: Tensor) -> None:
+        a, b = _vectors(self._point, act, self._per_unit), _vectors(self._point, changed, self._per_unit)
+        made = [a @ b.T, b @ b.T]
         if a.dtype != torch.float64 and not (holds_squares(made[0]) and holds_squares(made[1])):
-            made = _products(a.double(), b.double())
-        sums = [x + y for x, y in zip(sums, made, strict=True)] if sums else made
-    cross, gram, total, other = (t.cpu() for t in sums[:4])
-    return JointMoments(cross, gram, total, other, sums[4], per_unit)
+            a, b = a.double(), b.double()
+            made = [a @ b.T, b @ b.T]
+        made += [a.sum(1), b.sum(1)]
+        if self._sums:
+            for total, more in zip(self._sums, made, strict=True):
+                total.add_(more)  # in the dtype of the sum
+        else:
+            self._sums = [total.double() for total in made]
+        self._count += a.shape[1]
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Over processes that have each heard some batches, or none."""
+        n = self._point.length // self._per_unit
+        shapes = [(n, n), (n, n), (n,), (n,)]
+        sums = self._sums or [torch.zeros(shape, dtype=torch.float64, device="cpu") for shape in shapes]
+        count = torch.tensor(self._count, dtype=torch.float64, device="cpu")
+        *self._sums, whole = ranks.summed("joint moments", [*sums, count])
+        self._count = int(whole)
 
-def _products(a: Tensor, b: Tensor) -> list[Any]:
-    """`a bᵀ`, `b bᵀ`, the sums of both, and of how many vectors."""
-    made = a @ b.T, b @ b.T, a.sum(1), b.sum(1)
-    return [*(sums.double() for sums in made), a.shape[1]]
+    def moments(self) -> JointMoments:
+        cross, gram, total, other = (t.cpu() for t in self._sums)
+        return JointMoments(cross, gram, total, other, self._count, self._per_unit)
 
 
 def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,6 +33,15 @@ class _Root(torch.autograd.Function):
         return grads[0], None
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Tensors of a forward pass that are no points: `leaves` gives those of the last one, and `take` is given the
+    gradients of its loss that come back to them, None where none does."""
+
+    leaves: Callable[[], Sequence[Tensor]]
+    take: Callable[[Sequence[Tensor | None]], None]
+
+
 class Listener:
     """What one forward pass hears at its points, and what comes back to them in the backward pass.
 
@@ -40,8 +50,10 @@ class Listener:
     run. Where several passes of a model are under way, the listener of the one that goes on is `active`.
     """
 
-    def __init__(self, model: nn.Module, points: Sequence[Point], *, gradients: bool) -> None:
-        self._model, self.points, self._gradients = model, points, gradients
+    def __init__(
+        self, model: nn.Module, points: Sequence[Point], *, gradients: bool, beside: Beside | None = None
+    ) -> None:
+        self._model, self.points, self._gradients, self._beside = model, points, gradients, beside
         self.active = True
         self._thread = 0  # that of the pass
         whole = [p for p in points if p.expert is None and (p.side.of_call or p.side is Side.BRANCH)]
@@ -78,7 +90,10 @@ class Listener:
         is not ours and is not heard. Raises InputError where it has freed the graph."""
         self._on_gradient = on_gradient
         try:
-            torch.autograd.grad(loss, [self.root], allow_unused=True)
+            beside = () if self._beside is None else self._beside.leaves()
+            _, *found = torch.autograd.grad(loss, [self.root, *beside], allow_unused=True)
+            if self._beside is not None:
+                self._beside.take(found)
         except RuntimeError as error:
             if "backward through the graph a second time" not in str(error):
                 raise
@@ -127,7 +142,7 @@ class Listener:
         self._thread = threading.get_ident()
         if not self._by_weight:
             return contextlib.nullcontext()
-        return WeightCalls(named_tensors(self._model), self._around)
+        return WeightCalls(named_tensors(self._model), self._around, self._model)
 
     def _around(self, call: WeightCall, run: Callable[[Mapping[int, Tensor]], Any]) -> Any:
         heard = [item for key in call.numbers.items() for item in self._by_weight.get(key, ())]

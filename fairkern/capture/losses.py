@@ -39,18 +39,19 @@ class Losses:
 
         Raises InputError for a model that gives no loss at all, and for one that is no number.
         """
-        return self._once(batch)[1]
+        return self.once(batch)[1]
 
     def answered(self, batch: Batch) -> tuple[Any, Tensor]:
         """What the model returns for a batch, and the batch's loss. Raises as `of`."""
-        output, loss = self._once(batch)
+        output, loss = self.once(batch)
         if loss is None:
-            output, loss = self._once(batch)
+            output, loss = self.once(batch)
         assert loss is not None
         return output, loss
 
-    def _once(self, batch: Batch) -> tuple[Any, Tensor | None]:
-        with _seeded(self._seed + batch.number):
+    def once(self, batch: Batch) -> tuple[Any, Tensor | None]:
+        """What one run gives: what the model returns, and the loss, as `of` has it."""
+        with seeded(self._seed + batch.number):
             output = self._output(batch)
             loss = self._given(batch, output) if self._loss_fn is None else self._loss_fn(output, batch.targets)
         if loss is None and self._training is None and self._tells(batch):
@@ -68,7 +69,7 @@ class Losses:
 
     def forward(self, batch: Batch) -> None:
         """The forward pass of `of` alone."""
-        with _seeded(self._seed + batch.number):
+        with seeded(self._seed + batch.number):
             self._output(batch) if self._training else call_model(self._model, batch.inputs)
 
     def _given(self, batch: Batch, output: Any) -> Tensor | None:
@@ -141,7 +142,7 @@ def _found(output: Any, *, added: bool) -> Tensor | None:
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Random numbers by this seed inside; the state of all generators is put back."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,15 +13,36 @@ from torch import Tensor
 from fairkern.capture.points import Point
 from fairkern.capture.sums import AT_ONCE
 from fairkern.errors import NonFiniteError
-from fairkern.ops.gram import Gram, gram
+from fairkern.ops.gram.packed import Packed
+from fairkern.ranks import Ranks
 from fairkern.types import Moments, UnitMap
 
+_MOST = 2.0**126  # below what a sum in another order may overflow at
 _LEAST = 2.0**-80  # sums of squares below it have lost what smaller units give, or all
 
 
+class Half(NamedTuple):
+    """The moments of one tap, half of the symmetric matrix; all of it is made when asked for."""
+
+    square: Packed  # Σ a aᵀ
+    total: Tensor  # [n], Σ a
+    count: int  # type: ignore[assignment]
+    per_unit: int
+
+    def whole(self) -> Moments:
+        return Moments(self.square.full(), self.total, self.count, self.per_unit)
+
+    @staticmethod
+    def bytes_of(width: int) -> int:
+        """What it takes for vectors of so many entries."""
+        return 8 * (Packed.length(width) + width)
+
+
 class MomentStore:
-    """Per point `Σ a`, `Σ a aᵀ` and how many vectors `a` were added, in float64 (float32 sums per batch, but of
-    activations whose squares float32 does not hold: 1e19, or 1e-19).
+    """Per point `Σ a`, half of `Σ a aᵀ`, and how many vectors `a` were added, in float64 (float32 sums per batch, but
+    of activations whose squares float32 does not hold: 1e19, or 1e-19).
+
+    `summed`: only at these points are they summed up (all); the others wait for another pass.
 
     Sums are taken of what is left of `a` without the first batch's mean, which is put back in float64: where units
     hardly vary, what they vary by would drown in the rounding of their means.
@@ -32,9 +54,10 @@ class MomentStore:
     Beside them, per point, the gradient power: `Σ (∂L/∂a)²`.
     """
 
-    def __init__(self, points: Iterable[Point], units: UnitMap) -> None:
+    def __init__(self, points: Iterable[Point], units: UnitMap, summed: Collection[str] | None = None) -> None:
         self._per_unit = {p: offsets(p, units) for p in points}
-        self._sums: dict[Point, tuple[Tensor, Tensor, int]] = {}
+        self._summed = {p for p in self._per_unit if summed is None or p.name in summed}
+        self._sums: dict[Point, Half] = {}
         self._powers: dict[Point, Tensor | float] = dict.fromkeys(self._per_unit, 0.0)
         self._elements: dict[Point, list[int]] = {p: [0, 0] for p in self._per_unit}  # heard, and with silent tokens
         self._shifts: dict[Point, Tensor] = {}
@@ -43,14 +66,23 @@ class MomentStore:
         self._waiting: list[tuple[Point, Tensor, Tensor]] = []  # vectors, and whether float32 holds their squares
 
     @property
+    def per_unit(self) -> dict[str, int]:
+        """By tap name: how many positions of each unit are offsets of one channel."""
+        return {point.name: count for point, count in self._per_unit.items()}
+
+    @property
     def points(self) -> list[Point]:
         return list(self._per_unit)
 
     @property
-    def full_bytes(self) -> int:
+    def halves_bytes(self) -> int:
         """What the sums of all points take."""
-        widths = [p.length // per_unit for p, per_unit in self._per_unit.items()]
-        return sum(8 * width * (width + 1) for width in widths)
+        return sum(map(Half.bytes_of, self.widths.values()))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """By tap name: entries of a vector."""
+        return {p.name: p.length // per_unit for p, per_unit in self._per_unit.items()}
 
     def add_gradient(self, point: Point, grad: Tensor, weight: int) -> None:
         """Of one batch at one point; `weight`: what makes it the gradient of a sum over samples."""
@@ -75,38 +107,81 @@ class MomentStore:
             return
         self._elements[point][0] += heard
         self._elements[point][1] += act.numel()
+        if point not in self._summed:
+            return
         if per_unit > 1:
             act = act.unflatten(dim, (act.shape[dim] // per_unit, per_unit))
         vectors = act.movedim(dim, 0)
-        made = gram(self._shifted(point, vectors), 0)
-        if made.gram.dtype != torch.float64:
-            fits = holds_squares(made.gram)
-            made = Gram(made.gram.masked_fill_(~fits, 0), made.total.masked_fill_(~fits, 0), made.count)
+        shifted = self._shifted(point, vectors)
+        if shifted.dtype == torch.float64:
+            self._put(point, shifted)
+            return
+        fits = _holds_squares_of(shifted)
+        if act.device.type not in AT_ONCE:  # it is not looked at yet, which would wait for the device
+            self._put(point, shifted, fits=fits)
             self._waiting.append((point, vectors, fits))
-        self._put(point, made)
-        if act.device.type in AT_ONCE:
-            self.settle()
+        elif bool(fits) or not bool(vectors.any()):
+            self._put(point, shifted)
+        else:
+            self._again(point, vectors)
 
-    def _put(self, point: Point, made: Gram) -> None:
-        square, total, count = made.gram.double(), made.total.double(), made.count
+    def _put(self, point: Point, vectors: Tensor, fits: Tensor | None = None, *, counted: bool = False) -> None:
+        """`vectors`: [length, …], less the first batch's mean; `counted`: their number is known already."""
         known = self._sums.get(point)
-        if known is not None:
-            square, total, count = known[0].add_(square), known[1].add_(total), known[2] + count
-        self._sums[point] = (square, total, count)
+        if known is None:
+            known = self._nothing(point, vectors.device)
+        known.square.add_gram(vectors, fits)
+        total = vectors.reshape(len(vectors), -1).sum(1)
+        known.total.add_(total if fits is None else total.masked_fill_(~fits, 0))
+        count = 0 if counted else vectors[0].numel()
+        self._sums[point] = known._replace(count=known.count + count)
+
+    def _again(self, point: Point, vectors: Tensor, *, counted: bool = False) -> None:
+        """In float64, what float32 does not hold."""
+        wide = self._shifted(point, vectors.double())
+        self._check(point, wide, "activations")
+        self._put(point, wide, counted=counted)
 
     def settle(self) -> None:
         """Take again, in float64, what float32 did not hold; on a GPU this looks at all points at once."""
         held = torch.stack([fits for _, _, fits in self._waiting]).tolist() if self._waiting else []
         for (point, vectors, _), fits in zip(self._waiting, held, strict=True):
             if not fits and bool(vectors.any()):
-                made = gram(self._shifted(point, vectors.double()), 0)
-                self._check(point, made.gram.diagonal(), "activations")
-                self._put(point, made._replace(count=0))  # they have been counted
+                self._again(point, vectors, counted=True)
         self._waiting.clear()
 
-    def _check(self, point: Point, squares: Tensor, what: str) -> None:
-        if not bool(torch.isfinite(squares).all()):
+    def _check(self, point: Point, values: Tensor, what: str) -> None:
+        if not bool(torch.isfinite(values).all()):
             raise NonFiniteError(f"{what} at {point.name} are not finite in batch {self.batch}")
+
+    @property
+    def means_at_first(self) -> dict[str, Tensor]:
+        """What is taken off at every point, once the first batch has come, on the CPU."""
+        return {point.name: shift.cpu() for point, shift in self._shifts.items()}
+
+    def take_off(self, means: Mapping[str, Tensor]) -> None:
+        """These, which another process had from the first batch, before any comes here."""
+        self._shifts = {p: means[p.name] for p in self._per_unit if p.name in means}
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Over processes that have each heard some batches."""
+        heard = [torch.tensor(elements, dtype=torch.float64, device="cpu") for elements in self._elements.values()]
+        powers = [torch.tensor([float(p)], dtype=torch.float64, device="cpu") for p in self._powers.values()]
+        counts = [self._sums[p].count if p in self._sums else 0 for p in self._per_unit]
+        whole = ranks.summed("moments", [*heard, *powers, torch.tensor(counts, dtype=torch.float64, device="cpu")])
+        n = len(self._per_unit)
+        self._elements = {p: [int(k) for k in found] for p, found in zip(self._per_unit, whole[:n], strict=True)}
+        self._powers = {p: float(found) for p, found in zip(self._per_unit, whole[n : 2 * n], strict=True)}
+        for point, count in zip(self._per_unit, map(int, whole[-1]), strict=True):
+            if count:
+                own = self._sums.get(point) or self._nothing(point, torch.device("cpu"))
+                flat, total = ranks.summed("moments", [own.square.flat, own.total])
+                self._sums[point] = own._replace(square=Packed(own.square.n, flat), total=total, count=count)
+
+    def _nothing(self, point: Point, device: torch.device) -> Half:
+        width = self.widths[point.name]
+        total = torch.zeros(width, dtype=torch.float64, device=device)
+        return Half(Packed.zeros(width, device), total, 0, self._per_unit[point])
 
     def powers(self, samples: int) -> dict[str, float]:
         """By tap name: the gradient power per sample, as if all tokens were given to every expert."""
@@ -125,20 +200,17 @@ class MomentStore:
         if shift is None:
             shift = act.reshape(len(act), -1).mean(1, dtype=wide).nan_to_num(0.0, 0.0, 0.0)
             self._shifts[point] = shift
-        shift = shift.view(-1, *[1] * (act.ndim - 1))
+        shift = shift.to(act.device).view(-1, *[1] * (act.ndim - 1))
         return torch.sub(act, shift, out=_room(act, wide))
 
-    def moments(self) -> dict[str, Moments]:
-        """By tap name; frees as it goes."""
-        found = {}
-        for point in list(self._sums):
-            square, total, count = self._sums.pop(point)
-            shift = self._shifts.pop(point).double()
-            mixed = torch.outer(shift, total)
-            square = square + mixed + mixed.T + count * torch.outer(shift, shift)
-            total = total + count * shift
-            found[point.name] = Moments(square.cpu(), total.cpu(), count, self._per_unit[point])
-        return found
+    def take(self, name: str) -> Half:
+        """The moments of a tap, on the CPU; they are gone from here."""
+        point = next(p for p in self._sums if p.name == name)
+        square, total, count, per_unit = self._sums.pop(point)
+        shift = self._shifts.pop(point).double()
+        square.add_outer(shift, total + (count / 2) * shift)
+        total.add_(shift, alpha=count)
+        return Half(Packed(square.n, square.flat.cpu()), total.cpu(), count, per_unit)
 
 
 class StateMeans:
@@ -154,9 +226,23 @@ class StateMeans:
         known = self._sums.get(point)
         self._sums[point] = (total, count) if known is None else (known[0] + total, known[1] + count)
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Over processes that have each heard some batches."""
+        nothing = {p: torch.zeros(p.length, dtype=torch.float64, device="cpu") for p in self.points}
+        counts = [self._sums[p][1] if p in self._sums else 0 for p in self.points]
+        sums = [self._sums[p][0] if p in self._sums else nothing[p] for p in self.points]
+        *totals, whole = ranks.summed("means", [*sums, torch.tensor(counts, dtype=torch.float64, device="cpu")])
+        self._sums = {p: (total, int(n)) for p, total, n in zip(self.points, totals, whole, strict=True)}
+
     def means(self) -> dict[str, np.ndarray]:
         """By tap name, float64 `[length]`, where anything was read."""
         return {p.name: total.cpu().numpy() / count for p, (total, count) in self._sums.items() if count}
+
+
+def _holds_squares_of(vectors: Tensor) -> Tensor:
+    """Whether float32 holds their sums of squares, and of products: bool []."""
+    norm = torch.linalg.vector_norm(vectors.reshape(len(vectors), -1), dim=1).amax()
+    return (norm >= _LEAST**0.5) & (norm < _MOST**0.5)
 
 
 def holds_squares(gram: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fairkern.model.sharded import is_sharded
+
 
 @contextlib.contextmanager
 def affine_norms(model: nn.Module) -> Iterator[None]:
@@ -22,7 +24,8 @@ def affine_norms(model: nn.Module) -> Iterator[None]:
     try:
         for module in model.modules():
             if _is_affine(module):
-                module.forward = partial(_forward, module, _slope(module))
+                whole = not any(is_sharded(p) for p in module.parameters())  # else a pass has other tensors there
+                module.forward = partial(_forward, module, _slope(module) if whole else None)
                 changed.append(module)
         yield
     finally:
@@ -49,10 +52,10 @@ def _slope(norm: nn.Module) -> Tensor:
     return slope if norm.weight is None else slope * norm.weight.detach()
 
 
-def _forward(norm: nn.Module, slope: Tensor, input: Tensor) -> Tensor:
+def _forward(norm: nn.Module, slope: Tensor | None, input: Tensor) -> Tensor:
     if not input.requires_grad or not torch.is_grad_enabled():
         return type(norm).forward(norm, input)
-    return _Affine.apply(input, slope, norm)
+    return _Affine.apply(input, _slope(norm) if slope is None else slope, norm)
 
 
 class _Affine(torch.autograd.Function):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any
 
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.capture.batches import Batch, batches
+from fairkern.capture.alive import Alive
+from fairkern.capture.among import Among
+from fairkern.capture.batches import Batch, batches, first_samples
 from fairkern.capture.classes import Choice
 from fairkern.capture.fused import listening
-from fairkern.capture.listener import Listener
+from fairkern.capture.listener import Beside, Listener
 from fairkern.capture.losses import Losses, LossFunction
-from fairkern.capture.memory import Prediction
+from fairkern.capture.memory import Prediction, Trial
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Point
@@ -30,7 +33,9 @@ from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.checkpointing import kept_instead
 from fairkern.model.fused import running_as
 from fairkern.model.kept import changed, kept_objects
+from fairkern.model.nested import call_model
 from fairkern.model.process import let_others_in
+from fairkern.model.sharded import in_shards
 from fairkern.model.tensors import device_of
 from fairkern.types import Side
 
@@ -38,7 +43,8 @@ from fairkern.types import Side
 class Pass:
     """One iteration over the loader. Without `taylor` it collects class samples only, with no gradients.
 
-    `moments` and `states` may listen at points of their own.
+    `moments` and `states` may listen at points of their own. Of a memory budget (that of `settings`) `reserved` bytes
+    are for other things than class samples.
     """
 
     def __init__(
@@ -52,15 +58,20 @@ class Pass:
         moments: MomentStore | None = None,
         states: StateMeans | None = None,
         ambient: Ambient = NO_AUTOCAST,
+        reserved: int = 0,
+        beside: Beside | None = None,
     ) -> None:
         self._model, self._settings = model, settings
         self._taylor, self._moments, self._states = taylor, moments, states
         self.choice = Choice(settings.samples_per_class)
-        self.samples = SampleStore([] if settings.class_of is False else points, self.choice, settings)
+        self.samples = SampleStore([] if settings.class_of is False else points, self.choice, settings, reserved)
         self._points = frozenset(points)
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
-        self._listener = Listener(model, list(dict.fromkeys([*points, *own])), gradients=taylor is not None)
-        self._rehearsal = Rehearsal(model, self._listener, Losses(model, loss_fn, settings.seed), ambient)
+        heard = list(dict.fromkeys([*points, *own]))
+        self._listener = Listener(model, heard, gradients=taylor is not None, beside=beside)
+        self._among = Among(settings.ranks, in_shards(model))
+        losses = Losses(model, loss_fn, settings.seed)
+        self._rehearsal = Rehearsal(model, self._listener, losses, ambient, self._among.any_of)
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.singly = False  # whether samples of a batch came one by one
@@ -69,30 +80,86 @@ class Pass:
         self.prediction: Prediction | None = None
 
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
-        total = _length(loader)
+        total = length_of(loader)
         stage = "scoring" if number == 0 else f"scoring, pass {number + 1}"
-        experts = running_as(self._model, listening(self._listener.points, self._listener))
-        with affine_norms(self._model), experts, kept_instead(), self._listener.attached(), torch.enable_grad():
+        with self._listening():
             for batch in batches(loader, self._model, self._settings.class_of, self._settings.samples_of):
                 self.batches = batch.index + 1
                 self.singly |= batch.parts.singly
-                before = kept_objects(self._model) if self.batches == 2 else {}  # the first may make what all use
-                self._step(batch, (batch.index + 1) / total if total and batch.index < total else 0.5)
-                if self.batches == 2:
+                mine = self._among.comes(batch)
+                second = mine and self._among.own == 2
+                before = kept_objects(self._model) if second else {}  # the first may make what all use
+                self._step(batch, mine, (batch.index + 1) / total if total and batch.index < total else 0.5)
+                if second:
                     self.keeps = changed(before, kept_objects(self._model))
                 self._settings.on_batch(self.batches, total, stage)
                 let_others_in()
+            for batch in self._among.without_own():
+                self._join_in(batch)
+            self._run_again()
         if self.batches == 0:
             raise InputError("the loader yields no batch")
         if self.seen == 0:
             raise InputError("the loader yields no sample: every batch is empty")
+        self._add_up()
 
-    def _step(self, batch: Batch, done: float) -> None:
+    def tried(self, batch: Batch, total: int | None) -> Trial:
+        """What the first batch will take, from running one and two of its samples (or all, where it is not divided),
+        and from the labels of all. Nothing is kept; a pass is tried or run."""
+        assert self._taylor is not None
+        done = 1 / total if total else 0.5
+        with self._listening():
+            sizes: dict[int, tuple[int, int]] = {}
+            for some in (1, 2) if batch.parts.divisible and batch.samples > 2 else (batch.samples,):
+                part = first_samples(batch, some)
+                self._listener.reset(device_of(self._model))
+                self.choice.begin(part.labels, done)
+                with Alive() as alive:
+                    self._backward(part, self._taylor, 1)
+                self.prediction = self.prediction or self._predicted()
+                sizes[some] = alive.peak, 0
+            assert self.prediction is not None
+        sizes = {some: (peak, self._held(first_samples(batch, some))) for some, (peak, _) in sizes.items()}
+        whole = Choice(self._settings.samples_per_class)
+        whole.begin(batch.labels, done)
+        taken, held = (
+            sizes[min(sizes)][k] + max(0, sizes[max(sizes)][k] - sizes[min(sizes)][k]) * (batch.samples - min(sizes))
+            for k in (0, 1)
+        )
+        expected = 0 if self._settings.class_of is False else whole.expected
+        return Trial(self.prediction, expected, taken, held)
+
+    def _held(self, batch: Batch) -> int:
+        """Bytes that are alive when a forward pass without gradients stands at a point, at most (`lockstep.Walk`)."""
+        standing, listener = [0], Listener(self._model, self._listener.points, gradients=False)
+
+        def stand(point: Point, _: Tensor) -> None:
+            listener.forget(point)
+            standing.append(alive.now())
+
+        listener.on_heard = stand
+        with torch.no_grad(), listener.attached(), Alive() as alive, listener.hearing():
+            call_model(self._model, batch.inputs)
+        return max(standing)
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        experts = running_as(self._model, listening(self._listener.points, self._listener))
+        with affine_norms(self._model), experts, kept_instead(), self._listener.attached(), torch.enable_grad():
+            yield
+
+    def _step(self, batch: Batch, mine: bool, done: float) -> None:
         if batch.samples == 0:
             return
         if batch.labels.ndim > 1 and self._settings.reduction is Reduction.PER_CLASS:
             raise InputError("reduction='per_class' needs one class label per sample, not one for every place")
-        self.choice.begin(batch.labels, done)
+        self.seen += batch.samples
+        owner = self._among.owner(batch)
+        self._among.counts(batch)
+        if not mine:
+            self.choice.pass_by(batch.labels, owner)
+            return
+        self.choice.begin(batch.labels, done, owner)
         if self._moments is not None:
             self._moments.batch = batch.index
         if self._taylor is None:
@@ -103,17 +170,62 @@ class Pass:
             self.loss_sum += self._backward(batch, self._taylor, weight) * weight
         if self.prediction is None:
             self.prediction = self._predicted()
+        self._among.share_means(self._moments, heard=False)
         for point, act in self._listener.heard.items():
-            if self._states is not None and not point.side.scored:
-                self._states.add(point, act)
+            if not point.side.scored:
+                if self._states is not None:
+                    self._states.add(point, act)
                 if self._moments is not None and len(act):
                     self._moments.add(point, act, 1, act.numel())
             else:
                 self._keep(point, act)
         if self._moments is not None:
             self._moments.settle()
-        self.seen += batch.samples
+        self._among.share_means(self._moments, heard=True)
         self._listener.reset(device_of(self._model))
+
+    def _join_in(self, batch: Batch) -> None:
+        """Take part in a pass of others, who hear it."""
+        with torch.set_grad_enabled(self._taylor is not None):
+            loss = self._rehearsal.forward(batch)
+        if loss.requires_grad:
+            self._listener.backward(loss, lambda point, grad: None)
+        self._among.share_means(self._moments, heard=False)
+        self._listener.reset(device_of(self._model))
+
+    def _run_again(self) -> None:
+        """Of several processes the first one, where it has heard one batch of several: to see what the model keeps."""
+        first = self._among.to_run_again
+        if first is None or self.batches < 2:
+            return
+        before = kept_objects(self._model)
+        with torch.no_grad():
+            self._rehearsal.forward(first)
+        self.keeps = changed(before, kept_objects(self._model))
+        self._listener.reset(device_of(self._model))
+
+    def _add_up(self) -> None:
+        """What several processes have heard, in each of them; class samples wait for `SampleStore.utilization`."""
+        ranks = self._settings.ranks
+        if not ranks.several:
+            return
+        self._among.share_means(self._moments, heard=True)
+        self._among.agree()
+        for store in (self._taylor, self._moments, self._states):
+            if store is not None:
+                store.add_up(ranks)
+        (loss,) = ranks.summed("the loss", [torch.tensor(self.loss_sum, dtype=torch.float64, device="cpu")])
+        self.loss_sum = float(loss)
+        numbers = {point: number for number, point in enumerate(self._listener.points)}
+        own = [(numbers[point], sizes) for point, sizes in self.grids.items()]
+        every = ranks.gathered("the pass", (own, self.keeps, self.prediction))
+        self.keeps = sorted({name for _, keeps, _ in every for name in keeps})
+        begun = every[self._among.begun]
+        self.prediction = begun[2]
+        self.grids = defaultdict(Counter)
+        for grids in (begun[0], *(told[0] for told in every if told is not begun)):
+            for number, sizes in grids:
+                self.grids[self._listener.points[number]].update(sizes)
 
     def _keep(self, point: Point, act: Tensor) -> None:
         """The size of the map, the class samples and the moments of what was heard at a point."""
@@ -132,7 +244,7 @@ class Pass:
                 by_sample, dim = self._rehearsal.by_sample(point, act)
                 layout = self._rehearsal.layouts[point]
                 heard.append((point, *self.choice.seen(point, by_sample, dim, layout)[:2]))
-        return Prediction.of(heard, self._settings, self._moments.full_bytes if self._moments else 0)
+        return Prediction.of(heard, self._settings, self._moments.halves_bytes if self._moments else 0)
 
     def _backward(self, batch: Batch, taylor: TaylorStore, weight: int) -> float:
         """Forward, and backward to the points; the Taylor sums are added to those in `taylor`, `weight` times."""
@@ -180,7 +292,8 @@ def _check_sums(batch: Batch, taylor: TaylorStore) -> None:
         raise NonFiniteError(f"{what} at {point.name} are not finite in batch {batch.index}")
 
 
-def _length(loader: Iterable[Any]) -> int | None:
+def length_of(loader: Iterable[Any]) -> int | None:
+    """How many batches it has, if it says so."""
     try:
         return len(loader) if isinstance(loader, Sized) else None
     except TypeError:  # a DataLoader over an iterable data set has no length

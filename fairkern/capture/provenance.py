@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fairkern.capture.memory import Trial
 from fairkern.capture.one_pass import Pass
 from fairkern.capture.settings import Settings
 
@@ -40,9 +41,10 @@ def provenance(
     device: torch.device,
     seconds: dict[str, float],
     no_classes: list[str],
+    trial: Trial | None = None,
 ) -> dict[str, Any]:
     """`first`: the pass that gave all but the samples that did not fit; `sample_bytes`: the most that any pass kept;
-    `no_classes`: groups that were heard in fewer than two classes."""
+    `no_classes`: groups that were heard in fewer than two classes; `trial`: where there was a budget."""
     assert first.prediction is not None
     counts = {} if settings.class_of is False else first.choice.counts
     return {
@@ -53,6 +55,7 @@ def provenance(
         "no_classes": no_classes,
         "singly": first.singly,
         **({"keeps": first.keeps} if first.keeps else {}),
+        **({"ranks": settings.ranks.size} if settings.ranks.several else {}),
         "samples_per_class": settings.samples_per_class,
         "projections": settings.projections,
         "seed": settings.seed,
@@ -60,10 +63,14 @@ def provenance(
         "reduction": settings.reduction.value,
         "pairs": settings.pairs.value,
         "loss_reduction": settings.loss_reduction.value,
+        **({"max_remove": settings.max_remove} if settings.gram and settings.max_remove < 1 else {}),
         "backend": settings.backend,
         "passes": passes,
         "sample_bytes": sample_bytes,
-        "predicted_bytes": first.prediction.bytes_of(sum(counts.values())),
+        "predicted_bytes": {
+            **first.prediction.bytes_of(sum(counts.values())),
+            **({} if trial is None else {"batch": trial.batch, "held": trial.held}),
+        },
         "device": str(device),
         "torch": torch.__version__,
         "seconds": seconds,

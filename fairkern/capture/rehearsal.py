@@ -34,8 +34,17 @@ class Rehearsal:
     that shows something new is rehearsed as the first one was; what was learned stays.
     """
 
-    def __init__(self, model: nn.Module, listener: Listener, losses: Losses, ambient: Ambient = NO_AUTOCAST) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        listener: Listener,
+        losses: Losses,
+        ambient: Ambient = NO_AUTOCAST,
+        any_of: Callable[[bool], bool] = bool,
+    ) -> None:
+        """`any_of`: whether something is so here or in another process that makes the same passes, of its own data."""
         self._model, self._listener, self._losses, self._ambient = model, listener, losses, ambient
+        self._any_of = any_of
         self._listed = ListedExperts(model, listener.points, listener.hear)
         self._several: Mapping[Point, Layout] | None = None  # where the samples of a batch of several lie
         self.layouts: Mapping[Point, Layout] = {}  # of the batch that was heard last
@@ -48,16 +57,17 @@ class Rehearsal:
         tell another two, one of which is of a single sample.
         """
         loss = self._heard(batch)
-        if batch.samples == 1:
-            self.layouts = _alone(self._listener.carriers)
-        else:
-            if self._several is None or self._misfit(self._several, batch) is not None:
-                if plain(self._listener.carriers, batch.samples):
-                    self._several = dict.fromkeys(self._listener.points, PLAIN)
-                else:
-                    self._several = self._located(batch)
-                    loss = self._heard(batch)
-            self.layouts = self._several
+        several = batch.samples > 1
+        unknown = several and (self._several is None or self._misfit(self._several, batch) is not None)
+        if unknown and plain(self._listener.carriers, batch.samples):
+            self._several, unknown = dict.fromkeys(self._listener.points, PLAIN), False
+        if self._any_of(unknown):
+            if unknown:
+                self._several = self._located(batch)
+            else:
+                self._run_last(batch)
+            loss = self._heard(batch)
+        self.layouts = self._several if several and self._several is not None else _alone(self._listener.carriers)
         self._check_layouts(batch)
         return loss
 
@@ -69,9 +79,8 @@ class Rehearsal:
         """The loss of a run of which all was heard as it was when it came by, and all points were reached."""
         call = partial(self._losses.of, batch)
         loss = self._run(call)
-        if loss is None:  # the first batch: the model is asked in another way
-            loss = self._run(call)
-        while self._learns():  # of the first batch; seldom of a later one, or again of a model that runs another way
+        # of the first batch: it is asked in another way, or shows something new; seldom of a later one
+        while self._any_of(loss is None or self._learns()):
             loss = self._run(call)
         missing = self._listener.missing()
         if missing is not None:
@@ -120,8 +129,7 @@ class Rehearsal:
             )
         heard = dict(self._listener.carriers)
         try:
-            with torch.no_grad():
-                self._run(partial(self._losses.forward, last_sample(batch)))
+            self._run_last(batch)
         except (RuntimeError, ValueError, IndexError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise InputError(
@@ -138,6 +146,11 @@ class Rehearsal:
                 found[key] = PLAIN if alone is None else locate(p, act, alone, batch.samples)
             layouts[p] = found[key]
         return layouts
+
+    def _run_last(self, batch: Batch) -> None:
+        """The forward pass of a batch's last sample alone."""
+        with torch.no_grad():
+            self._run(partial(self._losses.forward, last_sample(batch)))
 
     def _misfit(self, layouts: Mapping[Point, Layout], batch: Batch) -> Point | None:
         """A point whose activation does not hold the batch's samples as it should."""

@@ -2,25 +2,130 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fairkern.capture.jobs import Job, several
 from fairkern.errors import NonFiniteError
 from fairkern.model.linear import groups_of
-from fairkern.model.tensors import named_tensors
-from fairkern.ops.eliminate import Elimination, View, eliminate
+from fairkern.model.sharded import whole, whole_row
+from fairkern.model.tensors import device_of, tensor_of
+from fairkern.ops.eliminate import Elimination, View, eliminate, halves
 from fairkern.ops.eliminate.config import RIDGE
-from fairkern.types import AxisGroup, Moments, Side, Tap, UnitMap
+from fairkern.types import AxisGroup, FloatArray, Moments, Side, Tap, UnitMap
+
+_OUTPUTS = 1024  # of a weight that are taken at a time, in float64
+
+
+def jobs(units: UnitMap) -> list[Job]:
+    """All that the signal "residual" takes, by group and set.
+
+    `solve` does one of them, in any order, process or machine, and `signal` puts together what they gave:
+
+        powers = store.powers(samples)
+        made = {job: solve(job, model, units, moments, powers) for job in jobs(units)}
+        scores = signal(units, made)
+
+    `solve` reads `moments[name]` for the names of `job.moments` alone, so that a mapping may make them when they are
+    asked for; once all jobs that name it are done, a moment can go. Nothing is random and no job knows of the others:
+    the result is the same to the bit whoever did which, given the same moments. To share them out evenly, give each
+    in turn, the dearest first, to whoever has least to do.
+    """
+    found = []
+    for g in units.scored:
+        group = units.groups[g]
+        if any(tap.side.whole for tap in group.taps):
+            names = [name for tap in group.taps for name in _experts(tap)]
+            cost = float(sum(tap.length**2 for tap in group.taps))
+            found.append(Job(g, None, tuple(dict.fromkeys(names)), cost, 0))
+            continue
+        for part in range(group.sets):
+            own = part if group.sets > 1 else None
+            read = [(name, _width(group, tap)) for tap in group.taps for name, _ in _readings(tap, units, own)]
+            widths = dict(read)
+            cost, memory = (sum(width**k for width in widths.values()) for k in (3, 2))
+            found.append(Job(g, own, tuple(widths), float(cost), 16 * memory))
+    return found
+
+
+def squares(job: Job, model: nn.Module, units: UnitMap, per_unit: Mapping[str, int]) -> dict[str, Tensor]:
+    """What a job reads of weights, by names of moments: the lower half of `W Wᵀ` of all that read there, float64.
+    `per_unit`: as the moments have it.
+
+    Weights in shards are gathered for it, one at a time, so that all processes that hold some have to ask, in the same
+    order; `solve` then asks for none.
+    """
+    group = units.groups[job.group]
+    if any(tap.side.whole for tap in group.taps):
+        return {}
+    return {
+        name: _squares(model, tap, per_unit[name], expert)
+        for tap in {tap.name: tap for tap in group.taps}.values()
+        for name, expert in _readings(tap, units, job.part)
+    }
+
+
+def solve(
+    job: Job,
+    model: nn.Module,
+    units: UnitMap,
+    moments: Mapping[str, Moments],
+    powers: Mapping[str, float],
+    *,
+    most: float = 1.0,
+    told: Callable[[float], None] | None = None,
+    outputs: Mapping[str, Tensor] | None = None,
+) -> FloatArray:
+    """The scores of a job's units, float64 `[units]` (`[sets · units]` of whole experts), made where the weights are.
+
+    `outputs`: its `squares`, where they are known.
+    `most`: the share of them that goes one after the other; the others follow, as `ops.eliminate` says. `told` is
+    called with the share that is done. Memory: two matrices as large as each of the moments.
+    """
+    group = units.groups[job.group]
+    if any(tap.side.whole for tap in group.taps):
+        return _whole(group, moments, powers)
+    taps = {tap.name: tap for tap in group.taps}.values()
+    heard = {name: (tap, e) for tap in taps for name, e in _readings(tap, units, job.part)}
+    count = min(group.units, math.ceil(most * group.units))
+
+    def ordered(ridge: float) -> Elimination:
+        known = outputs or {}
+        readings = {n: (tap, _reading(model, tap, moments, n, e, known.get(n))) for n, (tap, e) in heard.items()}
+        prices = _gradient_powers(readings, powers)
+        views = [reading.view(prices[name], ridge) for name, (_, reading) in readings.items()]
+        return eliminate(views, most=count, overwrite=True, told=told)
+
+    found = _with_ridge(ordered, lambda: all(bool(torch.isfinite(moments[name].gram).all()) for name in heard))
+    scores = np.empty(group.units)
+    scores[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
+    return scores
+
+
+def signal(units: UnitMap, made: Mapping[Job, FloatArray]) -> dict[int, FloatArray]:
+    """Per scored group, float64 [sets · units], from what `solve` gave for every one of `jobs(units)`."""
+    found: dict[int, list[FloatArray]] = {}
+    for job in jobs(units):
+        found.setdefault(job.group, []).append(made[job])
+    return {g: np.concatenate(parts) for g, parts in found.items()}
 
 
 def residual(
-    model: nn.Module, units: UnitMap, moments: Mapping[str, Moments], powers: Mapping[str, float]
-) -> dict[int, np.ndarray]:
+    model: nn.Module,
+    units: UnitMap,
+    moments: Mapping[str, Moments],
+    powers: Mapping[str, float],
+    *,
+    most: float = 1.0,
+    told: Callable[[float], None] | None = None,
+) -> dict[int, FloatArray]:
     """Per scored group, float64 [sets · units]: what the loss of a sample is expected to rise by without a unit.
 
     That is the second-order saliency of Optimal Brain Surgeon, with the squared gradient for the curvature (Fisher's),
@@ -37,27 +142,16 @@ def residual(
     and of what another one adds in its place, taken to be as large and to have nothing to do with it. Nor are branches
     of residual blocks: a branch's score is that of all it adds.
 
-    Cost: about 4 n³ multiply-adds per tap in float64, where the weights are.
+    Cost: n³ multiply-adds per tap in float64, where the weights are; on a CPU small groups several at a time. `most`
+    and `told` as for `solve`, of all that is done.
     """
-    tensors = named_tensors(model)
-    scores = {}
-    for g in units.scored:
-        group = units.groups[g]
-        if any(tap.side.whole for tap in group.taps):
-            scores[g] = _whole(group, moments, powers)
-            continue
-        taps = {tap.name: tap for tap in group.taps}.values()
-        scores[g] = np.empty(group.total)
-        for part, values in enumerate(np.split(scores[g], group.sets)):
-            readings = {
-                name: (tap, _reading(model, tensors, tap, moments[name], expert))
-                for tap in taps
-                for name, expert in _readings(tap, units, part if group.sets > 1 else None)
-            }
-            gradient_powers = _gradient_powers(readings, powers)
-            found = _eliminated([(r, gradient_powers[name]) for name, (_, r) in readings.items()])
-            values[found.order.cpu().numpy()] = _rising(found.error.cpu().numpy())
-    return scores
+    done = functools.partial(solve, model=model, units=units, moments=moments, powers=powers, most=most)
+    return signal(units, several(jobs(units), done, device_of(model), told))
+
+
+def _width(group: AxisGroup, tap: Tap) -> int:
+    """About how many entries the moments at a tap have: channels that a flatten has spread over places are one each."""
+    return tap.length // tap.positions.shape[1] if group.kind == "channel" else tap.length
 
 
 def _gradient_powers(readings: Mapping[str, tuple[Tap, _Reading]], powers: Mapping[str, float]) -> dict[str, float]:
@@ -72,22 +166,19 @@ def _gradient_powers(readings: Mapping[str, tuple[Tap, _Reading]], powers: Mappi
     return found
 
 
-def _eliminated(readings: Sequence[tuple[_Reading, float]]) -> Elimination:
-    """Of readings, each with its gradient power.
-
-    With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of the sums.
-    """
+def _with_ridge(ordered: Callable[[float], Elimination], finite: Callable[[], bool]) -> Elimination:
+    """With a ridge of `RIDGE` mean variances; tenfold, where that is lost in the rounding of sums that are `finite`."""
     by = RIDGE
     while True:
         try:
-            return eliminate([View(r.ridged(by), power * r.output, r.rows) for r, power in readings])
+            return ordered(by)
         except NonFiniteError:
-            if not all(bool(torch.isfinite(r.covariance).all()) for r, _ in readings):
+            if not finite():
                 raise
         by *= 10
 
 
-def _rising(errors: np.ndarray) -> np.ndarray:
+def _rising(errors: FloatArray) -> FloatArray:
     """Equal errors a rounding apart, so that sorting gives the order of elimination back."""
     out = errors.copy()
     for k in range(1, len(out)):
@@ -104,52 +195,80 @@ def _readings(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int
     return [(tap.of_expert(e), e) for e in experts]
 
 
-def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str, float]) -> np.ndarray:
+def _experts(tap: Tap) -> list[str]:
+    """Names of the moments of whole experts or branches."""
+    return [tap.of_expert(int(e)) for e in tap.positions[:, 0]]
+
+
+def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str, float]) -> FloatArray:
     found = np.zeros(group.total)
     for tap in group.taps:
-        names = [tap.of_expert(int(e)) for e in tap.positions[:, 0]]
         times = 2 if tap.side is Side.EXPERT else 1
-        found += [times * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in names]
+        found += [times * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in _experts(tap)]
     return found
 
 
 class _Reading(NamedTuple):
-    """What is read at one tap, and what its consumers make of it, in squares of their output."""
+    """What is read at one tap, and what its consumers make of it, in squares of their output. Matrices of its own."""
 
     covariance: Tensor
-    output: Tensor  # W Wᵀ
+    output: Tensor  # W Wᵀ, its lower half
     rows: Tensor
     power: float  # of the consumers' outputs
     size: float  # tr W Wᵀ
 
-    def ridged(self, by: float) -> Tensor:
-        """The covariance and so many mean variances; something in their place where there are none."""
-        scale = float(self.covariance.diagonal().mean())
-        ridge = torch.full_like(self.covariance.diagonal(), by * scale if scale > 0 else 1.0)
-        return self.covariance + torch.diag(ridge)
+    def view(self, price: float, ridge: float) -> View:
+        """With a ridge of so many mean variances; something in their place where there are none. In the same memory."""
+        variances = self.covariance.diagonal()
+        scale = float(variances.mean())
+        variances.add_(ridge * scale if scale > 0 else 1.0)
+        return View(self.covariance, self.output.mul_(price), self.rows)
 
 
 def _reading(
-    model: nn.Module, tensors: Mapping[str, Tensor], tap: Tap, moments: Moments, expert: int | None = None
+    model: nn.Module,
+    tap: Tap,
+    moments: Mapping[str, Moments],
+    name: str,
+    expert: int | None = None,
+    known: Tensor | None = None,
 ) -> _Reading:
-    """One tap, of one `expert` where it lies in several.
+    """One tap, of one `expert` where it lies in several. Its moments may be made for this, and are not held. `known`:
+    its `W Wᵀ`, if it is.
 
     An expert has no intercept, and so moments about zero; nor has a recurrent layer without biases.
     """
-    weights = [_towards(tensors[axis.tensor].detach().double(), axis.dim, expert) for axis in tap.weights]
-    device = weights[0].device
-    covariance = moments.gram.to(device) / moments.count
+    groups = [groups_of(model.get_submodule(axis.module)) for axis in tap.weights]
+    device = tensor_of(model, tap.weights[0].tensor).device
+    held = moments[name]
+    per_unit = held.per_unit
+    covariance = held.gram.to(device, torch.float64) / held.count
     if expert is None and _has_intercept(model, tap):
-        mean = moments.total.to(device) / moments.count
-        covariance = covariance - torch.outer(mean, mean)
-    output = torch.zeros_like(covariance)
-    for axis, weight in zip(tap.weights, weights, strict=True):
-        output += _squared(weight, groups_of(model.get_submodule(axis.module)), moments.per_unit)
-    power, size = float((output * covariance).sum()), float(output.diagonal().sum())
-    for axis in tap.weights:
-        covariance = _within_groups(covariance, groups_of(model.get_submodule(axis.module)))
-    rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, :: moments.per_unit] // moments.per_unit))
+        mean = held.total.to(device, torch.float64) / held.count
+        covariance.addr_(mean, mean, alpha=-1)
+    del held
+    output = _squares(model, tap, per_unit, expert) if known is None else known.clone()
+    power, size = halves.dot(output, covariance), float(output.diagonal().sum())
+    for count in groups:
+        _keep_within_groups(covariance, count)
+    rows = torch.from_numpy(np.ascontiguousarray(tap.positions[:, ::per_unit] // per_unit))
     return _Reading(covariance, output, rows.to(device), power, size)
+
+
+def _squares(model: nn.Module, tap: Tap, per_unit: int, expert: int | None) -> Tensor:
+    """`W Wᵀ`, its lower half, summed over the weights that read at a tap."""
+    output: Tensor | None = None
+    for axis in tap.weights:
+        tensor, dim = tensor_of(model, axis.tensor), axis.dim
+        weight = whole(tensor) if expert is None else whole_row(axis.tensor, tensor, expert)
+        weight = weight.movedim(dim if expert is None else dim - 1, 0)
+        groups = groups_of(model.get_submodule(axis.module))
+        if output is None:
+            width = len(weight) * groups // per_unit
+            output = torch.zeros(width, width, dtype=torch.float64, device=weight.device)
+        _add_squared(output, weight, groups, per_unit)
+    assert output is not None
+    return output
 
 
 def _has_intercept(model: nn.Module, tap: Tap) -> bool:
@@ -157,23 +276,22 @@ def _has_intercept(model: nn.Module, tap: Tap) -> bool:
     return not all(isinstance(m, nn.RNNBase) and not m.bias for m in modules)
 
 
-def _towards(weight: Tensor, dim: int, expert: int | None) -> Tensor:
-    """[positions of the axis, …]."""
-    return weight.movedim(dim, 0) if expert is None else weight[expert].movedim(dim - 1, 0)
-
-
-def _squared(weight: Tensor, groups: int, per_unit: int) -> Tensor:
-    """`W Wᵀ` over the rows that the moments have. `weight`: [positions of the axis, …]."""
+def _add_squared(output: Tensor, weight: Tensor, groups: int, per_unit: int) -> None:
+    """`W Wᵀ` over the rows that the moments have, its lower half. `weight`: [positions of the axis, …]."""
     if groups == 1:
         flat = weight.reshape(len(weight) // per_unit, -1)
-        return flat @ flat.T
-    made = [part.reshape(len(weight), -1) for part in weight.chunk(groups, 1)]  # each group reads rows of its own
-    return torch.block_diag(*(part @ part.T for part in made))
+        for part in flat.split(_OUTPUTS, 1):
+            wide = part.double()
+            halves.add_products(output, wide.T, wide.T, 1.0)
+        return
+    made = [part.double().reshape(len(weight), -1) for part in weight.chunk(groups, 1)]
+    output += torch.block_diag(*(part @ part.T for part in made))  # each group reads rows of its own
 
 
-def _within_groups(covariance: Tensor, groups: int) -> Tensor:
+def _keep_within_groups(covariance: Tensor, groups: int) -> None:
     """What a grouped convolution can use to make up for a position: those of the same group."""
-    if groups == 1:
-        return covariance
     n = len(covariance) // groups
-    return torch.block_diag(*(covariance[g * n : (g + 1) * n, g * n : (g + 1) * n] for g in range(groups)))
+    for g in range(groups):
+        own = slice(g * n, (g + 1) * n)
+        covariance[own, : own.start] = 0
+        covariance[own, own.stop :] = 0

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fairkern.capture.batches import Begun, batches
+from fairkern.capture.keeping import check_folder
+from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction
+from fairkern.capture.memory import Shares, Trial, within
 from fairkern.capture.moments import MomentStore, StateMeans
-from fairkern.capture.one_pass import Pass
+from fairkern.capture.one_pass import Pass, length_of
+from fairkern.capture.orders import Orders
 from fairkern.capture.points import Block, Point, branch_points, expert_points, hidden_points, points_of
 from fairkern.capture.provenance import Clock, provenance
-from fairkern.capture.residual import residual
 from fairkern.capture.samples import SampleStore, by_group
 from fairkern.capture.settings import Recipe, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
@@ -23,24 +27,33 @@ from fairkern.model.autocast import Ambient, without_autocast
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import device_of
 from fairkern.model.untouched import untouched
-from fairkern.types import Moments, Scores, Side, UnitMap
+from fairkern.types import Scores, Side, UnitMap
 
 
 def capture(
-    model: nn.Module, loader: Iterable[Any], loss_fn: LossFunction | None, units: UnitMap, settings: Settings
+    model: nn.Module,
+    loader: Iterable[Any],
+    loss_fn: LossFunction | None,
+    units: UnitMap,
+    settings: Settings,
+    beside: Beside | None = None,
 ) -> Scores:
     """Score every unit of `units` that may be cut and that inputs change, in one pass over `loader`.
 
     `model` is left as it was. The first pass gives R, the means and U. Blocks of units whose class samples did not fit
-    `memory_budget` get their U from further passes, forward only.
+    `memory_budget` get their U from further passes, forward only, and groups whose second moments did not fit get their
+    order likewise (`memory.Shares`).
+
+    `beside` is told further gradients of each batch's loss.
 
     Raises InputError (batches, labels, options, a loss that does not depend on the model, a loader that cannot
-    be iterated twice when that is needed), NonFiniteError. What loader, model and loss raise passes through.
+    be iterated twice when that is needed, a budget that is too small), NonFiniteError. What loader, model and
+    loss raise passes through.
     Autocast that is entered holds for the model and its loss, and for none of our sums.
     """
     ambient = Ambient.now(device_of(model))
-    with without_autocast():
-        return _captured(model, loader, loss_fn, units, settings, ambient)
+    with without_autocast(), within(settings.memory_budget, "scoring"):
+        return _captured(model, loader, loss_fn, units, settings, ambient, beside)
 
 
 def _captured(
@@ -50,6 +63,7 @@ def _captured(
     units: UnitMap,
     settings: Settings,
     ambient: Ambient,
+    beside: Beside | None,
 ) -> Scores:
     """Under `ambient` the model and its loss run, and nothing else."""
     if not units.prunable:
@@ -57,53 +71,85 @@ def _captured(
     if not units.scored:
         raise InputError("no input changes any of the groups that may be cut: there is nothing to score")
     points, moments, states = _listened(model, units, settings)
+    if settings.gram:
+        settings.ranks.told("the folder for moments", lambda: check_folder(settings.keep_moments))
+    orders = Orders(model, units, settings)
     clock = Clock("pass", "wasserstein", "residual")
     with untouched(model), in_place(model):
         model.eval()
         for parameter in model.parameters():  # no weight gradient is computed; ours start at the taps
             parameter.requires_grad_(False)
+        by_class, device = settings.reduction is Reduction.PER_CLASS, device_of(model)
+        how: dict[str, Any] = {"states": states, "ambient": ambient}
+        trial, heard = None, loader
+        if settings.memory_budget is not None:
+            sums = TaylorStore(points, settings.backend, device, by_class=by_class)
+            alone = Pass(model, points, settings, loss_fn, taylor=sums, moments=moments, **how)
+            heard = Begun(loader)
+            trial = settings.ranks.gathered("the first batch", _tried(model, heard, settings, alone))[0]
+        shares = Shares(settings, units, {} if moments is None else moments.widths, trial)
+        if shares.rest and isinstance(loader, Iterator):
+            raise _once(settings, shares.enough)
+        if moments is not None:
+            moments = MomentStore(moments.points, units, shares.names(shares.first))
+        taylor = TaylorStore(points, settings.backend, device, by_class=by_class)
+        fitting = replace(settings, memory_budget=shares.samples)
+        how["reserved"] = shares.reserved
+        first = Pass(model, points, fitting, loss_fn, taylor=taylor, moments=moments, beside=beside, **how)
         with clock.timed("pass"):
-            by_class = settings.reduction is Reduction.PER_CLASS
-            taylor = TaylorStore(points, settings.backend, device_of(model), by_class=by_class)
-            first = Pass(
-                model, points, settings, loss_fn, taylor=taylor, moments=moments, states=states, ambient=ambient
-            )
-            first.run(loader)
+            first.run(heard)
         if settings.class_of is not False:
             first.choice.check()
         with clock.timed("wasserstein"):
             utilization = first.samples.utilization()
+        powers = {} if moments is None else moments.powers(first.seen)
+        if moments is not None:
+            with clock.timed("residual"):
+                orders.solve(moments, shares.first, powers)
         stores = [first.samples]
         waiting = first.samples.dropped
-        for store in _further(model, loader, loss_fn, points, settings, waiting, first.seen, ambient):
+        later = replace(settings, memory_budget=shares.later)
+        for store in _further(model, loader, loss_fn, points, later, waiting, first.seen, ambient):
             utilization.update(store.utilization())
             stores.append(store)
+        passes = len(stores)
+        for todo in shares.rest:
+            assert moments is not None
+            names = set(shares.names(todo))
+            again = MomentStore([p for p in moments.points if p.name in names], units)
+            with clock.timed("pass"):
+                further = Pass(model, [], settings, loss_fn, moments=again, ambient=ambient)
+                further.run(loader, passes)
+            _check_same(further, first.seen, passes)
+            passes += 1
+            with clock.timed("residual"):
+                orders.solve(again, todo, powers)
     compared = by_group(utilization.items(), largest=True)
-    alone = [g for g in units.scored if settings.class_of is not False and not _whole(compared, g, units)]
+    unheard = [g for g in units.scored if settings.class_of is not False and not _whole(compared, g, units)]
     signals = (
-        {} if settings.class_of is False else {"wasserstein": {g: u for g, u in compared.items() if g not in alone}}
+        {} if settings.class_of is False else {"wasserstein": {g: u for g, u in compared.items() if g not in unheard}}
     )
     signals["taylor"] = taylor.reconstruction(settings.reduction, first.seen)
-    kept: dict[str, Moments] = {}
     if moments is not None:
-        with clock.timed("residual"):
-            powers = moments.powers(first.seen)
-            kept = moments.moments()
-            signals["residual"] = residual(model, units, kept, powers)
+        signals["residual"] = orders.signal()
     return Scores(
         units=units,
         signals={name: _by_index(values, units) for name, values in signals.items()},
         means={**taylor.means(), **states.means()},
-        moments=kept,
+        moments=orders.kept([] if moments is None else [p.name for p in moments.points]),
         grids={point.name: dict(sizes) for point, sizes in first.grids.items()},
-        provenance=provenance(
-            settings,
-            first,
-            passes=len(stores),
-            sample_bytes=max(store.peak for store in stores),
-            device=device_of(model),
-            seconds=clock.seconds(),
-            no_classes=[units.groups[g].name for g in alone],
+        provenance=settings.ranks.told(
+            "the scores",
+            lambda: provenance(
+                settings,
+                first,
+                passes=passes,
+                sample_bytes=max(store.peak for store in stores),
+                device=device,
+                seconds=clock.seconds(),
+                no_classes=[units.groups[g].name for g in unheard],
+                trial=trial,
+            ),
         ),
     )
 
@@ -138,19 +184,34 @@ def _further(
     number = 1
     while waiting:
         if isinstance(loader, Iterator):
-            raise InputError(
-                f"memory_budget of {settings.memory_budget} bytes needs another pass over the data, and the "
-                "loader can be iterated once only; give a re-iterable loader or a larger budget"
-            )
+            raise _once(settings, None)
         again = Pass(model, _only(points, waiting), settings, loss_fn, ambient=ambient)
         again.run(loader, number)
-        if again.seen != seen:
-            raise InputError(
-                f"the loader yields {again.seen} samples in pass {number + 1}, and {seen} in the first; memory_budget "
-                "needs one that yields the same again, or a larger budget"
-            )
+        _check_same(again, seen, number)
         yield again.samples
         waiting, number = again.samples.dropped, number + 1
+
+
+def _tried(model: nn.Module, loader: Begun, settings: Settings, alone: Pass) -> Trial | None:
+    """What the first batch will take; None where there is no sample in it."""
+    batch = next(batches(loader.first, model, settings.class_of, settings.samples_of), None)
+    return alone.tried(batch, length_of(loader)) if batch is not None and batch.samples else None
+
+
+def _once(settings: Settings, enough: int | None) -> InputError:
+    budget = "a larger budget" if enough is None else f"memory_budget={enough:,}"
+    return InputError(
+        f"memory_budget of {settings.memory_budget} bytes needs another pass over the data, and the "
+        f"loader can be iterated once only; give a re-iterable loader or {budget}"
+    )
+
+
+def _check_same(again: Pass, seen: int, number: int) -> None:
+    if again.seen != seen:
+        raise InputError(
+            f"the loader yields {again.seen} samples in pass {number + 1}, and {seen} in the first; memory_budget "
+            "needs one that yields the same again, or a larger budget"
+        )
 
 
 def _only(points: Sequence[Point], blocks: Sequence[Block]) -> list[Point]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -19,10 +20,11 @@ from fairkern.ops import class_wasserstein, directions, project, sliced_wasserst
 
 class _Rows:
     """Rows `[n, units, P]` that arrive piece by piece, in one buffer that has room for what is expected, and else grows
-    by a quarter."""
+    by a quarter. `tight`: on a CPU it grows and shrinks where it lies, so that it is never there twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, tight: bool = False) -> None:
         self._buffer: Tensor | None = None
+        self._tight, self._flat = tight, np.empty(0, dtype=np.uint8)
         self.count = 0
 
     @property
@@ -35,16 +37,24 @@ class _Rows:
         """With the room for more."""
         return 0 if self._buffer is None else self._buffer.nbytes
 
-    def extend(self, n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, expect: int) -> Tensor:
-        """Room for `n` more rows, to be written by the caller; `expect` rows in all are likely to come."""
-        if self._buffer is None or self.count + n > len(self._buffer):
-            room = max(expect, self.count + max(n, self.count // 4))
-            grown = torch.empty((room, *shape), dtype=dtype, device=device)
-            if self._buffer is not None:
-                grown[: self.count] = self._buffer[: self.count]
-            self._buffer = grown
+    def room(self, n: int, expect: int) -> int:
+        """Rows that there is room for once `n` more have come, where `expect` in all are likely to come."""
+        if self._buffer is not None and self.count + n <= len(self._buffer):
+            return len(self._buffer)
+        return max(expect, self.count + max(n, self.count // 4))
+
+    def extend(self, n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, room: int) -> Tensor:
+        """`n` more rows, to be written by the caller, in a buffer of `room` rows at least."""
+        if self._buffer is None or room > len(self._buffer):
+            like = torch.empty(0, *shape, dtype=dtype, device=device) if self._buffer is None else self._buffer
+            self._buffer = self._resized(like, room)
         self.count += n
         return self._buffer[self.count - n : self.count]
+
+    @property
+    def form(self) -> tuple[torch.Size, torch.dtype]:
+        """Of one row."""
+        return self.values.shape[1:], self.values.dtype
 
     @property
     def held(self) -> int:
@@ -54,7 +64,17 @@ class _Rows:
     def trim(self) -> None:
         """Give back the room that holds nothing."""
         if self._buffer is not None and self.count < len(self._buffer):
-            self._buffer = self.values.clone()
+            self._buffer = self._resized(self._buffer, self.count)
+
+    def _resized(self, buffer: Tensor, rows: int) -> Tensor:
+        """A buffer of so many rows; those that hold something are in it. The one before is not to be used any more."""
+        shape, dtype = (rows, *buffer.shape[1:]), buffer.dtype
+        if self._tight and buffer.device.type == "cpu":
+            self._flat.resize(math.prod(shape) * dtype.itemsize, refcheck=False)
+            return torch.from_numpy(self._flat).view(dtype).view(shape)
+        made = torch.empty(shape, dtype=dtype, device=buffer.device)
+        made[: self.count] = buffer[: self.count]
+        return made
 
 
 class SampleStore:
@@ -62,15 +82,20 @@ class SampleStore:
 
     Of whole experts always the projections (see `_by_token`).
 
-    With a budget, the block that takes most is dropped when the sum would exceed it and is named in `dropped`:
-    another pass collects it.
+    With a budget, the block that takes most is dropped before the sum would exceed it and is named in `dropped`:
+    another pass collects it. `reserved`: so much of the budget is for other things.
     """
 
-    def __init__(self, points: Iterable[Point], choice: Choice, settings: Settings) -> None:
+    def __init__(self, points: Iterable[Point], choice: Choice, settings: Settings, reserved: int = 0) -> None:
         self._choice = choice
-        self._projections, self._seed, self._budget = settings.projections, settings.seed, settings.memory_budget
+        self._projections, self._seed = settings.projections, settings.seed
+        self._budget, self._reserved = settings.memory_budget, reserved
+        tight = self._budget is not None
         self._backend, self._pairs = settings.backend, settings.pairs.value
-        self._rows: dict[Block, _Rows] = {block: _Rows() for p in points for block in p.blocks}
+        self._ranks = settings.ranks
+        self._rows: dict[Block, _Rows] = {block: _Rows(tight) for p in points for block in p.blocks}
+        self._blocks = list(self._rows)
+        self._device: torch.device | None = None
         self._positions: dict[Block, int] = {}
         self._projected: set[Block] = set()
         self._grid: dict[Block, Grid] = {}
@@ -83,8 +108,10 @@ class SampleStore:
         blocks = [block for block in point.blocks if block in self._rows]
         if not blocks:
             return
+        self._device = act.device
         act, dim, grid = self._choice.seen(point, act, dim, layout)
         rows, expect = self._choice.rows(grid), self._choice.of(grid).expected(self._choice.done)
+        expect = -(-expect // self._ranks.size)
         for block in blocks:
             if self._grid.setdefault(block, grid) != grid:
                 raise InputError(f"the activation at {point.name} has its places on another grid in another batch")
@@ -103,28 +130,33 @@ class SampleStore:
                     f"the activation at {point.name} holds another number of positions in another batch: "
                     "units are compared at inputs of one size; or do without U (class_of=False)"
                 )
+            by_token = point.side.whole and x.shape[-1] > 1
+            projected = positions > self._projections or by_token
+            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+            shape, dtype = (block.units, self._projections if projected else positions), wide if projected else x.dtype
+            count = len(x) if chosen is None else len(chosen)
+            room = self._fitted(block, count, shape[0] * shape[1] * dtype.itemsize, expect, point)
+            if block not in self._rows:
+                continue
             before = self._rows[block].bytes
-            self._keep(block, x, chosen, positions, expect, by_token=point.side.whole and x.shape[-1] > 1)
+            new = self._rows[block].extend(count, shape, dtype, x.device, room)
             self._total += self._rows[block].bytes - before
-        self._shrink(point)
+            self._keep(block, x, chosen, new, projected, by_token)
+        self.peak = max(self.peak, sum(rows.held for rows in self._rows.values()))
 
     def _keep(
-        self, block: Block, x: Tensor, chosen: Tensor | None, positions: int, expect: int, by_token: bool
+        self, block: Block, x: Tensor, chosen: Tensor | None, room: Tensor, projected: bool, by_token: bool
     ) -> None:
-        """`x`: [samples, units, positions …], of which the `chosen` are kept, or all."""
-        kept, count = self._rows[block], len(x) if chosen is None else len(chosen)
-        if positions <= self._projections and not by_token:
+        """`x`: [samples, units, positions …], of which the `chosen` go into `room`, or all."""
+        if not projected:
             taken = x if chosen is None else x.index_select(0, chosen)
-            room = kept.extend(count, (block.units, positions), x.dtype, x.device, expect)
             room.view(taken.shape).copy_(taken)
             return
         self._projected.add(block)
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        room = kept.extend(count, (block.units, self._projections), wide, x.device, expect)
         if by_token:
             room.copy_(self._by_token(x if chosen is None else x.index_select(0, chosen)))
         else:
-            project(x, self._drawn(positions, x.device), rows=chosen, out=room)
+            project(x, self._drawn(x.shape[2:].numel(), x.device), rows=chosen, out=room)
 
     def _by_token(self, x: Tensor) -> Tensor:
         """Projections [samples, 1, P] of what a whole expert adds, [samples, 1, tokens …, width].
@@ -147,28 +179,40 @@ class SampleStore:
             self._directions[key] = directions(positions, self._projections, self._seed + of_tokens).to(device)
         return self._directions[key]
 
-    def _shrink(self, point: Point) -> None:
-        """Drop the largest blocks until the rest keeps to the budget; first what holds nothing yet."""
-        if self._budget is not None and self._total > self._budget:
-            for rows in self._rows.values():
-                rows.trim()
-            self._total = sum(rows.bytes for rows in self._rows.values())
-        while self._budget is not None and self._total > self._budget:
-            largest = max(self._rows, key=lambda block: self._rows[block].bytes)
+    def _fitted(self, block: Block, count: int, size: int, expect: int, point: Point) -> int:
+        """How many rows of `size` bytes a block is to have room for, before `count` more come; where there is not
+        enough, room that holds nothing yet is given back first, then the largest blocks are dropped, or this one."""
+        kept = self._rows[block]
+        room = kept.room(count, expect)
+        if self._budget is None or self._total - kept.bytes + room * size <= self._budget:
+            return room
+        for rows in self._rows.values():
+            rows.trim()
+        self._total = sum(rows.bytes for rows in self._rows.values())
+        room = kept.count + count
+        wanted = room * size
+        while self._total - kept.bytes + wanted > self._budget:
             if len(self._rows) == 1:
                 raise InputError(
-                    f"memory_budget is {self._budget} bytes; the samples of {point.name} alone take {self._total}. "
-                    "Give a larger budget, fewer samples_per_class or fewer projections"
+                    f"memory_budget is {self._budget + self._reserved:,} bytes; the samples of {point.name} alone take "
+                    f"{wanted:,}, and other things {self._reserved:,}. Give {wanted + self._reserved:,} or more, fewer "
+                    "samples_per_class or fewer projections"
                 )
+            sizes = {b: wanted if b is block else rows.bytes for b, rows in self._rows.items()}
+            largest = max(sizes, key=lambda b: sizes[b])
             self._total -= self._rows.pop(largest).bytes
             self.dropped.append(largest)
-        self.peak = max(self.peak, sum(rows.held for rows in self._rows.values()))
+            if largest is block:
+                break
+        return room
 
     def utilization(self) -> dict[Block, np.ndarray]:
         """U per unit, float64 `[units]`, of every block that was kept; frees the samples as it goes.
 
         Not of blocks whose places are of fewer than two classes, where others' are of more.
         """
+        if self._ranks.several:
+            self._bring_together()
         scores = {}
         by_grid = {grid: self._choice.of(grid).labels for grid in set(self._grid.values())}
         for block in list(self._rows):
@@ -186,7 +230,58 @@ class SampleStore:
                 drawn = self._drawn(positions, values.device)
                 distances = sliced_wasserstein(values, drawn, labels, self._pairs, backend=self._backend)
             scores[block] = distances.double().cpu().numpy()
-        return scores
+        every = self._ranks.gathered("U-scores", {n: scores[b] for n, b in enumerate(self._blocks) if b in scores})
+        return {self._blocks[n]: values for part in every for n, values in part.items()}
+
+    def _bring_together(self) -> None:
+        """Of samples that several processes have heard, those of every block to one of them, as a single process would
+        have them. What one of them had to drop waits for another pass on all."""
+        own = {
+            n: (kept.form, self._grid[block], self._positions[block], block in self._projected)
+            for n, block in enumerate(self._blocks)
+            if (kept := self._rows.get(block)) is not None and kept.count
+        }
+        left = [n for n, block in enumerate(self._blocks) if block in self.dropped]
+        every = self._ranks.gathered("class samples", (own, left, self.peak))
+        self.dropped = [self._blocks[n] for n in sorted({n for _, dropped, _ in every for n in dropped})]
+        self.peak = max(peak for _, _, peak in every)
+        known = {n: said for told, _, _ in every for n, said in told.items() if self._blocks[n] not in self.dropped}
+        if self.dropped and not known:
+            raise InputError(
+                f"memory_budget is {self._budget} bytes, and there is no block of units whose class samples all "
+                "processes keep within it: give a larger budget, fewer samples_per_class or fewer projections"
+            )
+        numbers = sorted(known)
+        costs = [len(self._choice.of(known[n][1]).labels) * math.prod(known[n][0][0]) for n in numbers]
+        hearing = [rank for rank, (told, _, _) in enumerate(every) if told]
+        owners = self._ranks.dealt(costs, hearing)
+        held, self._rows = self._rows, {}
+        for n, owner in zip(numbers, owners, strict=True):
+            rows = held.pop(self._blocks[n], _Rows())
+            parts = self._ranks.brought("class samples", owner, rows.values if rows.count else None)
+            if owner == self._ranks.rank:
+                self._put_together(self._blocks[n], parts, *known[n])
+
+    def _put_together(
+        self,
+        block: Block,
+        parts: Sequence[Tensor | None],
+        form: tuple[torch.Size, torch.dtype],
+        grid: Grid,
+        positions: int,
+        projected: bool,
+    ) -> None:
+        """Rows of one block, as every process has heard some, in the loader's order."""
+        owners = self._choice.of(grid).owners
+        device = self._device if self._device is not None else torch.device("cpu")
+        self._rows[block] = whole = _Rows()
+        room = whole.extend(len(owners), *form, device, len(owners))
+        for rank, part in enumerate(parts):
+            if part is not None:
+                room[(owners == rank).to(device)] = part.to(device)
+        self._grid[block], self._positions[block] = grid, positions
+        if projected:
+            self._projected.add(block)
 
 
 def by_group(scores: Iterable[tuple[Block, np.ndarray]], *, largest: bool) -> dict[int, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from fairkern import options
 from fairkern.errors import InputError
+from fairkern.ranks import ALONE, Ranks
 
 ClassOf = Callable[[Any], Tensor]
 SamplesOf = Callable[[Any], int]
@@ -67,9 +69,12 @@ class Settings:
     backend: str = "auto"
     memory_budget: int | None = None
     gram: bool = False
+    max_remove: float = 1.0  # of a group's units: that share is put in order one by one for the residual
+    keep_moments: bool | str | os.PathLike[str] = True  # in memory, not at all, or in files of a folder
     samples_of: SamplesOf | None = None
     class_of: ClassOf | Literal[False] | None = None  # False: no classes, and no U
     on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
+    ranks: Ranks = ALONE  # who hears the batches, each some of them
 
     def __post_init__(self) -> None:
         self._set(
@@ -78,8 +83,16 @@ class Settings:
             seed=options.seed(self.seed),
             gram=options.flag("gram", self.gram),
         )
+        share = options.real("max_remove", self.max_remove, "a share of a group, up to 1")
+        if not 0.0 < share <= 1.0:
+            raise InputError(f"max_remove={self.max_remove!r} is not a share of a group; expected 0 < max_remove <= 1")
+        self._set(max_remove=share)
         if self.memory_budget is not None:
             self._set(memory_budget=options.whole("memory_budget", self.memory_budget, 1, WHOLE))
+        if not isinstance(self.keep_moments, bool):
+            self._set(keep_moments=options.place("keep_moments", self.keep_moments))
+            if not self.gram:
+                raise InputError("keep_moments= says where second moments go, which gram=True takes: pass that as well")
         if self.class_of is not None and self.class_of is not False:
             options.function("class_of", self.class_of, "a function of a batch, or False for no classes")
         if self.samples_of is not None:

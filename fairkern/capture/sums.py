@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from fairkern.capture.points import Block, Point
 from fairkern.capture.samples import by_group
 from fairkern.capture.settings import Reduction
 from fairkern.ops import TaylorSums, taylor_many
+from fairkern.ranks import Ranks
 
 AT_ONCE = ("cpu",)  # devices on which a gradient is summed when it comes
 
@@ -119,6 +120,21 @@ class TaylorStore:
                 return point, "activations"
         return next(p for p in reversed(self._points) if not _finite(*self._sums[p].signed)), "gradients"
 
+    def add_up(self, ranks: Ranks) -> None:
+        """Over processes that have each heard some batches."""
+        counts = [self._elements[p] for p in self._points]
+        by_class = self._by_class or {}
+        labels = _labels(by_class, ranks)
+        nothing = {p: torch.zeros(p.length, dtype=torch.float64, device="cpu") for p in by_class}
+        sums = [by_class[p].get(label, nothing[p]) for p, found in labels.items() for label in found]
+        heard = torch.tensor(counts, dtype=torch.float64, device="cpu")
+        flat, whole, *totals = ranks.summed("Taylor sums", [self._flat, heard, *sums])
+        self._flat.copy_(flat)  # which all sums are views of
+        self._elements = {p: int(n) for p, n in zip(self._points, whole, strict=True)}
+        if self._by_class is not None:
+            found = iter(totals)
+            self._by_class = {p: {label: next(found) for label in own} for p, own in labels.items()}
+
     def reconstruction(self, reduction: Reduction, samples: int) -> dict[int, np.ndarray]:
         """R per group, float64 `[units]`: summed over a group's taps, per sample of the data."""
         scores = []
@@ -146,6 +162,12 @@ class TaylorStore:
             for p in self._points
             if self._elements[p]
         }
+
+
+def _labels(by_class: Mapping[Point, Mapping[int, Tensor]], ranks: Ranks) -> dict[Point, list[int]]:
+    """Of every point the classes that any process has heard."""
+    every = ranks.gathered("classes", [list(sums) for sums in by_class.values()])
+    return {p: sorted({label for told in every for label in told[n]}) for n, p in enumerate(by_class)}
 
 
 def _wide(point: Point) -> list[Block]:

@@ -19,7 +19,7 @@ from fairkern.cli.folders import check_given, prune_folder
 from fairkern.cli.given import existing, named, writable
 
 FAILED = 1
-SCORES, PLAN = "scores.safetensors", "plan.json"
+SCORES, PLAN, REPORT = "scores.safetensors", "plan.json", "report.json"
 BIASES = {"auto": "auto", "yes": True, "no": False}
 
 
@@ -79,9 +79,11 @@ def trace(arguments: argparse.Namespace) -> int:
 
 
 def score(arguments: argparse.Namespace) -> int:
-    out = writable(arguments.out)
-    scores = fk.score(named(arguments.model), named(arguments.loader), _loss(arguments), **_score_options(arguments))
-    scores.save(out)
+    team = arguments.team
+    out = team.told("where to write", lambda: writable(arguments.out))
+    options = _score_options(arguments) | {"ranks": team}
+    scores = fk.score(named(arguments.model), named(arguments.loader), _loss(arguments), **options)
+    team.told("writing", lambda: scores.save(out))
     _say(arguments, f"{len(scores.units.scored)} groups scored; written to {out}")
     return 0
 
@@ -111,21 +113,27 @@ def prune(arguments: argparse.Namespace) -> int:
     check_given(arguments)
     if arguments.hf is not None:
         return _prune_folder(arguments)
-    out = writable(arguments.out, folder=True)
+    team = arguments.team
+    out = team.told("where to write", lambda: writable(arguments.out, folder=True))
     options = _prune_options(arguments) | _more(arguments)
     options["keep_scores"] = arguments.iterations == 1  # later ones are of what the steps before have left
     model, loader, loss = named(arguments.model), named(arguments.loader), _loss(arguments)
     small, report = fk.prune(model, loader, loss, **options)
     assert report.plan is not None
-    fk.save_pruned(small, report.plan, out)
-    report.save(out / "report.json")
-    if report.scores is not None:
-        report.scores.save(out / SCORES)
+    team.told("writing", lambda: _write(small, report, out))
     steps = f" in {arguments.iterations} steps" if arguments.iterations > 1 else ""
     _say_removed(arguments, report.plan, out, steps)
     if report.scores is None and (out / SCORES).exists():
         _say(arguments, f"{out / SCORES} is of an earlier run: several steps write no scores")
     return 0
+
+
+def _write(small: Any, report: fk.Report, out: Path) -> None:
+    assert report.plan is not None
+    fk.save_pruned(small, report.plan, out)
+    report.save(out / REPORT)
+    if report.scores is not None:
+        report.scores.save(out / SCORES)
 
 
 def _prune_folder(arguments: argparse.Namespace) -> int:
@@ -148,6 +156,26 @@ def export(arguments: argparse.Namespace) -> int:
     goes_in = "text" if done.vocabulary else "token ids (without a vocabulary)"
     layers = f"{len(done.widths)} layers of the architecture {done.architecture}"
     _say(arguments, f"{layers}, {done.type}, {goes_in} in; written to {done.path}")
+    return 0
+
+
+def compact(arguments: argparse.Namespace) -> int:
+    plan = fk.Plan.load(existing(arguments.plan, PLAN))
+    done = fk.compact_checkpoint(arguments.checkpoint, plan, arguments.out)
+    lines = [f"{done.before:,} → {done.after:,} bytes of weights; written to {arguments.out}"]
+    beside = arguments.plan.with_name(REPORT)
+    how = fk.Report.load(beside).choices.get("compensation") if beside.is_file() else None
+    if how not in (None, "none"):
+        lines.append(
+            f"nothing was folded in: {beside} tells of the compensation {how!r}, which takes data; the plan has none "
+            "of it"
+        )
+    if done.ignored:
+        lines.append(f"{len(done.ignored)} tensors have no place in the model and were left out: {done.ignored[0]}, …")
+    served = plan.result.get("serves", {}).get("hf", "yes")
+    if served != "yes":
+        lines.append(f"from_pretrained does not load it ({served}); fairkern.apply makes a model of the plan that does")
+    _say(arguments, "\n".join(lines))
     return 0
 
 
@@ -175,7 +203,7 @@ def _prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if not options["gram"]:
         del options["gram"]  # where it is needed it is kept anyway
     options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused", "depth")}
-    return options | {"biases": BIASES[arguments.biases]}
+    return options | {"biases": BIASES[arguments.biases], "ranks": arguments.team}
 
 
 def _more(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -193,6 +221,8 @@ def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     functions = {"class_of": arguments.class_of, "samples_of": arguments.samples_of}
     given = {name: named(spec) for name, spec in functions.items() if spec}
     classes = {} if arguments.classes else {"class_of": False}
+    if arguments.keep_moments is not None:
+        given["keep_moments"] = arguments.keep_moments
     return {name: getattr(arguments, name) for name in names} | given | classes | {"progress": not arguments.quiet}
 
 

@@ -12,7 +12,7 @@ import fairkern as fk
 from fairkern.cli.arguments import path, positive
 
 _DTYPES = ("float32", "float16", "bfloat16")
-_OWN = ("data", "sequence", "samples", "held_out", "packing", "padding", "batch_size", "dtype", "device")
+_OWN = ("data", "sequence", "samples", "held_out", "packing", "padding", "batch_size", "dtype", "device", "walk")
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +38,8 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=positive, metavar="N", help="sequences of a batch (default: 4)")
     group.add_argument("--dtype", choices=_DTYPES, help="score and write in it (default: the folder's own)")
     group.add_argument("--device", help="for example cpu or cuda (default: CUDA where there is one)")
+    walk = "the whole model at once, or one block at a time, for what memory does not hold (default: by what is free)"
+    group.add_argument("--walk", choices=("whole", "blocks"), help=walk)
     group.add_argument("--trust-remote-code", action="store_true", help="run code that the folder brings")
 
 

@@ -11,6 +11,7 @@ from fairkern.cli import commands
 from fairkern.cli.arguments import Parser, by_kind, divisors, path, positive, share
 from fairkern.cli.folders import add_folder
 
+SHARED = ("score", "prune")  # what several processes of torchrun do together
 COMPENSATIONS = ("none", "mean", "least_squares")
 
 
@@ -21,7 +22,7 @@ def command_line() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, command=name, shared=name in SHARED)
         return sub
 
     demo = command("demo", commands.demo, "train, score, plan and cut two small networks on real handwritten digits")
@@ -74,6 +75,14 @@ def command_line() -> argparse.ArgumentParser:
     add_folder(prune)
     out = "folder for the weights, plan, report and scores"
     prune.add_argument("-o", "--out", type=path, required=True, help=out)
+
+    compact = command("compact", commands.compact, "cut a checkpoint by a plan, file by file, without its model")
+    checkpoint = "folder with safetensors (shards and their index, or one file), or such a file"
+    compact.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help=checkpoint)
+    compact.add_argument("--plan", type=path, required=True, help="plan of that model, as `fairkern plan` writes it")
+    folder = "new folder; a run that was killed goes on when it is given again"
+    compact.add_argument("-o", "--out", type=path, required=True, help=folder)
+    compact.add_argument("--quiet", action="store_true", help="print nothing")
 
     export = command(
         "export", commands.export, "write a folder of transformers, pruned or not, as a file for llama.cpp"
@@ -137,11 +146,13 @@ def _add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> Non
     taps = "score what the next layers read, or as in the paper what a layer returns"
     parser.add_argument("--recipe", choices=("default", "paper"), default="default", help=taps)
     parser.add_argument("--backend", default="auto", help="auto (default) or one that `fairkern info` lists")
-    budget = "that class samples may take; where it is too little, more passes are made"
+    budget = "beyond the weights, for class samples and second moments; where it is little, more passes are made"
     parser.add_argument("--memory-budget", type=positive, metavar="BYTES", help=budget)
     parser.add_argument(
         "--gram", action="store_true", help="keep what the residual (a second-order saliency) and least squares take"
     )
+    folder = "new folder that second moments are written to, and not kept in memory"
+    parser.add_argument("--keep-moments", type=path, metavar="FOLDER", help=folder)
     parser.add_argument("--quiet", action="store_true", help="print nothing")
 
 

@@ -1,8 +1,20 @@
 """Plan → small model: check, mask, cut, save and load."""
 
+from fairkern.compact.applying import apply
 from fairkern.compact.checkpoint import load_pruned, save_pruned
-from fairkern.compact.cutting import apply
 from fairkern.compact.descriptors import check, shapes_after
 from fairkern.compact.mask import masked
+from fairkern.compact.sharded import whole_on_meta
+from fairkern.compact.streaming import Compacted, compact_checkpoint
 
-__all__ = ["apply", "check", "load_pruned", "masked", "save_pruned", "shapes_after"]
+__all__ = [
+    "Compacted",
+    "apply",
+    "check",
+    "compact_checkpoint",
+    "load_pruned",
+    "masked",
+    "save_pruned",
+    "shapes_after",
+    "whole_on_meta",
+]

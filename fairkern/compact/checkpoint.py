@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,8 +27,10 @@ from fairkern.artefacts.files import (
     sum_of,
 )
 from fairkern.artefacts.plans import plan_payload, read_plan_payload
-from fairkern.artefacts.tensors import open_tensors, write_tensors
+from fairkern.artefacts.tensors import Later, open_tensors, order_of, write_tensors
 from fairkern.artefacts.writing import replacing_all, whole_folder
+from fairkern.compact.built import buffers_built
+from fairkern.compact.company import company, on_first
 from fairkern.compact.config import follow_config
 from fairkern.compact.cutting import copy_with, empty_dense, gather_dense, gone, set_sizes
 from fairkern.compact.descriptors import (
@@ -41,12 +44,15 @@ from fairkern.compact.descriptors import (
     shapes_left,
     tensors_of,
 )
+from fairkern.compact.sharded import Sharded, after, lying, put, shard_again
 from fairkern.errors import ArtefactError, InputError
 from fairkern.model.fields import bias_fields
 from fairkern.model.in_use import in_use
 from fairkern.model.linear import give_bias
+from fairkern.model.sharded import Part, in_shards, is_sharded, local
 from fairkern.model.tensors import named_tensors
 from fairkern.plans.renaming import Renaming
+from fairkern.ranks import Ranks
 from fairkern.types import ConfigChange, Plan
 
 WEIGHTS = "model.safetensors"
@@ -68,13 +74,14 @@ def save_pruned(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) ->
     does not exist, cannot be written, a full disk; what was there stays as it was).
 
     Cost: one pass over the weights, which sums them up and writes them; of those on a GPU, one tensor at a time is
-    copied.
+    copied. A model in shards is written by its first process, to which the others bring what they hold of one tensor
+    after the other.
     """
-    with in_use(small, "save_pruned()", reading=True):
-        _save(small, plan, folder)
+    with in_use(small, "save_pruned()", reading=True), company(small, plan, "save_pruned()") as ranks:
+        _save(small, plan, folder, ranks)
 
 
-def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
+def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str], ranks: Ranks) -> None:
     check_pruned(small, plan)
     tensors, shared = _stored(small)
     payload = plain(plan_payload(plan), "plan")
@@ -89,9 +96,21 @@ def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
         **({"flags": flags} if (flags := _flags(small, plan)) else {}),
     }
     metadata = {"format": "pt", "fairkern": compact(content)}
+    if not ranks.first:
+        for name in order_of(tensors):
+            on_first(ranks, name, tensors[name])
+        return
     with whole_folder(folder) as place, replacing_all([place / WEIGHTS, place / PLAN]) as (weights, beside):
-        write_tensors(weights, tensors, metadata)
+        write_tensors(weights, {name: _when_written(ranks, name, t) for name, t in tensors.items()}, metadata)
         beside.write_bytes(described)
+
+
+def _when_written(ranks: Ranks, name: str, tensor: Tensor) -> Tensor | Later:
+    """One in shards is brought together when its turn has come."""
+    if not is_sharded(tensor):
+        return tensor
+    like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return Later(like, partial(on_first, ranks, name, tensor))
 
 
 def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
@@ -109,13 +128,23 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     dtype), PlanMismatchError (`fresh_model` is of another architecture), InputError (a meta tensor that is not in the
     file, a model that cannot be copied).
 
+    Into a model in shards (`fully_shard`) every process reads the file, one tensor after the other, and keeps what it
+    is to hold; the result is sharded likewise.
+
     Cost: the file is read into memory and from there into the model. Summing it up takes about a second per gigabyte
     on one thread; it runs in as many as torch uses.
     """
     place = Path(folder)
     payload = _present(place, PLAN, lambda path: read_json(path, "plan"))
     plan = read_plan_payload(payload, place / PLAN)
-    tensors, shared, flags = _present(place, WEIGHTS, lambda path: _read(path, plan, sum_of(payload)))
+    with company(fresh_model, plan, "load_pruned()"):
+        return _load(fresh_model, place, plan, sum_of(payload))
+
+
+def _load(fresh_model: nn.Module, place: Path, plan: Plan, plan_sum: str) -> nn.Module:
+    groups, sharded = lying(fresh_model, plan, match(fresh_model, kept(plan))) if in_shards(fresh_model) else ([], [])
+    keep = partial(_part, _parts(plan, sharded)) if sharded else None
+    tensors, shared, flags = _present(place, WEIGHTS, lambda path: _read(path, plan, plan_sum, keep))
     check(fresh_model, plan)
     state = {**tensors, **{alias: tensors[name] for alias, name in shared.items() if name in tensors}}
     stored, renaming = fresh_model.state_dict().keys(), Renaming(plan)
@@ -128,6 +157,11 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     with in_use(fresh_model, "load_pruned()", reading=True), torch.no_grad():
         small = copy_with(fresh_model, _emptied(fresh_model, plan, stored), gone(fresh_model, plan))
     set_sizes(small, plan)
+    if extra and sharded:
+        raise InputError(
+            f"{place / WEIGHTS} has biases that compensation added ({min(extra)}): load it into a model that does not "
+            "lie in shards, and shard that"
+        )
     for name in extra:  # biases that compensation added
         give_bias(small.get_submodule(name.rpartition(".")[0]))
     own = bias_fields(small)
@@ -135,11 +169,44 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     if set_:
         follow_config(small, set_)
     _check_dtypes(state, small, place / WEIGHTS)
+    shard_again(small, plan, groups, sharded)
+    for held, _, part in sharded:
+        names = after(held, Renaming(plan))
+        values = [state.pop(name) for name in names]
+        _check_part(names[0], values[0], small.get_parameter(names[0]), part, place / WEIGHTS)
+        put(small, plan, held, values[0].to(_place_of(held.tensor), held.tensor.dtype))
     try:
-        small.load_state_dict(_versioned(small, state), strict=True)
+        small.load_state_dict(_versioned(small, state), strict=not sharded)
     except (RuntimeError, IndexError) as error:  # torch takes the first element of a row for a scalar
         raise ArtefactError(f"{place / WEIGHTS} does not fit the plan beside it: {error}") from error
     return small
+
+
+def _parts(plan: Plan, sharded: Sharded) -> dict[str, Part]:
+    """By their names in the file how tensors lie in shards."""
+    return {name: part for held, _, part in sharded for name in after(held, Renaming(plan))}
+
+
+def _part(parts: Mapping[str, Part], name: str, tensor: Tensor) -> Tensor:
+    """What is held here of a tensor of the file."""
+    part = parts.get(name)
+    if part is None or tensor.ndim <= part.dim:
+        return tensor
+    start, stop = part.share(tensor.shape[part.dim], part.rank)
+    return tensor.narrow(part.dim, start, stop - start).clone()
+
+
+def _check_part(name: str, values: Tensor, empty: nn.Parameter, part: Part, path: Path) -> None:
+    expected = list(empty.shape)
+    start, stop = part.share(expected[part.dim], part.rank)
+    expected[part.dim] = stop - start
+    if list(values.shape) != expected:
+        raise ArtefactError(f"{path} does not fit the plan beside it: {name} leaves {tuple(values.shape)} here")
+
+
+def _place_of(tensor: Any) -> torch.device:
+    """Where what is held here of a tensor in shards is to lie."""
+    return torch.device(tensor.device_mesh.device_type) if tensor.is_meta else local(tensor).device
 
 
 def _flags(small: nn.Module, plan: Plan) -> dict[str, bool]:
@@ -167,19 +234,31 @@ def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tens
     shapes, renaming = shapes_left(plan), Renaming(plan)
     cuts = {id(held.tensor): index for held, index in match(model, kept(plan))}
     made = []
+    built: dict[str, Tensor] | None = None
     for held in tensors_of(model):
         tensor = held.tensor
         if all(renaming.after(name) is None for name in held.names):
+            continue
+        if is_sharded(tensor):
+            shape = next(shapes[name] for name in held.names if name in shapes)
+            made.append((held, torch.empty(shape, dtype=tensor.dtype, device="meta")))
             continue
         if any(name in stored for name in held.names):
             shape = next(shapes[name] for name in held.names if name in shapes)
             device = torch.device("cpu") if tensor.is_meta else tensor.device
             made.append((held, empty_dense(tensor, shape, device)))
-        elif tensor.is_meta:
-            raise InputError(
-                f"{held.names[0]} is not saved with the model (a non-persistent buffer) and has no values on the "
-                "meta device: build the model on a real one"
-            )
+            continue
+        if tensor.is_meta:
+            built = buffers_built(model) if built is None else built
+            values = next((built[name] for name in held.names if name in built), None)
+            if values is None or values.is_meta or values.shape != tensor.shape:
+                raise InputError(
+                    f"{held.names[0]} is not saved with the model (a non-persistent buffer), has no values on the "
+                    "meta device, and no configuration that the model is built from: build the model on a real one"
+                )
+            cut = cuts.get(id(tensor))
+            values = values.to(tensor.dtype)
+            made.append((held, values if cut is None else gather_dense([(values, cut)], "auto")[0]))
         elif id(tensor) in cuts:
             made.append((held, gather_dense([(tensor, cuts[id(tensor)])], "auto")[0]))
     return made
@@ -191,7 +270,14 @@ def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     shared: dict[str, str] = {}
     first: dict[tuple[Any, ...], str] = {}
     storages: set[int] = set()
+    sharded = {name: held.names[0] for held in tensors_of(model) if is_sharded(held.tensor) for name in held.names}
     for name, value in model.state_dict().items():
+        if name in sharded and not value.is_meta:
+            if name == sharded[name]:
+                tensors[name] = value.detach()
+            else:
+                shared[name] = sharded[name]
+            continue
         if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
             kind = f"a {value.layout} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{name} is {kind}: only dense tensors with values can be saved")
@@ -227,7 +313,9 @@ def _instead(place: Path) -> str:
     return "expected a folder that save_pruned wrote"
 
 
-def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dict[str, str], dict[str, bool]]:
+def _read(
+    path: Path, plan: Plan, plan_sum: str, keep: Callable[[str, Tensor], Tensor] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str], dict[str, bool]]:
     with open_tensors(path) as file:
         metadata = file.metadata
         try:
@@ -240,7 +328,7 @@ def _read(path: Path, plan: Plan, plan_sum: str) -> tuple[dict[str, Tensor], dic
             raise ArtefactError(f"{path} has metadata that is not JSON ({error}); save the model again") from None
         header = {key: entry.value for key, entry in content.entries().items()}
         check_header(header, path, "pruned")
-        tensors, found = file.read()
+        tensors, found = file.read(keep)
     own_sum = {SUM: metadata[SUM]} if SUM in metadata else {}
     check_sum({**header, **own_sum}, found, path, "model")
     if content["plan"].text() != (plan_sum if own_sum else _digest(plan)):

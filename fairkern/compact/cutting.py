@@ -1,72 +1,27 @@
-"""Plan → small model: one gather per tensor, and the sizes that modules hold or pass on."""
+"""What a cut is made of: one gather per tensor, and the sizes that modules hold or pass on."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from fairkern.compact.config import follow_config
-from fairkern.compact.descriptors import Held, Index, check_pruned, cuts
+from fairkern.compact.descriptors import Held, Index
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
-from fairkern.interrupts import undivided
 from fairkern.model.attributes import read_attribute, write_attribute
-from fairkern.model.autocast import forget_casts
-from fairkern.model.in_use import in_use
 from fairkern.model.nothing import Nothing, put_nothing
 from fairkern.model.replacements import replace_modules
-from fairkern.model.untouched import caches, forget, held_states
+from fairkern.model.sharded import copy_unsharded, is_sharded, sharding_modules
+from fairkern.model.untouched import caches, held_states
 from fairkern.ops.gather import gather_many
 from fairkern.plans.depth import removed_parts
 from fairkern.plans.renaming import cut_lists
 from fairkern.types import Plan
-
-
-def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str = "auto") -> nn.Module:
-    """The model that `plan` leaves: every cut tensor gathered once, module attributes set.
-
-    Copy (default): `model` is not touched, also when the copy fails. What is cut is never copied whole; the
-    rest is copied as `copy.deepcopy` does it: tied tensors stay tied, hooks, modes, `requires_grad`, dtype,
-    device and memory format (channels-last, transposed) are kept, gradients are not copied.
-
-    `inplace=True`: returns `model` itself, each `Parameter` object (and so an optimizer's reference) kept,
-    `.grad` cut along (a sparse gradient is dropped). Each large tensor is freed as its small one is made. The
-    plan and all tensors are checked before the first is replaced; only running out of memory half-way leaves
-    a model that is partly cut. Ctrl-C waits until it is cut. Optimizer state is the caller's to cut.
-
-    Runs on any device, on meta tensors too. Cost: one read of what is kept and one write of it.
-    Raises PlanMismatchError (plan for another architecture), InputError (a model that cannot be copied, a
-    sparse or quantised tensor), BackendError (`backend`, as in `fairkern.ops.gather`).
-    """
-    with in_use(model, "apply()", reading=not inplace), torch.no_grad():
-        found = cuts(model, plan)
-        for held, _ in found:
-            if held.tensor.layout != torch.strided or held.tensor.is_quantized:
-                what = f"{held.tensor.layout} {held.tensor.dtype}"
-                raise InputError(f"{held.names[0]} is {what}: only dense tensors are cut")
-        if inplace:
-            small = model
-            undivided(partial(_cut_in_place, model, plan, found, backend))
-        else:
-            gathered = gather_dense([(held.tensor, index) for held, index in found], backend)
-            cut = [(held, tensor) for (held, _), tensor in zip(found, gathered, strict=True)]
-            small = copy_with(model, cut, gone(model, plan))
-            set_sizes(small, plan)
-            check_pruned(small, plan)
-    return small
-
-
-def _cut_in_place(model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Index]], backend: str) -> None:
-    set_sizes(model, plan)
-    for held, index in found:
-        _replace(held.tensor, index, backend)
-    forget(model)
-    forget_casts()
 
 
 def gone(model: nn.Module, plan: Plan) -> dict[nn.Module, nn.Module]:
@@ -127,7 +82,7 @@ def copy_with(
     memo |= {id(getattr(module, name)): None for module, name in held_states(modules)}
     memo |= {id(module): other for module, other in left_out.items()}
     try:
-        return copy.deepcopy(model, memo)
+        return copy_unsharded(model, memo) if sharding_modules(model) else copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"this {type(model).__name__} cannot be copied ({error}); remove what holds tensors that are results of "
@@ -185,15 +140,8 @@ def _memory_order(tensor: Tensor) -> list[int]:
 def _like(old: Tensor, new: Tensor) -> Tensor:
     """`new` as the kind of tensor that `old` is: a parameter (of its class) or a buffer."""
     if isinstance(old, nn.Parameter):
-        return type(old)(new, requires_grad=old.requires_grad)
+        kind = nn.Parameter if is_sharded(old) else type(old)
+        return kind(new, requires_grad=old.requires_grad)
     if type(old) is not Tensor:
         new = new.as_subclass(type(old))
     return new.requires_grad_(old.requires_grad)
-
-
-def _replace(tensor: Tensor, index: Index, backend: str) -> None:
-    grad = tensor.grad
-    tensor.grad = None
-    tensor.data = gather_dense([(tensor, index)], backend)[0]
-    if grad is not None and grad.layout == torch.strided:
-        tensor.grad = gather_dense([(grad, index)], backend)[0]

@@ -29,6 +29,10 @@ class Held:
     tensor: Tensor
     names: tuple[str, ...]
 
+    def places(self, model: nn.Module) -> list[tuple[nn.Module, str]]:
+        """The modules that hold it, and its names in them."""
+        return [(model.get_submodule(path), last) for path, _, last in (name.rpartition(".") for name in self.names)]
+
 
 def tensors_of(model: nn.Module) -> list[Held]:
     """Every parameter and buffer of `model`, non-persistent buffers included, each tensor object once. Buffers that a

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fairkern.compact.descriptors import Index, check, match, silenced
+from fairkern.compact.company import company
+from fairkern.compact.descriptors import Held, Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
+from fairkern.errors import InputError
 from fairkern.model.autocast import forget_casts
 from fairkern.model.in_use import in_use
 from fairkern.model.nothing import without
+from fairkern.model.sharded import in_shards, is_sharded, local, part_of
 from fairkern.model.tensors import memory_of
 from fairkern.plans.depth import removed_branches
 from fairkern.surroundings import check_ordinary, refuse, uncompiled
@@ -52,21 +55,26 @@ class masked:
         refuse("masked")
         with contextlib.ExitStack() as stack:
             stack.enter_context(in_use(self._model, "a mask"))
-            if self._strict:
-                check(self._model, self._plan)
-            targets = match(self._model, silenced(self._plan, Silence.ZERO))
-            if not torch.is_inference_mode_enabled():
-                check_ordinary((held.names[0], held.tensor) for held, _ in targets)
-            zeros = _Zeros([(held.tensor, index) for held, index in targets])
-            stack.callback(zeros.take_off)
-            zeros.put_on()
-            for branch in removed_branches(self._plan):
-                stack.callback(_silent(self._model, branch).remove)
-            silent = without_experts(self._model, self._plan)
-            if silent is not None:
-                stack.enter_context(silent)
+            with company(self._model, self._plan, "masked()"):
+                self._put_on(stack)
             self._entered.append(stack.pop_all())
         return self._model
+
+    def _put_on(self, stack: contextlib.ExitStack) -> None:
+        if self._strict:
+            check(self._model, self._plan)
+        targets = match(self._model, silenced(self._plan, Silence.ZERO))
+        if not torch.is_inference_mode_enabled():
+            check_ordinary((held.names[0], held.tensor) for held, _ in targets)
+        zeros = _Zeros([(held.tensor, _here(held, index)) for held, index in targets])
+        stack.callback(zeros.take_off)
+        zeros.put_on()
+        for branch in removed_branches(self._plan):
+            stack.callback(_silent(self._model, branch).remove)
+        silent = without_experts(self._model, self._plan)
+        if silent is not None:
+            stack.enter_context(silent)
+        stack.callback(in_shards, self._model)  # before anything is put back: what a pass left whole has zeros of ours
 
     @uncompiled
     def __exit__(
@@ -78,11 +86,27 @@ class masked:
 def without_experts(model: nn.Module, plan: Plan) -> silent_experts | None:
     """The part of `masked` that holds in one thread only: the routers, if the plan removes whole experts."""
     routers = [
-        (held.tensor, dim, gone)
+        (held, dim, gone)
         for held, index in match(model, silenced(plan, Silence.MINUS_INFINITY))
         for dim, gone in index.items()
     ]  # fmt: skip
-    return silent_experts(routers) if routers else None
+    if not routers:
+        return None
+    places = [(place, held.tensor) for held, _, _ in routers if is_sharded(held.tensor) for place in held.places(model)]
+    return silent_experts([(held.tensor, dim, gone) for held, dim, gone in routers], places)
+
+
+def _here(held: Held, index: Index) -> Index:
+    """The positions of what this process holds of a tensor."""
+    if not is_sharded(held.tensor):
+        return index
+    part = part_of(held.names[0], held.tensor)
+    if part.dim in index and index[part.dim].ndim == 2:
+        raise InputError(
+            f"{held.names[0]} lies in shards along dimension {part.dim}, of which each of its parts loses others: "
+            "apply the plan, or shard along dimension 0"
+        )
+    return part.own(index)
 
 
 def _silent(model: nn.Module, branch: Branch) -> RemovableHandle:
@@ -139,11 +163,11 @@ _ON: list[_Zeros] = []  # of all threads, in the order in which they were put on
 
 
 def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
-    data = tensor.data  # shares memory with the tensor, not its version counter
+    data = local(tensor.data)  # shares memory with the tensor, not its version counter
     for dim, positions in index.items():
         there = positions.to(data.device)
         if there.ndim == 2:  # every position of dimension 0 loses others
-            there = there.reshape([*there.shape[:1], *(-1 if d == dim else 1 for d in range(1, data.ndim))])
+            there = there.reshape([len(there), *(there.shape[1] if d == dim else 1 for d in range(1, data.ndim))])
             there = there.expand([n if d != dim else -1 for d, n in enumerate(data.shape)])
             saved.append((tensor, dim, there, data.gather(dim, there)))
             data.scatter_(dim, there, 0)
@@ -153,7 +177,8 @@ def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
 
 
 def _put_back(tensor: Tensor, dim: int, positions: Tensor, values: Tensor) -> None:
+    data = local(tensor.data)
     if positions.ndim == 1:
-        tensor.data.index_copy_(dim, positions, values)
+        data.index_copy_(dim, positions, values)
     else:
-        tensor.data.scatter_(dim, positions, values)
+        data.scatter_(dim, positions, values)

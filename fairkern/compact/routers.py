@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -24,14 +24,20 @@ class silent_experts(TorchFunctionMode):
     again. Works for functions called in this thread; nothing is written to the model.
     """
 
-    def __init__(self, routers: Iterable[tuple[Tensor, int, Tensor]]) -> None:
-        """`routers`: a weight, its dimension of experts, and the experts that go, int64."""
+    def __init__(
+        self,
+        routers: Iterable[tuple[Tensor, int, Tensor]],
+        places: Iterable[tuple[tuple[nn.Module, str], Tensor]] = (),
+    ) -> None:
+        """`routers`: a weight, its dimension of experts, and the experts that go, int64. `places`: where those are that
+        lie in shards, since a pass has another tensor there."""
         super().__init__()
         self._weights: WeakIdKeyDictionary = WeakIdKeyDictionary()  # and casts and views of them
         self._logits: WeakIdKeyDictionary = WeakIdKeyDictionary()  # what goes of their last dimensions
         for weight, dim, gone in routers:
             goes = torch.zeros(weight.shape[dim], dtype=torch.bool, device=weight.device)
             self._weights[weight] = goes.index_fill(0, gone.to(weight.device), True)
+        self._places = [(module, name, self._weights[weight]) for (module, name), weight in places]
 
     def __exit__(self, *_: object) -> None:
         """Modes that were entered later and are still on stay on; in another thread, where this one cannot be taken
@@ -40,6 +46,7 @@ class silent_experts(TorchFunctionMode):
         if not any(mode is self for mode in modes):
             self._weights.clear()
             self._logits.clear()
+            self._places.clear()
             return
         later = []
         while (mode := _pop_mode()) is not self:
@@ -50,6 +57,10 @@ class silent_experts(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         tensors = list(tensors_in([args, kwargs]))
+        for module, name, goes in self._places:
+            for tensor in tensors:
+                if tensor is module._parameters[name]:
+                    self._weights[tensor] = goes
         known = [self._logits[t] for t in tensors if t in self._logits]
         if func in _RANKED and known and _along(args, kwargs):
             args = [self._silenced(a) for a in args]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from fairkern.compensate.fit import Fit
 from fairkern.compensate.statistics import Statistics
 from fairkern.model.autocast import forget_casts
 from fairkern.model.linear import bias_of, give_bias, groups_of, output_dim
+from fairkern.model.sharded import is_sharded, local, part_of, whole
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.gather import gather
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Axis, Plan, Scores, Tap, UnitMap
+
+_AT_ONCE = 1 << 23  # elements that are made in float64 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,23 @@ class Correction:
     note: str = ""
     with_intercept: float = math.nan
 
+    def held_of(self, model: nn.Module) -> Correction:
+        """What this process adds, to what it holds of the weight and the bias of a model in shards."""
+        if self.weight is None:
+            return self
+        place = bias_of(model, self.axis) if self.bias is not None else None
+        bias = None if place is None or self.bias is None else _held(place[0]._parameters[place[1]], self.bias)
+        return replace(self, weight=_held(tensor_of(model, self.axis.tensor), self.weight), bias=bias)
+
+
+def _held(tensor: Tensor | None, made: Tensor) -> Tensor:
+    """Of what is added to the cut tensor what is added here; `tensor`: the uncut one."""
+    if tensor is None or not is_sharded(tensor):
+        return made
+    part = part_of("a parameter", tensor)
+    start, stop = part.share(made.shape[part.dim], part.rank)
+    return made.narrow(part.dim, start, stop - start).clone()
+
 
 class Consumer:
     """One weight that contracts over an axis at some taps, and how a plan cuts it."""
@@ -46,8 +66,8 @@ class Consumer:
     def __init__(self, model: nn.Module, axis: Axis, index: Index, taps: Sequence[Tap], scores: Scores) -> None:
         self.axis, self.index, self.taps = axis, index, taps
         module = model.get_submodule(axis.module)
-        self.weight = tensor_of(model, axis.tensor).detach()
-        self.length = self.weight.shape[axis.dim]
+        self._tensor = tensor_of(model, axis.tensor)
+        self.length = self._tensor.shape[axis.dim]
         self.groups = groups_of(module)
         self._out = output_dim(module, axis)
         place = bias_of(model, axis)
@@ -57,9 +77,9 @@ class Consumer:
         self.no_bias = "" if may_have else "it can have none"
         self._shares = kernel_shares(module, grids_of(taps, scores))
 
-    def reads(self, statistics: Statistics) -> bool:
-        """Whether these are the positions of its weight, in the groups of a convolution."""
-        return statistics.length == self.length * self.groups
+    def reads(self, positions: int) -> bool:
+        """Whether so many are the positions of its weight, in the groups of a convolution."""
+        return positions == self.length * self.groups
 
     def correction(self, statistics: Statistics, *, intercept: bool) -> Correction:
         """What makes up for the positions that go, and for what differs at those that stay."""
@@ -84,32 +104,52 @@ class Consumer:
 
     def _parts(self) -> Iterator[tuple[int, Tensor, Index]]:
         """Each group of a convolution of which rows stay, its weight and those rows; else the whole weight."""
+        whole_weight = whole(self._tensor)
         if self.groups == 1:
-            yield 0, self.weight, self.index
+            yield 0, whole_weight, self.index
             return
-        rows = len(self.weight) // self.groups
-        stays = self.index.get(0, torch.arange(len(self.weight), device="cpu"))
+        rows = len(whole_weight) // self.groups
+        stays = self.index.get(0, torch.arange(len(whole_weight), device="cpu"))
         for g in range(self.groups):
             here = stays[(stays >= g * rows) & (stays < (g + 1) * rows)] - g * rows
             if len(here):
-                yield g, self.weight[g * rows : (g + 1) * rows], {**self.index, 0: here}
+                yield g, whole_weight[g * rows : (g + 1) * rows], {**self.index, 0: here}
 
 
 def carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> tuple[Tensor, Tensor]:
-    """`Σ_t weight[t] · M[t, kept]`, shaped like the cut weight, and `Σ_t weight[t] · b[t]` with size 1 along `dim`."""
+    """`Σ_t weight[t] · M[t, kept]`, shaped like the cut weight, and `Σ_t weight[t] · b[t]` with size 1 along `dim`.
+
+    Float64 products, made and kept for some positions of another dimension at a time, so that beside the result little
+    is held; that is float32 where the weight is no wider.
+    """
     rows = (fit.told[:, None] * per_unit + np.arange(per_unit)).reshape(-1)
-    part = gather(weight.index_select(dim, torch.from_numpy(rows).to(weight.device)), _on(weight, index, dim))
+    index = {**index, dim: torch.from_numpy(rows)}
+    across = next((d for d in range(weight.ndim) if d != dim), None)
+    if across is None:
+        return _carried(weight, dim, index, fit, per_unit)
+    stays = index.get(across, torch.arange(weight.shape[across], device="cpu"))
+    size = max(len(rows), len(fit.kept) * per_unit) * math.prod(
+        len(index[d]) if d in index else n for d, n in enumerate(weight.shape) if d not in (dim, across)
+    )
+    parts = stays.split(max(1, _AT_ONCE // max(1, size)))
+    made = [_carried(weight, dim, {**index, across: part}, fit, per_unit) for part in parts]
+    if len(made) == 1:
+        return made[0]
+    return torch.cat([weight for weight, _ in made], across), torch.cat([shift for _, shift in made], across)
+
+
+def _carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> tuple[Tensor, Tensor]:
+    part = gather(weight, {d: positions.to(weight.device) for d, positions in index.items()})
     part = part.double().movedim(dim, 0)
     rest = part.shape[1:]
     flat = part.reshape(len(fit.told), -1)  # [told, per unit · rest]
-    made = fit.weights.T.to(flat) @ flat
+    made = (fit.weights.T.to(flat) @ flat).to(_kept_in(weight))
     shift = (fit.intercept.to(flat) @ flat).reshape(per_unit, *rest).sum(0)
     return made.reshape(len(fit.kept) * per_unit, *rest).movedim(0, dim), shift.unsqueeze(dim)
 
 
-def _on(weight: Tensor, index: Index, dim: int) -> Index:
-    """The positions along the other dimensions, where the weight lies."""
-    return {other: positions.to(weight.device) for other, positions in index.items() if other != dim}
+def _kept_in(weight: Tensor) -> torch.dtype:
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def by_axis(taps: Iterable[Tap]) -> dict[Axis, list[Tap]]:
@@ -142,10 +182,11 @@ def fold(small: nn.Module, plan: Plan, found: Iterable[Correction]) -> None:
                 continue
             name = renaming.after(correction.axis.tensor)
             assert name is not None  # nothing is corrected that goes whole
-            weight = tensor_of(small, name)
-            weight.copy_(weight.double() + correction.weight)
+            weight = local(tensor_of(small, name))
+            for into, more in zip(_in_parts(weight), _in_parts(correction.weight), strict=True):
+                into.copy_(into.double() + more)
             if correction.bias is not None:
-                bias = _bias(small, Axis(name, correction.axis.dim))
+                bias = local(_bias(small, Axis(name, correction.axis.dim)))
                 bias.copy_(bias.double() + correction.bias)
     forget_casts()
 
@@ -159,9 +200,11 @@ def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], co
     axis = correction.axis
     index = cuts.get(axis.tensor, {})
     weight, before = tensor_of(whole, axis.tensor), tensor_of(model, axis.tensor)
-    places = _places(index, before.shape)
+    stays = index.get(0, torch.arange(before.shape[0], device="cpu"))
     with torch.no_grad():
-        weight[places] = (before[places].double() + correction.weight).to(weight)
+        for rows, more in zip(stays.split(_rows(correction.weight)), _in_parts(correction.weight), strict=True):
+            places = _places({**index, 0: rows}, before.shape)
+            weight[places] = (before[places].double() + more).to(weight)
         if correction.bias is not None:
             bias, held = _bias(whole, axis), bias_of(model, axis)
             out = output_dim(model.get_submodule(axis.module), axis)
@@ -182,6 +225,15 @@ def _bias(model: nn.Module, axis: Axis) -> nn.Parameter:
     if module._parameters[name] is None:
         give_bias(module)
     return module.get_parameter(name)
+
+
+def _in_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Some rows after the other: what is made of them in float64 is small beside the tensor."""
+    return tensor.split(_rows(tensor))
+
+
+def _rows(tensor: Tensor) -> int:
+    return max(1, _AT_ONCE * len(tensor) // max(1, tensor.numel()))
 
 
 def _places(index: Index, shape: Sequence[int]) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fairkern.compact import apply
+from fairkern.compact.company import company
 from fairkern.compensate.correction import Correction, fold
 from fairkern.compensate.divergence import Loss
 from fairkern.compensate.fit import Compensation
@@ -20,6 +21,8 @@ from fairkern.errors import InputError
 from fairkern.interrupts import undivided
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import in_use
+from fairkern.model.sharded import in_shards
+from fairkern.ranks import ALONE, Ranks
 from fairkern.types import ConfigChange, Plan, Scores
 
 
@@ -51,13 +54,17 @@ def cut(
     backend: str = "auto",
     biases: Biases = Biases.AUTO,
     loss: Loss | None = None,
+    ranks: Ranks = ALONE,
 ) -> Cut:
     """The smaller model that `plan` leaves, and what was done. `loss`: what joint compensation goes by; how it is
-    reduced and its seed are those of the scores.
+    reduced and its seed are those of the scores. Of several processes each goes through some of the loader's batches,
+    and all get the weights of the first.
+
+    A model in shards is compensated in one shot, and weights that have no bias are given none.
 
     Raises InputError where a method is not given what it needs: scores, for sequential and joint compensation a loader
-    that can be iterated again and a model that is not cut in place; and what `corrections`, `fit_together` and `apply`
-    raise.
+    that can be iterated again and a model that is not cut in place, nor lies in shards; and what `corrections`,
+    `fit_together` and `apply` raise.
     """
     if method is Compensation.NONE:
         return Cut(apply(model, plan, inplace=inplace, backend=backend))
@@ -68,12 +75,22 @@ def cut(
             f"compensate={method.value!r} walks through all batches together; this {type(model).__name__} keeps what "
             f"is of one batch in its modules (in {scores.provenance['keeps'][0]}): use compensate='least_squares'"
         )
-    with in_use(model, "apply()", reading=not inplace), without_autocast():
+    sharded = in_shards(model)
+    if sharded and method.compares:
+        raise InputError(
+            f"compensate={method.value!r} takes the batches through two models layer by layer, and the processes that "
+            "hold this one in shards gather a layer for one pass at a time: use compensate='least_squares'"
+        )
+    if sharded and biases is Biases.ADDED:
+        raise InputError("biases=True gives weights biases, which a model in shards is not given: pass biases=False")
+    if sharded:
+        biases = Biases.NONE
+    with in_use(model, "apply()", reading=not inplace), company(model, plan, "apply()"), without_autocast():
         places = Places(model, plan, scores.units, biases)
         if method.compares:
             again = _read_again(method, loader, inplace)
             found = corrections(model, plan, scores, Compensation.LEAST_SQUARES, places=places)
-            made = refit(model, plan, scores, found, again)
+            made = refit(model, plan, scores, found, again, ranks=ranks)
         else:
             made = found = corrections(model, plan, scores, method, places=places)
         given = [c.axis for c in made if c.bias is not None]
@@ -90,7 +107,10 @@ def cut(
         divergence = None
         if method is Compensation.JOINT:
             said = {"mean": scores.provenance.get("loss_reduction") != "sum", "seed": scores.provenance.get("seed", 0)}
-            divergence = fit_together(model, small, plan, scores.units, again, replace(loss or Loss(), **said))
+            chosen = replace(loss or Loss(), **said)
+            divergence = fit_together(model, small, plan, scores.units, again, chosen, ranks)
+        if not sharded:  # where every process has made its part, of the same sums
+            ranks.spread("the cut model", list(small.parameters()))
     return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags), unplaced, divergence)
 
 

@@ -15,6 +15,7 @@ from fairkern.capture.losses import Losses
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.nested import tensors_in
 from fairkern.model.tensors import memory_of
+from fairkern.ranks import ALONE, Ranks
 
 _NOTHING = 1e-5  # of the largest value: rounding
 _INSTEAD = "pass another loss_fn=, such as the mean squared distance to any target, or use compensate='sequential'"
@@ -59,8 +60,12 @@ class Divergence:
     Cost: a forward pass and what it takes to go back to the outputs, per batch.
     """
 
-    def __init__(self, model: nn.Module, small: nn.Module, loader: Iterable[Any], loss: Loss) -> None:
-        """Within `untouched`: all parameters of `model` are made to want gradients."""
+    def __init__(
+        self, model: nn.Module, small: nn.Module, loader: Iterable[Any], loss: Loss, ranks: Ranks = ALONE
+    ) -> None:
+        """Within `untouched`: all parameters of `model` are made to want gradients. Of several processes each has the
+        aims of some batches, and all have the values of the whole."""
+        self._ranks = ranks
         self._losses = Losses(small, loss.function, loss.seed)
         for parameter in model.parameters():
             if parameter.is_floating_point():
@@ -69,10 +74,10 @@ class Divergence:
         found = list(batches(loader, model, False, loss.samples_of))
         if not found:
             raise InputError("the loader yields no batch; compensate='joint' needs one that can be iterated again")
-        samples = sum(batch.samples for batch in found)
+        self.samples = sum(batch.samples for batch in found)
         self.aims: list[_Aim] = []
-        for batch in found:
-            weight = (batch.samples if loss.mean else 1) / samples
+        for batch in (batch for batch in found if ranks.own(batch.index)):
+            weight = (batch.samples if loss.mean else 1) / self.samples
             self.aims.append(_aim(own, batch, weight, self.aims[0].places if self.aims else None))
 
     def loss(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
@@ -95,18 +100,22 @@ class Divergence:
             for total, part in zip(gradient, parts, strict=True):
                 if part is not None:
                     total += part
-        return value, gradient
+        if not self._ranks.several:
+            return value, gradient
+        whole, *sums = self._ranks.summed("the divergence", [_number(value), *gradient])
+        return float(whole), [total.to(part) for total, part in zip(sums, gradient, strict=True)]
 
     def check(self, value: float) -> None:
         """Raises NonFiniteError, and InputError where the loss cannot say how far the models are apart."""
         if not math.isfinite(value):
             raise NonFiniteError(f"the cut model is {value} away from the uncut one: its outputs are not finite")
-        if value < -sum(aim.weight * aim.rounding for aim in self.aims):
+        (rounding,) = self._ranks.summed("rounding", [_number(sum(aim.weight * aim.rounding for aim in self.aims))])
+        if value < -float(rounding):
             raise InputError(
                 f"the loss falls by {-value:.3g} below its tangent at the uncut model's outputs, so it is not convex "
                 f"in what the model returns: {_INSTEAD}"
             )
-        if self._linear(self.aims[0]):
+        if self._ranks.told("the slopes of the loss", lambda: self._linear(self.aims[0])):
             raise InputError(
                 "the loss is linear in what the model returns, so that its slope says all of it and no output is far "
                 f"from another: {_INSTEAD}"
@@ -123,6 +132,10 @@ class Divergence:
         with torch.no_grad():
             before = list(tensors_in(self._own.answered(aim.batch)[0]))
         return any(_apart(z, before[place]) > _NOTHING for z, place in zip(outputs, aim.places, strict=True))
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64, device="cpu")
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairkern.ops.eliminate.config import RIDGE
+from fairkern.ops.gather import gather
 from fairkern.ops.ridge import solve
 from fairkern.types import IndexArray, JointMoments, Moments
 
@@ -65,7 +66,8 @@ def by_least_squares(
     Solved by Cholesky in float64. A unit that never varies predicts nothing, and dependent units share; where the
     ridge is lost in rounding it grows tenfold until the factorisation holds.
 
-    Raises NonFiniteError. Cost: kept³ / 3 + told · kept² multiply-adds.
+    Raises NonFiniteError. Cost: kept³ / 6 + told · kept² multiply-adds, which is a third of what ordering the same
+    positions takes where half of them go; memory: 3 · kept² + 3 · told · kept numbers.
     """
     joint, count = moments if isinstance(moments, JointMoments) else None, moments.count
     read = moments.total / count
@@ -73,11 +75,11 @@ def by_least_squares(
     kept = _others(len(read), removed)
     told = removed if joint is None else np.arange(len(read), dtype=np.int64)
     k, t = torch.from_numpy(kept), torch.from_numpy(told)
-    inner = moments.gram[k][:, k] / count
-    cross = (moments.gram[t] if joint is None else joint.cross)[:, k] / count
+    inner = gather(moments.gram, {0: k, 1: k}).div_(count)
+    cross = gather(moments.gram if joint is None else joint.cross, {0: t, 1: k}).div_(count)
     if intercept:
-        inner -= torch.outer(now[k], now[k])
-        cross -= torch.outer(read[t], now[k])
+        inner.addr_(now[k], now[k], alpha=-1)
+        cross.addr_(read[t], now[k], alpha=-1)
     if joint is not None:
         cross[k] -= inner
     through_zero = joint is None and not intercept

@@ -13,7 +13,7 @@ from torch import nn
 from fairkern.compact.built import built_with
 from fairkern.compact.config import follow_config
 from fairkern.model.fields import bias_fields, configurations
-from fairkern.model.linear import adds_bias, give_bias
+from fairkern.model.linear import adds_bias, bias_of, give_bias
 from fairkern.model.raised import in_words
 from fairkern.model.tensors import named_tensors
 from fairkern.options import choose, flag
@@ -172,6 +172,16 @@ def _described(model: nn.Module, leave_out: Sequence[str] = ()) -> _Described:
             for path, module in model.named_modules()
         },
     )
+
+
+def give_biases(small: nn.Module, plan: Plan, given: Iterable[Axis]) -> None:
+    """Give the model that was cut a bias of zeros where these axes' weights, by their names before, have none."""
+    renaming = Renaming(plan)
+    for axis in given:
+        later = renaming.after(axis.tensor)
+        place = None if later is None else bias_of(small, Axis(later, axis.dim))
+        if place is not None and place[0]._parameters[place[1]] is None:
+            give_bias(place[0])
 
 
 def fulfil(small: nn.Module, plan: Plan, flags: Sequence[Flag]) -> None:

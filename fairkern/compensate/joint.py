@@ -11,19 +11,26 @@ from torch import Tensor, nn
 
 from fairkern.compensate.descent import Point, minimise
 from fairkern.compensate.divergence import Divergence, Loss
-from fairkern.compensate.layers import Layer, layers_of, listened
+from fairkern.compensate.layers import Layer, add_up, layers_of, listened
 from fairkern.errors import InputError
 from fairkern.model.autocast import forget_casts
 from fairkern.model.replacements import in_place
 from fairkern.model.untouched import untouched
 from fairkern.plans.renaming import Renaming
+from fairkern.ranks import ALONE, Ranks
 from fairkern.types import Plan, UnitMap
 
 STEPS = 20
 
 
 def fit_together(
-    model: nn.Module, small: nn.Module, plan: Plan, units: UnitMap, loader: Iterable[Any], loss: Loss
+    model: nn.Module,
+    small: nn.Module,
+    plan: Plan,
+    units: UnitMap,
+    loader: Iterable[Any],
+    loss: Loss,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
     """Change weights and biases of `small`, which `plan` left of `model`, so that it gives what `model` gives.
 
@@ -33,6 +40,8 @@ def fit_together(
     curvature (second moments, Kronecker-factored). There is no learning rate, no order of batches and no chance in it,
     and targets do not count. Tied weights, weights that are computed, norms, embeddings, recurrent layers and fused
     experts stay as they are.
+
+    Several processes each have some of the batches, and come to the same values.
 
     Returns the divergence before and after, which is never larger. `model` is left as it was; so is `small`, but for
     these values.
@@ -48,15 +57,14 @@ def fit_together(
             stack.enter_context(untouched(net))
             stack.enter_context(in_place(net))
             net.eval()
-        divergence = Divergence(loss.uncut or model, small, loader, loss)
-        layers = _heard(list(layers_of(small, computed).values()), divergence)
+        divergence = Divergence(loss.uncut or model, small, loader, loss, ranks)
+        layers = _heard(list(layers_of(small, computed).values()), divergence, ranks)
         if not layers:
             raise InputError(
                 "the cut model runs through no linear layer or convolution with a weight of its own, so there is "
                 "nothing to fit: use compensate='sequential'"
             )
         held = [parameter for layer in layers for parameter in layer.parameters]
-        samples = sum(aim.batch.samples for aim in divergence.aims)
 
         def at(point: Point) -> tuple[float, Point]:
             _set(held, point)
@@ -65,6 +73,7 @@ def fit_together(
 
         def precondition(gradient: Point) -> Point:
             parts = iter(gradient)
+            samples = divergence.samples
             return [s for layer in layers for s in layer.scaled([next(parts) for _ in layer.parameters], samples)]
 
         start = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in held]
@@ -80,11 +89,12 @@ def _set(held: Sequence[nn.Parameter], point: Point) -> None:
             parameter.copy_(value)
 
 
-def _heard(layers: Sequence[Layer], divergence: Divergence) -> list[Layer]:
+def _heard(layers: Sequence[Layer], divergence: Divergence, ranks: Ranks) -> list[Layer]:
     """The layers that run on these data, with what one pass tells of them. Raises what `Divergence.check` raises."""
     held: list[Tensor] = [p.requires_grad_(True) for layer in layers for p in layer.parameters]
     if held:
         with listened(layers):
             value, _ = divergence(held)
+        add_up(layers, ranks)
         divergence.check(value)
     return [layer for layer in layers if layer.moments is not None]

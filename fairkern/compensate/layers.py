@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fairkern.compact.descriptors import tensors_of
 from fairkern.model.linear import adds_bias, made_dim
 from fairkern.ops.ridge import solve
+from fairkern.ranks import Ranks
 
 DAMPING = 1e-2  # ridge of the inputs' second moments, in mean variances
 
@@ -100,6 +101,23 @@ def listened(layers: Sequence[Layer]) -> Iterator[None]:
         for layer in layers:
             stack.callback(layer.module.register_forward_hook(_hook(layer)).remove)
         yield
+
+
+def add_up(layers: Sequence[Layer], ranks: Ranks) -> None:
+    """What several processes have heard of these layers, in each of them."""
+    if not ranks.several:
+        return
+    shapes = ranks.gathered("layers", [None if layer.moments is None else layer.moments.shape for layer in layers])
+    for layer, known in zip(layers, zip(*shapes, strict=True), strict=True):
+        shape = next((shape for shape in known if shape is not None), None)
+        if shape is None:
+            continue
+        own = layer.moments
+        if own is None:
+            own = torch.zeros(shape, dtype=torch.float64, device=layer.parameters[0].device)
+        counts = torch.tensor([layer.positions, layer.power], dtype=torch.float64, device="cpu")
+        layer.moments, whole = ranks.summed("a layer", [own, counts])
+        layer.positions, layer.power = int(whole[0]), float(whole[1])
 
 
 def _hook(layer: Layer) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from fairkern.compensate.fit import Compensation
 from fairkern.compensate.intercepts import Biases, Places
 from fairkern.compensate.statistics import Statistics, of_taps
 from fairkern.errors import InputError, PlanMismatchError
+from fairkern.model.sharded import whole
 from fairkern.model.tensors import tensor_of
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.types import Axis, Plan, PlanAxis, Scores, Tap
@@ -45,36 +47,97 @@ def corrections(
     check(model, plan)
     if {name: tuple(shape) for name, shape in scores.units.shapes.items()} != dict(plan.shapes):
         raise PlanMismatchError("the scores were made for another model than the plan: score this model and plan again")
+    places = places or Places(model, plan, scores.units, Biases.ADDED)
+    cases = decided(model, plan, scores, method, places.why_not)
+    check_means(cases, method, places)
+    return solved(model, cases, scores, method, ridge)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A consumer that loses inputs, and what is to become of it: known before anything is solved.
+
+    `note`: why it stays as it is; empty where it is fitted. `no_bias`: why it has no bias and is given none.
+    """
+
+    item: PlanAxis
+    taps: Sequence[Tap]
+    note: str
+    no_bias: str = ""
+    index: Index = field(default_factory=dict)  # how the plan cuts its weight
+    consumer: Consumer | None = None  # none of experts
+
+    @property
+    def gives_bias(self) -> bool:
+        """Whether an intercept goes into its bias, one that it has or is given."""
+        return not self.note and self.consumer is not None and not self.no_bias
+
+
+def decided(
+    model: nn.Module, plan: Plan, scores: Scores, method: Compensation, why_not: Callable[[Axis], str]
+) -> list[Case]:
+    """A case for every consumer that loses inputs. Reads shapes of `model`, and no values; no moments either.
+
+    `why_not`: why what contracts an axis, and has no bias, is given none (`Places.why_not`).
+    """
     taps = by_axis(tap for group in scores.units.groups for tap in group.taps)
     names = {name: held.names for held in tensors_of(model) for name in held.names}
     cuts = kept(plan)
-    places = places or Places(model, plan, scores.units, Biases.ADDED)
-    known: dict[tuple[str, ...], Statistics] = {}
-    found: list[Correction] = []
-    without: list[str] = []  # why weights could not take means
+    cases = []
     for item in plan.axes:
         if not item.consumer or not item.removed.size:
             continue
         axis, read = item.axis, taps.get(item.axis, [])
         note = cannot_take(model, scores.units, axis) or _cannot_be_fitted(names[axis.tensor], read, method)
-        if note:
-            found.append(_nothing(axis, note))
-        elif read[0].side.of_experts:
-            found.append(_of_experts(model, item, cuts[axis.tensor], read, scores, ridge))
-        else:
-            heard = tuple(tap.name for tap in read)
-            if heard not in known:
-                known[heard] = of_taps(heard, scores, method, ridge)
-            consumer = Consumer(model, axis, cuts[axis.tensor], read, scores)
-            why = consumer.no_bias or ("" if consumer.has_bias else places.why_not(axis))
-            without += [why] if why else []
-            found.append(_of_consumer(consumer, known[heard], method, why))
-    if method is Compensation.MEAN and without and all(c.weight is None for c in found):
+        index = cuts.get(axis.tensor, {})
+        if note or read[0].side.of_experts:
+            cases.append(Case(item, read, note, index=index))
+            continue
+        consumer = Consumer(model, axis, index, read, scores)
+        no_bias = consumer.no_bias or ("" if consumer.has_bias else why_not(axis))
+        if method is Compensation.MEAN and no_bias:
+            note = f"it has no bias and is given none: {no_bias}"
+        elif not consumer.reads(read[0].length):
+            note = "its tap holds other positions than its weight"
+        cases.append(Case(item, read, note, no_bias, index, consumer))
+    return cases
+
+
+def check_means(cases: Sequence[Case], method: Compensation, places: Places) -> None:
+    """Raises InputError where means are to be folded into biases, and none of the cases has or may be given one."""
+    without = [case.no_bias for case in cases if case.no_bias]
+    if method is Compensation.MEAN and without and all(case.note for case in cases):
         otherwise = "" if places.asked is Biases.ADDED else ", or biases=True"
         raise InputError(
             "compensate='mean' folds means into biases, and no weight that loses inputs has one or is given one "
             f"({without[0]}): use compensate='least_squares'{otherwise}"
         )
+
+
+def solved(
+    model: nn.Module, cases: Sequence[Case], scores: Scores, method: Compensation, ridge: float = RIDGE
+) -> list[Correction]:
+    """The corrections of cases, each system once, and the moments of one as long as a case waits for them. Weights in
+    shards are gathered for it, one after the other, and corrections are of what this process holds."""
+    known: dict[tuple[str, ...], Statistics] = {}
+    waits = Counter(
+        tuple(tap.name for tap in case.taps) for case in cases if case.consumer is not None and not case.note
+    )
+    found = []
+    for case in cases:
+        if case.note:
+            found.append(Correction(case.item.axis, None, None, 1.0, case.note))
+        elif case.consumer is None:
+            found.append(_of_experts(model, case, scores, ridge).held_of(model))
+        else:
+            heard = tuple(tap.name for tap in case.taps)
+            statistics = known.pop(heard) if heard in known else of_taps(heard, scores, method, ridge)
+            waits[heard] -= 1
+            if waits[heard]:
+                known[heard] = statistics
+            made = case.consumer.correction(statistics, intercept=not case.no_bias)
+            note = f"fitted through zero, without intercept: {case.no_bias}" if case.no_bias else ""
+            found.append(replace(made, note=note).held_of(model))
     return found
 
 
@@ -91,28 +154,17 @@ def _cannot_be_fitted(names: Sequence[str], taps: Sequence[Tap], method: Compens
     return ""
 
 
-def _of_consumer(consumer: Consumer, statistics: Statistics, method: Compensation, no_bias: str) -> Correction:
-    """`no_bias`: why it has none and is given none; empty where it has or is."""
-    if method is Compensation.MEAN and no_bias:
-        return _nothing(consumer.axis, f"it has no bias and is given none: {no_bias}")
-    if not consumer.reads(statistics):
-        return _nothing(consumer.axis, "its tap holds other positions than its weight")
-    made = consumer.correction(statistics, intercept=not no_bias)
-    return replace(made, note=f"fitted through zero, without intercept: {no_bias}" if no_bias else "")
-
-
-def _of_experts(
-    model: nn.Module, item: PlanAxis, index: Index, taps: Sequence[Tap], scores: Scores, ridge: float
-) -> Correction:
+def _of_experts(model: nn.Module, case: Case, scores: Scores, ridge: float) -> Correction:
     """The down projections of fused experts: each is fitted to what it reads, without intercept.
 
     An expert adds its output, and so an intercept, only to the tokens that are sent to it, times a weight of theirs.
     """
-    weight, dim = tensor_of(model, item.axis.tensor).detach(), item.axis.dim
+    item, index = case.item, case.index
+    weight, dim = whole(tensor_of(model, item.axis.tensor)), item.axis.dim
     rest = {d - 1: positions for d, positions in index.items() if d not in (0, dim)}
     weights, fits = [], []
     for expert in index.get(0, torch.arange(len(weight), device="cpu")).tolist():
-        names = [tap.of_expert(expert) for tap in taps]
+        names = [tap.of_expert(expert) for tap in case.taps]
         statistics = of_taps(names, scores, Compensation.LEAST_SQUARES, ridge)
         removed = item.removed[expert] if item.removed.ndim == 2 else item.removed
         fit = statistics.fit(0, statistics.length, removed, intercept=False)
@@ -126,7 +178,3 @@ def _of_experts(
         "fitted through zero, without intercept: experts answer some tokens only",
         float(np.mean([fit.with_intercept for fit in fits])),
     )
-
-
-def _nothing(axis: Axis, note: str) -> Correction:
-    return Correction(axis, None, None, 1.0, note)

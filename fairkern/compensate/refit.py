@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from fairkern.capture.apart import joint_moments_apart
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.compact.cutting import copy_with
-from fairkern.compact.descriptors import Index, kept, tensors_of
+from fairkern.compact.descriptors import Held, Index, kept, silenced, tensors_of
 from fairkern.compact.mask import masked, without_experts
 from fairkern.compensate.correction import Consumer, Correction, by_axis, cannot_take, fold_whole
 from fairkern.compensate.statistics import SecondMoments, summed, unchanged
-from fairkern.model.linear import adds_bias, groups_of, made_dim
+from fairkern.model.linear import adds_bias, bias_of, groups_of, made_dim
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.plans.renaming import Renaming
-from fairkern.types import Axis, CallSite, JointMoments, Moments, Plan, Scores, Side, Tap, UnitMap
+from fairkern.ranks import ALONE, Ranks
+from fairkern.types import Axis, CallSite, JointMoments, Moments, Plan, Scores, Side, Silence, Tap, UnitMap
 
 
 def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
@@ -48,6 +50,9 @@ def refit(
     found: Sequence[Correction],
     loader: Iterable[Any],
     ridge: float = RIDGE,
+    now: Iterable[Any] | None = None,
+    finish: Callable[[nn.Module], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> list[Correction]:
     """What `fold` has to add to the cut model where its layers make up for what `plan` removes one after the other.
 
@@ -59,25 +64,59 @@ def refit(
     What `found` leaves alone is left alone here. What reads where nothing has changed or where the walk does not come
     (experts, whose tokens are others once something has been cut) keeps its one-shot correction. A weight that is read
     at several taps is refitted at the last of them. A layer that loses no input gets no bias if it has none. `loader`
-    is iterated once for an order of the taps and once for the walk. Cost: one walk, and per tap one Cholesky
-    factorisation.
+    is iterated once for an order of the taps and once for the walk.
+
+    `now`: of a part of a model, behind parts that have been cut, what it is given there, where `loader` has what the
+    uncut ones give it. Then one batch goes at a time, and both loaders are iterated again for every tap.
+    `ranks`: of several processes each has some of the batches, and all fit the same (not with `now`).
+    `finish`: called in the end with the copy, which computes what the cut model does and shares what is the same.
+    Cost: one walk, or up to a forward pass of both per tap, and per tap one Cholesky factorisation.
     """
     others, cuts = other_taps(model, scores.units), kept(plan)
     points = reading_points(model, loader, scores.units, others)
     readers = list(_readers(model, plan, scores, found, cuts, others, {p.name for p in points}))
     made = {c.axis: c for c in found}
-    changed = copy_with(model, [])
-    with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
-        for correction in found:
-            if correction.weight is not None:
-                fold_whole(model, changed, cuts, correction)
-        steps = joint_moments(model, changed, loader, scores.units, points, partial(_without_experts, changed, plan))
+    with whole_cut(model, plan, found, [reader.consumer.axis for reader in readers]) as changed:
+        around = partial(_without_experts, changed, plan)
+        if now is None:
+            steps = joint_moments(model, changed, loader, scores.units, points, around, ranks)
+        else:
+            steps = joint_moments_apart(model, changed, (loader, now), scores.units, points, around)
         with closing(steps):  # type: ignore[type-var]
             for reader, statistics in _ready(readers, steps, scores.moments, ridge):
                 correction = reader.refitted(statistics)
                 made[correction.axis] = correction
                 fold_whole(model, changed, cuts, correction)
+        if finish is not None:
+            finish(changed)
     return list(made.values())
+
+
+@contextmanager
+def whole_cut(
+    model: nn.Module, plan: Plan, found: Sequence[Correction], more: Iterable[Axis] = ()
+) -> Iterator[nn.Module]:
+    """A copy in full size that ignores what goes, within this block, with corrections folded in.
+
+    The weights of `found` and of the axes in `more` are its own, all others are shared with `model`.
+    """
+    cuts = kept(plan)
+    changed = copy_with(model, _the_same(model, plan, [*(c.axis for c in found), *more]))
+    with masked(changed, plan, strict=False):  # experts do not ignore what goes by themselves
+        for correction in found:
+            if correction.weight is not None:
+                fold_whole(model, changed, cuts, correction)
+        yield changed
+
+
+def _the_same(model: nn.Module, plan: Plan, axes: Iterable[Axis]) -> list[tuple[Held, Tensor]]:
+    """Parameters that nobody writes to where these axes' weights are refitted: a copy of the model can share them."""
+    written = set(silenced(plan, Silence.ZERO))
+    for axis in axes:
+        place = bias_of(model, axis)
+        written |= {axis.tensor, *([] if place is None else [f"{axis.module}.{place[1]}".lstrip(".")])}
+    held = (held for held in tensors_of(model) if isinstance(held.tensor, nn.Parameter))
+    return [(each, each.tensor.detach()) for each in held if written.isdisjoint(each.names)]
 
 
 def _without_experts(changed: nn.Module, plan: Plan) -> AbstractContextManager[object]:
@@ -152,7 +191,7 @@ def _ready(
             if key not in shared:
                 parts = [m if isinstance(m, JointMoments) else unchanged(m) for m in key]
                 shared[key] = SecondMoments(name, summed(parts), ridge)
-            if reader.consumer.reads(shared[key]):
+            if reader.consumer.reads(shared[key].length):
                 yield reader, shared[key]
         needed = {n for reader in waiting for n in reader.names}
         joint = {n: m for n, m in joint.items() if n in needed}

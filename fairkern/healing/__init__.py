@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from fairkern import options, report
-from fairkern.api import RUN, check_data, check_model
+from fairkern.checks import RUN, check_data, check_model
 from fairkern.errors import InputError
 from fairkern.healing.run import Run
 from fairkern.healing.settings import Divergence, Settings, TaskLoss
@@ -19,6 +19,7 @@ from fairkern.model.in_use import at_work
 from fairkern.model.tensors import device_of, memory_of, named_tensors
 from fairkern.model.untouched import same_attributes, same_grads, untouched
 from fairkern.prove import check_values
+from fairkern.ranks import alone
 from fairkern.results import PathLike
 from fairkern.surroundings import stage
 
@@ -71,6 +72,7 @@ def heal(
     every: int | None = None,
     seed: int = 0,
     progress: bool = True,
+    ranks: Literal[False] | None = None,
 ) -> Healed:
     """Distil the uncut `model` into `small`, which was cut from it, in place.
 
@@ -113,6 +115,7 @@ def heal(
             an error between two writes it is neither: cut it again), `model` as it was.
         seed: of dropout, and of what the loader draws.
         progress: show a progress bar on a terminal.
+        ranks: healing is done by one process. Among several, False says that this is one that works by itself.
 
     Raises:
         InputError: before anything changes: options of the wrong kind, nothing to train, weights in float16, a
@@ -135,6 +138,7 @@ def heal(
         >>> healed.losses[-1] < healed.losses[0]
         True
     """
+    alone(ranks, "heal()")
     options.instance("small", small, nn.Module, options.MODEL)
     check_model(small)
     check_model(model)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fairkern.artefacts.contents import read_content, write_content
 from fairkern.artefacts.files import plain
 from fairkern.artefacts.writing import whole_folder
 from fairkern.errors import ArtefactError, InputError
 from fairkern.healing.weights import Weights
-from fairkern.model.nested import tensors_in
-from fairkern.model.tensors import named_tensors
+from fairkern.model.sums import sum_of_model
 
 FILE = "healing.safetensors"
 
@@ -98,27 +95,3 @@ def load(folder: str, small: nn.Module, model: nn.Module, weights: Weights, said
         )
     weights.load(tensors)
     return progress
-
-
-def sum_of_batch(batch: Any) -> str:
-    """Of the tensors in a batch, wherever they lie."""
-    return _sum(("", tensor) for tensor in tensors_in(batch))
-
-
-def sum_of_model(model: nn.Module) -> str:
-    """Of parameters and buffers, frozen ones too, with their names, wherever they lie; a second per gigabyte."""
-    return _sum(sorted(named_tensors(model).items()))
-
-
-def _sum(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    state = hashlib.sha256()
-    for name, tensor in tensors:
-        state.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        state.update(_bytes(tensor))
-    return state.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    dense = (tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()).cpu()
-    dense = dense.resolve_conj().resolve_neg().contiguous()
-    return dense.reshape(-1).view(torch.uint8).numpy().data

@@ -15,12 +15,13 @@ from fairkern.capture.structure import Parts, describe
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.healing.answers import Compared, compared, shifted
 from fairkern.healing.blocks import Heard, computed_again, hidden_loss, in_both
-from fairkern.healing.resuming import Progress, load, save, sum_of_batch
+from fairkern.healing.resuming import Progress, load, save
 from fairkern.healing.settings import Settings
 from fairkern.healing.weights import Weights
 from fairkern.model.autocast import Ambient
 from fairkern.model.nested import call_model, map_tensors
 from fairkern.model.process import drawing_from, let_others_in
+from fairkern.model.sums import sum_of_batch
 from fairkern.model.tensors import device_of
 
 OnStep = Callable[[int, int | None, str], None]

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from fairkern.artefacts.shards import open_shards
 from fairkern.artefacts.tensors import open_tensors
 from fairkern.errors import ArtefactError, InputError
 from fairkern.hf.needed import quiet
 from fairkern.options import short
 
 CONFIG = "config.json"
+_GENERATION = "generation_config.json"
 _PLAN = "plan.json"
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -50,16 +52,20 @@ class Folder:
         """Whether the classes are those of the folder's code."""
         return self.trust_remote_code and bool(self.config.get("auto_map"))
 
-    def load(self, dtype: torch.dtype | None, device: torch.device) -> tuple[nn.Module, tuple[str, ...]]:
+    def load(self, dtype: torch.dtype | None, device: torch.device, **how: Any) -> tuple[nn.Module, tuple[str, ...]]:
         """The model in eval mode, of the folder's dtype unless one is given, and the names of weights that it ignores.
+
+        `how`: further keywords of `from_pretrained`.
 
         Raises InputError for a configuration that its class refuses, one that is of no causal language model, and
         weights that are missing or of other shapes.
         """
         what = "its own code" if self.own_code else "transformers"
-        model, info = opened(
-            self.path, f"{self.path} cannot be loaded by {what}", self.trust_remote_code, dtype=dtype or "auto"
-        )
+        refused = f"{self.path} cannot be loaded by {what}"
+        if device.type == "meta":
+            model, info = opened_bare(self.path, refused, self.trust_remote_code, dtype or "auto")
+        else:
+            model, info = opened(self.path, refused, self.trust_remote_code, dtype=dtype or "auto")
         self._check(info)
         return model.to(device).eval(), tuple(sorted(info["unexpected_keys"]))
 
@@ -94,8 +100,8 @@ class Folder:
                 )
 
 
-def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False) -> Folder:
-    """Looks at a folder's configuration and at the headers of its weights.
+def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False, *, quantised: bool = False) -> Folder:
+    """Looks at a folder's configuration and at the headers of its weights, which may be `quantised` for who asks so.
 
     Raises InputError for what is not there, cannot be used as it is (quantised weights, code of its own), ArtefactError
     for a shard that is truncated.
@@ -110,11 +116,12 @@ def open_folder(folder: str | os.PathLike[str], trust_remote_code: bool = False)
     config = _json(path / CONFIG) if (path / CONFIG).is_file() else None
     if config is None:
         raise InputError(f"{path} has no {CONFIG}; expected a folder of save_pretrained or `hf download`")
-    _check_method(path, config)
+    if not quantised:
+        _check_method(path, config)
     _check_code(path, config, trust_remote_code)
     shards = _shards(path)
     for name in sorted(set(shards.values())):
-        _check_shard(path, name, {tensor for tensor, shard in shards.items() if shard == name and tensor})
+        _check_shard(path, name, {tensor for tensor, shard in shards.items() if shard == name and tensor}, quantised)
     return Folder(path, config, tuple(dict.fromkeys(shards.values())), trust_remote_code)
 
 
@@ -145,6 +152,40 @@ def opened(
                 ignore_mismatched_sizes=True,
                 **how,
             )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise InputError(f"{refused}: {first_line(error)}") from error
+    return model, info
+
+
+def opened_bare(
+    folder: str | os.PathLike[str], refused: str, trust_remote_code: bool, dtype: Any = "auto"
+) -> tuple[nn.Module, Mapping[str, Any]]:
+    """`opened` on the meta device, from what the files' headers say: `from_pretrained` maps each of them, and so takes
+    addresses for all weights."""
+    with open_shards(folder) as shards, quiet() as transformers:
+        state = {
+            name: torch.empty(shape, dtype=shards.dtypes[name], device="meta") for name, shape in shards.shapes.items()
+        }
+        own = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, **own)
+            with torch.device("meta"):
+                kind: Any = type(
+                    transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+                )
+            model, info = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                device_map="meta",
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+            if (Path(folder) / _GENERATION).is_file():
+                model.generation_config = transformers.GenerationConfig.from_pretrained(folder, local_files_only=True)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -218,7 +259,7 @@ def _shards(path: Path) -> dict[str, str]:
     )
 
 
-def _check_shard(path: Path, name: str, expected: set[str]) -> None:
+def _check_shard(path: Path, name: str, expected: set[str], quantised: bool) -> None:
     file = path / name
     if file.suffix == ".bin":
         if not zipfile.is_zipfile(file):
@@ -226,7 +267,7 @@ def _check_shard(path: Path, name: str, expected: set[str]) -> None:
         return
     with open_tensors(file) as opened:
         names = opened.shapes
-    for tensor in names:
+    for tensor in () if quantised else names:
         for end, method in _QUANTISED.items():
             if tensor.endswith(end):
                 raise _quantised(path, method)

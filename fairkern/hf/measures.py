@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,17 +25,34 @@ def perplexity(model: nn.Module, batches: Iterable[Batch]) -> float:
 
     Logits in the model's dtype, their logarithms in float32, sums in float64. Cost: a forward pass over the batches.
     """
-    device, total, count = device_of(model), 0.0, 0
+    device, told = device_of(model), Likelihood()
     for batch in batches:
         on = {name: tensor.to(device) for name, tensor in batch.items()}
-        labels = on.pop("labels")[:, 1:]
-        logits = model(**on).logits[:, :-1].float()
+        labels = on.pop("labels")
+        told.add(model(**on).logits, labels)
+    return told.perplexity
+
+
+@dataclass
+class Likelihood:
+    """What logits say of the tokens that come, batch after batch."""
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """`logits` [samples, tokens, vocabulary], `labels` [samples, tokens] on the same device."""
+        labels = labels[:, 1:]
         losses = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=UNSEEN, reduction="none"
+            logits[:, :-1].float().flatten(0, 1), labels.flatten(), ignore_index=UNSEEN, reduction="none"
         )
-        total += float(losses.double().sum())
-        count += int((labels != UNSEEN).sum())
-    return math.exp(total / count) if total / count < 700 else math.inf
+        self.total += float(losses.double().sum())
+        self.count += int((labels != UNSEEN).sum())
+
+    @property
+    def perplexity(self) -> float:
+        mean = self.total / self.count
+        return math.exp(mean) if mean < 700 else math.inf
 
 
 def tokens_per_second(model: Any, prompt: Tensor, new: int = 32) -> float:

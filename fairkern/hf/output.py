@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
 import json
 import os
-import shutil
 import stat
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import torch
 from torch import nn
 
 from fairkern import artefacts, options, types
+from fairkern.artefacts.folders import check_out, copy_beside, said_of
 from fairkern.artefacts.writing import new_folder
 from fairkern.compact.descriptors import check_pruned
 from fairkern.errors import InputError
@@ -29,47 +25,6 @@ from fairkern.surroundings import stage
 
 PLAN, REPORT = "plan.json", "report.json"
 _SHARD = "5GB"
-_BESIDE = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "spiece*",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "*processor_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
-
-
-def check_out(out: str | os.PathLike[str]) -> Path:
-    """The path, if a folder can come to be there: it is new or empty. Better known before an hour's work.
-
-    Raises InputError.
-    """
-    path = Path(out)
-    if path.is_file() or (path.is_symlink() and not path.exists()):
-        raise InputError(f"cannot write {path}: it is a file, and a folder is expected")
-    if path.is_dir() and any(path.iterdir()):
-        raise InputError(f"cannot write {path}: it is not empty; name a new folder, or empty this one")
-    with said_of(path):
-        path.absolute().parent.mkdir(parents=True, exist_ok=True)
-        if path.is_mount():
-            raise InputError(f"cannot write {path}: something is mounted there; name a folder within it")
-        if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-            raise InputError(f"cannot write {path}: no permission in {path.absolute().parent}")
-    try:  # permission says nothing of /proc, nor of what is mounted to be read
-        with tempfile.TemporaryDirectory(prefix=".fairkern-", dir=Path(os.path.realpath(path)).parent):
-            pass
-    except OSError as error:
-        raise InputError(
-            f"cannot write {path}: no folder can be made in {path.absolute().parent} ({error.strerror or error})"
-        ) from None
-    return path
 
 
 def write(
@@ -85,7 +40,7 @@ def write(
     check_pruned(small, plan)
     with said_of(out), new_folder(out) as place:
         _model(small, place, like)
-        beside(like, place)
+        copy_beside(like.path, place, code=like.own_code)
         artefacts.save_plan(plan, place / PLAN)
         if done is not None:
             save_report(done, place / REPORT)
@@ -94,11 +49,11 @@ def write(
         verify(place, small, like.trust_remote_code)
 
 
-def _model(small: Any, place: Path, like: Folder) -> None:
+def _model(small: Any, place: Path, like: Folder, **how: Any) -> None:
     """Configuration, generation configuration and weights, by the names that the hub has."""
     with quiet():
         try:
-            small.save_pretrained(place, max_shard_size=_SHARD)
+            small.save_pretrained(place, max_shard_size=_SHARD, **how)
         except (OSError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -109,22 +64,16 @@ def _model(small: Any, place: Path, like: Folder) -> None:
         _forget_code(place / CONFIG)
 
 
+def write_config(small: Any, place: Path, like: Folder) -> None:
+    """Configuration and generation configuration alone, of a model that may lie on meta."""
+    _model(small, place, like, state_dict={})
+
+
 def _forget_code(config: Path) -> None:
     """A configuration that names code which was not used, and is not there."""
     content = json.loads(config.read_text(encoding="utf-8"))
     if content.pop("auto_map", None) is not None:
         config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def beside(like: Folder, place: Path) -> None:
-    """Tokenizer, chat template and licence, as they are; the folder's code, where it is what runs."""
-    patterns = (*_BESIDE, *(("*.py",) if like.own_code else ()))
-    for path in sorted(like.path.iterdir()):
-        if path.is_file() and any(fnmatch.fnmatchcase(path.name, pattern) for pattern in patterns):
-            shutil.copyfile(path, place / path.name)
-    templates = like.path / "additional_chat_templates"
-    if templates.is_dir():
-        shutil.copytree(templates, place / templates.name, copy_function=shutil.copyfile)
 
 
 def as_asked(place: Path) -> None:
@@ -162,15 +111,6 @@ def check_like(small: Any, plan: types.Plan, like: Folder) -> None:
                 f"like is {like.path}, of which {change.name} is {found}, and the plan is of a model where it is "
                 f"{change.before}: name the folder that small came from"
             )
-
-
-@contextlib.contextmanager
-def said_of(out: Path) -> Iterator[None]:
-    """What the system refuses, as an error of one line."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror or error}; nothing was left there") from error
 
 
 @stage

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,21 +16,28 @@ from typing_extensions import Unpack
 
 from fairkern import options as checks
 from fairkern.allocate import refuse_unknown
+from fairkern.artefacts.folders import check_out
 from fairkern.errors import InputError
+from fairkern.hf import by_blocks
+from fairkern.hf.by_blocks import Request
+from fairkern.hf.file_names import named_if_said
 from fairkern.hf.folder import Folder, first_line, open_folder
 from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
 from fairkern.hf.needed import quiet, transformers
-from fairkern.hf.output import check_out, write
+from fairkern.hf.output import write
 from fairkern.hf.sequences import Batch, Data, Layout, batches
 from fairkern.hf.text import read_documents
 from fairkern.hf.uneven import check_served, loads, write_uneven
+from fairkern.hf.walks import Chosen, chosen
 from fairkern.model.nested import can_take
 from fairkern.plans.serving import YES
 from fairkern.pruning import PruningOptions
 from fairkern.pruning import prune as prune_model
 from fairkern.pruning.options import planned
+from fairkern.ranks import Ranks, RanksLike, entered, shared
 from fairkern.results import PathLike, Report
 from fairkern.surroundings import stage
+from fairkern.walk import Walk
 
 _HF = "hf"
 _SCHEMAS = {"vllm": "anymodel"}  # who reads block configs; llama.cpp reads what `export_gguf` writes
@@ -40,7 +48,7 @@ _PROMPT = 16  # tokens before those that are timed
 _TARGETS = ("tod", "keep_params", "keep_flops", "keep_latency", "drop")
 _OWN = (
     *("out", "sequence", "samples", "held_out", "packing", "padding", "batch_size"),
-    *("dtype", "device", "trust_remote_code"),
+    *("dtype", "device", "trust_remote_code", "ranks"),
 )
 
 
@@ -61,6 +69,7 @@ class FolderOptions(PruningOptions, total=False):
 
 
 @stage
+@shared
 def prune(
     folder: PathLike,
     data: Any,
@@ -75,6 +84,7 @@ def prune(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
+    ranks: RanksLike = None,
     **options: Unpack[FolderOptions],
 ) -> Report:
     """Prune a language model of a local transformers folder, and write one that everything loads which loads the first.
@@ -98,10 +108,20 @@ def prune(
         dtype: default: that of the folder, in which the model is scored and written, too.
         device: default: CUDA where there is one, else the CPU.
         trust_remote_code: run code of the folder, where transformers does not know the model itself.
+        ranks: as for `fk.prune`: several processes, each with a copy of the model. The first measures and writes; with
+            CUDA each takes the device of its number on its machine.
         options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
             another is given: what is left can be described by a configuration with one number for all layers. For the
             others layers may differ, and what transformers does not load is written as `save_uneven` does: for "vllm"
-            with block configs, for "gguf" and "deci" as `export_gguf` and `load_pruned` take it.
+            with block configs, for "gguf" and "deci" as `export_gguf` and `load_pruned` take it. `walk` is "whole", the
+            model at once, or "blocks", one block of it at a time, each read from the files when it is its turn, and
+            what is left of it written when it is done: the same plan, and weights that are the same up to rounding, for
+            a model that is not there as a whole. Where neither is given it is "whole" if four times the weights are
+            free (memory of the machine, its control group and address space, or the device), or if blocks cannot do
+            what is asked for; `Report.choices["walk"]` says which and why. By blocks `tokens_per_second` and
+            `latency_ms` are left out, and "joint" compensation, `iterations`, `depth`, `keep_latency` and `serve` other
+            than "hf" cannot be had. `walk_folder`: where what passes between blocks lies meanwhile; default: beside
+            `out`.
 
     Returns:
         What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy
@@ -109,51 +129,77 @@ def prune(
 
     Raises, before anything is run, InputError for a folder that lacks something or is quantised, data that is empty, no
     text, or shorter than a sequence, and an `out` that is not empty; ArtefactError for a truncated file. Then what
-    `fk.prune` raises, and InputError where what was written does not open (`fk.hf.save`); then nothing is left.
+    `fk.prune` raises, and InputError where what was written does not open (`fk.hf.save`); then nothing is left. By
+    blocks also InputError for a model that is no row of blocks, or of which all blocks share units.
 
     Cost: `fk.prune`, and a forward pass over the held-out part, 100 generated tokens and a copy of the weights, before
-    and after.
+    and after. By blocks: some five forward passes and one backward; memory for a block's weights a few times over and
+    the second moments of one of its layers; on the disk beside `out` what passes between two blocks, for all data, and
+    all second moments.
     """
     if options.get("serve") is None:
         options["serve"] = _HF
     refuse_unknown("fk.hf.prune()", options, FolderOptions.__annotations__, _OWN)
-    planned(options, *map(options.get, _TARGETS))
+    planning, budget, keep = planned(options, *map(options.get, _TARGETS))
     layout = _layout(sequence, samples, held_out, packing, padding, batch_size)
     trust, dtype = checks.flag("trust_remote_code", trust_remote_code), _dtype(dtype)
-    place = _device(device)
-    target = check_out(checks.place("out", out))
+    team = entered(ranks)
+    place = _device(device, team)
+    target = team.told("the folder to write", lambda: check_out(checks.place("out", out)))
     transformers()
     source = open_folder(checks.place("folder", folder), trust)
     check_served(source, options["serve"])
     tokenizer = source.tokenizer() if source.has_tokenizer or _needs_tokenizer(data) else None
     documents = read_documents(data, tokenizer)
+    asked = options.pop("walk", None)
+    how = team.told("the walk", lambda: chosen(asked, source, options, dtype, place))
+
+    def prepared(model: Any) -> Data:
+        side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side
+        own = replace(layout, length=_length(model, sequence), padding=side)
+        return _taken(model, batches(documents, tokenizer, own, _rows(model)))
+
+    if how.walk is Walk.BLOCKS:
+        if team.several:
+            raise InputError(
+                f"a model goes block by block in one process, and {team.size} are at work ({how.why}): start it "
+                "without torchrun, or pass walk='whole' (--walk whole) where each process can hold the model"
+            )
+        request = Request(source, target, dtype, place, budget, keep, planning, options, prepared)
+        return by_blocks.prune(request, partial(_choices, source, how))
     started = time.perf_counter()
     model, ignored = source.load(dtype, place)
     loaded = time.perf_counter()
-    side = layout.padding if padding is not None or tokenizer is None else tokenizer.padding_side
-    layout = replace(layout, length=_length(model, sequence), padding=side)
-    made = _taken(model, batches(documents, tokenizer, layout, _rows(model)))
-    before = _measures(model, made)
+    made = prepared(model)
+    before = team.told("measures", lambda: _measures(model, made))
     measured = time.perf_counter()
     with quiet():  # proofs generate beyond the positions of a model that has few, of which it would warn
-        small, report = prune_model(model, made.calibration, **options)
-    plan = report.plan
-    assert plan is not None
+        small, report = prune_model(model, made.calibration, ranks=team, **options)
+    assert report.plan is not None
+    plan = named_if_said(report.plan, source)
     again = time.perf_counter()
-    after = _measures(small, made)
+    after = team.told("measures", lambda: _measures(small, made))
     seconds = {"load": loaded - started, "measure": measured - loaded + time.perf_counter() - again}
     report = replace(
         report,
+        plan=plan,
         before={**report.before, **before},
         after={**report.after, **after},
         stages={**report.stages, **seconds},
-        choices={**report.choices, **_choices(source, made, ignored)},
+        choices={**report.choices, **_choices(source, how, made, ignored)},
         versions={**report.versions, "transformers": transformers().__version__},
     )
-    if options["serve"] == _HF or plan.result["serves"][_HF] == YES:
+    return team.told("writing", lambda: _written(small, target, source, report, options["serve"]))
+
+
+def _written(small: Any, target: Any, source: Folder, report: Report, serve: str | None) -> Report:
+    """The report that lies in the folder, once that is there."""
+    plan = report.plan
+    assert plan is not None
+    if serve == _HF or plan.result["serves"][_HF] == YES:
         write(small, plan, target, source, report, untrained=True)
     else:
-        schema = _SCHEMAS.get(options["serve"] or "")
+        schema = _SCHEMAS.get(serve or "")
         report = replace(report, choices={**report.choices, "loads": loads(schema, source, source.path.resolve().name)})
         write_uneven(small, plan, target, source, schema, report, untrained=True)
     return report
@@ -183,9 +229,13 @@ def _dtype(given: Any) -> torch.dtype | None:
     return given
 
 
-def _device(given: Any) -> torch.device:
+def _device(given: Any, ranks: Ranks) -> torch.device:
+    """What is asked for; of several processes each takes another of the devices of its machine."""
+    number = f":{ranks.local % max(torch.cuda.device_count(), 1)}" if ranks.several else ""
     if given is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(f"cuda{number}" if torch.cuda.is_available() else "cpu")
+    if str(given) == "cuda":
+        given = f"cuda{number}"
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError) as error:
@@ -246,9 +296,10 @@ def _prompt(data: Data) -> Tensor:
     return (ids if mask is None else ids[mask[0].bool()])[:_PROMPT]
 
 
-def _choices(source: Folder, data: Data, ignored: tuple[str, ...]) -> dict[str, Any]:
+def _choices(source: Folder, walk: Chosen, data: Data, ignored: tuple[str, ...]) -> dict[str, Any]:
     return {
         "folder": source.path.resolve().name,
         "data": dict(data.said),
+        "walk": {"walk": walk.walk.value, "why": walk.why},
         **({"weights_without_a_place": list(ignored)} if ignored else {}),
     }

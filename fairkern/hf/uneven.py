@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from fairkern import options, types
+from fairkern.artefacts.folders import check_out, copy_beside, said_of
 from fairkern.artefacts.writing import new_folder
 from fairkern.compact import save_pruned
 from fairkern.errors import InputError
@@ -20,7 +21,7 @@ from fairkern.hf.card import CARD, card
 from fairkern.hf.decoder import family_of, places_of
 from fairkern.hf.folder import CONFIG, Folder, open_folder
 from fairkern.hf.gguf_names import ARCHITECTURES
-from fairkern.hf.output import REPORT, as_asked, beside, check_like, check_out, check_report, said_of
+from fairkern.hf.output import REPORT, as_asked, check_like, check_report
 from fairkern.hf.weights import configuration
 from fairkern.report import save_report
 from fairkern.surroundings import stage
@@ -121,7 +122,7 @@ def write_uneven(
     with said_of(out), new_folder(out) as place:
         save_pruned(small, plan, place)
         (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        beside(folder, place)
+        copy_beside(folder.path, place, code=folder.own_code)
         if done is not None:
             save_report(done, place / REPORT)
             said = card(small, plan, folder, done, loads(schema, folder, "the model named above"), untrained=untrained)

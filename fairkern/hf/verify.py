@@ -8,16 +8,27 @@ from collections.abc import Mapping
 from torch import nn
 
 from fairkern.errors import InputError
-from fairkern.hf.folder import opened
+from fairkern.hf.folder import opened, opened_bare
 
 
-def verify(folder: str | os.PathLike[str], small: nn.Module | None = None, trust_remote_code: bool = False) -> None:
-    """Opens a folder on the meta device, by the class that its configuration names.
+def verify(
+    folder: str | os.PathLike[str],
+    small: nn.Module | None = None,
+    trust_remote_code: bool = False,
+    *,
+    headers: bool = False,
+) -> None:
+    """Opens a folder on the meta device, by the class that its configuration names. `headers`: of its weights it is
+    told what the headers of files say, and so takes no addresses for them.
 
     Raises InputError where the configuration's own checks refuse it, a weight is missing, has no place, or has another
     shape, or where the model that opens has other parameters than `small`.
     """
-    there, info = opened(folder, "transformers does not open what is left", trust_remote_code, device_map="meta")
+    refused = "transformers does not open what is left"
+    if headers:
+        there, info = opened_bare(folder, refused, trust_remote_code)
+    else:
+        there, info = opened(folder, refused, trust_remote_code, device_map="meta")
     for kind, what in (
         ("mismatched_keys", "expects another shape for"),
         ("missing_keys", "expects, and the weights lack,"),

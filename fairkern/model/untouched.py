@@ -19,6 +19,7 @@ from fairkern.model.filled import filled_buffers
 from fairkern.model.in_use import at_work
 from fairkern.model.names import speaks_of_state
 from fairkern.model.nested import elements
+from fairkern.model.sharded import put_in_shards
 from fairkern.model.tensors import memory_of
 
 
@@ -61,7 +62,13 @@ def unchanged(model: nn.Module) -> Iterator[Originals]:
     are written to. What cannot be put back does not keep the rest from it: all else is as it was, and the error is
     raised at the end. Signals wait meanwhile, and other threads are refused (`in_use`).
     """
-    with at_work(model, "a run"), same_attributes(model), same_grads(model), contextlib.ExitStack() as steps:
+    with (
+        at_work(model, "a run"),
+        put_in_shards(model),
+        same_attributes(model),
+        same_grads(model),
+        contextlib.ExitStack() as steps,
+    ):
         originals = Originals(model)
         for buffer in model.buffers():
             steps.callback(_put_back_values, buffer, buffer.data, buffer.detach().clone())

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fairkern.model.by_tensor import ByTensor
 from fairkern.model.nested import map_tensors, tensors_in
+from fairkern.model.sharded import is_sharded
 from fairkern.model.tensors import memory_of
 
 
@@ -39,7 +40,9 @@ class WeightCalls(TorchFunctionMode):
         self,
         tensors: Mapping[str, Tensor],
         around: Callable[[WeightCall, Callable[[Mapping[int, Tensor]], Any]], Any],
+        model: nn.Module | None = None,
     ) -> None:
+        """`model`: that of the tensors, where they may lie in shards, since a pass has others in their places."""
         super().__init__()
         self._around = around
         self._numbers: dict[str, int] = {}
@@ -50,13 +53,19 @@ class WeightCalls(TorchFunctionMode):
                 owners.setdefault(memory, {}).setdefault(int(tensor.storage_offset()), name)
         self._owners = {memory: sorted(at.items()) for memory, at in owners.items()}
         self._computed: ByTensor[tuple[str, ...]] = ByTensor()  # from weights: their names
+        self._places: list[tuple[nn.Module, str, str]] = []
+        if model is not None:
+            for name in (name for name, tensor in tensors.items() if is_sharded(tensor)):
+                path, _, last = name.rpartition(".")
+                self._places.append((model.get_submodule(path), last, name))
 
     def _names(self, tensor: Tensor) -> tuple[str, ...]:
         """The weight that this tensor is, or is a view of; those that it was computed from; empty for an activation."""
         memory = memory_of(tensor)
         owners = None if memory is None else self._owners.get(memory)
         if owners is None:
-            return self._computed.get(tensor, ())
+            found = next((name for module, last, name in self._places if module._parameters[last] is tensor), None)
+            return self._computed.get(tensor, ()) if found is None else (found,)
         place = bisect_right(owners, tensor.storage_offset(), key=lambda item: item[0])
         return (owners[max(place - 1, 0)][1],)
 

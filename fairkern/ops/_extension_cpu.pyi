@@ -71,6 +71,17 @@ def taylor(
     isa: int,
 ) -> None: ...
 def tod_curves(u: int, r: int, sizes: int, groups: int, out: int, threads: int) -> None: ...
+def eliminate_steps(
+    element: int,
+    table: int,
+    count: int,
+    units: int,
+    steps: int,
+    chosen: int,
+    added: int,
+    threads: int,
+    isa: int,
+) -> None: ...
 def gather(table: int, jobs: int, threads: int) -> None: ...
 def build() -> dict[str, str | int | None]: ...
 

@@ -25,16 +25,18 @@ def _missing() -> str | None:
 
 
 def unavailable(device: torch.device) -> str | None:
-    """None if kernels can run on tensors of `device`, otherwise why not."""
+    """None if kernels can run on tensors of `device`, otherwise why not. Triton, which takes 80 MB, is imported only
+    where they might."""
+    interpreted = env.triton_interpreted()
+    if not interpreted and device.type != "cuda":
+        return f"the Triton backend runs on CUDA tensors, and this one is on {device}"
     reason = _missing()
     if reason is not None:
         return reason
-    if env.triton_interpreted():
+    if interpreted:
         if device.type == "cpu":
             return None
         return f"TRITON_INTERPRET=1 runs kernels in the interpreter, on CPU tensors, and this one is on {device}"
-    if device.type != "cuda":
-        return f"the Triton backend runs on CUDA tensors, and this one is on {device}"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST:

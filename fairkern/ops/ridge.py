@@ -24,6 +24,7 @@ def solve(inner: Tensor, cross: Tensor, ridge: float) -> tuple[Tensor, float]:
         raised = inner.clone()
         raised.diagonal().add_(added)
         factor, failed = torch.linalg.cholesky_ex(raised)
+        del raised
         if not bool(failed):
             return torch.cholesky_solve(cross.T, factor).T, added
         added *= 10

@@ -76,7 +76,7 @@ def _follows(
     alone: Collection[SiteNumber],
 ) -> tuple[UnitMap, str | None]:
     """Why these fields of the configuration do not follow a cut, None if they do; and the map with what that takes."""
-    removed = _even(candidate, candidate.config, seed)
+    removed = even(candidate, candidate.config, seed)
     if all(not gone.size for gone in removed):
         return candidate, "no share of its groups is a whole number of units"
     plan = build(candidate, removed)
@@ -118,7 +118,7 @@ def _attempts(model: nn.Module, units: UnitMap) -> Iterator[list[ConfigField]]:
             yield inner
 
 
-def _even(units: UnitMap, fields: Sequence[ConfigField], seed: int) -> list[IndexArray]:
+def even(units: UnitMap, fields: Sequence[ConfigField], seed: int) -> list[IndexArray]:
     """About half of the groups of these fields: the same share of those that share one, and another of the others,
     since a field that counted theirs would not show else."""
     removed, generator = [NONE] * len(units.groups), np.random.default_rng(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from fairkern.errors import InputError
 from fairkern.model.nested import map_tensors, tensors_in
+
+_AT_ONCE = 2**20  # elements that are compared at once
 
 
 def vary(inputs: Any, seed: int) -> Any:
@@ -52,19 +55,27 @@ def distance(expected: Any, found: Any) -> float:
         )
     if [x.shape for x in a] != [y.shape for y in b]:
         return float("inf")
-    wide = [(_wide(x), _wide(y)) for x, y in zip(a, b, strict=True) if x.numel()]
-    sizes = [float(x.abs().nan_to_num(0.0, 0.0, 0.0).max()) for x, _ in wide]
+    pairs = [(x, y) for x, y in zip(a, b, strict=True) if x.numel()]
+    sizes = [max(float(part.abs().nan_to_num(0.0, 0.0, 0.0).max()) for (part,) in _parts(x)) for x, _ in pairs]
     floor = max(1e-6 * max(sizes, default=0.0), torch.finfo(torch.float64).tiny)
     worst = 0.0
-    for (x, y), size in zip(wide, sizes, strict=True):
-        gap = torch.where(x == y, 0.0, (x - y).abs()).max()
-        if not torch.isfinite(gap):
-            return float("inf")
-        worst = max(worst, float(gap) / max(size, floor))
+    for (x, y), size in zip(pairs, sizes, strict=True):
+        for one, other in _parts(x, y):
+            gap = torch.where(one == other, 0.0, (one - other).abs()).max()
+            if not torch.isfinite(gap):
+                return float("inf")
+            worst = max(worst, float(gap) / max(size, floor))
     return worst
+
+
+def _parts(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape in float64, a part at a time: logits are as large as weights."""
+    flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    for start in range(0, len(flat[0]), _AT_ONCE):
+        yield tuple(_wide(tensor[start : start + _AT_ONCE]) for tensor in flat)
 
 
 def _wide(tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    return tensor.detach().to(torch.float64)
+    return tensor.to(torch.float64)

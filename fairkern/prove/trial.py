@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fairkern.compact.cutting import apply
+from fairkern.compact.applying import apply
 from fairkern.compact.descriptors import check, tensors_of
 from fairkern.compact.mask import masked
 from fairkern.compact.sites import learn, learned
@@ -33,6 +33,7 @@ from fairkern.prove.states import State
 from fairkern.types import IndexArray, Passed, Plan, SiteNumber, UnitMap
 
 _Made = TypeVar("_Made")
+_AT_ONCE = 2**20  # numbers that are looked at in one go
 
 
 def difference(model: nn.Module, small: nn.Module, inputs: Any) -> float:
@@ -151,10 +152,14 @@ def check_values(model: nn.Module, instead: str = "groups cannot be proven, pass
 
 
 def not_finite(model: nn.Module) -> list[str]:
-    """Names of parameters that hold NaN or Inf. Cost: one pass over the weights."""
-    real = ((name, p.detach()) for name, p in model.named_parameters() if p.is_floating_point())
+    """Names of parameters that hold NaN or Inf; those without values hold none. Cost: one pass over the weights."""
+    real = ((name, p.detach()) for name, p in model.named_parameters() if p.is_floating_point() and not valueless(p))
     real = ((name, p.float() if p.element_size() == 1 else p) for name, p in real)  # torch cannot ask float8
-    return [name for name, p in real if not bool(torch.isfinite(p).all())]
+    return [name for name, p in real if not all(map(_finite, p.reshape(-1).split(_AT_ONCE)))]
+
+
+def _finite(values: Tensor) -> bool:
+    return bool(torch.isfinite(values).all())
 
 
 def failure(
@@ -179,6 +184,19 @@ def failure(
         trial = _Trial(prepared or prepare(model, units, inputs, seed), units, removed, None, numbers, rebuild)
         failed = trial.failure(range(len(units.groups)))
         return None if failed is None else failed.reason
+
+
+def unheard(model: nn.Module, units: UnitMap, runs: Iterable[Any], *, seed: int) -> set[int]:
+    """Prunable groups of which half can be silenced and no result of any run changes: nothing shows there.
+
+    Cost: a copy for every run, and a forward pass for every group.
+    """
+    removed, silent = about_half(units, seed), set(units.prunable)
+    for inputs in runs:
+        with own_random_state(model), torch.no_grad():
+            trial = _Trial(prepare(model, units, inputs, seed), units, removed, None, None)
+            silent -= {g for g in sorted(silent) if trial.heard(g)}
+    return silent
 
 
 class _Trial:
@@ -248,11 +266,21 @@ class _Trial:
                 self.numbers[number] = max(self.numbers.get(number, Passed.RIGHT), passed)
         if error_ > self.tolerance:
             return Failed(f"pruned differs from masked by {error_:.1e}")
+        silent = len(chosen) > 1 and deaf(t for results in expected for t in results)
+        del expected  # logits are large
         if self.rebuild and (said := self._not_rebuilt(small, found)) and not self._not_rebuilt(self.copy):
             return Failed(said)
-        if len(chosen) > 1 and deaf(t for results in expected for t in results):
+        if silent:
             return next(filter(None, (self.failure([group]) for group in groups)), None)  # each might show alone
         return None
+
+    def heard(self, group: int) -> bool:
+        """Whether any result changes where units of this group are silenced."""
+        plan = build(self.units, [r if g == group else NONE for g, r in enumerate(self.removed)])
+        expected = self._run(self.copy)
+        with masked(self.copy, plan), same_attributes(self.copy):
+            found = self._run(self.copy)
+        return any(distance(a, b) > 0 for a, b in zip(expected, found, strict=True))
 
     def _not_rebuilt(self, model: nn.Module, known: list[list[Tensor]] | None = None) -> str | None:
         """Why what its configuration builds does not give what the model gives; None if it does."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,12 +12,15 @@ from typing_extensions import Unpack
 
 from fairkern import capture, types
 from fairkern.allocate import refuse_unknown
-from fairkern.api import RUN, check_data, check_model, check_more
 from fairkern.capture.batches import first_batch, head
+from fairkern.capture.settings import WHOLE
+from fairkern.checks import RUN, check_data, check_model, check_more
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
+from fairkern.errors import InputError
 from fairkern.model.in_use import at_work
-from fairkern.options import UNITS, choose, flag, function, instance, names, whole
+from fairkern.model.sharded import processes_of
+from fairkern.options import UNITS, choose, flag, function, instance, names, place, whole
 from fairkern.prove import check_values
 from fairkern.pruning.options import (
     KEYWORDS,
@@ -28,6 +32,7 @@ from fairkern.pruning.options import (
     planned,
 )
 from fairkern.pruning.steps import Asked, Run
+from fairkern.ranks import RanksLike, entered, shared
 from fairkern.results import Report
 from fairkern.surroundings import stage
 
@@ -35,6 +40,7 @@ __all__ = ["PruningOptions", "prune"]
 
 
 @stage
+@shared
 def prune(
     model: nn.Module,
     loader: Iterable[Any],
@@ -54,6 +60,7 @@ def prune(
     unused: Iterable[str] = (),
     depth: bool = False,
     keep_scores: bool = False,
+    ranks: RanksLike = None,
     **options: Unpack[PruningOptions],
 ) -> tuple[nn.Module, Report]:
     """Trace, score, plan and cut: the smaller model and what was done.
@@ -86,6 +93,11 @@ def prune(
         more, unused: as for `trace`, of every step; `units` that are given bring what is unused along.
         depth: as for `trace`, of every step: branches of residual blocks, and whole blocks, may go as well. `units`
             that are given say so themselves.
+        ranks: as for `score`: several processes share the work, and all get the same model and the same report. The
+            first of them measures latency.
+        memory_budget: as for `score`, and for what the proof and the cut take: of each of these, bytes beyond the first
+            128 MiB. What "sequential" takes is expected from the first batch; where nothing is said it is done if there
+            is room. Second moments that do not fit go to files with `keep_moments="FOLDER"`.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
             second moments, which take much memory.
 
@@ -95,7 +107,13 @@ def prune(
     `more` where `more` is not given.
     Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
     """
+    team = entered(ranks)
     check_model(model)
+    if processes_of(model) > 1:
+        raise InputError(
+            f"this {type(model).__name__} lies in shards, and prune() measures times in one process: trace the model "
+            "before fully_shard, then score(…, units=…, ranks=True), plan and apply"
+        )
     check_data(loader, loss_fn)
     check_values(model, RUN)
     refuse_unknown("prune()", options, PruningOptions.__annotations__, KEYWORDS)
@@ -117,19 +135,26 @@ def prune(
         instance("units", given, types.UnitMap, UNITS)
         check_traced(given, iterations, more, depth)
         unused, depth = unused or given.unused, depth or given.depth
+    if not isinstance(scoring.get("keep_moments", True), bool):
+        scoring["keep_moments"] = place("keep_moments", scoring["keep_moments"])
+    if scoring.get("memory_budget") is not None:
+        scoring["memory_budget"] = whole("memory_budget", scoring["memory_budget"], 1, WHOLE)
     check_method(method, scoring, loader, inplace)
     samples_of = scoring.get("samples_of")
     if samples_of is not None:
         function("samples_of", samples_of, "a function of a batch")
     with at_work(model, "prune()"):
         first, batches = first_batch(loader)
-        fit_together(scoring, planning, target, method, labelled=lambda: capture.labelled(first, model, samples_of))
+        known = partial(capture.labelled, first, model, samples_of)
+        fit_together(scoring, planning, target, method, known, keep_scores)
         again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
         tracing = {"more": more, "unused": unused, "depth": depth}
         asked = Asked(
             target.value, keep, latency, iterations, planning, scoring, tracing, method, given_biases, again, inplace
         )
-        run = Run(model, head(first, model, samples_of), batches, loss_fn, asked)
+        chosen = {**scoring, **planning, **tracing, target.value: keep, "compensate": method, "biases": given_biases}
+        capture.check_same(team, "prune()", model, {**chosen, "iterations": iterations, "inplace": inplace})
+        run = Run(model, head(first, model, samples_of), batches, loss_fn, asked, team)
         for number in range(1, iterations + 1):
             run.step(number, given if number == 1 else None)
         report = run.report()

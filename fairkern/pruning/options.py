@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,11 +13,12 @@ from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, par
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
+from fairkern.results import PathLike
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
     *("tod", *_BUDGETS, "drop", "latency", "iterations"),
-    *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores"),
+    *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores", "ranks"),
 )
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL, Compensation.JOINT)  # made from second moments
 
@@ -37,6 +39,9 @@ class PruningOptions(PlanningOptions, total=False):
     backend: str
     memory_budget: int | None
     gram: bool
+    keep_moments: bool | str | os.PathLike[str]
+    walk: str
+    walk_folder: PathLike | None
     progress: bool
 
 
@@ -53,8 +58,9 @@ def fit_together(
     target: Target,
     method: Compensation | None,
     labelled: Callable[[], bool],
+    keep_scores: bool = False,
 ) -> None:
-    """Choose what the caller left open of `class_of` and `gram`, so that it fits what he fixed.
+    """Choose what the caller left open of `class_of`, `gram` and `keep_moments`, so that it fits what he fixed.
 
     Raises InputError where what he fixed does not fit together itself, and says what would.
     """
@@ -81,6 +87,11 @@ def fit_together(
             )
         scoring["class_of"], none = False, True
     residual = [f"{n}='residual'" for n, s in (("removal", removal), ("protect", protect)) if _is(s, "residual")]
+    if not keep_scores:
+        scoring.setdefault("keep_moments", method in _FITS)
+    whole = _is(planning.get("protect"), "residual") or planning.get("allocation") == Allocation.NORMALIZED.value
+    if "max_remove" in planning and not (keep_scores or whole):
+        scoring["max_remove"] = planning["max_remove"]
     if gram is None:
         scoring["gram"] = method in _FITS or bool(residual) or (none and removal is None)
     elif not flag("gram", gram) and residual:
@@ -100,6 +111,8 @@ def check_method(method: Compensation | None, scoring: Mapping[str, Any], loader
         raise InputError(f"{asked} folds in means of what consumers read: use recipe='default', not 'paper'")
     if method is not Compensation.MEAN and scoring.get("gram") is False:
         raise InputError(f"{asked} solves from second moments, which gram=False leaves out: leave out gram=")
+    if method is not Compensation.MEAN and scoring.get("keep_moments") is False:
+        raise InputError(f"{asked} solves from second moments, which keep_moments=False drops: leave out keep_moments=")
     if method.compares and inplace:
         raise InputError(f"{asked} compares with the uncut model: use compensate='least_squares' with inplace=True")
     if method.compares and isinstance(loader, Iterator):

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from fairkern import report, types
 from fairkern.allocate import Planning
 from fairkern.api import score, trace
+from fairkern.capture.keeping import KeptMoments
+from fairkern.capture.memory import SPARE, within
 from fairkern.compensate import Compensation, Loss
 from fairkern.compensate.cut import Cut, cut
 from fairkern.compensate.intercepts import Biases
-from fairkern.errors import BudgetError
+from fairkern.compensate.room import cut_bytes
+from fairkern.errors import BudgetError, InputError
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.plans.serving import constraints, serving
+from fairkern.prove import proof_bytes
+from fairkern.ranks import ALONE, Ranks
+from fairkern.ranks.digests import digest
 from fairkern.results import Plan, Report, Scores
 from fairkern.summary import summarise
 from fairkern.timing import plan_latency
+
+T = TypeVar("T")
 
 AT_ONCE = 4 * 2**30  # bytes of activations that sequential compensation may hold where nobody asked for it
 
@@ -53,6 +63,7 @@ class Run:
     loader: Iterable[Any]
     loss_fn: Callable[[Any, Any], Tensor] | None
     asked: Asked
+    ranks: Ranks = ALONE
     current: nn.Module = field(init=False)
     scores: Scores = field(init=False)  # of the last step
     method: Compensation = field(init=False)
@@ -72,12 +83,16 @@ class Run:
         """Score what the step before has left (traced here, unless its map is known), plan and cut."""
         times = [time.perf_counter()]
         units = self._traced() if units is None else units
-        self.scores = score(self.current, self.loader, self.loss_fn, units=units, **self.asked.scoring)
+        scoring = dict(self.asked.scoring)
+        if self.asked.iterations > 1 and not isinstance(scoring.get("keep_moments", True), bool):
+            scoring["keep_moments"] = os.path.join(scoring["keep_moments"], f"step-{number}")
+        self.scores = score(self.current, self.loader, self.loss_fn, units=units, ranks=self.ranks, **scoring)
         times.append(time.perf_counter())
         plan = self._plan(number)
+        self.ranks.agree("prune()", {"the plan": digest(plan)} if self.ranks.several else {})
         times.append(time.perf_counter())
         if number == 1 and self.asked.inplace:  # else both are timed in turn, at the end
-            self.before = report.latency_ms(self.model, self.example, report.FEW)
+            self.before = self._measured(lambda: report.latency_ms(self.model, self.example, report.FEW))
         cutting = time.perf_counter()
         self._cut(plan, number)
         self.done.append((self.scores.units, plan))
@@ -94,7 +109,7 @@ class Run:
             title=f"{type(self.model).__name__}, pruned",
             before={"latency_ms": before},
             after={"latency_ms": after},
-            stages=self.stages,
+            stages=self._measured(lambda: self.stages),
             corrected=self.cut.corrections,
             small=self.current,
             compensation=self.method.value,
@@ -111,7 +126,14 @@ class Run:
 
     def _traced(self) -> types.UnitMap:
         """The map of a step's model; what a later one has that the first has not is left alone."""
-        units = trace(self.current, self.example, **self.asked.tracing)
+        least = max(1, proof_bytes(self.current) - SPARE)
+        if 0 < self._budget < least:
+            raise InputError(
+                f"memory_budget={self._budget:,} bytes is too small for the proof of what may be cut. The least that "
+                f"would do is {least:,} (none, with units=trace(model, inputs, verify=False))"
+            )
+        with within(self._budget or None, "tracing"):
+            units = trace(self.current, self.example, **self.asked.tracing)
         return matching(self.done[0][0], self._plans(), units) if self.done else units
 
     def _plans(self) -> list[Plan]:
@@ -141,42 +163,69 @@ class Run:
     def _solved(self, keep: float, options: dict[str, Any]) -> Plan:
         if self.asked.target != "keep_latency":
             return self.scores.plan(**{self.asked.target: keep, "latency": self.asked.latency, **options})
-        return plan_latency(self.scores, self.current, self.example, keep, latency=self.asked.latency, **options)
+        times = partial(plan_latency, self.scores, self.current, self.example, keep, latency=self.asked.latency)
+        return self._measured(lambda: times(ranks=False, **options))
+
+    def _measured(self, measure: Callable[[], T]) -> T:
+        """What is measured on a clock: by one process, while the others rest."""
+        return self.ranks.told("a measure of time", measure)
 
     def _spent(self) -> float:
         """The share of the whole model's costs that a step starts from."""
         if self.asked.target == "keep_latency":
-            before, now = report.latencies_ms([self.model, self.current], self.example)
+            before, now = self._measured(lambda: report.latencies_ms([self.model, self.current], self.example))
             return now / before
         name = f"{self.asked.target.removeprefix('keep_')}_before"
         uncut = build(self.scores.units, nothing(self.scores.units))
         return uncut.result[name] / self.done[0][1].result[name]
 
     def _cut(self, plan: Plan, number: int) -> None:
-        self.method = self.asked.method or self._best_method()
+        self.method = self.asked.method or self._best_method(plan)
         own = number > 1 and not self.method.compares  # a copy of ours
         inplace = self.asked.inplace or own
+        if self._over(plan, self.method, inplace=inplace) > 0:
+            least = self._budget + self._over(plan, self.method, inplace=inplace)
+            raise InputError(
+                f"memory_budget={self._budget:,} bytes is too small for compensate={self.method.value!r} of this plan. "
+                f"The least that would do is {least:,}"
+            )
         loss = Loss(self.loss_fn, self.asked.scoring.get("samples_of"), self.model)
-        how: dict[str, Any] = {"inplace": inplace, "biases": self.asked.biases, "loss": loss}
-        self.cut = cut(self.current, plan, self.method, self.scores, self.loader, **how)
+        how: dict[str, Any] = {"inplace": inplace, "biases": self.asked.biases, "loss": loss, "ranks": self.ranks}
+        with within(self._budget or None, "cutting"):
+            self.cut = cut(self.current, plan, self.method, self.scores, self.loader, **how)
         self.current = self.cut.model
         self.flags += self.cut.config
         self.unplaced += self.cut.unplaced
 
-    def _best_method(self) -> Compensation:
+    @property
+    def _budget(self) -> int:
+        return self.asked.scoring.get("memory_budget") or 0
+
+    def _over(self, plan: Plan, method: Compensation, *, inplace: bool = False) -> int:
+        """Bytes by which a cut takes more than the budget, if there is one."""
+        if not self._budget:
+            return 0
+        moments = self.scores.moments.nbytes if isinstance(self.scores.moments, KeptMoments) else 0
+        known = self.scores.provenance
+        cutting = cut_bytes(self.current, plan, self.scores.units, method, known, inplace=inplace)
+        return max(0, cutting - SPARE) + moments - self._budget
+
+    def _best_method(self, plan: Plan) -> Compensation:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
         if not self.scores.moments:
             return Compensation.NONE
         known = self.scores.provenance
         held = 2 * known["predicted_bytes"]["layer"] * known["samples" if known["singly"] else "batches"]
         sequential = self.asked.again and held <= AT_ONCE and not known.get("keeps")
-        return Compensation.SEQUENTIAL if sequential else Compensation.LEAST_SQUARES
+        fits = sequential and self._over(plan, Compensation.SEQUENTIAL) <= 0
+        return Compensation.SEQUENTIAL if fits else Compensation.LEAST_SQUARES
 
     def _latencies(self) -> tuple[float, float]:
         """Before and after, in turn where both models are there."""
         if self.asked.inplace:
-            return self.before, report.latency_ms(self.current, self.example, report.FEW)
-        before, after = report.latencies_ms([self.model, self.current], self.example, least=report.FEW)
+            return self.before, self._measured(lambda: report.latency_ms(self.current, self.example, report.FEW))
+        models = [self.model, self.current]
+        before, after = self._measured(lambda: report.latencies_ms(models, self.example, least=report.FEW))
         return before, after
 
     def _whole_plan(self) -> types.Plan:

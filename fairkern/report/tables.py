@@ -76,6 +76,9 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     if units.frozen:
         parts.append(_axes_table(units.frozen))
     proven = "proven: pruned equals masked" if units.proven else "not proven"
+    if units.sibling:
+        smaller = ", ".join(f"{c.name} {c.before} → {c.after}" for c in units.sibling)
+        proven += f", on a smaller model of the same class that the configuration builds ({smaller})"
     held = [f"no {kind} can be cut: {why}" for kind, why in held_kinds(units).items()]
     parts.append(Text("\n".join([proven, *held, *unscored(units), *_adapted(units), *units.notes]), style="dim"))
     return Group(*parts)

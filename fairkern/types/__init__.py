@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from fairkern.types.arrays import FloatArray, IndexArray
 from fairkern.types.branches import Blocks, Branch, BranchPart, Entries, Numbers, numbered
-from fairkern.types.configuration import ConfigField
+from fairkern.types.configuration import ConfigChange, ConfigField
+from fairkern.types.files import FilePart, Files, FileTensor, Places
 from fairkern.types.latency import LatencyCut, LatencyTable
-from fairkern.types.plans import AttributeChange, ConfigChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
+from fairkern.types.plans import AttributeChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
 from fairkern.types.report import Report
 from fairkern.types.scores import JointMoments, Moments, Scores
 from fairkern.types.sizes import Passed, Replacement, SiteNumber, SizeAttribute, SizeSite
@@ -38,6 +39,9 @@ __all__ = [
     "CostTerm",
     "Entries",
     "Extent",
+    "FilePart",
+    "FileTensor",
+    "Files",
     "FloatArray",
     "FrozenAxis",
     "GroupAxis",
@@ -49,6 +53,7 @@ __all__ = [
     "Moments",
     "Numbers",
     "Passed",
+    "Places",
     "Plan",
     "PlanAxis",
     "PlanGroup",

@@ -21,3 +21,12 @@ class ConfigField:
     groups: tuple[int, ...]
     fixed: bool = False
     admitted: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """A field of the model's configuration, before and after the cut (see `ConfigField`)."""
+
+    name: str
+    before: int | None
+    after: int

@@ -9,6 +9,8 @@ from typing import Any
 
 from fairkern.types.arrays import IndexArray
 from fairkern.types.branches import Branch
+from fairkern.types.configuration import ConfigChange
+from fairkern.types.files import Files
 from fairkern.types.sizes import Replacement, SiteNumber
 from fairkern.types.units import Axis, Silence
 
@@ -84,15 +86,6 @@ class SizeChange:
 
 
 @dataclass(frozen=True)
-class ConfigChange:
-    """A field of the model's configuration, before and after the cut (see `ConfigField`)."""
-
-    name: str
-    before: int | None
-    after: int
-
-
-@dataclass(frozen=True)
 class RowsChange:
     """An attribute (dotted) that holds an entry for every module of a list, so that it loses those of the list."""
 
@@ -126,6 +119,7 @@ class Plan:
     )  # where code with size sites takes sizes, by module
     branches: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)  # axes of branches of which some go
     rows: tuple[RowsChange, ...] = ()
+    files: Files | None = None  # how files hold the tensors; None: nobody has said, and it is by their own names
 
     def length(self, axis: Axis) -> int | None:
         """Positions of an axis (of a tensor, a list, branches) before the cut; None where there is no such axis."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from fairkern.types.arrays import IndexArray
 from fairkern.types.branches import Blocks, Branch, Entries
-from fairkern.types.configuration import ConfigField
+from fairkern.types.configuration import ConfigChange, ConfigField
 from fairkern.types.sizes import Passed, Replacement, SiteNumber, SizeAttribute, SizeSite
 
 
@@ -262,6 +262,7 @@ class UnitMap:
     branches: Mapping[str, tuple[Branch, ...]] = field(default_factory=dict)  # that are units, on `Axis(name, 0)`
     blocks: Mapping[str, Blocks] = field(default_factory=dict)  # lists whose modules go with their branches
     depth: bool = False  # whether branches were looked for
+    sibling: tuple[ConfigChange, ...] = ()  # fields of the smaller model that was proven in its place; none: itself
 
     @property
     def prunable(self) -> tuple[int, ...]:

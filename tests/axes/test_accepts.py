@@ -107,6 +107,15 @@ def test_distributed(tmp_path: object) -> None:
     try:
         with pytest.raises(InputError, match=r"is distributed .*: pass model\.module"):
             fk.trace(nn.parallel.DistributedDataParallel(plain()), X)
+        wrapped, units = nn.parallel.DistributedDataParallel(plain()), fk.trace(plain(), X)
+        with pytest.raises(InputError, match=r"is distributed .*: pass model\.module, in all processes"):
+            fk.score(wrapped, [(X, torch.zeros(len(X), dtype=torch.int64))], units=units)
+        data = [(X, torch.zeros(len(X)))]
+        plan = fk.score(
+            plain(), data, lambda out, _: out.square().sum(), units=units, class_of=False, ranks=False
+        ).plan(keep_params=0.9)
+        with pytest.raises(InputError, match=r"is distributed .*: pass model\.module, in all processes"):
+            fk.apply(wrapped, plan)
     finally:
         torch.distributed.destroy_process_group()
 

@@ -16,7 +16,7 @@ import pytest
 from bench import __main__ as runner
 from bench import documents
 from bench.provenance import ROOT, write_results
-from bench.registry import ENTRIES, Entry
+from bench.registry import ENTRIES, NOT_KNOWN, Entry
 
 entries = pytest.mark.parametrize("entry", ENTRIES.values(), ids=lambda entry: entry.name)
 GUARD = '\nif __name__ == "__main__":\n'
@@ -42,7 +42,7 @@ def test_every_results_file_belongs_to_one_entry() -> None:
     assert set(owners.values()) == {1}
     assert found <= set(owners)
     missing = {path for path in owners if not (ROOT / path).exists()}
-    assert missing <= {path for entry in ENTRIES.values() if entry.gpu for path in entry.writes}
+    assert missing <= {path for entry in ENTRIES.values() if entry.takes == NOT_KNOWN for path in entry.writes}
 
 
 @entries

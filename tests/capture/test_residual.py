@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -191,11 +192,11 @@ def test_the_ridge_grows_where_rounding_takes_it(monkeypatch: pytest.MonkeyPatch
     seen: list[list[Tensor]] = []
     plain = residual.eliminate
 
-    def refused_twice(views: Any) -> Any:
-        seen.append([view.covariance for view in views])
+    def refused_twice(views: Any, **more: Any) -> Any:
+        seen.append([view.covariance.clone() for view in views])
         if len(seen) < 3:
             raise fk.NonFiniteError("not definite")
-        return plain(views)
+        return plain(views, **more)
 
     monkeypatch.setattr(residual, "eliminate", refused_twice)
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
@@ -207,10 +208,14 @@ def test_the_ridge_grows_where_rounding_takes_it(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_covariance_that_is_not_finite_is_no_matter_of_the_ridge() -> None:
-    nan = torch.full((2, 2), torch.nan, dtype=torch.float64)
-    reading = residual._Reading(nan, torch.eye(2, dtype=torch.float64), torch.arange(2)[:, None], 1.0, 1.0)
+    model, x = mlp(), flat()
+    scores = scored(model, x)
+    (job,) = residual.jobs(scores.units)
+    (name,) = job.moments
+    kept = scores.moments[name]
+    broken = dataclasses.replace(kept, gram=torch.full_like(kept.gram, torch.nan))
     with pytest.raises(fk.NonFiniteError):
-        residual._eliminated([(reading, 1.0)])
+        residual.solve(job, model, scores.units, {name: broken}, {name: 1.0})
 
 
 def test_units_that_hardly_answer_have_a_residual() -> None:

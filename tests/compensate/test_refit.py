@@ -174,6 +174,45 @@ def test_no_system_is_solved_twice(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert len(set(solved)) == len(solved) == once + walked
 
 
+@pytest.mark.parametrize("name", ["chain", "attention"])
+def test_one_batch_at_a_time_gives_the_same(name: str) -> None:
+    """Where both models are given the same, walking on together and going again for every tap are one."""
+    make, x, _, _ = SYSTEMS[name]
+    torch.manual_seed(0)
+    model, x = make().double().eval(), x.double()
+    scores = scored(model, x, (20, 28))
+    plan = build(scores.units, random_removal(scores.units, 0.4, seed=1))
+    found = compensate.corrections(model, plan, scores, Compensation.LEAST_SQUARES)
+    loader = [(x[:20], Y[:20]), (x[20:], Y[20:])]
+    together, apart = refit(model, plan, scores, found, loader), refit(model, plan, scores, found, loader, now=loader)
+    for one, other in zip(together, apart, strict=True):
+        assert one.axis == other.axis
+        assert (one.weight is None) is (other.weight is None)
+        assert one.weight is None or torch.equal(one.weight, other.weight)
+        assert one.bias is None or torch.equal(one.bias, other.bias)
+
+
+def test_a_part_behind_others_that_were_cut() -> None:
+    """What arrives there is given: the fit gives back, from that, what the part computed of what arrived before."""
+    model, _ = chain()
+    before = torch.randn(48, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    now = before + 0.3 * torch.randn(48, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    scores = scored(model, before)
+    plan = build(scores.units, [np.array([0, 4, 7, 8]), np.array([1, 2, 3])])
+    found = compensate.corrections(model, plan, scores, Compensation.LEAST_SQUARES, 1e-13)
+    small = compact.apply(model, plan)
+    batches = [[(x[:20], Y[:20]), (x[20:], Y[20:])] for x in (before, now)]
+    compensate.fold(small, plan, refit(model, plan, scores, found, batches[0], 1e-13, now=batches[1]))
+    with torch.no_grad():
+        wanted = np.delete(model.a(before).numpy(), [0, 4, 7, 8], 1)
+        design = np.hstack([now.numpy(), np.ones((48, 1))])
+        fitted = design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
+        np.testing.assert_allclose(small.a(now).numpy(), fitted, rtol=1e-5, atol=1e-7)
+    for given in ([], batches[0][:1]):
+        with pytest.raises(fk.InputError, match="not given as many batches"):
+            refit(model, plan, scores, found, batches[0], now=given)
+
+
 def test_models_and_biases_stay_consistent() -> None:
     """The model is left as it was; a consumer whose outputs are cut as well gets a bias of what stays."""
     model = double(

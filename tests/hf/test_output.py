@@ -129,7 +129,7 @@ def test_a_place_where_no_folder_can_be_made(
     if Path("/proc/self").exists():
         with pytest.raises(fk.InputError, match=r"cannot write /proc/out: no folder can be made in /proc \("):
             fk.hf.save(*cut, "/proc/out", like=made)
-    monkeypatch.setattr("fairkern.hf.output.tempfile.TemporaryDirectory", refuses)
+    monkeypatch.setattr("fairkern.artefacts.folders.tempfile.TemporaryDirectory", refuses)
     with pytest.raises(fk.InputError, match=r"no folder can be made in .* \(Read-only file system\)"):
         fk.hf.save(*cut, tmp_path / "out", like=made)
 

@@ -102,6 +102,17 @@ def test_the_extension_checks_what_it_is_given(extension):
         extension.project(**sizes, x=8, directions=0, out=8)
     with pytest.raises(ValueError, match="projections are 1, 1, 0 and 1"):
         extension.project(**{**sizes, "positions": 0}, x=8, directions=8, out=8)
+    sizes = {"element": 1, "count": 1, "units": 2, "steps": 1, "threads": 1, "isa": 0}
+    with pytest.raises(ValueError, match="steps is 3"):
+        extension.eliminate_steps(**{**sizes, "steps": 3}, table=8, chosen=8, added=8)
+    with pytest.raises(ValueError, match="element is 2"):
+        extension.eliminate_steps(**{**sizes, "element": 2}, table=8, chosen=8, added=8)
+    rows, table = torch.tensor([0, 3]), torch.zeros(1, 12, dtype=torch.int64)
+    with pytest.raises(ValueError, match="inverse is a null"):
+        extension.eliminate_steps(**sizes, table=table.data_ptr(), chosen=8, added=8)
+    table[:], table[0, 4], table[0, 5] = 8, 3, rows.data_ptr()
+    with pytest.raises(ValueError, match="unit 1 of view 0 lies at 3; there are 3 positions"):
+        extension.eliminate_steps(**sizes, table=table.data_ptr(), chosen=8, added=8)
 
 
 def test_public_names():

@@ -40,7 +40,10 @@ CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "TaylorSums.zeros": (ops.TaylorSums.zeros, {"channels": 3, "device": "cpu", "dtype": torch.float64}),
     "tod_curve": (ops.tod_curve, {"u": RANKS, "r": RANKS, "backend": "auto"}),
     "tod_curves": (ops.tod_curves, {"u": RANKS, "r": RANKS, "sizes": [2, 3], "backend": "auto"}),
-    "eliminate": (ops.eliminate, {"views": [VIEW], "panel": None}),
+    "eliminate": (
+        ops.eliminate,
+        {"views": [VIEW], "most": None, "panel": None, "fast": None, "overwrite": False, "told": None},
+    ),
     "a view": (lambda c, w, rows: ops.eliminate([ops.View(c, w, rows)]), {"c": VIEW[0], "w": VIEW[1], "rows": VIEW[2]}),
     "backends": (ops.backends, {"device": "cpu"}),
 }
@@ -72,7 +75,11 @@ RIGHT = {  # what some arguments may well be
     ("gather", "weight"): {"vector"},
     ("gather_many", "jobs"): {"empty"},
     ("taylor_many", "jobs"): {"empty"},
+    ("eliminate", "most"): {"huge"},
     ("eliminate", "panel"): {"huge"},
+    ("eliminate", "fast"): {"true"},
+    ("eliminate", "overwrite"): {"true"},
+    ("eliminate", "told"): {"function"},
 }
 
 

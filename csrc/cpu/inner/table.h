@@ -3,6 +3,7 @@
 
 #include "cpu/inner.h"
 #include "cpu/inner/class_wasserstein.h"
+#include "cpu/inner/eliminate.h"
 #include "cpu/inner/project.h"
 #include "cpu/inner/taylor.h"
 #include "cpu/inner/wasserstein_1d.h"
@@ -11,7 +12,7 @@ namespace fairkern::FAIRKERN_ISA {
 
 template <class S>
 Inner<S> inner() {
-  return {block_of_columns<S>, line_of_columns<S>, block_of_rows<S>, piece<S>};
+  return {block_of_columns<S>, line_of_columns<S>, block_of_rows<S>, piece<S>, stretch};
 }
 
 template Inner<float> inner();

@@ -1,0 +1,56 @@
+"""`python -m bench._limited BYTES ARGUMENT …`: the `fairkern` command in so much address space beyond its imports'.
+
+What is imported later is imported before the limit, so that it is the run's own memory that is limited. Prints a line
+of JSON at the limit: the clock, and what the process had then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from transformers.models.llama import modeling_llama
+
+from fairkern.cli import main as fairkern
+
+_USED = (transformers, modeling_llama)
+
+
+def main(arguments: Sequence[str]) -> int:
+    _warm()
+    before = sizes("self")
+    if int(arguments[0]):
+        limit = before["VmSize"] + int(arguments[0])
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    print(json.dumps({"clock": time.monotonic(), **before}), flush=True)
+    return fairkern(arguments[1:])
+
+
+def _warm() -> None:
+    """Threads and tables of torch's own, which stay."""
+    x = torch.ones(256, 256)
+    (x @ x).sum().item()
+    torch.linalg.cholesky(torch.eye(8, dtype=torch.float64))
+    for name in ("tokenizers", "accelerate", "safetensors"):
+        importlib.import_module(name)
+
+
+def sizes(process: str | int) -> dict[str, int]:
+    """Bytes by the names of /proc/…/status: address space, all that is resident, and of that what is no file's."""
+    found = {}
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmSize", "VmRSS", "RssAnon"):
+            found[name] = int(value.split()[0]) * 1024
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

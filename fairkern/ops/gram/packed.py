@@ -1,0 +1,86 @@
+"""Half of a symmetric matrix: what Gram matrices of many batches are summed up in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fairkern.ops import _triton
+from fairkern.ops._registry import Backend, resolve
+from fairkern.ops.gram import gram
+from fairkern.ops.gram.reference import ROWS
+from fairkern.surroundings import uncast
+
+
+class Packed:
+    """A symmetric matrix [n, n] in float64, as blocks of rows of its upper triangle, each from its diagonal on, one
+    after the other in a flat tensor. What lies below the diagonal within a block counts for nothing.
+
+    `length(n)` numbers: n² / 2 and a little. (A float32 sum with a second float32 for what it loses takes as many
+    bytes, holds fewer digits, and takes longer.)
+    """
+
+    def __init__(self, n: int, flat: Tensor) -> None:
+        self.n, self.flat = n, flat
+
+    @staticmethod
+    def length(n: int) -> int:
+        """How many numbers it takes."""
+        return sum(min(ROWS, n - first) * (n - first) for first in range(0, n, ROWS))
+
+    @classmethod
+    def zeros(cls, n: int, device: torch.device) -> Packed:
+        return cls(n, torch.zeros(cls.length(n), dtype=torch.float64, device=device))
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Packed:
+        """The upper triangle of [n, n]."""
+        made = cls.zeros(len(matrix), matrix.device)
+        for first, block in made.blocks():
+            block.copy_(matrix[first : first + len(block), first:])
+        return made
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """The first row of every block, and a view of it, [rows, n - first]."""
+        at = 0
+        for first in range(0, self.n, ROWS):
+            shape = (min(ROWS, self.n - first), self.n - first)
+            yield first, self.flat[at : at + shape[0] * shape[1]].view(shape)
+            at += shape[0] * shape[1]
+
+    def full(self) -> Tensor:
+        """The matrix [n, n], exactly symmetric, in memory of its own."""
+        matrix = torch.empty(self.n, self.n, dtype=self.flat.dtype, device=self.flat.device)
+        for first, block in self.blocks():
+            stop = first + len(block)
+            square, rest = block[:, : len(block)], block[:, len(block) :]
+            matrix[first:stop, first:stop] = square.triu() + square.triu(1).T
+            matrix[first:stop, stop:] = rest
+            matrix[stop:, first:stop] = rest.T
+        return matrix
+
+    def add_outer(self, a: Tensor, b: Tensor) -> None:
+        """`a bᵀ + b aᵀ` of float64 vectors [n]."""
+        for first, block in self.blocks():
+            rows = slice(first, first + len(block))
+            block.addr_(a[rows], b[first:]).addr_(b[rows], a[first:])
+
+    @uncast
+    def add_gram(self, x: Tensor, fits: Tensor | None = None) -> None:
+        """Add `Σ a aᵀ` over all dimensions of `x` but the first, that of the units; products and their sums are in its
+        dtype, float32 or float64. `fits`, bool []: whether they are added at all, without looking at it here.
+
+        Cost: as `gram`. Memory: a block of rows; where Triton runs, a float32 matrix [n, n].
+        """
+        unsupported = {Backend.TRITON: _triton.unsupported(x.dtype)}
+        whole, vectors = None, x
+        if resolve("gram", "auto", x.device, unsupported) is Backend.TRITON:
+            whole = gram(x, 0, backend="triton").gram
+        else:
+            vectors = x.reshape(len(x), -1)
+        for first, block in self.blocks():
+            rows = slice(first, first + len(block))
+            made = vectors[rows] @ vectors[first:].T if whole is None else whole[rows, first:]
+            block.add_(made if fits is None else made.masked_fill_(~fits, 0))
