@@ -11,7 +11,7 @@ import fairkern as fk
 from bench.quality.tasks.task import Task
 
 STEPS = 3  # cuts
-UPDATES, RATE = 300, 1e-3  # of healing
+UPDATES, RATE, PRETRAINED = 300, 1e-3, 1e-4  # of healing: updates, and rates, of nets that were trained here and not
 FURTHER = ("iterated", "healed")  # in the place of a compensation's name; both fit layer after layer first
 
 
@@ -26,5 +26,6 @@ def healed(small: nn.Module, model: nn.Module, task: Task, seed: int) -> nn.Modu
     epoch = task.epoch
     loader = task.calibration if epoch is None else list(epoch(torch.Generator().manual_seed(seed)))
     divergence = "mse" if task.metric == "cosine" else "forward_kl"
-    fk.heal(small, model, loader, steps=UPDATES, lr=RATE, divergence=divergence, seed=seed, progress=False)
+    rate = PRETRAINED if epoch is None else RATE
+    fk.heal(small, model, loader, steps=UPDATES, lr=rate, divergence=divergence, seed=seed, progress=False)
     return small
