@@ -255,8 +255,8 @@ def _further(summary: Summary) -> list[str]:
     return [
         f"The same targets, which are said of one shot, beside what does more: *{DEFAULT.name}* in {STEPS} steps,",
         "each scored anew and refitted layer after layer, and one shot that `heal` trained to answer as the uncut net",
-        f"does, for {UPDATES} updates on the training data (MiniLM: on the calibration data, at a tenth of the learning",
-        "rate). Healed nets have been trained, the others have not.",
+        f"does, for {UPDATES} updates on the training data (MiniLM: on the calibration data, at a tenth of the rate).",
+        "Healed nets have been trained, the others have not.",
         "",
         *targets.table(Summary(row for row in summary.rows if row.model in models), DEFAULT.name, columns),
     ]
