@@ -197,11 +197,11 @@ def memory() -> str:
         "|---" * 6 + "|",
     ]
     for r in results["rows"]:
-        most = f"≤ {r['memory']['target']:.3g}, {'met' if r['memory']['met'] else 'missed'}"
-        lines.append(
-            f"| {r['op']}, {r['shape']} | {r['added_over_weights']:.2f} | {most} | "
-            f"{r['rival_added_over_weights']:.2f} | {r['relative_cost']:.2f} | {_seconds(r['elimination_s']) if r['elimination_s'] else '–'} |"
-        )
+        bound_ = r["memory"]
+        most = f"≤ {bound_['target']:.3g}, {'met' if bound_['met'] else 'missed'}"
+        order = _seconds(r["elimination_s"]) if r["elimination_s"] else "–"
+        added = f"{r['added_over_weights']:.2f} | {most} | {r['rival_added_over_weights']:.2f}"
+        lines.append(f"| {r['op']}, {r['shape']} | {added} | {r['relative_cost']:.2f} | {order} |")
     return "\n".join([*lines, "", _source(results, "memory")])
 
 
