@@ -78,10 +78,11 @@ def trace(
             frozen if it still fails. False skips the proof, and with it those sizes and the configuration;
             `UnitMap.proven` says so. "whole": on a copy of the model in float64, which takes 16 bytes for a parameter.
             "sibling": on a smaller model that its class builds from its `config` (transformers), with fewer blocks of
-            every kind and smaller sizes; what is found is carried over group by group, and what has no counterpart
-            stays. True: "sibling" for models that have a configuration and weights of 256 MiB or more, or none (on the
-            meta device), as far as one speaks for the model, which the map says; else "whole". A model without values
-            and without a sibling needs False; one in shards (`fully_shard`) is traced without its values.
+            every kind and smaller sizes; what is found is carried over group by group, what has no counterpart stays,
+            and a model with values is cut once itself, in its own dtype. True: "sibling" for models that have a
+            configuration and weights of 256 MiB or more, or none (on the meta device), as far as one speaks for the
+            model, which the map says; else "whole". A model without values and without a sibling needs False; one in
+            shards (`fully_shard`) is traced without its values.
         seed: of the proof's removals and inputs.
         time_limit: seconds for all of it, checked between operators and between the runs of the proof; None: any.
 

@@ -17,6 +17,7 @@ from fairkern.model.fields import configurations
 from fairkern.model.untouched import valueless
 from fairkern.options import choose, flag
 from fairkern.prove.alike import NoSibling
+from fairkern.prove.at_size import differs
 from fairkern.prove.sibling import proven_by_sibling
 from fairkern.prove.sizes import weight_bytes, whole_bytes
 from fairkern.prove.strategy import proven
@@ -86,7 +87,12 @@ def proven_as(
         return proven(model, certain, daring, runs, seed, deadline)
     most = weight_bytes(model) if how is Verify.AUTO else None
     try:
-        return proven_by_sibling(model, certain, daring, runs, seed, deadline, unused, depth, most)
+        units = proven_by_sibling(model, certain, daring, runs, seed, deadline, unused, depth, most)
+        if not any(valueless(held.tensor) for held in tensors_of(model)):
+            said = differs(model, units, runs, seed, deadline)
+            if said is not None:
+                raise NoSibling(f"of the model itself, {said}")
+        return units
     except NoSibling as why:
         said = f"no smaller {type(model).__name__} speaks for it: {why}"
         if how is Verify.SIBLING:

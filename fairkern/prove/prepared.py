@@ -87,24 +87,24 @@ def _drawn(
             torch.manual_seed(seed)
             output = call_model(copy, inputs)
         with mode, running_as(copy, experts_of(units)):
-            calls, onward = _onward(copy, inputs, output)
+            calls, further = onward(copy, inputs, output)
     lifted = isinstance(mode, Double) and mode.needed
     prepared = Prepared(copy, inputs, seed, tolerance, lifted, states_of(copy), calls)
-    return prepared, calls.results(output) + onward
+    return prepared, calls.results(output) + further
 
 
-def _onward(model: nn.Module, inputs: Any, output: Any) -> tuple[Calls, list[Tensor]]:
+def onward(model: nn.Module, inputs: Any, output: Any) -> tuple[Calls, list[Tensor]]:
     """How the model is called on, by its own loop where that runs, and what that gives."""
     generates = can_generate(model)
-    calls, onward = calls_of(model, inputs, output, onward=not generates), list[Tensor]()
+    calls, found = calls_of(model, inputs, output, onward=not generates), list[Tensor]()
     if generates:
         forget(model)
-        calls, onward, problem = with_loop(calls, model, inputs)
+        calls, found, problem = with_loop(calls, model, inputs)
         if problem is not None:
             forget(model)
             output = call_model(model, inputs)
             calls = calls_of(model, inputs, output)
-    return calls, onward or calls.onward(model, inputs, output)
+    return calls, found or calls.onward(model, inputs, output)
 
 
 def _choosing(units: UnitMap) -> frozenset[str]:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairkern.compact.applying import apply
 from fairkern.compact.cutting import gather_dense
 from fairkern.compact.descriptors import Index, kept
+from fairkern.compact.mask import masked
 from fairkern.compensate.correction import Correction
 from fairkern.compensate.fit import Compensation
 from fairkern.compensate.intercepts import Flag, Places
@@ -18,8 +20,11 @@ from fairkern.compensate.one_shot import Case, check_means, decided, solved
 from fairkern.compensate.refit import refit, whole_cut
 from fairkern.errors import InputError
 from fairkern.model.autocast import without_autocast
+from fairkern.model.fused import running_as
 from fairkern.model.linear import made_dim
 from fairkern.plans.renaming import Renaming
+from fairkern.prove.inputs import distance
+from fairkern.prove.prepared import TOLERANCES, experts_of
 from fairkern.types import Axis, Plan, Scores
 from fairkern.walk.chain import INSTEAD
 from fairkern.walk.segments import part_of
@@ -82,7 +87,8 @@ def cut_segments(
             with sides.segment(k) as segment, used(segment):
                 own = [block.path for block in sides.division.segments[k]]
                 part = _Part(segment, plan_within(plan, own), _scores(scores, groups), method, places)
-                through = [n for n in sides.numbers if method.compares or n >= len(sides.first.known)]
+                held_out = len(sides.first.known)
+                through = [n for n in sides.numbers if method.compares or n == 0 or n >= held_out]  # 0: to check by
                 sides.run(segment, k, Way.UNCUT, through)
 
                 def finish(changed: nn.Module, k: int = k, through: Sequence[int] = through) -> None:
@@ -118,6 +124,7 @@ class _Part:
 
     def cut(self, sides: Sides, finish: Callable[[nn.Module], None], write: Write) -> list[Correction]:
         """`finish` is called with what computes as the cut part does."""
+        self._check(sides)
         cases: Sequence[Case] = []
         if self.method is not Compensation.NONE:
             cases = decided(self.model, self.plan, self.scores, _one_shot(self.method), self.places.why_not)
@@ -135,6 +142,26 @@ class _Part:
             with whole_cut(self.model, self.plan, found) as changed:
                 hand_over(changed)
         return [_without_values(correction) for correction in found]
+
+    def _check(self, sides: Sides) -> None:
+        """Raises InputError where what is cut does not give what is masked, on the first batch: the map of a model
+        without values was proven on a smaller one, which may not go where a block goes at its own size."""
+        if not any(item.removed.size for item in self.plan.axes):
+            return
+        experts = experts_of(self.scores.units)
+        with masked(self.model, self.plan, strict=False), running_as(self.model, experts):
+            ((_, expected),) = sides.outputs(self.model, Way.UNCUT, [0])
+        small = apply(self.model, self.plan)
+        with used(small), running_as(small, experts):
+            ((_, found),) = sides.outputs(small, Way.UNCUT, [0])
+        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
+        apart = distance(expected, found)
+        if apart > max((TOLERANCES[dtype] for dtype in dtypes), default=0.0):
+            cut = next(item.axis.module for item in self.plan.axes if item.removed.size)
+            raise InputError(
+                f"what is left of {cut} and what is cut with it differs from the same masked, by {apart:.1e}: its code "
+                "goes by sizes; prune the model as a whole, where that is seen before anything is cut"
+            )
 
 
 def left_of(tensors: Mapping[str, Tensor], changed: nn.Module, plan: Plan) -> Iterator[tuple[str, Tensor]]:

@@ -170,6 +170,35 @@ def test_what_only_its_own_size_shows(between: Callable[[Any, Tensor], Tensor]) 
         assert all("so that nothing was shown" in g.frozen for g in units.groups if ".mlp" in g.name)
 
 
+def by_a_threshold(mlp: Any, h: Tensor) -> Tensor:
+    return h * (h.shape[-1] ** -0.5 if h.shape[-1] > 150 else 1.0)
+
+
+def where_it_is_its_own_size(mlp: Any, h: Tensor) -> Tensor:
+    return h * (1.0 if h.shape[-1] == 320 else 3.0)
+
+
+def in_one_block_of_many(mlp: Any, h: Tensor) -> Tensor:
+    return h * (h.shape[-1] / 100 if mlp.index == 4 else 2.0)
+
+
+@pytest.mark.parametrize("between", [by_a_threshold, where_it_is_its_own_size, in_one_block_of_many])
+def test_a_number_that_meets_no_shape_is_seen_on_the_model_itself(
+    between: Callable[[Any, Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same operators with the same shapes: in the sibling no cut changes the number."""
+    model = decoder(between, intermediate_size=320)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(fk.InputError, match="of the model itself, pruned differs from masked by"):
+        fk.trace(model, IDS, verify="sibling")
+    monkeypatch.setattr(choice, "WHOLE_BELOW", 1)
+    units, whole = fk.trace(model, IDS), fk.trace(model, IDS, verify="whole")
+    assert not units.sibling
+    assert {g.name: g.frozen for g in units.groups} == {g.name: g.frozen for g in whole.groups}
+    assert any(".mlp" in g.name for g in units.groups if g.frozen)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_large_models_are_proven_by_a_sibling(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder()
     assert not fk.trace(model, IDS).sibling

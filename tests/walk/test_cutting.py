@@ -82,6 +82,32 @@ def test_segments_become_what_the_whole_model_becomes(method: str, tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+class ByItsSize(nn.ReLU):
+    """What no smaller model shows: from some width on it does something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1.0 if x.shape[-1] > 9 else 3.0)
+
+
+@pytest.mark.parametrize("method", ["none", "sequential"])
+def test_a_segment_that_is_not_what_it_is_masked_is_refused(method: str) -> None:
+    torch.manual_seed(0)
+    model, loader = Residual().eval(), vectors()
+    model.blocks[1].up = nn.Sequential(model.blocks[1].up, ByItsSize())
+    units = fk.trace(model, loader[0][0], verify=False)
+    scores = fk.score(model, loader, nn.CrossEntropyLoss(), units=units, class_of=False, gram=True, progress=False)
+    names = [group.name for group in units.groups]
+    removed = [np.arange(group.units // 2 if group.name.startswith("blocks") else 0) for group in units.groups]
+    assert any(name.startswith("blocks.1") for name in names)
+    plan = fk.Plan.of(build(units, removed))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(
+        fk.InputError, match=r"what is left of blocks\.1\.\S+ .* differs from the same masked"
+    ):
+        walked(model, loader, scores, plan, Compensation(method), None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 def test_batches_beside_are_heard_on_both_ways() -> None:
     torch.manual_seed(0)
     model, loader = Residual().eval(), vectors()
