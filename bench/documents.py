@@ -182,6 +182,65 @@ def intercepts() -> str:
     return "\n".join([*lines, "", _source(results, "intercepts")])
 
 
+def elimination() -> str:
+    return _compared("elimination", lambda r: f"the order of {r['shape'][0]:,} units, {r['threads']} threads")
+
+
+def memory() -> str:
+    """What stages add to a process, over the model's weights."""
+    results = _read("memory")
+    if results is None:
+        return _unmeasured("memory")
+    lines = [
+        "",
+        "| | added over the weights | bound | forward + backward adds | time over its | elimination |",
+        "|---" * 6 + "|",
+    ]
+    for r in results["rows"]:
+        bound_ = r["memory"]
+        most = f"≤ {bound_['target']:.3g}, {'met' if bound_['met'] else 'missed'}"
+        order = _seconds(r["elimination_s"]) if r["elimination_s"] else "–"
+        added = f"{r['added_over_weights']:.2f} | {most} | {r['rival_added_over_weights']:.2f}"
+        lines.append(f"| {r['op']}, {r['shape']} | {added} | {r['relative_cost']:.2f} | {order} |")
+    return "\n".join([*lines, "", _source(results, "memory")])
+
+
+def compaction() -> str:
+    results = _read("compaction")
+    if results is None:
+        return _unmeasured("compaction")
+    lines = ["", "| | | bound |", "|---|---|---|"]
+    for r in results["rows"]:
+        kept = f"{_bound(r['target'], r['at_least'])}, {'met' if r['met'] else 'missed'}"
+        if r["op"] == "compact":
+            where = "in the page cache" if r["cached"] else "on the disk"
+            what = f"rate over that of copying, {r['shape']}, {where} | {r['ratio']:.2f}"
+        else:
+            what = f"memory over {r['rival']}, {r['shape']} | {r['value']:.2f}"
+        lines.append(f"| {what} | {kept} |")
+    return "\n".join([*lines, "", _source(results, "compaction")])
+
+
+def large_walk() -> str:
+    results = _read("large_walk")
+    if results is None:
+        return _unmeasured("large_walk")
+    lines = ["", "| stage | time | addresses beyond the imports | memory that is no file |", "|---|---|---|---|"]
+    for r in results["rows"]:
+        for stage in r["stages"]:
+            peaks = [
+                f"{stage[k] / 2**20:,.0f} MiB" if k in stage else "–" for k in ("peak_bytes", "peak_resident_bytes")
+            ]
+            lines.append(f"| {stage['stage']} | {_seconds(stage['seconds'])} | {' | '.join(peaks)} |")
+        peaks = [f"{r[k] / 2**20:,.0f} MiB" for k in ("peak_bytes", "peak_resident_bytes")]
+        lines.append(f"| **{r['model']}, {r['tokens']:,} tokens** | {_seconds(r['seconds'])} | {' | '.join(peaks)} |")
+        ordinary = r["ordinary"]
+        if "seconds" in ordinary:
+            held = f"{ordinary['peak_resident_bytes'] / 2**20:,.0f} MiB" if "peak_resident_bytes" in ordinary else "–"
+            lines.append(f"| an ordinary forward + backward | {_seconds(ordinary['seconds'])} | – | {held} |")
+    return "\n".join([*lines, "", _source(results, "large_walk")])
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.2g} %"
 
@@ -267,6 +326,10 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "thresholds": thresholds,
     "intercepts": intercepts,
     "depth": depth,
+    "elimination": elimination,
+    "memory": memory,
+    "compaction": compaction,
+    "large_walk": large_walk,
     "benchmarks": benchmarks,
 }
 

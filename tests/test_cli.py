@@ -189,7 +189,7 @@ def test_units_are_dropped_and_rounded_by_kind(here: Path, capsys: pytest.Captur
     assert "drop names the kind 'channel', which Sequential does not have" in capsys.readouterr().err
     for command in (["plan", "s"], ["prune", "parts:model", "parts:loader", LOSS]):
         assert main([*command, "--keep-params", "0.6", "--serve", "hf", "--out", "o"]) == 2
-        assert "serve='hf' goes by the fields of a configuration" in capsys.readouterr().err
+        assert "--serve hf goes by the fields of a configuration" in capsys.readouterr().err
         assert main([*command, "--keep-params", "0.6", "--serve", "triton", "--out", "o"]) == 2
         assert "serve is 'triton'; expected one of 'hf', 'vllm', 'gguf', 'deci'" in capsys.readouterr().err
     assert main(["prune", "parts:model", "parts:loader", LOSS, "--drop", "neuron=2", "--out", "o", "--quiet"]) == 0
@@ -249,7 +249,10 @@ WRONG = [
     (["trace", "parts:inputs", "parts:inputs"], "torch.nn.Module"),
     (["score", "parts:model", "parts:loader", LOSS, "--out", "parts.py/scores"], "cannot write"),
     (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--backend", "abacus"], "abacus"),
-    (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--samples-per-class", "1"], "samples_per_class"),
+    (
+        ["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--samples-per-class", "1"],
+        "error: --samples-per-class 1 is too small",
+    ),
     (["plan", "absent.safetensors", "--tod", "0.1", "--out", "plan.json"], "absent.safetensors"),
     (["plan", "parts.py", "--tod", "0.1", "--out", "plan.json"], "parts.py"),
     (["apply", "parts:model", "absent.json", "--out", "small"], "absent.json"),
@@ -261,9 +264,12 @@ WRONG = [
     (["report", "parts:model", "plan.json", "parts:inputs", "--out", "."], "it is a folder"),
     (["score", "parts:model", "parts:loader", LOSS, "--out", "."], "it is a folder"),
     (["score", "parts:loader", "parts:loader", LOSS, "--out", "s"], "model is a list; expected a torch.nn.Module"),
-    (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--class-of", "parts:loader"], "class_of is a list"),
-    (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--seed", "-1"], "seed=-1 is too small"),
-    (["trace", "parts:model", "parts:inputs", "--time-limit", "nan"], "time_limit=nan is not finite"),
+    (
+        ["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--class-of", "parts:loader"],
+        "error: --class-of is a list",
+    ),
+    (["score", "parts:model", "parts:loader", LOSS, "--out", "s", "--seed", "-1"], "error: --seed -1 is too small"),
+    (["trace", "parts:model", "parts:inputs", "--time-limit", "nan"], "error: --time-limit nan is not finite"),
 ]
 
 
@@ -277,6 +283,55 @@ def test_one_clear_line(arguments: list[str], what: str, here: Path, capsys: pyt
     assert err.startswith("fairkern: error: ")
     assert len(err.strip().splitlines()) == 1
     assert {path.name for path in here.iterdir()} - {"__pycache__"} == before
+
+
+SAID = [
+    ("prune", "memory_budget=1,000 bytes is too small: 7", "--memory-budget 1,000 bytes is too small: 7"),
+    ("prune", "keep_params=70.0 is not a share", "--keep-params 70.0 is not a share"),
+    ("prune", "walk='blocks' cannot be had with depth=True (as", "--walk blocks cannot be had with --depth (as"),
+    ("prune", "drop={'a b': 1}: ignore=['z'], min_keep=1", "--drop {'a b': 1}: --ignore ['z'], --min-keep 1"),
+    ("prune", "which gram=True takes: leave out gram=", "which --gram takes: leave out --gram"),
+    ("prune", "class_of=False says none: pass class_of= to", "--no-classes says none: pass --class-of to"),
+    ("prune", "walk='whole' (--walk whole) where", "--walk whole where"),
+    ("prune", "packed (without packing=False, --no-packing), or", "packed (without --no-packing), or"),
+    ("prune", "pass biases=False, or biases='auto'", "pass --biases no, or --biases auto"),
+    ("export", "no file (vocab=False, --no-vocab): ids", "no file (--no-vocab): ids"),
+    ("trace", "pass verify='whole', or verify=False", "pass verify='whole', or --no-verify"),
+    ("prune", "backend is 3; expected", "--backend is 3; expected"),
+    ("prune", "the backend is 3", "the backend is 3"),
+    ("prune", "a/seed=3/b, 'seed=3', fk.trace(model, seed=3)", "a/seed=3/b, 'seed=3', fk.trace(model, seed=3)"),
+    ("prune", "class_of=lambda batch: batch[1]", "class_of=lambda batch: batch[1]"),
+    ("plan", "inplace=True and gram=True", "inplace=True and gram=True"),
+]
+
+
+@pytest.mark.parametrize(("command", "message", "said"), SAID)
+def test_errors_speak_of_options(command: str, message: str, said: str) -> None:
+    words = {"prune": ["--tod", "0", "-o", "o"], "export": ["f", "--gguf", "g"], "trace": ["m", "i"]}
+    words["plan"] = ["s", "--tod", "0", "--out", "p"]
+    assert command_line().parse_args([command, *words[command]]).parser.in_options(message) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2000000000", 2 * 10**9),
+        ("2GB", 2 * 10**9),
+        ("1.5G", 1_500_000_000),
+        ("512MiB", 2**29),
+        ("64 kib", 2**16),
+        ("0.1TB", 10**11),
+        ("12b", 12),
+        *((text, None) for text in ("", "0", "-1", "1e9", "lots", "2GiBs", "0.2", "1,000", "2 GB 3", "٣")),
+    ],
+)
+def test_sizes(text: str, expected: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["score", "m:m", "l:l", "--out", "s", f"--memory-budget={text}"]
+    if expected is None:
+        assert main(words) == 2
+        assert f"{text!r} is not a number of bytes above 0; expected for example" in capsys.readouterr().err
+    else:
+        assert command_line().parse_args(words).memory_budget == expected
 
 
 def test_bad_budgets(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -473,8 +528,10 @@ def test_a_detector_with_the_batches_of_its_own_loop(capsys: pytest.CaptureFixtu
 def test_functions_of_a_batch_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["score", "parts:model", "parts:loader_of_soft_targets", LOSS, "--quiet", "--out", "scores.safetensors"]
     assert main(command) == 2
-    assert "class_of" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "pass --class-of to say which class a sample belongs to" in error
+    assert "or --no-classes to do " in error
     assert main([*command, "--class-of", "parts:class_of", "--samples-of", "parts:samples_of"]) == 0
     assert fk.Scores.load("scores.safetensors").provenance["classes"] == {"0": 10, "1": 10, "2": 10}
     assert main([*command, "--class-of", "parts:class_of", "--no-classes"]) == 2
-    assert "give one" in capsys.readouterr().err
+    assert "argument --no-classes: not allowed with argument --class-of" in capsys.readouterr().err

@@ -26,7 +26,7 @@ class Fields:
 
     def fail(self, what: str) -> NoReturn:
         place = f", at {self.where}" if self.where else ""
-        raise ArtefactError(f"{self.path}{place}: {what}; the file is damaged or was edited: write it again")
+        raise ArtefactError(f"{self.path}{place}: {what}; the file is damaged or was edited: write or fetch it again")
 
     def _wrong(self, expected: str) -> NoReturn:
         shown = _SHOWN.repr(self.value)

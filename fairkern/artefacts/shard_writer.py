@@ -9,7 +9,8 @@
 
 What lies where follows from names, dtypes and shapes alone, so that the same tensors give the same bytes in whatever
 order they come. A shard is there whole or not at all; `manifest.json` in the folder has the sum of each, and what the
-folder is made of (`job`): a run with the same `job` goes on, another one begins anew.
+folder is made of (`job`): a run with the same `job` goes on with the shards that still have their sums, another one
+begins anew.
 """
 
 from __future__ import annotations
@@ -231,18 +232,20 @@ class ShardWriter:
         if (self.folder / MANIFEST).exists():
             said = _said(self.folder / MANIFEST)
             if said is not None and said["job"] == self._job and said["files"].keys() <= self._shards.keys():
-                whole = {
-                    name: total
-                    for name, total in said["files"].items()
-                    if (self.folder / name).is_file() and (self.folder / name).stat().st_size == self._shards[name].size
-                }
-                if len(whole) == len(said["files"]):
-                    return whole, said["notes"]
+                whole = {name: total for name, total in said["files"].items() if self._holds(name, total)}
+                for name in said["files"].keys() - whole.keys():
+                    (self.folder / name).unlink(missing_ok=True)
+                return whole, said["notes"]
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.files, self.notes = {}, {}
         self._record()
         return {}, {}
+
+    def _holds(self, name: str, total: str) -> bool:
+        """Whether a shard has the size and the sum that it had when it was finished."""
+        path = self.folder / name
+        return path.is_file() and path.stat().st_size == self._shards[name].size and _sum_of(path) == total
 
 
 def _said(path: Path) -> dict[str, Any] | None:
@@ -251,6 +254,14 @@ def _said(path: Path) -> dict[str, Any] | None:
         return read_json(path, "shards")
     except ArtefactError:
         return None
+
+
+def _sum_of(path: Path) -> str:
+    state, part = hashlib.sha256(), memoryview(bytearray(_PART))
+    with open(path, "rb", buffering=0) as file:
+        while read := file.readinto(part):
+            state.update(part[:read])
+    return state.hexdigest()
 
 
 def _write(descriptor: int, data: memoryview, at: int) -> None:

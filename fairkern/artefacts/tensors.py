@@ -279,7 +279,7 @@ class TensorFile:
         return flat.view(_DTYPES[entry.dtype]).reshape(entry.shape), state.hexdigest()
 
     def _fail(self, what: str) -> NoReturn:
-        raise ArtefactError(f"{self._path} is truncated or not a safetensors file ({what}); write it again")
+        raise ArtefactError(f"{self._path} is truncated or not a safetensors file ({what}); write or fetch it again")
 
 
 def _entry(entry: Fields) -> Entry:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def joint_moments_apart(
     units: UnitMap,
     points: Sequence[Point],
     around: Around = contextlib.nullcontext,
+    kept: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Iterator[tuple[str, JointMoments | None]]:
     """What `joint_moments` gives, of a `model` and a `changed` one that are `given` different batches: part of a model,
     behind parts that have been cut already. Of each batch both have the same samples.
@@ -50,14 +52,18 @@ def joint_moments_apart(
             stack.enter_context(walks[-1].attached())
         done: set[Point] = set()
         while len(done) < len(points):
-            same, joint = _next(walks, given, units, done)
+            same, joint = _next(walks, given, units, done, kept)
             yield from ((point.name, joint) for point in same)
             done.update(same)
             del joint  # before the next are summed up
 
 
 def _next(
-    walks: Sequence[_Pass], given: tuple[Iterable[Any], Iterable[Any]], units: UnitMap, done: set[Point]
+    walks: Sequence[_Pass],
+    given: tuple[Iterable[Any], Iterable[Any]],
+    units: UnitMap,
+    done: set[Point],
+    kept: Mapping[str, Tensor],
 ) -> tuple[list[Point], JointMoments | None]:
     """The next point and those behind it that read the very same, with their moments; None where nothing differs."""
     sums: JointSums | None = None
@@ -75,13 +81,19 @@ def _next(
                 raise InputError(_apart(first + points[:1], walks[0].points, done))
         (came, act), (also, other) = reads
         if sums is None:
-            same, sums = came, JointSums(came[0], offsets(came[0], units))
+            left = kept.get(came[0].name)
+            same = [p for p in came if _equal(kept.get(p.name), left)]
+            sums = JointSums(came[0], offsets(came[0], units), left)
         same = [p for p in same if p in came and p in also]
         differs = differs or not torch.equal(act, other)
         sums.add(act, other)
     if sums is None:
         raise InputError(NO_BATCH)
     return same, sums.moments() if differs else None
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def _apart(reached: Sequence[Point], points: Sequence[Point], done: set[Point]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from fairkern.model.untouched import untouched
 from fairkern.ranks import ALONE, Ranks
 from fairkern.types import JointMoments, Side, Tap, UnitMap
 
+_ROWS = 1024  # of a matrix that are made at a time
 NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
 
 
@@ -58,8 +60,10 @@ def joint_moments(
     points: Sequence[Point],
     around: Around = contextlib.nullcontext,
     ranks: Ranks = ALONE,
+    kept: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Iterator[tuple[str, JointMoments | None]]:
-    """Name by name in the order of the forward pass: sums over `loader` of `a` in `model` and `b` in `changed`.
+    """Name by name in the order of the forward pass: sums over `loader` of `a` in `model` and `b` in `changed`; of `b`
+    at the positions that are `kept` of a name, where that is said.
 
     `changed` has the same modules and positions; its weights may be changed between two points, for the rest of the
     pass. None: nothing differs there. Where the next layer reads the very same tensors (queries, keys and values), the
@@ -88,7 +92,7 @@ def joint_moments(
         try:
             for point, acts in _together(walks, points, ranks):
                 seen.add(point)
-                yield point.name, last.of(point, acts, per_unit[point])
+                yield point.name, last.of(point, acts, per_unit[point], kept.get(point.name))
         except LookupError as error:
             raise InputError(f"batches come to {error} one after the other; use batches like those scored") from None
         missing = next((p for p in points if p not in seen), None)
@@ -121,12 +125,14 @@ class _Sums:
         self._read: list[tuple[Any, ...]] = []
         self._joint: JointMoments | None = None
 
-    def of(self, point: Point, acts: Sequence[Tensor], per_unit: int) -> JointMoments | None:
+    def of(self, point: Point, acts: Sequence[Tensor], per_unit: int, kept: Tensor | None) -> JointMoments | None:
         """`acts`: those of all batches in the model as it was, then those in the changed one."""
-        read = [(point.dim, per_unit, *identity(act)) for act in acts]
+        of = None if kept is None else tuple(kept.tolist())
+        read = [(point.dim, per_unit, of, *identity(act)) for act in acts]
         if not all(self._ranks.gathered("what is read", read == self._read)):
             half = len(acts) // 2
-            self._read, self._joint = read, _joint(point, acts[:half], acts[half:], per_unit, self._ranks)
+            sums = JointSums(point, per_unit, kept)
+            self._read, self._joint = read, _joint(sums, acts[:half], acts[half:], self._ranks)
         return self._joint
 
 
@@ -136,12 +142,9 @@ def identity(act: Tensor) -> tuple[Any, ...]:
     return StorageWeakRef(act.untyped_storage()), act._version, *place
 
 
-def _joint(
-    point: Point, before: Sequence[Tensor], now: Sequence[Tensor], per_unit: int, ranks: Ranks
-) -> JointMoments | None:
+def _joint(sums: JointSums, before: Sequence[Tensor], now: Sequence[Tensor], ranks: Ranks) -> JointMoments | None:
     if all(ranks.gathered("what differs", all(torch.equal(a, b) for a, b in zip(before, now, strict=True)))):
         return None
-    sums = JointSums(point, per_unit)
     for act, changed in zip(before, now, strict=True):
         sums.add(act, changed)
     if ranks.several:
@@ -150,42 +153,48 @@ def _joint(
 
 
 class JointSums:
-    """`Σ a bᵀ`, `Σ b bᵀ`, `Σ a`, `Σ b` at one point, batch after batch: float32 products of one, float64 sums.
+    """`Σ a bᵀ`, `Σ b bᵀ`, `Σ a`, `Σ b` at one point, batch after batch: float32 products of one, float64 sums. `kept`:
+    the positions of `b` that matrices are of, where a unit is one position; None: all.
 
-    Memory: both matrices in float64, beside them those of one batch in float32.
+    Memory: both matrices in float64, and beside them some rows.
     """
 
-    def __init__(self, point: Point, per_unit: int) -> None:
+    def __init__(self, point: Point, per_unit: int, kept: Tensor | None = None) -> None:
         self._point, self._per_unit = point, per_unit
+        self._kept = kept if per_unit == 1 else None
         self._sums: list[Tensor] = []
         self._count = 0
 
     def add(self, act: Tensor, changed: Tensor) -> None:
         a, b = _vectors(self._point, act, self._per_unit), _vectors(self._point, changed, self._per_unit)
-        made = [a @ b.T, b @ b.T]
-        if a.dtype != torch.float64 and not (holds_squares(made[0]) and holds_squares(made[1])):
+        if a.dtype != torch.float64 and not all(bool(holds_squares(x)) for x in (a, b)):
             a, b = a.double(), b.double()
-            made = [a @ b.T, b @ b.T]
-        made += [a.sum(1), b.sum(1)]
-        if self._sums:
-            for total, more in zip(self._sums, made, strict=True):
-                total.add_(more)  # in the dtype of the sum
-        else:
-            self._sums = [total.double() for total in made]
+        if not self._sums:
+            self._sums = self._zeros(a.device)
+        cross, gram, total, other = self._sums
+        total.add_(a.sum(1))
+        other.add_(b.sum(1))
+        left = b if self._kept is None else b[self._kept.to(b.device)]
+        for into, rows in ((cross, a), (gram, left)):
+            for start in range(0, len(rows), _ROWS):  # the sum is in another dtype than the products
+                into[start : start + _ROWS].add_(rows[start : start + _ROWS] @ left.T)
         self._count += a.shape[1]
+
+    def _zeros(self, device: torch.device) -> list[Tensor]:
+        n = self._point.length // self._per_unit
+        k = n if self._kept is None else len(self._kept)
+        return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in ((n, k), (k, k), (n,), (n,))]
 
     def add_up(self, ranks: Ranks) -> None:
         """Over processes that have each heard some batches, or none."""
-        n = self._point.length // self._per_unit
-        shapes = [(n, n), (n, n), (n,), (n,)]
-        sums = self._sums or [torch.zeros(shape, dtype=torch.float64, device="cpu") for shape in shapes]
+        sums = self._sums or self._zeros(torch.device("cpu"))
         count = torch.tensor(self._count, dtype=torch.float64, device="cpu")
         *self._sums, whole = ranks.summed("joint moments", [*sums, count])
         self._count = int(whole)
 
     def moments(self) -> JointMoments:
         cross, gram, total, other = (t.cpu() for t in self._sums)
-        return JointMoments(cross, gram, total, other, self._count, self._per_unit)
+        return JointMoments(cross, gram, total, other, self._count, self._per_unit, self._kept)
 
 
 def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:

@@ -139,11 +139,11 @@ class Shares:
         if over:
             parts.append(f"a batch takes {over:,} more than the {SPARE:,} that are not counted")
         if block:
-            parts.append(f"the samples of one layer {block:,}")
+            parts.append(f"the samples of one layer take {block:,}")
         if held:
-            parts.append(f"the second moments that are kept {held:,}")
+            parts.append(f"the second moments that are kept take {held:,}")
         if solving:
-            parts.append(f"the elimination of one layer {solving:,}")
+            parts.append(f"the elimination of one layer takes {solving:,}")
         instead = (
             " (less, where second moments are not kept in memory: keep_moments='FOLDER' writes them to files)"
             if in_memory and held

@@ -116,7 +116,7 @@ class MomentStore:
         if shifted.dtype == torch.float64:
             self._put(point, shifted)
             return
-        fits = _holds_squares_of(shifted)
+        fits = holds_squares(shifted)
         if act.device.type not in AT_ONCE:  # it is not looked at yet, which would wait for the device
             self._put(point, shifted, fits=fits)
             self._waiting.append((point, vectors, fits))
@@ -239,16 +239,10 @@ class StateMeans:
         return {p.name: total.cpu().numpy() / count for p, (total, count) in self._sums.items() if count}
 
 
-def _holds_squares_of(vectors: Tensor) -> Tensor:
+def holds_squares(vectors: Tensor) -> Tensor:
     """Whether float32 holds their sums of squares, and of products: bool []."""
     norm = torch.linalg.vector_norm(vectors.reshape(len(vectors), -1), dim=1).amax()
     return (norm >= _LEAST**0.5) & (norm < _MOST**0.5)
-
-
-def holds_squares(gram: Tensor) -> Tensor:
-    """Whether its dtype held these sums of squares: bool []. What overflows is infinite on the diagonal."""
-    power = gram.diagonal()
-    return torch.isfinite(power).all() & (power.amax() >= _LEAST)
 
 
 def _room(act: Tensor, dtype: torch.dtype) -> Tensor:

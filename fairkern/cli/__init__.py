@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except fk.FairkernError as error:
         if error.rank is None or isinstance(error, fk.RankError):  # else the process that it comes from says it
-            print(f"fairkern: error: {error}", file=sys.stderr)  # noqa: T201
+            print(f"fairkern: error: {arguments.parser.in_options(str(error))}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("fairkern: interrupted", file=sys.stderr)  # noqa: T201

@@ -216,14 +216,13 @@ def _loss(arguments: argparse.Namespace) -> Any:
 
 def _score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("samples_per_class", "projections", "seed", "recipe", "backend", "memory_budget", "gram")
-    if arguments.class_of and not arguments.classes:
-        raise fk.InputError("--class-of says what the classes are, and --no-classes that there are none: give one")
     functions = {"class_of": arguments.class_of, "samples_of": arguments.samples_of}
     given = {name: named(spec) for name, spec in functions.items() if spec}
-    classes = {} if arguments.classes else {"class_of": False}
+    if arguments.class_of is False:
+        given["class_of"] = False
     if arguments.keep_moments is not None:
         given["keep_moments"] = arguments.keep_moments
-    return {name: getattr(arguments, name) for name in names} | given | classes | {"progress": not arguments.quiet}
+    return {name: getattr(arguments, name) for name in names} | given | {"progress": not arguments.quiet}
 
 
 def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairkern.cli import commands
-from fairkern.cli.arguments import Parser, by_kind, divisors, path, positive, share
+from fairkern.cli.arguments import Parser, by_kind, divisors, path, positive, share, size
 from fairkern.cli.folders import add_folder
 
 SHARED = ("score", "prune")  # what several processes of torchrun do together
@@ -22,7 +22,7 @@ def command_line() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.set_defaults(run=run, command=name, shared=name in SHARED)
+        sub.set_defaults(run=run, command=name, shared=name in SHARED, parser=sub)
         return sub
 
     demo = command("demo", commands.demo, "train, score, plan and cut two small networks on real handwritten digits")
@@ -135,19 +135,22 @@ def _add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> Non
     parser.add_argument("--samples-per-class", type=positive, default=32, metavar="N", help=of_each)
     directions = "directions on which units are compared between classes (default: 128)"
     parser.add_argument("--projections", type=positive, default=128, metavar="N", help=directions)
-    for name, gives in (("class", "its labels, one per sample or place"), ("samples", "how many samples it holds")):
-        what = f"package.module:callable that returns a function of a batch: {gives}"
-        parser.add_argument(f"--{name}-of", metavar="FUNCTION", help=what)
-    parser.add_argument(
-        "--no-classes", dest="classes", action="store_false", help="the targets are no classes: leave out U"
-    )
+    function = "package.module:callable that returns a function of a batch:"
+    classes = parser.add_mutually_exclusive_group()
+    classes.add_argument("--class-of", metavar="FUNCTION", help=f"{function} its labels, one per sample or place")
+    without = "the targets are no classes: leave out U"
+    classes.add_argument("--no-classes", dest="class_of", action="store_const", const=False, help=without)
+    parser.add_argument("--samples-of", metavar="FUNCTION", help=f"{function} how many samples it holds")
     drawn = "of the directions, and of what the model or the loss draws at random (default: 0)"
     parser.add_argument("--seed", type=int, default=0, help=drawn)
     taps = "score what the next layers read, or as in the paper what a layer returns"
     parser.add_argument("--recipe", choices=("default", "paper"), default="default", help=taps)
     parser.add_argument("--backend", default="auto", help="auto (default) or one that `fairkern info` lists")
-    budget = "beyond the weights, for class samples and second moments; where it is little, more passes are made"
-    parser.add_argument("--memory-budget", type=positive, metavar="BYTES", help=budget)
+    budget = (
+        "bytes, also as 2GB (or 2G) or 512MiB: beyond the weights, for class samples and second moments; where it is "
+    )
+    budget += "little, more passes are made"
+    parser.add_argument("--memory-budget", type=size, metavar="SIZE", help=budget)
     parser.add_argument(
         "--gram", action="store_true", help="keep what the residual (a second-order saliency) and least squares take"
     )

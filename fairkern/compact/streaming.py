@@ -57,7 +57,8 @@ def compact_checkpoint(
 
     Tensors are read, cut and written some rows at a time, in the order of the files. `out` appears whole or not at all;
     until then what is finished lies in `OUT.partial`, and the same call goes on there after a kill or a full disk, to
-    the same bytes. The weights are those of the checkpoint: compensation takes data, and is not done here (`prune`).
+    the same bytes: shards are held against their sums, and those that differ are written anew. The weights are those of
+    the checkpoint: compensation takes data, and is not done here (`prune`).
 
     Args:
         checkpoint: a folder with safetensors (shards and their index, or one file), or such a file. No pickles.

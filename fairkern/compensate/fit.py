@@ -75,8 +75,12 @@ def by_least_squares(
     kept = _others(len(read), removed)
     told = removed if joint is None else np.arange(len(read), dtype=np.int64)
     k, t = torch.from_numpy(kept), torch.from_numpy(told)
-    inner = gather(moments.gram, {0: k, 1: k}).div_(count)
-    cross = gather(moments.gram if joint is None else joint.cross, {0: t, 1: k}).div_(count)
+    if joint is not None and joint.kept is not None:
+        assert torch.equal(joint.kept, k)
+        inner, cross = joint.gram / count, joint.cross / count
+    else:
+        inner = gather(moments.gram, {0: k, 1: k}).div_(count)
+        cross = gather(moments.gram if joint is None else joint.cross, {0: t, 1: k}).div_(count)
     if intercept:
         inner.addr_(now[k], now[k], alpha=-1)
         cross.addr_(read[t], now[k], alpha=-1)

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from fairkern.capture.apart import joint_moments_apart
@@ -75,13 +76,13 @@ def refit(
     others, cuts = other_taps(model, scores.units), kept(plan)
     points = reading_points(model, loader, scores.units, others)
     readers = list(_readers(model, plan, scores, found, cuts, others, {p.name for p in points}))
-    made = {c.axis: c for c in found}
+    made, stays = {c.axis: c for c in found}, _staying(readers)
     with whole_cut(model, plan, found, [reader.consumer.axis for reader in readers]) as changed:
         around = partial(_without_experts, changed, plan)
         if now is None:
-            steps = joint_moments(model, changed, loader, scores.units, points, around, ranks)
+            steps = joint_moments(model, changed, loader, scores.units, points, around, ranks, stays)
         else:
-            steps = joint_moments_apart(model, changed, (loader, now), scores.units, points, around)
+            steps = joint_moments_apart(model, changed, (loader, now), scores.units, points, around, stays)
         with closing(steps):  # type: ignore[type-var]
             for reader, statistics in _ready(readers, steps, scores.moments, ridge):
                 correction = reader.refitted(statistics)
@@ -165,6 +166,23 @@ def _readers(
         consumer = Consumer(model, axis, cuts.get(axis.tensor, {}), taps, scores)
         intercept = consumer.has_bias if first is None else first.bias is not None
         yield _Reader(consumer, first or Correction(axis, None, None, 0.0), intercept)
+
+
+def _staying(readers: Sequence[_Reader]) -> dict[str, Tensor]:
+    """By tap, the positions that stay of what is read there, where all readers say the same: no fit needs others of the
+    changed model."""
+    found: dict[str, list[Tensor | None]] = {}
+    for reader in readers:
+        consumer = reader.consumer
+        left = consumer.index.get(consumer.axis.dim)
+        alone = len(reader.names) == 1 and consumer.groups == 1 and left is not None and left.ndim == 1
+        for name in reader.names:
+            found.setdefault(name, []).append(left if alone else None)
+    stays = {}
+    for name, (first, *others) in found.items():
+        if first is not None and all(other is not None and torch.equal(first, other) for other in others):
+            stays[name] = first.cpu()
+    return stays
 
 
 def _ready(

@@ -86,8 +86,9 @@ def summed(parts: Sequence[Sums]) -> Sums:
     first = parts[0]
     if len(parts) == 1:
         return first
-    sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in vars(first)}
-    return replace(first, **{**sums, "per_unit": first.per_unit})
+    added = [name for name, value in vars(first).items() if isinstance(value, Tensor) or name == "count"]
+    sums: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in added}
+    return replace(first, **sums)
 
 
 def unchanged(moments: Moments) -> JointMoments:

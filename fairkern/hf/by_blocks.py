@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +22,7 @@ from fairkern.api import trace
 from fairkern.artefacts.folders import copy_beside, said_of
 from fairkern.artefacts.writing import new_folder
 from fairkern.capture import LossReduction, Pairs, Recipe, Reduction, Settings
+from fairkern.capture.keeping import check_folder
 from fairkern.compact import apply
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases, Places, fulfil, give_biases
@@ -34,7 +37,7 @@ from fairkern.hf.output import PLAN, REPORT, as_asked, write_config
 from fairkern.hf.sequences import Batch, Data
 from fairkern.hf.verify import verify
 from fairkern.model.in_use import at_work
-from fairkern.options import choose
+from fairkern.options import UNITS, choose, flag, instance, names
 from fairkern.options import place as place_of
 from fairkern.plans.serving import YES, Server
 from fairkern.pruning.options import check_method, fit_together
@@ -80,8 +83,10 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
     """
     run = _Run(asked)
     with said_of(asked.target), new_folder(asked.target) as place, ExitStack() as stack:
-        given = asked.options.get("walk_folder")  # else it goes with the new folder, whatever becomes of this process
-        scratch = place / _SCRATCH if given is None else Path(place_of("walk_folder", given))
+        scratch = place / _SCRATCH  # it goes with the new folder, whatever becomes of this process
+        if run.folder is not None:
+            os.makedirs(run.folder, exist_ok=True)
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".fairkern-walk-", dir=run.folder)))
         with run.timed("load"):
             there = stack.enter_context(absent(asked.source, asked.dtype, asked.device))
             data = asked.prepared(there.bare)
@@ -95,7 +100,7 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
             plan = run.planned(there, scores)
         with run.timed("cut"):
             cut = run.cut(there, scores, plan, division, data, place, scratch)
-        if given is None:
+        if run.folder is None:
             shutil.rmtree(scratch)
         done = run.report(there, scores, plan, cut, data, choices(data, there.ignored))
         copy_beside(asked.source.path, place, code=asked.source.own_code)
@@ -124,12 +129,20 @@ class _Run:
 
     def __init__(self, asked: Request) -> None:
         self._asked, self._stages = asked, dict[str, float]()
-        given = asked.options.get("compensate")
+        given, given_units = (asked.options.get(name) for name in ("compensate", "units"))
         self._method = None if given is None else choose(Compensation, "compensate", given)
         scoring = {name: asked.options[name] for name in (*_PLAIN, *_CHOSEN) if name in asked.options}
         check_method(self._method, scoring, (), inplace=False)
         fit_together(scoring, asked.planning, asked.budget, self._method, labelled=lambda: False)
-        self.settings, self._keeps = _settings(scoring), scoring.get("keep_moments", True) is not False
+        self.settings = _settings(scoring)
+        if given_units is not None:
+            instance("units", given_units, types.UnitMap, UNITS)
+        self._biases = Biases.given(asked.options.get("biases", "auto"))
+        self._unused = names("unused", asked.options.get("unused", ()), "['mask_token']")
+        folder = asked.options.get("walk_folder")
+        self.folder = None if folder is None else place_of("walk_folder", folder)
+        self._progress = flag("progress", asked.options.get("progress", True))
+        check_folder(self.settings.keep_moments)  # better known before an hour's work
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -141,13 +154,13 @@ class _Run:
         given = self._asked.options.get("units")
         if given is not None:
             return given
-        unused = self._asked.options.get("unused", ())
         few = {name: tensor[:_FEW] for name, tensor in data.calibration[0].items()}  # with values: a proof runs on them
-        return trace(copy.deepcopy(there.bare).float(), few, unused=unused, verify="sibling")
+        return trace(copy.deepcopy(there.bare).float(), few, unused=self._unused, verify="sibling")
 
     def scored(self, there: Absent, units: types.UnitMap, division: Division, data: Data, scratch: Path) -> Scores:
-        with report.progress(self._asked.options.get("progress", True)) as on_batch:
-            kept: Any = str(scratch / "moments") if self.settings.gram and self._keeps else self._keeps
+        with report.progress(self._progress) as on_batch:
+            kept = self.settings.keep_moments
+            kept = str(scratch / "moments") if kept is True and self.settings.gram else kept
             settings = replace(self.settings, on_batch=on_batch, keep_moments=kept)
             how: dict[str, Any] = {"folder": scratch, "weights": there.weights, "division": division}
             return Scores.of(by_blocks(there.model, data.calibration, None, units, settings, **how))
@@ -162,7 +175,7 @@ class _Run:
         self, there: Absent, scores: Scores, plan: Plan, division: Division, data: Data, place: Path, scratch: Path
     ) -> _Cut:
         method = self._method or (Compensation.SEQUENTIAL if scores.moments else Compensation.NONE)
-        places = Places(there.bare, plan, scores.units, Biases.given(self._asked.options.get("biases", "auto")))
+        places = Places(there.bare, plan, scores.units, self._biases)
         said = intercepts(there.bare, plan, scores, method, places)
         small = apply(there.bare, plan)
         give_biases(small, plan, said.given)
@@ -220,6 +233,7 @@ _PLAIN = (
     "memory_budget",
     "class_of",
     "gram",
+    "keep_moments",
     "max_remove",
 )
 _CHOSEN = ("recipe", "reduction", "pairs", "loss_reduction")

@@ -120,8 +120,8 @@ def prune(
             free (memory of the machine, its control group and address space, or the device), or if blocks cannot do
             what is asked for; `Report.choices["walk"]` says which and why. By blocks `tokens_per_second` and
             `latency_ms` are left out, and "joint" compensation, `iterations`, `depth`, `keep_latency` and `serve` other
-            than "hf" cannot be had. `walk_folder`: where what passes between blocks lies meanwhile; default: beside
-            `out`.
+            than "hf" cannot be had; `memory_budget` is that of scoring. `walk_folder`: where what passes between blocks
+            and second moments lie meanwhile; default: beside `out`. `keep_moments="FOLDER"`: second moments stay there.
 
     Returns:
         What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy

@@ -154,8 +154,8 @@ def _filler(tokenizer: Any) -> int:
     if found is None:
         raise InputError(
             "the tokenizer has no padding token, and sequences of different lengths are to be padded: leave them "
-            "packed (no packing=False, no --no-packing), or give it one (tokenizer.pad_token = tokenizer.eos_token; in "
-            'the folder, "pad_token" in tokenizer_config.json, the same text as its "eos_token")'
+            "packed (without packing=False, --no-packing), or give it one (tokenizer.pad_token = tokenizer.eos_token; "
+            'in the folder, "pad_token" in tokenizer_config.json, the same text as its "eos_token")'
         )
     return int(found)
 

@@ -432,6 +432,9 @@ def test_killed_after_any_write_it_goes_on_to_the_same_bytes(longer, tmp_path, m
     monkeypatch.undo()
     begun = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out.partial").glob("*.safetensors")}
     assert 5 < len(begun) < 40
+    spoilt = tmp_path / "out.partial" / begun.popitem()[0]
+    data = spoilt.read_bytes()
+    spoilt.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     fk.compact_checkpoint(place / "in", plan, tmp_path / "out", largest=1500)
     assert _bytes(tmp_path / "out") == _bytes(whole)
     for name, modified in begun.items():

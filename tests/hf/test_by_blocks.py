@@ -14,13 +14,17 @@ import fairkern as fk
 from bench.shipping.families import make_folder
 from fairkern.artefacts.shard_writer import ShardWriter
 from fairkern.cli import main
-from fairkern.hf import walks
+from fairkern.hf import by_blocks, walks
 from fairkern.hf.folder import open_folder
+from fairkern.hf.run import FolderOptions
 from fairkern.walk import Walk, writing
 
 pytest.importorskip("transformers")
 load_file = pytest.importorskip("safetensors.torch").load_file
 SMALL: dict[str, Any] = {"sequence": 32, "samples": 12, "progress": False, "keep_params": 0.7}
+
+
+LOOKED_AT_LATER = ("backend", "removal", "protect")  # once there is something to be done with them
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +118,47 @@ def test_what_blocks_cannot_do(options: dict[str, Any], message: str, made: Path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_second_moments_go_to_the_folder_that_is_asked_for(
+    whole: tuple[Path, fk.Report], made: Path, text: Path, units: fk.UnitMap, tmp_path: Path
+) -> None:
+    moments, between = tmp_path / "moments", tmp_path / "between"
+    how: dict[str, Any] = {"walk": "blocks", "walk_folder": between, "units": units, **SMALL}
+    fk.hf.prune(made, text, out=tmp_path / "out", keep_moments=moments, **how)
+    assert list(moments.glob("segment 0/*.safetensors"))
+    assert (tmp_path / "out" / "plan.json").read_bytes() == (whole[0] / "plan.json").read_bytes()
+    with pytest.raises(fk.InputError, match=r"keep_moments=.* is a folder with files in it"):
+        fk.hf.prune(made, text, out=tmp_path / "again", keep_moments=moments, **how)
+    assert not (tmp_path / "again").exists()
+    assert list(between.iterdir()) == []
+
+
+def test_second_moments_are_dropped_where_that_is_asked_for(
+    whole: tuple[Path, fk.Report], made: Path, text: Path, units: fk.UnitMap, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"walk": "blocks", "walk_folder": tmp_path / "between", "units": units, **SMALL}
+    done = fk.hf.prune(made, text, out=tmp_path / "out", keep_moments=False, **how)
+    assert done.choices["compensation"] == "none"
+    assert whole[1].choices["compensation"] == "sequential"
+    assert (tmp_path / "out" / "plan.json").read_bytes() == (whole[0] / "plan.json").read_bytes()
+    with pytest.raises(fk.InputError, match="from second moments, which keep_moments=False drops"):
+        fk.hf.prune(made, text, out=tmp_path / "again", keep_moments=False, compensate="sequential", **how)
+    fk.hf.prune(made, text, out=tmp_path / "again", **how)
+    assert (tmp_path / "again" / "plan.json").read_bytes() == (whole[0] / "plan.json").read_bytes()
+    assert list((tmp_path / "between").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", sorted(FolderOptions.__annotations__))
+def test_no_option_is_dropped_in_silence(
+    name: str, made: Path, text: Path, units: fk.UnitMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no option can be is refused by the option's name, and so every one of them is looked at."""
+    if name not in LOOKED_AT_LATER:
+        monkeypatch.setattr(by_blocks, "absent", None)  # before anything is run
+    options = {"walk": "blocks", "units": units, **SMALL, name: object()}
+    with pytest.raises(fk.InputError, match=rf"\b{name}\b"):
+        fk.hf.prune(made, text, out=tmp_path / "out", **options)
+
+
 def test_what_memory_does_not_hold_goes_by_blocks(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, cpu = open_folder(made), torch.device("cpu")
     weights = walks.weight_bytes(source, None)
@@ -134,4 +179,4 @@ def test_what_memory_does_not_hold_goes_by_blocks(made: Path, monkeypatch: pytes
 def test_the_command_hands_it_on(made: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["prune", "--hf", made, "--data", text, "--keep-params", "0.7", "-o", tmp_path / "out", "--walk", "blocks"]
     assert main([*map(str, words), "--depth"]) == 2
-    assert "depth=True" in capsys.readouterr().err
+    assert "--walk blocks cannot be had with --depth (" in capsys.readouterr().err

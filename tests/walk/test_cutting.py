@@ -101,9 +101,7 @@ def test_a_segment_that_is_not_what_it_is_masked_is_refused(method: str) -> None
     assert any(name.startswith("blocks.1") for name in names)
     plan = fk.Plan.of(build(units, removed))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(
-        fk.InputError, match=r"what is left of blocks\.1\.\S+ .* differs from the same masked"
-    ):
+    with pytest.raises(fk.InputError, match=r"what is left of blocks\.1\.\S+ .* differs from the same masked"):
         walked(model, loader, scores, plan, Compensation(method), None)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
