@@ -132,10 +132,18 @@ def carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> 
         len(index[d]) if d in index else n for d, n in enumerate(weight.shape) if d not in (dim, across)
     )
     parts = stays.split(max(1, _AT_ONCE // max(1, size)))
-    made = [_carried(weight, dim, {**index, across: part}, fit, per_unit) for part in parts]
-    if len(made) == 1:
-        return made[0]
-    return torch.cat([weight for weight, _ in made], across), torch.cat([shift for _, shift in made], across)
+    if len(parts) == 1:
+        return _carried(weight, dim, index, fit, per_unit)
+    into: tuple[Tensor, ...] = ()
+    at = 0
+    for part in parts:  # each into its place: all of them and the whole would be twice the result
+        made = _carried(weight, dim, {**index, across: part}, fit, per_unit)
+        if not into:
+            into = tuple(x.new_empty([*x.shape[:across], len(stays), *x.shape[across + 1 :]]) for x in made)
+        for whole_one, x in zip(into, made, strict=True):
+            whole_one.narrow(across, at, len(part)).copy_(x)
+        at += len(part)
+    return into[0], into[1]
 
 
 def _carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> tuple[Tensor, Tensor]:
