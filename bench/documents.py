@@ -280,6 +280,8 @@ def _kept(row: Mapping[str, Any]) -> str:
     """A row's bound as a ratio of times, and whether it was met."""
     if "target" not in row:
         return ""
+    if row["bounded"] == "seconds":
+        return f"≤ {_seconds(row['target'])}, {'met' if row['met'] else 'missed'}"
     as_time = row["bounded"] == "relative_cost"
     bound = _bound(row["target"] if as_time else 1 / row["target"], row["at_least"] and as_time)
     return f"{bound}, {'met' if row['met'] else 'missed'}"
