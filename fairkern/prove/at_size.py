@@ -14,7 +14,7 @@ from fairkern.model.fused import running_as
 from fairkern.model.nested import call_model
 from fairkern.model.untouched import same_attributes, untouched
 from fairkern.prove.branches import without_branches
-from fairkern.prove.prepared import TOLERANCES, Prepared, experts_of, onward, own_random_state
+from fairkern.prove.prepared import Prepared, experts_of, onward, own_random_state, tolerance_of
 from fairkern.prove.states import states_of
 from fairkern.prove.trial import failing
 from fairkern.types import UnitMap
@@ -30,8 +30,7 @@ def differs(model: nn.Module, units: UnitMap, runs: Sequence[Any], seed: int, de
     Cost: what the cut leaves, and a forward pass of both for every run (and state, and what the model goes on to).
     """
     bare = without_branches(units)
-    own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
-    tolerance = max((TOLERANCES.get(dtype, 5e-2) for dtype in own), default=1e-9)
+    tolerance = tolerance_of(held.tensor for held in tensors_of(model))
     with untouched(model), own_random_state(model), torch.no_grad():
         model.eval()
         for inputs in runs:

@@ -46,6 +46,12 @@ class Prepared:
     calls: Calls
 
 
+def tolerance_of(tensors: Iterable[Tensor]) -> float:
+    """How far apart two results may be that are computed with these, by the coarsest of their dtypes."""
+    dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    return max((TOLERANCES.get(dtype, 5e-2) for dtype in dtypes), default=TOLERANCES[torch.float64])
+
+
 def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
     """The first of float64 and own dtypes, varied and given inputs, that a copy can run with."""
     with own_random_state(model), torch.no_grad():
@@ -53,11 +59,10 @@ def prepare(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepare
 
 
 def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepared:
-    own = [held.tensor.dtype for held in tensors_of(model) if held.tensor.is_floating_point()]
-    coarsest = max(own, key=lambda dtype: TOLERANCES.get(dtype, 5e-2), default=torch.float64)
+    own = tolerance_of(held.tensor for held in tensors_of(model))
     problem: Exception | None = None
     for double in (True, False):
-        copy, tolerance = _copy(model, double), TOLERANCES.get(torch.float64 if double else coarsest, 5e-2)
+        copy, tolerance = _copy(model, double), TOLERANCES[torch.float64] if double else own
         for attempt in (vary(inputs, seed + 1), inputs):
             cast = map_tensors(attempt, _double) if double else attempt
             for draw in range(_DRAWS):

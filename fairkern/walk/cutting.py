@@ -24,7 +24,7 @@ from fairkern.model.fused import running_as
 from fairkern.model.linear import made_dim
 from fairkern.plans.renaming import Renaming
 from fairkern.prove.inputs import distance
-from fairkern.prove.prepared import TOLERANCES, experts_of
+from fairkern.prove.prepared import experts_of, tolerance_of
 from fairkern.types import Axis, Plan, Scores
 from fairkern.walk.chain import INSTEAD
 from fairkern.walk.segments import part_of
@@ -154,9 +154,8 @@ class _Part:
         small = apply(self.model, self.plan)
         with used(small), running_as(small, experts):
             ((_, found),) = sides.outputs(small, Way.UNCUT, [0])
-        dtypes = {p.dtype for p in self.model.parameters() if p.is_floating_point()}
         apart = distance(expected, found)
-        if apart > max((TOLERANCES[dtype] for dtype in dtypes), default=0.0):
+        if apart > tolerance_of(self.model.parameters()):
             cut = next(item.axis.module for item in self.plan.axes if item.removed.size)
             raise InputError(
                 f"what is left of {cut} and what is cut with it differs from the same masked, by {apart:.1e}: its code "
