@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -143,7 +142,7 @@ class Stored:
         Raises PlanMismatchError where what is left is no tensor: a different number of each expert's, half of a part.
         """
         pieces, names = [], set()
-        for together in _blocks(tensor):
+        for together in tensor.placed():
             left = [self._piece(tensor, part, at) for part, at in together]
             sizes = {None if piece is None else piece.size(tensor.along, piece.length) for piece in left}
             if len(sizes) > 1:
@@ -237,16 +236,6 @@ class Stored:
             )
         new = iter(later)
         return _NUMBER.sub(lambda _: str(next(new)), tensor.name)
-
-
-def _blocks(tensor: FileTensor) -> Iterator[list[tuple[FilePart, slice]]]:
-    """Parts that take turns, or one part, with their positions along the dimension in which parts lie."""
-    start, k = 0, 0
-    while k < len(tensor.parts):
-        turns, length = tensor.parts[k].turns, tensor.parts[k].length
-        stop = start + turns * length
-        yield [(part, slice(start + turn, stop, turns)) for turn, part in enumerate(tensor.parts[k : k + turns])]
-        start, k = stop, k + turns
 
 
 def _inside(stays: Tensor, first: int, step: int, length: int, where: str) -> Tensor:

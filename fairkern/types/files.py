@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,15 @@ class FileTensor:
     shape: tuple[int, ...]
     parts: tuple[FilePart, ...]
     along: int = 0
+
+    def placed(self) -> Iterator[list[tuple[FilePart, slice]]]:
+        """Parts that take turns, or one part, with their positions along the dimension in which parts lie."""
+        start, k = 0, 0
+        while k < len(self.parts):
+            turns, length = self.parts[k].turns, self.parts[k].length
+            stop = start + turns * length
+            yield [(part, slice(start + turn, stop, turns)) for turn, part in enumerate(self.parts[k : k + turns])]
+            start, k = stop, k + turns
 
 
 @dataclass(frozen=True)

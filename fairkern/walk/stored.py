@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def parameter_of(
         stored = read(tensor.name)
         if made is None:
             made = torch.empty(tuple(shape), dtype=stored.dtype, device="cpu")
-        for part, place in _places(tensor):
+        for part, place in chain.from_iterable(tensor.placed()):
             if part.parameter == name:
                 there, order = _within(made, part, tensor, len(range(stored.shape[tensor.along])[place]))
                 there.copy_(_along(stored, tensor.along, place).permute(order))
@@ -40,21 +41,10 @@ def stored_of(tensor: FileTensor, parameters: Mapping[str, Tensor]) -> Tensor:
     """A tensor of files, from parameters in full size; the parameter itself where it is that."""
     first = parameters[tensor.parts[0].parameter]
     made = torch.empty(tensor.shape, dtype=first.dtype, device=first.device)
-    for part, place in _places(tensor):
+    for part, place in chain.from_iterable(tensor.placed()):
         there, order = _within(parameters[part.parameter], part, tensor, part.length)
         _along(made, tensor.along, place).permute(order).copy_(there)
     return made
-
-
-def _places(tensor: FileTensor) -> Iterator[tuple[FilePart, slice]]:
-    """Every part, and where it lies along the tensor's dimension of parts; some take turns."""
-    start, k = 0, 0
-    while k < len(tensor.parts):
-        together = tensor.parts[k : k + tensor.parts[k].turns]
-        stop = start + sum(part.length for part in together)
-        for turn, part in enumerate(together):
-            yield part, slice(start + turn, stop, len(together))
-        start, k = stop, k + len(together)
 
 
 def _along(stored: Tensor, dim: int, place: slice) -> Tensor:
