@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import fairkern as fk
+from bench._status import status
 from fairkern.artefacts.shard_writer import MANIFEST, ShardWriter
 from fairkern.types import Axis, FilePart, Files, FileTensor, PlanAxis, Silence
 
@@ -123,9 +124,7 @@ def _peak(found: list[int]) -> Iterator[None]:
 
     def look() -> None:
         while not done.is_set():
-            lines = Path("/proc/self/status").read_text().splitlines()
-            anonymous = next(line for line in lines if line.startswith("RssAnon"))
-            found.append(int(anonymous.split()[1]) * 1024)
+            found.append(status()["RssAnon"])
             time.sleep(0.002)
 
     watching = threading.Thread(target=look)

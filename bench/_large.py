@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 import fairkern as fk
+from bench._status import status
 
 
 def main(layers: int) -> None:
@@ -36,19 +36,13 @@ def main(layers: int) -> None:
     plan = units.plan(keep_params=0.5)
     found = {
         "seconds": seconds,
-        "peak_bytes": peak(),
+        "peak_bytes": status()["VmHWM"],
         "prunable": len(units.prunable),
         "units": plan.result["units"],
         "params": plan.result["params_before"],
         "params_at_half": plan.result["params_after"],
     }
     print(json.dumps(found))
-
-
-def peak() -> int:
-    """The most memory that this program has held; `getrusage` counts what the process held before it as well."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

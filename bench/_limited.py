@@ -12,12 +12,12 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 import transformers
 from transformers.models.llama import modeling_llama
 
+from bench._status import status
 from fairkern.cli import main as fairkern
 
 _USED = (transformers, modeling_llama)
@@ -25,7 +25,7 @@ _USED = (transformers, modeling_llama)
 
 def main(arguments: Sequence[str]) -> int:
     _warm()
-    before = sizes("self")
+    before = status()
     if int(arguments[0]):
         limit = before["VmSize"] + int(arguments[0])
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -40,16 +40,6 @@ def _warm() -> None:
     torch.linalg.cholesky(torch.eye(8, dtype=torch.float64))
     for name in ("tokenizers", "accelerate", "safetensors"):
         importlib.import_module(name)
-
-
-def sizes(process: str | int) -> dict[str, int]:
-    """Bytes by the names of /proc/…/status: address space, all that is resident, and of that what is no file's."""
-    found = {}
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name in ("VmSize", "VmRSS", "RssAnon"):
-            found[name] = int(value.split()[0]) * 1024
-    return found
 
 
 if __name__ == "__main__":

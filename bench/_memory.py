@@ -17,6 +17,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import fairkern as fk
+from bench._status import status
 
 
 class Size(NamedTuple):
@@ -106,12 +107,12 @@ def main(stage: str, name: str) -> None:
     weights = sum(p.nbytes for p in model.parameters())
     with tempfile.TemporaryDirectory() as folder:
         give_back()
-        before = _status("VmRSS")
+        before = status()["VmRSS"]
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         start = time.perf_counter()
         found = STAGES[stage](model, data, units, folder)
         seconds = time.perf_counter() - start
-        added = _status("VmHWM") - before
+        added = status()["VmHWM"] - before
     print(json.dumps({"seconds": seconds, "added_bytes": added, "weights_bytes": weights, **found}))
 
 
@@ -120,11 +121,6 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 
+from bench._status import status
 from fairkern.hf.folder import open_folder
 from fairkern.hf.sequences import Layout, batches
 from fairkern.hf.text import read_documents
@@ -26,14 +27,13 @@ def main(folder: str, text: str, sequence: int, samples: int) -> int:
     for batch in data.calibration:
         model(**batch).loss.backward()
         model.zero_grad(set_to_none=True)
-    found = {"seconds": time.monotonic() - started, "peak_resident_bytes": _peak(), "threads": torch.get_num_threads()}
+    found = {
+        "seconds": time.monotonic() - started,
+        "peak_resident_bytes": status()["VmHWM"],
+        "threads": torch.get_num_threads(),
+    }
     print(json.dumps(found))
     return 0
-
-
-def _peak() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

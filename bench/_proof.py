@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 import fairkern as fk
-from bench._memory import SIZES, _status, batches, build
+from bench._memory import SIZES, batches, build
+from bench._status import status
 
 
 def main(name: str, dtype: str, how: str) -> None:
@@ -22,14 +23,14 @@ def main(name: str, dtype: str, how: str) -> None:
     model = build(SIZES[name]).to(getattr(torch, dtype))
     given = {"input_ids": batches(SIZES[name])[0]["input_ids"]}
     weights = sum(p.nbytes for p in model.parameters())
-    before = _status("VmRSS")
+    before = status()["VmRSS"]
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     start = time.perf_counter()
     units = fk.trace(model, given, verify=True if how == "auto" else how)
     seconds = time.perf_counter() - start
     found = {
         "seconds": seconds,
-        "added_bytes": _status("VmHWM") - before,
+        "added_bytes": status()["VmHWM"] - before,
         "weights_bytes": weights,
         "prunable": len(units.prunable),
         "groups": len(units.groups),

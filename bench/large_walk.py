@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench._limited import sizes
+from bench._status import status
 from bench.provenance import ROOT, versions, write_results
 from bench.shipping.families import tokenizer, write_text
 from fairkern.artefacts.shard_writer import MANIFEST, ShardWriter
@@ -186,7 +186,7 @@ def watched(module: Sequence[str], threads: int) -> Watched:
         looks = []
         while process.poll() is None:
             try:
-                looks.append({"clock": time.monotonic(), **sizes(process.pid)})
+                looks.append({"clock": time.monotonic(), **status(process.pid)})
             except (FileNotFoundError, ProcessLookupError):
                 break
             time.sleep(_EVERY)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from bench._compare import in_turn
-from bench._large import peak
+from bench._status import status
 from bench.quality.nets.transformers import LanguageModel
 from fairkern.ops import View, eliminate
 from fairkern.ops.gram import gram
@@ -47,11 +47,11 @@ def decoder(layers: int, width: int, tokens: int, sequence: int = 128, ranks: in
     ids = torch.randint(VOCABULARY, (tokens // sequence, sequence))
     batches = [(x, x) for x in ids.split(4)]
     units = fk.trace(model, ids[:2])
-    before = peak()
+    before = status()["VmHWM"]
     started = time.perf_counter()
     scores = fk.score(model, batches, loss, units=units, class_of=False, gram=True, progress=False, ranks=ranks > 1)
     seconds = time.perf_counter() - started
-    taken = peak() - before
+    taken = status()["VmHWM"] - before
     plain = _ordinary(model, batches) if ranks == 1 else None
     if ranks > 1:
         dist.destroy_process_group()
@@ -76,7 +76,7 @@ def order(units: int) -> dict[str, Any]:
         started = time.perf_counter()
         call()
         times.append(time.perf_counter() - started)
-    return {"product_s": times[0], "order_s": times[1], "peak_bytes": peak()}
+    return {"product_s": times[0], "order_s": times[1], "peak_bytes": status()["VmHWM"]}
 
 
 def classes(count: int, samples: int = 2048, width: int = 512) -> dict[str, Any]:
