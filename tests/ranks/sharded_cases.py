@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -358,8 +361,13 @@ def scored_by_one_of_several_is_refused() -> None:
     assert "ranks=True" in said, said
 
 
+_MALLOPT = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+_MMAP_THRESHOLD = -3  # glibc's malloc.h
+
+
 def _peak(what: Callable[[], Any]) -> tuple[Any, int]:
     """What it gives, and by how many bytes the process was larger meanwhile than before."""
+    gc.collect()  # sharded modules go round in circles
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _of_status("VmRSS")
     made = what()
@@ -373,9 +381,9 @@ def _of_status(name: str) -> int:
 
 @case
 def a_cut_takes_its_part_and_little_more() -> None:
-    if not Path("/proc/self/clear_refs").exists():
+    if not Path("/proc/self/clear_refs").exists() or _MALLOPT is None:
         return
-    fk.apply(sharded("layers"), plan("layers"))  # what is imported and connected once
+    _MALLOPT(_MMAP_THRESHOLD, 2**16)  # what is freed goes back at once; else what went before decides
     width, layers = 1024, 24
     model = nn.Sequential(*(m for _ in range(layers) for m in (nn.Linear(width, width, bias=False), nn.ReLU())))
     traced = fk.trace(model.to("meta"), torch.empty(2, width, device="meta"), verify=False)
@@ -387,10 +395,11 @@ def a_cut_takes_its_part_and_little_more() -> None:
     for parameter in model.parameters():
         nn.init.ones_(parameter)
     largest = 4 * width * width
+    fk.apply(model, planned)  # what is imported and connected once
     small, added = _peak(lambda: fk.apply(model, planned))
     own = sum(4 * local(p).numel() for p in small.parameters())
     assert own < 5 * largest, own
-    assert added < own + largest + 4 * 2**20, (added, own, largest)  # the whole is 24 times the largest
+    assert 0.9 * own < added < own + largest + 4 * 2**20, (added, own, largest)  # the whole is 24 times the largest
     assert all(bool((local(p) == 1).all()) for p in small.parameters())
 
 
