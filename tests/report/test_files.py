@@ -48,6 +48,20 @@ def test_what_was_healed_is_in_the_file_where_it_was(report, tmp_path):
     assert load_report(path).healed == {"accuracy": 0.75}
 
 
+def test_what_was_timed_tried_and_where_is_in_the_file_where_it_is_known(report, tmp_path):
+    path = tmp_path / "report.json"
+    timing = {"before": {"p20": 1.0, "p50": 1.5, "p80": 2.0}, "inputs": ["2x3 float32"], "steady": False, "passes": 7}
+    curve = ({"method": "residual", "budget": 0.5, "accuracy": 0.75}, {"method": "residual", "budget": 0.25})
+    more = {"timing": timing, "curve": curve, "environment": {"cores": 2, "seeds": {"scoring": 0}}}
+    save_report(report, path)
+    assert not more.keys() & json.loads(path.read_text()).keys()
+    empty = load_report(path)
+    assert (empty.timing, empty.curve, empty.environment) == ({}, (), {})
+    save_report(replace(report, **more), path)
+    loaded = load_report(path)
+    assert {name: getattr(loaded, name) for name in more} == more
+
+
 def test_what_json_cannot_hold_leaves_the_old_file(report, tmp_path):
     path = tmp_path / "report.json"
     save_report(report, path)
