@@ -6,11 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from fairkern.artefacts import SCHEMA
 from fairkern.errors import ArtefactError, InputError
-from fairkern.report import FEW, latency_ms, load_report, progress, save_report, versions
+from fairkern.report import load_report, progress, save_report, versions
 from fairkern.types import Report
 
 
@@ -90,35 +89,6 @@ def test_damaged(report, tmp_path, damage):
     damage(path)
     with pytest.raises(ArtefactError, match=r"report\.json"):
         load_report(path)
-
-
-@pytest.mark.parametrize(("seconds", "least", "passes"), [(0.3, FEW, 4), (0.3, 10, 13), (0.02, FEW, 27)])
-def test_a_slow_model_is_timed_by_a_few_passes(monkeypatch, seconds, least, passes):
-    now = [0.0]
-
-    class Slow(nn.Module):
-        def forward(self, x):
-            now[0] += seconds
-            return x
-
-    monkeypatch.setattr("fairkern.report.latency.clock_for", lambda inputs: lambda: now[0])
-    assert latency_ms(Slow(), torch.randn(2), least) == pytest.approx(1e3 * seconds)
-    assert round(now[0] / seconds) == passes
-
-
-def test_latency_leaves_the_model_as_it_was():
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout())
-    model[1].eval()
-    modes = [module.training for module in model.modules()]
-    statistics = model[1].running_mean.clone()
-    assert 0 < latency_ms(model, torch.randn(3, 4)) < 1000
-    assert latency_ms(nn.Bilinear(2, 2, 2), (torch.randn(3, 2), torch.randn(3, 2))) > 0
-    assert latency_ms(nn.Linear(4, 4), {"input": torch.randn(3, 4)}) > 0
-    assert [module.training for module in model.modules()] == modes
-    assert torch.equal(model[1].running_mean, statistics)
-    with pytest.raises(RuntimeError):
-        latency_ms(model, torch.randn(3, 5))
-    assert [module.training for module in model.modules()] == modes
 
 
 def test_progress_is_silent_without_a_terminal(capsys):
