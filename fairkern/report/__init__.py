@@ -5,7 +5,7 @@ from fairkern.report.files import load_report, save_report
 from fairkern.report.latency import FEW, compared, device, latencies_ms, latency_ms, one_after_the_other, timed
 from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
-from fairkern.report.progress_bar import progress
+from fairkern.report.progress_bar import OnBatch, Shown, progress, shown
 from fairkern.report.rows import group_rows, summary, versions
 from fairkern.report.tables import explain_table, render, report_table
 
@@ -13,6 +13,8 @@ __all__ = [
     "FEW",
     "UNDISTURBED",
     "Layers",
+    "OnBatch",
+    "Shown",
     "compared",
     "device",
     "draw",
@@ -29,6 +31,7 @@ __all__ = [
     "report_table",
     "save_picture",
     "save_report",
+    "shown",
     "summary",
     "timed",
     "versions",
