@@ -20,6 +20,7 @@ from fairkern.errors import (
     RankError,
     TimeLimitError,
 )
+from fairkern.evaluating import measured
 from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import LatencyTable, Plan, Report, Scores, UnitMap
@@ -50,6 +51,7 @@ __all__ = [
     "latency",
     "latency_table",
     "load_pruned",
+    "measured",
     "ops",
     "picture",
     "plan_latency",

@@ -169,6 +169,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
          "curve": Kind({"text": "x", "numbers": [1], "number": 1, "none": None}),
          "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1}), "unplaced": NAMES},
     ),
+    "measured": (
+        fk.measured,
+        lambda p: {"evaluate": lambda model: 1.0, "model": p.model},
+        {"evaluate": Kind({**FUNCTION.wrong, "none": None}), "model": MODEL},
+    ),
     "latency": (
         fk.latency,
         lambda p: {"model": p.model, "example_inputs": p.x[:2]},
