@@ -59,7 +59,7 @@ def plan(arguments: argparse.Namespace) -> Outcome:
             "--out FILE` measures them)"
         )
     scores = fk.Scores.load(existing(arguments.scores, SCORES))
-    plan = scores.plan(**_plan_options(arguments), **({} if table is None else {"latency": table}))
+    plan = scores.plan(latency=table, **_plan_options(arguments))
     _save(plan, out)
     return Outcome({"out": out, **_facts(plan)}, said=(*_removed(plan, out), *_kept(plan)))
 

@@ -88,9 +88,8 @@ def _callable(spec: str) -> Any:
         raise
     for part in path.split("."):
         if not hasattr(found, part):
-            raise fk.InputError(
-                f"{spec!r}: {getattr(found, '__name__', found)!r} has no attribute {part!r}{meant(part, _public(found))}"
-            )
+            holder, close = getattr(found, "__name__", found), meant(part, _public(found))
+            raise fk.InputError(f"{spec!r}: {holder!r} has no attribute {part!r}{close}")
         found = getattr(found, part)
     if not callable(found):
         raise fk.InputError(f"{spec!r} is a {type(found).__name__}, not a callable; name a function that returns it")
@@ -111,7 +110,7 @@ def _cannot_take(found: Any, arguments: int) -> str:
 
 
 def _form(spec: str) -> str:
-    """What a name of another form may have been meant to be: `parts.model`, `parts.py:model`, `folder/parts.py:model`."""
+    """What another form may have been meant to be: `parts.model`, `parts.py:model`, `folder/parts.py:model`."""
     module, _, path = spec.replace(os.sep, ".").strip(".").partition(":")
     module = module.removesuffix(".py")
     if not path:

@@ -14,6 +14,7 @@ from fairkern.cli.files import existing, there, writable, written
 from fairkern.cli.output import Outcome
 
 WEIGHTS = "model.safetensors"
+COMPENSATED = ("compensation", "biases", "compensated", "not_compensated", "through_zero", "divergence")
 
 
 def report(arguments: argparse.Namespace) -> Outcome:
@@ -23,6 +24,8 @@ def report(arguments: argparse.Namespace) -> Outcome:
     for path in files.values():
         writable(path, read=(Path(subject), *map(Path, rest), arguments.scores))
     if ":" in subject and not os.path.exists(subject):
+        if arguments.picture and not arguments.scores:
+            raise fk.InputError("--picture shows the scores as well: name their file with --scores")
         made, said = _of_model(arguments)
     elif there(Path(subject)).is_dir() and (rest or arguments.model or arguments.evaluate):
         made, said = _of_folder(arguments)
@@ -71,10 +74,7 @@ def _of_model(arguments: argparse.Namespace) -> tuple[fk.Report, str]:
         raise fk.InputError(f"--model names the model of a folder, and {arguments.subject} is one itself")
     place = there(Path(arguments.rest[0]))
     folder = place if place.is_dir() else place.parent
-    if place.is_file():
-        plan = fk.Plan.load(place)
-    else:
-        plan = fk.Plan.load(existing(place / PLAN, PLAN))
+    plan = fk.Plan.load(place if place.is_file() else existing(place / PLAN, PLAN))
     model, inputs = placed(arguments, arguments.subject, arguments.rest[1])
     if place.is_dir():
         return _measured(arguments, model, fk.load_pruned(model, place), plan, inputs, folder), ""
@@ -104,11 +104,9 @@ def _measured(
     told = [fk.measured(measure, net) if measure else {} for net in (model, small)]
     known = fk.Report.load(folder / REPORT).choices if folder and (folder / REPORT).is_file() else {}
     timing = fk.compare_latency(model, small, inputs)
-    how = known.get("compensation")
-    made = fk.summarise(
-        plan, scores=scores, before=told[0], after=told[1], timing=timing, small=small, compensation=how
-    )
-    return replace(made, scores=scores)
+    made = fk.summarise(plan, scores=scores, before=told[0], after=told[1], timing=timing, small=small)
+    done = {name: value for name, value in known.items() if name in COMPENSATED}
+    return replace(made, choices={**made.choices, **done}, scores=scores)
 
 
 def _holds_weights(folder: Path) -> bool:

@@ -60,9 +60,7 @@ def add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> None
     parser.add_argument("model", metavar="MODEL", nargs=number, help=SPEC)
     batches = f"{SPEC}: an iterable of batches"
     parser.add_argument("loader", metavar="LOADER", nargs=number, help=batches)
-    parser.add_argument(
-        "loss", metavar="LOSS", nargs="?", help=f"{SPEC}: a loss function, or what returns one"
-    )
+    parser.add_argument("loss", metavar="LOSS", nargs="?", help=f"{SPEC}: a loss function, or what returns one")
     of_each = "so many samples of each class enter U; R takes all (default: 32)"
     parser.add_argument("--samples-per-class", type=positive, default=32, metavar="N", help=of_each)
     directions = "directions on which units are compared between classes (default: 128)"
@@ -95,8 +93,10 @@ def add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> None
     )
     folder = "new folder that second moments are written to, and not kept in memory"
     parser.add_argument("--keep-moments", type=path, metavar="FOLDER", help=folder)
-    walk = "the whole model at once, or one block at a time, for what memory does not hold (default: whole; of a folder "
-    parser.add_argument("--walk", choices=("whole", "blocks"), help=walk + "by what is free)")
+    walk = (
+        "the whole model at once (default), or one block at a time, for what memory does not hold; of a folder it is "
+    )
+    parser.add_argument("--walk", choices=("whole", "blocks"), help=f"{walk}chosen by what is free")
     between = "where what passes between blocks lies meanwhile (default: in memory; of a folder beside OUT)"
     parser.add_argument("--walk-folder", type=path, metavar="FOLDER", help=between)
 
@@ -104,7 +104,8 @@ def add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> None
 def add_planning(parser: argparse.ArgumentParser) -> None:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--tod", type=tolerance, metavar="TOLERANCE", help="tolerance of difference, 0 to 1")
-    budget.add_argument("--keep-params", type=share, metavar="SHARE", help="share of all parameters that may stay: 0.5, or 50%%")
+    params = "share of all parameters that may stay: 0.5, or 50%%"
+    budget.add_argument("--keep-params", type=share, metavar="SHARE", help=params)
     budget.add_argument("--keep-flops", type=share, metavar="SHARE", help="share of all FLOPs that may stay")
     budget.add_argument("--keep-latency", type=share, metavar="SHARE", help="share of the time that may stay")
     exact = "so many units of every group of a kind go, for example expert=2"

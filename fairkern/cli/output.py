@@ -45,7 +45,7 @@ def printed(outcome: Outcome, arguments: argparse.Namespace) -> int:
 
 
 def out(text: str) -> None:
-    """Text on standard output, at once. Raises `Unread` where it was closed, `InputError` where it cannot be written."""
+    """Text on standard output, at once. Raises `Unread` where it was closed, `InputError` where it cannot go there."""
     _write(sys.stdout, text, "standard output")
 
 

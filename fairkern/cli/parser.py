@@ -42,7 +42,9 @@ CODES = """exit codes:
 
 def command_line() -> Parser:
     plain = argparse.RawDescriptionHelpFormatter
-    top = Parser(prog="fairkern", description="Structured pruning of PyTorch models.", epilog=CODES, formatter_class=plain)
+    top = Parser(
+        prog="fairkern", description="Structured pruning of PyTorch models.", epilog=CODES, formatter_class=plain
+    )
     top.add_argument("--version", action="version", version=f"fairkern {version('fairkern')}")
     subparsers = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 
@@ -79,7 +81,9 @@ def _stages(command: Command) -> Iterator[Parser]:
     proof = trace.add_mutually_exclusive_group()
     proven = "prove what may go on the whole model, or on a smaller one that its configuration builds"
     proof.add_argument("--verify", choices=("whole", "sibling"), default=True, help=proven)
-    proof.add_argument("--no-verify", dest="verify", action="store_const", const=False, help="skip the proof by running")
+    proof.add_argument(
+        "--no-verify", dest="verify", action="store_const", const=False, help="skip the proof by running"
+    )
     trace.add_argument("--time-limit", type=number, default=600.0, metavar="SECONDS", help="give up after this long")
     trace.add_argument("--seed", type=whole, default=0, help="of what the proof removes and runs on (default: 0)")
     add_device(trace)
