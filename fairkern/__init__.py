@@ -25,7 +25,7 @@ from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import Plan, Report, Scores, UnitMap
 from fairkern.summary import picture, summarise
-from fairkern.timing import latency, latency_table, plan_latency
+from fairkern.timing import compare_latency, latency, latency_table, plan_latency
 
 __all__ = [
     "ArtefactError",
@@ -43,6 +43,7 @@ __all__ = [
     "UnitMap",
     "apply",
     "compact_checkpoint",
+    "compare_latency",
     "heal",
     "hf",
     "info",

@@ -55,6 +55,7 @@ FUNCTION = Kind({"text": "ce", "number": 3, "class": nn.CrossEntropyLoss, "tenso
 OURS = Kind(NOTHING_OF_OURS)
 MODEL = Kind({**NOTHING_OF_OURS, "none": None, "class": nn.Linear})
 TEXT = Kind({"number": 3, "list": ["x"]})
+MAPPING = Kind({"list": [1], "text": "x", "number": 3, "none": None})
 MEASURES = Kind(
     {"list": [1], "text": "x", "numbers": {1: 2.0}, "texts": {"accuracy": "high"}, "nan": {"loss": math.nan}}
 )
@@ -164,6 +165,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES,
          "healed": MEASURES, "stages": MEASURES,
          "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS,
+         "timing": Kind(but(MAPPING.wrong, "none")), "environment": Kind(but(MAPPING.wrong, "none")),
+         "curve": Kind({"text": "x", "numbers": [1], "number": 1, "none": None}),
          "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1}), "unplaced": NAMES},
     ),
     "measured": (
@@ -175,6 +178,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         fk.latency,
         lambda p: {"model": p.model, "example_inputs": p.x[:2]},
         {"model": MODEL, "example_inputs": OURS},
+    ),
+    "compare_latency": (
+        fk.compare_latency,
+        lambda p: {"model": p.model, "small": p.small, "example_inputs": p.x[:2]},
+        {"model": MODEL, "small": MODEL, "example_inputs": OURS},
     ),
     "latency_table": (
         fk.latency_table,

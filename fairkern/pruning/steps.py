@@ -72,7 +72,7 @@ class Run:
     unplaced: list[str] = field(init=False, default_factory=list)  # biases that the configuration has no field for
     done: list[tuple[types.UnitMap, Plan]] = field(init=False, default_factory=list)
     stages: dict[str, float] = field(init=False)
-    before: float = field(init=False, default=0.0)  # milliseconds of the whole model, where it is cut in place
+    before: dict[str, Any] = field(init=False, default_factory=dict)  # timing of the whole model, if cut in place
     spent: float = field(init=False, default=1.0)  # share of the whole model that the last step started from
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class Run:
         self.ranks.agree("prune()", {"the plan": digest(plan)} if self.ranks.several else {})
         times.append(time.perf_counter())
         if number == 1 and self.asked.inplace:  # else both are timed in turn, at the end
-            self.before = self._measured(lambda: report.latency_ms(self.model, self.example, report.FEW))
+            self.before = self._measured(lambda: report.timed(self.model, self.example, least=report.FEW))
         cutting = time.perf_counter()
         self._cut(plan, number)
         self.done.append((self.scores.units, plan))
@@ -102,13 +102,12 @@ class Run:
 
     def report(self) -> Report:
         """What was done, with one plan for the whole model, and its latency beside that of what is left."""
-        before, after = self._latencies()
         made = summarise(
             self._whole_plan(),
             scores=self.scores,
             title=f"{type(self.model).__name__}, pruned",
-            before={"latency_ms": before},
-            after={"latency_ms": after},
+            timing=self._timing(),
+            environment=self._measured(lambda: report.environment(self._seeds)),
             stages=self._measured(lambda: self.stages),
             corrected=self.cut.corrections,
             small=self.current,
@@ -220,13 +219,17 @@ class Run:
         fits = sequential and self._over(plan, Compensation.SEQUENTIAL) <= 0
         return Compensation.SEQUENTIAL if fits else Compensation.LEAST_SQUARES
 
-    def _latencies(self) -> tuple[float, float]:
-        """Before and after, in turn where both models are there."""
+    def _timing(self) -> dict[str, Any]:
+        """How long passes take before and after, in turn where both models are there."""
         if self.asked.inplace:
-            return self.before, self._measured(lambda: report.latency_ms(self.current, self.example, report.FEW))
-        models = [self.model, self.current]
-        before, after = self._measured(lambda: report.latencies_ms(models, self.example, least=report.FEW))
-        return before, after
+            after = self._measured(lambda: report.timed(self.current, self.example, least=report.FEW))
+            return report.one_after_the_other(self.before, after)
+        models = self.model, self.current
+        return self._measured(lambda: report.compared(*models, self.example, least=report.FEW))
+
+    @property
+    def _seeds(self) -> dict[str, int]:
+        return {"scoring": int(self.scores.provenance["seed"])}
 
     def _whole_plan(self) -> types.Plan:
         """One plan for the whole model, which says what every step left."""
