@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from fairkern import report, types
 from fairkern.allocate import Planning
 from fairkern.api import score, trace
-from fairkern.capture.keeping import KeptMoments
 from fairkern.capture.memory import SPARE, within
-from fairkern.compensate import Compensation, Loss
-from fairkern.compensate.cut import Cut, cut
+from fairkern.compensate import Compensation
+from fairkern.compensate.cut import Cut
 from fairkern.compensate.intercepts import Biases
-from fairkern.compensate.room import cut_bytes
 from fairkern.errors import BudgetError, InputError
 from fairkern.evaluating import Evaluate, measured
 from fairkern.plans.build import build
@@ -27,6 +25,7 @@ from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.plans.serving import constraints, serving
 from fairkern.prove import proof_bytes
+from fairkern.pruning.cutter import Cutter
 from fairkern.pruning.rows import in_order, row
 from fairkern.ranks import ALONE, Ranks
 from fairkern.ranks.digests import digest
@@ -207,16 +206,7 @@ class Run:
         self.unplaced += self.cut.unplaced
 
     def _made(self, plan: Plan, method: Compensation, *, inplace: bool) -> Cut:
-        if self._over(plan, method, inplace=inplace) > 0:
-            least = self._budget + self._over(plan, method, inplace=inplace)
-            raise InputError(
-                f"memory_budget={self._budget:,} bytes is too small for compensate={method.value!r} of this plan. "
-                f"The least that would do is {least:,}"
-            )
-        loss = Loss(self.loss_fn, self.asked.scoring.get("samples_of"), self.model)
-        how: dict[str, Any] = {"inplace": inplace, "biases": self.asked.biases, "loss": loss, "ranks": self.ranks}
-        with within(self._budget or None, "cutting"):
-            return cut(self.current, plan, method, self.scores, self.loader, **how)
+        return self._cutter.cut(self.current, plan, self.scores, method, inplace=inplace)
 
     def _try(self, share: float, plan: Plan) -> None:
         """A further budget: cut, compensated and evaluated as the one that is kept, and then gone."""
@@ -249,14 +239,10 @@ class Run:
     def _budget(self) -> int:
         return self.asked.scoring.get("memory_budget") or 0
 
-    def _over(self, plan: Plan, method: Compensation, *, inplace: bool = False) -> int:
-        """Bytes by which a cut takes more than the budget, if there is one."""
-        if not self._budget:
-            return 0
-        moments = self.scores.moments.nbytes if isinstance(self.scores.moments, KeptMoments) else 0
-        known = self.scores.provenance
-        cutting = cut_bytes(self.current, plan, self.scores.units, method, known, inplace=inplace)
-        return max(0, cutting - SPARE) + moments - self._budget
+    @property
+    def _cutter(self) -> Cutter:
+        samples_of = self.asked.scoring.get("samples_of")
+        return Cutter(self.model, self.loader, self.loss_fn, samples_of, self._budget, self.asked.biases, self.ranks)
 
     def _best_method(self, plan: Plan) -> Compensation:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
@@ -265,7 +251,8 @@ class Run:
         known = self.scores.provenance
         held = 2 * known["predicted_bytes"]["layer"] * known["samples" if known["singly"] else "batches"]
         sequential = self.asked.again and held <= AT_ONCE and not known.get("keeps")
-        fits = sequential and self._over(plan, Compensation.SEQUENTIAL) <= 0
+        over = self._cutter.over(self.current, plan, self.scores, Compensation.SEQUENTIAL) if sequential else 0
+        fits = sequential and over <= 0
         return Compensation.SEQUENTIAL if fits else Compensation.LEAST_SQUARES
 
     def _timing(self) -> dict[str, Any]:
