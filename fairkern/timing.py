@@ -40,6 +40,26 @@ def latency(model: nn.Module, example_inputs: Any, *, ranks: RanksLike = None) -
 
 @stage
 @measured
+def compare_latency(
+    model: nn.Module, small: nn.Module, example_inputs: Any, *, ranks: RanksLike = None
+) -> dict[str, Any]:
+    """How long a forward pass takes before and after a cut, in turn, with what a reader needs to believe it.
+
+    What else runs on the machine slows down both of a pair of passes, so that `speedup` is told of pairs. `steady` says
+    whether the 80th percentile of each model is at most `bound` times its 20th; where it is not, no one number is to be
+    trusted, and reports give ranges. `ranks`: as for `latency`.
+
+    Returns: what `summarise(timing=…)` takes: milliseconds of `before` and `after` and the `speedup`, each by
+    percentile ("p20", "p50", "p80"), `passes`, `threads`, `device`, `inputs`, `steady` and `bound`.
+    Cost: a second, or 26 passes of a slow model.
+    """
+    _check(model, example_inputs)
+    _check(small, example_inputs, "small")
+    return report.compared(model, small, map_tensors(example_inputs, ordinary))
+
+
+@stage
+@measured
 def latency_table(
     model: nn.Module,
     units: types.UnitMap,
@@ -168,8 +188,8 @@ def plan_latency(
     return replace(best, result={**best.result, "latency_looks": seen})
 
 
-def _check(model: object, example_inputs: Any) -> None:
-    given = instance("model", model, nn.Module, MODEL)
+def _check(model: object, example_inputs: Any, name: str = "model") -> None:
+    given = instance(name, model, nn.Module, MODEL)
     if processes_of(given) > 1:  # of which each would make as many passes as it has time for
         raise InputError(f"this {type(given).__name__} lies in shards in several processes: time it before that")
     if next(iter(tensors_in(example_inputs)), None) is None:
