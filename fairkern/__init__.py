@@ -23,7 +23,7 @@ from fairkern.errors import (
 from fairkern.evaluating import measured
 from fairkern.healing import heal
 from fairkern.pruning import prune
-from fairkern.results import Plan, Report, Scores, UnitMap
+from fairkern.results import LatencyTable, Plan, Report, Scores, UnitMap
 from fairkern.summary import picture, summarise
 from fairkern.timing import compare_latency, latency, latency_table, plan_latency
 
@@ -33,6 +33,7 @@ __all__ = [
     "BudgetError",
     "FairkernError",
     "InputError",
+    "LatencyTable",
     "NonFiniteError",
     "Plan",
     "PlanMismatchError",
