@@ -13,6 +13,8 @@ Comments in the lines before a block say more of it:
     <!-- prints -->                     before text: all that the last block that ran has printed, or what the error of
                                         `raises` says; before console: what is shown below a command is all that it
                                         prints. `...` stands for anything, and white space does not count
+    <!-- prints: like -->               the same, but numbers may be others (times, accuracies); percentages, as 97.5%,
+                                        by twenty-five points
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ BLOCK = re.compile(
 )
 NOTE = re.compile(r"<!-- (\w+)(?:: ([^\n]*?))? -->")
 TITLE = re.compile(r'title="([^"]+)"')
+NUMBER = r"[+−-]?\d[\d,.]*(?:e[+-]?\d+)?%?"
 KNOWN = {"needs", "raises", "exits", "prints"}
 
 
@@ -112,7 +115,7 @@ class Page:
                 self._console(block, where)
                 skipped = False
             elif "prints" in block.notes and not skipped:
-                compare(block.code, self.printed, where)
+                compare(block.code, self.printed, where, block.notes["prints"] == "like")
 
     def _python(self, block: Block, where: str) -> None:
         # as many empty lines before it as there are lines above: tracebacks show the page
@@ -143,7 +146,7 @@ class Page:
             wanted = int(block.notes.get("exits", 0))
             assert code == wanted, f"{where}: `{' '.join(command)}` ended with {code}, not {wanted}:\n{self.printed}"
             if "prints" in block.notes:
-                compare(shown, self.printed, where)
+                compare(shown, self.printed, where, block.notes["prints"] == "like")
 
 
 def commands(code: str, where: str) -> Iterator[tuple[list[str], str]]:
@@ -171,12 +174,27 @@ def captured() -> Iterator[io.StringIO]:
         yield said
 
 
-def compare(shown: str, printed: str, where: str) -> None:
-    parts = ("".join(part.split()) for part in re.split(r"\.\.\.", shown))
-    pattern = ".*".join(map(re.escape, parts))
-    assert re.fullmatch(pattern, "".join(printed.split()), re.DOTALL), (
-        f"{where}: shown is\n{shown}\nand printed was\n{printed}"
-    )
+def compare(shown: str, printed: str, where: str, like: bool) -> None:
+    """Raises AssertionError where `printed` is not what is shown."""
+    parts, wanted = [], []
+    for piece in re.split(rf"(\.\.\.|{NUMBER})" if like else r"(\.\.\.)", shown):
+        if piece == "...":
+            parts.append(".*")
+        elif like and re.fullmatch(NUMBER, piece):
+            parts.append(f"({NUMBER})")
+            wanted.append(piece)
+        else:
+            parts.append(r"\s*".join(re.escape(word) for word in re.split(r"\s+", piece)))
+    found = re.fullmatch("".join(parts).removeprefix(r"\s*"), printed.strip() + "\n", re.DOTALL)
+    apart = found and [
+        (a, b) for a, b in zip(wanted, found.groups(), strict=True) if a.endswith("%") and abs(share(a) - share(b)) > 25
+    ]
+    if found is None or apart:
+        raise AssertionError(f"{where}: shown is\n{shown}\nand printed was\n{printed}\n{apart or ''}")
+
+
+def share(text: str) -> float:
+    return float(text.rstrip("%").replace("−", "-"))
 
 
 @contextlib.contextmanager

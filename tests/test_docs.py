@@ -102,6 +102,8 @@ def test_blocks_share_names_and_files(runs, tmp_path: Path) -> None:
         ("```python\nprint(1)\n```\n<!-- prints -->\n```text\n2\n```\n", "page.md:6: shown is"),
         ("<!-- raises: KeyError -->\n```python\npass\n```\n", "no KeyError"),
         ("<!-- raises: KeyError -->\n```python\n1 / 0\n```\n", "division"),
+        ("```python\nprint('60.0%')\n```\n<!-- prints: like -->\n```text\n97.5%\n```\n", "97.5%', '60.0%'"),
+        ("```python\nprint('80 ms')\n```\n<!-- prints: like -->\n```text\n97 s\n```\n", "page.md:6: shown is"),
         ("```console\n$ fairkern nothing\n```\n", "ended with 2, not 0"),
         ("<!-- exits: 2 -->\n```console\n$ python -c pass\n```\n", "ended with 0, not 2"),
         ("```console\n$ rm -r x\n```\n", "make the block bash"),
@@ -118,6 +120,10 @@ def test_what_is_not_installed_is_left_out_and_said(runs) -> None:
     assert runs("# A page\n\n" + text).left_out == ["page.md:5 needs no_such_package"]
     assert missing(needs_of(text)) == ["no_such_package"]
     assert needs_of("# A page\n\n" + text) == ""
+
+
+def test_numbers_may_differ_where_it_says_so(runs) -> None:
+    runs("```python\nprint('a 1,234.5 ms −3 93%')\n```\n\n<!-- prints: like -->\n```text\n... 2 ms 0.5 97%\n```\n")
 
 
 def test_errors_are_said_as_shown(runs) -> None:
