@@ -95,7 +95,8 @@ def trace(
         NonFiniteError: weights that hold NaN or Inf, by name, where nothing can be proven for it; elsewhere a note of
             the map names them.
         TimeLimitError: the time is up; the model is as it was.
-        What the model raises passes through.
+
+    What the model raises passes through.
 
     Cost: one forward pass and about 0.2 ms per operator; the proof adds a copy of the model and three passes, and as
     much again for a model whose configuration counts units.

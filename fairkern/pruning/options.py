@@ -20,6 +20,7 @@ _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
     *("tod", *_BUDGETS, "drop", "latency", "iterations"),
     *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores", "ranks"),
+    *("evaluate", "budgets"),
 )
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL, Compensation.JOINT)  # made from second moments
 

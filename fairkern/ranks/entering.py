@@ -20,6 +20,7 @@ T = TypeVar("T")
 _Given = ParamSpec("_Given")
 if TYPE_CHECKING:
     RanksLike: TypeAlias = bool | Ranks | dist.ProcessGroup | None
+    """What `ranks=` may be: see `together`."""
 else:  # torch may be built without
     RanksLike = bool | Ranks | getattr(dist, "ProcessGroup", Ranks) | None
 

@@ -159,3 +159,8 @@ def through_zero(entries: Mapping[str, Mapping[str, float]]) -> str:
 
 def plain(values: Iterable[Any]) -> bool:
     return all(value is None or isinstance(value, (str, bool, int, float)) for value in values)
+
+
+def numbered(classes: Mapping[str, str]) -> dict[str, str]:
+    """Of classes of modules by group, those that a reader needs: where a name ends in a number (`features.3`)."""
+    return {name: kind for name, kind in classes.items() if name.partition("[")[0].rpartition(".")[2].isdigit()}
