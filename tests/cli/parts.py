@@ -102,3 +102,8 @@ def hungry(n):
 
 def interrupted():
     raise KeyboardInterrupt
+
+
+def evaluate(model):
+    with torch.no_grad():
+        return {"top1": float(sum((model(x).argmax(1) == y).float().mean() for x, y in loader()))}
