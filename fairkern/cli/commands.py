@@ -183,6 +183,8 @@ def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("keep_moments", "walk", "walk_folder"):
         if getattr(arguments, name) is not None:
             given[name] = getattr(arguments, name)
+    if not hasattr(arguments, "seed"):  # of a sweep there are several
+        names = tuple(name for name in names if name != "seed")
     options = {name: getattr(arguments, name) for name in (*names, "memory_budget", "gram")}
     return options | given | {"progress": progress(arguments)}
 
