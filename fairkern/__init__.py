@@ -25,6 +25,7 @@ from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import Plan, Report, Scores, UnitMap
 from fairkern.summary import picture, summarise
+from fairkern.sweeping import Sweep, sweep
 from fairkern.timing import compare_latency, latency, latency_table, plan_latency
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "RankError",
     "Report",
     "Scores",
+    "Sweep",
     "TimeLimitError",
     "UnitMap",
     "apply",
@@ -60,6 +62,7 @@ __all__ = [
     "save_pruned",
     "score",
     "summarise",
+    "sweep",
     "trace",
 ]
 

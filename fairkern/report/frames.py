@@ -30,8 +30,8 @@ def columns_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """All names that any row has, in the order in which they first come; the last of the first row stays last."""
     rows = list(rows)
     found = list(dict.fromkeys(name for row in rows for name in row))
-    last = next(reversed(rows[0]), None) if rows else None
-    return [*(name for name in found if name != last), *([] if last is None else [last])]
+    last = list(rows[0])[-1:] if rows else []
+    return [*(name for name in found if name not in last), *last]
 
 
 def as_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
