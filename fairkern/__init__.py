@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from fairkern import hf, ops, ranks
+from fairkern.allocate import Group
 from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.compact import compact_checkpoint
@@ -33,6 +34,7 @@ __all__ = [
     "BackendError",
     "BudgetError",
     "FairkernError",
+    "Group",
     "InputError",
     "NonFiniteError",
     "Plan",

@@ -293,7 +293,7 @@ def test_import_is_light() -> None:
     script = (
         "import sys, fairkern, fairkern.cli, torch\n"
         "assert not torch.cuda.is_initialized()\n"
-        "heavy = {'matplotlib', 'sklearn', 'transformers', 'torchvision', 'pytest', 'scipy'}\n"
+        "heavy = {'matplotlib', 'pandas', 'sklearn', 'transformers', 'torchvision', 'pytest', 'scipy'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

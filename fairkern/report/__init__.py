@@ -2,7 +2,7 @@
 
 from fairkern.report.curves import curve_table, draw_curves, save_curves
 from fairkern.report.files import load_report, save_report
-from fairkern.report.frames import as_columns, frame, save_csv
+from fairkern.report.frames import as_columns, frame, plan_columns, save_csv, unit_columns
 from fairkern.report.html import save_html
 from fairkern.report.latency import FEW, compared, device, latencies_ms, latency_ms, one_after_the_other, timed
 from fairkern.report.machine import environment
@@ -34,6 +34,7 @@ __all__ = [
     "progress",
     "render",
     "report_table",
+    "plan_columns",
     "save_csv",
     "save_curves",
     "save_html",
@@ -41,5 +42,6 @@ __all__ = [
     "save_report",
     "summary",
     "timed",
+    "unit_columns",
     "versions",
 ]
