@@ -64,7 +64,7 @@ class Work:
         self.sweeps.clear()
 
     def swept(self, *, keep: bool = False) -> fk.Sweep:
-        """A sweep of a map that is there, as it is for the rival. `keep`: the models that are left are those of both."""
+        """A sweep of a map that is there, as it is for the rival, which is given what is left where we `keep` it."""
 
         def evaluate(model: nn.Module) -> float:
             if keep and model is not self.model:
@@ -93,9 +93,7 @@ class Work:
     def scored(self) -> fk.Scores:
         loss = nn.functional.cross_entropy
         kept = self.compensate != "none"
-        return fk.score(
-            self.model, self.batches, loss, units=self.units, gram=True, keep_moments=kept, progress=False
-        )
+        return fk.score(self.model, self.batches, loss, units=self.units, gram=True, keep_moments=kept, progress=False)
 
     def accuracy(self, model: nn.Module) -> Tensor:
         with torch.no_grad():
@@ -125,7 +123,7 @@ def test_against_its_parts(benchmark: Any, record: Callable[..., None], name: st
         benchmark,
         comparison,
         op="sweep",
-        shape=f"{case.name}, {case.samples} images of {case.size} pixels; {len(BUDGETS)} budgets × {len(METHODS)} methods",
+        shape=f"{case.name}, {case.samples} images of {case.size} pixels, {len(METHODS)} methods",
         compensate=compensate,
         rival="one scoring pass and the same evaluations",
         **more,

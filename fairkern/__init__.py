@@ -24,7 +24,7 @@ from fairkern.errors import (
 from fairkern.evaluating import measured
 from fairkern.healing import heal
 from fairkern.pruning import prune
-from fairkern.results import Plan, Report, Scores, UnitMap
+from fairkern.results import LatencyTable, Plan, Report, Scores, UnitMap
 from fairkern.summary import picture, summarise
 from fairkern.sweeping import Sweep, sweep
 from fairkern.timing import compare_latency, latency, latency_table, plan_latency
@@ -36,6 +36,7 @@ __all__ = [
     "FairkernError",
     "Group",
     "InputError",
+    "LatencyTable",
     "NonFiniteError",
     "Plan",
     "PlanMismatchError",

@@ -223,9 +223,9 @@ class Plan(types.Plan):
     def to_pandas(self) -> DataFrame:
         """A data frame with a row per group that could be cut. Needs pandas (`fairkern[research]`); InputError without.
 
-        Columns: `group`, `kind`, `sets`, `units` of all sets, how many of them are `removed` and `kept`, the `rate` that
-        goes, the `threshold` that this takes (None where nothing goes), and `removed_units`, their numbers, set after
-        set.
+        Columns: `group`, `kind`, `sets`, `units` of all sets, how many of them are `removed` and `kept`, the `rate`
+        that goes, the `threshold` that this takes (None where nothing goes), and `removed_units`, their numbers, set
+        after set.
         """
         return report.frame(report.plan_columns(self))
 
@@ -306,6 +306,30 @@ class Report(types.Report):
     def load(cls, path: PathLike) -> Report:
         """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls(**vars(report.load_report(options.place("path", path))))
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyTable(types.LatencyTable):
+    """How long a model takes by what is left of each layer (see `fairkern.types.LatencyTable`)."""
+
+    def __str__(self) -> str:
+        return f"latency of {len(self.layers)} layers, {self.whole:.4g} ms in all"
+
+    @classmethod
+    def of(cls, data: types.LatencyTable) -> LatencyTable:
+        """The same table, with the methods of this class."""
+        return data if isinstance(data, LatencyTable) else cls(**vars(data))
+
+    @stage
+    def save(self, path: PathLike) -> None:
+        """JSON, written atomically."""
+        artefacts.save_latency(self, options.place("path", path))
+
+    @classmethod
+    @stage
+    def load(cls, path: PathLike) -> LatencyTable:
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
+        return cls.of(artefacts.load_latency(options.place("path", path)))
 
 
 def _counted(units: types.UnitMap, groups: Sequence[int]) -> str:

@@ -50,7 +50,7 @@ def test_a_plan_says_which_of_them_go(made: Made) -> None:
         assert gone[gone["group"] == group.name]["unit"].tolist() == group.removed.tolist()
     with pytest.raises(fk.InputError, match="plan= was not made from these scores of Sequential"):
         scores.to_pandas(dataclasses.replace(plan, groups=plan.groups[:1]))
-    with pytest.raises(fk.InputError, match="plan=0.5 is a float; expected a Plan"):
+    with pytest.raises(fk.InputError, match=r"plan=0\.5 is a float; expected a Plan"):
         scores.to_pandas(0.5)  # type: ignore[arg-type]
 
 
@@ -109,7 +109,7 @@ def test_without_pandas_the_extra_is_named(made: Made, monkeypatch: pytest.Monke
 
 
 def test_one_line_for_each(made: Made) -> None:
-    model, scores = made
+    scores = made[1]
     plan = scores.plan(keep_params=0.5)
     report = fk.summarise(plan, before={"accuracy": 0.9}, after={"accuracy": 0.85})
     assert repr(scores.units) == "<UnitMap of Sequential: 20 units in 2 groups can be cut, proven>"

@@ -14,6 +14,7 @@ from fairkern.allocate.signals import ACTIVATION, RESIDUAL
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
+from fairkern.report import Shown
 from fairkern.results import PathLike
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
@@ -44,7 +45,7 @@ class PruningOptions(PlanningOptions, total=False):
     keep_moments: bool | str | os.PathLike[str]
     walk: str
     walk_folder: PathLike | None
-    progress: bool
+    progress: Shown
 
 
 def planned(options: Mapping[str, Any], *targets: Any) -> tuple[dict[str, Any], Target, Any]:

@@ -8,7 +8,7 @@ from fairkern.report.latency import FEW, compared, device, latencies_ms, latency
 from fairkern.report.machine import environment
 from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
-from fairkern.report.progress_bar import progress
+from fairkern.report.progress_bar import OnBatch, Shown, progress, shown
 from fairkern.report.rows import group_rows, summary, versions
 from fairkern.report.tables import explain_table, render, report_table
 
@@ -16,6 +16,8 @@ __all__ = [
     "FEW",
     "UNDISTURBED",
     "Layers",
+    "OnBatch",
+    "Shown",
     "as_columns",
     "compared",
     "curve_table",
@@ -31,15 +33,16 @@ __all__ = [
     "layers_ms",
     "load_report",
     "one_after_the_other",
+    "plan_columns",
     "progress",
     "render",
     "report_table",
-    "plan_columns",
     "save_csv",
     "save_curves",
     "save_html",
     "save_picture",
     "save_report",
+    "shown",
     "summary",
     "timed",
     "unit_columns",

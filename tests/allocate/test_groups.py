@@ -35,7 +35,7 @@ def seen(scores: fk.Scores, **options: Any) -> list[fk.Group]:
 
 
 def test_a_group_says_what_scoring_knows_of_it(made: tuple[nn.Module, fk.Scores]) -> None:
-    model, scores = made
+    scores = made[1]
     first, second = seen(scores)
     assert isinstance(first, AxisGroup)
     assert (first.name, first.kind, first.units, first.total, second.total) == ("0", "channel", 6, 6, 5)

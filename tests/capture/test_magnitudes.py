@@ -42,7 +42,9 @@ def signal(scores: fk.Scores, name: str, group: str) -> np.ndarray:
 def test_it_is_the_root_of_the_mean_square_of_what_is_read() -> None:
     model, (x, y) = build(Plain), samples()
     scores = scored(model, x, y)
-    assert signal(scores, "activation", "conv1") == pytest.approx(root(read(model, "conv2", x).square().mean((0, 2, 3))))
+    assert signal(scores, "activation", "conv1") == pytest.approx(
+        root(read(model, "conv2", x).square().mean((0, 2, 3)))
+    )
     flat = read(model, "fc1", x).square().mean(0).view(5, 16)
     assert signal(scores, "activation", "conv2") == pytest.approx(root(flat.mean(1)))  # channels spread over 16 places
     assert signal(scores, "activation", "fc1") == pytest.approx(root(read(model, "fc2", x).square().mean(0)))
