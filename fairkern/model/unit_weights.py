@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.errors import InputError
+from fairkern.errors import InputError, PlanMismatchError
 from fairkern.model.sharded import whole
 from fairkern.types import Axis, AxisGroup, FloatArray, GroupAxis, UnitMap
 
@@ -84,11 +84,27 @@ def _made_of(model: nn.Module, units: UnitMap, group: AxisGroup) -> Iterator[tup
     for held in group.axes:
         path, _, name = held.axis.tensor.rpartition(".")
         if not held.consumer and held.axis.tensor in units.shapes:
-            parameter = model.get_submodule(path)._parameters.get(name)
+            parameter = _parameter(model, path, name)
             if parameter is not None:
+                if tuple(parameter.shape) != units.shapes[held.axis.tensor]:
+                    raise PlanMismatchError(
+                        f"{held.axis.tensor} has shape {tuple(parameter.shape)}; the map was made for "
+                        f"{units.shapes[held.axis.tensor]}"
+                    )
                 found.append((held, parameter))
     matrices = [(held, parameter) for held, parameter in found if parameter.ndim > 1]
     yield from matrices or found
+
+
+def _parameter(model: nn.Module, path: str, name: str) -> nn.Parameter | None:
+    """None for a buffer. Raises PlanMismatchError where the model has no such tensor."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if module is None or not (name in module._parameters or name in module._buffers):
+        raise PlanMismatchError(f"{type(model).__name__} has no tensor {f'{path}.{name}'.lstrip('.')}, as the map has")
+    return module._parameters.get(name)
 
 
 def _modules_of(model: nn.Module, units: UnitMap, group: AxisGroup) -> Iterator[tuple[Axis, list[list[nn.Parameter]]]]:
