@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from fairkern import hf, ops, ranks
-from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
+from fairkern.api import apply, info, recalibrate, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.compact import compact_checkpoint
 from fairkern.errors import (
@@ -23,6 +23,7 @@ from fairkern.errors import (
 from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import Plan, Report, Scores, UnitMap
+from fairkern.saving import load_pruned, save_pruned
 from fairkern.summary import picture, summarise
 from fairkern.timing import latency, latency_table, plan_latency
 

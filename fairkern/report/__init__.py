@@ -1,6 +1,6 @@
 """What a run did and what can be cut: tables for a terminal, JSON, a picture, measured latency."""
 
-from fairkern.report.files import load_report, save_report
+from fairkern.report.files import load_report, report_content, save_report
 from fairkern.report.latency import FEW, device, latencies_ms, latency_ms
 from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
@@ -22,6 +22,7 @@ __all__ = [
     "load_report",
     "progress",
     "render",
+    "report_content",
     "report_table",
     "save_picture",
     "save_report",
