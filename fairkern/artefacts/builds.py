@@ -16,8 +16,10 @@ BUILD = "build.json"
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_][\w.-]*", re.ASCII)
 """`library:name` or `package.module:callable`: names, and nothing that an interpreter would be needed for."""
 
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+"""That models are made in."""
+
 _KEYWORD = re.compile(r"[A-Za-z_]\w*", re.ASCII)
-_DTYPES = ("float32", "float64", "float16", "bfloat16")
 _DEEPEST, _MOST, _LONGEST = 12, 2**18, 2**16  # of arguments: levels, entries in all, characters of a text
 
 
@@ -51,8 +53,8 @@ def read_build(path: str | os.PathLike[str], plan_sum: str) -> Build:
         )
     if not NAME.fullmatch(name := content["name"].text()):
         content["name"].fail(f"{name[:60]!r} is not of the form library:name or package.module:callable")
-    if (dtype := content["dtype"].text()) not in _DTYPES:
-        content["dtype"].fail(f"the dtype {dtype[:20]!r}, expected one of {', '.join(_DTYPES)}")
+    if (dtype := content["dtype"].text()) not in DTYPES:
+        content["dtype"].fail(f"the dtype {dtype[:20]!r}, expected one of {', '.join(DTYPES)}")
     try:
         arguments = checked_arguments(content["arguments"].mapping())
     except InputError as error:

@@ -11,6 +11,8 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -19,12 +21,14 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from fairkern.errors import FairkernError, InputError
+from fairkern.errors import ArtefactError, FairkernError, InputError
 from fairkern.model.offline import offline
 from fairkern.model.on_meta import parameters_on_meta
 from fairkern.model.threads import of_this_thread
-from fairkern.options import near, short
+from fairkern.options import near, several, short
 from fairkern.types import Build
+
+_NO_NUMBER = "__float__"
 
 Maker = Callable[[str, Mapping[str, Any]], Any]
 
@@ -209,6 +213,36 @@ def transformer(name: str) -> Any:
     return kind
 
 
+def pretrained(folder: str | os.PathLike[str], build: Build, said: str) -> nn.Module:
+    """A transformers model of a folder's own weights, with the configuration of the build: from safetensors alone.
+
+    Raises InputError where transformers refuses, ArtefactError where weights are missing, as they would be random.
+    """
+    kind = transformer(build.name.partition(":")[2])
+    with offline(said):
+        try:
+            model, info = kind.from_pretrained(
+                folder,
+                config=configuration(kind, build.arguments),
+                dtype=getattr(torch, build.dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except (FairkernError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            what = f"{type(error).__name__}: {lines[0][:300]}"
+            raise InputError(
+                f"{said} {build.name}, and transformers does not load the folder as that: {what}"
+            ) from error
+    lacking = sorted(str(key) for key in info["missing_keys"])
+    if lacking:
+        raise ArtefactError(f"{folder} lacks {several(lacking)}, of what it says itself: write or fetch it again")
+    return model
+
+
 def _is_transformer(kind: Any) -> bool:
     package = importlib.import_module("transformers")
     return (
@@ -222,7 +256,16 @@ def _is_transformer(kind: Any) -> bool:
 
 def configuration(kind: Any, fields: Mapping[str, Any]) -> Any:
     """A class's configuration of what `to_dict` gave, or config.json has."""
-    return kind.config_class.from_dict(without_code(fields))
+    return kind.config_class.from_dict(_with_numbers(without_code(fields)))
+
+
+def _with_numbers(value: Any) -> Any:
+    """What JSON has no numbers for, as transformers writes it, as the numbers that they are."""
+    if isinstance(value, Mapping):
+        if set(value) == {_NO_NUMBER} and value[_NO_NUMBER] in ("Infinity", "-Infinity", "NaN"):
+            return float(value[_NO_NUMBER])
+        return {name: _with_numbers(item) for name, item in value.items()}
+    return [_with_numbers(item) for item in value] if isinstance(value, list) else value
 
 
 def without_code(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,7 +281,9 @@ def without_code(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _within(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return without_code(value)
+        return dict(value) if set(value) == {_NO_NUMBER} else without_code(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return {_NO_NUMBER: {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")}
     return [_within(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -155,6 +155,7 @@ def _fitting(candidates: Iterable[Build], small: nn.Module, plan: Plan, said: st
     problem: Exception = LookupError("nothing tells how the model is made")
     for candidate in candidates:
         try:
+            checked_arguments(candidate.arguments)
             made = builders.make(candidate, said, trust=False, most=most_parameters(plan))
             check(made, plan)
         except FairkernError as error:
