@@ -10,6 +10,8 @@ from fairkern.artefacts import read_json, write_json
 from fairkern.artefacts.fields import Fields
 from fairkern.types import Report
 
+_LATER = ("healed", "timing", "curve", "environment")  # left out where empty: files of before had none of them
+
 
 def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     """Write `report` atomically as JSON ("fairkern.report"); arrays become lists.
@@ -23,9 +25,7 @@ def save_report(report: Report, path: str | os.PathLike[str]) -> None:
 def report_content(report: Report) -> dict[str, Any]:
     """What a report's file says, without the header."""
     content = {field.name: getattr(report, field.name) for field in fields(Report)}
-    if not report.healed:
-        del content["healed"]
-    return content
+    return {name: value for name, value in content.items() if value or name not in _LATER}
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
@@ -47,4 +47,7 @@ def load_report(path: str | os.PathLike[str]) -> Report:
         choices=content["choices"].mapping(),
         versions={key: entry.text() for key, entry in content["versions"].entries().items()},
         healed=numbers(content.get("healed", {})),
+        timing=content.get("timing", {}).mapping(),
+        curve=tuple(row.mapping() for row in content.optional_items("curve")),
+        environment=content.get("environment", {}).mapping(),
     )
