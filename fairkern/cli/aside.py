@@ -95,7 +95,7 @@ def compact(arguments: argparse.Namespace) -> Outcome:
     served = plan.result.get("serves", {}).get("hf", "yes")
     if served != "yes":
         said.append(f"from_pretrained does not load it ({served}); fairkern.apply makes a model of the plan that does")
-    return Outcome({"out": arguments.out, **vars(done)}, said=tuple(said))
+    return Outcome({"out": arguments.out, **done._asdict()}, said=tuple(said))
 
 
 def completion(arguments: argparse.Namespace) -> Outcome:
