@@ -136,7 +136,7 @@ def test_signals_are_called_what_they_are():
 
     scores, plan = scored(3)
     assert said(plan) == [
-        "Tolerance of Difference between U and R; dots: what goes",
+        "Tolerance of Difference between U and R\ndots: what goes; dashes: tolerance 0.25",
         "Every unit: U (low goes first) against R (high stays)",
         "U, in medians of the group",
         "R, in medians of the group",
@@ -144,7 +144,7 @@ def test_signals_are_called_what_they_are():
     scores = replace(scores, signals={**scores.signals, "residual": scores.signals["wasserstein"]})
     plan = replace(plan, request={"keep_latency": 0.5, "removal": "residual", "allocation": "global"})
     assert said(plan) == [
-        "Tolerance of Difference between residual and R; dots: what goes",
+        "Second-order saliency\ndots: what goes; dashes: threshold 0.25",
         "Every unit: residual (low goes first) against R",
         "residual, in medians of the group",
         "R, in medians of the group",

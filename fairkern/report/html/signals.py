@@ -59,11 +59,11 @@ def _curves(plan: Plan, found: Decided, classes: Mapping[str, str]) -> Html:
         return join(note)
     x = linear(0, 100, "units removed, % of the group")
     if found.tolerance:
-        y = linear(0, 1, f"{found.what} (share of the units that are in both, 0 to 1)")
+        y = linear(0, 1, f"{found.what} ({found.unit})")
     else:
         shown = [float(curve[k]) for _, curve in drawn for k in thinned(curve, _MOST_POINTS)]
         threshold = [found.threshold] if found.threshold is not None else []
-        y = logarithmic([*shown, *threshold], f"{found.what[0].upper()}{found.what[1:]} (log axis, no unit)")
+        y = logarithmic([*shown, *threshold], f"{found.what[0].upper()}{found.what[1:]}: {found.unit} (log axis)")
     kinds = list(dict.fromkeys(group.kind for group, _ in drawn))
     marks = {kind: _MARKS[i % len(_MARKS)] for i, kind in enumerate(kinds)}
     lines = []
