@@ -113,7 +113,7 @@ def _value(name: str, value: Any, at: tuple[str | int, ...]) -> Html:
             return join(fact(whole(len(value)), *at, shows="length"), " entries")
         given = ((key, entry) for key, entry in value.items() if not empty(entry))
         return between(
-            (join(f"{key.replace('_', ' ')} ", _value(key, entry, (*at, key))) for key, entry in given), ", "
+            (join(f"{key.replace('_', ' ')}: ", _value(key, entry, (*at, key))) for key, entry in given), ", "
         )
     if isinstance(value, (list, tuple)):
         if len(value) > 24:
