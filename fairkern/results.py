@@ -238,6 +238,30 @@ class Report(types.Report):
         return cls(**vars(report.load_report(options.place("path", path))))
 
 
+@dataclass(frozen=True, eq=False)
+class LatencyTable(types.LatencyTable):
+    """How long a model takes by what is left of each layer (see `fairkern.types.LatencyTable`)."""
+
+    def __str__(self) -> str:
+        return f"latency of {len(self.layers)} layers, {self.whole:.4g} ms in all"
+
+    @classmethod
+    def of(cls, data: types.LatencyTable) -> LatencyTable:
+        """The same table, with the methods of this class."""
+        return data if isinstance(data, LatencyTable) else cls(**vars(data))
+
+    @stage
+    def save(self, path: PathLike) -> None:
+        """JSON, written atomically."""
+        artefacts.save_latency(self, options.place("path", path))
+
+    @classmethod
+    @stage
+    def load(cls, path: PathLike) -> LatencyTable:
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
+        return cls.of(artefacts.load_latency(options.place("path", path)))
+
+
 def check_measures(name: str, given: object) -> None:
     """Raises InputError for what are no measures: finite numbers by name."""
     options.mapping(name, given, 'a dictionary of numbers by name, such as {"perplexity": 8.5}')

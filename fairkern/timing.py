@@ -22,7 +22,7 @@ from fairkern.options import seed as checked_seed
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.ranks import RanksLike, measured
-from fairkern.results import PathLike, Plan, Scores
+from fairkern.results import LatencyTable, PathLike, Plan, Scores
 from fairkern.surroundings import ordinary, stage
 
 
@@ -70,7 +70,7 @@ def latency_table(
     round_to: int | Mapping[str, int] = 1,
     seed: int = 0,
     ranks: RanksLike = None,
-) -> types.LatencyTable:
+) -> LatencyTable:
     """Milliseconds of every layer by how much of it is left, measured here: what `plan(keep_latency=…)` is solved with.
 
     The model is cut at random to every share, and as often again with another share for every group, so that a
@@ -103,7 +103,7 @@ def latency_table(
     if cache is not None and os.path.exists(cache):
         known = artefacts.load_latency(cache)
         if known.key == key and dict(known.shapes) == dict(units.shapes):
-            return known
+            return LatencyTable.of(known)
     in_place = _in_place(units)
     measured: list[tuple[list[types.IndexArray], report.Layers]] = []
     removals = [
@@ -125,7 +125,7 @@ def latency_table(
     )
     if cache is not None:
         artefacts.save_latency(table, cache)
-    return table
+    return LatencyTable.of(table)
 
 
 @stage

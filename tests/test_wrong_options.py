@@ -99,6 +99,9 @@ BY_KIND = {
 }
 DIVISORS = Kind({**WHOLE.wrong, **BY_KIND}, (*WHOLE.right, {"neuron": np.int64(2)}, {}))
 DROP = Kind({**but(WHOLE.wrong, "none"), **BY_KIND, "empty": {}, "zero of": {"neuron": 0}})
+SHARES = Kind(
+    {"number": 0.5, "text": "0.5", "none": None, "texts": ["0.5"], "above": [1.5], "zero": [0.0], "nan": [math.nan]}
+)
 SERVE = Kind({**CHOICE.wrong, "list": ["hf"], "type": "gguf:q9"})
 LIMITS = {"round_to": DIVISORS, "min_keep": WHOLE, "max_remove": SHARE, "ignore": NAMES, "serve": SERVE}
 PLANNING = {**LIMITS, "allocation": CHOICE, "removal": CHOICE, "protect": Kind({**CHOICE.wrong, "none": None})}
@@ -141,7 +144,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         lambda p: {"model": p.model, "loader": p.loader, "loss_fn": p.loss, "keep_params": 0.75, "progress": False},
         {"model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "keep_params": SHARE, "drop": DROP, "latency": OURS,
          "iterations": WHOLE, "compensate": CHOICE, "biases": BIASES, "inplace": FLAG, "more": BATCHES, "unused": NAMES,
-         "keep_scores": FLAG, **PLANNING, **SCORING, "gram": Kind(but(FLAG.wrong, "none"))},
+         "keep_scores": FLAG, "evaluate": FUNCTION, "budgets": SHARES, **PLANNING, **SCORING,
+         "gram": Kind(but(FLAG.wrong, "none"))},
     ),
     "recalibrate": (
         fk.recalibrate,
@@ -168,6 +172,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
          "timing": Kind(but(MAPPING.wrong, "none")), "environment": Kind(but(MAPPING.wrong, "none")),
          "curve": Kind({"text": "x", "numbers": [1], "number": 1, "none": None}),
          "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1}), "unplaced": NAMES},
+    ),
+    "measured": (
+        fk.measured,
+        lambda p: {"evaluate": lambda model: 1.0, "model": p.model},
+        {"evaluate": Kind({**FUNCTION.wrong, "none": None}), "model": MODEL},
     ),
     "latency": (
         fk.latency,

@@ -6,7 +6,7 @@ from fairkern.report.latency import FEW, compared, device, latencies_ms, latency
 from fairkern.report.machine import environment
 from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
-from fairkern.report.progress_bar import progress
+from fairkern.report.progress_bar import OnBatch, Shown, progress, shown
 from fairkern.report.rows import group_rows, summary, versions
 from fairkern.report.tables import explain_table, render, report_table
 
@@ -14,6 +14,8 @@ __all__ = [
     "FEW",
     "UNDISTURBED",
     "Layers",
+    "OnBatch",
+    "Shown",
     "compared",
     "device",
     "draw",
@@ -31,6 +33,7 @@ __all__ = [
     "save_html",
     "save_picture",
     "save_report",
+    "shown",
     "summary",
     "timed",
     "versions",

@@ -36,7 +36,10 @@ _NAME = 34  # as long a group's name may be and is not folded, since `ignore=` t
 
 def render(table: RenderableType, width: int = _WIDTH) -> str:
     """Plain text of a table or several, without colours or control codes; no line is longer than `width`."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
+    # in a notebook rich would show an empty cell beside, whatever file it is given
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, force_terminal=False, force_jupyter=False, highlight=False
+    )
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"

@@ -117,6 +117,12 @@ def test_narrow():
     assert max(map(len, text.splitlines())) <= 60
 
 
+def test_in_a_notebook_nothing_is_shown_beside(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: pytest.fail(f"an output of its own: {text!r}"))
+    assert "group" in render(explain_table(unit_map(), [0] * 4, [0] * 4))
+
+
 def test_report():
     plan = Plan(
         "Net",
