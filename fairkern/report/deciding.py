@@ -47,16 +47,17 @@ def signal_name(plan: Plan, role: str) -> str:
     return str(plan.request.get(role, _ROLES[role]))
 
 
-def signal_of(scores: Scores, plan: Plan, name: str, role: str = "removal") -> list[FloatArray]:
-    """A signal, an array `[sets · units]` per plan group; empty where a group has none and loses nothing.
+def signal_of(scores: Scores, plan: Plan, name: str, role: str = "") -> list[FloatArray]:
+    """A signal, an array `[sets · units]` per plan group; empty where a group has none.
 
+    `role`: "removal" or "protect", where the plan was made by it: then a group that loses units has it.
     Raises InputError where these are not the scores of that plan.
     """
     if name not in scores.signals:
-        raise InputError(f"the plan was made with {role}={name!r}; these scores hold {sorted(scores.signals)}")
+        raise InputError(f"the plan was made with {role or 'the signal'}={name!r}; these scores hold {sorted(scores.signals)}")
     by_name = {group.name: values for group, values in zip(scores.units.groups, scores.signals[name], strict=True)}
     for group in plan.groups:
-        expected = (group.total,) if group.removed.size else (0, group.total)
+        expected = (group.total,) if role and group.removed.size else (0, group.total)
         if group.name not in by_name or len(by_name[group.name]) not in expected:
             raise InputError(f"the scores have no {name} of the {group.total} units of group {group.name!r}")
     return [by_name[group.name] for group in plan.groups]
@@ -72,7 +73,7 @@ def decided(scores: Scores, plan: Plan) -> Decided | None:
         return tolerances(scores, plan)
     said, missing = NAMES.get(name, name), _unknown(scores, name)
     unit = _UNITS.get(name, "as measured")
-    values = [np.zeros(0)] * len(plan.groups) if missing else signal_of(scores, plan, name)
+    values = [np.zeros(0)] * len(plan.groups) if missing else signal_of(scores, plan, name, "removal")
     needs = [np.sort(v.reshape(g.sets, -1)).mean(axis=0) for v, g in zip(values, plan.groups, strict=True)]
     if kind == "normalized":
         scales = [float(np.abs(v).mean()) if len(v) else 1.0 for v in values]
@@ -102,7 +103,7 @@ def tolerances(scores: Scores, plan: Plan) -> Decided:
     missing = _unknown(scores, name) or _unknown(scores, protect)
     if missing:
         return Decided(what, _SHARE, [np.zeros(0)] * len(plan.groups), threshold, True, missing)
-    both = signal_of(scores, plan, name), signal_of(scores, plan, protect, "protect")
+    both = signal_of(scores, plan, name, "removal"), signal_of(scores, plan, protect, "protect")
     curves = [_tolerance(u, r, group.sets) for u, r, group in zip(*both, plan.groups, strict=True)]
     return Decided(what, _SHARE, curves, threshold, True)
 

@@ -147,9 +147,8 @@ def _measured(report: Report, name: str, marks: Mapping[str, str]) -> Html:
     rows = [row for row in report.curve if isinstance(row.get(name), (int, float)) and "budget" in row]
     by = {str(row.get("by", "")) for row in rows}
     of = {"keep_params": "parameters", "keep_flops": "FLOPs", "keep_latency": "latency"}
-    x = linear(
-        0, 100, f"budget: share of {' or '.join(of.get(b, b) for b in sorted(by)) or 'the model'} that is kept, %"
-    )
+    costs = " or ".join(of.get(b, b) for b in sorted(by)) or "the model"
+    x = linear(0, 100, "tolerance (ToD), %" if by == {"tod"} else f"budget: share of {costs} that is kept, %")
     whole_model = report.before.get(name)
     values = [float(row[name]) for row in rows] + ([] if whole_model is None else [float(whole_model)])
     y = linear(min(values), max(values), unit(name), lambda value: measure(name, value))
@@ -174,7 +173,8 @@ def _line(rows: list[Mapping[str, Any]], name: str, method: str, x: Scale, y: Sc
     drawn = [stroke(path(means, x, y), class_="curve")] if len(means) > 1 else []
     for row in rows:
         seed = f", seed {row['seed']}" if "seed" in row else ""
-        said = f"{method + ', ' if method else ''}{100 * row['budget']:g} % kept{seed}: {measure(name, row[name])}"
+        kept = "tolerated" if row.get("by") == "tod" else "kept"
+        said = f"{method + ', ' if method else ''}{100 * row['budget']:g} % {kept}{seed}: {measure(name, row[name])}"
         drawn.append(stroke(dots([(100 * row["budget"], row[name])], x, y), el("title", said), class_="reach"))
     return drawn
 
