@@ -54,7 +54,9 @@ def signal_of(scores: Scores, plan: Plan, name: str, role: str = "") -> list[Flo
     Raises InputError where these are not the scores of that plan.
     """
     if name not in scores.signals:
-        raise InputError(f"the plan was made with {role or 'the signal'}={name!r}; these scores hold {sorted(scores.signals)}")
+        raise InputError(
+            f"the plan was made with {role or 'the signal'}={name!r}; these scores hold {sorted(scores.signals)}"
+        )
     by_name = {group.name: values for group, values in zip(scores.units.groups, scores.signals[name], strict=True)}
     for group in plan.groups:
         expected = (group.total,) if role and group.removed.size else (0, group.total)

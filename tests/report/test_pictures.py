@@ -17,7 +17,7 @@ from fairkern.types import AxisGroup, Plan, PlanGroup, Scores, UnitMap
 from tests.experts import build, samples
 
 pytest.importorskip("matplotlib")
-from matplotlib.text import Text  # noqa: E402
+from matplotlib.text import Text
 
 
 def scored(groups: int, units: int = 24, constant: bool = False) -> tuple[Scores, Plan]:
@@ -134,7 +134,9 @@ def drawn(axis):
 
 def is_tick(figure, text):
     every = (axis for axes in figure.get_axes() for axis in (axes.xaxis, axes.yaxis))
-    return any(text in (t.label1, t.label2) for axis in every for t in (*axis.get_major_ticks(), *axis.get_minor_ticks()))
+    return any(
+        text in (t.label1, t.label2) for axis in every for t in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+    )
 
 
 def test_other_formats_and_endings(tmp_path):

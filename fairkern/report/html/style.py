@@ -48,8 +48,8 @@ padding:.2rem 0;break-inside:avoid}
 .yticks,.xticks{position:relative;font-size:.78rem;line-height:1.2;color:var(--soft)}
 .yticks{grid-column:1}
 .yticks .tick{position:absolute;right:0;transform:translateY(-50%)}
-.xticks{grid-column:2;height:1.5rem}
-.xticks .tick{position:absolute;top:.3rem;transform:translateX(-50%);white-space:nowrap}
+.xticks{grid-column:2;height:1.75rem}
+.xticks .tick{position:absolute;top:.6rem;transform:translateX(-50%);white-space:nowrap}
 .area{grid-column:2;height:21rem;border-left:1px solid var(--soft);border-bottom:1px solid var(--soft)}
 .area svg{display:block;width:100%;height:100%;overflow:visible}
 .readout{grid-column:1/3;min-height:1.5em;font-size:.85rem;margin:.3rem 0 0}
