@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from fairkern import hf, ops, ranks
+from fairkern.allocate import Group
 from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.compact import compact_checkpoint
@@ -25,6 +26,7 @@ from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import LatencyTable, Plan, Report, Scores, UnitMap
 from fairkern.summary import picture, summarise
+from fairkern.sweeping import Sweep, sweep
 from fairkern.timing import compare_latency, latency, latency_table, plan_latency
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "BackendError",
     "BudgetError",
     "FairkernError",
+    "Group",
     "InputError",
     "LatencyTable",
     "NonFiniteError",
@@ -40,6 +43,7 @@ __all__ = [
     "RankError",
     "Report",
     "Scores",
+    "Sweep",
     "TimeLimitError",
     "UnitMap",
     "apply",
@@ -61,6 +65,7 @@ __all__ = [
     "save_pruned",
     "score",
     "summarise",
+    "sweep",
     "trace",
 ]
 
