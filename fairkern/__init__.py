@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fairkern import hf, ops, ranks
 from fairkern.allocate import Group
-from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
+from fairkern.api import apply, info, recalibrate, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.compact import compact_checkpoint
 from fairkern.errors import (
@@ -25,6 +25,7 @@ from fairkern.evaluating import measured
 from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import LatencyTable, Plan, Report, Scores, UnitMap
+from fairkern.saving import load_pruned, save_pruned
 from fairkern.summary import picture, summarise
 from fairkern.sweeping import Sweep, sweep
 from fairkern.timing import compare_latency, latency, latency_table, plan_latency

@@ -1,7 +1,7 @@
 """What a run did and what can be cut: tables for a terminal, JSON, a page, a picture, measured latency."""
 
 from fairkern.report.curves import curve_table, draw_curves, save_curves
-from fairkern.report.files import load_report, save_report
+from fairkern.report.files import load_report, report_content, save_report
 from fairkern.report.frames import as_columns, frame, plan_columns, save_csv, unit_columns
 from fairkern.report.html import save_html
 from fairkern.report.latency import FEW, compared, device, latencies_ms, latency_ms, one_after_the_other, timed
@@ -36,6 +36,7 @@ __all__ = [
     "plan_columns",
     "progress",
     "render",
+    "report_content",
     "report_table",
     "save_csv",
     "save_curves",

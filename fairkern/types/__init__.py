@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fairkern.types.arrays import FloatArray, IndexArray
 from fairkern.types.branches import Blocks, Branch, BranchPart, Entries, Numbers, numbered
+from fairkern.types.build import Build
 from fairkern.types.configuration import ConfigChange, ConfigField
 from fairkern.types.files import FilePart, Files, FileTensor, Places
 from fairkern.types.latency import LatencyCut, LatencyTable
@@ -33,6 +34,7 @@ __all__ = [
     "Blocks",
     "Branch",
     "BranchPart",
+    "Build",
     "CallSite",
     "ConfigChange",
     "ConfigField",
