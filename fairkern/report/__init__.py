@@ -8,7 +8,7 @@ from fairkern.report.latency import FEW, compared, device, latencies_ms, latency
 from fairkern.report.machine import environment
 from fairkern.report.modules import UNDISTURBED, Layers, layers_ms
 from fairkern.report.pictures import draw, save_picture
-from fairkern.report.progress_bar import OnBatch, Shown, progress, shown
+from fairkern.report.progress_bar import Shown, progress, shown
 from fairkern.report.rows import group_rows, summary, versions
 from fairkern.report.tables import explain_table, render, report_table
 
@@ -16,7 +16,6 @@ __all__ = [
     "FEW",
     "UNDISTURBED",
     "Layers",
-    "OnBatch",
     "Shown",
     "as_columns",
     "compared",
