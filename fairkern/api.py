@@ -38,6 +38,7 @@ from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import Verify, check_values, proven_as
 from fairkern.ranks import ALONE, RanksLike, entered, shared, together
+from fairkern.report import Shown
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import ordinary, stage
 from fairkern.walk import Walk
@@ -158,7 +159,7 @@ def score(
     keep_moments: bool | PathLike = True,
     walk: str = "whole",
     walk_folder: PathLike | None = None,
-    progress: bool = True,
+    progress: Shown = True,
     ranks: RanksLike = None,
 ) -> Scores:
     """U-score and R-score of every unit that can be cut and that inputs change, in one pass over `loader`.
@@ -216,7 +217,7 @@ def score(
             together), so that memory holds the activations of one. The scores are the same, at the price of another
             forward pass. InputError for other models.
         walk_folder: with "blocks", what passes between blocks lies in files there for the time; None: in memory.
-        progress: show a progress bar on a terminal.
+        progress: show a progress bar on a terminal; or a function that is told `(done, total or None, stage)` instead.
         ranks: True, or a process group: all its processes make this call, with the same model and the same loader, of
             which each runs every so many batches; all of them get the scores of one process. False: this process works
             by itself, whatever others do. None: there is no other.
@@ -263,7 +264,7 @@ def score(
         samples_of=samples_of,
         ranks=(team := entered(ranks)),
     )
-    show, traced = options.flag("progress", progress) and team.first, 0.0
+    show, traced = report.shown(progress) if team.first else False, 0.0
     by, folder = Walk.asked(walk, walk_folder, team)
     with at_work(model, "score()"):
         if units is None:

@@ -93,6 +93,11 @@ def launched(what: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
+def speaks() -> bool:
+    """Whether this process speaks for all that a launcher has started: the first does, and one that is by itself."""
+    return env.processes() == 1 or env.rank() == 0
+
+
 def alone(given: Any, what: str) -> None:
     """Raises InputError where `what`, which only a single process does, is asked of several, or where one of several
     does not say with False that it works by itself."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fairkern.report import explain_table, group_rows, render, report_table
-from fairkern.report.tables import quantity
+from fairkern.report.wording import quantity
 from fairkern.types import (
     Axis,
     AxisGroup,
