@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from fairkern.compact.recomputed import OwnCalls, Under, enter, leave, under
-from fairkern.compact.symbolic import Proxy, proxies, traced
+from fairkern.compact.symbolic import Proxy, traced
 from fairkern.errors import InputError
 from fairkern.model.call_places import begins, place, place_of, way, within
+from fairkern.model.in_graphs import written_by
 from fairkern.model.replacements import leave_modes_out
 from fairkern.model.size_calls import BY_NAME, Asked, SizeFunction, size_function
+from fairkern.model.unscripted import Unscripted
 from fairkern.plans.renaming import Renaming
 from fairkern.types import Passed, Plan, SiteNumber, SizeChange
 
@@ -85,10 +88,13 @@ class _Sites:
         return any(table.asked for table in self.tables)
 
 
-_UNCOMPILED = "its code divides sizes that it asks for, and is answered with those before the cut"
+_UNCOMPILED = (
+    "its code divides sizes that it asks for, and is answered with those before the cut; compile without fullgraph=True, "
+    "and export with strict=False"
+)
 
 
-class SizedForward(nn.Module):
+class SizedForward(Unscripted):
     """Marks the subclasses made here; `_original` is the class that the module had."""
 
     _original: ClassVar[Any]
@@ -116,11 +122,10 @@ def _sized(original: Any, answers: bool) -> Any:
     @begins
     def forward(self: SizedForward, *args: Any, **kwargs: Any) -> Any:
         mode = _Substitution(self._fairkern_sites)
-        if not torch.compiler.is_compiling():
-            proxy = next(proxies((args, kwargs)), None)
-            if proxy is not None:
-                with traced(proxy.tracer, mode), mode:
-                    return original.forward(self, *args, **kwargs)
+        tracer = written_by(args, kwargs)
+        if tracer is not None:
+            with traced(tracer, mode), mode:
+                return original.forward(self, *args, **kwargs)
         with mode:
             return original.forward(self, *args, **kwargs)
 
@@ -183,14 +188,18 @@ class _Substitution(OwnCalls):
     def answered(self, function: Asked, args: Any, kwargs: Any) -> Any:
         """The sizes of a tensor as they were before the cut, for code that divides them by numbers of its own."""
         numbers = list(function.numbers(args, kwargs))
-        at = self._place(function.name)
-        if at is not None:
-            number = self.calls.get(at, 0)
-            self.calls[at] = number + 1
-            for table in reversed(self.sites.tables):
-                for change in table.at(at, number, -1) or ():
-                    numbers[change.place] = _number_before(change, function, numbers)
+        for change in self.answers(function):
+            numbers[change.place] = _number_before(change, function, numbers)
         return function.answer(args, kwargs, numbers)
+
+    def answers(self, function: Asked) -> list[SizeChange]:
+        """What is other in the answer to the question that is under way: of the last cut first."""
+        at = self._place(function.name) if self.sites.answers else None
+        if at is None:
+            return []
+        number = self.calls.get(at, 0)
+        self.calls[at] = number + 1
+        return [change for table in reversed(self.sites.tables) for change in table.at(at, number, -1) or ()]
 
     def _place(self, name: str) -> str | None:
         """Where the module's code makes the call that is under way; None where it is a submodule's."""
@@ -236,16 +245,28 @@ def _number(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> A
     if not _fits(change, function, numbers):
         raise _other(change, function, numbers)
     number = numbers[change.place]
-    if not isinstance(number, Proxy) and (number > change.before if change.outright else number % before):
+    known = _known(number)
+    if known is not None and (known > change.before if change.outright else known % before):
         raise _other(change, function, numbers)
     return change.after if change.outright else number // before * after
 
 
 def _number_before(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> Any:
     before, after = change.before // change.common, change.after // change.common
-    if not _fits(change, function, numbers) or numbers[change.place] % after:
+    if not _fits(change, function, numbers) or _known(numbers[change.place]) % after:
         raise _other(change, function, numbers)
     return numbers[change.place] // after * before
+
+
+def _known(number: Any) -> Any:
+    """A number's value; None where it stands for one in a graph of `torch.fx`, which has none yet."""
+    if isinstance(number, Proxy):
+        return None
+    if not isinstance(number, Tensor):
+        return number
+    with warnings.catch_warnings():  # a size in torch.jit.trace: to look at it changes nothing in what is traced
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        return int(number)
 
 
 def _other(change: SizeChange, function: SizeFunction, numbers: list[Any]) -> InputError:
@@ -261,17 +282,19 @@ def _check_unseen(table: _Table, function: SizeFunction, args: Any, numbers: lis
     """InputError where a call that no trace saw may be given a size that has changed, and would not fail by itself.
 
     That is a view that is to infer a size, a split into equal parts, a slice. A number that repeats a size of the
-    tensor, in front or behind, is right.
+    tensor, in front or behind, is right; of what stands for one in a graph the sizes are not known.
     """
-    given = args[0] if args and isinstance(args[0], Tensor) else None
-    if given is None or not all(type(number) is int or isinstance(number, torch.SymInt) for number in numbers):
+    given = args[0] if args and isinstance(args[0], (Tensor, Proxy)) else None
+    sizes = (int, torch.SymInt, Proxy, *((Tensor,) if torch.jit.is_tracing() else ()))
+    if given is None or not all(isinstance(n, sizes) and not isinstance(n, bool) for n in numbers):
         return
-    shape = tuple(given.shape)
-    first, last, fails = 0, len(numbers), False
     if function.kind in ("filled", "groups"):
         return
-    if function.kind == "shape":
-        fails = -1 not in numbers and math.prod(numbers) != given.numel()
+    numbers = [0 if known is None else known for known in map(_known, numbers)]
+    first, last, fails = 0, len(numbers), False
+    if function.kind == "shape" and isinstance(given, Tensor):
+        shape = tuple(map(_known, given.shape))
+        fails = -1 not in numbers and math.prod(numbers) != math.prod(shape)
         while first < min(len(numbers), len(shape)) and numbers[first] == shape[first]:
             first += 1
         while last > first and len(numbers) - last < len(shape) and numbers[last - 1] == shape[last - 1 - len(numbers)]:
@@ -284,7 +307,8 @@ def _check_unseen(table: _Table, function: SizeFunction, args: Any, numbers: lis
             raise InputError(
                 f"{module}: {at} is {function.name}{tuple(numbers)}, a call that was not made when it was traced, and "
                 f"{number} may count what has been cut ({size} before). Trace and prune with further example inputs "
-                "(`more=`) that take this path through its code"
+                "(`more=`) that take this path through its code; if that is taken only while this graph is written, write "
+                "it in another way (torch.export)"
             )
 
 

@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from fairkern.model.in_graphs import whole_call
+from fairkern.model.unscripted import Unscripted
+
 _FUNCTION: Callable[..., Any] = F.multi_head_attention_forward
 
 
@@ -77,6 +80,7 @@ def added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask
 
 
+@whole_call
 def multi_head_attention(
     query: Tensor,
     key: Tensor,
@@ -151,7 +155,7 @@ class _Made(type):
     _attending: Any
 
 
-class PlainAttention(nn.Module):
+class PlainAttention(Unscripted):
     """Marks the classes made by `attending`; `_attending` is the class that the module had."""
 
     _attending: ClassVar[Any]

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fairkern.model.unscripted import Unscripted
 from fairkern.types import BranchPart
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _KEPT = (bool, int, float, str, type(None))
 
 
-class Nothing(nn.Module):
+class Nothing(Unscripted):
     """In place of a module that a branch had for itself (see `BranchPart`).
 
     What other code asks of it is there: its numbers and names as they were, None for what it held.

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from fairkern.errors import InputError
 from fairkern.model.attention import added, attend, attending, calls_attention, masks
 from fairkern.model.fast_path import attention_is_fused, layer_is_fused, padded, unpadded
+from fairkern.model.in_graphs import whole_module
 from fairkern.model.nothing import Nothing
 from fairkern.model.own_modes import entered, left_out
+from fairkern.model.unscripted import Unscripted
 
 
-class MultiheadAttention(nn.MultiheadAttention):
+class MultiheadAttention(Unscripted, nn.MultiheadAttention):
     """`nn.MultiheadAttention` whose number of heads follows its weights: heads of `head_dim`, `embed_dim` in and out.
 
     Parameters, attributes and arguments are those of the original, and in every state (gradients, fast path, masks,
@@ -41,6 +43,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         """How many heads there were before any was cut."""
         return self.__dict__.get("_whole_heads", self.num_heads)
 
+    @whole_module
     def forward(
         self,
         query: Tensor,
@@ -135,13 +138,14 @@ class MultiheadAttention(nn.MultiheadAttention):
         return masks(attn_mask, padding, batch, query.dtype, batched=batched)
 
 
-class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+class TransformerEncoderLayer(Unscripted, nn.TransformerEncoderLayer):
     """`nn.TransformerEncoderLayer` around an attention that runs as ours: what the original gives in every state.
 
     Where the original would take its fused path, masks of any kind become masks of keys that are hidden, nested tensors
     are taken, and `gelu` is the exact one, as there.
     """
 
+    @whole_module
     def forward(
         self,
         src: Tensor,
@@ -189,9 +193,10 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         return self.linear2(F.gelu(x) if self.activation_relu_or_gelu == 2 else F.relu(x))
 
 
-class TransformerEncoder(nn.TransformerEncoder):
+class TransformerEncoder(Unscripted, nn.TransformerEncoder):
     """`nn.TransformerEncoder` inside a module whose code runs under a mode of ours, which it is not to see."""
 
+    @whole_module
     def forward(
         self,
         src: Tensor,

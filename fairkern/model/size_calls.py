@@ -217,6 +217,7 @@ _TABLE = (
     Asked("shape", "asked", 1, ()),
     Asked("size", "asked", 1, ()),
 )
+_OPERATORS = {"getitem": "__getitem__", "setitem": "__setitem__"}  # as torch.fx and strict export index tensors
 BY_NAME: Mapping[str, SizeFunction] = {function.name: function for function in _TABLE}
 
 
@@ -228,4 +229,4 @@ def size_function(function: Callable[..., Any] | str) -> SizeFunction | None:
     name = function if isinstance(function, str) else getattr(function, "__name__", "")
     if name == "__get__":
         name = "shape" if getattr(function, "__self__", None) is Tensor.shape else ""
-    return BY_NAME.get(name)
+    return BY_NAME.get(_OPERATORS.get(name, name))
