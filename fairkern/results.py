@@ -45,7 +45,7 @@ class UnitMap(types.UnitMap):
 
         They are parameters of two or more dimensions (vectors, where there are no others) along an axis that holds the
         units and does not contract over them: filters of a convolution, rows of a matrix, of a head those of its
-        queries, keys and values. Of units that are modules (experts of a list, branches) a row is all that they hold.
+        queries, keys and values. Of experts and branches as a whole a row is all that is theirs.
         For signals of your own: `removal=lambda group: norm_of(group.map.weights(model, group))`.
 
         Args:

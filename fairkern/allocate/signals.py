@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fairkern import ties
 from fairkern.allocate.groups import Group, Known
@@ -146,6 +148,8 @@ def levels(signal: Any, values: dict[int, FloatArray]) -> dict[int, FloatArray]:
 
 
 def _checked(group: AxisGroup, name: str, given: Any) -> FloatArray:
+    if isinstance(given, Tensor):
+        given = given.detach().to("cpu", torch.float64).numpy()
     try:
         values = np.array(given, dtype=np.float64)
     except (TypeError, ValueError):

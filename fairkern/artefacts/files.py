@@ -99,6 +99,11 @@ def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         raise ArtefactError(
             f"{path} is a folder; expected the file of a fairkern {kind}, such as {kind}.json"
         ) from None
+    return entries_of(data, path, kind)
+
+
+def entries_of(data: bytes, path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """The entries of what `json_file` made, found at `path` (in words, where it is no file). Raises ArtefactError."""
     try:
         content = parse(data.decode("utf-8"))
         found = sum_of({key: value for key, value in content.items() if key != SUM}) if type(content) is dict else ""

@@ -6,7 +6,6 @@ Nothing is fetched, and no weights are read: arguments that would are refused, a
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from fairkern.errors import ArtefactError, FairkernError, InputError
 from fairkern.model.offline import offline
 from fairkern.model.on_meta import parameters_on_meta
+from fairkern.model.tensors import not_saved
 from fairkern.model.threads import of_this_thread
 from fairkern.options import near, several, short
 from fairkern.types import Build
@@ -47,8 +48,8 @@ def is_library(name: str) -> bool:
 
 
 def make(build: Build, said: str, *, trust: bool, most: int) -> nn.Module:
-    """What the build makes, on the CPU, of random or no parameters: those of libraries' models lie on meta, their
-    buffers do not. Random states and the default dtype are put back.
+    """What the build makes, on the CPU, of random or no parameters: those of libraries' models lie on meta where their
+    code can do without values, buffers do not. Random states and the default dtype are put back.
 
     `said` begins the errors; `most`: how many parameters a model like it may register.
 
@@ -73,9 +74,9 @@ def make(build: Build, said: str, *, trust: bool, most: int) -> nn.Module:
             if maker is None:
                 made = call(find(build.name, said), build.arguments)
             else:
-                entered.enter_context(_at_most(most, f"{said} {build.name} with {short(dict(build.arguments))}"))
-                entered.enter_context(parameters_on_meta())
-                made = maker(name, build.arguments)
+                told = f"{said} {build.name} with {short(dict(build.arguments))}"
+                entered.enter_context(_at_most(2 * most, told))  # some are built twice
+                made = _without_values(partial(maker, name, build.arguments))
         except (FairkernError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -87,6 +88,16 @@ def make(build: Build, said: str, *, trust: bool, most: int) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise InputError(f"{said} {build.name}, which makes a {type(made).__name__}; expected a torch.nn.Module")
     return made
+
+
+def _without_values(make_it: Callable[[], Any]) -> Any:
+    """With parameters on meta, and buffers as ever; whole, where the code asks parameters for values meanwhile (some run
+    themselves once), or makes of them what no file has."""
+    with contextlib.suppress(NotImplementedError, RuntimeError), parameters_on_meta():
+        made = make_it()
+        if not isinstance(made, nn.Module) or not any(tensor.is_meta for tensor in not_saved(made).values()):
+            return made
+    return make_it()
 
 
 def refuse_weights(arguments: Mapping[str, Any], said: str) -> None:
@@ -290,7 +301,7 @@ def _within(value: Any) -> Any:
 _LIBRARIES: dict[str, Maker] = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}
 
 
-@functools.cache
+@cache
 def _version(package: str) -> str:
     return importlib.metadata.version(package)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fairkern.artefacts.builds import NAME, checked_arguments
 from fairkern.compact import builders
@@ -18,7 +19,7 @@ from fairkern.compact.descriptors import check
 from fairkern.errors import FairkernError, InputError, PlanMismatchError
 from fairkern.model.described import module_digests, own_class
 from fairkern.model.fields import bias_fields, configurations
-from fairkern.model.tensors import named_tensors
+from fairkern.model.tensors import not_saved
 from fairkern.options import short
 from fairkern.types import Build, Plan
 
@@ -41,28 +42,26 @@ def given_build(build: Any, small: nn.Module, plan: Plan) -> Build:
     name, arguments = _parts(build)
     if not builders.is_library(name):
         function = builders.find(name, _SAID)
+        _check_callable(name, function, arguments)
         own = builders.own_name(function)
-        if own is None:
-            _check_callable(name, function, arguments)
-        name = own or name
-    made = Build(name, arguments)
+        if own is not None:
+            with contextlib.suppress(FairkernError):  # without weights some are others: then it is a callable
+                return _recorded(_fitting([Build(own, arguments)], small, plan), small)
+        return _recorded(Build(name, arguments), small)
     if name.startswith("transformers:") and not arguments:
-        own_build = found_build(small, plan)
-        if own_build is None or own_build.name != name:
+        told = found_build(small, plan)
+        if told is None or told.name != name:
             raise InputError(
                 f'build={name!r} needs the configuration: {{"name": {name!r}, "arguments": config.to_dict()}}'
             )
-        return own_build
-    if not builders.is_library(name):
-        return _recorded(made, small)
+        return told
     try:
-        found = _fitting([made], small, plan, _SAID)
+        return _recorded(_fitting([Build(name, arguments)], small, plan), small)
     except PlanMismatchError as error:
         raise PlanMismatchError(
             f"build={name!r} makes another architecture than was cut: {error} (name what made the model that was "
             "traced, with its arguments; of one that has been pruned twice that is a pruned one: leave build out)"
         ) from None
-    return _recorded(found, small)
 
 
 def found_build(small: nn.Module, plan: Plan, config: Mapping[str, Any] | None = None) -> Build | None:
@@ -74,7 +73,7 @@ def found_build(small: nn.Module, plan: Plan, config: Mapping[str, Any] | None =
     """
     for candidates, exact in ((_of_transformers(small, plan, config), False), (_of_timm(small, plan), True)):
         try:
-            found = _fitting(candidates, small, plan, _SAID, exact=exact)
+            found = _fitting(candidates, small, plan, exact=exact)
         except (FairkernError, LookupError):
             continue
         return _recorded(found, small)
@@ -84,22 +83,6 @@ def found_build(small: nn.Module, plan: Plan, config: Mapping[str, Any] | None =
 def most_parameters(plan: Plan) -> int:
     """What building a model like the plan's may register: some put parameters in the place of others meanwhile."""
     return 4 * len(plan.shapes) + 1000
-
-
-def not_saved(model: nn.Module) -> dict[str, Tensor]:
-    """The buffers, by name, that a state dict does not have."""
-    saved = {name for path, module in model.named_modules() for name in _saved(path, module)}
-    return {
-        name: tensor
-        for name, tensor in named_tensors(model).items()
-        if name not in saved and not isinstance(tensor, nn.Parameter)
-    }
-
-
-def _saved(path: str, module: nn.Module) -> Iterator[str]:
-    for name in module._buffers:
-        if name not in module._non_persistent_buffers_set:
-            yield f"{path}.{name}" if path else name
 
 
 def _parts(build: Any) -> tuple[str, dict[str, Any]]:
@@ -147,7 +130,7 @@ def _check_callable(name: str, function: Any, arguments: Mapping[str, Any]) -> N
         pass
 
 
-def _fitting(candidates: Iterable[Build], small: nn.Module, plan: Plan, said: str, *, exact: bool = False) -> Build:
+def _fitting(candidates: Iterable[Build], small: nn.Module, plan: Plan, *, exact: bool = False) -> Build:
     """The first that makes what the plan was made for, with the dtype that its tables are made in.
 
     Raises what the last of them raised; LookupError where there is none, or none is exactly that.
@@ -156,26 +139,26 @@ def _fitting(candidates: Iterable[Build], small: nn.Module, plan: Plan, said: st
     for candidate in candidates:
         try:
             checked_arguments(candidate.arguments)
-            made = builders.make(candidate, said, trust=False, most=most_parameters(plan))
+            made = builders.make(candidate, _SAID, trust=False, most=most_parameters(plan))
             check(made, plan)
         except FairkernError as error:
             problem = error
             continue
         try:
-            return _alike(candidate, made, small, plan, said, exact=exact)
+            return _alike(candidate, made, small, plan, exact=exact)
         except LookupError as error:
             problem = error
     raise problem
 
 
-def _alike(build: Build, made: nn.Module, small: nn.Module, plan: Plan, said: str, *, exact: bool) -> Build:
+def _alike(build: Build, made: nn.Module, small: nn.Module, plan: Plan, *, exact: bool) -> Build:
     """The build with the dtype that what it makes has the cut model's tables in. LookupError where that should be exact
     and is not."""
     cut = apply(made, plan)
     if not _same_tables(cut, small):
         other = replace(build, dtype=_dtype_of(small))
         if other != build:
-            again = apply(builders.make(other, said, trust=False, most=most_parameters(plan)), plan)
+            again = apply(builders.make(other, _SAID, trust=False, most=most_parameters(plan)), plan)
             if _same_tables(again, small):
                 return _exactly(other, again, small) if exact else other
         if exact:

@@ -17,12 +17,13 @@ from fairkern.artefacts.files import sum_of
 from fairkern.artefacts.plans import read_plan_payload
 from fairkern.artefacts.tensors import open_tensors
 from fairkern.compact import builders
-from fairkern.compact.builds import most_parameters, not_saved
+from fairkern.compact.builds import most_parameters
 from fairkern.compact.checkpoint import loaded_into
 from fairkern.compact.descriptors import check, check_pruned
 from fairkern.compact.weights_file import CONFIG, PLAN, WEIGHTS, present
 from fairkern.errors import ArtefactError, InputError, PlanMismatchError
 from fairkern.model.described import module_digests
+from fairkern.model.tensors import not_saved
 from fairkern.types import Build, Plan
 
 

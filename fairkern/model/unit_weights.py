@@ -21,8 +21,9 @@ def unit_weights(model: nn.Module, units: UnitMap, group: AxisGroup) -> dict[str
 
     These are parameters of two or more dimensions along an axis that holds the units and does not contract over them: a
     filter of a convolution, a row of a matrix, of a head its queries, keys and values. Vectors (biases, norms) count
-    only where there is nothing else. Of units that are modules (experts of a list, branches) a row is all that they
-    hold, under the name of the list. Parametrized weights are what the parametrization is given.
+    only where there is nothing else. Of a whole expert it is all that is its own, and of units that are modules
+    (experts of a list, branches) all that they hold, under the name of the list. Parametrized weights are what the
+    parametrization is given.
 
     Copies, without gradients. Raises InputError for modules of unequal size.
     """
@@ -81,9 +82,10 @@ def _sums(weight: Tensor, dim: int, sets: int) -> tuple[FloatArray, FloatArray]:
 def _made_of(model: nn.Module, units: UnitMap, group: AxisGroup) -> Iterator[tuple[GroupAxis, nn.Parameter]]:
     """The axes of parameters that make the units."""
     found = []
+    whole_ones = any(tap.side.whole for tap in group.taps)  # experts: what they read with is theirs as well
     for held in group.axes:
         path, _, name = held.axis.tensor.rpartition(".")
-        if not held.consumer and held.axis.tensor in units.shapes:
+        if held.axis.tensor in units.shapes and (whole_ones or not held.consumer):
             parameter = _parameter(model, path, name)
             if parameter is not None:
                 if tuple(parameter.shape) != units.shapes[held.axis.tensor]:
