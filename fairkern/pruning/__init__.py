@@ -141,7 +141,7 @@ def prune(
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
-    show = report.shown(scoring.pop("progress", True)) if team.first else False
+    show = report.shown(scoring.pop("progress", True))
     given = scoring.pop("units", None)
     if given is not None:
         instance("units", given, types.UnitMap, UNITS)
@@ -166,7 +166,7 @@ def prune(
         chosen = {**scoring, **planning, **tracing, target.value: keep, "compensate": method, "biases": given_biases}
         chosen |= {"evaluate": evaluate, "budgets": further}
         capture.check_same(team, "prune()", model, {**chosen, "iterations": iterations, "inplace": inplace})
-        with report.progress(show) as told:
+        with report.progress(show if team.first else False) as told:
             run = Run(model, head(first, model, samples_of), batches, loss_fn, asked, team, told)
             for number in range(1, iterations + 1):
                 run.step(number, given if number == 1 else None)
