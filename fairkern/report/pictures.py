@@ -63,7 +63,11 @@ def save_picture(scores: Scores, plan: Plan, path: str | os.PathLike[str]) -> No
 
     Raises InputError (matplotlib is missing, an ending that it cannot write), OSError.
     """
-    figure = draw(scores, plan)
+    save_figure(draw(scores, plan), path)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """In the format that the ending of `path` says (png, svg, pdf), written atomically. Raises as `save_picture`."""
     kind = os.path.splitext(path)[1].lstrip(".").lower() or "png"
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
