@@ -20,11 +20,12 @@ from fairkern.errors import (
     RankError,
     TimeLimitError,
 )
+from fairkern.evaluating import measured
 from fairkern.healing import heal
 from fairkern.pruning import prune
-from fairkern.results import Plan, Report, Scores, UnitMap
+from fairkern.results import LatencyTable, Plan, Report, Scores, UnitMap
 from fairkern.summary import picture, summarise
-from fairkern.timing import latency, latency_table, plan_latency
+from fairkern.timing import compare_latency, latency, latency_table, plan_latency
 
 __all__ = [
     "ArtefactError",
@@ -32,6 +33,7 @@ __all__ = [
     "BudgetError",
     "FairkernError",
     "InputError",
+    "LatencyTable",
     "NonFiniteError",
     "Plan",
     "PlanMismatchError",
@@ -42,12 +44,14 @@ __all__ = [
     "UnitMap",
     "apply",
     "compact_checkpoint",
+    "compare_latency",
     "heal",
     "hf",
     "info",
     "latency",
     "latency_table",
     "load_pruned",
+    "measured",
     "ops",
     "picture",
     "plan_latency",

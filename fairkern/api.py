@@ -38,6 +38,7 @@ from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import Verify, check_values, proven_as
 from fairkern.ranks import ALONE, RanksLike, entered, shared, together
+from fairkern.report import Shown
 from fairkern.results import PathLike, Scores, UnitMap
 from fairkern.surroundings import ordinary, stage
 from fairkern.walk import Walk
@@ -94,7 +95,8 @@ def trace(
         NonFiniteError: weights that hold NaN or Inf, by name, where nothing can be proven for it; elsewhere a note of
             the map names them.
         TimeLimitError: the time is up; the model is as it was.
-        What the model raises passes through.
+
+    What the model raises passes through.
 
     Cost: one forward pass and about 0.2 ms per operator; the proof adds a copy of the model and three passes, and as
     much again for a model whose configuration counts units.
@@ -157,7 +159,7 @@ def score(
     keep_moments: bool | PathLike = True,
     walk: str = "whole",
     walk_folder: PathLike | None = None,
-    progress: bool = True,
+    progress: Shown = True,
     ranks: RanksLike = None,
 ) -> Scores:
     """U-score and R-score of every unit that can be cut and that inputs change, in one pass over `loader`.
@@ -215,7 +217,7 @@ def score(
             together), so that memory holds the activations of one. The scores are the same, at the price of another
             forward pass. InputError for other models.
         walk_folder: with "blocks", what passes between blocks lies in files there for the time; None: in memory.
-        progress: show a progress bar on a terminal.
+        progress: show a progress bar on a terminal; or a function that is told `(done, total or None, stage)` instead.
         ranks: True, or a process group: all its processes make this call, with the same model and the same loader, of
             which each runs every so many batches; all of them get the scores of one process. False: this process works
             by itself, whatever others do. None: there is no other.
@@ -262,7 +264,7 @@ def score(
         samples_of=samples_of,
         ranks=(team := entered(ranks)),
     )
-    show, traced = options.flag("progress", progress) and team.first, 0.0
+    show, traced = report.shown(progress) if team.first else False, 0.0
     by, folder = Walk.asked(walk, walk_folder, team)
     with at_work(model, "score()"):
         if units is None:

@@ -16,6 +16,12 @@ def processes() -> int:
     return int(given) if given.isdecimal() and "RANK" in os.environ else 1
 
 
+def rank() -> int:
+    """Which of the processes this is (`RANK`); 0 where none says so."""
+    given = os.environ.get("RANK", "0")
+    return int(given) if given.isdecimal() else 0
+
+
 def local_rank() -> int:
     """Which of the processes on this machine this is (`LOCAL_RANK`), for the device that it takes."""
     given = os.environ.get("LOCAL_RANK", "0")

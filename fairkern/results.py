@@ -214,11 +214,52 @@ class Report(types.Report):
         """JSON, written atomically."""
         report.save_report(self, options.place("path", path))
 
+    @stage
+    def save_html(self, path: PathLike, *, scores: types.Scores | None = None) -> None:
+        """One page for a browser, written atomically: no network, readable without a script, on any screen.
+
+        Widths before and after, the signal that decided and its threshold, U against R, figures before and after, what
+        stays and why, and how it was made. What decided is drawn from `plan` and from the `scores` that the plan was
+        made from: those given, or those that `prune(…, keep_scores=True)` kept; without them the page says so. (Of
+        several steps `prune` keeps the last one's, which are not those of the whole plan.)
+
+        Raises InputError (no scores, or scores of another plan), OSError. Cost: a second for 10,000 units.
+        """
+        if scores is not None:
+            options.instance("scores", scores, types.Scores, options.SCORES)
+        elif "steps" not in self.choices:
+            scores = self.scores
+        report.save_html(self, options.place("path", path), self.plan, scores)
+
     @classmethod
     @stage
     def load(cls, path: PathLike) -> Report:
         """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls(**vars(report.load_report(options.place("path", path))))
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyTable(types.LatencyTable):
+    """How long a model takes by what is left of each layer (see `fairkern.types.LatencyTable`)."""
+
+    def __str__(self) -> str:
+        return f"latency of {len(self.layers)} layers, {self.whole:.4g} ms in all"
+
+    @classmethod
+    def of(cls, data: types.LatencyTable) -> LatencyTable:
+        """The same table, with the methods of this class."""
+        return data if isinstance(data, LatencyTable) else cls(**vars(data))
+
+    @stage
+    def save(self, path: PathLike) -> None:
+        """JSON, written atomically."""
+        artefacts.save_latency(self, options.place("path", path))
+
+    @classmethod
+    @stage
+    def load(cls, path: PathLike) -> LatencyTable:
+        """Raises ArtefactError for a truncated, edited, foreign or newer file."""
+        return cls.of(artefacts.load_latency(options.place("path", path)))
 
 
 def check_measures(name: str, given: object) -> None:

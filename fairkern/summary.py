@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +24,9 @@ def summarise(
     after: Mapping[str, float] | None = None,
     healed: Mapping[str, float] | None = None,
     stages: Mapping[str, float] | None = None,
+    timing: Mapping[str, Any] | None = None,
+    curve: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, Any] | None = None,
     corrected: Sequence[Correction] = (),
     compensation: str | None = None,
     small: nn.Module | None = None,
@@ -33,7 +38,9 @@ def summarise(
 
     `small`, the cut model, is asked for its parameters: compensation may have added biases, which no plan counts.
     `before` and `after` take further measures by name (`accuracy`, `latency_ms`), `healed` those of the cut model after
-    `heal`, in a column of their own; `stages` seconds by stage.
+    `heal`, in a column of their own; `stages` seconds by stage. `timing`: from `compare_latency`; its medians are the
+    `latency_ms` of both, unless those are given. `curve`: rows of budgets that were tried (`types.Report`).
+    `environment`: where it was made, in place of what is seen here.
     `compensation`: which one it was. `corrected`: what it did, with `scores`; each group's row then has the share of
     its removed activations that the units that stay do not predict. `biases`: where weights were given one that have
     none; `flags`: fields of the configuration that were set for them; `unplaced`: biases that it has no field for, and
@@ -47,6 +54,12 @@ def summarise(
     for name, measures in (("before", before), ("after", after), ("healed", healed), ("stages", stages)):
         if measures is not None:
             check_measures(name, measures)
+    for name, facts in (("timing", timing), ("environment", environment)):
+        if facts is not None:
+            options.mapping(name, facts, "a dictionary of facts by name")
+    options.iterable("curve", curve, "rows of budgets that were tried")
+    for row in curve:
+        options.mapping("curve", row, "rows of budgets that were tried")
     options.iterable("corrected", corrected, "corrections")
     for correction in corrected:
         options.instance("corrected", correction, Correction, "corrections")
@@ -67,7 +80,7 @@ def summarise(
         plan,
         scores,
         title=title or f"{plan.model}, pruned",
-        measures=(before or {}, after or {}, healed or {}),
+        measures=(_timed(timing, "before", before), _timed(timing, "after", after), healed or {}),
         stages=stages or {},
         params=None if small is None else sum(p.numel() for p in small.parameters()),
         unexplained=unexplained(scores.units, corrected) if scores is not None else {},
@@ -75,7 +88,17 @@ def summarise(
         flags=flags,
         unplaced=unplaced,
     )
+    if environment is None:
+        known = {} if scores is None else scores.provenance
+        environment = report.environment({"scoring": known["seed"]} if "seed" in known else {})
+    made = replace(made, timing=dict(timing or {}), curve=tuple(curve), environment=dict(environment))
     return Report(**vars(made), plan=Plan.of(plan))
+
+
+def _timed(timing: Mapping[str, Any] | None, when: str, measures: Mapping[str, float] | None) -> dict[str, float]:
+    """Measures, with the median of a timing first."""
+    taken = {} if timing is None or when not in timing else {"latency_ms": timing[when]["p50"]}
+    return {**taken, **(measures or {})}
 
 
 @stage

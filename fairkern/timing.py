@@ -22,7 +22,7 @@ from fairkern.options import seed as checked_seed
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.ranks import RanksLike, measured
-from fairkern.results import PathLike, Plan, Scores
+from fairkern.results import LatencyTable, PathLike, Plan, Scores
 from fairkern.surroundings import ordinary, stage
 
 
@@ -40,6 +40,26 @@ def latency(model: nn.Module, example_inputs: Any, *, ranks: RanksLike = None) -
 
 @stage
 @measured
+def compare_latency(
+    model: nn.Module, small: nn.Module, example_inputs: Any, *, ranks: RanksLike = None
+) -> dict[str, Any]:
+    """How long a forward pass takes before and after a cut, in turn, with what a reader needs to believe it.
+
+    What else runs on the machine slows down both of a pair of passes, so that `speedup` is told of pairs. `steady` says
+    whether the 80th percentile of each model is at most `bound` times its 20th; where it is not, no one number is to be
+    trusted, and reports give ranges. `ranks`: as for `latency`.
+
+    Returns: what `summarise(timing=…)` takes: milliseconds of `before` and `after` and the `speedup`, each by
+    percentile ("p20", "p50", "p80"), `passes`, `threads`, `device`, `inputs`, `steady` and `bound`.
+    Cost: a second, or 26 passes of a slow model.
+    """
+    _check(model, example_inputs)
+    _check(small, example_inputs, "small")
+    return report.compared(model, small, map_tensors(example_inputs, ordinary))
+
+
+@stage
+@measured
 def latency_table(
     model: nn.Module,
     units: types.UnitMap,
@@ -50,7 +70,7 @@ def latency_table(
     round_to: int | Mapping[str, int] = 1,
     seed: int = 0,
     ranks: RanksLike = None,
-) -> types.LatencyTable:
+) -> LatencyTable:
     """Milliseconds of every layer by how much of it is left, measured here: what `plan(keep_latency=…)` is solved with.
 
     The model is cut at random to every share, and as often again with another share for every group, so that a
@@ -83,7 +103,7 @@ def latency_table(
     if cache is not None and os.path.exists(cache):
         known = artefacts.load_latency(cache)
         if known.key == key and dict(known.shapes) == dict(units.shapes):
-            return known
+            return LatencyTable.of(known)
     in_place = _in_place(units)
     measured: list[tuple[list[types.IndexArray], report.Layers]] = []
     removals = [
@@ -105,7 +125,7 @@ def latency_table(
     )
     if cache is not None:
         artefacts.save_latency(table, cache)
-    return table
+    return LatencyTable.of(table)
 
 
 @stage
@@ -168,8 +188,8 @@ def plan_latency(
     return replace(best, result={**best.result, "latency_looks": seen})
 
 
-def _check(model: object, example_inputs: Any) -> None:
-    given = instance("model", model, nn.Module, MODEL)
+def _check(model: object, example_inputs: Any, name: str = "model") -> None:
+    given = instance(name, model, nn.Module, MODEL)
     if processes_of(given) > 1:  # of which each would make as many passes as it has time for
         raise InputError(f"this {type(given).__name__} lies in shards in several processes: time it before that")
     if next(iter(tensors_in(example_inputs)), None) is None:

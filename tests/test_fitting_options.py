@@ -125,7 +125,9 @@ def followed(asked: dict[str, Any], error: str) -> dict[str, Any]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No clocks: they take most of the time."""
     monkeypatch.setattr(report, "latencies_ms", lambda models, *_, **__: [1.0] * len(models))
-    monkeypatch.setattr(report, "latency_ms", lambda *_: 1.0)
+    monkeypatch.setattr(report, "timed", lambda *_, **__: {"before": {"p50": 1.0}, "steady": True, "passes": 1})
+    both = {"before": {"p50": 1.0}, "after": {"p50": 1.0}, "steady": True}
+    monkeypatch.setattr(report, "compared", lambda *_, **__: dict(both))
 
 
 @pytest.mark.parametrize("made", [language, images])

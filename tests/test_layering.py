@@ -21,7 +21,7 @@ FLOORS = (
     {"axes", "capture", "allocate", "compact", "report"},  # the stages
     {"prove", "compensate"},  # what is made of two stages
     {"walk"},  # a model that is not there as a whole, through several of them
-    {"api", "checks", "results", "pruning", "summary", "timing", "healing"},
+    {"api", "checks", "results", "pruning", "summary", "timing", "healing", "evaluating"},
     {"hf"},  # folders of transformers
     {""},  # fairkern/__init__.py: what users import
     {"demo"},

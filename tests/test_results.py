@@ -147,7 +147,9 @@ def test_what_is_printed_is_short(made: tuple[nn.Module, list[tuple[torch.Tensor
     removed = plan.result["units_removed"]
     before, after = plan.result["params_before"], plan.result["params_after"]
     assert str(scores.units) == scores.units.explain()
-    assert str(scores) == "scores of 20 units in 2 groups of Sequential: wasserstein, taylor, residual"
+    assert (
+        str(scores) == "scores of 20 units in 2 groups of Sequential: wasserstein, taylor, residual, activation, l1, l2"
+    )
     assert str(plan).startswith(f"plan for Sequential: {removed} of 20 units go, parameters {before} → {after}, FLOPs ")
     assert str(dataclasses.replace(plan, groups=(), result={})) == "plan for Sequential: 0 of 0 units go"
     report = fk.summarise(plan)

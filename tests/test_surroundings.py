@@ -356,6 +356,7 @@ def test_refused_where_tensors_have_no_values(given: Given, around: str) -> None
         "recalibrate": lambda g: fk.recalibrate(g.model, g.loader),
         "heal": lambda g: fk.heal(g.small, g.model, g.loader, steps=1),
         "latency": lambda g: fk.latency(g.model, g.x),
+        "compare_latency": lambda g: fk.compare_latency(g.model, g.small, g.x),
         "latency_table": lambda g: fk.latency_table(g.model, g.units, g.x),
         "plan_latency": lambda g: fk.plan_latency(g.scores, g.model, g.x, 0.5),
         "picture": lambda g: fk.picture(g.scores, g.plan, g.folder / "picture"),

@@ -55,6 +55,7 @@ FUNCTION = Kind({"text": "ce", "number": 3, "class": nn.CrossEntropyLoss, "tenso
 OURS = Kind(NOTHING_OF_OURS)
 MODEL = Kind({**NOTHING_OF_OURS, "none": None, "class": nn.Linear})
 TEXT = Kind({"number": 3, "list": ["x"]})
+MAPPING = Kind({"list": [1], "text": "x", "number": 3, "none": None})
 MEASURES = Kind(
     {"list": [1], "text": "x", "numbers": {1: 2.0}, "texts": {"accuracy": "high"}, "nan": {"loss": math.nan}}
 )
@@ -98,6 +99,9 @@ BY_KIND = {
 }
 DIVISORS = Kind({**WHOLE.wrong, **BY_KIND}, (*WHOLE.right, {"neuron": np.int64(2)}, {}))
 DROP = Kind({**but(WHOLE.wrong, "none"), **BY_KIND, "empty": {}, "zero of": {"neuron": 0}})
+SHARES = Kind(
+    {"number": 0.5, "text": "0.5", "none": None, "texts": ["0.5"], "above": [1.5], "zero": [0.0], "nan": [math.nan]}
+)
 SERVE = Kind({**CHOICE.wrong, "list": ["hf"], "type": "gguf:q9"})
 LIMITS = {"round_to": DIVISORS, "min_keep": WHOLE, "max_remove": SHARE, "ignore": NAMES, "serve": SERVE}
 PLANNING = {**LIMITS, "allocation": CHOICE, "removal": CHOICE, "protect": Kind({**CHOICE.wrong, "none": None})}
@@ -140,7 +144,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         lambda p: {"model": p.model, "loader": p.loader, "loss_fn": p.loss, "keep_params": 0.75, "progress": False},
         {"model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "keep_params": SHARE, "drop": DROP, "latency": OURS,
          "iterations": WHOLE, "compensate": CHOICE, "biases": BIASES, "inplace": FLAG, "more": BATCHES, "unused": NAMES,
-         "keep_scores": FLAG, **PLANNING, **SCORING, "gram": Kind(but(FLAG.wrong, "none"))},
+         "keep_scores": FLAG, "evaluate": FUNCTION, "budgets": SHARES, **PLANNING, **SCORING,
+         "gram": Kind(but(FLAG.wrong, "none"))},
     ),
     "recalibrate": (
         fk.recalibrate,
@@ -164,12 +169,24 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
         {"plan": OURS, "scores": OURS, "title": TEXT, "before": MEASURES, "after": MEASURES,
          "healed": MEASURES, "stages": MEASURES,
          "corrected": Kind({"text": "x", "numbers": [1], "number": 1}), "compensation": TEXT, "small": OURS,
+         "timing": Kind(but(MAPPING.wrong, "none")), "environment": Kind(but(MAPPING.wrong, "none")),
+         "curve": Kind({"text": "x", "numbers": [1], "number": 1, "none": None}),
          "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1}), "unplaced": NAMES},
+    ),
+    "measured": (
+        fk.measured,
+        lambda p: {"evaluate": lambda model: 1.0, "model": p.model},
+        {"evaluate": Kind({**FUNCTION.wrong, "none": None}), "model": MODEL},
     ),
     "latency": (
         fk.latency,
         lambda p: {"model": p.model, "example_inputs": p.x[:2]},
         {"model": MODEL, "example_inputs": OURS},
+    ),
+    "compare_latency": (
+        fk.compare_latency,
+        lambda p: {"model": p.model, "small": p.small, "example_inputs": p.x[:2]},
+        {"model": MODEL, "small": MODEL, "example_inputs": OURS},
     ),
     "latency_table": (
         fk.latency_table,

@@ -9,11 +9,20 @@ import numpy as np
 from fairkern import ties
 from fairkern.allocate.options import Allocation, Planning
 from fairkern.errors import InputError
-from fairkern.options import choose, short
+from fairkern.options import choose, meant, short
 from fairkern.plans.cost import adds_up
 from fairkern.types import AxisGroup, FloatArray, Scores, UnitMap
 
 RANDOM, RESIDUAL, TAYLOR, WASSERSTEIN = "random", "residual", "taylor", "wasserstein"
+L1, L2, ACTIVATION = "l1", "l2", "activation"
+SIGNALS = (L1, L2, ACTIVATION, TAYLOR, WASSERSTEIN, RESIDUAL, RANDOM)
+_FROM = {  # what a signal takes that some scores are made without
+    WASSERSTEIN: ", or score with classes",
+    RESIDUAL: ", or score with gram=True",
+    ACTIVATION: ", or score with gram=True",
+    L1: ", or score again: these scores were made before it was kept",
+    L2: ", or score again: these scores were made before it was kept",
+}
 
 
 def defaults(scores: Scores, allocation: Any, removal: Any, tolerance: bool) -> tuple[Allocation, Any]:
@@ -65,10 +74,11 @@ def check_signal(scores: Scores, role: str, signal: Any) -> None:
     if is_function(signal) or (isinstance(signal, str) and (signal in scores.signals or signal == RANDOM)):
         return
     choices = ", ".join(repr(s) for s in sorted(scores.signals)) or "none at all"
-    or_score = ", or score with classes" if isinstance(signal, str) and signal == WASSERSTEIN else ""
+    known = isinstance(signal, str) and signal in SIGNALS
+    more = _FROM[signal] if known else meant(signal, (*scores.signals, RANDOM))
     raise InputError(
         f"{role}={short(signal)} is not among the signals of these scores; they hold {choices}: pass {role}= "
-        f"one of those, 'random' or a function{or_score}"
+        f"one of those, 'random' or a function{more}"
     )
 
 

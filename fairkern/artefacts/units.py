@@ -122,6 +122,7 @@ def units_content(units: UnitMap, pool: IndexPool) -> dict[str, Any]:
         **({"more": units.more} if units.more else {}),
         **({"depth": True} if units.depth else {}),
         **({"sibling": [[c.name, c.before, c.after] for c in units.sibling]} if units.sibling else {}),
+        **({"classes": dict(units.classes)} if units.classes else {}),
         **({"branches": branches_content(units.branches)} if units.branches else {}),
         **({"blocks": blocks_content(units.blocks)} if units.blocks else {}),
         "config": [
@@ -237,6 +238,7 @@ def read_units(content: Fields, stored: StoredIndices) -> UnitMap:
         blocks=read_blocks(content, groups),
         depth=content.get("depth", False).flag(),
         sibling=tuple(_smaller(entry) for entry in content.optional_items("sibling")),
+        classes={name: entry.text() for name, entry in content.get("classes", {}).entries().items()},
     )
 
 

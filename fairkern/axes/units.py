@@ -133,7 +133,7 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, depth: Depth, s
         computed=tuple(dict.fromkeys(made.tensor for made in graph.computed)),
     )
     units = depth.described(units, sizes)
-    units = replace(units, extents=tuple(sizes.extents))
+    units = replace(units, extents=tuple(sizes.extents), classes=_classes(model, units.groups))
     compared = tuple(attributes_like_children(model, held, sizes.extents) if tracing.sites else ())
     operators = {path: tuple(names) for path, names in tracing.operators.items()}
     return Solution(units.freeze(sizes.uneven), sites, compared, filled, operators)
@@ -251,6 +251,13 @@ def _named(
     if kind == "neuron" and (np.diff(made, axis=1) == 1).any():  # what a head holds lies side by side
         kind = "head"
     return module or first.tensor, kind
+
+
+def _classes(model: nn.Module, groups: Sequence[AxisGroup]) -> dict[str, str]:
+    """Of groups that are named after a module, its class: `features.3` by itself tells a reader little."""
+    modules = dict(model.named_modules())
+    named = ((group.name, modules.get(group.name.partition("[")[0])) for group in groups)
+    return {name: type(module).__name__ for name, module in named if module is not None}
 
 
 def _unique_names(names: list[str]) -> list[str]:

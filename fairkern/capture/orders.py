@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fairkern.capture.jobs import TOGETHER, Job, several
 from fairkern.capture.keeping import Keeper, KeptMoments
+from fairkern.capture.magnitudes import Squares
 from fairkern.capture.memory import give_back
 from fairkern.capture.moments import Half, MomentStore
 from fairkern.capture.residual import signal, solve, squares
@@ -29,6 +30,7 @@ class Orders:
         self._model, self._units, self._settings, self._ranks = model, units, settings, settings.ranks
         self._keeper = Keeper(settings.keep_moments, writes=self._ranks.first)
         self._made: dict[Job, FloatArray] = {}
+        self.squares: dict[str, Squares] = {}  # by tap name, of all that was solved
 
     def solve(self, store: MomentStore, todo: Sequence[Job], powers: Mapping[str, float]) -> None:
         """These jobs, of which the store has all moments; a tap's go when no job waits for them any more."""
@@ -39,7 +41,10 @@ class Orders:
 
         def begin(job: Job) -> KeptMoments:
             with turn:
-                taken.update((name, store.take(name)) for name in job.moments if name not in taken)
+                for name in job.moments:
+                    if name not in taken:
+                        taken[name] = store.take(name)
+                        self.squares[name] = Squares.of(taken[name])
                 return KeptMoments({name: taken[name] for name in job.moments})
 
         def end(job: Job) -> None:

@@ -42,13 +42,13 @@ def jobs(units: UnitMap) -> list[Job]:
     for g in units.scored:
         group = units.groups[g]
         if any(tap.side.whole for tap in group.taps):
-            names = [name for tap in group.taps for name in _experts(tap)]
+            names = [name for tap in group.taps for name in experts_of(tap)]
             cost = float(sum(tap.length**2 for tap in group.taps))
             found.append(Job(g, None, tuple(dict.fromkeys(names)), cost, 0))
             continue
         for part in range(group.sets):
             own = part if group.sets > 1 else None
-            read = [(name, _width(group, tap)) for tap in group.taps for name, _ in _readings(tap, units, own)]
+            read = [(name, _width(group, tap)) for tap in group.taps for name, _ in readings_of(tap, units, own)]
             widths = dict(read)
             cost, memory = (sum(width**k for width in widths.values()) for k in (3, 2))
             found.append(Job(g, own, tuple(widths), float(cost), 16 * memory))
@@ -68,7 +68,7 @@ def squares(job: Job, model: nn.Module, units: UnitMap, per_unit: Mapping[str, i
     return {
         name: _squares(model, tap, per_unit[name], expert)
         for tap in {tap.name: tap for tap in group.taps}.values()
-        for name, expert in _readings(tap, units, job.part)
+        for name, expert in readings_of(tap, units, job.part)
     }
 
 
@@ -93,7 +93,7 @@ def solve(
     if any(tap.side.whole for tap in group.taps):
         return _whole(group, moments, powers)
     taps = {tap.name: tap for tap in group.taps}.values()
-    heard = {name: (tap, e) for tap in taps for name, e in _readings(tap, units, job.part)}
+    heard = {name: (tap, e) for tap in taps for name, e in readings_of(tap, units, job.part)}
     count = min(group.units, math.ceil(most * group.units))
 
     def ordered(ridge: float) -> Elimination:
@@ -187,7 +187,7 @@ def _rising(errors: FloatArray) -> FloatArray:
     return out
 
 
-def _readings(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int | None]]:
+def readings_of(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int | None]]:
     """Names of the moments kept at a tap, and the expert that each belongs to; `part`: of this one only."""
     if tap.side is not Side.INNER:
         return [(tap.name, None)]
@@ -195,7 +195,7 @@ def _readings(tap: Tap, units: UnitMap, part: int | None) -> list[tuple[str, int
     return [(tap.of_expert(e), e) for e in experts]
 
 
-def _experts(tap: Tap) -> list[str]:
+def experts_of(tap: Tap) -> list[str]:
     """Names of the moments of whole experts or branches."""
     return [tap.of_expert(int(e)) for e in tap.positions[:, 0]]
 
@@ -204,7 +204,7 @@ def _whole(group: AxisGroup, moments: Mapping[str, Moments], powers: Mapping[str
     found = np.zeros(group.total)
     for tap in group.taps:
         times = 2 if tap.side is Side.EXPERT else 1
-        found += [times * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in _experts(tap)]
+        found += [times * float(moments[n].gram.sum()) * powers[n] / moments[n].count for n in experts_of(tap)]
     return found
 
 

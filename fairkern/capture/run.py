@@ -13,6 +13,7 @@ from fairkern.capture.batches import Begun, batches
 from fairkern.capture.keeping import check_folder
 from fairkern.capture.listener import Beside
 from fairkern.capture.losses import LossFunction
+from fairkern.capture.magnitudes import activation
 from fairkern.capture.memory import Shares, Trial, within
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.one_pass import Pass, length_of
@@ -26,6 +27,7 @@ from fairkern.errors import InputError
 from fairkern.model.autocast import Ambient, without_autocast
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import device_of
+from fairkern.model.unit_weights import weight_norms
 from fairkern.model.untouched import untouched
 from fairkern.types import Scores, Side, UnitMap
 
@@ -132,6 +134,8 @@ def _captured(
     signals["taylor"] = taylor.reconstruction(settings.reduction, first.seen)
     if moments is not None:
         signals["residual"] = orders.signal()
+        signals["activation"] = activation(units, orders.squares)
+    signals |= weight_norms(model, units)
     return Scores(
         units=units,
         signals={name: _by_index(values, units) for name, values in signals.items()},

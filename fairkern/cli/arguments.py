@@ -1,65 +1,14 @@
-"""What an argument of a command may be, and what a misspelt option was meant to be."""
+"""What an argument of a command may be."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
+import math
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
-_KEYWORD = re.compile(
-    r"""\w+\([^()]*\)  # a call is Python, and stays so
-    |(?<![\w./'"-])(?P<name>[a-z]\w*)=(?P<value>'[^']*'|\w*)
-    (?P<said>[ ]\(--[\w -]+\)|,[ ]--[\w-]+)?  # the option, where the message knows it
-    (?P<more>[^\s,;:)]?)""",
-    re.VERBOSE,
-)
-_FIRST = re.compile(r"([a-z]\w*)(?= is )")
-_PLAIN = re.compile(r"'([^\s']+)'")
 _SIZE = re.compile(r"([0-9]+(?:[.][0-9]+)?) ?(?:([kmgt])(i?)b?|b)?", re.IGNORECASE)
-
-
-class Parser(argparse.ArgumentParser):
-    """An `ArgumentParser` that looks at the names of options first, so that a misspelt one is what its error names."""
-
-    def in_options(self, message: str) -> str:
-        """What the API says of its keywords, said of the options that they come from: `seed=-1` is `--seed -1`."""
-        first = _FIRST.match(message)
-        if first and (options := self._options(first[1])):
-            message = f"{options[0].option_strings[-1]}{message[first.end() :]}"
-        return _KEYWORD.sub(self._in_options, message)
-
-    def _options(self, name: str) -> list[argparse.Action]:
-        return [action for action in self._actions if action.dest == name and action.option_strings]
-
-    def _in_options(self, found: re.Match[str]) -> str:
-        options, value, more = self._options(found["name"] or ""), found["value"], found["more"]
-        if not options or value == "lambda":
-            return found[0]
-        if found["said"]:
-            return f"{found['said'].strip(' (),')}{more}"
-        for option in options:
-            if option.nargs == 0 and value == repr(option.const):
-                return f"{option.option_strings[-1]}{more}"
-        named = next((option for option in options if option.nargs != 0 or not value + more), None)
-        if named is None:
-            return found[0]
-        truth = {"True": "yes", "False": "no"}.get(value)
-        value = truth if truth in (named.choices or ()) and truth else _PLAIN.sub(r"\1", value)
-        return " ".join(part for part in (named.option_strings[-1], f"{value}{more}") if part)
-
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        if args is not None and self._subparsers is None:
-            for word in args[: args.index("--") if "--" in args else None]:
-                name = word.partition("=")[0]
-                if name.startswith("--") and name not in self._option_string_actions:
-                    known = [option for option in self._option_string_actions if option.startswith("--")]
-                    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-                    self.error(f"there is no option {name}" + (f"; did you mean {close[0]}?" if close else ""))
-        return super().parse_known_args(args, namespace)
 
 
 def path(text: str) -> Path:
@@ -114,10 +63,69 @@ def divisors(text: str) -> int | dict[str, int]:
 
 
 def share(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
+    """Above 0 and at most 1: 0.5, or 50%."""
+    number = _part(text)
     if not 0 < number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+        raise argparse.ArgumentTypeError(_no_share(text, number, "is not a share above 0 and at most 1"))
     return number
+
+
+def part(text: str) -> float:
+    """Above 0 and below 1, such as what may go of a group: 0.9, or 90%."""
+    number = _part(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(_no_share(text, number, "is not a share between 0 and 1"))
+    return number
+
+
+def tolerance(text: str) -> float:
+    """From 0 to 1."""
+    number = _part(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(_no_share(text, number, "is not a tolerance from 0 to 1"))
+    return number
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Several, with commas between them: 0.9,0.7 or 90%,70%."""
+    return tuple(share(item) for item in text.split(","))
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def wholes(text: str) -> tuple[int, ...]:
+    """Several, with commas between them."""
+    return tuple(whole(item) for item in text.split(","))
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def words(text: str) -> tuple[str, ...]:
+    found = tuple(item.strip() for item in text.split(","))
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"{text!r} has nothing between two commas")
+    return found
+
+
+def _part(text: str) -> float:
+    number = text.strip().removesuffix("%")
+    try:
+        return float(number) / (100 if number != text.strip() else 1)
+    except ValueError:
+        return math.nan
+
+
+def _no_share(text: str, number: float, why: str) -> str:
+    if 1 < number <= 100 and "%" not in text:
+        return f"{text!r} {why}; for {number:g} percent say {number / 100:g} or {number:g}%"
+    return f"{text!r} {why}; expected for example 0.5 or 50%"

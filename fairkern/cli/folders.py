@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 import fairkern as fk
-from fairkern.cli.arguments import path, positive
+from fairkern.cli.arguments import part, path, positive
+from fairkern.cli.files import there
 
 _DTYPES = ("float32", "float16", "bfloat16")
-_OWN = ("data", "sequence", "samples", "held_out", "packing", "padding", "batch_size", "dtype", "device", "walk")
+_OWN = ("data", "sequence", "samples", "held_out", "packing", "padding", "batch_size", "dtype")
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
@@ -31,15 +32,12 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
     most = "calibrate, and measure, on at most so many sequences (default: 128)"
     group.add_argument("--samples", type=positive, metavar="N", help=most)
     share = "share of the documents that only perplexity is measured on (default: 0.1)"
-    group.add_argument("--held-out", type=float, metavar="SHARE", help=share)
+    group.add_argument("--held-out", type=part, metavar="SHARE", help=share)
     apart = "a sequence per document, padded, instead of documents in a row"
     group.add_argument("--no-packing", dest="packing", action="store_const", const=False, help=apart)
     group.add_argument("--padding", choices=("left", "right"), help="where documents are padded")
     group.add_argument("--batch-size", type=positive, metavar="N", help="sequences of a batch (default: 4)")
     group.add_argument("--dtype", choices=_DTYPES, help="score and write in it (default: the folder's own)")
-    group.add_argument("--device", help="for example cpu or cuda (default: CUDA where there is one)")
-    walk = "the whole model at once, or one block at a time, for what memory does not hold (default: by what is free)"
-    group.add_argument("--walk", choices=("whole", "blocks"), help=walk)
     group.add_argument("--trust-remote-code", action="store_true", help="run code that the folder brings")
 
 
@@ -66,10 +64,12 @@ def check_given(arguments: argparse.Namespace) -> None:
 
 def prune_folder(arguments: argparse.Namespace, out: Path, options: dict[str, Any]) -> fk.Report:
     """What `fk.hf.prune` reports; `options` are those of `fk.prune`."""
-    if not arguments.data.exists():
-        raise fk.InputError(f"there is no file {arguments.data}")
+    there(arguments.hf)
+    there(arguments.data)
     own = {name: found for name in _OWN[1:] if (found := getattr(arguments, name)) is not None}
     if "dtype" in own:
         own["dtype"] = getattr(torch, own["dtype"])
+    if arguments.device is not None:
+        own["device"] = arguments.device
     own["trust_remote_code"] = arguments.trust_remote_code
     return fk.hf.prune(arguments.hf, arguments.data, out=out, **own, **options)

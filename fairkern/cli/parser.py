@@ -1,187 +1,211 @@
-"""The commands and their options."""
+"""The commands and their arguments."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fairkern.cli import commands
-from fairkern.cli.arguments import Parser, by_kind, divisors, path, positive, share, size
+from fairkern.cli import aside, commands, measuring
+from fairkern.cli.arguments import divisors, number, path, positive, share, shares, whole, wholes, words
+from fairkern.cli.completion import SHELLS
 from fairkern.cli.folders import add_folder
+from fairkern.cli.options import (
+    COMPENSATIONS,
+    SPEC,
+    add_biases,
+    add_common,
+    add_device,
+    add_evaluate,
+    add_model,
+    add_out,
+    add_planning,
+    add_scoring,
+    add_table,
+    add_tracing,
+)
+from fairkern.cli.words import Parser
 
 SHARED = ("score", "prune")  # what several processes of torchrun do together
-COMPENSATIONS = ("none", "mean", "least_squares")
+CODES = """exit codes:
+  0    done
+  1    demo: the cut model is not what the masked model is; and what Python gives an exception of your own code
+  2    something that was given cannot be used: one line on standard error says what, and nothing is written; also
+       for fairkern by itself, which prints this
+  130  interrupted (Ctrl-C); files are as they were, or whole
+  141  nobody reads what is printed any more (fairkern ... | head -1)
+  143  terminated, as 130
+"""
 
 
-def command_line() -> argparse.ArgumentParser:
-    top = Parser(prog="fairkern", description="Structured pruning of PyTorch models.")
+def command_line() -> Parser:
+    plain = argparse.RawDescriptionHelpFormatter
+    top = Parser(
+        prog="fairkern", description="Structured pruning of PyTorch models.", epilog=CODES, formatter_class=plain
+    )
     top.add_argument("--version", action="version", version=f"fairkern {version('fairkern')}")
-    subparsers = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    subparsers = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 
-    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
-        sub.set_defaults(run=run, command=name, shared=name in SHARED, parser=sub)
+    def command(name: str, run: Any, summary: str) -> Parser:
+        sub: Parser = subparsers.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        sub.set_defaults(run=run, shared=name in SHARED, parser=sub, top=top)
         return sub
 
-    demo = command("demo", commands.demo, "train, score, plan and cut two small networks on real handwritten digits")
-    demo.add_argument("--out", type=path, default=Path("fairkern-demo"), help="folder for its files")
-    demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both")
+    made = [*_first(command), *_stages(command), *_measures(command), *_folders(command), *_shells(command)]
+    for sub in made:
+        add_common(sub)
+    return top
+
+
+Command = Callable[[str, Any, str], Parser]
+
+
+def _first(command: Command) -> Iterator[Parser]:
+    demo = command("demo", aside.demo, "train, score, plan and cut two small networks on real handwritten digits")
+    demo.add_argument("-o", "--out", type=path, default=Path("fairkern-demo"), help="folder for its files")
+    demo.add_argument("--model", choices=("vgg", "resnet", "both"), default="both", help="which (default: both)")
     demo.add_argument("--keep-params", type=share, default=0.25, metavar="SHARE", help="default: 0.25")
     demo.add_argument("--epochs", type=positive, help="train for so many epochs instead of each model's own number")
-    demo.add_argument("--seed", type=int, default=0, help="of weights, batches and scores (default: 0)")
-    demo.add_argument("--quiet", action="store_true", help="print nothing")
+    demo.add_argument("--seed", type=whole, default=0, help="of weights, batches and scores (default: 0)")
+    yield demo
+    yield command("info", aside.info, "versions, backends per operator and why one cannot run, threads, devices")
 
-    info = command("info", commands.info, "versions, backends per operator and why one cannot run, threads, devices")
-    info.add_argument("--json", action="store_true")
 
+def _stages(command: Command) -> Iterator[Parser]:
     trace = command("trace", commands.trace, "print what can be cut from a model, and why the rest cannot")
-    trace.add_argument("model", metavar="MODEL", help="package.module:callable")
-    trace.add_argument("inputs", metavar="INPUTS", help="package.module:callable: a tensor, a tuple or a dict")
-    _add_tracing(trace)
-    trace.add_argument("--no-verify", dest="verify", action="store_false", help="skip the proof by running")
-    trace.add_argument("--time-limit", type=float, default=600.0, metavar="SECONDS", help="give up after this long")
-    trace.add_argument("--seed", type=int, default=0, help="of what the proof removes and runs on (default: 0)")
+    add_model(trace)
+    trace.add_argument("inputs", metavar="INPUTS", help=f"{SPEC}: a tensor, a tuple or a dict")
+    add_tracing(trace)
+    proof = trace.add_mutually_exclusive_group()
+    proven = "prove what may go on the whole model, or on a smaller one that its configuration builds"
+    proof.add_argument("--verify", choices=("whole", "sibling"), default=True, help=proven)
+    proof.add_argument(
+        "--no-verify", dest="verify", action="store_const", const=False, help="skip the proof by running"
+    )
+    trace.add_argument("--time-limit", type=number, default=600.0, metavar="SECONDS", help="give up after this long")
+    trace.add_argument("--seed", type=whole, default=0, help="of what the proof removes and runs on (default: 0)")
+    add_device(trace)
+    yield trace
 
     score = command("score", commands.score, "score every unit of a model in one pass over a loader")
-    _add_scoring(score)
-    score.add_argument("--out", type=path, required=True, help="file to write, for example scores.safetensors")
+    add_scoring(score)
+    asked = "with --gram: plans from these scores will take at most this share of a group"
+    score.add_argument("--max-remove", type=share, default=1.0, metavar="SHARE", help=asked)
+    add_device(score)
+    add_out(score, "file to write, for example scores.safetensors")
+    yield score
 
-    plan = command("plan", commands.plan, "turn scores into a plan for a budget")
+    plan = command("plan", commands.plan, "turn scores into a plan for a budget, and say what it keeps")
     plan.add_argument("scores", metavar="SCORES", type=path, help="file written by `fairkern score`")
-    _add_planning(plan)
-    plan.add_argument("--out", type=path, required=True, help="file to write, for example plan.json")
-    plan.add_argument("--quiet", action="store_true", help="print nothing")
+    add_planning(plan)
+    add_table(plan, "--keep-latency is solved with it, and other plans say what time they leave")
+    add_out(plan, "file to write, for example plan.json")
+    yield plan
 
     apply = command("apply", commands.apply, "cut a model by a plan and save what is left")
-    apply.add_argument("model", metavar="MODEL", help="package.module:callable")
+    add_model(apply)
     apply.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`")
-    apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help="fold in what goes; needs --scores")
-    _add_biases(apply)
-    apply.add_argument("--scores", type=path, help="file written by `fairkern score` (with --gram for least_squares)")
-    apply.add_argument("--out", type=path, required=True, help="folder for the weights and the plan")
-    apply.add_argument("--quiet", action="store_true", help="print nothing")
+    folds = "fold in what goes; needs --scores, and sequential and joint look at --loader again (default: none)"
+    apply.add_argument("--compensate", choices=COMPENSATIONS, default="none", help=folds)
+    add_biases(apply)
+    of = "file written by `fairkern score` (with --gram for all but mean)"
+    apply.add_argument("--scores", metavar="SCORES", type=path, help=of)
+    apply.add_argument("--loader", metavar="LOADER", help=f"{SPEC}: an iterable of batches")
+    apply.add_argument("--loss", metavar="LOSS", help=f"{SPEC}: a loss function, or what returns one; read by joint")
+    add_device(apply)
+    add_out(apply, "folder for the weights and the plan")
+    yield apply
 
     prune = command("prune", commands.prune, "score, plan, cut and save in one go")
-    _add_scoring(prune, optional=True)
-    _add_planning(prune)
-    _add_tracing(prune)
-    methods = (*COMPENSATIONS, "sequential", "joint")
-    prune.add_argument("--compensate", choices=methods, help="fold in what goes; default: the best that can be had")
-    _add_biases(prune)
+    prune.also = "MODEL and LOADER (or --hf DIR and --data FILE)"
+    add_scoring(prune, optional=True)
+    add_planning(prune)
+    add_table(prune, "--keep-latency goes by it (default: measured here)")
+    add_tracing(prune)
+    prune.add_argument("--compensate", choices=COMPENSATIONS, help="fold in what goes; default: the best to be had")
+    add_biases(prune)
     steps = "cut, score again and cut, in so many steps towards the budget; then no scores are written"
     prune.add_argument("--iterations", type=positive, default=1, metavar="N", help=steps)
+    add_evaluate(prune)
+    further = "with --evaluate: also try these shares of what the budget is of, for a curve in the report: 0.9,0.7"
+    prune.add_argument("--budgets", type=shares, metavar="SHARES", help=further)
+    prune.add_argument("--html", type=path, metavar="FILE", help="write the report as a page, too")
+    add_device(prune)
     add_folder(prune)
-    out = "folder for the weights, plan, report and scores"
-    prune.add_argument("-o", "--out", type=path, required=True, help=out)
+    add_out(prune, "folder for the weights, plan, report and scores")
+    yield prune
 
-    compact = command("compact", commands.compact, "cut a checkpoint by a plan, file by file, without its model")
+
+def _measures(command: Command) -> Iterator[Parser]:
+    told = "measure a model before and after a cut: parameters, FLOPs, latency; or print a report that was saved"
+    report = command("report", measuring.report, told)
+    subject = "report.json, to print it; a folder of `fairkern prune`, to print its report or, with INPUTS, to measure "
+    subject += f"what was saved; or {SPEC}, the unpruned model"
+    report.add_argument("subject", metavar="SUBJECT", help=subject)
+    what = "of a MODEL: PLAN, a file or the folder whose weights count, and INPUTS; of a folder: INPUTS"
+    report.add_argument("rest", metavar="PLAN INPUTS", nargs="*", help=f"{what} ({SPEC}: what it is timed on)")
+    whole_model = f"{SPEC}: the unpruned model of a folder, with its weights (default: built as the folder says)"
+    report.add_argument("--model", metavar="MODEL", help=whole_model)
+    report.add_argument("--scores", metavar="SCORES", type=path, help="also show what was scored")
+    add_evaluate(report)
+    report.add_argument("-o", "--out", type=path, metavar="FILE", help="JSON file to write")
+    report.add_argument("--html", type=path, metavar="FILE", help="page to write")
+    shown = "picture to write: .png, .svg or .pdf; needs --scores"
+    report.add_argument("--picture", type=path, metavar="FILE", help=shown)
+    add_device(report)
+    yield report
+
+    sweep = command("sweep", measuring.sweep, "score once, and compare methods over budgets by a function of yours")
+    add_scoring(sweep)
+    sweep.add_argument("--budgets", type=shares, required=True, metavar="SHARES", help="0.9,0.7,0.5 or 90%%,70%%,50%%")
+    signals = "signals that order the units: residual, wasserstein, taylor, random, l1, l2, activation"
+    sweep.add_argument("--methods", type=words, required=True, metavar="NAMES", help=signals)
+    by = "what the budgets are shares of (default: params)"
+    sweep.add_argument("--by", choices=("params", "flops", "latency"), default="params", help=by)
+    sweep.add_argument("--seeds", type=wholes, default=(0,), metavar="N,N", help="score anew for each (default: 0)")
+    add_evaluate(sweep, required=True)
+    sweep.add_argument("--compensate", choices=COMPENSATIONS, help="fold in what goes; default: that of the library")
+    sweep.add_argument("-o", "--out", type=path, metavar="FILE", help="CSV file to write")
+    sweep.add_argument("--picture", type=path, metavar="FILE", help="curves to write: .png, .svg or .pdf")
+    add_device(sweep)
+    yield sweep
+
+    latency = command("latency", measuring.latency, "measure layer by layer what `plan --keep-latency` is solved with")
+    add_model(latency)
+    latency.add_argument("inputs", metavar="INPUTS", help=f"{SPEC}: what it is timed on")
+    multiples = "as of the plans that it is for (default: 1)"
+    latency.add_argument("--round-to", type=divisors, default=1, metavar="N", help=multiples)
+    latency.add_argument("--seed", type=whole, default=0, help="of the units that go (default: 0)")
+    add_device(latency)
+    add_out(latency, "file to write, for example latency.json; one that is there and of this model is read")
+    yield latency
+
+
+def _folders(command: Command) -> Iterator[Parser]:
+    compact = command("compact", aside.compact, "cut a checkpoint by a plan, file by file, without its model")
     checkpoint = "folder with safetensors (shards and their index, or one file), or such a file"
     compact.add_argument("checkpoint", metavar="CHECKPOINT", type=path, help=checkpoint)
-    compact.add_argument("--plan", type=path, required=True, help="plan of that model, as `fairkern plan` writes it")
-    folder = "new folder; a run that was killed goes on when it is given again"
-    compact.add_argument("-o", "--out", type=path, required=True, help=folder)
-    compact.add_argument("--quiet", action="store_true", help="print nothing")
+    of = "plan of that model, as `fairkern plan` writes it"
+    compact.add_argument("--plan", type=path, required=True, metavar="PLAN", help=of)
+    add_out(compact, "new folder; a run that was killed goes on when it is given again")
+    yield compact
 
-    export = command(
-        "export", commands.export, "write a folder of transformers, pruned or not, as a file for llama.cpp"
-    )
+    llama = "write a folder of transformers, pruned or not, as a file for llama.cpp"
+    export = command("export", aside.export, llama)
     folder = "config.json, safetensors and tokenizer: what `fairkern prune --hf` leaves, or save_pretrained"
     export.add_argument("folder", metavar="FOLDER", type=path, help=folder)
-    export.add_argument(
-        "--gguf", type=path, required=True, metavar="FILE", help="file to write, for example model.gguf"
-    )
+    of = "file to write, for example model.gguf"
+    export.add_argument("--gguf", type=path, required=True, metavar="FILE", help=of)
     types = "of matrices; q8_0 packs 32 weights of a row (default: f16)"
     export.add_argument("--type", choices=("f32", "f16", "bf16", "q8_0"), default="f16", help=types)
     without = "leave the tokenizer out: token ids in, logits out"
     export.add_argument("--no-vocab", dest="vocab", action="store_false", help=without)
-    export.add_argument("--quiet", action="store_true", help="print nothing")
-
-    report = command("report", commands.report, "measure a model before and after a plan: parameters, FLOPs, latency")
-    report.add_argument("model", metavar="MODEL", help="package.module:callable")
-    report.add_argument("plan", metavar="PLAN", type=path, help="file written by `fairkern plan`, or a pruned folder's")
-    timed = "package.module:callable: what it is timed on; FLOPs are those of the two samples that `score` traced"
-    report.add_argument("inputs", metavar="INPUTS", help=timed)
-    report.add_argument("--scores", type=path, help="also show what was scored")
-    report.add_argument("--out", type=path, help="JSON file to write")
-    report.add_argument("--picture", type=path, help="PNG file to write")
-    return top
+    yield export
 
 
-def _add_biases(parser: argparse.ArgumentParser) -> None:
-    given = "give biases to weights that have none: where the model's format has a place (auto), anywhere, or nowhere"
-    parser.add_argument("--biases", choices=commands.BIASES, default="auto", help=given)
-
-
-def _add_tracing(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--unused", action="append", default=[], metavar="PATTERN", help="what no input ever reaches")
-    deep = "what a residual block adds (attention, an MLP, convolutions) may go as a whole, and so may whole layers; "
-    deep += "with --serve hf (of a folder the default) only whole layers"
-    parser.add_argument("--depth", action="store_true", help=deep)
-    more = "package.module:callable: further inputs, which reach more code"
-    parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
-
-
-def _add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> None:
-    number: Any = "?" if optional else None
-    parser.add_argument("model", metavar="MODEL", nargs=number, help="package.module:callable")
-    batches = "package.module:callable: an iterable of batches"
-    parser.add_argument("loader", metavar="LOADER", nargs=number, help=batches)
-    parser.add_argument(
-        "loss", metavar="LOSS", nargs="?", help="package.module:callable that returns the loss function"
-    )
-    of_each = "so many samples of each class enter U; R takes all (default: 32)"
-    parser.add_argument("--samples-per-class", type=positive, default=32, metavar="N", help=of_each)
-    directions = "directions on which units are compared between classes (default: 128)"
-    parser.add_argument("--projections", type=positive, default=128, metavar="N", help=directions)
-    function = "package.module:callable that returns a function of a batch:"
-    classes = parser.add_mutually_exclusive_group()
-    classes.add_argument("--class-of", metavar="FUNCTION", help=f"{function} its labels, one per sample or place")
-    without = "the targets are no classes: leave out U"
-    classes.add_argument("--no-classes", dest="class_of", action="store_const", const=False, help=without)
-    parser.add_argument("--samples-of", metavar="FUNCTION", help=f"{function} how many samples it holds")
-    drawn = "of the directions, and of what the model or the loss draws at random (default: 0)"
-    parser.add_argument("--seed", type=int, default=0, help=drawn)
-    taps = "score what the next layers read, or as in the paper what a layer returns"
-    parser.add_argument("--recipe", choices=("default", "paper"), default="default", help=taps)
-    parser.add_argument("--backend", default="auto", help="auto (default) or one that `fairkern info` lists")
-    budget = (
-        "bytes, also as 2GB (or 2G) or 512MiB: beyond the weights, for class samples and second moments; where it is "
-    )
-    budget += "little, more passes are made"
-    parser.add_argument("--memory-budget", type=size, metavar="SIZE", help=budget)
-    parser.add_argument(
-        "--gram", action="store_true", help="keep what the residual (a second-order saliency) and least squares take"
-    )
-    folder = "new folder that second moments are written to, and not kept in memory"
-    parser.add_argument("--keep-moments", type=path, metavar="FOLDER", help=folder)
-    parser.add_argument("--quiet", action="store_true", help="print nothing")
-
-
-def _add_planning(parser: argparse.ArgumentParser) -> None:
-    budget = parser.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--tod", type=float, metavar="TOLERANCE", help="tolerance of difference, 0 to 1")
-    budget.add_argument("--keep-params", type=float, metavar="SHARE", help="share of all parameters that may stay")
-    budget.add_argument("--keep-flops", type=float, metavar="SHARE", help="share of all FLOPs that may stay")
-    exact = "so many units of every group of a kind go, for example expert=2"
-    budget.add_argument("--drop", type=by_kind, metavar="KIND=N", help=exact)
-    multiples = "keep multiples of N channels (default: 1), or by kind of unit: neuron=128,head=1"
-    parser.add_argument("--round-to", type=divisors, default=1, metavar="N", help=multiples)
-    servers = (
-        "hf, vllm, gguf, gguf:TYPE or deci: what is to load the result, so which layers stay equal. With --hf, OUT is "
-        "for from_pretrained (hf, the default, and wherever layers stay equal), else for servers that read block "
-        "configs (vllm), or for fairkern export --gguf and load_pruned, with the uncut model's config.json (gguf, deci)"
-    )
-    parser.add_argument("--serve", metavar="SERVER", help=servers)
-    parser.add_argument("--max-remove", type=float, default=0.99, metavar="SHARE", help="at most this share of a group")
-    parser.add_argument("--min-keep", type=positive, default=1, metavar="N", help="at least N units of every group")
-    parser.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave these groups alone")
-    spread = (
-        "how removal is spread over groups: by tolerance, in equal shares, by one threshold for all, by one of each "
-    )
-    spread += "group's own scale, or by one over what a unit costs (default: what suits the scores)"
-    parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized", "priced"), help=spread)
-    signal = "signal that orders the units, low goes first: residual (needs second moments), wasserstein (U, needs "
-    signal += "classes), taylor (R) or random (default: what suits the scores)"
-    parser.add_argument("--removal", metavar="SIGNAL", help=signal)
+def _shells(command: Command) -> Iterator[Parser]:
+    completion = command("completion", aside.completion, "print what makes a shell complete commands and options")
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    yield completion

@@ -33,6 +33,7 @@ _SMALL = {True: 48, False: 8}  # of what is small enough, by whether it is wide
 _SMALLEST = 4
 _SHARES = (64, 16, 8, 4, 2)  # by which two sizes are divided that depend on each other
 _ROUNDS = 4  # over all fields, since one that has shrunk lets others shrink
+_ALIGNED = 16  # bytes, of which rows of fused experts have to be multiples for torch's grouped product
 _MORE_IDS = 8  # tokens that a loop makes, and places that are counted from two on
 
 Changes = Mapping[str, ConfigChange]
@@ -246,7 +247,7 @@ class _Search:
         tried = self._with(*(ConfigChange(name, self._fields[name], n) for name, n in sizes.items()))
         built = self._built(tried)
         self._same = built is not None and _count(built) == _count(now)  # no shape depends on it
-        if built is None or _count(built) >= _count(now) or self._coincides(built, tried):
+        if built is None or _count(built) >= _count(now) or self._coincides(built, tried) or self._odd_rows(built):
             return None
         if self._works(built) is False:
             return None
@@ -269,6 +270,19 @@ class _Search:
             if type(change.after) is int and change.name not in self._blocks:
                 was.setdefault(change.after, set()).add(change.before or 0)
         return any(len(found) > 1 for found in was.values()) or self._derived(changes, {*self._lengths, *whole})
+
+    def _odd_rows(self, built: nn.Module) -> bool:
+        """Whether fused experts have rows that their grouped product does not take, and had others before.
+
+        `_works` runs them one by one, since there is nothing to go by how many tokens each gets.
+        """
+        was = dict(self._model.named_parameters())
+        return any(
+            n * was[name].element_size() % _ALIGNED and not before * was[name].element_size() % _ALIGNED
+            for path in fused_experts(built)
+            for name, p in built.get_submodule(path).named_parameters(path)
+            for n, before in zip(p.shape[1:], was[name].shape[1:], strict=True)
+        )
 
     def _derived(self, changes: Changes, fixed: set[int]) -> bool:
         """Whether what is left of a size by another (the size of a head) is a number that stays, and was not before."""

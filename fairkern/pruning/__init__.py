@@ -18,6 +18,7 @@ from fairkern.checks import RUN, check_data, check_model, check_more
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
 from fairkern.errors import InputError
+from fairkern.evaluating import Evaluate, check_evaluate
 from fairkern.model.in_use import at_work
 from fairkern.model.sharded import processes_of
 from fairkern.options import UNITS, choose, flag, function, instance, names, place, whole
@@ -31,6 +32,7 @@ from fairkern.pruning.options import (
     fit_together,
     planned,
 )
+from fairkern.pruning.rows import further_budgets
 from fairkern.pruning.steps import Asked, Run
 from fairkern.ranks import RanksLike, entered, shared
 from fairkern.results import Report
@@ -60,6 +62,8 @@ def prune(
     unused: Iterable[str] = (),
     depth: bool = False,
     keep_scores: bool = False,
+    evaluate: Evaluate | None = None,
+    budgets: Iterable[float] = (),
     ranks: RanksLike = None,
     **options: Unpack[PruningOptions],
 ) -> tuple[nn.Module, Report]:
@@ -100,12 +104,17 @@ def prune(
             is room. Second moments that do not fit go to files with `keep_moments="FOLDER"`.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
             second moments, which take much memory.
+        evaluate: a function of a model that gives a number, or numbers by name such as {"top1": 0.93} (see `measured`).
+            What it gives of the whole model, before anything is done, stands in `Report.before`, of what is left in
+            `Report.after`. Of several processes the first calls it.
+        budgets: further shares (or tolerances) of the kind that was asked for. The same scores are planned, cut,
+            compensated and evaluated for each; `Report.curve` has a row for these and for the one that is kept.
 
     Raises what these stages raise, and InputError, before anything is run: options that contradict each other (what
     compares classes where there are none, compensation without what it takes), fewer than one step, several with
-    `tod` or `drop`, with `latency`, with a loader that can be iterated once only, or with `units` that were traced with
-    `more` where `more` is not given.
-    Cost: `iterations` times a trace with its proof, a pass over the data and a cut.
+    `tod` or `drop`, with `budgets`, with `latency`, with a loader that can be iterated once only, or with `units` that
+    were traced with `more` where `more` is not given.
+    Cost: `iterations` times a trace with its proof, a pass over the data and a cut; a cut for each of `budgets`.
     """
     team = entered(ranks)
     check_model(model)
@@ -116,6 +125,7 @@ def prune(
         )
     check_data(loader, loss_fn)
     check_values(model, RUN)
+    check_evaluate(evaluate)
     refuse_unknown("prune()", options, PruningOptions.__annotations__, KEYWORDS)
     more, unused, iterations = (
         check_more(more),
@@ -127,6 +137,7 @@ def prune(
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
     planning, target, keep = planned(options, tod, keep_params, keep_flops, keep_latency, drop)
+    further = further_budgets(budgets, target, keep, iterations)
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
@@ -149,10 +160,10 @@ def prune(
         fit_together(scoring, planning, target, method, known, keep_scores)
         again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
         tracing = {"more": more, "unused": unused, "depth": depth}
-        asked = Asked(
-            target.value, keep, latency, iterations, planning, scoring, tracing, method, given_biases, again, inplace
-        )
+        how = (scoring, tracing, method, given_biases, again, inplace, evaluate, further)
+        asked = Asked(target.value, keep, latency, iterations, planning, *how)
         chosen = {**scoring, **planning, **tracing, target.value: keep, "compensate": method, "biases": given_biases}
+        chosen |= {"evaluate": evaluate, "budgets": further}
         capture.check_same(team, "prune()", model, {**chosen, "iterations": iterations, "inplace": inplace})
         run = Run(model, head(first, model, samples_of), batches, loss_fn, asked, team)
         for number in range(1, iterations + 1):

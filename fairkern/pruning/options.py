@@ -13,12 +13,14 @@ from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, par
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
+from fairkern.report import Shown
 from fairkern.results import PathLike
 
 _BUDGETS = ("keep_params", "keep_flops", "keep_latency")
 KEYWORDS = (
     *("tod", *_BUDGETS, "drop", "latency", "iterations"),
     *("compensate", "biases", "inplace", "more", "unused", "depth", "keep_scores", "ranks"),
+    *("evaluate", "budgets"),
 )
 _FITS = (None, Compensation.LEAST_SQUARES, Compensation.SEQUENTIAL, Compensation.JOINT)  # made from second moments
 
@@ -42,7 +44,7 @@ class PruningOptions(PlanningOptions, total=False):
     keep_moments: bool | str | os.PathLike[str]
     walk: str
     walk_folder: PathLike | None
-    progress: bool
+    progress: Shown
 
 
 def planned(options: Mapping[str, Any], *targets: Any) -> tuple[dict[str, Any], Target, Any]:

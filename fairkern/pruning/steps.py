@@ -14,18 +14,19 @@ from torch import Tensor, nn
 from fairkern import report, types
 from fairkern.allocate import Planning
 from fairkern.api import score, trace
-from fairkern.capture.keeping import KeptMoments
 from fairkern.capture.memory import SPARE, within
-from fairkern.compensate import Compensation, Loss
-from fairkern.compensate.cut import Cut, cut
+from fairkern.compensate import Compensation
+from fairkern.compensate.cut import Cut
 from fairkern.compensate.intercepts import Biases
-from fairkern.compensate.room import cut_bytes
 from fairkern.errors import BudgetError, InputError
+from fairkern.evaluating import Evaluate, measured
 from fairkern.plans.build import build
 from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.plans.serving import constraints, serving
 from fairkern.prove import proof_bytes
+from fairkern.pruning.cutter import Cutter
+from fairkern.pruning.rows import in_order, row
 from fairkern.ranks import ALONE, Ranks
 from fairkern.ranks.digests import digest
 from fairkern.results import Plan, Report, Scores
@@ -52,6 +53,8 @@ class Asked:
     biases: Biases
     again: bool  # whether the data may be looked at again, beside the model as it was
     inplace: bool
+    evaluate: Evaluate | None = None
+    budgets: tuple[float, ...] = ()  # further ones, which are tried beside the one that is kept
 
 
 @dataclass
@@ -72,12 +75,18 @@ class Run:
     unplaced: list[str] = field(init=False, default_factory=list)  # biases that the configuration has no field for
     done: list[tuple[types.UnitMap, Plan]] = field(init=False, default_factory=list)
     stages: dict[str, float] = field(init=False)
-    before: float = field(init=False, default=0.0)  # milliseconds of the whole model, where it is cut in place
+    curve: list[dict[str, Any]] = field(init=False, default_factory=list)  # of the further budgets
+    measures: dict[str, float] = field(init=False, default_factory=dict)  # of the whole model
+    before: dict[str, Any] = field(init=False, default_factory=dict)  # timing of the whole model, if cut in place
+    took: float = field(init=False, default=0.0)  # seconds of the last cut
     spent: float = field(init=False, default=1.0)  # share of the whole model that the last step started from
 
     def __post_init__(self) -> None:
         self.current = self.model
         self.stages = {"trace and score": 0.0, "plan": 0.0, "cut": 0.0}
+        self.stages |= {"further budgets": 0.0} if self.asked.budgets else {}
+        self.stages |= {"evaluate": 0.0} if self.asked.evaluate is not None else {}
+        self.measures = self._evaluated(self.model)  # before all else, so that what is wrong with it shows at once
 
     def step(self, number: int, units: types.UnitMap | None) -> None:
         """Score what the step before has left (traced here, unless its map is known), plan and cut."""
@@ -89,26 +98,35 @@ class Run:
         self.scores = score(self.current, self.loader, self.loss_fn, units=units, ranks=self.ranks, **scoring)
         times.append(time.perf_counter())
         plan = self._plan(number)
+        further = {share: self._solved(share, dict(self.asked.planning)) for share in self.asked.budgets}
         self.ranks.agree("prune()", {"the plan": digest(plan)} if self.ranks.several else {})
         times.append(time.perf_counter())
         if number == 1 and self.asked.inplace:  # else both are timed in turn, at the end
-            self.before = self._measured(lambda: report.latency_ms(self.model, self.example, report.FEW))
+            self.before = self._measured(lambda: report.timed(self.model, self.example, least=report.FEW))
+        for share, other in further.items():
+            self._try(share, other)
         cutting = time.perf_counter()
         self._cut(plan, number)
         self.done.append((self.scores.units, plan))
-        passed = (times[1] - times[0], times[2] - times[1], time.perf_counter() - cutting)
-        for name, seconds in zip(self.stages, passed, strict=True):
+        self.took = time.perf_counter() - cutting
+        passed = (times[1] - times[0], times[2] - times[1], self.took)
+        for name, seconds in zip(self.stages, passed, strict=False):
             self.stages[name] += seconds
 
     def report(self) -> Report:
         """What was done, with one plan for the whole model, and its latency beside that of what is left."""
-        before, after = self._latencies()
+        plan, after = self._whole_plan(), self._evaluated(self.current)
+        if self.asked.budgets:
+            self.curve.append(self._row(plan, self.asked.keep, self.current, after, self.took))
         made = summarise(
-            self._whole_plan(),
+            plan,
             scores=self.scores,
             title=f"{type(self.model).__name__}, pruned",
-            before={"latency_ms": before},
-            after={"latency_ms": after},
+            before=self.measures,
+            after=after,
+            curve=in_order(self.curve),
+            timing=self._timing(),
+            environment=self._measured(lambda: report.environment(self._seeds)),
             stages=self._measured(lambda: self.stages),
             corrected=self.cut.corrections,
             small=self.current,
@@ -182,33 +200,49 @@ class Run:
     def _cut(self, plan: Plan, number: int) -> None:
         self.method = self.asked.method or self._best_method(plan)
         own = number > 1 and not self.method.compares  # a copy of ours
-        inplace = self.asked.inplace or own
-        if self._over(plan, self.method, inplace=inplace) > 0:
-            least = self._budget + self._over(plan, self.method, inplace=inplace)
-            raise InputError(
-                f"memory_budget={self._budget:,} bytes is too small for compensate={self.method.value!r} of this plan. "
-                f"The least that would do is {least:,}"
-            )
-        loss = Loss(self.loss_fn, self.asked.scoring.get("samples_of"), self.model)
-        how: dict[str, Any] = {"inplace": inplace, "biases": self.asked.biases, "loss": loss, "ranks": self.ranks}
-        with within(self._budget or None, "cutting"):
-            self.cut = cut(self.current, plan, self.method, self.scores, self.loader, **how)
+        self.cut = self._made(plan, self.method, inplace=self.asked.inplace or own)
         self.current = self.cut.model
         self.flags += self.cut.config
         self.unplaced += self.cut.unplaced
+
+    def _made(self, plan: Plan, method: Compensation, *, inplace: bool) -> Cut:
+        return self._cutter.cut(self.current, plan, self.scores, method, inplace=inplace)
+
+    def _try(self, share: float, plan: Plan) -> None:
+        """A further budget: cut, compensated and evaluated as the one that is kept, and then gone."""
+        started = time.perf_counter()
+        small = self._made(plan, self.asked.method or self._best_method(plan), inplace=False).model
+        took = time.perf_counter() - started
+        self.stages["further budgets"] += took
+        self.curve.append(self._row(plan, share, small, self._evaluated(small), took))
+
+    def _row(
+        self, plan: types.Plan, share: float, small: nn.Module, measures: dict[str, float], took: float
+    ) -> dict[str, Any]:
+        by, ms = self.asked.target, None
+        if by == "keep_latency":
+            ms = self._measured(lambda: report.timed(small, self.example, least=report.FEW))["before"]["p50"]
+        took, seed = self._measured(lambda: took), int(self.scores.provenance["seed"])
+        return row(plan, small, seed=seed, budget=share, by=by, seconds=took, measures=measures, latency_ms=ms)
+
+    def _evaluated(self, model: nn.Module) -> dict[str, float]:
+        """What the caller's function gives, by name; by the first process, while the others rest."""
+        evaluate = self.asked.evaluate
+        if evaluate is None:
+            return {}
+        started = time.perf_counter()
+        found = self._measured(lambda: measured(evaluate, model))
+        self.stages["evaluate"] += time.perf_counter() - started
+        return found
 
     @property
     def _budget(self) -> int:
         return self.asked.scoring.get("memory_budget") or 0
 
-    def _over(self, plan: Plan, method: Compensation, *, inplace: bool = False) -> int:
-        """Bytes by which a cut takes more than the budget, if there is one."""
-        if not self._budget:
-            return 0
-        moments = self.scores.moments.nbytes if isinstance(self.scores.moments, KeptMoments) else 0
-        known = self.scores.provenance
-        cutting = cut_bytes(self.current, plan, self.scores.units, method, known, inplace=inplace)
-        return max(0, cutting - SPARE) + moments - self._budget
+    @property
+    def _cutter(self) -> Cutter:
+        samples_of = self.asked.scoring.get("samples_of")
+        return Cutter(self.model, self.loader, self.loss_fn, samples_of, self._budget, self.asked.biases, self.ranks)
 
     def _best_method(self, plan: Plan) -> Compensation:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
@@ -217,16 +251,21 @@ class Run:
         known = self.scores.provenance
         held = 2 * known["predicted_bytes"]["layer"] * known["samples" if known["singly"] else "batches"]
         sequential = self.asked.again and held <= AT_ONCE and not known.get("keeps")
-        fits = sequential and self._over(plan, Compensation.SEQUENTIAL) <= 0
+        over = self._cutter.over(self.current, plan, self.scores, Compensation.SEQUENTIAL) if sequential else 0
+        fits = sequential and over <= 0
         return Compensation.SEQUENTIAL if fits else Compensation.LEAST_SQUARES
 
-    def _latencies(self) -> tuple[float, float]:
-        """Before and after, in turn where both models are there."""
+    def _timing(self) -> dict[str, Any]:
+        """How long passes take before and after, in turn where both models are there."""
         if self.asked.inplace:
-            return self.before, self._measured(lambda: report.latency_ms(self.current, self.example, report.FEW))
-        models = [self.model, self.current]
-        before, after = self._measured(lambda: report.latencies_ms(models, self.example, least=report.FEW))
-        return before, after
+            after = self._measured(lambda: report.timed(self.current, self.example, least=report.FEW))
+            return report.one_after_the_other(self.before, after)
+        models = self.model, self.current
+        return self._measured(lambda: report.compared(*models, self.example, least=report.FEW))
+
+    @property
+    def _seeds(self) -> dict[str, int]:
+        return {"scoring": int(self.scores.provenance["seed"])}
 
     def _whole_plan(self) -> types.Plan:
         """One plan for the whole model, which says what every step left."""

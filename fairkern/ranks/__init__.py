@@ -7,7 +7,7 @@ where a value lies in the buffer, and so do the trees of NCCL.
 
 from __future__ import annotations
 
-from fairkern.ranks.entering import RanksLike, alone, entered, launched, measured, shared, together
+from fairkern.ranks.entering import RanksLike, alone, entered, launched, measured, shared, speaks, together
 from fairkern.ranks.team import ALONE, Ranks
 
-__all__ = ["ALONE", "Ranks", "RanksLike", "alone", "entered", "launched", "measured", "shared", "together"]
+__all__ = ["ALONE", "Ranks", "RanksLike", "alone", "entered", "launched", "measured", "shared", "speaks", "together"]

@@ -20,6 +20,7 @@ T = TypeVar("T")
 _Given = ParamSpec("_Given")
 if TYPE_CHECKING:
     RanksLike: TypeAlias = bool | Ranks | dist.ProcessGroup | None
+    """What `ranks=` may be: see `together`."""
 else:  # torch may be built without
     RanksLike = bool | Ranks | getattr(dist, "ProcessGroup", Ranks) | None
 
@@ -90,6 +91,11 @@ def launched(what: str) -> Iterator[Ranks]:
     finally:
         if made:
             dist.destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process speaks for all that a launcher has started: the first does, and one that is by itself."""
+    return env.processes() == 1 or env.rank() == 0
 
 
 def alone(given: Any, what: str) -> None:

@@ -237,6 +237,7 @@ class Ranks:
     @contextlib.contextmanager
     @unbroken
     def watched(self, what: str) -> Iterator[Ranks]:
+        """Around `what`: they meet before and after it, and meanwhile each gives signs of life to the others."""
         assert self._watch is not None
         self._watch.start()
         try:
@@ -252,6 +253,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+"""The one process of a run that nobody shares."""
 
 
 def _pieces(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

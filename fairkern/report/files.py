@@ -9,6 +9,8 @@ from fairkern.artefacts import read_json, write_json
 from fairkern.artefacts.fields import Fields
 from fairkern.types import Report
 
+_LATER = ("healed", "timing", "curve", "environment")  # left out where empty: files of before had none of them
+
 
 def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     """Write `report` atomically as JSON ("fairkern.report"); arrays become lists.
@@ -17,9 +19,7 @@ def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     does not exist or cannot be written, the disk is full). Nothing half-written stays.
     """
     content = {field.name: getattr(report, field.name) for field in fields(Report)}
-    if not report.healed:
-        del content["healed"]
-    write_json(path, "report", content)
+    write_json(path, "report", {name: value for name, value in content.items() if value or name not in _LATER})
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:
@@ -41,4 +41,7 @@ def load_report(path: str | os.PathLike[str]) -> Report:
         choices=content["choices"].mapping(),
         versions={key: entry.text() for key, entry in content["versions"].entries().items()},
         healed=numbers(content.get("healed", {})),
+        timing=content.get("timing", {}).mapping(),
+        curve=tuple(row.mapping() for row in content.optional_items("curve")),
+        environment=content.get("environment", {}).mapping(),
     )

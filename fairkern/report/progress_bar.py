@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,15 +17,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from fairkern.options import flag, function
+
 OnBatch = Callable[[int, int | None, str], None]
+Shown = bool | OnBatch
+
+
+def shown(given: Any) -> Shown:
+    """What users say of progress: whether bars are drawn, or a function that is told. Raises InputError for others."""
+    if callable(given):
+        function("progress", given, "True, False or a function of done, total and stage")
+        return given
+    return flag("progress", given, "True, False or a function of done, total and stage")
 
 
 @contextmanager
-def progress(show: bool = True) -> Iterator[OnBatch]:
+def progress(show: Shown = True) -> Iterator[OnBatch]:
     """Yields `on_batch(done, total or None, stage)`; draws on standard error, and only on a terminal.
 
     A bar per stage with the time left, without an end where the number of batches is unknown; gone when the block ends.
+    `show`: False draws nothing; a function is told in place of the bars.
     """
+    if callable(show):
+        yield show
+        return
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -12,6 +12,7 @@ import torch
 from fairkern.artefacts.files import package_version
 from fairkern.plans.left_alone import unscored
 from fairkern.plans.serving import YES, Server
+from fairkern.report.wording import numbered
 from fairkern.types import ConfigChange, Plan, Report, Scores
 
 _BY_CONFIGURATION = (Server.HF.value, Server.VLLM.value)
@@ -47,7 +48,7 @@ def summary(
         title=title,
         before=ends[0],
         after=ends[1],
-        groups=tuple(group_rows(plan, unexplained)),
+        groups=tuple(group_rows(plan, unexplained, {} if scores is None else scores.units.classes)),
         stages=dict(stages),
         choices={
             "request": dict(plan.request),
@@ -84,15 +85,20 @@ def _without_classes(scores: Scores) -> list[str]:
     return [f"heard in fewer than two classes, without U: {', '.join(names)}"] if names else []
 
 
-def group_rows(plan: Plan, unexplained: Mapping[str, float] | None = None) -> list[dict[str, Any]]:
+def group_rows(
+    plan: Plan, unexplained: Mapping[str, float] | None = None, classes: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """Per plan group: name, kind, units, removed units, rate, and the threshold that this count needs.
 
     `unexplained`, of a compensated model: group name → share of the removed activations that was not made up for.
+    `classes`, of modules by group: told where the group's name is a number.
     """
+    modules = numbered(classes or {})
     thresholds = plan.result.get("thresholds") or [None] * len(plan.groups)
     return [
         {
             "group": group.name,
+            **({"module": modules[group.name]} if group.name in modules else {}),
             "kind": group.kind,
             "units": group.total,
             "removed": group.removed.size,

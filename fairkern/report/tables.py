@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -14,6 +14,19 @@ from rich.text import Text
 
 from fairkern.plans.left_alone import held_kinds, unscored
 from fairkern.plans.serving import YES
+from fairkern.report.wording import (
+    LABELS,
+    cell,
+    changed,
+    empty,
+    groups_said,
+    plain,
+    quantity,
+    shown,
+    through_zero,
+    timing_lines,
+    whole,
+)
 from fairkern.types import Axis, AxisGroup, FrozenAxis, Report, UnitMap
 
 _SHOWN_REASONS = 12
@@ -23,7 +36,10 @@ _NAME = 34  # as long a group's name may be and is not folded, since `ignore=` t
 
 def render(table: RenderableType, width: int = _WIDTH) -> str:
     """Plain text of a table or several, without colours or control codes; no line is longer than `width`."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False, highlight=False)
+    # in a notebook rich would show an empty cell beside, whatever file it is given
+    console = Console(
+        file=io.StringIO(), width=width, color_system=None, force_terminal=False, force_jupyter=False, highlight=False
+    )
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
@@ -39,7 +55,7 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     parts: list[RenderableType] = []
     prunable = units.prunable
     total = sum(units.groups[g].total for g in prunable)
-    can = _table(f"{units.model}: {_groups(len(prunable))}, {_whole(total)} units that can be cut")
+    can = _table(f"{units.model}: {groups_said(len(prunable))}, {whole(total)} units that can be cut")
     longest = max((len(units.groups[g].name) for g in prunable), default=0)
     can.add_column("group", overflow="fold", no_wrap=longest <= _NAME)
     can.add_column("kind", overflow="fold")
@@ -65,7 +81,7 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     parts.append(can if prunable else Text(f"{units.model}: no group can be cut\n", style="bold"))
     frozen = [group for group in units.groups if group.frozen is not None]
     if frozen:
-        stays = _table(f"{_groups(len(frozen))} frozen")
+        stays = _table(f"{groups_said(len(frozen))} frozen")
         for name in ("group", "kind"):
             stays.add_column(name, overflow="fold")
         stays.add_column("units", justify="right", no_wrap=True)
@@ -107,26 +123,28 @@ def report_table(report: Report) -> RenderableType:
     parts: list[RenderableType] = []
     measures = _table(report.title)
     measures.add_column("", no_wrap=True)
-    later = {"one shot": report.after, "healed": report.healed} if report.healed else {"after": report.after}
+    later = {"one shot": "after", "healed": "healed"} if report.healed else {"after": "after"}
     for name in ("before", *(column for when in later for column in (when, "change"))):
         measures.add_column(name, justify="right", no_wrap=True)
-    for name in dict.fromkeys(name for taken in (report.before, *later.values()) for name in taken):
-        before, cells = report.before.get(name), []
-        for taken in later.values():
-            cells += [_measure(name, taken.get(name)), _change(name, before, taken.get(name))]
-        measures.add_row(Text(_LABELS.get(name, name)), _measure(name, before), *cells)
+    for name in dict.fromkeys(name for taken in (report.before, report.after, report.healed) for name in taken):
+        cells = [told for when in later.values() for told in (shown(report, name, when), changed(report, name, when))]
+        measures.add_row(Text(LABELS.get(name, name)), shown(report, name, "before"), *cells)
     parts.append(measures)
+    if report.timing:
+        parts.append(Text("\n".join(timing_lines(report.timing)) + "\n"))
+    if report.curve:
+        parts.append(_rows_table(report.curve, "budgets that were tried"))
     if report.groups:
-        parts.append(_rows_table(report.groups))
+        parts.append(_rows_table(report.groups, groups_said(len(report.groups))))
     alone = report.choices.get("left_alone", [])
     if alone:
         parts.append(Text("\n".join(alone) + "\n"))
     serves = report.choices.get("serves", {})
     if len(set(serves.values())) > 1 or YES in serves.values():  # else it is a model that nobody serves from a folder
         parts.append(_serves_table(serves))
-    through_zero = report.choices.get("through_zero")
-    if through_zero:
-        parts.append(Text(_through_zero(through_zero) + "\n"))
+    biasless = report.choices.get("through_zero")
+    if biasless:
+        parts.append(Text(through_zero(biasless) + "\n"))
     apart = ("left_alone", "serves", "through_zero")
     choices = {name: value for name, value in report.choices.items() if name not in apart}
     if report.stages:
@@ -136,88 +154,33 @@ def report_table(report: Report) -> RenderableType:
         for name, seconds in report.stages.items():
             stages.add_row(Text(name), f"{seconds:.3f}" if seconds < 10 else f"{seconds:.1f}")
         parts.append(stages)
-    for title, entries in (("chosen automatically", choices), ("versions", report.versions)):
+    for title, entries in (
+        ("chosen automatically", choices),
+        ("environment", report.environment),
+        ("versions", report.versions),
+    ):
         if entries:
             listed = _table(title, header=False)
             listed.add_column("", no_wrap=True)
             listed.add_column("", overflow="fold")
             for name, value in entries.items():
-                if not _nothing(value):
-                    listed.add_row(Text(_LABELS.get(name, name.replace("_", " "))), Text(_cell(name, value)))
+                if not empty(value):
+                    listed.add_row(Text(LABELS.get(name, name.replace("_", " "))), Text(cell(name, value)))
             parts.append(listed)
     return Group(*parts)
 
 
-def _through_zero(entries: Mapping[str, Mapping[str, float]]) -> str:
-    """What it costs that weights were given no bias: what is left of what goes, on average and where it is worst."""
-
-    def shares(of: Mapping[str, float]) -> str:
-        return f"{100 * of['unexplained']:.2g} % ({100 * of['with_intercept']:.2g} % with one)"
-
-    count = len(entries)
-    mean = {key: sum(entry[key] for entry in entries.values()) / count for key in ("unexplained", "with_intercept")}
-    weights = "1 weight" if count == 1 else f"{count} weights"
-    said = f"{weights} fitted without a bias: {shares(mean)} of what goes is not made up for"
-    name, worst = max(entries.items(), key=lambda item: item[1]["unexplained"] - item[1]["with_intercept"])
-    return said if count == 1 else f"{said}, most is lost at {name}: {shares(worst)}"
-
-
-def quantity(value: float) -> str:
-    """A count in four digits or so: `950`, `12.3 k`, `1.81 G`."""
-    size = abs(value)
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if size >= (scale if scale > 1e3 else 1e4):
-            return f"{value / scale:.{2 if size < 10 * scale else 1}f} {unit}"
-    return f"{value:.1f}" if size < 100 and value != int(value) else _whole(round(value))
-
-
-_LABELS = {
-    "params": "parameters",
-    "flops": "FLOPs",
-    "latency_ms": "latency",
-    "latency_predicted_ms": "latency, predicted",
-    "config_left": "config left as it was",
-    "tokens_per_second": "tokens per second",
-    "cache_bytes_per_token": "cache, bytes per token",
-}
-
-
-def _measure(name: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    if name == "params":
-        return _whole(value)
-    if name == "flops":
-        return quantity(value)
-    if name.endswith("_ms"):
-        return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
-    if "accuracy" in name:
-        return f"{100 * value:.2f} %"
-    return _cell(name, value)
-
-
-def _change(name: str, before: float | None, after: float | None) -> str:
-    if before is None or after is None:
-        return ""
-    if "accuracy" in name:
-        return f"{100 * (after - before):+.2f} points".replace("-", "−")
-    if before == 0:
-        return ""
-    text = f"{100 * (after / before - 1):+.1f} %".replace("-", "−")
-    return f"{text} ({before / after:.2f}×)" if name.endswith("_ms") and after else text
-
-
-def _rows_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def _rows_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Columns in the order of the rows' keys; what is neither a number nor a word (curves) is left out."""
-    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if _plain(row.get(key) for row in rows)]
-    table = _table(_groups(len(rows)))
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if plain(row.get(key) for row in rows)]
+    table = _table(title)
     for key in keys:
         words = any(isinstance(row.get(key), str) for row in rows)
         table.add_column(
             key.replace("_", " "), justify="left" if words else "right", overflow="fold", no_wrap=not words
         )
     for row in rows:
-        table.add_row(*(Text(_cell(key, row.get(key))) for key in keys))
+        table.add_row(*(Text(cell(key, row.get(key))) for key in keys))
     return table
 
 
@@ -234,40 +197,6 @@ def _serves_table(serves: Mapping[str, str]) -> Table:
     return table
 
 
-def _plain(values: Iterable[Any]) -> bool:
-    return all(value is None or isinstance(value, (str, bool, int, float)) for value in values)
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return _whole(value)
-    if isinstance(value, float):
-        if name in ("rate", "share", "unexplained"):
-            return f"{100 * value:.1f} %"
-        return _whole(value) if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
-    if isinstance(value, Mapping):
-        given = {key: entry for key, entry in value.items() if not _nothing(entry)}
-        return ", ".join(f"{key.replace('_', ' ')} {_nested(key, entry)}" for key, entry in given.items()) or "–"
-    if isinstance(value, (list, tuple)):
-        return ", ".join(_nested(name, entry) for entry in value) or "–"
-    return str(value)
-
-
-def _nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, (Mapping, list, tuple)) and not value)
-
-
-def _nested(name: str, value: Any) -> str:
-    """An entry within an entry: in brackets, and only counted where it is long."""
-    if not isinstance(value, (Mapping, list, tuple)):
-        return _cell(name, value)
-    return f"({_cell(name, value)})" if len(value) <= 6 else f"({len(value)} entries)"
-
-
 def _axes_table(frozen: Sequence[FrozenAxis]) -> Table:
     """Axes counted by reason, most frequent first. A reason that names its own module is counted without it."""
     count: Counter[str] = Counter()
@@ -282,10 +211,10 @@ def _axes_table(frozen: Sequence[FrozenAxis]) -> Table:
     table.add_column("because it", overflow="fold")
     table.add_column("for example", overflow="fold")
     for reason, number in count.most_common(_SHOWN_REASONS):
-        table.add_row(_whole(number), Text(reason), Text(str(example[reason].axis)))
+        table.add_row(whole(number), Text(reason), Text(str(example[reason].axis)))
     rest = count.most_common()[_SHOWN_REASONS:]
     if rest:
-        table.add_row(_whole(sum(number for _, number in rest)), Text(f"({len(rest)} further reasons)"), "")
+        table.add_row(whole(sum(number for _, number in rest)), Text(f"({len(rest)} further reasons)"), "")
     return table
 
 
@@ -318,12 +247,4 @@ def _relative(name: str, other: str, longest: int = 24) -> str:
 
 def _counted(group: AxisGroup) -> str:
     """`512`, or `8 × 512` where each of eight experts has units of its own."""
-    return f"{group.sets} × {_whole(group.units)}" if group.sets > 1 else _whole(group.units)
-
-
-def _groups(number: int) -> str:
-    return f"{number} group" if number == 1 else f"{number} groups"
-
-
-def _whole(value: float) -> str:
-    return f"{int(value):,}"
+    return f"{group.sets} × {whole(group.units)}" if group.sets > 1 else whole(group.units)

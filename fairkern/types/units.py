@@ -263,6 +263,7 @@ class UnitMap:
     blocks: Mapping[str, Blocks] = field(default_factory=dict)  # lists whose modules go with their branches
     depth: bool = False  # whether branches were looked for
     sibling: tuple[ConfigChange, ...] = ()  # fields of the smaller model that was proven in its place; none: itself
+    classes: Mapping[str, str] = field(default_factory=dict)  # by group that is named after a module: that one's class
 
     @property
     def prunable(self) -> tuple[int, ...]:

@@ -79,7 +79,7 @@ def test_plans_by_scores_leave_it_alone_and_say_so(tmp_path: Path) -> None:
     scores = fk.score(model, loader, F.cross_entropy, units=units, progress=False, gram=True)
     scores.save(tmp_path / "scores.safetensors")
     scores = fk.Scores.load(tmp_path / "scores.safetensors")
-    assert sorted(scores.signals) == ["residual", "taylor", "wasserstein"]
+    assert sorted(scores.signals) == ["activation", "l1", "l2", "residual", "taylor", "wasserstein"]
     assert all([len(values) for values in found] == [0, 8] for found in scores.signals.values())
     for asked in ({}, {"allocation": "tod"}, {"allocation": "uniform", "removal": "taylor"}):
         plan = scores.plan(keep_params=0.9, **asked)

@@ -182,9 +182,10 @@ def test_a_grouped_convolution_makes_up_within_its_groups() -> None:
 def test_without_moments_there_is_no_such_signal() -> None:
     model, x = mlp(), flat()
     scores = fk.score(model, [(x, Y)], nn.CrossEntropyLoss(), projections=4, progress=False)
-    assert sorted(scores.signals) == ["taylor", "wasserstein"]
-    with pytest.raises(fk.InputError, match="'residual' is not among"):
-        scores.plan(keep_params=0.5, removal="residual")
+    assert sorted(scores.signals) == ["l1", "l2", "taylor", "wasserstein"]
+    for signal in ("residual", "activation"):
+        with pytest.raises(fk.InputError, match=rf"'{signal}' is not among .*, or score with gram=True"):
+            scores.plan(keep_params=0.5, removal=signal)
 
 
 def test_the_ridge_grows_where_rounding_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:

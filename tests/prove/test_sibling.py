@@ -19,7 +19,7 @@ from fairkern.prove import choice, difference, proof_bytes
 from fairkern.prove.alike import NoSibling, aligned
 from fairkern.prove.carried import OF_SIBLING
 from fairkern.prove.shrinking import shrunk
-from tests.prove.decoders import IDS, Config, Decoder, decoder
+from tests.prove.decoders import IDS, Block, Config, Decoder, decoder
 
 
 def same(units: fk.UnitMap) -> Any:
@@ -268,3 +268,54 @@ def test_loading_into_a_model_without_values(tmp_path: Path) -> None:
     loaded = fk.load_pruned(empty, tmp_path / "small")
     assert torch.equal(loaded(IDS), small(IDS))
     assert empty.scale.is_meta
+
+
+class ExpertsMlp(nn.Module):
+    """Fused experts behind a router that takes the two largest, as transformers keeps them."""
+
+    def __init__(self, config: Config, index: int) -> None:
+        super().__init__()
+        width, inner = config.hidden_size, config.intermediate_size
+        self.router = nn.Linear(width, 6, bias=False)
+        self.experts = ExpertsOf(width, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        weights, index = self.router(rows).softmax(-1).topk(2)
+        return self.experts(rows, index, weights).view(x.shape)
+
+
+class ExpertsOf(nn.Module):
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.num_experts, self.act_fn = 6, nn.SiLU()
+        self.up_proj = nn.Parameter(torch.randn(6, inner, width) / 8)
+        self.down_proj = nn.Parameter(torch.randn(6, width, inner) / 8)
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        for weight in (self.up_proj, self.down_proj):
+            if weight.shape[-1] * weight.element_size() % 16:
+                raise RuntimeError("strides should be multiple of 16 bytes")
+        out = torch.zeros_like(hidden_states)
+        for expert in range(self.num_experts):
+            tokens, slots = torch.where(top_k_index == expert)
+            made = self.act_fn(hidden_states[tokens] @ self.up_proj[expert].T) @ self.down_proj[expert].T
+            out.index_add_(0, tokens, made * top_k_weights[tokens, slots, None])
+        return out
+
+
+class MixtureBlock(Block):
+    mlp_class = ExpertsMlp
+
+
+class MixtureDecoder(Decoder):
+    block = MixtureBlock
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_fused_experts_stay_what_a_grouped_product_takes(dtype: torch.dtype) -> None:
+    model = MixtureDecoder(Config(intermediate_size=48)).eval().to(dtype)
+    changes = {c.name: c.after for c in shrunk(model, [IDS], NO_LIMIT)[0]}
+    assert changes["hidden_size"] < 48
+    for size in ("hidden_size", "intermediate_size"):
+        assert changes.get(size, 48) * dtype.itemsize % 16 == 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fairkern.report import explain_table, group_rows, render, report_table
-from fairkern.report.tables import quantity
+from fairkern.report.wording import quantity
 from fairkern.types import (
     Axis,
     AxisGroup,
@@ -115,6 +115,12 @@ def test_names_of_groups_are_whole():
 def test_narrow():
     text = render(explain_table(unit_map(), [0] * 4, [0] * 4), width=60)
     assert max(map(len, text.splitlines())) <= 60
+
+
+def test_in_a_notebook_nothing_is_shown_beside(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda segments, text: pytest.fail(f"an output of its own: {text!r}"))
+    assert "group" in render(explain_table(unit_map(), [0] * 4, [0] * 4))
 
 
 def test_report():

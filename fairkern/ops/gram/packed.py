@@ -61,6 +61,10 @@ class Packed:
             matrix[stop:, first:stop] = rest.T
         return matrix
 
+    def diagonal(self) -> Tensor:
+        """That of the matrix, [n], in memory of its own."""
+        return torch.cat([block.diagonal() for _, block in self.blocks()] or [self.flat])
+
     def add_outer(self, a: Tensor, b: Tensor) -> None:
         """`a bᵀ + b aᵀ` of float64 vectors [n]."""
         for first, block in self.blocks():

@@ -19,100 +19,6 @@ import fairkern as fk
 from fairkern.cli import main, named
 from fairkern.cli.parser import command_line
 
-PARTS = """
-import torch
-from torch import nn
-
-WIDTH = 12
-number = 3
-
-def model():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3))
-
-made = model()
-
-class TwoWays(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc, self.aside, self.out = nn.Linear(6, WIDTH), nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3)
-
-    def forward(self, x, aside=False):
-        return self.out(torch.relu(self.aside(x) if aside else self.fc(x)))
-
-def two_ways():
-    torch.manual_seed(0)
-    return TwoWays()
-
-def without_biases():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 5, bias=False), nn.ReLU(), nn.Linear(5, 3))
-
-def other_way():
-    return {"x": inputs(), "aside": True}
-
-def other_model():
-    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-
-def inputs():
-    return torch.randn(2, 6, generator=torch.Generator().manual_seed(1))
-
-def loader():
-    y = torch.arange(3).repeat(10)
-    return [(torch.randn(30, 6, generator=torch.Generator().manual_seed(2)) + y[:, None], y)]
-
-def loader_of_soft_targets():
-    return [(x, nn.functional.one_hot(y, 3).float()) for x, y in loader()]
-
-def class_of():
-    return lambda batch: batch[1].argmax(1)
-
-def samples_of():
-    return lambda batch: len(batch[1])
-
-class Detector(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
-
-    def forward(self, images: list[torch.Tensor], targets=None):
-        found = [self.head(self.body(image[None]).relu()) for image in images]
-        if self.training:
-            return {"size": sum(f.square().mean() * t["weight"] for f, t in zip(found, targets)) / len(images)}
-        return [{"scores": f.flatten(1)[0]} for f in found]
-
-def detector():
-    torch.manual_seed(0)
-    return Detector()
-
-def images():
-    return [torch.rand(3, 8, 8), torch.rand(3, 8, 6)]
-
-def images_and_targets():
-    torch.manual_seed(1)
-    return [(images(), [{"weight": torch.tensor(1.0)}, {"weight": torch.tensor(2.0)}]) for _ in range(2)]
-
-def broken_loader():
-    yield from loader()
-    raise OSError("the disk is gone")
-
-def hungry(n):
-    return n
-
-def interrupted():
-    raise KeyboardInterrupt
-"""
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "parts.py").write_text(PARTS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "parts", raising=False)
-    return tmp_path
-
-
 LOSS = "torch.nn:CrossEntropyLoss"
 
 
@@ -296,7 +202,7 @@ SAID = [
     ("prune", "packed (without packing=False, --no-packing), or", "packed (without --no-packing), or"),
     ("prune", "pass biases=False, or biases='auto'", "pass --biases no, or --biases auto"),
     ("export", "no file (vocab=False, --no-vocab): ids", "no file (--no-vocab): ids"),
-    ("trace", "pass verify='whole', or verify=False", "pass verify='whole', or --no-verify"),
+    ("trace", "pass verify='whole', or verify=False", "pass --verify whole, or --no-verify"),
     ("prune", "backend is 3; expected", "--backend is 3; expected"),
     ("prune", "the backend is 3", "the backend is 3"),
     ("prune", "a/seed=3/b, 'seed=3', fk.trace(model, seed=3)", "a/seed=3/b, 'seed=3', fk.trace(model, seed=3)"),
@@ -358,7 +264,6 @@ def test_a_plan_for_another_model(here: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["frobnicate"],
         ["compact"],
         ["info", "--colour"],
@@ -384,7 +289,11 @@ def test_a_plan_for_another_model(here: Path, capsys: pytest.CaptureFixture[str]
 )
 def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
-    assert "usage: fairkern" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fairkern: error: ")
+    assert err.endswith(f"; {' '.join(['fairkern', *arguments[: arguments[0] != 'frobnicate']])} --help says more\n")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -392,7 +301,7 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     [
         (["score", "m:m", "l:l", "--gramm", "--out", "s"], "there is no option --gramm; did you mean --gram?"),
         (["plan", "s", "--keep-flop=0.5", "--out", "p"], "there is no option --keep-flop; did you mean --keep-flops?"),
-        (["score", "m:m", "l:l", "--colour"], "there is no option --colour\n"),
+        (["score", "m:m", "l:l", "--colour"], "there is no option --colour;"),
     ],
 )
 def test_a_misspelt_option_is_what_the_error_names(
@@ -400,7 +309,6 @@ def test_a_misspelt_option_is_what_the_error_names(
 ) -> None:
     assert main(arguments) == 2
     said = capsys.readouterr().err
-    assert f"usage: fairkern {arguments[0]}" in said
     assert meant in said
 
 
@@ -454,7 +362,7 @@ def test_scores_of_an_earlier_run_are_named(here: Path, capsys: pytest.CaptureFi
 
 
 def test_warnings_are_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    old = Path(__file__).parent / "fixtures" / "eb63876" / "configured" / "scores.safetensors"
+    old = Path(__file__).parents[1] / "fixtures" / "eb63876" / "configured" / "scores.safetensors"
     before = warnings.showwarning
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -534,4 +442,4 @@ def test_functions_of_a_batch_are_named(capsys: pytest.CaptureFixture[str]) -> N
     assert main([*command, "--class-of", "parts:class_of", "--samples-of", "parts:samples_of"]) == 0
     assert fk.Scores.load("scores.safetensors").provenance["classes"] == {"0": 10, "1": 10, "2": 10}
     assert main([*command, "--class-of", "parts:class_of", "--no-classes"]) == 2
-    assert "argument --no-classes: not allowed with argument --class-of" in capsys.readouterr().err
+    assert "--no-classes: not allowed with --class-of" in capsys.readouterr().err

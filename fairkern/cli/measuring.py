@@ -1,0 +1,128 @@
+"""Commands that measure: reports, tables of latency, comparisons of methods."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fairkern as fk
+from fairkern.cli.commands import PLAN, REPORT, SCORES, evaluate, placed, report_facts
+from fairkern.cli.files import existing, there, writable, written
+from fairkern.cli.output import Outcome
+
+WEIGHTS = "model.safetensors"
+COMPENSATED = ("compensation", "biases", "compensated", "not_compensated", "through_zero", "divergence")
+
+
+def report(arguments: argparse.Namespace) -> Outcome:
+    """Print a report that was saved, or measure anew: by what is named, and by what is there."""
+    subject, rest = arguments.subject, arguments.rest
+    files = {name: given for name in ("out", "html", "picture") if (given := getattr(arguments, name)) is not None}
+    for path in files.values():
+        writable(path, read=(Path(subject), *map(Path, rest), arguments.scores))
+    if ":" in subject and not os.path.exists(subject):
+        if arguments.picture and not arguments.scores:
+            raise fk.InputError("--picture shows the scores as well: name their file with --scores")
+        made, said = _of_model(arguments)
+    elif there(Path(subject)).is_dir() and (rest or arguments.model or arguments.evaluate):
+        made, said = _of_folder(arguments)
+    else:
+        made, said = _saved(arguments), ""
+    if "picture" in files and made.scores is None:
+        raise fk.InputError("--picture shows the scores as well: name their file with --scores")
+    if "picture" in files and made.plan is None:
+        raise fk.InputError(f"--picture shows the plan as well, and there is no {PLAN} beside {subject}")
+    for name, path in files.items():
+        with written(path):
+            if name == "out":
+                made.save(path)
+            elif name == "html":
+                made.save_html(path)
+            else:
+                assert made.scores is not None
+                assert made.plan is not None
+                fk.picture(made.scores, made.plan, path)
+    where = [f"written to {path}" for path in files.values()]
+    return Outcome({**files, **report_facts(made)}, shown=made.table(), said=(*([said] if said else []), *where))
+
+
+def _saved(arguments: argparse.Namespace) -> fk.Report:
+    """A report as it was written, with the plan and the scores that lie beside it."""
+    path = Path(arguments.subject)
+    folder = path if path.is_dir() else path.parent
+    if arguments.rest or arguments.model or arguments.evaluate:
+        raise fk.InputError(f"{path} is a file, of a report to print; what is measured is a MODEL, or a folder")
+    if arguments.out:
+        raise fk.InputError(f"--out is for what is measured; {path} is printed as it was saved")
+    if path.is_dir() and not (path / REPORT).is_file():
+        raise fk.InputError(f"{path} holds no {REPORT}; to measure what is in it, name INPUTS behind it")
+    made = fk.Report.load(path / REPORT if path.is_dir() else path)
+    scores = arguments.scores or folder / SCORES
+    plan = fk.Plan.load(folder / PLAN) if (folder / PLAN).is_file() else None
+    known = fk.Scores.load(existing(scores, SCORES)) if arguments.scores or scores.is_file() else None
+    return replace(made, plan=plan, scores=known)
+
+
+def _of_model(arguments: argparse.Namespace) -> tuple[fk.Report, str]:
+    """A model beside what a plan leaves of it, or beside what was saved with one."""
+    if len(arguments.rest) != 2:
+        raise fk.InputError(f"of the model {arguments.subject} also name PLAN and INPUTS, in this order")
+    if arguments.model:
+        raise fk.InputError(f"--model names the model of a folder, and {arguments.subject} is one itself")
+    place = there(Path(arguments.rest[0]))
+    folder = place if place.is_dir() else place.parent
+    plan = fk.Plan.load(place if place.is_file() else existing(place / PLAN, PLAN))
+    model, inputs = placed(arguments, arguments.subject, arguments.rest[1])
+    if place.is_dir():
+        return _measured(arguments, model, fk.load_pruned(model, place), plan, inputs, folder), ""
+    bare = f"measured is the model cut by {place} alone"
+    saved = f"; for the weights that were saved with it name the folder: {folder}" if _holds_weights(folder) else ""
+    return _measured(arguments, model, fk.apply(model, plan), plan, inputs, None), bare + saved
+
+
+def _of_folder(arguments: argparse.Namespace) -> tuple[fk.Report, str]:
+    """What was saved in a folder, beside the model that it was made of."""
+    folder = Path(arguments.subject)
+    if len(arguments.rest) != 1:
+        raise fk.InputError(f"of the folder {folder} also name INPUTS, what it is timed on")
+    if not arguments.model:
+        raise fk.InputError(f"name the unpruned model of {folder} with --model")
+    plan = fk.Plan.load(existing(folder / PLAN, PLAN))
+    model, inputs = placed(arguments, arguments.model, arguments.rest[0])
+    return _measured(arguments, model, fk.load_pruned(model, folder), plan, inputs, folder), ""
+
+
+def _measured(
+    arguments: argparse.Namespace, model: Any, small: Any, plan: fk.Plan, inputs: Any, folder: Path | None
+) -> fk.Report:
+    """`folder`: that holds what was saved, and says how it was compensated."""
+    scores = fk.Scores.load(existing(arguments.scores, SCORES)) if arguments.scores else None
+    measure = evaluate(arguments)
+    told = [fk.measured(measure, net) if measure else {} for net in (model, small)]
+    known = fk.Report.load(folder / REPORT).choices if folder and (folder / REPORT).is_file() else {}
+    timing = fk.compare_latency(model, small, inputs)
+    made = fk.summarise(plan, scores=scores, before=told[0], after=told[1], timing=timing, small=small)
+    done = {name: value for name, value in known.items() if name in COMPENSATED}
+    return replace(made, choices={**made.choices, **done}, scores=scores)
+
+
+def _holds_weights(folder: Path) -> bool:
+    return (folder / WEIGHTS).is_file()
+
+
+def sweep(arguments: argparse.Namespace) -> Outcome:
+    raise NotImplementedError
+
+
+def latency(arguments: argparse.Namespace) -> Outcome:
+    out = writable(arguments.out)
+    model, inputs = placed(arguments, arguments.model, arguments.inputs)
+    units = fk.trace(model, inputs)
+    with written(out):
+        table = fk.latency_table(model, units, inputs, cache=out, round_to=arguments.round_to, seed=arguments.seed)
+    facts = {"out": out, "whole_ms": table.whole, "error": table.error, "layers": len(table.layers), **table.key}
+    said = f"{len(table.layers)} layers, {table.whole:.4g} ms in all; cuts are told to {table.error:.1%}"
+    return Outcome(facts, said=(f"{said}; written to {out}",))

@@ -1,0 +1,84 @@
+"""What a sweep found, as users hold it: rows, tables, a file and a picture."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fairkern import options, report
+from fairkern.surroundings import stage
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Budgets and methods that were compared, from one pass of scoring for each seed.
+
+    `rows`: one for each method, seed and budget, in that order: `method`, `seed`, `budget` (the share that was asked
+    for), `by` ("keep_params"), `params` and `flops` that are left, `latency_ms` where time was asked for, what
+    `evaluate` gave by its names, and the `seconds` that it took to cut and compensate. `before`: the same of the whole
+    model. `compensation`: what was folded into each cut. `stages`: seconds of all rows together, by stage.
+    """
+
+    model: str
+    by: str
+    rows: tuple[Mapping[str, Any], ...]
+    before: Mapping[str, float]
+    compensation: str
+    stages: Mapping[str, float] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row["method"] for row in self.rows))
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The largest first."""
+        return tuple(sorted({row["budget"] for row in self.rows}, reverse=True))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(row["seed"] for row in self.rows))
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Names of what `evaluate` gave."""
+        return tuple(name for name in self.before if name not in ("params", "flops", "latency_ms"))
+
+    def __repr__(self) -> str:
+        counts = ((self.methods, "method"), (self.budgets, "budget"), (self.seeds, "seed"))
+        what = ", ".join(f"{len(found)} {word}{'s' * (len(found) != 1)}" for found, word in counts)
+        return f"<Sweep of {self.model} by {self.by}: {what}; {', '.join(self.measures)}>"
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def table(self) -> str:
+        """A table for each measure: a row per method, a column per budget; of several seeds mean ± deviation."""
+        return report.render(report.curve_table(self.rows, self.before, self.measures, self._title))
+
+    def to_pandas(self) -> DataFrame:
+        """The rows as a data frame. Needs pandas (`fairkern[research]`); raises InputError without."""
+        return report.frame(report.as_columns(self.rows))
+
+    @stage
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """The rows with a header, written atomically; pandas is not needed. Raises OSError."""
+        report.save_csv(self.rows, options.place("path", path))
+
+    @stage
+    def picture(self, path: str | os.PathLike[str]) -> None:
+        """What the measures are over what is left, a line per method; of several seeds their range. The ending of
+        `path` says which format: png, svg or pdf. Needs matplotlib (`fairkern[research]`); raises InputError, OSError.
+        """
+        report.save_curves(self.rows, self.before, self.measures, self._title, options.place("path", path))
+
+    @property
+    def _title(self) -> str:
+        how = "not compensated" if self.compensation == "none" else f"compensated by {self.compensation}"
+        return f"{self.model}, {how}"
