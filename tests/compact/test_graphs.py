@@ -75,9 +75,9 @@ def divided(x: Tensor) -> Tensor:
 MIDDLES = {"indexed": indexed, "filled": filled, "asks for sizes": sized, "divides sizes": divided}
 
 
-def cut(model: nn.Module, x: Tensor) -> tuple[nn.Module, fk.Plan]:
+def cut(model: nn.Module, x: Tensor, fraction: float = 0.5) -> tuple[nn.Module, fk.Plan]:
     units = fk.trace(model, x)
-    plan = fk.Plan(**vars(build(units, random_removal(units, 0.5, seed=1))))
+    plan = fk.Plan(**vars(build(units, random_removal(units, fraction, seed=1))))
     return fk.apply(model, plan), plan
 
 
@@ -162,7 +162,7 @@ def attending() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     model, x = Block().double().eval(), torch.randn(2, 5, 24, dtype=torch.float64)
     small, plan = cut(model, x)
-    assert {path for path, _ in plan.replacements} >= {"attn", "pool", "layer.self_attn"}
+    assert {item.module for item in plan.replacements} >= {"attn", "pool", "layer.self_attn"}
     return small, x
 
 
@@ -181,7 +181,8 @@ def test_attention_is_one_call_of_a_graph() -> None:
 def test_attention_in_other_graphs(writer: str) -> None:
     small, x = attending()
     torch.compiler.reset()
-    assert torch.allclose(WRITERS[writer](small, x)(x), small(x), atol=1e-12)
+    with torch.no_grad():  # with gradients torch's layer takes another path, and torch.jit.trace compares the two
+        assert torch.allclose(WRITERS[writer](small, x)(x), small(x), atol=1e-12)
 
 
 def test_graphs_with_answers_are_copied_and_pickled() -> None:
@@ -192,11 +193,14 @@ def test_graphs_with_answers_are_copied_and_pickled() -> None:
 
 
 def test_an_answer_that_does_not_divide_is_refused() -> None:
-    small, _ = small_of("divides sizes")
+    torch.manual_seed(0)
+    model, x = Between(divided).double().eval(), torch.randn(IMAGE, dtype=torch.float64)
+    small, _ = cut(model, x, 0.25)  # 9 of 12 are left
     graph = torch.fx.symbolic_trace(small)
+    assert torch.equal(graph(x), small(x))
     graph.first = nn.Conv2d(3, 5, 3).double()
-    with pytest.raises(fk.InputError, match="asks for a size, and 5 is no multiple of"):
-        graph(torch.randn(IMAGE, dtype=torch.float64))
+    with pytest.raises(fk.InputError, match="asks for a size, and 5 is no multiple of 3"):
+        graph(x)
 
 
 def nothing_is_patched() -> bool:
