@@ -17,7 +17,7 @@ from fairkern.model.linear import adds_bias, groups_of, made_dim
 from fairkern.types import Axis, FloatArray, Scores
 
 try:
-    from torch_pruning.importance import Importance
+    from torch_pruning.pruner.importance import Importance
 except ImportError as error:
     raise ImportError(
         f"fairkern.integrations.torch_pruning needs torch-pruning, which could not be imported ({error}): "
