@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import fairkern as fk
 
-timm = pytest.importorskip("timm")
+pytest.importorskip("timm")
 
+import timm
 from timm.layers import BatchNormAct2d, StdConv2d
 from timm.models import adapt_model_from_string
 from timm.models._efficientnet_builder import decode_arch_def

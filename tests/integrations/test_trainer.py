@@ -1,9 +1,9 @@
-"""A cut model in transformers' Trainer: its checkpoints are folders that transformers opens, and runs go on from them."""
+"""A cut model in transformers' Trainer: its checkpoints are folders that transformers opens, and runs can go on."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 import fairkern as fk
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -46,13 +46,15 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cut() -> Any:
-    batches = [{"input_ids": ROWS[k : k + 4], "labels": ROWS[k : k + 4]} for k in range(0, 16, 4)]
-    return lambda: fk.prune(llama().eval(), batches, keep_params=0.7, serve="hf", progress=False)[0]
+def cut() -> tuple[nn.Module, fk.Plan]:
+    batches = [{"input_ids": ROWS[k : k + 8], "labels": ROWS[k : k + 8]} for k in (0, 8)]
+    small, report = fk.prune(llama().eval(), batches, keep_params=0.7, serve="hf", progress=False)
+    assert report.plan is not None
+    return small, report.plan
 
 
-def test_a_run_s_checkpoints_are_opened_and_gone_on_from(cut: Any, tmp_path: Path) -> None:
-    small = cut()
+def test_a_run_s_checkpoints_are_opened_and_gone_on_from(cut: tuple[nn.Module, fk.Plan], tmp_path: Path) -> None:
+    small = copy.deepcopy(cut[0])
     before = {name: tuple(p.shape) for name, p in small.named_parameters()}
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in llama().parameters())
     whole = run(small, tmp_path / "whole")
@@ -70,11 +72,8 @@ def test_a_run_s_checkpoints_are_opened_and_gone_on_from(cut: Any, tmp_path: Pat
         assert all(torch.equal(torch.as_tensor(state[key]), torch.as_tensor(other[key])) for key in state)
 
 
-def test_what_is_trained_can_be_saved_as_a_pruned_folder(tmp_path: Path) -> None:
-    batches = [{"input_ids": ROWS[:8], "labels": ROWS[:8]}]
-    model = llama().eval()
-    small, report = fk.prune(model, batches, keep_params=0.8, progress=False)
-    assert report.plan is not None
-    trained = run(small, tmp_path / "run").model
-    fk.save_pruned(trained, report.plan, tmp_path / "folder")
+def test_what_is_trained_can_be_saved_as_a_pruned_folder(cut: tuple[nn.Module, fk.Plan], tmp_path: Path) -> None:
+    small, plan = cut
+    trained = run(copy.deepcopy(small), tmp_path / "run").model
+    fk.save_pruned(trained, plan, tmp_path / "folder")
     assert same(fk.load_pruned(llama(), tmp_path / "folder"), trained)
