@@ -106,6 +106,17 @@ def allocation() -> str:
     return _compared("allocation", lambda r: f"{names[r['op']]}, {r['shape']}{_case(r)}")
 
 
+def sweep() -> str:
+    """With where a sweep's time goes beside the scoring and the evaluations."""
+
+    def named(row: Mapping[str, Any]) -> str:
+        stages = row["stages_s"]
+        apart = f"plans {_seconds(stages['plan'])}, {row['rows']} cuts {_seconds(stages['cut'])}"
+        return f"{row['shape']}, compensate={row['compensate']!r} ({apart})"
+
+    return _compared("sweep", named)
+
+
 def operator_figures() -> str:
     return _compared("operators", lambda r: f"{r['op']}{_case(r)}")
 
@@ -323,6 +334,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "tracing": tracing,
     "latency": latency,
     "allocation": allocation,
+    "sweep": sweep,
     "operators": operator_figures,
     "gpu": gpu,
     "thresholds": thresholds,

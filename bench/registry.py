@@ -38,11 +38,12 @@ ENTRIES = {
     entry.name: entry
     for entry in (
         _tests("scoring", "scoring against forward + backward over the same batches", "minutes"),
-        _tests("memory", "what stages add to a model's weights, each in a process of its own", NOT_KNOWN),
+        _tests("memory", "what stages add to a model's weights, each in a process of its own", "minutes"),
         _tests("network_pruner", "scoring against the package of the method's paper", "minutes"),
         _tests("tracing", "tracing and proving against a forward pass; 70 billion parameters on meta", "minutes"),
         _tests("allocation", "a new budget from stored scores", "seconds"),
         _tests("reporting", "`prune` with its report against its stages, on a language model", "minutes"),
+        _tests("sweep", "`sweep` over 6 budgets and 3 methods against one scoring pass and the evaluations", NOT_KNOWN),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
         _tests("compaction", "a sharded checkpoint cut by a plan against its files copied", "minutes"),
@@ -127,7 +128,7 @@ ENTRIES = {
             "large_walk",
             "python -m bench.large_walk",
             "a Llama of 1.1 billion parameters through the command line in 1.5 GB of addresses, a block at a time",
-            NOT_KNOWN,
+            "half an hour",
             ("bench/results/large_walk.json",),
             "hf",
         ),

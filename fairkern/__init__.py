@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from fairkern import hf, ops, ranks
+from fairkern.allocate import Group
 from fairkern.api import apply, info, recalibrate, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.compact import compact_checkpoint
@@ -26,6 +27,7 @@ from fairkern.pruning import prune
 from fairkern.results import LatencyTable, Plan, Report, Scores, UnitMap
 from fairkern.saving import load_pruned, save_pruned
 from fairkern.summary import picture, summarise
+from fairkern.sweeping import Sweep, sweep
 from fairkern.timing import compare_latency, latency, latency_table, plan_latency
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "BackendError",
     "BudgetError",
     "FairkernError",
+    "Group",
     "InputError",
     "LatencyTable",
     "NonFiniteError",
@@ -41,6 +44,7 @@ __all__ = [
     "RankError",
     "Report",
     "Scores",
+    "Sweep",
     "TimeLimitError",
     "UnitMap",
     "apply",
@@ -62,6 +66,7 @@ __all__ = [
     "save_pruned",
     "score",
     "summarise",
+    "sweep",
     "trace",
 ]
 

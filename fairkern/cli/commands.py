@@ -89,15 +89,18 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     if arguments.hf is not None:
         return _prune_folder(arguments)
     team = arguments.team
-    out = team.told("where to write", lambda: writable(arguments.out, folder=True))
+    if arguments.budgets and not arguments.evaluate:
+        raise fk.InputError("--budgets are tried to be evaluated: name a function with --evaluate")
+    out = team.told("where to write", lambda: _places(arguments))
     options = _prune_options(arguments) | _more(arguments)
     if (table := _table(arguments)) is not None:
         options["latency"] = table
+    options |= {"evaluate": evaluate(arguments), "budgets": arguments.budgets or ()}
     options["keep_scores"] = arguments.iterations == 1  # later ones are of what the steps before have left
     model, loader = placed(arguments, arguments.model), named(arguments.loader)
     small, report = fk.prune(model, loader, loss(arguments), **options)
     assert report.plan is not None
-    team.told("writing", lambda: _write(small, report, out))
+    team.told("writing", lambda: _write(small, report, out, arguments.html))
     steps = f" in {arguments.iterations} steps" if arguments.iterations > 1 else ""
     said = [*_removed(report.plan, out, steps), *_kept(report.plan, report)]
     if report.scores is None and (out / SCORES).exists():
@@ -105,18 +108,31 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     return Outcome({"out": out, **report_facts(report)}, said=tuple(said))
 
 
-def _write(small: Any, report: fk.Report, out: Path) -> None:
+def _places(arguments: argparse.Namespace) -> Path:
+    if arguments.html:
+        writable(arguments.html)
+    return writable(arguments.out, folder=True)
+
+
+def _write(small: Any, report: fk.Report, out: Path, page: Path | None) -> None:
     assert report.plan is not None
     with written_folder(out) as place:
         fk.save_pruned(small, report.plan, place)
         report.save(place / REPORT)
         if report.scores is not None:
             report.scores.save(place / SCORES)
+    if page is not None:
+        with written(page):
+            report.save_html(page)
 
 
 def _prune_folder(arguments: argparse.Namespace) -> Outcome:
-    if arguments.more:
-        raise fk.InputError("--more names further inputs of a MODEL; a folder's are those of --data")
+    given = {"more": arguments.more, "latency": arguments.latency, "evaluate": arguments.evaluate}
+    for name, value in {**given, "budgets": arguments.budgets}.items():
+        if value:
+            raise fk.InputError(f"--{name} {_OF_MODELS[name]}")
+    if arguments.html:
+        writable(arguments.html)
     done = prune_folder(arguments, arguments.out, _prune_options(arguments))
     assert done.plan is not None
     before, after = done.before["perplexity"], done.after["perplexity"]
@@ -124,7 +140,18 @@ def _prune_folder(arguments: argparse.Namespace) -> Outcome:
     said.append(f"perplexity {before:.4g} → {after:.4g} on what was held out")
     if "loads" in done.choices:
         said.append(done.choices["loads"])
+    if arguments.html:
+        with written(arguments.html):
+            done.save_html(arguments.html)
     return Outcome({"out": arguments.out, **report_facts(done)}, said=tuple(said))
+
+
+_OF_MODELS = {
+    "more": "names further inputs of a MODEL; a folder's are those of --data",
+    "latency": "names times of a MODEL; of a folder they are measured",
+    "evaluate": "is for a MODEL; a folder is measured on what was held out of --data",
+    "budgets": "are evaluated, which a folder is not but for the one that is kept",
+}
 
 
 def placed(arguments: argparse.Namespace, *specs: str) -> Any:
@@ -156,6 +183,8 @@ def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("keep_moments", "walk", "walk_folder"):
         if getattr(arguments, name) is not None:
             given[name] = getattr(arguments, name)
+    if not hasattr(arguments, "seed"):  # of a sweep there are several
+        names = tuple(name for name in names if name != "seed")
     options = {name: getattr(arguments, name) for name in (*names, "memory_budget", "gram")}
     return options | given | {"progress": progress(arguments)}
 
@@ -213,7 +242,17 @@ def _kept(plan: fk.Plan, report: fk.Report | None = None) -> list[str]:
     said.append(f"{_share('FLOPs', result['flops_before'], result['flops_after'])}, of the inputs that were traced")
     if "latency_before_ms" in result:
         said.append(f"{_share('latency', result['latency_before_ms'], result['latency_after_ms'], ' ms')}, predicted")
+    if report is not None:
+        said += [_measured(name, report) for name in report.before if name in report.after and name not in _SAID]
     return said
+
+
+_SAID = ("params", "flops", "latency_ms", "latency_predicted_ms", "perplexity", "tokens_per_second")
+_SAID += ("cache_bytes_per_token",)
+
+
+def _measured(name: str, report: fk.Report) -> str:
+    return f"{name} {report.before[name]:.4g} → {report.after[name]:.4g}"
 
 
 def _share(what: str, before: float, after: float, unit: str = "") -> str:

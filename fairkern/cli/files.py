@@ -24,10 +24,10 @@ def existing(path: Path, within: str) -> Path:
     return path
 
 
-def there(path: Path) -> Path:
-    """The same path, once there is a file or folder."""
+def there(path: Path, what: str = "file or folder") -> Path:
+    """The same path, once there is something."""
     if not path.exists():
-        raise fk.InputError(f"there is no file or folder {path}{_near(path)}")
+        raise fk.InputError(f"there is no {what} {path}{_near(path)}")
     return path
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import fairkern as fk
-from fairkern.cli.commands import PLAN, REPORT, SCORES, evaluate, placed, report_facts
+from fairkern.cli.commands import PLAN, REPORT, SCORES, evaluate, loss, placed, report_facts, score_options
 from fairkern.cli.files import existing, there, writable, written
+from fairkern.cli.given import function, named
 from fairkern.cli.output import Outcome
 
 WEIGHTS = "model.safetensors"
@@ -114,7 +115,21 @@ def _holds_weights(folder: Path) -> bool:
 
 
 def sweep(arguments: argparse.Namespace) -> Outcome:
-    raise NotImplementedError
+    files = {name: given for name in ("out", "picture") if (given := getattr(arguments, name)) is not None}
+    for path in files.values():
+        writable(path)
+    options = score_options(arguments) | {"seeds": arguments.seeds, "by": f"keep_{arguments.by}"}
+    if arguments.compensate is not None:
+        options["compensate"] = arguments.compensate
+    methods = [function(name, 1) if ":" in name else name for name in arguments.methods]
+    model, loader = placed(arguments, arguments.model), named(arguments.loader)
+    compared = {"budgets": arguments.budgets, "methods": methods, "evaluate": evaluate(arguments)}
+    found = fk.sweep(model, loader, loss(arguments), **compared, **options)
+    for name, path in files.items():
+        with written(path):
+            (found.to_csv if name == "out" else found.picture)(path)
+    said = tuple(f"written to {path}" for path in files.values())
+    return Outcome({**files, **vars(found)}, shown=found.table(), said=said)
 
 
 def latency(arguments: argparse.Namespace) -> Outcome:

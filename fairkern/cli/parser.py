@@ -158,7 +158,7 @@ def _measures(command: Command) -> Iterator[Parser]:
     yield report
 
     sweep = command("sweep", measuring.sweep, "score once, and compare methods over budgets by a function of yours")
-    add_scoring(sweep)
+    add_scoring(sweep, seed=False)
     sweep.add_argument("--budgets", type=shares, required=True, metavar="SHARES", help="0.9,0.7,0.5 or 90%%,70%%,50%%")
     signals = "signals that order the units: residual, wasserstein, taylor, random, l1, l2, activation"
     sweep.add_argument("--methods", type=words, required=True, metavar="NAMES", help=signals)

@@ -12,6 +12,7 @@ from fairkern.types.plans import AttributeChange, Plan, PlanAxis, PlanGroup, Row
 from fairkern.types.report import Report
 from fairkern.types.scores import JointMoments, Moments, Scores
 from fairkern.types.sizes import Passed, Replacement, SiteNumber, SizeAttribute, SizeSite
+from fairkern.types.told import Told, silent
 from fairkern.types.units import (
     Axis,
     AxisGroup,
@@ -70,6 +71,8 @@ __all__ = [
     "SizeChange",
     "SizeSite",
     "Tap",
+    "Told",
     "UnitMap",
     "numbered",
+    "silent",
 ]
