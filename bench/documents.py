@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
 
+from bench.comparison.page import tables
 from bench.gpu.table import CASES
 from bench.provenance import ROOT
 from bench.registry import ENTRIES
@@ -104,6 +105,17 @@ def latency() -> str:
 def allocation() -> str:
     names = {"allocate": "a plan from scores", "load and allocate": "a plan from a file of scores"}
     return _compared("allocation", lambda r: f"{names[r['op']]}, {r['shape']}{_case(r)}")
+
+
+def sweep() -> str:
+    """With where a sweep's time goes beside the scoring and the evaluations."""
+
+    def named(row: Mapping[str, Any]) -> str:
+        stages = row["stages_s"]
+        apart = f"plans {_seconds(stages['plan'])}, {row['rows']} cuts {_seconds(stages['cut'])}"
+        return f"{row['shape']}, compensate={row['compensate']!r} ({apart})"
+
+    return _compared("sweep", named)
 
 
 def operator_figures() -> str:
@@ -241,6 +253,14 @@ def large_walk() -> str:
     return "\n".join([*lines, "", _source(results, "large_walk")])
 
 
+def comparison() -> str:
+    results = _read("comparison")
+    if results is None:
+        return _unmeasured("comparison")
+    beside = ", ".join(results["beside"])
+    return "\n".join([tables(results["rows"]), "", f"Beside the others: {beside}.", "", _source(results, "comparison")])
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.2g} %"
 
@@ -323,6 +343,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "tracing": tracing,
     "latency": latency,
     "allocation": allocation,
+    "sweep": sweep,
     "operators": operator_figures,
     "gpu": gpu,
     "thresholds": thresholds,
@@ -332,6 +353,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "memory": memory,
     "compaction": compaction,
     "large_walk": large_walk,
+    "comparison": comparison,
     "benchmarks": benchmarks,
 }
 

@@ -38,11 +38,12 @@ ENTRIES = {
     entry.name: entry
     for entry in (
         _tests("scoring", "scoring against forward + backward over the same batches", "minutes"),
-        _tests("memory", "what stages add to a model's weights, each in a process of its own", NOT_KNOWN),
+        _tests("memory", "what stages add to a model's weights, each in a process of its own", "minutes"),
         _tests("network_pruner", "scoring against the package of the method's paper", "minutes"),
         _tests("tracing", "tracing and proving against a forward pass; 70 billion parameters on meta", "minutes"),
         _tests("allocation", "a new budget from stored scores", "seconds"),
         _tests("reporting", "`prune` with its report against its stages, on a language model", "minutes"),
+        _tests("sweep", "`sweep` over 6 budgets and 3 methods against one scoring pass and the evaluations", NOT_KNOWN),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
         _tests("compaction", "a sharded checkpoint cut by a plan against its files copied", "minutes"),
@@ -127,7 +128,7 @@ ENTRIES = {
             "large_walk",
             "python -m bench.large_walk",
             "a Llama of 1.1 billion parameters through the command line in 1.5 GB of addresses, a block at a time",
-            NOT_KNOWN,
+            "half an hour",
             ("bench/results/large_walk.json",),
             "hf",
         ),
@@ -138,6 +139,21 @@ ENTRIES = {
             "minutes",
             ("bench/results/scaling.json", "docs/scaling.md"),
             "quality",
+        ),
+        Entry(
+            "comparison",
+            "python -m bench.comparison",
+            "what fairkern and others can do, tried feature by feature, each in an environment of its own",
+            "a quarter of an hour",
+            ("bench/results/comparison.json",),
+            "hf",
+        ),
+        Entry(
+            "first_run",
+            "python -m bench.first_run",
+            "from a clone to the demo's result as README says, without the time of downloads",
+            NOT_KNOWN,
+            ("bench/results/first_run.json",),
         ),
         Entry(
             "graphs",
@@ -167,7 +183,7 @@ ENTRIES = {
             "python -m bench.documents",
             "measures nothing: fills the documents from the results files and from this registry",
             "seconds",
-            ("README.md", "CONTRIBUTING.md", "docs/performance.md"),
+            ("README.md", "CONTRIBUTING.md", "docs/performance.md", "docs/guide/comparison.md"),
         ),
     )
 }

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 from fairkern import hf, ops, ranks
-from fairkern.api import apply, info, load_pruned, recalibrate, save_pruned, score, trace
+from fairkern.allocate import Group
+from fairkern.api import apply, info, recalibrate, score, trace
 from fairkern.artefacts.files import package_version as _package_version
 from fairkern.compact import compact_checkpoint
 from fairkern.errors import (
@@ -24,7 +25,9 @@ from fairkern.evaluating import measured
 from fairkern.healing import heal
 from fairkern.pruning import prune
 from fairkern.results import LatencyTable, Plan, Report, Scores, UnitMap
+from fairkern.saving import load_pruned, save_pruned
 from fairkern.summary import picture, summarise
+from fairkern.sweeping import Sweep, sweep
 from fairkern.timing import compare_latency, latency, latency_table, plan_latency
 
 __all__ = [
@@ -32,6 +35,7 @@ __all__ = [
     "BackendError",
     "BudgetError",
     "FairkernError",
+    "Group",
     "InputError",
     "LatencyTable",
     "NonFiniteError",
@@ -40,6 +44,7 @@ __all__ = [
     "RankError",
     "Report",
     "Scores",
+    "Sweep",
     "TimeLimitError",
     "UnitMap",
     "apply",
@@ -61,6 +66,7 @@ __all__ = [
     "save_pruned",
     "score",
     "summarise",
+    "sweep",
     "trace",
 ]
 

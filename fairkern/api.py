@@ -367,34 +367,6 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], *, ranks: RanksLike = N
     return capture.recalibrate(model, loader, ALONE if in_shards(model) else team)  # there all make every pass
 
 
-@stage
-def save_pruned(small: nn.Module, plan: types.Plan, folder: PathLike) -> None:
-    """Write a pruned model: `folder/model.safetensors` and `folder/plan.json`; a new folder is complete or absent.
-
-    One that exists is written into: these two files are replaced, others stay. `small` may have been trained since.
-    Raises PlanMismatchError where it does not have the shapes that `plan` leaves, and OSError.
-    """
-    options.instance("small", small, nn.Module, options.MODEL)
-    check_plan(plan)
-    compact.save_pruned(small, plan, options.place("folder", folder))
-
-
-@stage
-def load_pruned(fresh_model: nn.Module, folder: PathLike) -> nn.Module:
-    """A pruned model back from `save_pruned`: a cut copy of `fresh_model`, with the weights of the folder.
-
-    Args:
-        fresh_model: the unpruned architecture with any weights (meta is fine); it stays as it is. The copy is in its
-            mode (train, as models are made, or eval), of its dtype, and on its device (of meta: on the CPU).
-        folder: that `save_pruned` wrote, `fairkern apply` or `fairkern prune`.
-
-    Raises ArtefactError (a file that is missing, damaged, edited, foreign or newer, weights of another plan),
-    PlanMismatchError (another architecture, or pruned already), InputError (a model that cannot be copied).
-    """
-    options.instance("fresh_model", fresh_model, nn.Module, options.MODEL)
-    return compact.load_pruned(fresh_model, options.place("folder", folder))
-
-
 def info() -> dict[str, Any]:
     """What runs here: versions, the compiled extension, threads, devices, backends per operator and why not."""
     return describe()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fairkern import options, types
@@ -44,6 +45,37 @@ def check_more(more: Any) -> list[Any]:
     return list(more)
 
 
+def check_report(done: Any, plan: types.Plan) -> types.Report | None:
+    """The report, if one is given and it is of the plan. Raises InputError."""
+    if done is None:
+        return None
+    options.instance("report", done, types.Report, "a fairkern.Report (fk.prune, fk.summarise)")
+    rows = [(row.get("group"), row.get("removed")) for row in done.groups]
+    if rows != [(group.name, group.removed.size) for group in plan.groups]:
+        raise InputError("report is of another plan: the units that it says went are others; pass that of this plan")
+    return done
+
+
+def check_device(given: Any) -> torch.device:
+    """The device that is asked for, meta among them. Raises InputError for what is none, or cannot be used here."""
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device is {options.short(given)}; expected for example 'cpu' or 'cuda' ({error})") from None
+    try:
+        made = torch.zeros(1, dtype=torch.float32, device=device)
+        if device.type != "meta":
+            made.item()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # each backend has its own for what is not there
+        line = (str(error).strip().splitlines() or [""])[0][:300]
+        raise InputError(
+            f"device is {options.short(given)}, which cannot be used here ({type(error).__name__}: {line})"
+        ) from None
+    return device
+
+
 def spoilt(model: nn.Module) -> str:
     """Which weights hold NaN or Inf; empty where none does."""
     names = not_finite(model)
@@ -56,5 +88,5 @@ def main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
         return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
     held: Counter[str] = Counter()
     for frozen in units.frozen:
-        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
+        held[re.sub(r" in (the model\b|[\w.]*\w)", "", frozen.reason)] += frozen.positions
     return [reason for reason, _ in held.most_common(most)]

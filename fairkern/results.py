@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from fairkern import allocate, artefacts, compact, options, report, types
 from fairkern.allocate import LimitOptions, PlanningOptions
+from fairkern.errors import InputError
+from fairkern.model.unit_weights import unit_weights
 from fairkern.plans.cost import per_unit
+from fairkern.report import wording
 from fairkern.surroundings import stage
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PathLike = str | os.PathLike[str]
 
@@ -26,8 +33,37 @@ class UnitMap(types.UnitMap):
         """The same map, with the methods of this class."""
         return data if isinstance(data, UnitMap) else cls(**vars(data))
 
+    def __repr__(self) -> str:
+        proof = "proven" if self.proven else "not proven"
+        return f"<UnitMap of {self.model}: {_counted(self, self.prunable)} can be cut, {proof}>"
+
     def __str__(self) -> str:
         return self.explain()
+
+    def weights(self, model: nn.Module, group: types.AxisGroup | str) -> dict[str, Tensor]:
+        """The weights that make a group's units, by their names: a row for each unit, `[sets · units, values]`.
+
+        They are parameters of two or more dimensions (vectors, where there are no others) along an axis that holds the
+        units and does not contract over them: filters of a convolution, rows of a matrix, of a head those of its
+        queries, keys and values. Of experts and branches as a whole a row is all that is theirs.
+        For signals of your own: `removal=lambda group: norm_of(group.map.weights(model, group))`.
+
+        Args:
+            model: the one that was traced, or another of its shapes.
+            group: of this map, as functions that score units get it, or its name.
+
+        Returns: copies, in the weights' dtype and on their device. A parametrized weight is what its parametrization
+        is given.
+        Raises InputError (no such group, units that are modules of unequal size), PlanMismatchError (other shapes).
+        """
+        options.instance("model", model, nn.Module, options.MODEL)
+        name = group.name if isinstance(group, types.AxisGroup) else group
+        found = next((known for known in self.groups if known.name == name), None)
+        if found is None:
+            known_names = [known.name for known in self.groups]
+            near = options.near(name, known_names) if isinstance(name, str) else f"; names are {known_names[:4]}"
+            raise InputError(f"group={options.short(name)} is no group of {self.model}{near}")
+        return unit_weights(model, self, found)
 
     def explain(self) -> str:
         """A table: group, kind, units, axes, consumers, parameters and FLOPs per unit, or why it is frozen."""
@@ -72,10 +108,13 @@ class Scores(types.Scores):
 
     units: UnitMap
 
+    def __repr__(self) -> str:
+        counted = _counted(self.units, self.units.scored)
+        return f"<Scores of {self.units.model}: {counted}; {', '.join(self.signals) or 'none'}>"
+
     def __str__(self) -> str:
-        count = sum(self.units.groups[g].total for g in self.units.scored)
-        groups = "1 group" if len(self.units.scored) == 1 else f"{len(self.units.scored)} groups"
-        return f"scores of {count:,} units in {groups} of {self.units.model}: {', '.join(self.signals) or 'none'}"
+        counted = _counted(self.units, self.units.scored)
+        return f"scores of {counted} of {self.units.model}: {', '.join(self.signals) or 'none'}"
 
     @classmethod
     def of(cls, data: types.Scores) -> Scores:
@@ -132,6 +171,16 @@ class Scores(types.Scores):
         )
         return Plan.of(plan)
 
+    def to_pandas(self, plan: types.Plan | None = None) -> DataFrame:
+        """A data frame with a row per unit that can be cut. Needs pandas (`fairkern[research]`); InputError without.
+
+        Columns: `group`, `kind`, `set` and `unit` (both from 0), every signal by its name (NaN where it has none of
+        the unit), and the `params` and `flops` that go with a unit, the other groups whole. With a `plan` that was
+        made from these scores also `removed`, whether the unit goes.
+        """
+        check_plan_of(self.units, plan)
+        return report.frame(report.unit_columns(self, plan))
+
     @stage
     def save(self, path: PathLike) -> None:
         """One safetensors file, written atomically."""
@@ -153,6 +202,9 @@ class Plan(types.Plan):
         """The same plan, with the methods of this class."""
         return data if isinstance(data, Plan) else cls(**vars(data))
 
+    def __repr__(self) -> str:
+        return f"<{str(self).replace('plan', 'Plan', 1)}>"
+
     def __str__(self) -> str:
         result = self.result
         costs = [
@@ -167,6 +219,15 @@ class Plan(types.Plan):
         """Context manager: inside, every removed unit contributes zero to every consumer; put back on exit."""
         options.instance("model", model, nn.Module, options.MODEL)
         return compact.masked(model, self)
+
+    def to_pandas(self) -> DataFrame:
+        """A data frame with a row per group that could be cut. Needs pandas (`fairkern[research]`); InputError without.
+
+        Columns: `group`, `kind`, `sets`, `units` of all sets, how many of them are `removed` and `kept`, the `rate`
+        that goes, the `threshold` that this takes (None where nothing goes), and `removed_units`, their numbers, set
+        after set.
+        """
+        return report.frame(report.plan_columns(self))
 
     @stage
     def save(self, path: PathLike) -> None:
@@ -187,6 +248,15 @@ class Report(types.Report):
 
     plan: Plan | None = field(default=None, repr=False, compare=False)
     scores: Scores | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        told = (
+            f"{wording.LABELS.get(name, name)} {wording.shown(self, name, 'before')} → "
+            f"{wording.shown(self, name, 'after')}"
+            for name in self.after
+            if name in self.before
+        )
+        return f"<Report {self.title!r}: {', '.join(told)}>"
 
     def __str__(self) -> str:
         return self.table()
@@ -260,6 +330,22 @@ class LatencyTable(types.LatencyTable):
     def load(cls, path: PathLike) -> LatencyTable:
         """Raises ArtefactError for a truncated, edited, foreign or newer file."""
         return cls.of(artefacts.load_latency(options.place("path", path)))
+
+
+def _counted(units: types.UnitMap, groups: Sequence[int]) -> str:
+    """`4,800 units in 9 groups`"""
+    count = sum(units.groups[g].total for g in groups)
+    return f"{count:,} units in {len(groups)} group{'s' * (len(groups) != 1)}"
+
+
+def check_plan_of(units: types.UnitMap, plan: types.Plan | None) -> None:
+    """Raises InputError for what is no plan, or not one of the groups of this map; None is none."""
+    if plan is None:
+        return
+    options.instance("plan", plan, types.Plan, options.PLAN)
+    held = {units.groups[g].name: units.groups[g].total for g in units.prunable}
+    if {group.name: group.total for group in plan.groups} != held:
+        raise InputError(f"plan= was not made from these scores of {units.model}: its groups are others")
 
 
 def check_measures(name: str, given: object) -> None:

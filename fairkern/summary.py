@@ -103,7 +103,11 @@ def _timed(timing: Mapping[str, Any] | None, when: str, measures: Mapping[str, f
 
 @stage
 def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
-    """A PNG of a plan: rates per group, ToD curves, U against R. Needs matplotlib (`fairkern[demo]`)."""
+    """A picture of a plan, by the ending of `path` as PNG, SVG or PDF: what goes of each group, curves of the signal that
+    decided with its threshold, U against R. Needs matplotlib (`fairkern[demo]`).
+
+    Raises InputError (no matplotlib, an ending that it does not write, scores of another plan), OSError.
+    """
     check_plan(plan)
     options.instance("scores", scores, types.Scores, options.SCORES)
     report.save_picture(scores, plan, options.place("path", path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fairkern.allocate.budget import allocate
+from fairkern.allocate.groups import Group
 from fairkern.allocate.latency import corrected, fit
 from fairkern.allocate.options import (
     Allocation,
@@ -18,6 +19,7 @@ from fairkern.allocate.width_samples import widths
 
 __all__ = [
     "Allocation",
+    "Group",
     "LimitOptions",
     "Planning",
     "PlanningOptions",

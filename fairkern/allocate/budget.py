@@ -93,7 +93,7 @@ def allocate(
             residual (the second-order saliency) and a unit costs the same whatever else goes (`adds_up`: transformers),
             "global" elsewhere with the residual and where no classes are compared, else and for a tolerance "tod".
         removal: signal that decides the order; low goes first. A name in `scores.signals`, "random", or a function
-            `AxisGroup → scores [units]`. None: "residual" where there is one ("wasserstein" with "tod"), else
+            `Group → scores [units]`. None: "residual" where there is one ("wasserstein" with "tod"), else
             "wasserstein", or "taylor" where no classes were compared.
         protect: signal that ToD holds against it; high stays. Only read for `allocation="tod"`.
         round_to: channels that stay in a group are a multiple of this, where the group is cut at all; or such numbers

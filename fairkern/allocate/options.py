@@ -12,12 +12,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from fairkern.allocate.groups import Group
 from fairkern.errors import InputError
 from fairkern.options import choose, mapping, names, near, real, whole, with_parents
 from fairkern.plans.serving import serving
 from fairkern.types import AxisGroup, IndexArray, UnitMap
 
-Signal = str | Callable[[AxisGroup], Any]
+Signal = str | Callable[[Group], Any]
 """A name in `scores.signals`, "random", or a function of a group that returns a score per unit, set after set."""
 
 _MOST = 2**31  # whole numbers of units; no dimension is longer

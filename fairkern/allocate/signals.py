@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fairkern import ties
+from fairkern.allocate.groups import Group, Known
 from fairkern.allocate.options import Allocation, Planning
 from fairkern.errors import InputError
 from fairkern.options import choose, meant, short
@@ -112,7 +115,8 @@ def read_signal(scores: Scores, role: str, signal: Any) -> dict[int, FloatArray]
     units = scores.units
     check_signal(scores, role, signal)
     if is_function(signal):
-        return {g: _checked(units.groups[g], name_of(signal), signal(units.groups[g])) for g in units.prunable}
+        known = Known(scores)
+        return {g: _checked(units.groups[g], name_of(signal), signal(Group.of(known, g))) for g in units.prunable}
     if signal == RANDOM and RANDOM not in scores.signals:
         seed = int(scores.provenance.get("seed", 0))
         drawn = {g: np.random.default_rng((seed, g)).random(units.groups[g].total) for g in units.prunable}
@@ -144,6 +148,8 @@ def levels(signal: Any, values: dict[int, FloatArray]) -> dict[int, FloatArray]:
 
 
 def _checked(group: AxisGroup, name: str, given: Any) -> FloatArray:
+    if isinstance(given, Tensor):
+        given = given.detach().to("cpu", torch.float64).numpy()
     try:
         values = np.array(given, dtype=np.float64)
     except (TypeError, ValueError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from fairkern.artefacts.files import SCHEMA, read_json, write_json
 from fairkern.artefacts.latency import load_latency, save_latency
-from fairkern.artefacts.plans import load_plan, save_plan
+from fairkern.artefacts.plans import load_plan, plan_text, read_plan_text, save_plan
 from fairkern.artefacts.scores import load_scores, save_scores
 from fairkern.artefacts.writing import replacing
 
@@ -16,7 +16,9 @@ __all__ = [
     "load_latency",
     "load_plan",
     "load_scores",
+    "plan_text",
     "read_json",
+    "read_plan_text",
     "replacing",
     "save_latency",
     "save_plan",

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from fairkern.artefacts.kinds import BEGIN, in_words, looks_like
+from fairkern.artefacts.kinds import expected as wanted
 from fairkern.artefacts.writing import replacing
 from fairkern.errors import ArtefactError, InputError
 
@@ -36,6 +38,7 @@ _SUMMED = 4  # files of older schemas have no sum
 
 _HEADER = ("format", "schema", "fairkern", SUM)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURE = 2**63  # whole numbers below it are none that JSON could not hold
 _DEEPEST = 64  # levels of lists and mappings within an entry that users fill
 
 
@@ -97,11 +100,17 @@ def read_json(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         raise ArtefactError(
             f"{path} is a folder; expected the file of a fairkern {kind}, such as {kind}.json"
         ) from None
+    return entries_of(data, path, kind)
+
+
+def entries_of(data: bytes, path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+    """The entries of what `json_file` made, found at `path` (in words, where it is no file). Raises ArtefactError."""
     try:
         content = parse(data.decode("utf-8"))
         found = sum_of({key: value for key, value in content.items() if key != SUM}) if type(content) is dict else ""
     except UnicodeDecodeError:
-        raise ArtefactError(f"{path} is not a text file; expected the JSON of a fairkern {kind}") from None
+        what = looks_like(data[:BEGIN]) or "not a text file"
+        raise ArtefactError(f"{path} is {what}; {wanted(kind)}") from None
     except (ValueError, RecursionError) as error:
         what = "is empty" if not data.strip() else f"is truncated or not JSON ({error})"
         raise ArtefactError(f"{path} {what}; write the {kind} again") from None
@@ -116,13 +125,11 @@ def check_header(header: Mapping[str, Any], path: str | os.PathLike[str], kind: 
     """Raises ArtefactError unless the header names this kind and a schema that can be read."""
     expected, found = f"fairkern.{kind}", header.get("format")
     if found != expected:
+        own = str(found).removeprefix("fairkern.")
+        if own != str(found) and own.isidentifier() and len(own) <= 40:
+            raise ArtefactError(f"{path} is {in_words(own)}; {wanted(kind)}")
         what = f"has the format {found!r}" if found is not None else "names no format"
-        hint = (
-            "load it with the reader of that kind"
-            if str(found).startswith("fairkern.")
-            else "fairkern did not write it"
-        )
-        raise ArtefactError(f"{path} {what}; expected {expected!r}: {hint}")
+        raise ArtefactError(f"{path} {what}; {wanted(kind)}: fairkern did not write it")
     schema = header.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
         raise ArtefactError(f"{path} has the schema {schema!r}; expected a whole number, 1 to {SCHEMA}: damaged file")
@@ -195,6 +202,8 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if depth == _DEEPEST:
         raise InputError(f"{where} lies deeper than {_DEEPEST} lists and mappings within each other")
     if isinstance(value, (list, tuple)):
+        if set(map(type, value)) == {int} and -_SURE < min(value) <= max(value) < _SURE:  # most of a plan is such
+            return list(value)
         return [plain(entry, f"{where}[{i}]", depth + 1) for i, entry in enumerate(value)]
     for key in value:
         if not isinstance(key, str):

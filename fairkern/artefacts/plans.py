@@ -11,7 +11,7 @@ import numpy as np
 from fairkern.artefacts.branches import branches_content, read_branches, read_rows, rows_content
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.file_tensors import files_content, read_files
-from fairkern.artefacts.files import plain, read_json, write_json
+from fairkern.artefacts.files import encoded, entries_of, json_file, plain, read_json, write_json
 from fairkern.artefacts.units import read_seen, seen_content, silence
 from fairkern.types import (
     AttributeChange,
@@ -49,6 +49,16 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         FileNotFoundError: there is no such file.
     """
     return read_plan_payload(read_json(path, "plan"), path)
+
+
+def plan_text(plan: Plan) -> str:
+    """What `save_plan` writes, for a place within somebody else's file."""
+    return json_file("plan", plan_payload(plan)).decode("utf-8")
+
+
+def read_plan_text(text: str, where: str) -> Plan:
+    """The plan of a text that `plan_text` made and that was found in `where`. Raises ArtefactError as `load_plan`."""
+    return read_plan_payload(entries_of(encoded(text, where), where, "plan"), where)
 
 
 def plan_payload(plan: Plan) -> dict[str, Any]:

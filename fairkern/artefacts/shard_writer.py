@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fairkern.artefacts.files import plain, read_json, write_json
 from fairkern.artefacts.shards import INDEX, SINGLE
+from fairkern.artefacts.sums import Sum
 from fairkern.artefacts.tensors import Entry, bytes_of, entry_of, header_of
 from fairkern.errors import ArtefactError, InputError
 
@@ -40,6 +41,7 @@ LARGEST = 5 * 10**9
 
 _UNFINISHED = ".unfinished"
 _PART = 1 << 24  # bytes that are summed up while they are written
+_AHEAD = 1 << 26  # bytes after which the disk gets what was written of a shard
 _FORMAT = {"format": "pt"}  # transformers asks for it
 
 Described = tuple[torch.dtype, Sequence[int]]
@@ -55,8 +57,10 @@ class _Shard:
     left: int = 0  # bytes that are still to come
     begin: int = 0
     summed: int = 0
-    state: Any = field(default_factory=hashlib.sha256)
+    sum: Sum | None = None
+    ahead: list[Future[None]] = field(default_factory=list)  # parts on their way to the disk
     descriptor: int | None = None
+    closed: bool = False  # whole, though perhaps not on the disk yet
 
     def __post_init__(self) -> None:
         self.head = header_of(self.entries, self.texts)
@@ -93,7 +97,8 @@ class ShardWriter:
         self._shards = {shard.name: shard for shard in shards}
         self._of = {name: shard for shard in shards for name in shard.entries}
         self._written: dict[str, int] = dict.fromkeys(tensors, 0)  # bytes of each that have been written
-        self._summing = ThreadPoolExecutor(1)
+        self._summing, self._closing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._closed: tuple[_Shard, Future[None]] | None = None  # whole, and on its way to the disk
         self.files, self.notes = self._taken_up()
         for name in tensors:
             if self.done(name):
@@ -117,7 +122,10 @@ class ShardWriter:
 
     def done(self, name: str) -> bool:
         """Whether a tensor lies in a shard that is finished."""
-        return self._of[name].name in self.files
+        shard = self._of[name]
+        if self._closed is not None and self._closed[0] is shard:
+            self._settle()
+        return shard.name in self.files
 
     def write(self, name: str, tensor: Tensor) -> None:
         """A whole tensor, of any device. Raises InputError for another dtype or shape than was said, OSError."""
@@ -129,12 +137,14 @@ class ShardWriter:
     def append(self, name: str, rows: Tensor) -> None:
         """The next rows of a tensor, along its first dimension. Rows of a finished shard are passed over.
 
+        They are summed up in another thread, and must not change before the next call.
+
         Raises InputError for another dtype or shape than was said, OSError. Cost: one copy to the file and one sum;
         what comes out of order is read again for the sum.
         """
         shard = self._of[name]
         entry = shard.entries[name]
-        if shard.name in self.files:
+        if shard.name in self.files or shard.closed:
             return
         data, at = bytes_of(rows), self._written[name]
         fits = tuple(rows.shape[1:]) == entry.shape[1:] and rows.dim() == len(entry.shape)
@@ -159,9 +169,10 @@ class ShardWriter:
         Raises InputError where a tensor is not there yet, OSError.
         """
         for shard in self._shards.values():
-            if shard.name not in self.files and not shard.left:  # nothing but empty tensors
+            if shard.name not in self.files and not (shard.left or shard.closed):  # nothing but empty tensors
                 self._put(shard, shard.begin, memoryview(b""))
                 self._close_shard(shard)
+        self._settle()
         lacking = next((name for name in self._of if not self.done(name)), None)
         if lacking is not None:
             raise InputError(f"{lacking} was not written")
@@ -181,11 +192,15 @@ class ShardWriter:
 
     def close(self) -> None:
         """Closes what is open. Unfinished shards stay as they are, and are begun anew next time."""
-        self._summing.shutdown()
-        for shard in self._shards.values():
-            if shard.descriptor is not None:
-                os.close(shard.descriptor)
-                shard.descriptor = None
+        try:
+            self._settle()
+        finally:
+            self._summing.shutdown()
+            self._closing.shutdown()
+            for shard in self._shards.values():
+                if shard.descriptor is not None:
+                    os.close(shard.descriptor)
+                    shard.descriptor = None
 
     def _bytes(self, name: str) -> int:
         entry = self._of[name].entries[name]
@@ -198,30 +213,46 @@ class ShardWriter:
             shard.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             self._put(shard, 0, memoryview(len(shard.head).to_bytes(8, "little") + shard.head))
         for part in (data[k : k + _PART] for k in range(0, len(data), _PART)):
-            sum_ = self._summing.submit(shard.state.update, part) if at == shard.summed else None
-            try:
-                _write(shard.descriptor, part, at)
-            finally:
-                if sum_ is not None:
-                    sum_.result()
-            if sum_ is not None:
+            if at == shard.summed:
+                shard.sum = shard.sum or Sum(self._summing)
+                shard.sum.update(part)
                 shard.summed += len(part)
+            _write(shard.descriptor, part, at)
             at += len(part)
+            if at // _AHEAD > (at - len(part)) // _AHEAD:
+                shard.ahead.append(self._closing.submit(os.fdatasync, shard.descriptor))
 
     def _close_shard(self, shard: _Shard) -> None:
-        """Whole, on the disk, under its name, in the manifest."""
+        """What is whole goes to the disk, under its name, while others are written; then it is in the manifest."""
         assert shard.descriptor is not None
-        part = memoryview(bytearray(_PART))
+        assert shard.sum is not None
         while shard.summed < shard.size:
+            part = memoryview(bytearray(_PART))
             read = os.preadv(shard.descriptor, [part], shard.summed)
-            shard.state.update(part[:read])
+            shard.sum.update(part[:read])
             shard.summed += read
-        os.fsync(shard.descriptor)
-        os.close(shard.descriptor)
-        shard.descriptor = None
-        os.replace(self.folder / f"{shard.name}{_UNFINISHED}", self.folder / shard.name)
-        self.files[shard.name] = shard.state.hexdigest()
-        self._record()
+        self._settle()
+        descriptor, shard.descriptor, shard.closed = shard.descriptor, None, True
+        self._closed = shard, self._closing.submit(self._to_disk, shard.name, descriptor, shard.ahead)
+
+    def _to_disk(self, name: str, descriptor: int, ahead: Sequence[Future[None]]) -> None:
+        try:
+            for part in ahead:
+                part.result()  # what it raised the system does not say again
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(self.folder / f"{name}{_UNFINISHED}", self.folder / name)
+
+    def _settle(self) -> None:
+        """The shard that is on its way has come to the disk, and is in the manifest."""
+        if self._closed is not None:
+            shard, done = self._closed
+            self._closed = None
+            done.result()
+            assert shard.sum is not None
+            self.files[shard.name] = shard.sum.hexdigest()
+            self._record()
 
     def _record(self) -> None:
         sums = {name: self.files[name] for name in self._shards if name in self.files}

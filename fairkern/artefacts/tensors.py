@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import SUM, compact, encoded, parse, sum_of
+from fairkern.artefacts.kinds import BEGIN, looks_like
 from fairkern.errors import ArtefactError, InputError
 
 _METADATA = "__metadata__"
@@ -165,7 +166,8 @@ class TensorFile:
         length = int.from_bytes(first, "little")
         self._begin = 8 + length
         if first.lstrip().startswith(b"{") and self._begin > size:
-            raise ArtefactError(f"{path} is JSON, as a plan or a report is, not a safetensors file, as scores are")
+            what = looks_like(first + file.read(BEGIN))
+            raise ArtefactError(f"{path} is {what}, and no safetensors file, as scores and weights are")
         if self._begin > size:  # so no memory is asked for that the file could not fill
             self._fail(f"its header ends at {self._begin}, the file at {size}")
         try:

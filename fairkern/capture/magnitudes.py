@@ -27,8 +27,9 @@ def activation(units: UnitMap, squares: Mapping[str, Squares]) -> dict[int, Floa
     """Per scored group, float64 `[sets · units]`: the root of the mean square of what a unit gives to its consumers,
     added up over its positions and over the taps at which it is scored.
 
-    Of a channel that a flatten has spread over places it is the mean over these, and of a whole expert, or a branch,
-    what it adds. `squares`: by tap name, of all taps that are read.
+    Of positions that share an entry of the moments (a channel that a flatten has spread over places) it is their mean,
+    and of a whole expert, or a branch, the mean of all that it adds. What an expert gives for tokens that go elsewhere
+    counts as zero. `squares`: by tap name, of all taps that are read.
     """
     found = {}
     for g in units.scored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from fairkern import options
 from fairkern.errors import InputError
 from fairkern.ranks import ALONE, Ranks
+from fairkern.types import Told, silent
 
 ClassOf = Callable[[Any], Tensor]
 SamplesOf = Callable[[Any], int]
@@ -51,10 +52,6 @@ WHOLE = 2**53 - 1  # the largest number that files hold for certain
 DIRECTIONS = 2**20  # more would not fit into memory, and tell nothing new
 
 
-def _silent(done: int, total: int | None, stage: str) -> None:
-    return None
-
-
 @dataclass(frozen=True)
 class Settings:
     """Options of `score`, checked. `on_batch(done, total or None, stage)` is told after every batch."""
@@ -73,7 +70,7 @@ class Settings:
     keep_moments: bool | str | os.PathLike[str] = True  # in memory, not at all, or in files of a folder
     samples_of: SamplesOf | None = None
     class_of: ClassOf | Literal[False] | None = None  # False: no classes, and no U
-    on_batch: Callable[[int, int | None, str], None] = field(default=_silent)
+    on_batch: Told = silent
     ranks: Ranks = ALONE  # who hears the batches, each some of them
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -76,7 +77,7 @@ def export(arguments: argparse.Namespace) -> Outcome:
         done = fk.hf.export_gguf(arguments.folder, out, arguments.type, vocab=arguments.vocab)
     goes_in = "text" if done.vocabulary else "token ids (without a vocabulary)"
     layers = f"{len(done.widths)} layers of the architecture {done.architecture}"
-    return Outcome(vars(done), said=(f"{layers}, {done.type}, {goes_in} in; written to {done.path}",))
+    return Outcome(asdict(done), said=(f"{layers}, {done.type}, {goes_in} in; written to {done.path}",))
 
 
 def compact(arguments: argparse.Namespace) -> Outcome:
@@ -95,7 +96,7 @@ def compact(arguments: argparse.Namespace) -> Outcome:
     served = plan.result.get("serves", {}).get("hf", "yes")
     if served != "yes":
         said.append(f"from_pretrained does not load it ({served}); fairkern.apply makes a model of the plan that does")
-    return Outcome({"out": arguments.out, **vars(done)}, said=tuple(said))
+    return Outcome({"out": arguments.out, **done._asdict()}, said=tuple(said))
 
 
 def completion(arguments: argparse.Namespace) -> Outcome:

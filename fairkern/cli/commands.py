@@ -80,7 +80,7 @@ def apply(arguments: argparse.Namespace) -> Outcome:
         given |= {"loader": named(arguments.loader), "loss_fn": loss(arguments), "inplace": False}
     small = fk.apply(placed(arguments, arguments.model), plan, **given)
     with written_folder(out) as place:
-        fk.save_pruned(small, plan, place)
+        fk.save_pruned(small, plan, place, build=arguments.model)
     return Outcome({"out": out, "compensation": how, **_facts(plan)}, said=(*_removed(plan, out), *_kept(plan)))
 
 
@@ -89,15 +89,18 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     if arguments.hf is not None:
         return _prune_folder(arguments)
     team = arguments.team
-    out = team.told("where to write", lambda: writable(arguments.out, folder=True))
+    if arguments.budgets and not arguments.evaluate:
+        raise fk.InputError("--budgets are tried to be evaluated: name a function with --evaluate")
+    out = team.told("where to write", lambda: _places(arguments))
     options = _prune_options(arguments) | _more(arguments)
     if (table := _table(arguments)) is not None:
         options["latency"] = table
+    options |= {"evaluate": evaluate(arguments), "budgets": arguments.budgets or ()}
     options["keep_scores"] = arguments.iterations == 1  # later ones are of what the steps before have left
     model, loader = placed(arguments, arguments.model), named(arguments.loader)
     small, report = fk.prune(model, loader, loss(arguments), **options)
     assert report.plan is not None
-    team.told("writing", lambda: _write(small, report, out))
+    team.told("writing", lambda: _write(small, report, out, arguments))
     steps = f" in {arguments.iterations} steps" if arguments.iterations > 1 else ""
     said = [*_removed(report.plan, out, steps), *_kept(report.plan, report)]
     if report.scores is None and (out / SCORES).exists():
@@ -105,18 +108,30 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     return Outcome({"out": out, **report_facts(report)}, said=tuple(said))
 
 
-def _write(small: Any, report: fk.Report, out: Path) -> None:
+def _places(arguments: argparse.Namespace) -> Path:
+    if arguments.html:
+        writable(arguments.html)
+    return writable(arguments.out, folder=True)
+
+
+def _write(small: Any, report: fk.Report, out: Path, arguments: argparse.Namespace) -> None:
     assert report.plan is not None
     with written_folder(out) as place:
-        fk.save_pruned(small, report.plan, place)
-        report.save(place / REPORT)
+        fk.save_pruned(small, report.plan, place, build=arguments.model, report=report)
         if report.scores is not None:
             report.scores.save(place / SCORES)
+    if arguments.html is not None:
+        with written(arguments.html):
+            report.save_html(arguments.html)
 
 
 def _prune_folder(arguments: argparse.Namespace) -> Outcome:
-    if arguments.more:
-        raise fk.InputError("--more names further inputs of a MODEL; a folder's are those of --data")
+    given = {"more": arguments.more, "latency": arguments.latency, "evaluate": arguments.evaluate}
+    for name, value in {**given, "budgets": arguments.budgets}.items():
+        if value:
+            raise fk.InputError(f"--{name} {_OF_MODELS[name]}")
+    if arguments.html:
+        writable(arguments.html)
     done = prune_folder(arguments, arguments.out, _prune_options(arguments))
     assert done.plan is not None
     before, after = done.before["perplexity"], done.after["perplexity"]
@@ -124,7 +139,18 @@ def _prune_folder(arguments: argparse.Namespace) -> Outcome:
     said.append(f"perplexity {before:.4g} → {after:.4g} on what was held out")
     if "loads" in done.choices:
         said.append(done.choices["loads"])
+    if arguments.html:
+        with written(arguments.html):
+            done.save_html(arguments.html)
     return Outcome({"out": arguments.out, **report_facts(done)}, said=tuple(said))
+
+
+_OF_MODELS = {
+    "more": "names further inputs of a MODEL; a folder's are those of --data",
+    "latency": "names times of a MODEL; of a folder they are measured",
+    "evaluate": "is for a MODEL; a folder is measured on what was held out of --data",
+    "budgets": "are evaluated, which a folder is not but for the one that is kept",
+}
 
 
 def placed(arguments: argparse.Namespace, *specs: str) -> Any:
@@ -148,7 +174,8 @@ def evaluate(arguments: argparse.Namespace) -> Any:
 
 
 def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("samples_per_class", "projections", "seed", "recipe", "reduction", "pairs", "loss_reduction", "backend")
+    names = ["samples_per_class", "projections", "recipe", "reduction", "pairs", "loss_reduction", "backend"]
+    names += ["memory_budget", "gram", *(["seed"] if hasattr(arguments, "seed") else [])]  # a sweep has several
     functions = {"class_of": arguments.class_of, "samples_of": arguments.samples_of}
     given: dict[str, Any] = {name: function(spec, 1) for name, spec in functions.items() if spec}
     if arguments.class_of is False:
@@ -156,8 +183,13 @@ def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("keep_moments", "walk", "walk_folder"):
         if getattr(arguments, name) is not None:
             given[name] = getattr(arguments, name)
-    options = {name: getattr(arguments, name) for name in (*names, "memory_budget", "gram")}
-    return options | given | {"progress": progress(arguments)}
+    return {name: getattr(arguments, name) for name in names} | given | {"progress": progress(arguments)}
+
+
+def free_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same, without what is kept anyway where it is needed."""
+    options = score_options(arguments)
+    return {name: value for name, value in options.items() if name != "gram" or value}
 
 
 def progress(arguments: argparse.Namespace) -> Any:
@@ -166,9 +198,7 @@ def progress(arguments: argparse.Namespace) -> Any:
 
 
 def _prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    options = score_options(arguments) | _plan_options(arguments)
-    if not options["gram"]:
-        del options["gram"]  # where it is needed it is kept anyway
+    options = free_options(arguments) | _plan_options(arguments)
     options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused", "depth")}
     return options | {"biases": BIASES[arguments.biases], "ranks": arguments.team}
 
@@ -213,9 +243,19 @@ def _kept(plan: fk.Plan, report: fk.Report | None = None) -> list[str]:
     said.append(f"{_share('FLOPs', result['flops_before'], result['flops_after'])}, of the inputs that were traced")
     if "latency_before_ms" in result:
         said.append(f"{_share('latency', result['latency_before_ms'], result['latency_after_ms'], ' ms')}, predicted")
+    if report is not None:
+        said += [_measured(name, report) for name in report.before if name in report.after and name not in _SAID]
     return said
 
 
+_SAID = {"params", "flops", "latency_ms", "latency_predicted_ms"}
+_SAID |= {"perplexity", "tokens_per_second", "cache_bytes_per_token"}  # of a folder
+
+
+def _measured(name: str, report: fk.Report) -> str:
+    return f"{name} {report.before[name]:.4g} → {report.after[name]:.4g}"
+
+
 def _share(what: str, before: float, after: float, unit: str = "") -> str:
-    shown = (f"{before:,.4g}", f"{after:,.4g}") if unit else (f"{before:,}", f"{after:,}")
-    return f"{what} {shown[0]} → {shown[1]}{unit} ({after / before:.1%} kept)" if before else f"{what} {shown[1]}{unit}"
+    shown = [f"{value:,.4g}{unit}" if unit else f"{value:,}" for value in (before, after)]
+    return f"{what} {' → '.join(shown)} ({after / before:.1%} kept)" if before else f"{what} {shown[1]}"

@@ -24,10 +24,10 @@ def existing(path: Path, within: str) -> Path:
     return path
 
 
-def there(path: Path) -> Path:
-    """The same path, once there is a file or folder."""
+def there(path: Path, what: str = "file or folder") -> Path:
+    """The same path, once there is something."""
     if not path.exists():
-        raise fk.InputError(f"there is no file or folder {path}{_near(path)}")
+        raise fk.InputError(f"there is no {what} {path}{_near(path)}")
     return path
 
 
@@ -50,8 +50,7 @@ def writable(path: Path, *, folder: bool = False, read: Sequence[Path | None] = 
         raise fk.InputError(f"cannot write {path}: it is what is read; name another")
     if path.exists() and not folder and not path.is_file():
         raise fk.InputError(f"cannot write {path}: it is a device or a pipe, and a file is expected")
-    above = next(place for place in (path.absolute() if folder else path.absolute().parent, *path.absolute().parents)
-                 if os.path.lexists(place))  # fmt: skip
+    above = next(place for place in (path if folder else path.parent, *path.parents) if os.path.lexists(place))
     if not above.is_dir():
         raise fk.InputError(f"cannot write {path}: {above} is no folder")
     if not os.access(above, os.W_OK | os.X_OK) or (path.is_file() and not os.access(path, os.W_OK)):

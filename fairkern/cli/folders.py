@@ -64,8 +64,9 @@ def check_given(arguments: argparse.Namespace) -> None:
 
 def prune_folder(arguments: argparse.Namespace, out: Path, options: dict[str, Any]) -> fk.Report:
     """What `fk.hf.prune` reports; `options` are those of `fk.prune`."""
-    there(arguments.hf)
-    there(arguments.data)
+    if arguments.hf.parent.is_dir():  # else it looks like a name on a hub, of which the library says its part
+        there(arguments.hf, "folder")
+    there(arguments.data, "file")
     own = {name: found for name in _OWN[1:] if (found := getattr(arguments, name)) is not None}
     if "dtype" in own:
         own["dtype"] = getattr(torch, own["dtype"])

@@ -55,7 +55,7 @@ def add_tracing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--more", action="append", default=[], metavar="INPUTS", help=more)
 
 
-def add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+def add_scoring(parser: argparse.ArgumentParser, *, optional: bool = False, seed: bool = True) -> None:
     number: Any = "?" if optional else None
     parser.add_argument("model", metavar="MODEL", nargs=number, help=SPEC)
     batches = f"{SPEC}: an iterable of batches"
@@ -72,7 +72,8 @@ def add_scoring(parser: argparse.ArgumentParser, optional: bool = False) -> None
     classes.add_argument("--no-classes", dest="class_of", action="store_const", const=False, help=without)
     parser.add_argument("--samples-of", metavar="FUNCTION", help=f"{function} how many samples it holds")
     drawn = "of the directions, and of what the model or the loss draws at random (default: 0)"
-    parser.add_argument("--seed", type=whole, default=0, help=drawn)
+    if seed:
+        parser.add_argument("--seed", type=whole, default=0, help=drawn)
     taps = "score what the next layers read, or as in the paper what a layer returns"
     parser.add_argument("--recipe", choices=("default", "paper"), default="default", help=taps)
     kinds = ("signed", "per_sample", "per_class")

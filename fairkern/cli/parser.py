@@ -145,9 +145,12 @@ def _measures(command: Command) -> Iterator[Parser]:
     subject += f"what was saved; or {SPEC}, the unpruned model"
     report.add_argument("subject", metavar="SUBJECT", help=subject)
     what = "of a MODEL: PLAN, a file or the folder whose weights count, and INPUTS; of a folder: INPUTS"
-    report.add_argument("rest", metavar="PLAN INPUTS", nargs="*", help=f"{what} ({SPEC}: what it is timed on)")
-    whole_model = f"{SPEC}: the unpruned model of a folder, with its weights (default: built as the folder says)"
+    what += f" ({SPEC}: what it is timed on)"
+    report.add_argument("rest", metavar="PLAN INPUTS", nargs="*", default=[], help=what)
+    whole_model = f"{SPEC}: the unpruned model of a folder, with its weights, to be measured too"
     report.add_argument("--model", metavar="MODEL", help=whole_model)
+    called = "import and call what the folder says that its model is made by, whatever that is"
+    report.add_argument("--trust", action="store_true", help=called)
     report.add_argument("--scores", metavar="SCORES", type=path, help="also show what was scored")
     add_evaluate(report)
     report.add_argument("-o", "--out", type=path, metavar="FILE", help="JSON file to write")
@@ -158,7 +161,7 @@ def _measures(command: Command) -> Iterator[Parser]:
     yield report
 
     sweep = command("sweep", measuring.sweep, "score once, and compare methods over budgets by a function of yours")
-    add_scoring(sweep)
+    add_scoring(sweep, seed=False)
     sweep.add_argument("--budgets", type=shares, required=True, metavar="SHARES", help="0.9,0.7,0.5 or 90%%,70%%,50%%")
     signals = "signals that order the units: residual, wasserstein, taylor, random, l1, l2, activation"
     sweep.add_argument("--methods", type=words, required=True, metavar="NAMES", help=signals)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fairkern.compact.company import company
 from fairkern.compact.cutting import copy_with, gather_dense, gone, set_sizes
-from fairkern.compact.descriptors import Held, Index, check_pruned, cuts
+from fairkern.compact.descriptors import Held, Index, check_pruned, cuts, tensors_of
 from fairkern.compact.sharded import apply_sharded
 from fairkern.errors import InputError
 from fairkern.interrupts import undivided
@@ -21,7 +21,9 @@ from fairkern.model.untouched import forget
 from fairkern.types import Plan
 
 
-def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str = "auto") -> nn.Module:
+def apply(
+    model: nn.Module, plan: Plan, *, inplace: bool = False, sharing: bool = False, backend: str = "auto"
+) -> nn.Module:
     """The model that `plan` leaves: every cut tensor gathered once, module attributes set.
 
     Copy (default): `model` is not touched, also when the copy fails. What is cut is never copied whole; the
@@ -32,6 +34,9 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
     `.grad` cut along (a sparse gradient is dropped). Each large tensor is freed as its small one is made. The
     plan and all tensors are checked before the first is replaced; only running out of memory half-way leaves
     a model that is partly cut. Ctrl-C waits until it is cut. Optimizer state is the caller's to cut.
+
+    `sharing=True`: a copy that is only run and then thrown away; parameters that lose nothing are in the memory of
+    `model`'s, and are written by neither.
 
     Of a model in shards (`fully_shard`) every process cuts what it holds, into a model that is sharded likewise; all of
     them have to apply the same plan. See `sharded.apply_sharded`.
@@ -57,10 +62,17 @@ def apply(model: nn.Module, plan: Plan, *, inplace: bool = False, backend: str =
         else:
             gathered = gather_dense([(held.tensor, index) for held, index in found], backend)
             cut = [(held, tensor) for (held, _), tensor in zip(found, gathered, strict=True)]
-            small = copy_with(model, cut, gone(model, plan))
+            small = copy_with(model, [*cut, *_whole(model, found)] if sharing else cut, gone(model, plan))
             set_sizes(small, plan)
             check_pruned(small, plan)
     return small
+
+
+def _whole(model: nn.Module, found: Sequence[tuple[Held, Index]]) -> list[tuple[Held, Tensor]]:
+    """Parameters that nothing is cut from, as they are."""
+    cut = {id(held.tensor) for held, _ in found}
+    held = (held for held in tensors_of(model) if isinstance(held.tensor, nn.Parameter) and id(held.tensor) not in cut)
+    return [(each, each.tensor.detach()) for each in held]
 
 
 def _cut_in_place(model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Index]], backend: str) -> None:

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fairkern.artefacts import SCHEMA, read_json
-from fairkern.artefacts.fields import Fields
+from fairkern.artefacts.builds import BUILD, build_file, is_build_of
 from fairkern.artefacts.files import (
-    SUM,
-    check_header,
-    check_sum,
     compact,
     json_file,
     package_version,
-    parse,
     plain,
     sum_of,
 )
 from fairkern.artefacts.plans import plan_payload, read_plan_payload
-from fairkern.artefacts.tensors import Later, open_tensors, order_of, write_tensors
+from fairkern.artefacts.tensors import Later, order_of, write_tensors
 from fairkern.artefacts.writing import replacing_all, whole_folder
 from fairkern.compact.built import buffers_built
 from fairkern.compact.company import company, on_first
@@ -45,6 +41,7 @@ from fairkern.compact.descriptors import (
     tensors_of,
 )
 from fairkern.compact.sharded import Sharded, after, lying, put, shard_again
+from fairkern.compact.weights_file import PLAN, WEIGHTS, check_dtypes, present, read_weights, stored_tensors
 from fairkern.errors import ArtefactError, InputError
 from fairkern.model.fields import bias_fields
 from fairkern.model.in_use import in_use
@@ -53,21 +50,24 @@ from fairkern.model.sharded import Part, in_shards, is_sharded, local
 from fairkern.model.tensors import named_tensors
 from fairkern.plans.renaming import Renaming
 from fairkern.ranks import Ranks
-from fairkern.types import ConfigChange, Plan
-
-WEIGHTS = "model.safetensors"
-PLAN = "plan.json"
-CONFIG = "config.json"  # of transformers
-
-T = TypeVar("T")
+from fairkern.types import Build, ConfigChange, Plan
 
 
-def save_pruned(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) -> None:
-    """Write a pruned model: `folder/model.safetensors` with the state dict and `folder/plan.json`.
+def save_pruned(
+    small: nn.Module,
+    plan: Plan,
+    folder: str | os.PathLike[str],
+    *,
+    build: Build | None = None,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """Write a pruned model: `folder/model.safetensors` with the state dict and `folder/plan.json`; `build.json` where
+    it is known how the unpruned architecture is made, and what is to lie `beside` them, by name.
 
     A tensor that several names share is stored once. A new folder appears complete or not at all. A folder that exists
-    is written into: both files are replaced, each atomically, once both are on the disk; one that was interrupted
-    between the two is recognised on loading. Both carry sums, of all that they say, and the weights that of the plan.
+    is written into: these files are replaced, each atomically, once all are on the disk; one that was interrupted
+    between two of them is recognised on loading. They carry sums, of all that they say, and weights and build that of
+    the plan. A build of another plan goes.
 
     Raises PlanMismatchError (`small` does not have the shapes that `plan` leaves), InputError (a state dict
     with something other than dense tensors with values, of dtypes that safetensors has), OSError (the folder above
@@ -78,14 +78,24 @@ def save_pruned(small: nn.Module, plan: Plan, folder: str | os.PathLike[str]) ->
     after the other.
     """
     with in_use(small, "save_pruned()", reading=True), company(small, plan, "save_pruned()") as ranks:
-        _save(small, plan, folder, ranks)
+        _save(small, plan, folder, build, beside, ranks)
 
 
-def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str], ranks: Ranks) -> None:
+def _save(
+    small: nn.Module,
+    plan: Plan,
+    folder: str | os.PathLike[str],
+    build: Build | None,
+    beside: Mapping[str, bytes],
+    ranks: Ranks,
+) -> None:
     check_pruned(small, plan)
-    tensors, shared = _stored(small)
+    tensors, shared = stored_tensors(small)
     payload = plain(plan_payload(plan), "plan")
-    described = json_file("plan", payload)
+    files: dict[str, bytes] = {PLAN: json_file("plan", payload)}
+    if build is not None:
+        files[BUILD] = build_file(build, sum_of(payload))
+    files.update(beside)
     content = {
         "format": "fairkern.pruned",
         "schema": SCHEMA,
@@ -100,9 +110,13 @@ def _save(small: nn.Module, plan: Plan, folder: str | os.PathLike[str], ranks: R
         for name in order_of(tensors):
             on_first(ranks, name, tensors[name])
         return
-    with whole_folder(folder) as place, replacing_all([place / WEIGHTS, place / PLAN]) as (weights, beside):
-        write_tensors(weights, {name: _when_written(ranks, name, t) for name, t in tensors.items()}, metadata)
-        beside.write_bytes(described)
+    with whole_folder(folder) as place:
+        with replacing_all([place / WEIGHTS, *(place / name for name in files)]) as paths:
+            write_tensors(paths[0], {name: _when_written(ranks, name, t) for name, t in tensors.items()}, metadata)
+            for path, data in zip(paths[1:], files.values(), strict=True):
+                path.write_bytes(data)
+        if build is None and not is_build_of(place / BUILD, sum_of(payload)):
+            (place / BUILD).unlink(missing_ok=True)
 
 
 def _when_written(ranks: Ranks, name: str, tensor: Tensor) -> Tensor | Later:
@@ -135,16 +149,21 @@ def load_pruned(fresh_model: nn.Module, folder: str | os.PathLike[str]) -> nn.Mo
     on one thread; it runs in as many as torch uses.
     """
     place = Path(folder)
-    payload = _present(place, PLAN, lambda path: read_json(path, "plan"))
+    payload = present(place, PLAN, lambda path: read_json(path, "plan"))
     plan = read_plan_payload(payload, place / PLAN)
     with company(fresh_model, plan, "load_pruned()"):
-        return _load(fresh_model, place, plan, sum_of(payload))
+        return loaded_into(fresh_model, place, plan, sum_of(payload))
 
 
-def _load(fresh_model: nn.Module, place: Path, plan: Plan, plan_sum: str) -> nn.Module:
+def loaded_into(
+    fresh_model: nn.Module, place: Path, plan: Plan, plan_sum: str, *, device: torch.device | None = None
+) -> nn.Module:
+    """`load_pruned` of a folder whose plan has been read. With a device, what the file has comes to lie there in the
+    file's dtypes; on meta, nothing of it is read but what it says of itself."""
     groups, sharded = lying(fresh_model, plan, match(fresh_model, kept(plan))) if in_shards(fresh_model) else ([], [])
     keep = partial(_part, _parts(plan, sharded)) if sharded else None
-    tensors, shared, flags = _present(place, WEIGHTS, lambda path: _read(path, plan, plan_sum, keep))
+    bare = device is not None and device.type == "meta"
+    tensors, shared, flags = present(place, WEIGHTS, lambda path: read_weights(path, plan, plan_sum, keep, bare))
     check(fresh_model, plan)
     state = {**tensors, **{alias: tensors[name] for alias, name in shared.items() if name in tensors}}
     stored, renaming = fresh_model.state_dict().keys(), Renaming(plan)
@@ -154,8 +173,9 @@ def _load(fresh_model: nn.Module, place: Path, plan: Plan, plan_sum: str) -> nn.
     if absent or foreign:
         what = f"lacks {absent[0]!r}" if absent else f"holds {foreign[0]!r}, which the model does not have"
         raise ArtefactError(f"{place / WEIGHTS} {what}: it was written for another version of this model")
+    room = None if device is None else (device, {name: tensor.dtype for name, tensor in state.items()})
     with in_use(fresh_model, "load_pruned()", reading=True), torch.no_grad():
-        small = copy_with(fresh_model, _emptied(fresh_model, plan, stored), gone(fresh_model, plan))
+        small = copy_with(fresh_model, _emptied(fresh_model, plan, stored, room), gone(fresh_model, plan))
     set_sizes(small, plan)
     if extra and sharded:
         raise InputError(
@@ -168,7 +188,7 @@ def _load(fresh_model: nn.Module, place: Path, plan: Plan, plan_sum: str) -> nn.
     set_ = [ConfigChange(name, own[name], value) for name, value in flags.items() if own.get(name, value) != value]
     if set_:
         follow_config(small, set_)
-    _check_dtypes(state, small, place / WEIGHTS)
+    check_dtypes(state, small, place / WEIGHTS)
     shard_again(small, plan, groups, sharded)
     for held, _, part in sharded:
         names = after(held, Renaming(plan))
@@ -229,8 +249,11 @@ def _versioned(model: nn.Module, state: dict[str, Tensor]) -> OrderedDict[str, T
     return versioned
 
 
-def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tensor]]:
-    """Room for what the file holds, and cuts of what it does not hold."""
+def _emptied(
+    model: nn.Module, plan: Plan, stored: Any, room: tuple[torch.device, Mapping[str, torch.dtype]] | None
+) -> list[tuple[Held, Tensor]]:
+    """Room for what the file holds, and cuts of what it does not hold. `room`: where, and of which dtypes by name, if
+    not as the model has it."""
     shapes, renaming = shapes_left(plan), Renaming(plan)
     cuts = {id(held.tensor): index for held, index in match(model, kept(plan))}
     made = []
@@ -246,6 +269,11 @@ def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tens
         if any(name in stored for name in held.names):
             shape = next(shapes[name] for name in held.names if name in shapes)
             device = torch.device("cpu") if tensor.is_meta else tensor.device
+            if room is not None:
+                device, dtypes = room
+                own = next((dtypes[n] for n in map(renaming.after, held.names) if n is not None and n in dtypes), None)
+                if own is not None and own.is_floating_point and tensor.is_floating_point():
+                    tensor = tensor.to(own)
             made.append((held, empty_dense(tensor, shape, device)))
             continue
         if tensor.is_meta:
@@ -262,97 +290,3 @@ def _emptied(model: nn.Module, plan: Plan, stored: Any) -> list[tuple[Held, Tens
         elif id(tensor) in cuts:
             made.append((held, gather_dense([(tensor, cuts[id(tensor)])], "auto")[0]))
     return made
-
-
-def _stored(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Contiguous tensors that share no memory, and for each name left out the name that it shares a tensor with."""
-    tensors: dict[str, Tensor] = {}
-    shared: dict[str, str] = {}
-    first: dict[tuple[Any, ...], str] = {}
-    storages: set[int] = set()
-    sharded = {name: held.names[0] for held in tensors_of(model) if is_sharded(held.tensor) for name in held.names}
-    for name, value in model.state_dict().items():
-        if name in sharded and not value.is_meta:
-            if name == sharded[name]:
-                tensors[name] = value.detach()
-            else:
-                shared[name] = sharded[name]
-            continue
-        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
-            kind = f"a {value.layout} tensor on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"{name} is {kind}: only dense tensors with values can be saved")
-        value = value.detach()
-        storage = value.untyped_storage().data_ptr()
-        if value.numel():
-            key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
-            if key in first:
-                shared[name] = first[key]
-                continue
-            first[key] = name
-        whole = value.untyped_storage().nbytes() == value.numel() * value.element_size()
-        tensors[name] = value.contiguous() if whole and storage not in storages else value.clone().contiguous()
-        storages.add(storage)
-    return tensors, shared
-
-
-def _present(place: Path, name: str, read: Callable[[Path], T]) -> T:
-    """What a reader makes of a file of the folder, which has to be there."""
-    try:
-        return read(place / name)
-    except (FileNotFoundError, NotADirectoryError):
-        found = "is a file" if place.is_file() else f"has no file {name}" if place.is_dir() else "is not there"
-        raise ArtefactError(f"{place} {found}; {_instead(place)}") from None
-
-
-def _instead(place: Path) -> str:
-    """What to do about a folder that `save_pruned` did not write."""
-    if (place / CONFIG).is_file():
-        return (
-            f"it has a {CONFIG}, as transformers' save_pretrained writes: load it with from_pretrained({str(place)!r})"
-        )
-    return "expected a folder that save_pruned wrote"
-
-
-def _read(
-    path: Path, plan: Plan, plan_sum: str, keep: Callable[[str, Tensor], Tensor] | None = None
-) -> tuple[dict[str, Tensor], dict[str, str], dict[str, bool]]:
-    with open_tensors(path) as file:
-        metadata = file.metadata
-        try:
-            content = Fields(parse(metadata["fairkern"]), path)
-        except KeyError:
-            raise ArtefactError(
-                f"{path} was not written by fairkern: its metadata has no entry for it; {_instead(path.parent)}"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise ArtefactError(f"{path} has metadata that is not JSON ({error}); save the model again") from None
-        header = {key: entry.value for key, entry in content.entries().items()}
-        check_header(header, path, "pruned")
-        tensors, found = file.read(keep)
-    own_sum = {SUM: metadata[SUM]} if SUM in metadata else {}
-    check_sum({**header, **own_sum}, found, path, "model")
-    if content["plan"].text() != (plan_sum if own_sum else _digest(plan)):
-        raise ArtefactError(f"{path} was written with another plan than the {PLAN} beside it; save the model again")
-    shared = {alias: entry.text() for alias, entry in content["shared"].entries().items()}
-    return tensors, shared, {name: entry.flag() for name, entry in content.get("flags", {}).entries().items()}
-
-
-def _check_dtypes(stored: Mapping[str, Tensor], small: nn.Module, path: Path) -> None:
-    """Raises ArtefactError where a value would be read as a number of another kind."""
-    for name, own in small.state_dict().items():
-        dtype = stored[name].dtype if name in stored else own.dtype
-        if dtype != own.dtype and not (dtype.is_floating_point and own.is_floating_point()):
-            raise ArtefactError(
-                f"{path} holds {name!r} as {dtype}, where the model has {own.dtype}; only floating point is "
-                "cast, to floating point: it was written for another version of this model, or is damaged"
-            )
-
-
-def _digest(plan: Plan) -> str:
-    """Of what the plan cuts, whatever order it lists it in: what weights without a sum of theirs hold of the plan."""
-    state = hashlib.sha256()
-    for item in sorted(plan.axes, key=lambda item: (item.axis.tensor, item.axis.dim, item.removed.tolist())):
-        if len(item.removed):
-            state.update(f"{item.axis.tensor}\0{item.axis.dim}\0{item.length}\0".encode())
-            state.update(",".join(map(str, item.removed.tolist())).encode())
-    return state.hexdigest()

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from fairkern.artefacts.folders import check_out, copy_beside
 from fairkern.artefacts.plans import plan_payload
 from fairkern.artefacts.shard_writer import LARGEST, MANIFEST, ShardWriter
 from fairkern.artefacts.shards import Shards, open_shards
+from fairkern.artefacts.sums import Sum
 from fairkern.artefacts.tensors import TensorFile
 from fairkern.artefacts.writing import PARTIAL, resumed_folder
 from fairkern.compact.quantised import Quantised, refuse_packed
@@ -34,7 +35,7 @@ CONFIG, PLAN, GENERATION = "config.json", "plan.json", "generation_config.json"
 UNNAMED = "files_unnamed"
 """The entry of a plan's result that says why it does not say how files hold the model."""
 
-_CHUNK = 1 << 23  # bytes that are read, cut and written at a time
+_CHUNK = 1 << 21  # bytes that are read, cut and written at a time: so few that they stay in the caches between
 _SLACK = 1 << 24  # bytes beside the weights that a disk should have room for
 
 
@@ -246,7 +247,7 @@ def _stream(shards: Shards, cuts: Mapping[str, StoredCut | None], writer: ShardW
             own = {name: cuts.get(name) for name in file.order if shards.file_of(name) == file_name}
             if file_name in sums and all(cut is None or writer.done(cut.name) for cut in own.values()):
                 continue
-            state = _Sum(pool)
+            state = Sum(pool)
             state.update(memoryview(file.head))
             for name in file.order:
                 cut = own.get(name)
@@ -258,26 +259,6 @@ def _stream(shards: Shards, cuts: Mapping[str, StoredCut | None], writer: ShardW
             sums[file_name] = state.hexdigest()
             writer.note(inputs=sums)
     return sums
-
-
-class _Sum:
-    """A sum that goes on in another thread while what was read is cut and written."""
-
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool, self._state = pool, hashlib.sha256()
-        self._last: Future[None] | None = None
-
-    def update(self, data: memoryview) -> None:
-        self.wait()
-        self._last = self._pool.submit(self._state.update, data)
-
-    def wait(self) -> None:
-        if self._last is not None:
-            self._last.result()
-
-    def hexdigest(self) -> str:
-        self.wait()
-        return self._state.hexdigest()
 
 
 def _chunks(file: TensorFile, name: str, whole: bool) -> Iterator[tuple[int, Tensor]]:

@@ -23,7 +23,7 @@ from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import in_use
 from fairkern.model.sharded import in_shards
 from fairkern.ranks import ALONE, Ranks
-from fairkern.types import ConfigChange, Plan, Scores
+from fairkern.types import ConfigChange, Plan, Scores, Told, silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +55,13 @@ def cut(
     biases: Biases = Biases.AUTO,
     loss: Loss | None = None,
     ranks: Ranks = ALONE,
+    told: Told = silent,
 ) -> Cut:
     """The smaller model that `plan` leaves, and what was done. `loss`: what joint compensation goes by; how it is
     reduced and its seed are those of the scores. Of several processes each goes through some of the loader's batches,
     and all get the weights of the first.
+
+    `told`: how far it is.
 
     A model in shards is compensated in one shot, and weights that have no bias are given none.
 
@@ -90,7 +93,7 @@ def cut(
         if method.compares:
             again = _read_again(method, loader, inplace)
             found = corrections(model, plan, scores, Compensation.LEAST_SQUARES, places=places)
-            made = refit(model, plan, scores, found, again, ranks=ranks)
+            made = refit(model, plan, scores, found, again, ranks=ranks, told=told)
         else:
             made = found = corrections(model, plan, scores, method, places=places)
         given = [c.axis for c in made if c.bias is not None]
@@ -108,7 +111,7 @@ def cut(
         if method is Compensation.JOINT:
             said = {"mean": scores.provenance.get("loss_reduction") != "sum", "seed": scores.provenance.get("seed", 0)}
             chosen = replace(loss or Loss(), **said)
-            divergence = fit_together(model, small, plan, scores.units, again, chosen, ranks)
+            divergence = fit_together(model, small, plan, scores.units, again, chosen, ranks, told)
         if not sharded:  # where every process has made its part, of the same sums
             ranks.spread("the cut model", list(small.parameters()))
     return Cut(small, tuple(found), places.rule, tuple(set_.change for set_ in flags), unplaced, divergence)

@@ -12,6 +12,7 @@ from torch import nn
 
 from fairkern.compact.built import built_with
 from fairkern.compact.config import follow_config
+from fairkern.model.described import described
 from fairkern.model.fields import bias_fields, configurations
 from fairkern.model.linear import adds_bias, bias_of, give_bias
 from fairkern.model.raised import in_words
@@ -143,7 +144,7 @@ def flags_of(model: nn.Module) -> tuple[Flag, ...] | str:
 
 
 def _flags(model: nn.Module, plain: nn.Module) -> Iterator[Flag]:
-    before = _described(plain)
+    before = described(plain)
     for change in (ConfigChange(name, value, not value) for name, value in bias_fields(model).items()):
         try:
             turned = built_with(model, [change])
@@ -151,27 +152,8 @@ def _flags(model: nn.Module, plain: nn.Module) -> Iterator[Flag]:
             continue
         brings = tuple(name for name in named_tensors(turned) if name not in before.tensors)
         linear = all(_is_bias(name) and adds_bias(turned.get_submodule(name.rpartition(".")[0])) for name in brings)
-        if brings and linear and _described(turned, leave_out=brings) == before:
+        if brings and linear and described(turned, leave_out=brings) == before:
             yield Flag(change, brings)
-
-
-@dataclass(frozen=True)
-class _Described:
-    """What a model is made of, without values: shapes by name, and the class and plain attributes of every module."""
-
-    tensors: dict[str, tuple[int, ...]]
-    modules: dict[str, tuple[type, dict[str, Any]]]
-
-
-def _described(model: nn.Module, leave_out: Sequence[str] = ()) -> _Described:
-    plain = (bool, int, float, str, type(None))
-    return _Described(
-        {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items() if name not in leave_out},
-        {
-            path: (type(module), {name: value for name, value in vars(module).items() if isinstance(value, plain)})
-            for path, module in model.named_modules()
-        },
-    )
 
 
 def give_biases(small: nn.Module, plan: Plan, given: Iterable[Axis]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from fairkern.model.replacements import in_place
 from fairkern.model.untouched import untouched
 from fairkern.plans.renaming import Renaming
 from fairkern.ranks import ALONE, Ranks
-from fairkern.types import Plan, UnitMap
+from fairkern.types import Plan, Told, UnitMap, silent
 
 STEPS = 20
 
@@ -31,6 +32,7 @@ def fit_together(
     loader: Iterable[Any],
     loss: Loss,
     ranks: Ranks = ALONE,
+    told: Told = silent,
 ) -> tuple[float, float]:
     """Change weights and biases of `small`, which `plan` left of `model`, so that it gives what `model` gives.
 
@@ -72,10 +74,12 @@ def fit_together(
             return value, [g.to(p) for g, p in zip(gradient, point, strict=True)]
 
         def precondition(gradient: Point) -> Point:
+            told(next(steps), STEPS, "fitting all layers together")
             parts = iter(gradient)
             samples = divergence.samples
             return [s for layer in layers for s in layer.scaled([next(parts) for _ in layer.parameters], samples)]
 
+        steps = itertools.count()
         start = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in held]
         found = minimise(at, start, precondition, STEPS)
         _set(held, found.point)

@@ -23,7 +23,20 @@ from fairkern.model.linear import adds_bias, bias_of, groups_of, made_dim
 from fairkern.ops.eliminate.config import RIDGE
 from fairkern.plans.renaming import Renaming
 from fairkern.ranks import ALONE, Ranks
-from fairkern.types import Axis, CallSite, JointMoments, Moments, Plan, Scores, Side, Silence, Tap, UnitMap
+from fairkern.types import (
+    Axis,
+    CallSite,
+    JointMoments,
+    Moments,
+    Plan,
+    Scores,
+    Side,
+    Silence,
+    Tap,
+    Told,
+    UnitMap,
+    silent,
+)
 
 
 def other_taps(model: nn.Module, units: UnitMap) -> list[Tap]:
@@ -54,6 +67,7 @@ def refit(
     now: Iterable[Any] | None = None,
     finish: Callable[[nn.Module], None] | None = None,
     ranks: Ranks = ALONE,
+    told: Told = silent,
 ) -> list[Correction]:
     """What `fold` has to add to the cut model where its layers make up for what `plan` removes one after the other.
 
@@ -70,6 +84,7 @@ def refit(
     `now`: of a part of a model, behind parts that have been cut, what it is given there, where `loader` has what the
     uncut ones give it. Then one batch goes at a time, and both loaders are iterated again for every tap.
     `ranks`: of several processes each has some of the batches, and all fit the same (not with `now`).
+    `told`: how many layers have been refitted.
     `finish`: called in the end with the copy, which computes what the cut model does and shares what is the same.
     Cost: one walk, or up to a forward pass of both per tap, and per tap one Cholesky factorisation.
     """
@@ -84,10 +99,12 @@ def refit(
         else:
             steps = joint_moments_apart(model, changed, (loader, now), scores.units, points, around, stays)
         with closing(steps):  # type: ignore[type-var]
-            for reader, statistics in _ready(readers, steps, scores.moments, ridge):
+            told(0, len(readers), "compensating")
+            for k, (reader, statistics) in enumerate(_ready(readers, steps, scores.moments, ridge)):
                 correction = reader.refitted(statistics)
                 made[correction.axis] = correction
                 fold_whole(model, changed, cuts, correction)
+                told(k + 1, len(readers), "compensating")
         if finish is not None:
             finish(changed)
     return list(made.values())

@@ -37,7 +37,7 @@ from fairkern.hf.output import PLAN, REPORT, as_asked, write_config
 from fairkern.hf.sequences import Batch, Data
 from fairkern.hf.verify import verify
 from fairkern.model.in_use import at_work
-from fairkern.options import UNITS, choose, flag, instance, names
+from fairkern.options import UNITS, choose, instance, names
 from fairkern.options import place as place_of
 from fairkern.plans.serving import YES, Server
 from fairkern.pruning.options import check_method, fit_together
@@ -141,7 +141,7 @@ class _Run:
         self._unused = names("unused", asked.options.get("unused", ()), "['mask_token']")
         folder = asked.options.get("walk_folder")
         self.folder = None if folder is None else place_of("walk_folder", folder)
-        self._progress = flag("progress", asked.options.get("progress", True))
+        self._progress = report.shown(asked.options.get("progress", True))
         check_folder(self.settings.keep_moments)  # better known before an hour's work
 
     @contextmanager

@@ -14,6 +14,7 @@ from torch import nn
 from fairkern import artefacts, options, types
 from fairkern.artefacts.folders import check_out, copy_beside, said_of
 from fairkern.artefacts.writing import new_folder
+from fairkern.checks import check_report
 from fairkern.compact.descriptors import check_pruned
 from fairkern.errors import InputError
 from fairkern.hf.card import CARD, card
@@ -82,17 +83,6 @@ def as_asked(place: Path) -> None:
     for path in place.rglob("*"):
         if path.is_file():
             path.chmod(mode)
-
-
-def check_report(done: Any, plan: types.Plan) -> types.Report | None:
-    """The report, if one is given and it is of the plan. Raises InputError."""
-    if done is None:
-        return None
-    options.instance("report", done, types.Report, "a fairkern.Report (fk.prune, fk.summarise)")
-    rows = [(row.get("group"), row.get("removed")) for row in done.groups]
-    if rows != [(group.name, group.removed.size) for group in plan.groups]:
-        raise InputError("report is of another plan: the units that it says went are others; pass that of this plan")
-    return done
 
 
 def check_like(small: Any, plan: types.Plan, like: Folder) -> None:

@@ -17,11 +17,12 @@ from typing_extensions import Unpack
 from fairkern import options as checks
 from fairkern.allocate import refuse_unknown
 from fairkern.artefacts.folders import check_out
+from fairkern.checks import check_device
 from fairkern.errors import InputError
 from fairkern.hf import by_blocks
 from fairkern.hf.by_blocks import Request
 from fairkern.hf.file_names import named_if_said
-from fairkern.hf.folder import Folder, first_line, open_folder
+from fairkern.hf.folder import Folder, open_folder
 from fairkern.hf.measures import cache_bytes_per_token, perplexity, tokens_per_second
 from fairkern.hf.needed import quiet, transformers
 from fairkern.hf.output import write
@@ -236,16 +237,9 @@ def _device(given: Any, ranks: Ranks) -> torch.device:
         return torch.device(f"cuda{number}" if torch.cuda.is_available() else "cpu")
     if str(given) == "cuda":
         given = f"cuda{number}"
-    try:
-        device = torch.device(given)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device is {checks.short(given)}; expected for example 'cpu' or 'cuda' ({error})") from None
-    try:
-        torch.zeros(1, dtype=torch.float32, device=device).item()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # each backend has its own for what is not there
-        raise InputError(f"device is {checks.short(given)}, which cannot be used here ({first_line(error)})") from None
+    device = check_device(given)
+    if device.type == "meta":
+        raise InputError("device is 'meta', where nothing has values; expected for example 'cpu' or 'cuda'")
     return device
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from fairkern import options, types
 from fairkern.artefacts.folders import check_out, copy_beside, said_of
 from fairkern.artefacts.writing import new_folder
-from fairkern.compact import save_pruned
+from fairkern.checks import check_report
+from fairkern.compact import found_build, save_pruned
 from fairkern.errors import InputError
 from fairkern.hf.block_configs import uneven_config
 from fairkern.hf.blocks import Blocks, blocks_of
@@ -21,7 +22,7 @@ from fairkern.hf.card import CARD, card
 from fairkern.hf.decoder import family_of, places_of
 from fairkern.hf.folder import CONFIG, Folder, open_folder
 from fairkern.hf.gguf_names import ARCHITECTURES
-from fairkern.hf.output import REPORT, as_asked, check_like, check_report
+from fairkern.hf.output import REPORT, as_asked, check_like
 from fairkern.hf.weights import configuration
 from fairkern.report import save_report
 from fairkern.surroundings import stage
@@ -120,7 +121,9 @@ def write_uneven(
     """The folder, whole or not at all; with a report there is a card, too."""
     config = dict(folder.config) if schema is None else _by_layer(small, folder, schema)
     with said_of(out), new_folder(out) as place:
-        save_pruned(small, plan, place)
+        # of the model before the cut, whatever a configuration by layers says
+        build = None if folder.own_code else found_build(small, plan, folder.config)
+        save_pruned(small, plan, place, build=build)
         (place / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         copy_beside(folder.path, place, code=folder.own_code)
         if done is not None:

@@ -24,6 +24,21 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def not_saved(model: nn.Module) -> dict[str, Tensor]:
+    """The buffers, by name, that a state dict does not have: tables, masks, positions."""
+    kept = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module._buffers
+        if name not in module._non_persistent_buffers_set
+    }
+    return {
+        name: tensor
+        for name, tensor in named_tensors(model).items()
+        if name not in kept and not isinstance(tensor, nn.Parameter)
+    }
+
+
 def tensor_of(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of this name."""
     path, _, last = name.rpartition(".")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fairkern.errors import InputError
+from fairkern.errors import InputError, PlanMismatchError
 from fairkern.model.sharded import whole
 from fairkern.types import Axis, AxisGroup, FloatArray, GroupAxis, UnitMap
 
@@ -21,8 +21,9 @@ def unit_weights(model: nn.Module, units: UnitMap, group: AxisGroup) -> dict[str
 
     These are parameters of two or more dimensions along an axis that holds the units and does not contract over them: a
     filter of a convolution, a row of a matrix, of a head its queries, keys and values. Vectors (biases, norms) count
-    only where there is nothing else. Of units that are modules (experts of a list, branches) a row is all that they
-    hold, under the name of the list. Parametrized weights are what the parametrization is given.
+    only where there is nothing else. Of a whole expert it is all that is its own, and of units that are modules
+    (experts of a list, branches) all that they hold, under the name of the list. Parametrized weights are what the
+    parametrization is given.
 
     Copies, without gradients. Raises InputError for modules of unequal size.
     """
@@ -81,14 +82,31 @@ def _sums(weight: Tensor, dim: int, sets: int) -> tuple[FloatArray, FloatArray]:
 def _made_of(model: nn.Module, units: UnitMap, group: AxisGroup) -> Iterator[tuple[GroupAxis, nn.Parameter]]:
     """The axes of parameters that make the units."""
     found = []
+    whole_ones = any(tap.side.whole for tap in group.taps)  # experts: what they read with is theirs as well
     for held in group.axes:
         path, _, name = held.axis.tensor.rpartition(".")
-        if not held.consumer and held.axis.tensor in units.shapes:
-            parameter = model.get_submodule(path)._parameters.get(name)
+        if held.axis.tensor in units.shapes and (whole_ones or not held.consumer):
+            parameter = _parameter(model, path, name)
             if parameter is not None:
+                if tuple(parameter.shape) != units.shapes[held.axis.tensor]:
+                    raise PlanMismatchError(
+                        f"{held.axis.tensor} has shape {tuple(parameter.shape)}; the map was made for "
+                        f"{units.shapes[held.axis.tensor]}"
+                    )
                 found.append((held, parameter))
     matrices = [(held, parameter) for held, parameter in found if parameter.ndim > 1]
     yield from matrices or found
+
+
+def _parameter(model: nn.Module, path: str, name: str) -> nn.Parameter | None:
+    """None for a buffer. Raises PlanMismatchError where the model has no such tensor."""
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = None
+    if module is None or not (name in module._parameters or name in module._buffers):
+        raise PlanMismatchError(f"{type(model).__name__} has no tensor {f'{path}.{name}'.lstrip('.')}, as the map has")
+    return module._parameters.get(name)
 
 
 def _modules_of(model: nn.Module, units: UnitMap, group: AxisGroup) -> Iterator[tuple[Axis, list[list[nn.Parameter]]]]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from fairkern import capture, types
+from fairkern import capture, report, types
 from fairkern.allocate import refuse_unknown
 from fairkern.capture.batches import first_batch, head
 from fairkern.capture.settings import WHOLE
@@ -141,6 +141,7 @@ def prune(
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
+    show = report.shown(scoring.pop("progress", True)) if team.first else False
     given = scoring.pop("units", None)
     if given is not None:
         instance("units", given, types.UnitMap, UNITS)
@@ -165,8 +166,9 @@ def prune(
         chosen = {**scoring, **planning, **tracing, target.value: keep, "compensate": method, "biases": given_biases}
         chosen |= {"evaluate": evaluate, "budgets": further}
         capture.check_same(team, "prune()", model, {**chosen, "iterations": iterations, "inplace": inplace})
-        run = Run(model, head(first, model, samples_of), batches, loss_fn, asked, team)
-        for number in range(1, iterations + 1):
-            run.step(number, given if number == 1 else None)
-        report = run.report()
-    return run.current, replace(report, scores=run.scores) if keep_scores else report
+        with report.progress(show) as told:
+            run = Run(model, head(first, model, samples_of), batches, loss_fn, asked, team, told)
+            for number in range(1, iterations + 1):
+                run.step(number, given if number == 1 else None)
+            made = run.report()
+    return run.current, replace(made, scores=run.scores) if keep_scores else made

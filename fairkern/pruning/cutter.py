@@ -17,6 +17,7 @@ from fairkern.compensate.room import cut_bytes
 from fairkern.errors import InputError
 from fairkern.ranks import ALONE, Ranks
 from fairkern.results import Plan, Scores
+from fairkern.types import Told, silent
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Cutter:
     budget: int
     biases: Biases
     ranks: Ranks = ALONE
+    told: Told = silent
 
     def cut(self, model: nn.Module, plan: Plan, scores: Scores, method: Compensation, *, inplace: bool = False) -> Cut:
         """What `plan` leaves of `model`. Raises InputError where that takes more than the budget."""
@@ -40,7 +42,7 @@ class Cutter:
                 f"memory_budget={self.budget:,} bytes is too small for compensate={method.value!r} of this plan. "
                 f"The least that would do is {self.budget + over:,}"
             )
-        how: dict[str, Any] = {"inplace": inplace, "biases": self.biases, "ranks": self.ranks}
+        how: dict[str, Any] = {"inplace": inplace, "biases": self.biases, "ranks": self.ranks, "told": self.told}
         with within(self.budget or None, "cutting"):
             loss = Loss(self.loss_fn, self.samples_of, self.model)
             return cut(model, plan, method, scores, self.loader, loss=loss, **how)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fairkern import types
 from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, parse_target
+from fairkern.allocate.signals import ACTIVATION, RESIDUAL
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
 from fairkern.options import TABLE, flag, instance
@@ -88,16 +89,17 @@ def fit_together(
                 f"or {', '.join(compares.values())}"
             )
         scoring["class_of"], none = False, True
-    residual = [f"{n}='residual'" for n, s in (("removal", removal), ("protect", protect)) if _is(s, "residual")]
+    roles = (("removal", removal), ("protect", protect))
+    moments = [f"{n}={s!r}" for n, s in roles if _is(s, RESIDUAL) or _is(s, ACTIVATION)]
     if not keep_scores:
         scoring.setdefault("keep_moments", method in _FITS)
     whole = _is(planning.get("protect"), "residual") or planning.get("allocation") == Allocation.NORMALIZED.value
     if "max_remove" in planning and not (keep_scores or whole):
         scoring["max_remove"] = planning["max_remove"]
     if gram is None:
-        scoring["gram"] = method in _FITS or bool(residual) or (none and removal is None)
-    elif not flag("gram", gram) and residual:
-        raise InputError(f"{residual[0]} comes from second moments, which gram=False leaves out: leave out gram=")
+        scoring["gram"] = method in _FITS or bool(moments) or (none and removal is None)
+    elif not flag("gram", gram) and moments:
+        raise InputError(f"{moments[0]} comes from second moments, which gram=False leaves out: leave out gram=")
 
 
 def _is(given: Any, name: str) -> bool:
@@ -131,7 +133,8 @@ def check_steps(iterations: int, target: Target, latency: types.LatencyTable | N
         return
     if target in (Target.TOD, Target.DROP):
         raise InputError(
-            f"iterations={iterations} needs a budget to approach in steps: give one of {_BUDGETS}, not {target.value}"
+            f"iterations={iterations} needs a budget to approach in steps: give one of "
+            f"{', '.join(f'{name}=' for name in _BUDGETS)}, not {target.value}="
         )
     if latency is not None:
         raise InputError("several iterations measure a latency table for the model of every step: leave out latency=")

@@ -32,6 +32,7 @@ from fairkern.ranks.digests import digest
 from fairkern.results import Plan, Report, Scores
 from fairkern.summary import summarise
 from fairkern.timing import plan_latency
+from fairkern.types import Told, silent
 
 T = TypeVar("T")
 
@@ -67,6 +68,7 @@ class Run:
     loss_fn: Callable[[Any, Any], Tensor] | None
     asked: Asked
     ranks: Ranks = ALONE
+    told: Told = silent
     current: nn.Module = field(init=False)
     scores: Scores = field(init=False)  # of the last step
     method: Compensation = field(init=False)
@@ -91,21 +93,26 @@ class Run:
     def step(self, number: int, units: types.UnitMap | None) -> None:
         """Score what the step before has left (traced here, unless its map is known), plan and cut."""
         times = [time.perf_counter()]
-        units = self._traced() if units is None else units
+        tell = self._tell(number)
+        units = self._traced(tell) if units is None else units
         scoring = dict(self.asked.scoring)
         if self.asked.iterations > 1 and not isinstance(scoring.get("keep_moments", True), bool):
             scoring["keep_moments"] = os.path.join(scoring["keep_moments"], f"step-{number}")
-        self.scores = score(self.current, self.loader, self.loss_fn, units=units, ranks=self.ranks, **scoring)
+        how: dict[str, Any] = {"units": units, "ranks": self.ranks, "progress": tell}
+        self.scores = score(self.current, self.loader, self.loss_fn, **how, **scoring)
         times.append(time.perf_counter())
+        tell(0, None, "planning")
         plan = self._plan(number)
         further = {share: self._solved(share, dict(self.asked.planning)) for share in self.asked.budgets}
         self.ranks.agree("prune()", {"the plan": digest(plan)} if self.ranks.several else {})
         times.append(time.perf_counter())
         if number == 1 and self.asked.inplace:  # else both are timed in turn, at the end
             self.before = self._measured(lambda: report.timed(self.model, self.example, least=report.FEW))
-        for share, other in further.items():
+        for k, (share, other) in enumerate(further.items()):
+            tell(k, len(further), "further budgets")
             self._try(share, other)
         cutting = time.perf_counter()
+        tell(0, None, "cutting")
         self._cut(plan, number)
         self.done.append((self.scores.units, plan))
         self.took = time.perf_counter() - cutting
@@ -142,7 +149,13 @@ class Run:
             more["divergence"] = list(self.cut.divergence)
         return replace(made, choices={**made.choices, **more})
 
-    def _traced(self) -> types.UnitMap:
+    def _tell(self, number: int) -> Told:
+        """What a step tells, which says of several which one it is."""
+        if self.asked.iterations == 1:
+            return self.told
+        return lambda done, total, stage: self.told(done, total, f"step {number}: {stage}")
+
+    def _traced(self, tell: Told) -> types.UnitMap:
         """The map of a step's model; what a later one has that the first has not is left alone."""
         least = max(1, proof_bytes(self.current) - SPARE)
         if 0 < self._budget < least:
@@ -150,6 +163,7 @@ class Run:
                 f"memory_budget={self._budget:,} bytes is too small for the proof of what may be cut. The least that "
                 f"would do is {least:,} (none, with units=trace(model, inputs, verify=False))"
             )
+        tell(0, None, "tracing")
         with within(self._budget or None, "tracing"):
             units = trace(self.current, self.example, **self.asked.tracing)
         return matching(self.done[0][0], self._plans(), units) if self.done else units
@@ -230,6 +244,7 @@ class Run:
         evaluate = self.asked.evaluate
         if evaluate is None:
             return {}
+        self.told(len(self.curve), None, "evaluating")
         started = time.perf_counter()
         found = self._measured(lambda: measured(evaluate, model))
         self.stages["evaluate"] += time.perf_counter() - started
@@ -242,7 +257,8 @@ class Run:
     @property
     def _cutter(self) -> Cutter:
         samples_of = self.asked.scoring.get("samples_of")
-        return Cutter(self.model, self.loader, self.loss_fn, samples_of, self._budget, self.asked.biases, self.ranks)
+        how = (samples_of, self._budget, self.asked.biases, self.ranks, self._tell(len(self.done) + 1))
+        return Cutter(self.model, self.loader, self.loss_fn, *how)
 
     def _best_method(self, plan: Plan) -> Compensation:
         """What is folded in where nobody said: layer after layer, if that may be and there is room for it."""
@@ -257,6 +273,7 @@ class Run:
 
     def _timing(self) -> dict[str, Any]:
         """How long passes take before and after, in turn where both models are there."""
+        self.told(0, None, "measuring latency")
         if self.asked.inplace:
             after = self._measured(lambda: report.timed(self.current, self.example, least=report.FEW))
             return report.one_after_the_other(self.before, after)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
+from typing import Any
 
 from fairkern.artefacts import read_json, write_json
 from fairkern.artefacts.fields import Fields
@@ -18,8 +19,13 @@ def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     Raises InputError (a value that JSON cannot hold, NaN among them; names its place), OSError (the folder
     does not exist or cannot be written, the disk is full). Nothing half-written stays.
     """
+    write_json(path, "report", report_content(report))
+
+
+def report_content(report: Report) -> dict[str, Any]:
+    """What a report's file says, without the header."""
     content = {field.name: getattr(report, field.name) for field in fields(Report)}
-    write_json(path, "report", {name: value for name, value in content.items() if value or name not in _LATER})
+    return {name: value for name, value in content.items() if value or name not in _LATER}
 
 
 def load_report(path: str | os.PathLike[str]) -> Report:

@@ -1,18 +1,18 @@
-"""One picture of a plan: how much goes from each group, the ToD curves behind it, and which units go."""
+"""One picture of a plan: how much goes from each group, the curves of what decided, and which units go."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from fairkern.artefacts import replacing
 from fairkern.errors import InputError
-from fairkern.ops import tod_curve
+from fairkern.report.deciding import SYMBOLS, Decided, by_median, decided, signal_name, signal_of, tolerances
+from fairkern.report.wording import numbered
 from fairkern.types import FloatArray, Plan, PlanGroup, Scores
 
 if TYPE_CHECKING:
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _INK, _FAINT, _KEPT, _REMOVED = "#222222", "#dddddd", "#8aa4bd", "#d1495b"
-_MOST_LABELS = 60
-_SYMBOLS = {"wasserstein": "U", "taylor": "R"}
-_ROLES = {"removal": "wasserstein", "protect": "taylor"}
+_MOST_LABELS = 100
 _FLOOR = 1e-3  # of the group's median: where the log axes of the scatter end
 
 
 def draw(scores: Scores, plan: Plan) -> Figure:
-    """The rates of all groups, their ToD curves with the chosen counts, and the signal that orders units against the
-    one that is protected (of plain scores U against R), with the removed units.
+    """The rates of all groups, curves of what decided with the threshold and the chosen counts (of plain scores ToD),
+    and the signal that orders units against the one that is protected (U against R), with the removed units.
 
     `plan` was made from `scores`. A figure of its own: matplotlib's backend and pyplot are not touched.
     Raises InputError when matplotlib is missing, or when the scores do not belong to the plan.
     """
     figure_class, colormap, normalise, mappable = _matplotlib()
-    removal, protect = (_signal(scores, plan, role) for role in ("removal", "protect"))
+    removal, protect = (signal_of(scores, plan, signal_name(plan, role), role) for role in ("removal", "protect"))
+    found = decided(scores, plan)
+    if found is None or not any(len(curve) for curve in found.curves):  # of what decided there is nothing to see
+        found = tolerances(scores, plan)
     rows = len(plan.groups)
     height = float(np.clip(0.24 * rows + 1.8, 6.8, 14.0))
     figure = figure_class(figsize=(13.0, height), dpi=130, layout="constrained", facecolor="white")
@@ -43,8 +44,8 @@ def draw(scores: Scores, plan: Plan) -> Figure:
     left, upper, lower = (figure.add_subplot(grid[place]) for place in (np.s_[:, 0], np.s_[0, 1], np.s_[1, 1]))
     shade = colormap("viridis")
     colours = [shade(0.92 * i / max(1, rows - 1)) for i in range(rows)]
-    _rates(left, plan.groups)
-    _curves(upper, plan, removal, protect, colours)
+    _rates(left, plan.groups, numbered(scores.units.classes))
+    _curves(upper, plan, found, colours)
     if rows > 1:
         bar = figure.colorbar(mappable(norm=normalise(0, 1 / 0.92), cmap=shade), ax=upper, pad=0.015, aspect=30)
         bar.ax.set_ylim(0, 1)
@@ -62,7 +63,11 @@ def save_picture(scores: Scores, plan: Plan, path: str | os.PathLike[str]) -> No
 
     Raises InputError (matplotlib is missing, an ending that it cannot write), OSError.
     """
-    figure = draw(scores, plan)
+    save_figure(draw(scores, plan), path)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """In the format that the ending of `path` says (png, svg, pdf), written atomically. Raises as `save_picture`."""
     kind = os.path.splitext(path)[1].lstrip(".").lower() or "png"
     known = figure.canvas.get_supported_filetypes()
     if kind not in known:
@@ -84,23 +89,10 @@ def _matplotlib() -> Any:
     return Figure, colormaps.get_cmap, Normalize, ScalarMappable
 
 
-def _signal(scores: Scores, plan: Plan, role: str) -> list[FloatArray]:
-    """The plan's removal or protection signal, an array per plan group; empty where it has none and loses nothing."""
-    name = plan.request.get(role, _ROLES[role])
-    if name not in scores.signals:
-        raise InputError(f"the plan was made with {role}={name!r}; these scores hold {sorted(scores.signals)}")
-    by_name = {group.name: values for group, values in zip(scores.units.groups, scores.signals[name], strict=True)}
-    for group in plan.groups:
-        expected = (group.total,) if group.removed.size else (0, group.total)
-        if group.name not in by_name or len(by_name[group.name]) not in expected:
-            raise InputError(f"the scores have no {name} of the {group.total} units of group {group.name!r}")
-    return [by_name[group.name] for group in plan.groups]
-
-
 def _symbols(plan: Plan) -> tuple[str, str]:
     """What the signals of removal and protection are called; a word where the paper has no letter for it."""
-    names = (plan.request.get(role, default) for role, default in _ROLES.items())
-    removal, protect = (_SYMBOLS.get(name, str(name)) for name in names)
+    names = (signal_name(plan, role) for role in ("removal", "protect"))
+    removal, protect = (SYMBOLS.get(name, name) for name in names)
     return removal, protect
 
 
@@ -116,14 +108,15 @@ def _title(plan: Plan) -> str:
     return "  ·  ".join(part for part in (plan.model, target, kept) if part)
 
 
-def _rates(axes: Axes, groups: Sequence[PlanGroup]) -> None:
+def _rates(axes: Axes, groups: Sequence[PlanGroup], classes: Mapping[str, str]) -> None:
     rates = [100 * group.rate for group in groups]
     places = np.arange(len(groups))
     axes.barh(places, 100, height=0.72, color="#f1f3f5")
     axes.barh(places, rates, height=0.72, color=_REMOVED)
     step = -(-len(groups) // _MOST_LABELS)
-    size = 8.5 if len(groups) <= 40 else 7.0
-    names = _shortened([group.name for group in groups])
+    size = 8.5 if len(groups) <= 40 else 7.0 if len(groups) <= 70 else 5.8
+    short = _shortened([group.name for group in groups])
+    names = [f"{name} {classes[g.name]}" if g.name in classes else name for name, g in zip(short, groups, strict=True)]
     axes.set_yticks(places[::step], labels=names[::step], fontsize=size)
     if step == 1:
         for place, group in enumerate(groups):
@@ -144,15 +137,11 @@ def _rates(axes: Axes, groups: Sequence[PlanGroup]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _curves(
-    axes: Axes, plan: Plan, removal: Sequence[FloatArray], protect: Sequence[FloatArray], colours: Sequence[Any]
-) -> None:
+def _curves(axes: Axes, plan: Plan, found: Decided, colours: Sequence[Any]) -> None:
     many = len(plan.groups) > 30
-    for group, u, r, colour in zip(plan.groups, removal, protect, colours, strict=True):
-        if not (len(u) and len(r)):
+    for group, curve, colour in zip(plan.groups, found.curves, colours, strict=True):
+        if not len(curve):
             continue
-        sets = zip(u.reshape(group.sets, -1), r.reshape(group.sets, -1), strict=True)
-        curve = np.mean([tod_curve(torch.from_numpy(a), torch.from_numpy(b)).numpy() for a, b in sets], axis=0)
         share = 100 * np.arange(1, group.units + 1) / group.units
         axes.plot(share, curve, color=colour, linewidth=0.7 if many else 1.3, alpha=0.6 if many else 0.9)
         count = group.removed.shape[-1]
@@ -167,25 +156,19 @@ def _curves(
                 markeredgewidth=0.8,
                 zorder=3,
             )
-    tolerance = plan.result.get("tolerance")
-    if tolerance is not None and plan.request.get("allocation", "tod") == "tod":
-        axes.axhline(tolerance, color=_REMOVED, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2)
-        axes.annotate(
-            f"tolerance {tolerance:.3g}",
-            (99, tolerance),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=9,
-            color=_REMOVED,
-        )
+    dashes = ""
+    if found.threshold is not None:
+        axes.axhline(found.threshold, color=_REMOVED, linewidth=1.0, linestyle=(0, (5, 3)), zorder=2)
+        dashes = f"; dashes: {'tolerance' if found.tolerance else 'threshold'} {found.threshold:.3g}"
     axes.set_xlim(0, 100)
-    axes.set_ylim(-0.02, 1.02)
+    if found.tolerance:
+        axes.set_ylim(-0.02, 1.02)
+    else:
+        _logarithmic(axes, "y", np.concatenate([curve[curve > 0] for curve in found.curves]))
     axes.set_xlabel("units removed, %")
-    axes.set_ylabel("ToD")
+    axes.set_ylabel("ToD (share)" if found.tolerance else found.unit)
     axes.tick_params(axis="y", labelsize=9)
-    _style(axes, "Tolerance of Difference between {} and {}; dots: what goes".format(*_symbols(plan)))
+    _style(axes, f"{found.what[0].upper()}{found.what[1:]}\ndots: what goes{dashes}")
 
 
 def _scatter(axes: Axes, plan: Plan, removal: Sequence[FloatArray], protect: Sequence[FloatArray]) -> None:
@@ -193,7 +176,7 @@ def _scatter(axes: Axes, plan: Plan, removal: Sequence[FloatArray], protect: Seq
     sets = [(g, row) for g, _, _ in shown for row in g.removed.reshape(g.sets, -1)]
     gone = np.concatenate([np.isin(np.arange(g.units), row) for g, row in sets]) if sets else np.zeros(0, bool)
     both = ([u for _, u, _ in shown], [r for _, _, r in shown])
-    x, y = (np.concatenate([_by_median(v) for v in values] or [np.zeros(0)]) for values in both)
+    x, y = (np.concatenate([by_median(v, _FLOOR) for v in values] or [np.zeros(0)]) for values in both)
     size = float(np.clip(9000 / max(1, len(x)), 3.0, 18.0))
     for which, colour, label, alpha in ((~gone, _KEPT, "stays", 0.6), (gone, _REMOVED, "removed", 0.75)):
         text = f"{label} ({int(which.sum()):,})"
@@ -217,8 +200,9 @@ def _scatter(axes: Axes, plan: Plan, removal: Sequence[FloatArray], protect: Seq
     stays = " (high stays)" if plan.request.get("allocation", "tod") == "tod" else ""
     _style(axes, f"Every unit: {first} (low goes first) against {second}{stays}")
     scale = (30 / size) ** 0.5
-    legend = axes.legend(loc="upper left", framealpha=0.85, edgecolor="none", fontsize=9, markerscale=scale)
-    legend.set_zorder(5)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.legend(loc="outside lower right", ncols=2, frameon=False, fontsize=9, markerscale=scale)  # beside the points
 
 
 def _logarithmic(axes: Axes, which: str, values: FloatArray) -> None:
@@ -231,11 +215,6 @@ def _logarithmic(axes: Axes, which: str, values: FloatArray) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
-
-
-def _by_median(values: FloatArray) -> FloatArray:
-    middle = float(np.median(np.abs(values))) if len(values) else 1.0
-    return np.maximum(np.abs(values) / (middle if middle > 0 else 1.0), _FLOOR)
 
 
 def _style(axes: Axes, title: str, grid: str = "both") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,9 +18,9 @@ from rich.progress import (
 )
 
 from fairkern.options import flag, function
+from fairkern.types import Told
 
-OnBatch = Callable[[int, int | None, str], None]
-Shown = bool | OnBatch
+Shown = bool | Told
 
 
 def shown(given: Any) -> Shown:
@@ -32,7 +32,7 @@ def shown(given: Any) -> Shown:
 
 
 @contextmanager
-def progress(show: Shown = True) -> Iterator[OnBatch]:
+def progress(show: Shown = True) -> Iterator[Told]:
     """Yields `on_batch(done, total or None, stage)`; draws on standard error, and only on a terminal.
 
     A bar per stage with the time left, without an end where the number of batches is unknown; gone when the block ends.

@@ -18,7 +18,7 @@ from fairkern.capture.batches import first_batch, head
 from fairkern.checks import RUN, check_data, check_model, check_more
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
-from fairkern.errors import InputError
+from fairkern.errors import BudgetError, InputError
 from fairkern.evaluating import EXPECTED, Evaluate, measured
 from fairkern.model.in_use import at_work
 from fairkern.model.sharded import processes_of
@@ -28,7 +28,7 @@ from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values
 from fairkern.pruning.cutter import Cutter
-from fairkern.pruning.options import PruningOptions, check_method, fit_together
+from fairkern.pruning.options import PruningOptions, check_method, check_traced, fit_together
 from fairkern.pruning.rows import row, shares
 from fairkern.ranks import Ranks, RanksLike, entered, shared
 from fairkern.results import Plan, Scores, UnitMap
@@ -78,7 +78,7 @@ def sweep(
             `Scores.plan` spreads it. A function of a group (`Group`) that gives a score per unit is spread uniformly.
             A dictionary holds options of `Scores.plan` and a "name": {"name": "mine", "allocation": "global",
             "removal": function}. One dictionary may have all of these by name.
-        evaluate: gives a number of a model, or numbers by name (see `measured`). It is called for the whole model first.
+        evaluate: gives a number of a model, or numbers by name (see `measured`); first it is given the whole model.
         by: "keep_params", "keep_flops", "keep_latency" (a table is measured once, and each plan checked on the clock),
             or "tod", of which the budgets are tolerances.
         seeds: of scoring: the directions of distances, what the model and the loss draw at random there, and the signal
@@ -86,7 +86,7 @@ def sweep(
             is drawn, "activation", "taylor" and "residual" give.
         compensate: "least_squares" takes no further pass over the data: it solves from the moments that scoring kept,
             so that a sweep costs little more than one scoring and the evaluations. "sequential", which `prune` takes by
-            itself, leaves more and walks through all data twice for each row. "none" compares the methods by themselves.
+            itself, leaves more and walks through all data twice for each row. "none" compares methods by themselves.
         biases, more, unused, depth: as for `prune`.
         on_row: called with each row as soon as it is there, so that nothing is lost where something fails later.
         ranks: as for `prune`; the first process evaluates.
@@ -105,7 +105,7 @@ def sweep(
     check_unwrapped(model)
     if processes_of(model) > 1:
         raise InputError(
-            f"this {type(model).__name__} lies in shards, and sweep() evaluates in one process: sweep before fully_shard"
+            f"this {type(model).__name__} lies in shards, and sweep() evaluates in one process: sweep first"
         )
     check_data(loader, loss_fn)
     check_values(model, RUN)
@@ -130,9 +130,10 @@ def sweep(
     given, samples_of = scoring.pop("units", None), scoring.get("samples_of")
     if given is not None:
         instance("units", given, types.UnitMap, UNITS)
-    tracing = {"more": check_more(more), "unused": names("unused", unused, "['mask_token']")}
+        check_traced(given, 1, more, depth)
+    tracing: dict[str, Any] = {"more": check_more(more), "unused": names("unused", unused, "['mask_token']")}
     tracing["depth"] = flag("depth", depth)
-    show = flag("progress", scoring.get("progress", True)) and team.first
+    show = report.shown(scoring.get("progress", True)) if team.first else False
     given_biases = Biases.given(biases)
     with at_work(model, "sweep()"):
         first, batches = first_batch(loader)
@@ -207,10 +208,14 @@ class _Run:
         return {(m, share): self._plan(scores, m, share, table) for m in methods for share in budgets}
 
     def _plan(self, scores: Scores, method: Method, share: float, table: types.LatencyTable | None) -> Plan:
-        if table is None:
-            return scores.plan(**{self.target.value: share}, **method.planning)
-        make = partial(plan_latency, scores, self.model, self.example, share, latency=table, ranks=False)
-        return self.ranks.told("a measure of time", partial(make, **method.planning))
+        try:
+            if table is None:
+                asked: dict[str, Any] = {self.target.value: share, **method.planning}
+                return scores.plan(**asked)
+            make = partial(plan_latency, scores, self.model, self.example, share, latency=table, ranks=False)
+            return self.ranks.told("a measure of time", partial(make, **method.planning))
+        except BudgetError as error:
+            raise BudgetError(f"the method {method.name!r}: {error}") from error
 
     def row(self, scores: Scores, known: Method, share: float, plan: Plan, seed: int) -> None:
         started, ms = time.perf_counter(), None
@@ -225,7 +230,9 @@ class _Run:
             at = f"{known.name!r} at {self.target.value}={share!r}, seed {seed}"
             raise InputError(f"{error} (of what is left by {at})") from error
         if measures.keys() != self.before.keys():
-            raise InputError(f"evaluate named {list(self.before)} of the whole model, and {list(measures)} of a cut one")
+            raise InputError(
+                f"evaluate named {list(self.before)} of the whole model, and {list(measures)} of a cut one"
+            )
         by = self.target.value
         how: dict[str, Any] = {"method": known.name, "seed": seed, "budget": share, "by": by, "latency_ms": ms}
         self.rows.append(row(plan, small, measures=measures, seconds=took, **how))
@@ -251,7 +258,7 @@ class _Run:
 def _target(by: Any) -> Target:
     target = choose(Target, "by", by)
     if target is Target.DROP:
-        raise InputError("by='drop' has no shares to sweep over; expected 'keep_params', 'keep_flops', 'keep_latency' or 'tod'")
+        raise InputError("by='drop' has no shares; expected 'keep_params', 'keep_flops', 'keep_latency' or 'tod'")
     return target
 
 
@@ -291,10 +298,8 @@ def _fitting(
             fit_together(own, known.planning, target, method, labelled)
         except InputError as error:
             raise InputError(f"the method {known.name!r}: {error}") from error
-        if known.planning.get("removal") == "activation" and not own["gram"]:
-            own["gram"] = True
         made.append(own)
-    fits = {name: value for name, value in made[0].items()}
+    fits = dict(made[0])
     fits["gram"] = any(own["gram"] for own in made)
     if "keep_moments" not in scoring:
         fits["keep_moments"] = any(own["keep_moments"] for own in made)

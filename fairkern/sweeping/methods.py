@@ -26,7 +26,7 @@ _EXAMPLE = "['tod', 'residual', 'uniform-l1', {'name': 'mine', 'allocation': 'gl
 _EXPECTED = f"names, functions of a group, or options of planning with a name, for example {_EXAMPLE}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Method:
     """`planning`: options of `Scores.plan`."""
 
@@ -69,6 +69,7 @@ def _named(name: Any, spec: Any) -> dict[str, Any]:
 
 
 def _method(where: str, spec: Any, common: Mapping[str, Any]) -> Method:
+    name: Any
     if isinstance(spec, str):
         name, own = spec, _of_name(where, spec)
     elif isinstance(spec, Mapping):
@@ -98,8 +99,8 @@ def _of_name(where: str, name: str) -> dict[str, Any]:
         return {"removal": name} if kind is None else {"allocation": kind.value, "removal": name}
     known = [DEFAULT, Allocation.TOD.value, *SIGNALS, *(f"{a}-{s}" for a in kinds for s in SIGNALS)]
     raise InputError(
-        f"{where}={name!r} is no method; there are 'default', 'tod', the signals {', '.join(SIGNALS)}, and both with an "
-        f"allocation before ({', '.join(kinds)}), as 'uniform-l1'{meant(name, known)}"
+        f"{where}={name!r} is no method; there are 'default', 'tod', the signals {', '.join(SIGNALS)}, and these with "
+        f"an allocation before ({', '.join(kinds)}), as 'uniform-l1'{meant(name, known)}"
     )
 
 

@@ -80,5 +80,6 @@ class Sweep:
 
     @property
     def _title(self) -> str:
-        how = "not compensated" if self.compensation == "none" else f"compensated by {self.compensation}"
+        words = self.compensation.replace("_", " ")
+        how = "not compensated" if self.compensation == "none" else f"compensated by {words}"
         return f"{self.model}, {how}"

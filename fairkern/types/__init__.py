@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fairkern.types.arrays import FloatArray, IndexArray
 from fairkern.types.branches import Blocks, Branch, BranchPart, Entries, Numbers, numbered
+from fairkern.types.build import Build
 from fairkern.types.configuration import ConfigChange, ConfigField
 from fairkern.types.files import FilePart, Files, FileTensor, Places
 from fairkern.types.latency import LatencyCut, LatencyTable
@@ -11,6 +12,7 @@ from fairkern.types.plans import AttributeChange, Plan, PlanAxis, PlanGroup, Row
 from fairkern.types.report import Report
 from fairkern.types.scores import JointMoments, Moments, Scores
 from fairkern.types.sizes import Passed, Replacement, SiteNumber, SizeAttribute, SizeSite
+from fairkern.types.told import Told, silent
 from fairkern.types.units import (
     Axis,
     AxisGroup,
@@ -33,6 +35,7 @@ __all__ = [
     "Blocks",
     "Branch",
     "BranchPart",
+    "Build",
     "CallSite",
     "ConfigChange",
     "ConfigField",
@@ -68,6 +71,8 @@ __all__ = [
     "SizeChange",
     "SizeSite",
     "Tap",
+    "Told",
     "UnitMap",
     "numbered",
+    "silent",
 ]

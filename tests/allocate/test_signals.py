@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fairkern.allocate import allocate
 from fairkern.allocate.options import Allocation
@@ -92,6 +93,15 @@ def test_chance_is_drawn_for_each_group_by_the_seed_of_the_scores() -> None:
 def test_scores_that_are_none(signal: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         read_signal(scores("x", "a"), "protect", signal)
+
+
+def test_a_function_may_give_a_tensor_of_any_kind() -> None:
+    for dtype in (torch.float16, torch.float32, torch.int64):
+        given = read_signal(scores(), "removal", lambda group, dtype=dtype: torch.arange(group.total).to(dtype))
+        assert given[0].tolist() == [0.0, 1.0, 2.0]
+    weight = torch.nn.Parameter(torch.ones(4))
+    found = read_signal(scores(), "removal", lambda group: weight[: group.total] * 2)
+    assert found[2].tolist() == [[2.0, 2.0], [2.0, 2.0]]
 
 
 def test_no_signals_at_all() -> None:

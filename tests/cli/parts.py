@@ -102,3 +102,13 @@ def hungry(n):
 
 def interrupted():
     raise KeyboardInterrupt
+
+
+def evaluate(model):
+    with torch.no_grad():
+        return {"top1": float(sum((model(x).argmax(1) == y).float().mean() for x, y in loader()))}
+
+
+def pictures():
+    y = torch.arange(2).repeat(4)
+    return [(torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(3)) + y[:, None, None, None], y)]

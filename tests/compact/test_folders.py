@@ -185,7 +185,7 @@ def older(folder: Path) -> None:
     with safe_open(path, "pt") as file:
         texts = file.metadata()
     del texts[SUM]
-    content = {**json.loads(texts["fairkern"]), "schema": 3, "plan": fk.compact.checkpoint._digest(plan)}
+    content = {**json.loads(texts["fairkern"]), "schema": 3, "plan": fk.compact.weights_file.digest_of(plan)}
     save_file(load_file(path), path, {**texts, "fairkern": json.dumps(content)})
 
 

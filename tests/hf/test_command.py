@@ -95,7 +95,7 @@ WRONG: dict[str, tuple[Callable[[Path], None] | None, list[str], str]] = {
     "file": (None, ["-o", "short.txt"], "cannot write short.txt: it is a file"),
     "below a file": (None, ["-o", "short.txt/out"], "cannot write short.txt/out: "),
     "device": (None, ["--device", "toaster"], "expected for example 'cpu'"),
-    "held out": (None, ["--held-out", "2"], "--held-out 2.0 is not above 0"),
+    "held out": (None, ["--held-out", "2"], "--held-out: '2' is not a share between 0 and 1"),
     "more": (None, ["--more", "x:y"], "--more names further inputs of a MODEL"),
     "too little": (None, ["--keep-params", "0.01"], "--keep-params 0.01"),
     "nobody": (None, ["--serve", "nobody"], "serve is 'nobody'"),

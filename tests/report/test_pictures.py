@@ -17,6 +17,7 @@ from fairkern.types import AxisGroup, Plan, PlanGroup, Scores, UnitMap
 from tests.experts import build, samples
 
 pytest.importorskip("matplotlib")
+from matplotlib.text import Text
 
 
 def scored(groups: int, units: int = 24, constant: bool = False) -> tuple[Scores, Plan]:
@@ -75,7 +76,7 @@ def test_what_is_drawn():
 def test_labels_do_not_overlap():
     scores, plan = scored(20)
     figure = draw(scores, plan)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     rates = figure.get_axes()[0]
     boxes = [label.get_window_extent() for label in rates.get_yticklabels()]
     assert len(boxes) == 20
@@ -84,13 +85,69 @@ def test_labels_do_not_overlap():
         assert above.x0 >= 0
 
 
+def boxes(figure, of):
+    """Where texts or other artists lie, in pixels, as far as they are drawn."""
+    figure.draw_without_rendering()
+    found = [artist for axes in figure.get_axes() for artist in axes.findobj(of)] + figure.findobj(of)
+    shown = {id(a): a for a in found if a.get_visible() and (not isinstance(a, Text) or a.get_text().strip())}
+    return [(a.get_window_extent(), a) for a in shown.values()]
+
+
+def over(first, second):
+    return [
+        (a.get_text(), getattr(b, "get_text", lambda b=b: b)())
+        for x, a in first
+        for y, b in second
+        if a is not b and min(x.x1, y.x1) - max(x.x0, y.x0) > 1 and min(x.y1, y.y1) - max(x.y0, y.y0) > 1
+    ]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 12, 66, 90])
+def test_no_text_runs_over_text_or_bars_and_no_legend_over_points(groups):
+    """Also where names are long, and numbers with their class beside them."""
+    scores, plan = scored(groups)
+    long = {g.name: f"net.{'deep.' * (i % 4)}features.{i}" for i, g in enumerate(plan.groups)}
+    plan = replace(plan, groups=tuple(replace(g, name=long[g.name]) for g in plan.groups))
+    named = (replace(g, name=long.get(g.name, g.name)) for g in scores.units.groups)
+    classes = dict.fromkeys(long.values(), "ConvTranspose2d")
+    scores = replace(scores, units=replace(scores.units, groups=tuple(named), classes=classes))
+    figure = draw(scores, plan)
+    rates, _, scatter, *_ = (axes for axes in figure.get_axes() if axes.get_title(loc="left"))
+    assert rates.get_yticklabels()[0].get_text().endswith("features.0 ConvTranspose2d")
+    texts = [(box, text) for box, text in boxes(figure, Text) if box.width > 1]
+    ticks = {label for axes in figure.get_axes() for axis in (axes.xaxis, axes.yaxis) for label in drawn(axis)}
+    texts = [(box, text) for box, text in texts if text in ticks or not is_tick(figure, text)]
+    assert len(texts) > groups
+    assert over(texts, texts) == []
+    assert over(texts, [(bar.get_window_extent(), bar) for bar in rates.patches]) == []
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(scatter.get_window_extent())
+    whole = figure.bbox
+    assert all(box.x0 >= 0 and box.x1 <= whole.x1 and box.y0 >= 0 and box.y1 <= whole.y1 for box, _ in texts)
+
+
+def drawn(axis):
+    """Labels of ticks within the axis; beyond its ends matplotlib keeps some that it does not draw."""
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+
+
+def is_tick(figure, text):
+    every = (axis for axes in figure.get_axes() for axis in (axes.xaxis, axes.yaxis))
+    return any(
+        text in (t.label1, t.label2) for axis in every for t in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+    )
+
+
 def test_other_formats_and_endings(tmp_path):
     scores, plan = scored(2)
     save_picture(scores, plan, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text()
+    save_picture(scores, plan, tmp_path / "picture.PDF")
+    assert (tmp_path / "picture.PDF").read_bytes().startswith(b"%PDF-")
     with pytest.raises(InputError, match=r"\.docx"):
         save_picture(scores, plan, tmp_path / "picture.docx")
-    assert [p.name for p in tmp_path.iterdir()] == ["picture.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["picture.PDF", "picture.svg"]
 
 
 def test_scores_of_another_plan():
@@ -136,7 +193,7 @@ def test_signals_are_called_what_they_are():
 
     scores, plan = scored(3)
     assert said(plan) == [
-        "Tolerance of Difference between U and R; dots: what goes",
+        "Tolerance of Difference between U and R\ndots: what goes; dashes: tolerance 0.25",
         "Every unit: U (low goes first) against R (high stays)",
         "U, in medians of the group",
         "R, in medians of the group",
@@ -144,7 +201,7 @@ def test_signals_are_called_what_they_are():
     scores = replace(scores, signals={**scores.signals, "residual": scores.signals["wasserstein"]})
     plan = replace(plan, request={"keep_latency": 0.5, "removal": "residual", "allocation": "global"})
     assert said(plan) == [
-        "Tolerance of Difference between residual and R; dots: what goes",
+        "Second-order saliency\ndots: what goes; dashes: threshold 0.25",
         "Every unit: residual (low goes first) against R",
         "residual, in medians of the group",
         "R, in medians of the group",

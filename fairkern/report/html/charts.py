@@ -31,7 +31,8 @@ class Scale:
 
 
 def linear(low: float, high: float, label: str, said: Callable[[float], str] = "{:g}".format) -> Scale:
-    """A linear axis that holds both values, with four to seven round ticks."""
+    """A linear axis that holds both values, with four to seven round ticks; wider where `said` would not tell two of
+    them apart."""
     if not high > low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     least = (high - low) / 5
@@ -39,17 +40,30 @@ def linear(low: float, high: float, label: str, said: Callable[[float], str] = "
     step = next(by * decade for by in (1, 2, 5, 10) if by * decade >= least * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple((i * step, said(round(i * step, 12))) for i in range(first, last + 1))
+    if len({name for _, name in ticks}) < len(ticks):
+        return linear(low - (high - low) / 2, high + (high - low) / 2, label, said)
     return Scale(first * step, last * step, label, ticks=ticks)
 
 
-def logarithmic(values: Iterable[float], label: str) -> Scale:
-    """A log axis from the least positive value to the largest, with ticks at decades, fewer where there are many."""
-    positive = [v for v in values if v > 0 and math.isfinite(v)] or [1.0]
-    low, high = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+def logarithmic(values: Iterable[float], label: str, decades: int = 16) -> Scale:
+    """A log axis from the least positive value to the largest, with ticks at decades, fewer where there are many.
+
+    What is zero, or more than so many decades below the largest, is drawn at the lower end, and the label says so.
+    """
+    given = list(values)
+    positive = [v for v in given if v > 0] or [1.0]
+    high = math.ceil(math.log10(max(positive)))
+    low = max(high - decades, math.floor(math.log10(min(positive))))
     high = max(high, low + 1)
+    less = f"; what is less is at {_power(low)}" if min(given, default=1.0) < 10.0**low else ""
+    label = f"{label} (log axis{less})"
     step = max(1, math.ceil((high - low) * _LEAST_APART))
-    ticks = tuple((10.0**e, f"{10.0**e:g}" if -3 <= e <= 4 else f"1e{e}") for e in range(low, high + 1, step))
+    ticks = tuple((10.0**e, _power(e)) for e in range(low, high + 1, step))
     return Scale(10.0**low, 10.0**high, label, log=True, ticks=ticks)
+
+
+def _power(exponent: int) -> str:
+    return f"{10.0**exponent:g}" if -3 <= exponent <= 4 else f"1e{exponent}"
 
 
 def number(value: float) -> str:

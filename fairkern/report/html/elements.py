@@ -44,6 +44,11 @@ def join(*children: str | Iterable[str] | None) -> Html:
     return Html("".join(parts))
 
 
+def dotted(name: str) -> Html:
+    """A module's path, which may be broken after its dots."""
+    return el("code", between(name.split("."), Html(".<wbr>")))
+
+
 def between(parts: Iterable[str], what: str) -> Html:
     """The parts with `what` between them, each escaped unless it is markup."""
     found = list(parts)

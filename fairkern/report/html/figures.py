@@ -8,7 +8,7 @@ from typing import Any
 
 from fairkern.plans.serving import plural
 from fairkern.report.html.charts import Scale, dots, key, linear, path, plot, stroke
-from fairkern.report.html.elements import Html, between, el, fact, join, listed, section, table
+from fairkern.report.html.elements import Html, between, dotted, el, fact, join, listed, section, table
 from fairkern.report.wording import LABELS, cell, changed, measure, shown, span, times, unsteady, unsteady_said, whole
 from fairkern.types import Report
 
@@ -83,12 +83,8 @@ def widths(report: Report) -> Html:
     parts = []
     for kind, rows in kinds.items():
         most, widest = max(((row["units"], i) for i, row in rows), key=lambda pair: (pair[0], -pair[1]))
-        title = el(
-            "h3",
-            f"{plural(kind)}: the longest bar is ",
-            fact(whole(most), "groups", widest, "units"),
-            f" {plural(kind)}",
-        )
+        said = join("the longest bar is ", fact(whole(most), "groups", widest, "units"), f" {plural(kind)}")
+        title = el("h3", plural(kind).capitalize(), " ", el("small", said))
         bars = el("ul", [_bar(i, row, most) for i, row in rows], class_="bars many" if len(rows) > _MANY else "bars")
         parts.append(el("div", title, bars, class_="kind"))
     all_numbers = el("details", el("summary", "All numbers, group by group"), _rows(report.groups, "groups"))
@@ -114,7 +110,7 @@ def _bar(i: int, row: Mapping[str, Any], most: int) -> Html:
 
 def named(row: Mapping[str, Any]) -> Html:
     """A group's name, and the class of its module where the name is a number."""
-    return join(el("code", row["group"]), el("small", f" {row['module']}") if row.get("module") else None)
+    return join(dotted(row["group"]), el("small", f" {row['module']}") if row.get("module") else None)
 
 
 def _rows(rows: tuple[Mapping[str, Any], ...], where: str) -> Html:
@@ -143,16 +139,16 @@ def curve(report: Report) -> Html:
     marks = {method: _MARKS[i % len(_MARKS)] for i, method in enumerate(methods)}
     charts = [join(el("h3", label(name)), _measured(report, name, marks)) for name in names]
     says = "Each budget was planned from the same scores, cut and measured."
-    return section("Over the budget", charts, _rows(rows, "curve"), says=says)
+    all_rows = el("details", el("summary", "All budgets in numbers"), _rows(rows, "curve"))
+    return section("Over the budget", charts, all_rows, says=says)
 
 
 def _measured(report: Report, name: str, marks: Mapping[str, str]) -> Html:
     rows = [row for row in report.curve if isinstance(row.get(name), (int, float)) and "budget" in row]
     by = {str(row.get("by", "")) for row in rows}
     of = {"keep_params": "parameters", "keep_flops": "FLOPs", "keep_latency": "latency"}
-    x = linear(
-        0, 100, f"budget: share of {' or '.join(of.get(b, b) for b in sorted(by)) or 'the model'} that is kept, %"
-    )
+    costs = " or ".join(of.get(b, b) for b in sorted(by)) or "the model"
+    x = linear(0, 100, "tolerance (ToD), %" if by == {"tod"} else f"budget: share of {costs} that is kept, %")
     whole_model = report.before.get(name)
     values = [float(row[name]) for row in rows] + ([] if whole_model is None else [float(whole_model)])
     y = linear(min(values), max(values), unit(name), lambda value: measure(name, value))
@@ -177,7 +173,8 @@ def _line(rows: list[Mapping[str, Any]], name: str, method: str, x: Scale, y: Sc
     drawn = [stroke(path(means, x, y), class_="curve")] if len(means) > 1 else []
     for row in rows:
         seed = f", seed {row['seed']}" if "seed" in row else ""
-        said = f"{method + ', ' if method else ''}{100 * row['budget']:g} % kept{seed}: {measure(name, row[name])}"
+        kept = "tolerated" if row.get("by") == "tod" else "kept"
+        said = f"{method + ', ' if method else ''}{100 * row['budget']:g} % {kept}{seed}: {measure(name, row[name])}"
         drawn.append(stroke(dots([(100 * row["budget"], row[name])], x, y), el("title", said), class_="reach"))
     return drawn
 

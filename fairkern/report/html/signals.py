@@ -7,14 +7,24 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fairkern.plans.serving import plural
-from fairkern.report.deciding import SYMBOLS, Decided, by_median, decided, signal_name, signal_of, thinned
+from fairkern.report.deciding import (
+    NAMES,
+    SYMBOLS,
+    Decided,
+    allocation,
+    by_median,
+    decided,
+    signal_name,
+    signal_of,
+    thinned,
+)
 from fairkern.report.html.charts import Scale, dots, key, linear, logarithmic, path, plot, stroke
 from fairkern.report.html.elements import Html, between, el, fact, join, section
 from fairkern.report.wording import cell
 from fairkern.types import FloatArray, Plan, Report, Scores
 
 _MOST_POINTS, _MOST_UNITS, _MANY = 80, 2500, 20  # of a curve; of all groups; curves that are drawn thin
-_FLOOR = 1e-3  # of the group's median: where the log axes of the units end
+_DECADES = 5  # that the axes of units have at most
 _MARKS = ("", "kb", "kc", "kd", "ke", "kf")
 
 
@@ -59,11 +69,11 @@ def _curves(plan: Plan, found: Decided, classes: Mapping[str, str]) -> Html:
         return join(note)
     x = linear(0, 100, "units removed, % of the group")
     if found.tolerance:
-        y = linear(0, 1, f"{found.what} (share of the units that are in both, 0 to 1)")
+        y = linear(0, 1, f"{found.what} ({found.unit})")
     else:
         shown = [float(curve[k]) for _, curve in drawn for k in thinned(curve, _MOST_POINTS)]
         threshold = [found.threshold] if found.threshold is not None else []
-        y = logarithmic([*shown, *threshold], f"{found.what[0].upper()}{found.what[1:]} (log axis, no unit)")
+        y = logarithmic([*shown, *threshold], f"{found.what[0].upper()}{found.what[1:]}: {found.unit}")
     kinds = list(dict.fromkeys(group.kind for group, _ in drawn))
     marks = {kind: _MARKS[i % len(_MARKS)] for i, kind in enumerate(kinds)}
     lines = []
@@ -106,9 +116,9 @@ def units(plan: Plan | None, scores: Scores | None, classes: Mapping[str, str]) 
         return Html()
     every = -(-count // _MOST_UNITS)
     symbols = [SYMBOLS.get(name, name) for name in (first, second)]
-    parts = [[by_median(v[i], _FLOOR) for i in shown] for v in values]
+    parts = [[by_median(v[i], 0.0) for i in shown] for v in values]
     x, y = (
-        logarithmic(np.concatenate(part).tolist(), f"{symbol}, in medians of the group{_least(part)}")
+        logarithmic(np.concatenate(part).tolist(), f"{symbol}, in medians of the group", _DECADES)
         for part, symbol in zip(parts, symbols, strict=True)
     )
     drawn = [
@@ -117,8 +127,7 @@ def units(plan: Plan | None, scores: Scores | None, classes: Mapping[str, str]) 
     ]
     gone = sum(plan.groups[i].removed.size for i in shown)
     said = (
-        f"Low {symbols[0]} is a candidate, high {symbols[1]} is protected. A dot is a unit; it tells its name and "
-        "values where a pointer rests or a finger taps."
+        _read(plan, symbols) + " A dot is a unit; it tells its name and values where a pointer rests or a finger taps."
     )
     if every > 1:
         said += f" Of so many units one in {every} is drawn, in the same places of every group."
@@ -127,12 +136,17 @@ def units(plan: Plan | None, scores: Scores | None, classes: Mapping[str, str]) 
     return section(title, key(entries), plot(x, y, el("g", drawn, class_="units"), name=title), says=said)
 
 
-def _least(parts: Sequence[FloatArray]) -> str:
-    return (
-        f" (log axis; what is less is at {_FLOOR:g})"
-        if any((part <= _FLOOR).any() for part in parts)
-        else " (log axis)"
-    )
+def _read(plan: Plan, symbols: Sequence[str]) -> str:
+    """What the signals are, and whether it was by them that units went."""
+    if allocation(plan) == "tod":
+        return f"Low {symbols[0]} is a candidate, high {symbols[1]} is protected."
+    by = signal_name(plan, "removal")
+    by = NAMES.get(by, by)
+    known = {
+        "U": "U: how differently a unit behaves between classes.",
+        "R": "R: how far the loss moves without it, to first order.",
+    }
+    return " ".join([*(known[symbol] for symbol in symbols if symbol in known), f"What goes was decided by the {by}."])
 
 
 def _group(

@@ -17,12 +17,14 @@ main{max-width:72rem;margin:0 auto;padding:2rem 1.25rem 4rem}
 h1{font-size:1.75rem;line-height:1.2;margin:0 0 .35rem;overflow-wrap:anywhere;text-wrap:balance}
 h2{font-size:1.2rem;line-height:1.3;margin:0 0 .35rem}
 h3{font-size:.95rem;margin:1.4rem 0 .4rem}
+h3 small{font-weight:400;font-size:.88em}
 section{margin-top:2.75rem}
 p{margin:.35rem 0;overflow-wrap:anywhere}
 .says,.asked,small{color:var(--soft)}
 .says{max-width:46rem;margin-bottom:1rem}
 code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;overflow-wrap:anywhere}
 data,td.n,.tick{font-variant-numeric:tabular-nums}
+.card data{white-space:nowrap}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:.9rem;margin-top:1.6rem}
 .card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.9rem 1rem}
 .card h3{margin:0;font-size:.85rem;font-weight:600;color:var(--soft)}
@@ -31,9 +33,10 @@ data,td.n,.tick{font-variant-numeric:tabular-nums}
 .warn{background:var(--warnback);color:var(--warn);border-radius:.5rem;padding:.6rem .8rem;margin:.9rem 0}
 .kind{margin-bottom:1.6rem}
 .bars{list-style:none;margin:0;padding:0}
-.many{columns:2 26rem;column-gap:2.5rem}
+.many{columns:2 24rem;column-gap:2.5rem}
 .bars li{display:grid;grid-template-columns:minmax(0,11rem) minmax(0,1fr) 7.5rem;gap:0 .8rem;align-items:center;
 padding:.2rem 0;break-inside:avoid}
+.bars.many li{grid-template-columns:minmax(0,10.5rem) minmax(0,1fr) auto}
 .bars .name{overflow-wrap:anywhere;font-size:.88rem;line-height:1.3}
 .bars .count{text-align:right;font-size:.88rem;white-space:nowrap}
 .track{display:block;height:.8rem;background:var(--track);border-radius:.15rem;min-width:2px}
@@ -45,8 +48,8 @@ padding:.2rem 0;break-inside:avoid}
 .yticks,.xticks{position:relative;font-size:.78rem;line-height:1.2;color:var(--soft)}
 .yticks{grid-column:1}
 .yticks .tick{position:absolute;right:0;transform:translateY(-50%)}
-.xticks{grid-column:2;height:1.5rem}
-.xticks .tick{position:absolute;top:.3rem;transform:translateX(-50%);white-space:nowrap}
+.xticks{grid-column:2;height:1.75rem}
+.xticks .tick{position:absolute;top:.6rem;transform:translateX(-50%);white-space:nowrap}
 .area{grid-column:2;height:21rem;border-left:1px solid var(--soft);border-bottom:1px solid var(--soft)}
 .area svg{display:block;width:100%;height:100%;overflow:visible}
 .readout{grid-column:1/3;min-height:1.5em;font-size:.85rem;margin:.3rem 0 0}
@@ -89,12 +92,16 @@ summary{cursor:pointer;color:var(--soft);padding:.25rem 0}
 border-bottom:1px solid var(--line);font-size:.9rem}
 .listed dt{color:var(--soft);overflow-wrap:anywhere}
 .listed dd{margin:0;overflow-wrap:anywhere}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:0 3rem}
+.pair{columns:3 19rem;column-gap:2.5rem}
+.pair>div{break-inside:avoid;padding-bottom:1.2rem}
+.pair h3{margin-top:0}
+.pair .listed div{grid-template-columns:minmax(0,9rem) minmax(0,1fr)}
 .notes{padding-left:1.1rem;margin:.4rem 0}
 .notes li{margin:.25rem 0;overflow-wrap:anywhere}
 @media(max-width:40rem){main{padding:1.25rem 1rem 3rem}h1{font-size:1.4rem}section{margin-top:2.1rem}
 .bars li{grid-template-columns:minmax(0,1fr) auto;padding:.3rem 0}.bars .bar{grid-column:1/3;grid-row:2}
-.area{height:17rem}.listed div{grid-template-columns:minmax(0,1fr)}.pair{grid-template-columns:minmax(0,1fr)}}
+.bars.many li{grid-template-columns:minmax(0,1fr) auto}.area{height:17rem}
+.listed div,.pair .listed div{grid-template-columns:minmax(0,8.5rem) minmax(0,1fr)}}
 @media print{.readout{display:none}section{break-inside:avoid-page}}
 """
 

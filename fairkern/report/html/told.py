@@ -8,7 +8,7 @@ from typing import Any
 
 from fairkern.plans.left_alone import held_kinds
 from fairkern.plans.serving import YES
-from fairkern.report.html.elements import Html, between, el, fact, join, listed, section, table
+from fairkern.report.html.elements import Html, between, dotted, el, fact, join, listed, section, table
 from fairkern.report.html.figures import label, stages
 from fairkern.report.wording import cell, empty, through_zero, whole
 from fairkern.types import FrozenAxis, Report, Scores
@@ -42,7 +42,7 @@ def stays(report: Report, scores: Scores | None) -> Html:
         parts.append(join(el("h3", "What is left can be loaded by"), listed(pairs)))
     left = choices.get("not_compensated") or {}
     if left:
-        rows = [[el("code", name), why] for name, why in left.items()]
+        rows = [[dotted(name), why] for name, why in left.items()]
         parts.append(join(el("h3", "Weights that were not compensated"), table(["weight", "because"], rows)))
     if choices.get("through_zero"):
         parts.append(el("p", through_zero(choices["through_zero"])))
@@ -59,15 +59,7 @@ def _frozen(scores: Scores) -> list[Html]:
     frozen = [group for group in scores.units.groups if group.frozen is not None]
     parts: list[Html] = []
     if frozen:
-        rows = [
-            [
-                join(el("code", group.name), _class(group.name, scores)),
-                group.kind,
-                f"{group.total:,}",
-                str(group.frozen),
-            ]
-            for group in frozen[:_FROZEN]
-        ]
+        rows = [[_named(g.name, scores), g.kind, whole(g.total), str(g.frozen)] for g in frozen[:_FROZEN]]
         counted = Counter(str(group.frozen) for group in frozen[_FROZEN:])
         rows += [[f"{number:,} further groups", "", "", reason] for reason, number in counted.most_common()]
         parts.append(
@@ -84,8 +76,9 @@ def _frozen(scores: Scores) -> list[Html]:
     return parts
 
 
-def _class(name: str, scores: Scores) -> Html | None:
-    return el("small", f" {scores.units.classes[name]}") if name in scores.units.classes else None
+def _named(name: str, scores: Scores) -> Html:
+    classes = scores.units.classes
+    return join(dotted(name), el("small", f" {classes[name]}") if name in classes else None)
 
 
 def _reason(axis: FrozenAxis) -> str:
@@ -120,7 +113,7 @@ def _value(name: str, value: Any, at: tuple[str | int, ...]) -> Html:
             return join(fact(whole(len(value)), *at, shows="length"), " entries")
         given = ((key, entry) for key, entry in value.items() if not empty(entry))
         return between(
-            (join(f"{key.replace('_', ' ')} ", _value(key, entry, (*at, key))) for key, entry in given), ", "
+            (join(f"{key.replace('_', ' ')}: ", _value(key, entry, (*at, key))) for key, entry in given), ", "
         )
     if isinstance(value, (list, tuple)):
         if len(value) > 24:
