@@ -38,6 +38,7 @@ _SUMMED = 4  # files of older schemas have no sum
 
 _HEADER = ("format", "schema", "fairkern", SUM)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURE = 2**63  # whole numbers below it are none that JSON could not hold
 _DEEPEST = 64  # levels of lists and mappings within an entry that users fill
 
 
@@ -128,7 +129,7 @@ def check_header(header: Mapping[str, Any], path: str | os.PathLike[str], kind: 
         if own != str(found) and own.isidentifier() and len(own) <= 40:
             raise ArtefactError(f"{path} is {in_words(own)}; {wanted(kind)}")
         what = f"has the format {found!r}" if found is not None else "names no format"
-        raise ArtefactError(f"{path} {what}; expected {expected!r}: fairkern did not write it")
+        raise ArtefactError(f"{path} {what}; {wanted(kind)}: fairkern did not write it")
     schema = header.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
         raise ArtefactError(f"{path} has the schema {schema!r}; expected a whole number, 1 to {SCHEMA}: damaged file")
@@ -201,6 +202,8 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if depth == _DEEPEST:
         raise InputError(f"{where} lies deeper than {_DEEPEST} lists and mappings within each other")
     if isinstance(value, (list, tuple)):
+        if set(map(type, value)) == {int} and -_SURE < min(value) <= max(value) < _SURE:  # most of a plan is such
+            return list(value)
         return [plain(entry, f"{where}[{i}]", depth + 1) for i, entry in enumerate(value)]
     for key in value:
         if not isinstance(key, str):

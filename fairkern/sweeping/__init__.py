@@ -133,7 +133,7 @@ def sweep(
         check_traced(given, 1, more, depth)
     tracing: dict[str, Any] = {"more": check_more(more), "unused": names("unused", unused, "['mask_token']")}
     tracing["depth"] = flag("depth", depth)
-    show = flag("progress", scoring.get("progress", True)) and team.first
+    show = report.shown(scoring.get("progress", True)) if team.first else False
     given_biases = Biases.given(biases)
     with at_work(model, "sweep()"):
         first, batches = first_batch(loader)
