@@ -28,9 +28,7 @@ class Case:
     heads: Mapping[str, int]  # for tools that are told: layers, and how many heads they make
 
 
-def planted(
-    model: nn.Module, example: Tensor, dead: Dead, *stay: str, heads: Mapping[str, int] | None = None
-) -> Case:
+def planted(model: nn.Module, example: Tensor, dead: Dead, *stay: str, heads: Mapping[str, int] | None = None) -> Case:
     """All weights drawn anew, large enough to matter, and what belongs to dead units zero."""
     generator = torch.Generator().manual_seed(0)
     named = dict(model.named_parameters())
@@ -89,11 +87,19 @@ def chain() -> Case:
 
 def depthwise() -> Case:
     """1 × 1, depthwise 3 × 3, 1 × 1."""
-    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(), nn.Conv2d(16, 8, 1)]
+    layers = [
+        nn.Conv2d(3, 16, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 1),
+    ]
     model = Convolutional(*layers, width=8)
     ends = [(f"layers.{layer}.{name}", 0, HALF) for layer in (0, 2) for name in ("weight", "bias")]
     ends += [(f"layers.4.{name}", 0, range(4, 8)) for name in ("weight", "bias")]
-    return planted(model, _images(), [*ends, ("layers.4.weight", 1, HALF), ("layers.7.weight", 1, range(4, 8))], "layers.7")
+    return planted(
+        model, _images(), [*ends, ("layers.4.weight", 1, HALF), ("layers.7.weight", 1, range(4, 8))], "layers.7"
+    )
 
 
 class Residual(nn.Module):
@@ -202,7 +208,9 @@ class Attention(nn.Module):
         q, k, v = (f(y).view(*y.shape[:2], -1, self.size).transpose(1, 2) for f in (self.q, self.k, self.v))
         if k.shape[1] != q.shape[1]:
             n, keys, t, size = k.shape
-            k, v = (part[:, :, None].expand(n, keys, q.shape[1] // keys, t, size).reshape(n, -1, t, size) for part in (k, v))
+            k, v = (
+                part[:, :, None].expand(n, keys, q.shape[1] // keys, t, size).reshape(n, -1, t, size) for part in (k, v)
+            )
         y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.head((x + self.o(y)).mean(1))
 
@@ -267,7 +275,14 @@ class OneModule(nn.Module):
 def one_module() -> Case:
     gone = [32 * part + k for part in range(3) for k in range(16, 32)]
     dead = [("attention.in_proj_weight", 0, gone), ("attention.in_proj_bias", 0, gone)]
-    return planted(OneModule(), _tokens(12), [*dead, ("attention.out_proj.weight", 1, range(16, 32))], "head", "embed", heads={"attention": 4})
+    return planted(
+        OneModule(),
+        _tokens(12),
+        [*dead, ("attention.out_proj.weight", 1, range(16, 32))],
+        "head",
+        "embed",
+        heads={"attention": 4},
+    )
 
 
 class Gated(nn.Module):
