@@ -1,8 +1,8 @@
 """`python -m bench.first_run`: from a clone to the demo's result, by the commands of README.md.
 
 What has to be fetched is fetched first, into a folder, and timed by itself: how long that takes says something of a
-network. The rest is what a new user waits for, with no network: the clone, a virtual environment, the installation with its
-compiler run, and `fairkern demo` up to its last line.
+network. The rest is what a new user waits for, with no network: the clone, a virtual environment, the installation
+with its compiler run, and `fairkern demo` up to its last line.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Small models in which half of the units are dead, so that one cut of each is known to be right.
 
-Every number that goes into or out of a dead unit is zero. Whoever removes half by magnitude, by gradients or by second-order
-saliency finds them, and a cut that took them, and nothing else, leaves the output as it was and a known number of parameters.
-So a tool is judged without asking what it calls a mask.
+Every number that goes into or out of a dead unit is zero. Whoever removes half by magnitude, by gradients or by
+second-order saliency finds them, and a cut that took them, and nothing else, leaves the output as it was and a known
+number of parameters. So a tool is judged without asking what it calls a mask.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def planted(model: nn.Module, example: Tensor, dead: Dead, *stay: str, heads: Ma
     going = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in named.items()}
     with torch.no_grad():
         for p in named.values():
-            p.copy_(torch.rand(p.shape, generator=generator).add_(0.5) * (torch.rand(p.shape, generator=generator) < 0.5)
-                    .float().mul(2).sub(1) / max(1, p[0].numel()) ** 0.5)  # fmt: skip
+            sign = (torch.rand(p.shape, generator=generator) < 0.5).float().mul(2).sub(1)
+            p.copy_((torch.rand(p.shape, generator=generator) + 0.5) * sign / max(1, p[0].numel()) ** 0.5)
         for name, dimension, positions in dead:
             going[name].index_fill_(dimension, torch.tensor(list(positions)), True)
         for name, p in named.items():

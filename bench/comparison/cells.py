@@ -74,7 +74,7 @@ def safe(state: object) -> bool:
 
 
 def exported(small: nn.Module, whole: nn.Module, example: Tensor) -> tuple[float, float]:
-    """How large the ONNX file of a cut model is beside the whole one's, and how far onnxruntime's output is from torch's."""
+    """The size of a cut model's ONNX file over the whole one's, and how far onnxruntime's output is from torch's."""
     import onnxruntime
 
     sizes, apart = list[int](), 0.0

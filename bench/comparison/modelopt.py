@@ -1,10 +1,11 @@
-"""ModelOpt's cells: FastNAS is tried; Minitron and Puzzletron need Megatron or GPUs, and are cited from the package's sources."""
+"""ModelOpt's cells: FastNAS is tried; Minitron and Puzzletron need Megatron or GPUs, and their sources are cited."""
 
 from __future__ import annotations
 
 import tempfile
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def smallest(case: Case) -> nn.Module:
     """The smallest that FastNAS finds; it refuses a budget that no subnet meets."""
     whole, share = case.model, case.left / case.whole + 0.01
     while share < 1:
-        error = failing(lambda: cut(replace(case, model=deepcopy(whole)), share=share))
+        error = failing(partial(cut, replace(case, model=deepcopy(whole)), share=share))
         if not error or not error.startswith("ValueError"):
             break
         share += 0.1
@@ -89,7 +90,7 @@ def signals() -> Cell:
     assert folder.is_dir()
     return cited(
         "partly",
-        "each mode has its own: FastNAS orders by magnitude, Minitron by activations, Puzzletron has hooks to choose from",
+        "each mode has its own: FastNAS goes by magnitude, Minitron by activations, Puzzletron has hooks for it",
     )
 
 
@@ -174,7 +175,7 @@ def _calibrates() -> bool:
 def sparse_training() -> Cell:
     return cited(
         "partly",
-        "modelopt/torch/sparsity/weight_sparsity of 0.47.0: masks of 2:4 stay while one trains; nothing towards whole channels",
+        "modelopt/torch/sparsity of 0.47.0: masks of 2:4 stay while one trains; nothing towards whole channels",
     )
 
 

@@ -89,7 +89,8 @@ def whole_experts() -> Cell:
         pruned("--drop", "expert=1")
         model = opened()
     return yes(
-        f"`--drop expert=1` of a Mixtral left {model.config.num_local_experts} experts in every layer, {parameters(model) / before:.0%} of the parameters"
+        f"`--drop expert=1` of a Mixtral left {model.config.num_local_experts} experts in every layer, "
+        f"{parameters(model) / before:.0%} of the parameters"
     )
 
 

@@ -152,7 +152,7 @@ def new_budget() -> Cell:
     made.step()
     assert len(calls) > once
     return no(
-        f"every `step()` asks the criterion again ({once} groups, then {len(calls) - once}) of a model that was cut before"
+        f"every `step()` asks the criterion, {once} groups, then {len(calls) - once}, of a model that is cut already"
     )
 
 
@@ -194,9 +194,7 @@ def compensation() -> Cell:
     assert after.shape[0] < before.shape[0]
     kept = [row for row in before if any(torch.equal(row[: after.shape[1]], other) for other in after)]
     assert len(kept) == len(after)
-    return no(
-        "weights of the next layer are those of before, to the bit, though each channel that went was half of one that stays"
-    )
+    return no("the next layer's weights are those of before, to the bit, though what went was half of what stays")
 
 
 def sparse_training() -> Cell:
@@ -252,7 +250,7 @@ def checkpoint() -> Cell:
 def llm_folder() -> Cell:
     return cited(
         "partly",
-        f"{SCRIPT}, a script and not part of the package, ends with `save_pretrained`; its head count is equal in all layers",
+        f"{SCRIPT}, no part of the package, ends with `save_pretrained`; heads are as many in all layers",
     )
 
 
