@@ -38,6 +38,7 @@ _SUMMED = 4  # files of older schemas have no sum
 
 _HEADER = ("format", "schema", "fairkern", SUM)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_SURE = 2**63  # whole numbers below it are none that JSON could not hold
 _DEEPEST = 64  # levels of lists and mappings within an entry that users fill
 
 
@@ -201,6 +202,8 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if depth == _DEEPEST:
         raise InputError(f"{where} lies deeper than {_DEEPEST} lists and mappings within each other")
     if isinstance(value, (list, tuple)):
+        if set(map(type, value)) == {int} and -_SURE < min(value) <= max(value) < _SURE:  # most of a plan is such
+            return list(value)
         return [plain(entry, f"{where}[{i}]", depth + 1) for i, entry in enumerate(value)]
     for key in value:
         if not isinstance(key, str):

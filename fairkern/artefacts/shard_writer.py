@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,6 +41,7 @@ LARGEST = 5 * 10**9
 
 _UNFINISHED = ".unfinished"
 _PART = 1 << 24  # bytes that are summed up while they are written
+_AHEAD = 1 << 26  # bytes after which the disk gets what was written of a shard
 _FORMAT = {"format": "pt"}  # transformers asks for it
 
 Described = tuple[torch.dtype, Sequence[int]]
@@ -57,7 +58,9 @@ class _Shard:
     begin: int = 0
     summed: int = 0
     sum: Sum | None = None
+    ahead: list[Future[None]] = field(default_factory=list)  # parts on their way to the disk
     descriptor: int | None = None
+    closed: bool = False  # whole, though perhaps not on the disk yet
 
     def __post_init__(self) -> None:
         self.head = header_of(self.entries, self.texts)
@@ -141,7 +144,7 @@ class ShardWriter:
         """
         shard = self._of[name]
         entry = shard.entries[name]
-        if shard.name in self.files:
+        if shard.name in self.files or shard.closed:
             return
         data, at = bytes_of(rows), self._written[name]
         fits = tuple(rows.shape[1:]) == entry.shape[1:] and rows.dim() == len(entry.shape)
@@ -165,9 +168,8 @@ class ShardWriter:
 
         Raises InputError where a tensor is not there yet, OSError.
         """
-        self._settle()
         for shard in self._shards.values():
-            if shard.name not in self.files and not shard.left:  # nothing but empty tensors
+            if shard.name not in self.files and not (shard.left or shard.closed):  # nothing but empty tensors
                 self._put(shard, shard.begin, memoryview(b""))
                 self._close_shard(shard)
         self._settle()
@@ -217,6 +219,8 @@ class ShardWriter:
                 shard.summed += len(part)
             _write(shard.descriptor, part, at)
             at += len(part)
+            if at // _AHEAD > (at - len(part)) // _AHEAD:
+                shard.ahead.append(self._closing.submit(os.fdatasync, shard.descriptor))
 
     def _close_shard(self, shard: _Shard) -> None:
         """What is whole goes to the disk, under its name, while others are written; then it is in the manifest."""
@@ -228,11 +232,13 @@ class ShardWriter:
             shard.sum.update(part[:read])
             shard.summed += read
         self._settle()
-        descriptor, shard.descriptor = shard.descriptor, None
-        self._closed = shard, self._closing.submit(self._to_disk, shard.name, descriptor)
+        descriptor, shard.descriptor, shard.closed = shard.descriptor, None, True
+        self._closed = shard, self._closing.submit(self._to_disk, shard.name, descriptor, shard.ahead)
 
-    def _to_disk(self, name: str, descriptor: int) -> None:
+    def _to_disk(self, name: str, descriptor: int, ahead: Sequence[Future[None]]) -> None:
         try:
+            for part in ahead:
+                part.result()  # what it raised the system does not say again
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

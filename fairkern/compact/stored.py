@@ -104,8 +104,9 @@ def _within(piece: Piece, begin: int, end: int) -> Index:
     """The index of positions `begin` to `end` of dimension 0 of a piece."""
     index = {dim: at[begin:end] if at.ndim == 2 and not piece.rows else at for dim, at in piece.index.items()}
     if 0 in index and index[0].ndim == 1:
-        at = index[0]
-        index[0] = at[(at >= begin) & (at < end)] - begin
+        ends = torch.tensor([begin, end], dtype=index[0].dtype, device="cpu")
+        first, last = torch.searchsorted(index[0], ends).tolist()  # positions ascend
+        index[0] = index[0][first:last] - begin
     return index
 
 
