@@ -43,7 +43,7 @@ def one_line(arguments: list[str], what: str, capsys: pytest.CaptureFixture[str]
 
 def test_one_clear_line(plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = str(tmp_path / "model.gguf")
-    one_line([str(tmp_path / "absent"), "--gguf", out], "is not there", capsys)
+    one_line([str(tmp_path / "absent"), "--gguf", out], "there is no file or folder", capsys)
     one_line([str(plain / "config.json"), "--gguf", out], "is a file; name the folder", capsys)
     one_line([str(plain), "--gguf", str(tmp_path)], "it is a folder, and a file is expected", capsys)
     one_line([str(plain), "--gguf", str(plain / "config.json" / "model.gguf")], "cannot write", capsys)
