@@ -1,8 +1,8 @@
 """`python installed.py native|reference`: an installed fairkern, outside of its checkout, does its whole job.
 
-With `native` the compiled extension is there and is what operators run on by themselves; with `reference` it is not, and
-`fairkern info` says so. Prints one line of JSON: where it lies, on what it runs, and what came of the job, which is the
-same either way but for the order of floating-point sums.
+With `native` the compiled extension is there and is what operators run on by themselves; with `reference` it is not,
+and `fairkern info` says so. Prints one line of JSON: on what it runs, and what came of the job, which is the same
+either way but for the order of floating-point sums.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def job() -> dict:
     torch.testing.assert_close(small(x), masked, rtol=1e-9, atol=1e-9)
     small = fk.apply(model, plan, compensate="least_squares", scores=scores)
     sums = {name: float(sum(values.sum() for values in signal)) for name, signal in scores.signals.items()}
-    return {"kept": [p.numel() for p in small.parameters()], **sums, "output": float(small(x).abs().sum())}
+    with torch.no_grad():
+        output = float(small(x).abs().sum())
+    return {"kept": [p.numel() for p in small.parameters()], **sums, "output": output}
 
 
 def main(expected: str) -> None:

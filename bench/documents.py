@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from statistics import mean
 from typing import Any
 
+from bench.comparison.page import tables
 from bench.gpu.table import CASES
 from bench.provenance import ROOT
 from bench.registry import ENTRIES
@@ -252,6 +253,14 @@ def large_walk() -> str:
     return "\n".join([*lines, "", _source(results, "large_walk")])
 
 
+def comparison() -> str:
+    results = _read("comparison")
+    if results is None:
+        return _unmeasured("comparison")
+    beside = ", ".join(results["beside"])
+    return "\n".join([tables(results["rows"]), "", f"Beside the others: {beside}.", "", _source(results, "comparison")])
+
+
 def _percent(value: float) -> str:
     return f"{100 * value:.2g} %"
 
@@ -344,6 +353,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "memory": memory,
     "compaction": compaction,
     "large_walk": large_walk,
+    "comparison": comparison,
     "benchmarks": benchmarks,
 }
 

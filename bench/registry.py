@@ -141,6 +141,21 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "comparison",
+            "python -m bench.comparison",
+            "what fairkern and others can do, tried feature by feature, each in an environment of its own",
+            "a quarter of an hour",
+            ("bench/results/comparison.json",),
+            "hf",
+        ),
+        Entry(
+            "first_run",
+            "python -m bench.first_run",
+            "from a clone to the demo's result as README says, without the time of downloads",
+            NOT_KNOWN,
+            ("bench/results/first_run.json",),
+        ),
+        Entry(
             "graphs",
             "python -m bench.graphs",
             "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",
@@ -168,7 +183,7 @@ ENTRIES = {
             "python -m bench.documents",
             "measures nothing: fills the documents from the results files and from this registry",
             "seconds",
-            ("README.md", "CONTRIBUTING.md", "docs/performance.md"),
+            ("README.md", "CONTRIBUTING.md", "docs/performance.md", "docs/guide/comparison.md"),
         ),
     )
 }

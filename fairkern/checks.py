@@ -88,5 +88,5 @@ def main_reasons(units: types.UnitMap, most: int = 3) -> list[str]:
         return [f"{g.name}: {g.frozen}" for g in units.groups[:most]]
     held: Counter[str] = Counter()
     for frozen in units.frozen:
-        held[re.sub(r" in [\w.]*[\w]", "", frozen.reason)] += frozen.positions
+        held[re.sub(r" in (the model\b|[\w.]*\w)", "", frozen.reason)] += frozen.positions
     return [reason for reason, _ in held.most_common(most)]

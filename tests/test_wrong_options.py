@@ -227,12 +227,18 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
     "save_pruned": (
         fk.save_pruned,
         lambda p: {"small": p.small, "plan": p.plan, "folder": p.folder / "small"},
-        {"small": MODEL, "plan": OURS, "folder": PATH},
+        {"small": MODEL, "plan": OURS, "folder": PATH, "report": Kind(but(OURS.wrong, "none")),
+         "build": Kind({"number": 1, "numbers": [1], "no name": "resnet18", "no entry": {"arguments": {}}})},
     ),
     "load_pruned": (
         fk.load_pruned,
         lambda p: {"fresh_model": p.model, "folder": "x"},
         {"fresh_model": MODEL, "folder": PATH},
+    ),
+    "load_pruned by itself": (
+        lambda folder, **options: fk.load_pruned(folder, **options),
+        lambda p: {"folder": p.folder / "x"},
+        {"trust": Kind(FLAG.wrong), "device": Kind({"text": "nowhere", "numbers": [1], "number": 1.5})},
     ),
     "picture": (
         fk.picture,

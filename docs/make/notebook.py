@@ -47,7 +47,8 @@ def notebook(page: str) -> dict[str, Any]:
 
 
 def executed(page: str) -> dict[str, Any]:
-    """The notebook with what its cells print; of an error its last line, since the rest names files of this machine."""
+    """The notebook with what its cells print, but for what names this machine: the lines of a report that say its
+    processor and platform, and of an error all but the last line."""
     import nbclient
     import nbformat
 
@@ -57,6 +58,8 @@ def executed(page: str) -> dict[str, Any]:
     for cell in made.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", ()):
+            if output.output_type == "stream":
+                output.text = re.sub(r"^ (processor|platform) .*\n", "", output.text, flags=re.MULTILINE)
             if output.output_type == "error":
                 output.traceback = [f"{output.ename}: {output.evalue}"]
             if output.get("name") == "stderr":

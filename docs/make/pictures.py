@@ -86,8 +86,8 @@ def signal_of(rank: int) -> Callable[[Axes, Drawn, str], None]:
             axes.plot(curve, levels, color=colour, linewidth=2, label=f"images of a {number}")
         axes.set(xlabel="activation of the unit", ylabel="share of images below")
         axes.set_xlim(-0.3, max(6.0, *(c[-1] for c in curves)))
-        axes.set_title(f"{'high' if rank < 0 else 'low'} U: the area is {distance:.2f}")
-        axes.legend(loc="lower right")
+        axes.set_title(f"{'high' if rank < 0 else 'low'} U: the area is {distance:.2f}", pad=24)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2)
 
     return draw
 
@@ -150,7 +150,7 @@ def threshold(axes: Axes, drawn: Drawn, scheme: str) -> None:
     axes.set_yscale("log")
     axes.set(xlabel="share of the layer that goes", ylabel="the next unit costs (loss)", ylim=(1e-9, 1))
     axes.set_title("one threshold for all layers")
-    axes.legend(loc="lower right", ncols=2)
+    axes.legend(loc="upper left", ncols=2)
 
 
 def widths(axes: Axes, drawn: Drawn, scheme: str) -> None:
@@ -174,8 +174,8 @@ def weight(cut: bool) -> Callable[[Axes, Drawn, str], None]:
     def draw(axes: Axes, drawn: Drawn, scheme: str) -> None:
         """The norms of conv2's kernels, [out, in], and which of them go."""
         model = fk.apply(drawn.model, drawn.plan) if cut else drawn.model
-        norms = model.conv2.weight.detach().flatten(2).norm(dim=2).numpy()
-        axes.imshow(norms.T, cmap="viridis", aspect="equal", interpolation="nearest", vmin=0, vmax=norms.max())
+        norms, before = (m.conv2.weight.detach().flatten(2).norm(dim=2).numpy() for m in (model, drawn.model))
+        axes.imshow(norms.T, cmap="viridis", aspect="equal", interpolation="nearest", vmin=0, vmax=before.max())
         if not cut:
             gone = {g.name: g.removed for g in drawn.plan.groups}
             mask = np.zeros(norms.shape, dtype=bool)

@@ -129,7 +129,7 @@ def check_header(header: Mapping[str, Any], path: str | os.PathLike[str], kind: 
         if own != str(found) and own.isidentifier() and len(own) <= 40:
             raise ArtefactError(f"{path} is {in_words(own)}; {wanted(kind)}")
         what = f"has the format {found!r}" if found is not None else "names no format"
-        raise ArtefactError(f"{path} {what}; expected {expected!r}: fairkern did not write it")
+        raise ArtefactError(f"{path} {what}; {wanted(kind)}: fairkern did not write it")
     schema = header.get("schema")
     if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
         raise ArtefactError(f"{path} has the schema {schema!r}; expected a whole number, 1 to {SCHEMA}: damaged file")

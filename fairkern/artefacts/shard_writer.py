@@ -60,6 +60,7 @@ class _Shard:
     sum: Sum | None = None
     ahead: list[Future[None]] = field(default_factory=list)  # parts on their way to the disk
     descriptor: int | None = None
+    closed: bool = False  # whole, though perhaps not on the disk yet
 
     def __post_init__(self) -> None:
         self.head = header_of(self.entries, self.texts)
@@ -143,7 +144,7 @@ class ShardWriter:
         """
         shard = self._of[name]
         entry = shard.entries[name]
-        if shard.name in self.files:
+        if shard.name in self.files or shard.closed:
             return
         data, at = bytes_of(rows), self._written[name]
         fits = tuple(rows.shape[1:]) == entry.shape[1:] and rows.dim() == len(entry.shape)
@@ -167,9 +168,8 @@ class ShardWriter:
 
         Raises InputError where a tensor is not there yet, OSError.
         """
-        self._settle()
         for shard in self._shards.values():
-            if shard.name not in self.files and not shard.left:  # nothing but empty tensors
+            if shard.name not in self.files and not (shard.left or shard.closed):  # nothing but empty tensors
                 self._put(shard, shard.begin, memoryview(b""))
                 self._close_shard(shard)
         self._settle()
@@ -232,7 +232,7 @@ class ShardWriter:
             shard.sum.update(part[:read])
             shard.summed += read
         self._settle()
-        descriptor, shard.descriptor = shard.descriptor, None
+        descriptor, shard.descriptor, shard.closed = shard.descriptor, None, True
         self._closed = shard, self._closing.submit(self._to_disk, shard.name, descriptor, shard.ahead)
 
     def _to_disk(self, name: str, descriptor: int, ahead: Sequence[Future[None]]) -> None:

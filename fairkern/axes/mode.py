@@ -45,7 +45,8 @@ class _Operator(NamedTuple):
 
 
 @functools.cache
-def _operator(func: Any) -> _Operator:
+def _operator(func: Any, rules: int) -> _Operator:
+    """`rules`: how many there are, since users add some of their own after a trace has named what has none."""
     full, view, arguments = func._schema.name, func.is_view, func._schema.arguments
     space, name = full.split("::")
     known = name if space == "aten" else full
@@ -92,7 +93,7 @@ class OperatorMode(UncompiledMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "prim":  # the device or layout of a fake tensor
             return func(*args, **(kwargs or {}))
-        operator, kwargs = _operator(func), kwargs or {}
+        operator, kwargs = _operator(func, len(RULES)), kwargs or {}
         code = self._modules.current().site.module
         self._tracing.deadline.check(f"{operator.full} in {code or 'the model'}")
         arguments = {**operator.defaults, **dict(zip(operator.defaults, args, strict=False)), **kwargs}

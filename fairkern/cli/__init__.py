@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(words, arguments)
         except Misused as error:
             if fk.ranks.speaks():
-                _refuse(arguments, f"{error}; {error.prog} --help says more")
+                _refuse(arguments, f"{error} ({error.prog} --help)")
             return USAGE_ERROR
         except fk.FairkernError as error:
             if arguments.debug:

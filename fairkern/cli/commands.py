@@ -80,7 +80,7 @@ def apply(arguments: argparse.Namespace) -> Outcome:
         given |= {"loader": named(arguments.loader), "loss_fn": loss(arguments), "inplace": False}
     small = fk.apply(placed(arguments, arguments.model), plan, **given)
     with written_folder(out) as place:
-        fk.save_pruned(small, plan, place)
+        fk.save_pruned(small, plan, place, build=arguments.model)
     return Outcome({"out": out, "compensation": how, **_facts(plan)}, said=(*_removed(plan, out), *_kept(plan)))
 
 
@@ -100,7 +100,7 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     model, loader = placed(arguments, arguments.model), named(arguments.loader)
     small, report = fk.prune(model, loader, loss(arguments), **options)
     assert report.plan is not None
-    team.told("writing", lambda: _write(small, report, out, arguments.html))
+    team.told("writing", lambda: _write(small, report, out, arguments))
     steps = f" in {arguments.iterations} steps" if arguments.iterations > 1 else ""
     said = [*_removed(report.plan, out, steps), *_kept(report.plan, report)]
     if report.scores is None and (out / SCORES).exists():
@@ -114,16 +114,15 @@ def _places(arguments: argparse.Namespace) -> Path:
     return writable(arguments.out, folder=True)
 
 
-def _write(small: Any, report: fk.Report, out: Path, page: Path | None) -> None:
+def _write(small: Any, report: fk.Report, out: Path, arguments: argparse.Namespace) -> None:
     assert report.plan is not None
     with written_folder(out) as place:
-        fk.save_pruned(small, report.plan, place)
-        report.save(place / REPORT)
+        fk.save_pruned(small, report.plan, place, build=arguments.model, report=report)
         if report.scores is not None:
             report.scores.save(place / SCORES)
-    if page is not None:
-        with written(page):
-            report.save_html(page)
+    if arguments.html is not None:
+        with written(arguments.html):
+            report.save_html(arguments.html)
 
 
 def _prune_folder(arguments: argparse.Namespace) -> Outcome:
@@ -175,7 +174,8 @@ def evaluate(arguments: argparse.Namespace) -> Any:
 
 
 def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("samples_per_class", "projections", "seed", "recipe", "reduction", "pairs", "loss_reduction", "backend")
+    names = ["samples_per_class", "projections", "recipe", "reduction", "pairs", "loss_reduction", "backend"]
+    names += ["memory_budget", "gram", *(["seed"] if hasattr(arguments, "seed") else [])]  # a sweep has several
     functions = {"class_of": arguments.class_of, "samples_of": arguments.samples_of}
     given: dict[str, Any] = {name: function(spec, 1) for name, spec in functions.items() if spec}
     if arguments.class_of is False:
@@ -183,10 +183,13 @@ def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     for name in ("keep_moments", "walk", "walk_folder"):
         if getattr(arguments, name) is not None:
             given[name] = getattr(arguments, name)
-    if not hasattr(arguments, "seed"):  # of a sweep there are several
-        names = tuple(name for name in names if name != "seed")
-    options = {name: getattr(arguments, name) for name in (*names, "memory_budget", "gram")}
-    return options | given | {"progress": progress(arguments)}
+    return {name: getattr(arguments, name) for name in names} | given | {"progress": progress(arguments)}
+
+
+def free_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same, without what is kept anyway where it is needed."""
+    options = score_options(arguments)
+    return {name: value for name, value in options.items() if name != "gram" or value}
 
 
 def progress(arguments: argparse.Namespace) -> Any:
@@ -195,9 +198,7 @@ def progress(arguments: argparse.Namespace) -> Any:
 
 
 def _prune_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    options = score_options(arguments) | _plan_options(arguments)
-    if not options["gram"]:
-        del options["gram"]  # where it is needed it is kept anyway
+    options = free_options(arguments) | _plan_options(arguments)
     options |= {name: getattr(arguments, name) for name in ("compensate", "iterations", "unused", "depth")}
     return options | {"biases": BIASES[arguments.biases], "ranks": arguments.team}
 
@@ -247,8 +248,8 @@ def _kept(plan: fk.Plan, report: fk.Report | None = None) -> list[str]:
     return said
 
 
-_SAID = ("params", "flops", "latency_ms", "latency_predicted_ms", "perplexity", "tokens_per_second")
-_SAID += ("cache_bytes_per_token",)
+_SAID = {"params", "flops", "latency_ms", "latency_predicted_ms"}
+_SAID |= {"perplexity", "tokens_per_second", "cache_bytes_per_token"}  # of a folder
 
 
 def _measured(name: str, report: fk.Report) -> str:
@@ -256,5 +257,5 @@ def _measured(name: str, report: fk.Report) -> str:
 
 
 def _share(what: str, before: float, after: float, unit: str = "") -> str:
-    shown = (f"{before:,.4g}", f"{after:,.4g}") if unit else (f"{before:,}", f"{after:,}")
-    return f"{what} {shown[0]} → {shown[1]}{unit} ({after / before:.1%} kept)" if before else f"{what} {shown[1]}{unit}"
+    shown = [f"{value:,.4g}{unit}" if unit else f"{value:,}" for value in (before, after)]
+    return f"{what} {' → '.join(shown)} ({after / before:.1%} kept)" if before else f"{what} {shown[1]}"

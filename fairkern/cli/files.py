@@ -50,8 +50,7 @@ def writable(path: Path, *, folder: bool = False, read: Sequence[Path | None] = 
         raise fk.InputError(f"cannot write {path}: it is what is read; name another")
     if path.exists() and not folder and not path.is_file():
         raise fk.InputError(f"cannot write {path}: it is a device or a pipe, and a file is expected")
-    above = next(place for place in (path.absolute() if folder else path.absolute().parent, *path.absolute().parents)
-                 if os.path.lexists(place))  # fmt: skip
+    above = next(place for place in (path if folder else path.parent, *path.parents) if os.path.lexists(place))
     if not above.is_dir():
         raise fk.InputError(f"cannot write {path}: {above} is no folder")
     if not os.access(above, os.W_OK | os.X_OK) or (path.is_file() and not os.access(path, os.W_OK)):

@@ -50,8 +50,8 @@ def device(name: str | None) -> torch.device | None:
     try:
         found = torch.device(name)
     except RuntimeError:
-        kinds = ("cpu", "cuda", "mps", "xpu", "meta")
-        raise fk.InputError(f"--device {name} is none; expected cpu, cuda or cuda:1{meant(name, kinds)}") from None
+        close = meant(name.replace("gpu", "cuda"), ("cpu", "cuda", "mps", "xpu"))
+        raise fk.InputError(f"--device {name} is none; expected cpu, cuda or cuda:1{close}") from None
     try:
         torch.zeros(1, dtype=torch.float32, device=found)
     except torch.OutOfMemoryError:

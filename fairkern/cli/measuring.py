@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import fairkern as fk
-from fairkern.cli.commands import PLAN, REPORT, SCORES, evaluate, loss, placed, report_facts, score_options
+from fairkern.cli.commands import PLAN, REPORT, SCORES, evaluate, free_options, loss, placed, report_facts
 from fairkern.cli.files import existing, there, writable, written
-from fairkern.cli.given import function, named
+from fairkern.cli.given import device, function, named, on
 from fairkern.cli.output import Outcome
 
 WEIGHTS = "model.safetensors"
@@ -85,27 +85,34 @@ def _of_model(arguments: argparse.Namespace) -> tuple[fk.Report, str]:
 
 
 def _of_folder(arguments: argparse.Namespace) -> tuple[fk.Report, str]:
-    """What was saved in a folder, beside the model that it was made of."""
+    """What was saved in a folder, beside the model that it was made of, where that is named."""
     folder = Path(arguments.subject)
     if len(arguments.rest) != 1:
         raise fk.InputError(f"of the folder {folder} also name INPUTS, what it is timed on")
-    if not arguments.model:
-        raise fk.InputError(f"name the unpruned model of {folder} with --model")
     plan = fk.Plan.load(existing(folder / PLAN, PLAN))
-    model, inputs = placed(arguments, arguments.model, arguments.rest[0])
-    return _measured(arguments, model, fk.load_pruned(model, folder), plan, inputs, folder), ""
+    if arguments.model:
+        model, inputs = placed(arguments, arguments.model, arguments.rest[0])
+        return _measured(arguments, model, fk.load_pruned(model, folder), plan, inputs, folder), ""
+    inputs = placed(arguments, arguments.rest[0])
+    small = on(device(arguments.device), fk.load_pruned(folder, trust=arguments.trust))
+    said = "measured is what was saved; for the unpruned model beside it name that with --model"
+    return _measured(arguments, None, small, plan, inputs, folder), said
 
 
 def _measured(
     arguments: argparse.Namespace, model: Any, small: Any, plan: fk.Plan, inputs: Any, folder: Path | None
 ) -> fk.Report:
-    """`folder`: that holds what was saved, and says how it was compensated."""
+    """`model`: None where what was saved is measured alone. `folder`: that says what was folded in."""
     scores = fk.Scores.load(existing(arguments.scores, SCORES)) if arguments.scores else None
     measure = evaluate(arguments)
-    told = [fk.measured(measure, net) if measure else {} for net in (model, small)]
+    before, after = (fk.measured(measure, net) if measure and net is not None else {} for net in (model, small))
     known = fk.Report.load(folder / REPORT).choices if folder and (folder / REPORT).is_file() else {}
-    timing = fk.compare_latency(model, small, inputs)
-    made = fk.summarise(plan, scores=scores, before=told[0], after=told[1], timing=timing, small=small)
+    timing = None
+    if model is None:
+        after = {"latency_ms": fk.latency(small, inputs), **after}
+    else:
+        timing = fk.compare_latency(model, small, inputs)
+    made = fk.summarise(plan, scores=scores, before=before, after=after, timing=timing, small=small)
     done = {name: value for name, value in known.items() if name in COMPENSATED}
     return replace(made, choices={**made.choices, **done}, scores=scores)
 
@@ -118,7 +125,7 @@ def sweep(arguments: argparse.Namespace) -> Outcome:
     files = {name: given for name in ("out", "picture") if (given := getattr(arguments, name)) is not None}
     for path in files.values():
         writable(path)
-    options = score_options(arguments) | {"seeds": arguments.seeds, "by": f"keep_{arguments.by}"}
+    options = free_options(arguments) | {"seeds": arguments.seeds, "by": f"keep_{arguments.by}"}
     if arguments.compensate is not None:
         options["compensate"] = arguments.compensate
     methods = [function(name, 1) if ":" in name else name for name in arguments.methods]

@@ -145,9 +145,12 @@ def _measures(command: Command) -> Iterator[Parser]:
     subject += f"what was saved; or {SPEC}, the unpruned model"
     report.add_argument("subject", metavar="SUBJECT", help=subject)
     what = "of a MODEL: PLAN, a file or the folder whose weights count, and INPUTS; of a folder: INPUTS"
-    report.add_argument("rest", metavar="PLAN INPUTS", nargs="*", help=f"{what} ({SPEC}: what it is timed on)")
-    whole_model = f"{SPEC}: the unpruned model of a folder, with its weights (default: built as the folder says)"
+    what += f" ({SPEC}: what it is timed on)"
+    report.add_argument("rest", metavar="PLAN INPUTS", nargs="*", default=[], help=what)
+    whole_model = f"{SPEC}: the unpruned model of a folder, with its weights, to be measured too"
     report.add_argument("--model", metavar="MODEL", help=whole_model)
+    called = "import and call what the folder says that its model is made by, whatever that is"
+    report.add_argument("--trust", action="store_true", help=called)
     report.add_argument("--scores", metavar="SCORES", type=path, help="also show what was scored")
     add_evaluate(report)
     report.add_argument("-o", "--out", type=path, metavar="FILE", help="JSON file to write")

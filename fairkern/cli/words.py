@@ -10,12 +10,12 @@ from typing import Any
 
 _KEYWORD = re.compile(
     r"""\w+\([^()]*\)  # a call is Python, and stays so
-    |(?<![\w./'"-])(?P<name>[a-z]\w*)=(?P<value>'[^']*'|\w*)
+    |(?<![\w./'"-])(?P<name>[a-z]\w*)(?:\[\d+\])?=(?P<value>'[^']*'|\w*)
     (?P<said>[ ]\(--[\w -]+\)|,[ ]--[\w-]+)?  # the option, where the message knows it
     (?P<more>[^\s,;:)]?)""",
     re.VERBOSE,
 )
-_FIRST = re.compile(r"([a-z]\w*)(?= is | pattern )")
+_FIRST = re.compile(r"([a-z]\w*)(?= is | pattern | names )")
 _PLAIN = re.compile(r"'([^\s']+)'")
 
 
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
     also = ""
 
     def error(self, message: str) -> Any:
-        raise Misused(self._in_a_line(message), self.prog)
+        raise Misused(self._in_a_line(message), self._said_to())
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         self._words = [*(args or ())]
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
             for name in (word.partition("=")[0] for word in options):
                 if name.startswith("--") and name not in self._option_string_actions:
                     known = [option for option in self._option_string_actions if option.startswith("--")]
-                    self.error(f"there is no option {name}{meant(name, known)}")
+                    self.error(f"there is no option {name}{meant(name, known, 0.7)}")
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -62,10 +62,16 @@ class Parser(argparse.ArgumentParser):
             return f"{self.prog} needs {_listed([*self._missing(found[1].split(', ') if found else [])])}"
         found = re.fullmatch(r"unrecognized arguments: (.*)", message)
         if found:
-            return f"{self.prog} has no use for {found[1]!r}"
+            behind = "" if self._said_to() == f"{self.prog} {self._words[0]}" else "; options come behind the command"
+            return f"{self._said_to()} has no use for {found[1]!r}{behind}"
         message = re.sub("^argument (.*?): ", lambda m: f"{m[1].split('/')[-1]}: ", message)
         message = re.sub("(?<=not allowed with )argument ", "", message)
         return re.sub(r"^(-\S+|[A-Z]+): (?=.* is |not |needs )", r"\1: ", message)
+
+    def _said_to(self) -> str:
+        """The command that the words are of: a command's own parser, or the one that they begin with."""
+        commands = next((a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)), {})
+        return f"{self.prog} {self._words[0]}" if self._words and self._words[0] in commands else self.prog
 
     def _missing(self, required: Sequence[str]) -> list[str]:
         named = {word.partition("=")[0] for word in self._words}

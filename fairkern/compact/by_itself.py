@@ -24,6 +24,7 @@ from fairkern.compact.weights_file import CONFIG, PLAN, WEIGHTS, present
 from fairkern.errors import ArtefactError, InputError, PlanMismatchError
 from fairkern.model.described import module_digests
 from fairkern.model.tensors import not_saved
+from fairkern.options import several
 from fairkern.types import Build, Plan
 
 
@@ -132,14 +133,11 @@ def _compare(small: nn.Module, build: Build, said: str) -> None:
     differ = [path for path in {**build.modules, **found} if build.modules.get(path) != found.get(path)]
     if not differ:
         return
-    first = f"the module {differ[0]!r}" if differ[0] else "the model itself"
-    more = f" and {len(differ) - 1} more" if len(differ) > 1 else ""
     others = builders.differing_versions(build)
-    because = (
-        f"written with {others}" if others else "its settings were changed after it was built, or its code has been"
-    )
+    because = f"written with {others}" if others else "settings were changed after it was built, or its code was"
     warnings.warn(
-        f"{said} {build.name}, and in what that makes here {first}{more} is of another class or has other attributes "
-        f"than in what was saved ({because}): compare what it computes before relying on it",
+        f"{said} {build.name}; shapes agree, but classes or attributes of modules are not what was saved "
+        f"({several([path or 'the model itself' for path in differ])}; {because}): compare what it computes before "
+        "relying on it",
         stacklevel=2,
     )

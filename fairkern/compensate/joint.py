@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -73,14 +74,12 @@ def fit_together(
             return value, [g.to(p) for g, p in zip(gradient, point, strict=True)]
 
         def precondition(gradient: Point) -> Point:
-            nonlocal steps
-            told(steps, STEPS, "fitting all layers together")
-            steps += 1
+            told(next(steps), STEPS, "fitting all layers together")
             parts = iter(gradient)
             samples = divergence.samples
             return [s for layer in layers for s in layer.scaled([next(parts) for _ in layer.parameters], samples)]
 
-        steps = 0
+        steps = itertools.count()
         start = [p.detach().to(torch.promote_types(p.dtype, torch.float32)).clone() for p in held]
         found = minimise(at, start, precondition, STEPS)
         _set(held, found.point)

@@ -17,7 +17,7 @@ from fairkern.model.linear import adds_bias, groups_of, made_dim
 from fairkern.types import Axis, FloatArray, Scores
 
 try:
-    from torch_pruning.importance import Importance
+    from torch_pruning.pruner.importance import Importance
 except ImportError as error:
     raise ImportError(
         f"fairkern.integrations.torch_pruning needs torch-pruning, which could not be imported ({error}): "
@@ -68,7 +68,7 @@ class ScoreImportance(Importance):
             for held in units.groups[g].axes:
                 places = self._places.setdefault(held.axis, {})
                 for unit, positions in enumerate(held.positions.tolist()):
-                    places |= {position: (g, unit) for position in positions}
+                    places |= dict.fromkeys(positions, (g, unit))
         self.left: dict[str, str] = {}
         self._check(dict(model.named_parameters()), "these are scores of another model than the one given")
 
@@ -92,7 +92,8 @@ class ScoreImportance(Importance):
         if not all(found.values()):
             self.left[name] = "it has positions that no tensor of the unit map holds"
             return None
-        scores = [sum(float(self._values[g].reshape(-1)[unit]) for g, unit in sorted(units)) for units in found.values()]
+        flat = {g: values.reshape(-1) for g, values in self._values.items()}
+        scores = [sum(float(flat[g][unit]) for g, unit in sorted(units)) for units in found.values()]
         return torch.tensor(scores, dtype=torch.float64, device=_device(root))
 
     def _reason(self, axis: Axis, unit: tuple[int, int] | None) -> str:

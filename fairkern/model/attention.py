@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copyreg
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fairkern.model.in_graphs import whole_call
+from fairkern.model.in_graphs import proxies, whole_call, written_by
 from fairkern.model.unscripted import Unscripted
 
 _FUNCTION: Callable[..., Any] = F.multi_head_attention_forward
@@ -42,8 +43,8 @@ def attend(
     `heads`: what the last dimension is split into, -1 for the one that is left open. `mask` is added to the scores.
     """
     if bias_k is not None and bias_v is not None:
-        k = torch.cat([k, bias_k.expand(len(k), -1, -1)], dim=1)
-        v = torch.cat([v, bias_v.expand(len(v), -1, -1)], dim=1)
+        k = torch.cat([k, bias_k.expand(k.shape[0], -1, -1)], dim=1)
+        v = torch.cat([v, bias_v.expand(v.shape[0], -1, -1)], dim=1)
     if add_zero_attn:
         k = torch.cat([k, torch.zeros_like(k[:, :1])], dim=1)
         v = torch.cat([v, torch.zeros_like(v[:, :1])], dim=1)
@@ -120,7 +121,7 @@ def multi_head_attention(
     given = zip((query, key, value), parts, biases, strict=True)
     q, k, v = (F.linear(x, w, b).transpose(0, 1) for x, w, b in given if w is not None)
     causal = is_causal and key_padding_mask is None and not need_weights
-    mask = None if causal else masks(attn_mask, key_padding_mask, len(q), q.dtype, batched=batched)
+    mask = None if causal else masks(attn_mask, key_padding_mask, q.shape[0], q.dtype, batched=batched)
     mixed, weights = attend(
         q,
         k,
@@ -146,7 +147,23 @@ class _Plain(TorchFunctionMode):
     """Torch's attention function runs as ours."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (multi_head_attention if func is _FUNCTION else func)(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func is not _FUNCTION:
+            return func(*args, **kwargs)
+        if written_by(args, kwargs) is not None:
+            args, kwargs = (), _for_a_graph(args, kwargs)
+        return multi_head_attention(*args, **kwargs)
+
+
+def _for_a_graph(args: Any, kwargs: Any) -> dict[str, Any]:
+    """The call as one of a graph: with as many heads as the views in it would be given, which run later."""
+    given = inspect.signature(multi_head_attention).bind(*args, **kwargs).arguments
+    proxy = next(proxies((args, kwargs)))
+    for _ in range(3):  # queries, keys and values
+        view = proxy.unflatten(-1, (given["num_heads"], -1)).node
+        heads = view.args[2][0]
+        proxy.tracer.graph.erase_node(view)
+    return {**given, "num_heads": heads}
 
 
 class _Made(type):

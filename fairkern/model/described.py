@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from fairkern.model.fields import read_field
 from fairkern.model.tensors import named_tensors
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -36,7 +37,8 @@ def described(model: nn.Module, leave_out: Sequence[str] = ()) -> Described:
 
 def module_digests(model: nn.Module) -> dict[str, str]:
     """Per module, by path, a digest of its class and of the plain attributes that say what it computes: numbers, texts,
-    tuples and lists of those, names of functions. The mode, and what begins with an underscore, says nothing of that.
+    tuples and lists of those, names of functions. The mode, what begins with an underscore, and what only repeats a
+    field of the module's configuration says nothing of that.
     """
     return {path: _digest(module) for path, module in model.named_modules()}
 
@@ -54,11 +56,23 @@ def own_class(module: nn.Module) -> type:
 
 
 def _digest(module: nn.Module) -> str:
-    kind = own_class(module)
-    said = {name: _plain(value) for name, value in vars(module).items() if not name.startswith("_")}
-    said = {name: value for name, value in sorted(said.items()) if value is not None and name != "training"}
+    kind, config = own_class(module), vars(module).get("config")
+    said = {
+        name: _plain(value)
+        for name, value in sorted(vars(module).items())
+        if not name.startswith("_") and name != "training" and not _repeats(config, name, value)
+    }
+    said = {name: value for name, value in said.items() if value is not None}
     text = json.dumps([f"{kind.__module__}.{kind.__qualname__}", said])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _repeats(config: Any, name: str, value: Any) -> bool:
+    """Whether a module holds what its configuration says anyway, as the folder that it came from."""
+    if config is None or not isinstance(value, _PLAIN):
+        return False
+    said = read_field(config, name)
+    return type(said) is type(value) and said == value
 
 
 def _plain(value: Any) -> Any:

@@ -12,6 +12,7 @@ import torch
 
 from fairkern.errors import BackendError, InputError
 from fairkern.ops import _check, _cuda, _native, _triton
+from fairkern.options import meant
 
 
 class Backend(str, Enum):
@@ -65,7 +66,7 @@ def resolve(
     """
     known = OPERATORS[op]
     if not isinstance(backend, str) or backend not in _NAMES:
-        raise InputError(f"backend is {backend!r}; expected one of {', '.join(_NAMES)}")
+        raise InputError(f"backend is {backend!r}; expected one of {', '.join(_NAMES)}{meant(backend, _NAMES)}")
 
     def why_not(candidate: Backend) -> str | None:
         if candidate not in known:

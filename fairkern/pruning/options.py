@@ -144,7 +144,8 @@ def check_steps(iterations: int, target: Target, latency: types.LatencyTable | N
         return
     if target in (Target.TOD, Target.DROP):
         raise InputError(
-            f"iterations={iterations} needs a budget to approach in steps: give one of {_BUDGETS}, not {target.value}"
+            f"iterations={iterations} needs a budget to approach in steps: give one of "
+            f"{', '.join(f'{name}=' for name in _BUDGETS)}, not {target.value}="
         )
     if latency is not None:
         raise InputError("several iterations measure a latency table for the model of every step: leave out latency=")

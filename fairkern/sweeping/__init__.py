@@ -134,7 +134,7 @@ def sweep(
     if given is not None:
         instance("units", given, types.UnitMap, UNITS)
         check_traced(given, 1, more, tracing["depth"])
-    show = flag("progress", scoring.get("progress", True)) and team.first
+    show = report.shown(scoring.get("progress", True)) if team.first else False
     given_biases = Biases.given(biases)
     with at_work(model, "sweep()"):
         first, batches = first_batch(loader)

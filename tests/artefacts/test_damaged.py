@@ -53,7 +53,7 @@ def test_a_truncated_file(share: float, tmp_path: Path) -> None:
         (b"hello", "not JSON"),
         (b"[1, 2]", "holds a JSON list"),
         (b"null", "holds a JSON NoneType"),
-        (b"{}", "names no format; expected 'fairkern.plan'"),
+        (b"{}", "names no format; expected a fairkern plan, as Plan.save"),
         (b'{"format": "onnx", "schema": 1}', "has the format 'onnx'.*fairkern did not write it"),
         (
             b'{"format": "fairkern.report", "schema": 1}',

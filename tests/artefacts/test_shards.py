@@ -110,6 +110,16 @@ def test_the_order_of_writing_and_the_size_of_pieces_change_no_byte(tmp_path):
     assert _all(tmp_path / "a") == _all(tmp_path / "b") == _all(tmp_path / "c")
 
 
+def test_an_empty_tensor_may_come_when_its_shard_is_whole(tmp_path):
+    tensors = _tensors()
+    with ShardWriter(tmp_path, _described(tensors), job={}) as writer:
+        for name in [*(tensors.keys() - {"empty"}), "empty"]:
+            writer.write(name, tensors[name])
+        assert writer.done("empty")
+        assert set(writer.finish()) == {"model.safetensors"}
+    assert load_file(tmp_path / "model.safetensors")["empty"].shape == (0, 4)
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     tensors = _tensors()
     with ShardWriter(tmp_path, _described(tensors), job={}) as writer:

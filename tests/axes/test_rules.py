@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 import pytest
 import torch
+from torch import nn
 
-from fairkern.axes.rules import elementwise, reduce, views
+import fairkern as fk
+from fairkern.axes.rules import elementwise, reduce, registry, views
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.registry import RULES, rule
 
@@ -31,6 +33,27 @@ def test_a_second_rule_for_an_operator_is_refused() -> None:
     with pytest.raises(TypeError):
         RULES["view"] = another  # type: ignore[index]
     assert dict(RULES) == before
+
+
+def test_a_rule_that_comes_after_a_trace_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Users see what has no rule, say what it does, and trace again."""
+    library = torch.library.Library("rules_test", "DEF")
+    library.define("lately(Tensor x) -> Tensor")
+    library.impl("lately", lambda x: x.flip(0).tanh(), "CompositeExplicitAutograd")
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.ops.rules_test.lately(self.first(x)))
+
+    model, x = Model().eval(), torch.randn(2, 3)
+    with pytest.raises(fk.InputError, match="no rule for rules_test.lately.default; "):
+        fk.trace(model, x)
+    monkeypatch.setitem(registry._rules, "rules_test::lately", elementwise.pointwise)
+    assert [group.units for group in fk.trace(model, x).groups] == [6]
 
 
 def missing(names: Iterable[str]) -> set[str]:

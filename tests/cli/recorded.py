@@ -39,7 +39,9 @@ RULES = (
     (r"(?m)^ (trace and score|plan|cut|evaluate|further budgets) +[\d.]+$", r" \1 SECONDS"),
     (r"(?ms)^latency, 20th to 80th percentile.*?\n\n", "latency, …\n\n"),
     (r"(?ms)^(the clock was|unsteady).*?\n\n", ""),
-    (r"(?m)^ latency +.*$", " latency …"),
+    (r"(?m)^ latency\b.*$", " latency …"),
+    (r"\bms \([\d.]+% kept\)", "ms (…)"),
+    (r"\b\d[.]\d{2,}e([+-]\d+)", r"…e\1"),
     (r"torch [\d.]+\+?\w*", "torch VERSION"),
     (r"\b[\d.,e+-]+ ms\b", "… ms"),
     (r"cuts are told to [\d.]+%", "cuts are told to …%"),
@@ -86,11 +88,12 @@ def played(recording: str) -> str:
         torch.manual_seed(0)
         with contextlib.redirect_stdout(both), contextlib.redirect_stderr(both):
             code = main(shlex.split(line)[2:])
-        found.append(f"{line}\n{both.getvalue()}[{code}]\n")
+        found.append(f"{line}\n{both.getvalue().replace(os.getcwd(), 'HERE')}[{code}]\n")
     return told("\n".join(found))
 
 
 def record() -> None:
+    os.environ["COLUMNS"] = "80"  # of help
     for path in sorted(RECORDINGS.glob("*.txt")):
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)

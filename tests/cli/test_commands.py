@@ -292,7 +292,7 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("fairkern: error: ")
-    assert err.endswith(f"; {' '.join(['fairkern', *arguments[: arguments[0] != 'frobnicate']])} --help says more\n")
+    assert err.endswith(f" ({' '.join(['fairkern', *arguments[: arguments[0] != 'frobnicate']])} --help)\n")
     assert err.count("\n") == 1
 
 
@@ -301,7 +301,7 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     [
         (["score", "m:m", "l:l", "--gramm", "--out", "s"], "there is no option --gramm; did you mean --gram?"),
         (["plan", "s", "--keep-flop=0.5", "--out", "p"], "there is no option --keep-flop; did you mean --keep-flops?"),
-        (["score", "m:m", "l:l", "--colour"], "there is no option --colour;"),
+        (["score", "m:m", "l:l", "--colour"], "there is no option --colour ("),
     ],
 )
 def test_a_misspelt_option_is_what_the_error_names(

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -39,7 +40,7 @@ def test_help_documents_every_code(capsys: pytest.CaptureFixture[str]) -> None:
     for code in (0, 1, 2, 130, 141, 143):
         assert f"\n  {code} " in said
     for name in subcommands():
-        assert f"\n    {name} " in said
+        assert re.search(rf"^    {name}\s", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", subcommands())
@@ -48,7 +49,7 @@ def test_a_misspelt_option_of_any_command_says_what_was_meant(name: str, capsys:
         if option.startswith("--"):
             assert main([name, f"{option}x"]) == 2
             assert capsys.readouterr().err.startswith(
-                f"fairkern: error: there is no option {option}x; did you mean {option}?; fairkern {name} --help"
+                f"fairkern: error: there is no option {option}x; did you mean {option}? (fairkern {name} --help)"
             )
 
 
@@ -165,16 +166,15 @@ def test_a_signal_at_any_stage_leaves_nothing(
 
 
 @pytest.mark.parametrize("there", [False, True])
-@pytest.mark.parametrize("at", ["report", "scores"])
 def test_an_interrupt_between_two_files_leaves_all_old_or_none(
-    there: bool, at: str, here: Path, monkeypatch: pytest.MonkeyPatch
+    there: bool, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if there:
         assert main([*PRUNE, "--quiet"]) == 0
     before = {path.name: path.read_bytes() for path in here.glob("small/*")}
     assert bool(before) == there
     with monkeypatch.context() as patch:
-        patch.setattr(fk.Report if at == "report" else fk.Scores, "save", lambda *_: interrupt())
+        patch.setattr(fk.Scores, "save", lambda *_: interrupt())
         assert main([*PRUNE, "--keep-params", "70%", "--quiet"]) == 130
     assert {path.name: path.read_bytes() for path in here.glob("small/*")} == before
     assert {path.name for path in here.iterdir()} <= {"parts.py", "__pycache__", *(["small"] if there else [])}
@@ -186,7 +186,7 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fk.Report, "save", full)
+    monkeypatch.setattr(fk.Scores, "save", full)
     assert main([*PRUNE, "--quiet"]) == 2
     assert capsys.readouterr().err == "fairkern: error: cannot write small: no space left on device\n"
     assert not Path("small").exists()
@@ -196,14 +196,12 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_nobody_reads_any_more(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    with os.fdopen(writing, "w") as closed:
-        monkeypatch.setattr(sys, "stdout", closed)
-        assert main(["info"]) == 141
-        assert main(["--help"]) == 141
-        assert main([]) == 141
-        assert main(["trace", "parts:model", "parts:inputs"]) == 141
+    for words in (["info"], ["--help"], [], ["trace", "parts:model", "parts:inputs"], ["info", "--json"]):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w") as closed:
+            monkeypatch.setattr(sys, "stdout", closed)
+            assert main(words) == 141
     assert capfd.readouterr().err == ""
 
 
@@ -224,8 +222,6 @@ def test_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, capsys: 
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["completion", "bash"]) == 2
         monkeypatch.undo()
-        with pytest.raises(OSError, match="No space"):
-            full.flush()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert "cannot write to standard output: No space left on device" in capsys.readouterr().err
 

@@ -70,9 +70,7 @@ def test_torchvision(name: str, tmp_path: Path) -> None:
 
 
 def test_what_torchvision_builds_is_not_what_was_cut(tmp_path: Path) -> None:
-    with pytest.raises(
-        fk.PlanMismatchError, match=r"makes another architecture than was cut: classifier\.1\.weight"
-    ):
+    with pytest.raises(fk.PlanMismatchError, match=r"makes another architecture than was cut: classifier\.1\.weight"):
         saved(of_torchvision(), PICTURES, tmp_path / "small", build="torchvision:squeezenet1_1")
     assert not (tmp_path / "small").exists()
     saved(of_torchvision(), PICTURES, tmp_path / "small", build=SQUEEZENET)

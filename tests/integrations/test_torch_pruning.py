@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 import fairkern as fk
 
-tp = pytest.importorskip("torch_pruning")
+pytest.importorskip("torch_pruning")
+
+import torch_pruning as tp
 
 from fairkern.integrations.torch_pruning import ScoreImportance
 
@@ -152,7 +154,7 @@ def test_scores_of_the_uncut_model_are_refused_after_a_step() -> None:
     )  # fmt: skip
     pruner.step()
     assert model[0].out_channels == 6
-    with pytest.raises(fk.InputError, match="before it was cut.*score this model"):
+    with pytest.raises(fk.InputError, match=r"before it was cut.*score this model"):
         pruner.step()
     pruner.current_step -= 1
     pruner.importance = ScoreImportance(model, scored(model))

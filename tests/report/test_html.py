@@ -18,6 +18,7 @@ from torch import nn
 import fairkern as fk
 from fairkern.report.deciding import decided
 from fairkern.report.html import page
+from fairkern.report.html.charts import linear
 from tests.report.made import TIMING, bare, reported, scored, uniform
 
 _VOID = {"meta", "br", "wbr"}
@@ -374,3 +375,9 @@ def test_a_report_of_prune_as_a_page(tmp_path: Path) -> None:
         "Widths", "What decided", "Every unit: U against R", "What stays, and why", "How it was made"
     ]  # fmt: skip
     assert any(title.text.startswith("2 Linear, neuron 5: U ") for title in tree.all("title"))
+
+
+def test_ticks_are_told_apart() -> None:
+    scale = linear(2.5540, 2.5541, "loss", "{:.3f}".format)
+    assert len({said for _, said in scale.ticks}) == len(scale.ticks) >= 4
+    assert scale.low <= 2.5540 <= 2.5541 <= scale.high

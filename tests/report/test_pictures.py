@@ -76,7 +76,7 @@ def test_what_is_drawn():
 def test_labels_do_not_overlap():
     scores, plan = scored(20)
     figure = draw(scores, plan)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     rates = figure.get_axes()[0]
     boxes = [label.get_window_extent() for label in rates.get_yticklabels()]
     assert len(boxes) == 20
@@ -87,7 +87,7 @@ def test_labels_do_not_overlap():
 
 def boxes(figure, of):
     """Where texts or other artists lie, in pixels, as far as they are drawn."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     found = [artist for axes in figure.get_axes() for artist in axes.findobj(of)] + figure.findobj(of)
     shown = {id(a): a for a in found if a.get_visible() and (not isinstance(a, Text) or a.get_text().strip())}
     return [(a.get_window_extent(), a) for a in shown.values()]

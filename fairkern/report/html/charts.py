@@ -31,7 +31,8 @@ class Scale:
 
 
 def linear(low: float, high: float, label: str, said: Callable[[float], str] = "{:g}".format) -> Scale:
-    """A linear axis that holds both values, with four to seven round ticks."""
+    """A linear axis that holds both values, with four to seven round ticks; wider where `said` would not tell two of
+    them apart."""
     if not high > low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     least = (high - low) / 5
@@ -39,6 +40,8 @@ def linear(low: float, high: float, label: str, said: Callable[[float], str] = "
     step = next(by * decade for by in (1, 2, 5, 10) if by * decade >= least * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     ticks = tuple((i * step, said(round(i * step, 12))) for i in range(first, last + 1))
+    if len({name for _, name in ticks}) < len(ticks):
+        return linear(low - (high - low) / 2, high + (high - low) / 2, label, said)
     return Scale(first * step, last * step, label, ticks=ticks)
 
 

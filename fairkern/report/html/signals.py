@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fairkern.plans.serving import plural
-from fairkern.report.deciding import SYMBOLS, Decided, by_median, decided, signal_name, signal_of, thinned
+from fairkern.report.deciding import (
+    NAMES,
+    SYMBOLS,
+    Decided,
+    allocation,
+    by_median,
+    decided,
+    signal_name,
+    signal_of,
+    thinned,
+)
 from fairkern.report.html.charts import Scale, dots, key, linear, logarithmic, path, plot, stroke
 from fairkern.report.html.elements import Html, between, el, fact, join, section
 from fairkern.report.wording import cell
@@ -117,14 +127,26 @@ def units(plan: Plan | None, scores: Scores | None, classes: Mapping[str, str]) 
     ]
     gone = sum(plan.groups[i].removed.size for i in shown)
     said = (
-        f"Low {symbols[0]} is a candidate, high {symbols[1]} is protected. A dot is a unit; it tells its name and "
-        "values where a pointer rests or a finger taps."
+        _read(plan, symbols) + " A dot is a unit; it tells its name and values where a pointer rests or a finger taps."
     )
     if every > 1:
         said += f" Of so many units one in {every} is drawn, in the same places of every group."
     entries = [("stays", f"stays ({count - gone:,})"), ("goes", f"goes ({gone:,})")]
     title = f"Every unit: {symbols[0]} against {symbols[1]}"
     return section(title, key(entries), plot(x, y, el("g", drawn, class_="units"), name=title), says=said)
+
+
+def _read(plan: Plan, symbols: Sequence[str]) -> str:
+    """What the signals are, and whether it was by them that units went."""
+    if allocation(plan) == "tod":
+        return f"Low {symbols[0]} is a candidate, high {symbols[1]} is protected."
+    by = signal_name(plan, "removal")
+    by = NAMES.get(by, by)
+    known = {
+        "U": "U: how differently a unit behaves between classes.",
+        "R": "R: how far the loss moves without it, to first order.",
+    }
+    return " ".join([*(known[symbol] for symbol in symbols if symbol in known), f"What goes was decided by the {by}."])
 
 
 def _group(
