@@ -42,7 +42,9 @@ def main() -> None:
     found = {tool: {row["case"]: row["cells"][tool] for row in old if tool in row["cells"]} for tool in TOOLS}
     for tool in asked:
         print(f"{TOOLS[tool][0]} …", flush=True)
-        found[tool] = {key: vars(cell) for key, cell in cells(tool).items()} if tool == "ours" else tried_elsewhere(tool)
+        found[tool] = (
+            {key: vars(cell) for key, cell in cells(tool).items()} if tool == "ours" else tried_elsewhere(tool)
+        )
     titles = {key: title for rows in FEATURES.values() for key, title in rows.items()}
     rows = [
         {"case": key, "feature": titles[key], "cells": {tool: found[tool][key] for tool in TOOLS if key in found[tool]}}

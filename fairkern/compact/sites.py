@@ -89,8 +89,8 @@ class _Sites:
 
 
 _UNCOMPILED = (
-    "its code divides sizes that it asks for, and is answered with those before the cut; compile without fullgraph=True, "
-    "and export with strict=False"
+    "its code divides sizes that it asks for, and is answered with those before the cut; compile without "
+    "fullgraph=True, and export with strict=False"
 )
 
 
@@ -307,8 +307,8 @@ def _check_unseen(table: _Table, function: SizeFunction, args: Any, numbers: lis
             raise InputError(
                 f"{module}: {at} is {function.name}{tuple(numbers)}, a call that was not made when it was traced, and "
                 f"{number} may count what has been cut ({size} before). Trace and prune with further example inputs "
-                "(`more=`) that take this path through its code; if that is taken only while this graph is written, write "
-                "it in another way (torch.export)"
+                "(`more=`) that take this path through its code; if that is taken only while this graph is written, "
+                "write it in another way (torch.export)"
             )
 
 
