@@ -195,7 +195,7 @@ def test_a_folder_or_another_kind_of_file_is_named(
         fk.Plan.load(tmp_path / "small")
     with pytest.raises(fk.ArtefactError, match="small is a folder; expected a safetensors file"):
         fk.Scores.load(tmp_path / "small")
-    with pytest.raises(fk.ArtefactError, match=r"plan\.json is JSON, .* not a safetensors file, as scores are"):
+    with pytest.raises(fk.ArtefactError, match=r"plan\.json is a fairkern plan, .*; expected fairkern scores"):
         fk.Scores.load(tmp_path / "small" / "plan.json")
     with pytest.raises(fk.ArtefactError, match=r"plan\.json is a file; expected a folder that save_pruned wrote"):
         fk.load_pruned(model, tmp_path / "small" / "plan.json")

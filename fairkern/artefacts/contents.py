@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fairkern.artefacts.fields import Fields
 from fairkern.artefacts.files import SCHEMA, check_header, check_sum, compact, package_version, parse
-from fairkern.artefacts.kinds import BEGIN, expected, looks_like
+from fairkern.artefacts.kinds import expected
 from fairkern.artefacts.tensors import Later, open_tensors, write_tensors
 from fairkern.artefacts.writing import replacing
 from fairkern.errors import ArtefactError
@@ -40,11 +40,7 @@ def read_content(path: str | os.PathLike[str], kind: str, again: str) -> tuple[d
 
     Raises ArtefactError (truncated, foreign, newer, edited), OSError.
     """
-    with open(path, "rb") as begin:
-        head = begin.read(BEGIN)
-    if head.lstrip().startswith(b"{"):
-        raise ArtefactError(f"{path} is {looks_like(head)}; {expected(kind)}")
-    with open_tensors(path) as file:
+    with open_tensors(path, expected(kind)) as file:
         metadata = file.metadata
         schema = metadata.get("schema", "")
         header = {**metadata, "schema": int(schema) if re.fullmatch("[0-9]{1,9}", schema) else schema}

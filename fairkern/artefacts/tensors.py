@@ -143,8 +143,9 @@ def _sum(entries: Mapping[str, Entry], metadata: Mapping[str, str], sums: Mappin
 
 
 @contextmanager
-def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
+def open_tensors(path: str | os.PathLike[str], wanted: str = "expected tensors") -> Iterator[TensorFile]:
     """A file that `write_tensors` or another writer of the format wrote, with its header read and checked.
+    `wanted` ends the error where it is JSON.
 
     Raises:
         ArtefactError: truncated, of another format, or a header that contradicts itself or the file's length.
@@ -153,13 +154,13 @@ def open_tensors(path: str | os.PathLike[str]) -> Iterator[TensorFile]:
     if os.path.isdir(path):
         raise ArtefactError(f"{path} is a folder; expected a safetensors file")
     with open(path, "rb") as file:
-        yield TensorFile(file, path)
+        yield TensorFile(file, path, wanted)
 
 
 class TensorFile:
     """An open file: `metadata` are its texts, the sum among them; its tensors are read on demand."""
 
-    def __init__(self, file: BufferedReader, path: str | os.PathLike[str]) -> None:
+    def __init__(self, file: BufferedReader, path: str | os.PathLike[str], wanted: str) -> None:
         self._file, self._path = file, path
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
@@ -167,7 +168,7 @@ class TensorFile:
         self._begin = 8 + length
         if first.lstrip().startswith(b"{") and self._begin > size:
             what = looks_like(first + file.read(BEGIN))
-            raise ArtefactError(f"{path} is {what}, and no safetensors file, as scores and weights are")
+            raise ArtefactError(f"{path} is {what}, and no safetensors file; {wanted}")
         if self._begin > size:  # so no memory is asked for that the file could not fill
             self._fail(f"its header ends at {self._begin}, the file at {size}")
         try:
