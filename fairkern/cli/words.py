@@ -65,8 +65,7 @@ class Parser(argparse.ArgumentParser):
             behind = "" if self._said_to() == f"{self.prog} {self._words[0]}" else "; options come behind the command"
             return f"{self._said_to()} has no use for {found[1]!r}{behind}"
         message = re.sub("^argument (.*?): ", lambda m: f"{m[1].split('/')[-1]}: ", message)
-        message = re.sub("(?<=not allowed with )argument ", "", message)
-        return re.sub(r"^(-\S+|[A-Z]+): (?=.* is |not |needs )", r"\1: ", message)
+        return re.sub("(?<=not allowed with )argument ", "", message)
 
     def _said_to(self) -> str:
         """The command that the words are of: a command's own parser, or the one that they begin with."""
