@@ -277,7 +277,7 @@ def test_the_report_lies_beside(tmp_path: Path) -> None:
 
 DAMAGE: dict[str, tuple[Any, str]] = {
     "newer": (lambda c: c.update(schema=99), "schema 99"),
-    "foreign": (lambda c: c.update(format="fairkern.plan"), "expected 'fairkern.build'"),
+    "foreign": (lambda c: c.update(format="fairkern.plan"), "is a fairkern plan; expected a fairkern build"),
     "code": (lambda c: c.update(name="os:system('x')"), "not of the form library:name"),
     "no name": (lambda c: c.pop("name"), "the entry 'name' is missing"),
     "a number": (lambda c: c.update(name=3), "found 3, expected text"),
