@@ -141,8 +141,8 @@ def prune(
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
-    progress = scoring.pop("progress", True)
-    show = report.shown(progress) if team.first else False
+    shown = report.shown(scoring.pop("progress", True))
+    show = shown if team.first else False
     given = scoring.pop("units", None)
     if given is not None:
         instance("units", given, types.UnitMap, UNITS)

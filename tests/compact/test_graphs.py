@@ -290,3 +290,20 @@ def test_copies_keep_their_sizes(way: str) -> None:
         assert type(again) is type(small)
         assert torch.equal(again(x), small(x))
         assert torch.equal(torch.fx.symbolic_trace(again)(x), small(x))
+
+
+@torch.fx.wrap
+def left_whole(x: Tensor) -> Tensor:
+    return x.view(x.shape[0], 3, 4, 36).softmax(-1).view(x.shape[0], 12, 6, 6)
+
+
+def test_a_pickled_graph_never_has_the_old_numbers_of_a_function_in_it() -> None:
+    """A pickle names it, and its numbers are those before the cut: torch says that it is another function."""
+    torch.manual_seed(0)
+    model, x = Between(lambda x: left_whole(x)).double().eval(), torch.randn(IMAGE, dtype=torch.float64)
+    small, plan = cut(model, x)
+    assert plan.sites
+    graph = torch.fx.symbolic_trace(small)
+    assert torch.equal(copy.deepcopy(graph)(x), small(x))
+    with pytest.raises(Exception, match="The object provided is from"):
+        pickle.loads(pickle.dumps(graph))
