@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import fairkern as fk
 from bench import documents
 from fairkern.cli import main, named
 from fairkern.cli.parser import command_line
@@ -69,30 +68,6 @@ def test_the_command_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert program == "fairkern"
     assert main([*arguments, "--samples", "8", "--quiet"]) == 0
     transformers.AutoModelForCausalLM.from_pretrained("my-model-small")
-
-
-def test_the_commands_for_experts_depth_and_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
-    pytest.importorskip("gguf")
-    from bench.shipping.families import make_folder, write_text
-
-    (block,) = [text for language, text in BLOCKS if language == "bash" and "fairkern export" in text]
-    monkeypatch.chdir(tmp_path)
-    make_folder("mixtral", Path("my-moe"))
-    make_folder("llama", Path("my-model"))
-    write_text(Path("text.txt"))
-    for line in block.strip().splitlines():
-        program, *arguments = shlex.split(line)
-        assert program == "fairkern"
-        few = ["--samples", "8", "--sequence", "32"] if arguments[0] == "prune" else []
-        assert main([*arguments, *few, "--quiet"]) == 0
-    assert Path("my-model.gguf").is_file()
-    config = transformers.AutoConfig.from_pretrained("my-model")
-    model = fk.load_pruned(transformers.AutoModelForCausalLM.from_config(config), "my-model-uneven")
-    assert sum(p.numel() for p in model.parameters()) < 0.75 * sum(
-        p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters()
-    )
 
 
 @pytest.mark.parametrize("name", documents.DOCUMENTS)
