@@ -1,8 +1,8 @@
 """`python installed.py native|reference`: an installed fairkern, outside of its checkout, does its whole job.
 
-With `native` the compiled extension is there and is what operators run on by themselves; with `reference` it is not, and
-`fairkern info` says so. Prints one line of JSON: where it lies, on what it runs, and what came of the job, which is the
-same either way but for the order of floating-point sums.
+With `native` the compiled extension is there and is what operators run on by themselves; with `reference` it is not,
+and `fairkern info` says so. Prints one line of JSON: on what it runs, and what came of the job, which is the same
+either way but for the order of floating-point sums.
 """
 
 from __future__ import annotations

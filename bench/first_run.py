@@ -1,8 +1,8 @@
 """`python -m bench.first_run`: from a clone to the demo's result, by the commands of README.md.
 
 What has to be fetched is fetched first, into a folder, and timed by itself: how long that takes says something of a
-network. The rest is what a new user waits for, with no network: the clone, a virtual environment, the installation with its
-compiler run, and `fairkern demo` up to its last line.
+network. The rest is what a new user waits for, with no network: the clone, a virtual environment, the installation
+with its compiler run, and `fairkern demo` up to its last line.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ def stages(place: Path, source: Path = ROOT) -> dict[str, float]:
     commands: list[tuple[str, list[str], Path, Mapping[str, str]]] = [
         ("clone", ["git", "clone", "--quiet", source.as_uri(), str(checkout)], place, environment),
         ("environment", [sys.executable, "-m", "venv", str(place / "venv")], place, environment),
-        ("downloads", ["bash", "-c", install.replace("pip install", f"pip download --dest {wheels}")], checkout, activated),
+        (
+            "downloads",
+            ["bash", "-c", install.replace("pip install", f"pip download --dest {wheels}")],
+            checkout,
+            activated,
+        ),
         ("downloads", ["pip", "download", "--dest", str(wheels), *requires], checkout, activated),
         ("installation", ["bash", "-c", install], checkout, offline),
         ("demo", ["bash", "-c", run], checkout, offline),
@@ -70,7 +75,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         took = stages(Path(folder))
     waited = sum(seconds for name, seconds in took.items() if name != "downloads")
-    row = {"case": "clone to the demo's result", "stages_s": took, "value": waited, **bound(waited, MOST, at_least=False)}
+    row = {
+        "case": "clone to the demo's result",
+        "stages_s": took,
+        "value": waited,
+        **bound(waited, MOST, at_least=False),
+    }
     write_results(OUT, rows=[row])
     print(f"{waited:.0f} s without the downloads, of {MOST:.0f} s")
 

@@ -299,6 +299,7 @@ def apply(
     biases: str | bool = "auto",
     inplace: bool = False,
     backend: str = "auto",
+    progress: Shown = True,
     ranks: RanksLike = None,
 ) -> nn.Module:
     """The smaller model that `plan` leaves: uncompensated, it computes what `plan.masked(model)` computes.
@@ -327,6 +328,7 @@ def apply(
             any). False: nowhere. Weights without one are fitted through zero.
         inplace: cut `model` itself, tensor by tensor, freeing memory as it goes; default: a copy, `model` stays.
         backend: of the gathers.
+        progress: as for `score`, of the layers that "sequential" refits and the steps of "joint".
         ranks: as for `score`, for "sequential" and "joint", which share the loader's batches out. All else is a
             function of what it is given: processes that make the same call get the same, whatever is said here.
 
@@ -342,12 +344,14 @@ def apply(
     method = choose(Compensation, "compensate", compensate)
     if loader is not None:
         check_data(loader, loss_fn)
+    show = report.shown(progress)
     how: dict[str, Any] = {"inplace": options.flag("inplace", inplace), "biases": Biases.given(biases)}
     with together(ranks if method.compares or ranks is not None else False, "apply()") as team:
         given = {"plan": plan, "compensate": compensate, "loss_fn": loss_fn, "biases": biases}
         capture.check_same(team, "apply()", model, given)
-        how |= {"backend": backend, "loss": Loss(loss_fn), "ranks": team}
-        return cut(model, plan, method, scores, loader, **how).model
+        with report.progress(show if team.first else False) as told:
+            how |= {"backend": backend, "loss": Loss(loss_fn), "ranks": team, "told": told}
+            return cut(model, plan, method, scores, loader, **how).model
 
 
 @stage

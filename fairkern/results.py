@@ -62,7 +62,9 @@ class UnitMap(types.UnitMap):
         if found is None:
             known_names = [known.name for known in self.groups]
             near = options.near(name, known_names) if isinstance(name, str) else f"; names are {known_names[:4]}"
-            raise InputError(f"group={options.short(name)} is no group of {self.model}{near}")
+            raise InputError(
+                f"group={options.short(name)} is no group of {self.model}; expected one of it, or its name{near}"
+            )
         return unit_weights(model, self, found)
 
     def explain(self) -> str:

@@ -56,7 +56,6 @@ def save_pruned(
     if (done := check_report(report, plan)) is not None:
         beside[REPORT] = json_file("report", report_content(done))
     place = options.place("folder", folder)
-    compact.check_pruned(small, plan)
     made = compact.found_build(small, plan) if build is None else compact.given_build(build, small, plan)
     compact.save_pruned(small, plan, place, build=made, beside=beside)
 

@@ -103,8 +103,8 @@ def _timed(timing: Mapping[str, Any] | None, when: str, measures: Mapping[str, f
 
 @stage
 def picture(scores: types.Scores, plan: types.Plan, path: PathLike) -> None:
-    """A picture of a plan, by the ending of `path` as PNG, SVG or PDF: what goes of each group, curves of the signal that
-    decided with its threshold, U against R. Needs matplotlib (`fairkern[demo]`).
+    """A picture of a plan, as PNG, SVG or PDF by the ending of `path`: what goes of each group, curves of what decided
+    with the threshold, U against R. Needs matplotlib (`fairkern[demo]`).
 
     Raises InputError (no matplotlib, an ending that it does not write, scores of another plan), OSError.
     """

@@ -6,8 +6,8 @@
 #   text cannot say is refused.
 # Seen with timm 1.0.31 and torch 2.14.1: resnet18, efficientnet_b0 and ecaresnet26t come back as they were. Of
 #   resnetv2_50x1_bit every StdConv2d becomes a plain Conv2d, which does not standardise its weights: all weights load, and
-#   the outputs are 78 % away from the model's. Of resnext50_32x4d 32 groups become depthwise convolutions; there at least
-#   the weights do not fit.
+#   the outputs are more than half away from the model's. Of resnext50_32x4d 32 groups become depthwise convolutions;
+#   there at least the weights do not fit.
 # Why it matters: who writes such a text for a pruned model of another family ships a model that loads without a word
 #   and answers otherwise.
 # fairkern: to_text lets timm read what it wrote, compares layer by layer, and refuses with the reason

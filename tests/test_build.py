@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,26 @@ def test_cuda_without_nvcc_is_an_error(tmp_path):
     done = setup_py("cuda", PATH=str(tmp_path), CUDA_HOME=str(tmp_path))
     assert done.returncode != 0
     assert "nvcc was not found" in done.stderr
+
+
+def test_wheels_are_built_for_every_python_that_is_named() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    (row,) = re.findall(r"^\[tool\.cibuildwheel\]\nbuild = \[(.*)\]$", text, re.MULTILINE)
+    built = [f"{major}.{minor}" for major, minor in re.findall(r"cp(3)(\d+)-\*", row)]
+    named = re.findall(r"Programming Language :: Python :: (3\.\d+)", text)
+    (oldest,) = re.findall(r'requires-python = ">=(3\.\d+)"', text)
+    assert built == named
+    assert built[0] == oldest
+
+
+def test_a_release_is_tested_as_the_wheel_that_is_built_here() -> None:
+    ci = ROOT / ".ci"
+    if not ci.exists():
+        pytest.skip("not a checkout")
+    text = (ROOT / "pyproject.toml").read_text()
+    (block,) = re.findall(r"^test-command = \[\n(.*?)\n\]", text, re.MULTILINE | re.DOTALL)
+    commands = re.findall(r'"(.+)"', block)
+    script = (ci / "wheel").read_text()
+    for command in commands:
+        assert command.replace("{project}/", '"$root/').replace(".py native", '.py" native') in script, command
+    assert '"$root/.ci/wheel"' in (ci / "run").read_text()

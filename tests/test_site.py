@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 import re
 import subprocess
@@ -15,6 +17,7 @@ import fairkern as fk
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 CONFIG = (ROOT / "mkdocs.yml").read_text() if (ROOT / "mkdocs.yml").exists() else ""
+INTEGRATIONS = "fairkern.integrations."
 PUBLIC = [
     f"{module.__name__}.{name}"
     for module in (fk, fk.hf, fk.ops, fk.ranks)
@@ -31,7 +34,7 @@ def shown() -> list[str]:
 
 def found(name: str) -> object:
     module, _, attribute = name.rpartition(".")
-    return getattr(sys.modules[module], attribute)
+    return getattr(importlib.import_module(module), attribute)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -41,16 +44,25 @@ def test_a_public_name_is_in_the_reference(name: str) -> None:
 
 def test_the_reference_shows_nothing_else() -> None:
     others = set(shown()) - set(PUBLIC)
-    assert {name for name in others if not name.startswith("fairkern.types.")} == set()
+    assert {name for name in others if not name.startswith(("fairkern.types.", INTEGRATIONS))} == set()
 
 
-@pytest.mark.parametrize("name", [name for name in dict.fromkeys([*PUBLIC, *shown()]) if callable(found(name))])
+@pytest.mark.parametrize("module", sorted((ROOT / "fairkern" / "integrations").glob("[a-z]*.py")), ids=lambda m: m.stem)
+def test_every_integration_is_in_the_reference(module: Path) -> None:
+    """They are imported by their own names, since each needs the library that it is for."""
+    names = ast.literal_eval(re.search(r"^__all__ = (\[.*?\])$", module.read_text(), re.MULTILINE | re.DOTALL)[1])
+    assert {f"{INTEGRATIONS}{module.stem}.{name}" for name in names} <= set(shown())
+
+
+@pytest.mark.parametrize("name", dict.fromkeys([*PUBLIC, *shown()]))
 def test_what_the_reference_shows_says_what_it_is(name: str) -> None:
+    if name.startswith(INTEGRATIONS):
+        pytest.importorskip(name.removeprefix(INTEGRATIONS).partition(".")[0].replace("optimizers", "torch"))
     thing = found(name)
     said = [thing] if inspect.isfunction(thing) or inspect.isclass(thing) else []
     if inspect.isclass(thing):
         said += [f for n, f in vars(thing).items() if not n.startswith("_") and inspect.isfunction(f)]
-    assert all((one.__doc__ or "").strip() for one in said), [one for one in said if not one.__doc__]
+    assert all(inspect.getdoc(one) for one in said), [one for one in said if not inspect.getdoc(one)]
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.name)

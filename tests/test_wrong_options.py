@@ -173,6 +173,27 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Base, dict[str, Kind]]] = {
          "curve": Kind({"text": "x", "numbers": [1], "number": 1, "none": None}),
          "biases": TEXT, "flags": Kind({"text": "x", "numbers": [1], "number": 1}), "unplaced": NAMES},
     ),
+    "sweep": (
+        fk.sweep,
+        lambda p: {"model": p.model, "loader": p.loader, "loss_fn": p.loss, "budgets": (0.75,), "methods": "l1",
+                   "evaluate": lambda model: 1.0, "units": p.units, "progress": False},
+        {"model": MODEL, "loader": BATCHES, "loss_fn": FUNCTION, "budgets": SHARES, "by": CHOICE, "compensate": CHOICE,
+         "methods": Kind({"number": 3, "none": None, "texts": ["l3"], "odd": [Odd()]}), "biases": BIASES,
+         "evaluate": Kind({**FUNCTION.wrong, "none": None}), "seeds": Kind({"number": 3, "text": "0", "half": [0.5]}),
+         "on_row": FUNCTION, "more": BATCHES, "unused": NAMES, "depth": FLAG,
+         **LIMITS, **{name: kind for name, kind in SCORING.items() if name not in ("seed", "gram")},
+         "gram": Kind(but(FLAG.wrong, "none"))},
+    ),
+    "UnitMap.weights": (
+        fk.UnitMap.weights,
+        lambda p: {"self": p.units, "model": p.model, "group": "0"},
+        {"model": MODEL, "group": Kind({"unknown": "none", "number": 3, "none": None, "odd": Odd()})},
+    ),
+    "Scores.to_pandas": (
+        fk.Scores.to_pandas,
+        lambda p: {"self": p.scores},
+        {"plan": Kind({**NOTHING_OF_OURS})},
+    ),
     "measured": (
         fk.measured,
         lambda p: {"evaluate": lambda model: 1.0, "model": p.model},
@@ -250,7 +271,7 @@ def test_what_is_of_the_wrong_kind_is_refused(name: str, option: str, parts: Par
         assert "expected" in said or "give" in said or "pass" in said, said
 
 
-SLOW = ("prune", "latency_table", "plan_latency")  # a second each; they hand most of their options on
+SLOW = ("prune", "latency_table", "plan_latency", "sweep")  # a second each; they hand most of their options on
 TAKEN = [(n, o) for n, o in CASES if FUNCTIONS[n][2][o].right and (n not in SLOW or o in ("keep_params", "round_to"))]
 
 
@@ -262,7 +283,7 @@ def test_numbers_of_other_libraries_are_taken(name: str, option: str, parts: Par
 
 
 def test_unknown_keywords_are_a_type_error(parts: Parts) -> None:
-    for name in ("trace", "score", "Scores.plan", "UnitMap.plan", "apply", "prune", "plan_latency", "heal"):
+    for name in ("trace", "score", "Scores.plan", "UnitMap.plan", "apply", "prune", "plan_latency", "heal", "sweep"):
         function, base, _ = FUNCTIONS[name]
         with pytest.raises(TypeError, match="colour"):
             function(**base(parts), colour="red")

@@ -1,7 +1,7 @@
 """`python -m bench.comparison`: try every cell, each tool in an environment of its own.
 
-`python -m bench.comparison TOOL …` tries those tools again and keeps the others' cells. An environment is made in a
-temporary folder and takes with torch a few hundred megabytes, or gigabytes where torch comes with CUDA.
+`python -m bench.comparison TOOL …` tries those tools again and keeps the others' cells. Environments are made in a
+temporary folder, torch and what exports to ONNX in one of their own below the tools', which pins of a tool go over.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,24 @@ from bench.provenance import ROOT, versions, write_results
 OUT = ROOT / "bench" / "results" / "comparison.json"
 
 
-def tried_elsewhere(tool: str) -> dict[str, Any]:
+def made(folder: Path, packages: Sequence[str], over: Path | None = None) -> tuple[str, Path]:
+    """A fresh environment with some packages, over those of another: its interpreter, and where its packages lie."""
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    (place,) = folder.glob("lib/python*/site-packages")
+    if over is not None:
+        (place / "over.pth").write_text(f"{over}\n")
+    python = str(folder / "bin" / "python")
+    if packages:
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", *packages], check=True)
+    return python, place
+
+
+def tried_elsewhere(tool: str, folder: Path, beside: Path) -> dict[str, Any]:
     """The cells of a tool in a fresh environment with what it needs and nothing of fairkern's."""
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        python = str(Path(folder) / "bin" / "python")
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *BESIDE, *TOOLS[tool][1]], check=True)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [python, "-m", "bench.comparison.tried", tool],
-            cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
+    python, _ = made(folder, TOOLS[tool][1], beside)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [python, "-m", "bench.comparison.tried", tool]
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -40,9 +48,18 @@ def main() -> None:
     assert set(asked) <= set(TOOLS), f"expected some of {', '.join(TOOLS)}"
     old = json.loads(OUT.read_text())["rows"] if OUT.exists() else []
     found = {tool: {row["case"]: row["cells"][tool] for row in old if tool in row["cells"]} for tool in TOOLS}
-    for tool in asked:
-        print(f"{TOOLS[tool][0]} …", flush=True)
-        found[tool] = {key: vars(cell) for key, cell in cells(tool).items()} if tool == "ours" else tried_elsewhere(tool)
+    with tempfile.TemporaryDirectory() as folder:
+        beside = made(Path(folder) / "beside", BESIDE)[1] if set(asked) - {"ours"} else Path()
+        for tool in asked:
+            print(f"{TOOLS[tool][0]} …", flush=True)
+            if tool == "ours":
+                found[tool] = {key: vars(cell) for key, cell in cells(tool).items()}
+            else:
+                found[tool] = tried_elsewhere(tool, Path(folder) / tool, beside)
+            _write(found)
+
+
+def _write(found: Mapping[str, Mapping[str, Any]]) -> None:
     titles = {key: title for rows in FEATURES.values() for key, title in rows.items()}
     rows = [
         {"case": key, "feature": titles[key], "cells": {tool: found[tool][key] for tool in TOOLS if key in found[tool]}}

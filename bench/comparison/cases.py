@@ -1,8 +1,8 @@
 """Small models in which half of the units are dead, so that one cut of each is known to be right.
 
-Every number that goes into or out of a dead unit is zero. Whoever removes half by magnitude, by gradients or by second-order
-saliency finds them, and a cut that took them, and nothing else, leaves the output as it was and a known number of parameters.
-So a tool is judged without asking what it calls a mask.
+Every number that goes into or out of a dead unit is zero. Whoever removes half by magnitude, by gradients or by
+second-order saliency finds them, and a cut that took them, and nothing else, leaves the output as it was and a known
+number of parameters. So a tool is judged without asking what it calls a mask.
 """
 
 from __future__ import annotations
@@ -28,17 +28,15 @@ class Case:
     heads: Mapping[str, int]  # for tools that are told: layers, and how many heads they make
 
 
-def planted(
-    model: nn.Module, example: Tensor, dead: Dead, *stay: str, heads: Mapping[str, int] | None = None
-) -> Case:
+def planted(model: nn.Module, example: Tensor, dead: Dead, *stay: str, heads: Mapping[str, int] | None = None) -> Case:
     """All weights drawn anew, large enough to matter, and what belongs to dead units zero."""
     generator = torch.Generator().manual_seed(0)
     named = dict(model.named_parameters())
     going = {name: torch.zeros(p.shape, dtype=torch.bool) for name, p in named.items()}
     with torch.no_grad():
         for p in named.values():
-            p.copy_(torch.rand(p.shape, generator=generator).add_(0.5) * (torch.rand(p.shape, generator=generator) < 0.5)
-                    .float().mul(2).sub(1) / max(1, p[0].numel()) ** 0.5)  # fmt: skip
+            sign = (torch.rand(p.shape, generator=generator) < 0.5).float().mul(2).sub(1)
+            p.copy_((torch.rand(p.shape, generator=generator) + 0.5) * sign / max(1, p[0].numel()) ** 0.5)
         for name, dimension, positions in dead:
             going[name].index_fill_(dimension, torch.tensor(list(positions)), True)
         for name, p in named.items():
@@ -89,11 +87,19 @@ def chain() -> Case:
 
 def depthwise() -> Case:
     """1 × 1, depthwise 3 × 3, 1 × 1."""
-    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(), nn.Conv2d(16, 8, 1)]
+    layers = [
+        nn.Conv2d(3, 16, 1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 1),
+    ]
     model = Convolutional(*layers, width=8)
     ends = [(f"layers.{layer}.{name}", 0, HALF) for layer in (0, 2) for name in ("weight", "bias")]
     ends += [(f"layers.4.{name}", 0, range(4, 8)) for name in ("weight", "bias")]
-    return planted(model, _images(), [*ends, ("layers.4.weight", 1, HALF), ("layers.7.weight", 1, range(4, 8))], "layers.7")
+    return planted(
+        model, _images(), [*ends, ("layers.4.weight", 1, HALF), ("layers.7.weight", 1, range(4, 8))], "layers.7"
+    )
 
 
 class Residual(nn.Module):
@@ -202,7 +208,9 @@ class Attention(nn.Module):
         q, k, v = (f(y).view(*y.shape[:2], -1, self.size).transpose(1, 2) for f in (self.q, self.k, self.v))
         if k.shape[1] != q.shape[1]:
             n, keys, t, size = k.shape
-            k, v = (part[:, :, None].expand(n, keys, q.shape[1] // keys, t, size).reshape(n, -1, t, size) for part in (k, v))
+            k, v = (
+                part[:, :, None].expand(n, keys, q.shape[1] // keys, t, size).reshape(n, -1, t, size) for part in (k, v)
+            )
         y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.head((x + self.o(y)).mean(1))
 
@@ -267,7 +275,14 @@ class OneModule(nn.Module):
 def one_module() -> Case:
     gone = [32 * part + k for part in range(3) for k in range(16, 32)]
     dead = [("attention.in_proj_weight", 0, gone), ("attention.in_proj_bias", 0, gone)]
-    return planted(OneModule(), _tokens(12), [*dead, ("attention.out_proj.weight", 1, range(16, 32))], "head", "embed", heads={"attention": 4})
+    return planted(
+        OneModule(),
+        _tokens(12),
+        [*dead, ("attention.out_proj.weight", 1, range(16, 32))],
+        "head",
+        "embed",
+        heads={"attention": 4},
+    )
 
 
 class Gated(nn.Module):

@@ -74,7 +74,7 @@ def safe(state: object) -> bool:
 
 
 def exported(small: nn.Module, whole: nn.Module, example: Tensor) -> tuple[float, float]:
-    """How large the ONNX file of a cut model is beside the whole one's, and how far onnxruntime's output is from torch's."""
+    """The size of a cut model's ONNX file over the whole one's, and how far onnxruntime's output is from torch's."""
     import onnxruntime
 
     sizes, apart = list[int](), 0.0
@@ -127,7 +127,9 @@ def judged(case: Case, cut: Callable[[Case], nn.Module], said: str = "") -> Cell
     if apart > 1e-4:
         if left == case.left:
             return no(f"{sizes}, and the output moves by {apart:.0%}: {WRONG}{said}")
-        return no(f"{sizes}, and the output moves by {apart:.0%}, where {case.left:,} with the same output are possible{said}")
+        return no(
+            f"{sizes}, and the output moves by {apart:.0%}, where {case.left:,} with the same output are possible{said}"
+        )
     if left > case.left:
         return partly(f"{sizes} of {case.left:,} that are possible{said}")
     return Cell("partly" if said else "yes", f"{sizes}, same output{said}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 TOOLS = {  # module here: its name on the page, and what is installed to try it
     "ours": ("fairkern", ()),
     "torch_pruning": ("torch-pruning 1.6.1", ("torch-pruning==1.6.1",)),
-    "modelopt": ("ModelOpt 0.47", ("nvidia-modelopt==0.47.0",)),
+    "modelopt": ("ModelOpt 0.47", ("nvidia-modelopt==0.47.0", "torchprofile==0.0.4")),
     "nncf": ("nncf 3.4", ("nncf==3.4.0",)),
     "torch_prune": ("torch.nn.utils.prune", ()),
 }

@@ -1,10 +1,11 @@
-"""ModelOpt's cells: FastNAS is tried; Minitron and Puzzletron need Megatron or GPUs, and are cited from the package's sources."""
+"""ModelOpt's cells: FastNAS is tried; Minitron and Puzzletron need Megatron or GPUs, and their sources are cited."""
 
 from __future__ import annotations
 
 import tempfile
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from bench.comparison.cases import CASES, Case, chain
-from bench.comparison.cells import Cell, cited, exported, failing, follows, judged, no, parameters, partly, safe, yes
+from bench.comparison.cells import Cell, cited, exported, failing, follows, judged, no, parameters, partly, yes
 
 MINITRON = "modelopt/torch/prune/plugins/mcore_minitron.py of 0.47.0: for Megatron-Core models, "
 PUZZLETRON = "modelopt/torch/puzzletron of 0.47.0 (experimental, GPUs): "
@@ -28,7 +29,7 @@ def smallest(case: Case) -> nn.Module:
     """The smallest that FastNAS finds; it refuses a budget that no subnet meets."""
     whole, share = case.model, case.left / case.whole + 0.01
     while share < 1:
-        error = failing(lambda: cut(replace(case, model=deepcopy(whole)), share=share))
+        error = failing(partial(cut, replace(case, model=deepcopy(whole)), share=share))
         if not error or not error.startswith("ValueError"):
             break
         share += 0.1
@@ -77,13 +78,20 @@ def depth() -> Cell:
 def unstructured() -> Cell:
     model = chain().model
     sparse = mts.sparsify(model, "sparse_magnitude")
-    return yes("`mts.sparsify` put 2:4 masks on " + str(sum("Sparse" in type(m).__name__ for m in sparse.modules())) + " layers")
+    return yes(
+        "`mts.sparsify` put 2:4 masks on "
+        + str(sum("Sparse" in type(m).__name__ for m in sparse.modules()))
+        + " layers"
+    )
 
 
 def signals() -> Cell:
     folder = Path(mtp.__file__).parent / "importance_hooks"
     assert folder.is_dir()
-    return cited("partly", "each mode has its own: FastNAS orders by magnitude, Minitron by activations, Puzzletron has hooks to choose from")
+    return cited(
+        "partly",
+        "each mode has its own: FastNAS goes by magnitude, Minitron by activations, Puzzletron has hooks for it",
+    )
 
 
 def own_signal() -> Cell:
@@ -165,7 +173,10 @@ def _calibrates() -> bool:
 
 
 def sparse_training() -> Cell:
-    return cited("partly", "modelopt/torch/sparsity/weight_sparsity of 0.47.0: masks of 2:4 stay while one trains; nothing towards whole channels")
+    return cited(
+        "partly",
+        "modelopt/torch/sparsity of 0.47.0: masks of 2:4 stay while one trains; nothing towards whole channels",
+    )
 
 
 def distillation() -> Cell:
@@ -208,13 +219,19 @@ def onnx() -> Cell:
 
 
 def checkpoint() -> Cell:
-    error = failing(lambda: mtp.prune(chain().model.state_dict(), mode="fastnas", constraints={"params": "50%"}, dummy_input=chain().example))
+    error = failing(
+        lambda: mtp.prune(
+            chain().model.state_dict(), mode="fastnas", constraints={"params": "50%"}, dummy_input=chain().example
+        )
+    )
     assert error
     return no("`mtp.prune` takes a module; given a state dict it raises " + error)
 
 
 def llm_folder() -> Cell:
-    return cited("yes", "examples/pruning/README.md: Hugging Face folders in and out by way of Megatron-Bridge, on GPUs")
+    return cited(
+        "yes", "examples/pruning/README.md: Hugging Face folders in and out by way of Megatron-Bridge, on GPUs"
+    )
 
 
 def uneven_files() -> Cell:
@@ -230,7 +247,9 @@ def blocks() -> Cell:
 
 
 def report() -> Cell:
-    return cited("partly", "modelopt/torch/nas/autonas.py of 0.47.0: a table of the search space and of the subnet is printed")
+    return cited(
+        "partly", "modelopt/torch/nas/autonas.py of 0.47.0: a table of the search space and of the subnet is printed"
+    )
 
 
 def command_line() -> Cell:

@@ -94,7 +94,11 @@ def untouched() -> Cell:
     nncf.prune(case.model, PruneMode.UNSTRUCTURED_MAGNITUDE_GLOBAL, ratio=0.5, examples_inputs=case.example)
     same = all(torch.equal(a, b) for a, b in zip(case.model.parameters(), chain().model.parameters(), strict=True))
     hooked = "__nncf_hooks" in dict(case.model.named_children())
-    return yes("weights of the given model are what they were") if same and not hooked else no("masks are put on the given model")
+    return (
+        yes("weights of the given model are what they were")
+        if same and not hooked
+        else no("masks are put on the given model")
+    )
 
 
 def compensation() -> Cell:
@@ -118,7 +122,9 @@ def quantisation() -> Cell:
     found = nncf.quantize(case.model, nncf.Dataset([case.example]))
     kinds = [type(layer).__name__ for layer in found.modules() if "Quantizer" in type(layer).__name__]
     assert kinds
-    return yes(f"`nncf.quantize` put {len(kinds)} quantisers into a model; weights of 8 and 4 bits by `compress_weights`")
+    return yes(
+        f"`nncf.quantize` put {len(kinds)} quantisers into a model; weights of 8 and 4 bits by `compress_weights`"
+    )
 
 
 def reload() -> Cell:
@@ -166,4 +172,7 @@ def command_line() -> Cell:
 
 
 def frameworks() -> Cell:
-    return cited("partly", "nncf/openvino and nncf/onnx of 3.4.0: quantises OpenVINO's and ONNX models; pruning takes PyTorch modules")
+    return cited(
+        "partly",
+        "nncf/openvino and nncf/onnx of 3.4.0: quantises OpenVINO's and ONNX models; pruning takes PyTorch modules",
+    )

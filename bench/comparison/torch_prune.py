@@ -37,7 +37,9 @@ def depth() -> Cell:
 
 def unstructured() -> Cell:
     case = chain()
-    prune.global_unstructured([(case.model.layers[0], "weight"), (case.model.layers[3], "weight")], prune.L1Unstructured, amount=0.7)
+    prune.global_unstructured(
+        [(case.model.layers[0], "weight"), (case.model.layers[3], "weight")], prune.L1Unstructured, amount=0.7
+    )
     zero = sum(int((case.model.layers[k].weight == 0).sum()) for k in (0, 3))
     return yes(f"`global_unstructured` set {zero:,} weights of two layers to zero")
 
@@ -59,7 +61,9 @@ def uneven() -> Cell:
     case = chain()
     with torch.no_grad():
         case.model.layers[3].weight.mul_(0.01)
-    prune.global_unstructured([(case.model.layers[0], "weight"), (case.model.layers[3], "weight")], prune.L1Unstructured, amount=0.7)
+    prune.global_unstructured(
+        [(case.model.layers[0], "weight"), (case.model.layers[3], "weight")], prune.L1Unstructured, amount=0.7
+    )
     shares = [float((case.model.layers[k].weight == 0).float().mean()) for k in (0, 3)]
     assert abs(shares[0] - shares[1]) > 0.1, shares
     return yes(f"`global_unstructured`, of single weights: {shares[0]:.0%} and {shares[1]:.0%} of two layers")

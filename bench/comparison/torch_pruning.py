@@ -13,7 +13,20 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from bench.comparison.cases import CASES, Case, chain
-from bench.comparison.cells import Cell, absent, cited, exported, failing, follows, judged, no, parameters, partly, safe, yes
+from bench.comparison.cells import (
+    Cell,
+    absent,
+    cited,
+    exported,
+    failing,
+    follows,
+    judged,
+    no,
+    parameters,
+    partly,
+    safe,
+    yes,
+)
 
 SCRIPT = "examples/LLMs/prune_llm.py of v1.6.1"
 TOLD = "; told which layers make heads, and how many"
@@ -76,7 +89,9 @@ class Mine(tp.importance.Importance):
 
 
 def own_signal() -> Cell:
-    return Cell(judged(chain(), lambda case: cut(case, importance=Mine())).answer, "a subclass of `Importance` was used")
+    return Cell(
+        judged(chain(), lambda case: cut(case, importance=Mine())).answer, "a subclass of `Importance` was used"
+    )
 
 
 def widths(model: nn.Module) -> list[int]:
@@ -103,14 +118,18 @@ def budget_params() -> Cell:
     case = chain()
     left = parameters(cut(case)) / case.whole
     assert abs(left - 0.5) > 0.1
-    return no(f"`pruning_ratio=0.5` is a share of channels, and left {left:.0%} of the parameters; one counts and steps on")
+    return no(
+        f"`pruning_ratio=0.5` is a share of channels, and left {left:.0%} of the parameters; one counts and steps on"
+    )
 
 
 def budget_flops() -> Cell:
     case = chain()
     before = tp.utils.count_ops_and_params(case.model, case.example)[0]
     after = tp.utils.count_ops_and_params(cut(case), case.example)[0]
-    return no(f"`pruning_ratio=0.5` left {after / before:.0%} of the operations; `count_ops_and_params` counts, one steps on")
+    return no(
+        f"`pruning_ratio=0.5` left {after / before:.0%} of the operations; `count_ops_and_params` counts, one steps on"
+    )
 
 
 def budget_latency() -> Cell:
@@ -132,17 +151,26 @@ def new_budget() -> Cell:
     once = len(calls)
     made.step()
     assert len(calls) > once
-    return no(f"every `step()` asks the criterion again ({once} groups, then {len(calls) - once}) of a model that was cut before")
+    return no(
+        f"every `step()` asks the criterion, {once} groups, then {len(calls) - once}, of a model that is cut already"
+    )
 
 
 def reasons() -> Cell:
     case, said = CASES["one_module"](), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), warnings.catch_warnings(record=True) as seen:
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+        warnings.catch_warnings(record=True) as seen,
+    ):
         warnings.simplefilter("always")
         cut(case)
     assert parameters(case.model) == case.whole
     heard = [str(warning.message) for warning in seen]
-    return no("nothing was removed from `nn.MultiheadAttention`, and " + (f"it said: {heard[0][:80]}" if heard else "nothing was said"))
+    return no(
+        "nothing was removed from `nn.MultiheadAttention`, and "
+        + (f"it said: {heard[0][:80]}" if heard else "nothing was said")
+    )
 
 
 def proven() -> Cell:
@@ -164,9 +192,9 @@ def compensation() -> Cell:
     before = case.model.layers[3].weight.detach().clone()
     after = cut(case).layers[3].weight
     assert after.shape[0] < before.shape[0]
-    kept = [row for row in before if any(torch.equal(row[:after.shape[1]], other) for other in after)]
+    kept = [row for row in before if any(torch.equal(row[: after.shape[1]], other) for other in after)]
     assert len(kept) == len(after)
-    return no("weights of the next layer are those of before, to the bit, though each channel that went was half of one that stays")
+    return no("the next layer's weights are those of before, to the bit, though what went was half of what stays")
 
 
 def sparse_training() -> Cell:
@@ -220,7 +248,10 @@ def checkpoint() -> Cell:
 
 
 def llm_folder() -> Cell:
-    return cited("partly", f"{SCRIPT}, a script and not part of the package, ends with `save_pretrained`; its head count is equal in all layers")
+    return cited(
+        "partly",
+        f"{SCRIPT}, no part of the package, ends with `save_pretrained`; heads are as many in all layers",
+    )
 
 
 def uneven_files() -> Cell:

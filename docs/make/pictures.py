@@ -150,7 +150,7 @@ def threshold(axes: Axes, drawn: Drawn, scheme: str) -> None:
     axes.set_yscale("log")
     axes.set(xlabel="share of the layer that goes", ylabel="the next unit costs (loss)", ylim=(1e-9, 1))
     axes.set_title("one threshold for all layers")
-    axes.legend(loc="lower right", ncols=2)
+    axes.legend(loc="upper left", ncols=2)
 
 
 def widths(axes: Axes, drawn: Drawn, scheme: str) -> None:

@@ -112,6 +112,8 @@ def entries_of(data: bytes, path: str | os.PathLike[str], kind: str) -> dict[str
         what = looks_like(data[:BEGIN]) or "not a text file"
         raise ArtefactError(f"{path} is {what}; {wanted(kind)}") from None
     except (ValueError, RecursionError) as error:
+        if data[8:9] == b"{" and (seen := looks_like(data[:BEGIN])):  # tensors behind the length of their header
+            raise ArtefactError(f"{path} is {seen}; {wanted(kind)}") from None
         what = "is empty" if not data.strip() else f"is truncated or not JSON ({error})"
         raise ArtefactError(f"{path} {what}; write the {kind} again") from None
     if not isinstance(content, dict):

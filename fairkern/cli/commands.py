@@ -76,6 +76,7 @@ def apply(arguments: argparse.Namespace) -> Outcome:
     plan = fk.Plan.load(existing(arguments.plan, PLAN))
     scores = fk.Scores.load(existing(arguments.scores, SCORES)) if arguments.scores else None
     given = {"compensate": how, "biases": BIASES[arguments.biases], "scores": scores, "inplace": True}
+    given["progress"] = progress(arguments)
     if arguments.loader:
         given |= {"loader": named(arguments.loader), "loss_fn": loss(arguments), "inplace": False}
     small = fk.apply(placed(arguments, arguments.model), plan, **given)

@@ -91,8 +91,8 @@ def make(build: Build, said: str, *, trust: bool, most: int) -> nn.Module:
 
 
 def _without_values(make_it: Callable[[], Any]) -> Any:
-    """With parameters on meta, and buffers as ever; whole, where the code asks parameters for values meanwhile (some run
-    themselves once), or makes of them what no file has."""
+    """With parameters on meta, and buffers as ever; whole, where the code asks parameters for values meanwhile (some
+    run themselves once), or makes of them what no file has."""
     with contextlib.suppress(NotImplementedError, RuntimeError), parameters_on_meta():
         made = make_it()
         if not isinstance(made, nn.Module) or not any(tensor.is_meta for tensor in not_saved(made).values()):

@@ -105,6 +105,7 @@ def refit(
                 made[correction.axis] = correction
                 fold_whole(model, changed, cuts, correction)
                 told(k + 1, len(readers), "compensating")
+            told(len(readers), len(readers), "compensating")  # where nothing has changed, nothing is refitted
         if finish is not None:
             finish(changed)
     return list(made.values())

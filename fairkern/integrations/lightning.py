@@ -22,10 +22,12 @@ from torch.utils.data import DataLoader
 from fairkern import artefacts, options
 from fairkern.allocate import refuse_unknown
 from fairkern.checks import check_data
+from fairkern.compensate import Compensation
 from fairkern.errors import ArtefactError, InputError
-from fairkern.integrations.optimizers import Gained, cut_in_place
+from fairkern.integrations.optimizers import Followed, Gained, cut_in_place
+from fairkern.interrupts import interrupts_wait, undivided
 from fairkern.pruning import PruningOptions, prune
-from fairkern.pruning.options import KEYWORDS, planned
+from fairkern.pruning.options import KEYWORDS, check_steps, planned
 from fairkern.results import PathLike, Plan, Report
 
 try:
@@ -44,7 +46,7 @@ __all__ = ["Prune", "restore"]
 ENTRY = "fairkern"  # of a checkpoint: every cut that the module has had
 CUTS = "_fairkern_cuts"  # the same, on the module
 _OWN = ("keep_scores", "inplace", "ranks", "latency")  # options of `prune` that have no meaning here
-_LEFT = ("tod", "keep_params", "keep_flops", "keep_latency", "drop")
+_TARGETS = ("tod", "keep_params", "keep_flops", "keep_latency", "drop")
 
 
 class Prune(Callback):
@@ -87,7 +89,10 @@ class Prune(Callback):
         allowed = [name for name in KEYWORDS if name not in _OWN]
         refuse_unknown("Prune()", options_of_prune, PruningOptions.__annotations__, allowed)
         check_data(() if loader is None else loader, loss_fn)
-        planned(options_of_prune, *(options_of_prune.get(name) for name in _LEFT))
+        _, target, _ = planned(options_of_prune, *(options_of_prune.get(name) for name in _TARGETS))
+        check_steps(options.whole("iterations", options_of_prune.get("iterations", 1), 1), target, None, ())
+        if options_of_prune.get("compensate") is not None:
+            options.choose(Compensation, "compensate", options_of_prune["compensate"])
         self.epoch = options.whole("epoch", epoch, 0)
         self.network = options.instance("network", network, str, "the path of a module, such as 'net'")
         self.batches = None if batches is None else options.whole("batches", batches, 1)
@@ -127,19 +132,26 @@ class Prune(Callback):
         _check_averages(getattr(trainer, "callbacks", ()), pl_module, network)
         data = self._data(trainer, pl_module)
         small, report = prune(network, data, self._loss_fn, **{"progress": False, **self._options})
-        assert report.plan is not None
-        followed = cut_in_place(network, report.plan, trainer.optimizers, like=small)
-        self.plan, self.report = report.plan, report
-        _note(pl_module, self.network, report.plan, Gained.of(small, report.plan))
-        if followed.added:
-            _take_in(trainer)
+        with interrupts_wait():
+            followed = undivided(partial(self._cut, trainer, pl_module, small, report))
         if followed.anew:
+            names = [f"{self.network}.{name}".lstrip(".") for name in followed.anew]
             rank_zero_warn(
-                f"the optimizer's state of {options.several(list(followed.anew))} has another shape than the "
+                f"the optimizer's state of {options.several(names)} has another shape than the "
                 "parameter, so that it cannot be cut with it: it starts anew"
             )
         before, after = report.before["params"], report.after["params"]
         rank_zero_info(f"pruned before epoch {trainer.current_epoch}: {before:,} → {after:,} parameters")
+
+    def _cut(self, trainer: Trainer, module: LightningModule, small: nn.Module, report: Report) -> Followed:
+        """The module is cut, knows it, and is trained by optimizers that hold all of it."""
+        assert report.plan is not None
+        followed = cut_in_place(_part(module, self.network), report.plan, trainer.optimizers, like=small)
+        self.plan, self.report = report.plan, report
+        _note(module, self.network, report.plan, Gained.of(small, report.plan))
+        if followed.added:
+            _take_in(trainer)
+        return followed
 
     def _data(self, trainer: Trainer, module: LightningModule) -> list[Any] | Iterable[Any]:
         """Batches as the module gets them in training. What is drawn for it is drawn beside the run."""
@@ -226,12 +238,17 @@ def _follow(module: LightningModule, cuts: Sequence[Mapping[str, Any]], where: s
             plan = Plan.of(artefacts.read_plan_text(cut["plan"], f"the plan in {where}"))
         except (KeyError, TypeError, AttributeError):
             raise ArtefactError(f"{where} has an entry {ENTRY!r} that Prune did not write") from None
-        part, gained = _part(module, network), Gained(biases, flags)
-        cut_in_place(part, plan)
-        gained.give(part, plan)
-        _note(module, network, plan, gained)
+        with interrupts_wait():
+            undivided(partial(_cut_again, module, network, plan, Gained(biases, flags)))
         plans.append(plan)
     return plans
+
+
+def _cut_again(module: LightningModule, network: str, plan: Plan, gained: Gained) -> None:
+    part = _part(module, network)
+    cut_in_place(part, plan)
+    gained.give(part, plan)
+    _note(module, network, plan, gained)
 
 
 def _part(module: nn.Module, path: str) -> nn.Module:

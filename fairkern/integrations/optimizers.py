@@ -24,6 +24,8 @@ from fairkern.plans.renaming import Renaming
 from fairkern.surroundings import stage
 from fairkern.types import ConfigChange, Plan
 
+__all__ = ["Followed", "cut_in_place"]
+
 
 @dataclass(frozen=True)
 class Followed:

@@ -13,7 +13,6 @@ from typing_extensions import Unpack
 from fairkern import capture, report, types
 from fairkern.allocate import refuse_unknown
 from fairkern.capture.batches import first_batch, head
-from fairkern.capture.settings import WHOLE
 from fairkern.checks import RUN, check_data, check_model, check_more
 from fairkern.compensate import Compensation
 from fairkern.compensate.intercepts import Biases
@@ -21,12 +20,13 @@ from fairkern.errors import InputError
 from fairkern.evaluating import Evaluate, check_evaluate
 from fairkern.model.in_use import at_work
 from fairkern.model.sharded import processes_of
-from fairkern.options import UNITS, choose, flag, function, instance, names, place, whole
+from fairkern.options import UNITS, choose, flag, instance, names, whole
 from fairkern.prove import check_values
 from fairkern.pruning.options import (
     KEYWORDS,
     PruningOptions,
     check_method,
+    check_scoring,
     check_steps,
     check_traced,
     fit_together,
@@ -141,20 +141,16 @@ def prune(
     check_steps(iterations, target, latency, loader)
     method = None if compensate is None else choose(Compensation, "compensate", compensate)
     scoring: dict[str, Any] = {name: value for name, value in options.items() if name not in planning}
-    show = report.shown(scoring.pop("progress", True)) if team.first else False
+    shown = report.shown(scoring.pop("progress", True))
+    show = shown if team.first else False
     given = scoring.pop("units", None)
     if given is not None:
         instance("units", given, types.UnitMap, UNITS)
         check_traced(given, iterations, more, depth)
         unused, depth = unused or given.unused, depth or given.depth
-    if not isinstance(scoring.get("keep_moments", True), bool):
-        scoring["keep_moments"] = place("keep_moments", scoring["keep_moments"])
-    if scoring.get("memory_budget") is not None:
-        scoring["memory_budget"] = whole("memory_budget", scoring["memory_budget"], 1, WHOLE)
+    check_scoring(scoring)
     check_method(method, scoring, loader, inplace)
     samples_of = scoring.get("samples_of")
-    if samples_of is not None:
-        function("samples_of", samples_of, "a function of a batch")
     with at_work(model, "prune()"):
         first, batches = first_batch(loader)
         known = partial(capture.labelled, first, model, samples_of)

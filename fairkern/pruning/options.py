@@ -11,9 +11,10 @@ from torch import Tensor
 from fairkern import types
 from fairkern.allocate import Allocation, Planning, PlanningOptions, Target, parse_target
 from fairkern.allocate.signals import ACTIVATION, RESIDUAL
+from fairkern.capture.settings import WHOLE
 from fairkern.compensate import Compensation
 from fairkern.errors import InputError
-from fairkern.options import TABLE, flag, instance
+from fairkern.options import TABLE, flag, function, instance, place, whole
 from fairkern.report import Shown
 from fairkern.results import PathLike
 
@@ -104,6 +105,16 @@ def fit_together(
 
 def _is(given: Any, name: str) -> bool:
     return isinstance(given, str) and given == name
+
+
+def check_scoring(scoring: dict[str, Any]) -> None:
+    """Of the options of `score` those that are read before it is called, in the form in which they are read."""
+    if not isinstance(scoring.get("keep_moments", True), bool):
+        scoring["keep_moments"] = place("keep_moments", scoring["keep_moments"])
+    if scoring.get("memory_budget") is not None:
+        scoring["memory_budget"] = whole("memory_budget", scoring["memory_budget"], 1, WHOLE)
+    if scoring.get("samples_of") is not None:
+        function("samples_of", scoring["samples_of"], "a function of a batch")
 
 
 def check_method(method: Compensation | None, scoring: Mapping[str, Any], loader: Iterable[Any], inplace: bool) -> None:

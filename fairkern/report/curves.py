@@ -11,10 +11,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fairkern.errors import InputError
-from fairkern.report.pictures import _INK as INK
-from fairkern.report.pictures import _matplotlib, save_figure
-from fairkern.report.pictures import _style as style
-from fairkern.report.tables import _table as table
+from fairkern.report.pictures import INK, new_figure, save_figure, style
+from fairkern.report.tables import titled
 from fairkern.report.wording import LABELS, measure
 from fairkern.types import FloatArray
 
@@ -44,7 +42,7 @@ def curve_table(rows: Rows, before: Mapping[str, float], measures: Sequence[str]
         of = f", mean ± deviation of {seeds} seeds" if seeds > 1 else ""
         heading = f"{LABELS.get(name, name)} by {by}{of}; whole model: {measure(name, before.get(name))}"
         for first in range(0, len(budgets), _ABREAST):
-            made = table(f"{title}\n{heading}")
+            made = titled(f"{title}\n{heading}")
             made.add_column("method", overflow="fold")
             for budget in budgets[first : first + _ABREAST]:
                 made.add_column(f"{budget:g}", justify="right", no_wrap=True)
@@ -70,17 +68,14 @@ def draw_curves(rows: Rows, before: Mapping[str, float], measures: Sequence[str]
     """
     if not rows or not measures:
         raise InputError("there are no rows with a measure to draw")
-    figure_class: Any = _matplotlib()[0]
-    figure = figure_class(figsize=(4.6 * len(measures) + 2.4, 4.4), dpi=130, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    figure: Figure = new_figure((4.6 * len(measures) + 2.4, 4.4))
     axes = figure.subplots(1, len(measures), squeeze=False)[0]
     for place, name in zip(axes, measures, strict=True):
         _draw(place, rows, before, name)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
     figure.suptitle(title, fontsize=12, color=INK, x=0.012, ha="left", fontweight="bold")
-    drawn: Figure = figure
-    return drawn
+    return figure
 
 
 def _draw(axes: Axes, rows: Rows, before: Mapping[str, float], name: str) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK, _FAINT, _KEPT, _REMOVED = "#222222", "#dddddd", "#8aa4bd", "#d1495b"
+INK, _FAINT, _KEPT, _REMOVED = "#222222", "#dddddd", "#8aa4bd", "#d1495b"
 _MOST_LABELS = 100
 _FLOOR = 1e-3  # of the group's median: where the log axes of the scatter end
 
@@ -31,15 +31,14 @@ def draw(scores: Scores, plan: Plan) -> Figure:
     `plan` was made from `scores`. A figure of its own: matplotlib's backend and pyplot are not touched.
     Raises InputError when matplotlib is missing, or when the scores do not belong to the plan.
     """
-    figure_class, colormap, normalise, mappable = _matplotlib()
+    _, colormap, normalise, mappable = _matplotlib()
     removal, protect = (signal_of(scores, plan, signal_name(plan, role), role) for role in ("removal", "protect"))
     found = decided(scores, plan)
     if found is None or not any(len(curve) for curve in found.curves):  # of what decided there is nothing to see
         found = tolerances(scores, plan)
     rows = len(plan.groups)
     height = float(np.clip(0.24 * rows + 1.8, 6.8, 14.0))
-    figure = figure_class(figsize=(13.0, height), dpi=130, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    figure = new_figure((13.0, height))
     grid = figure.add_gridspec(2, 2, width_ratios=(1.0, 1.45))
     left, upper, lower = (figure.add_subplot(grid[place]) for place in (np.s_[:, 0], np.s_[0, 1], np.s_[1, 1]))
     shade = colormap("viridis")
@@ -50,11 +49,11 @@ def draw(scores: Scores, plan: Plan) -> Figure:
         bar = figure.colorbar(mappable(norm=normalise(0, 1 / 0.92), cmap=shade), ax=upper, pad=0.015, aspect=30)
         bar.ax.set_ylim(0, 1)
         bar.set_ticks([0, 1], labels=["first", "last"])
-        bar.set_label("group", labelpad=-14, color=_INK, fontsize=9)
-        bar.ax.tick_params(length=0, labelsize=9, labelcolor=_INK)
+        bar.set_label("group", labelpad=-14, color=INK, fontsize=9)
+        bar.ax.tick_params(length=0, labelsize=9, labelcolor=INK)
         bar.outline.set_visible(False)
     _scatter(lower, plan, removal, protect)
-    figure.suptitle(_title(plan), fontsize=12, color=_INK, x=0.012, ha="left", fontweight="bold")
+    figure.suptitle(_title(plan), fontsize=12, color=INK, x=0.012, ha="left", fontweight="bold")
     return figure
 
 
@@ -74,6 +73,13 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path} ends in .{kind}; expected one of {', '.join(sorted(known))}")
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind)
+
+
+def new_figure(size: tuple[float, float]) -> Any:
+    """A figure of its own, of so many inches. Raises InputError where matplotlib is missing."""
+    figure = _matplotlib()[0](figsize=size, dpi=130, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    return figure
 
 
 def _matplotlib() -> Any:
@@ -128,12 +134,12 @@ def _rates(axes: Axes, groups: Sequence[PlanGroup], classes: Mapping[str, str]) 
                 va="center",
                 ha="left",
                 fontsize=size - 1,
-                color=_INK,
+                color=INK,
             )
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("units removed, %")
-    _style(axes, "What goes from each group", grid="none")
+    style(axes, "What goes from each group", grid="none")
     axes.tick_params(axis="y", length=0)
 
 
@@ -168,7 +174,7 @@ def _curves(axes: Axes, plan: Plan, found: Decided, colours: Sequence[Any]) -> N
     axes.set_xlabel("units removed, %")
     axes.set_ylabel("ToD (share)" if found.tolerance else found.unit)
     axes.tick_params(axis="y", labelsize=9)
-    _style(axes, f"{found.what[0].upper()}{found.what[1:]}\ndots: what goes{dashes}")
+    style(axes, f"{found.what[0].upper()}{found.what[1:]}\ndots: what goes{dashes}")
 
 
 def _scatter(axes: Axes, plan: Plan, removal: Sequence[FloatArray], protect: Sequence[FloatArray]) -> None:
@@ -198,7 +204,7 @@ def _scatter(axes: Axes, plan: Plan, removal: Sequence[FloatArray], protect: Seq
         least = f" (0 at {_FLOOR:g})" if (values <= _FLOOR).any() else ""
         write(f"{name}, in medians of the group{least}")
     stays = " (high stays)" if plan.request.get("allocation", "tod") == "tod" else ""
-    _style(axes, f"Every unit: {first} (low goes first) against {second}{stays}")
+    style(axes, f"Every unit: {first} (low goes first) against {second}{stays}")
     scale = (30 / size) ** 0.5
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -217,8 +223,8 @@ def _logarithmic(axes: Axes, which: str, values: FloatArray) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _style(axes: Axes, title: str, grid: str = "both") -> None:
-    axes.set_title(title, loc="left", fontsize=10.5, color=_INK, pad=6)
+def style(axes: Axes, title: str, grid: str = "both") -> None:
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK, pad=6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -226,10 +232,10 @@ def _style(axes: Axes, title: str, grid: str = "both") -> None:
     if grid != "none":
         axes.grid(True, axis="both", color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, width=0.6)
+    axes.tick_params(colors=INK, width=0.6)
     axes.tick_params(axis="x", labelsize=9)
-    axes.xaxis.label.set(color=_INK, fontsize=9.5)
-    axes.yaxis.label.set(color=_INK, fontsize=9.5)
+    axes.xaxis.label.set(color=INK, fontsize=9.5)
+    axes.yaxis.label.set(color=INK, fontsize=9.5)
 
 
 def _shortened(names: Sequence[str], longest: int = 34) -> list[str]:

@@ -55,7 +55,7 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     parts: list[RenderableType] = []
     prunable = units.prunable
     total = sum(units.groups[g].total for g in prunable)
-    can = _table(f"{units.model}: {groups_said(len(prunable))}, {whole(total)} units that can be cut")
+    can = titled(f"{units.model}: {groups_said(len(prunable))}, {whole(total)} units that can be cut")
     longest = max((len(units.groups[g].name) for g in prunable), default=0)
     can.add_column("group", overflow="fold", no_wrap=longest <= _NAME)
     can.add_column("kind", overflow="fold")
@@ -81,7 +81,7 @@ def explain_table(units: UnitMap, per_unit_params: Sequence[float], per_unit_flo
     parts.append(can if prunable else Text(f"{units.model}: no group can be cut\n", style="bold"))
     frozen = [group for group in units.groups if group.frozen is not None]
     if frozen:
-        stays = _table(f"{groups_said(len(frozen))} frozen")
+        stays = titled(f"{groups_said(len(frozen))} frozen")
         for name in ("group", "kind"):
             stays.add_column(name, overflow="fold")
         stays.add_column("units", justify="right", no_wrap=True)
@@ -121,7 +121,7 @@ def report_table(report: Report) -> RenderableType:
     """A report: measures before, after and healed, a row per group, kinds of units of which none went, who can load
     what is left, seconds per stage, and what was chosen automatically."""
     parts: list[RenderableType] = []
-    measures = _table(report.title)
+    measures = titled(report.title)
     measures.add_column("", no_wrap=True)
     later = {"one shot": "after", "healed": "healed"} if report.healed else {"after": "after"}
     for name in ("before", *(column for when in later for column in (when, "change"))):
@@ -148,7 +148,7 @@ def report_table(report: Report) -> RenderableType:
     apart = ("left_alone", "serves", "through_zero")
     choices = {name: value for name, value in report.choices.items() if name not in apart}
     if report.stages:
-        stages = _table("time")
+        stages = titled("time")
         stages.add_column("stage", no_wrap=True)
         stages.add_column("seconds", justify="right", no_wrap=True)
         for name, seconds in report.stages.items():
@@ -160,7 +160,7 @@ def report_table(report: Report) -> RenderableType:
         ("versions", report.versions),
     ):
         if entries:
-            listed = _table(title, header=False)
+            listed = titled(title, header=False)
             listed.add_column("", no_wrap=True)
             listed.add_column("", overflow="fold")
             for name, value in entries.items():
@@ -173,7 +173,7 @@ def report_table(report: Report) -> RenderableType:
 def _rows_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """Columns in the order of the rows' keys; what is neither a number nor a word (curves) is left out."""
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if plain(row.get(key) for row in rows)]
-    table = _table(title)
+    table = titled(title)
     for key in keys:
         words = any(isinstance(row.get(key), str) for row in rows)
         table.add_column(
@@ -189,7 +189,7 @@ def _serves_table(serves: Mapping[str, str]) -> Table:
     told: dict[str, list[str]] = {}
     for server, answer in serves.items():
         told.setdefault(answer, []).append(server)
-    table = _table("what is left can be loaded by", header=False)
+    table = titled("what is left can be loaded by", header=False)
     table.add_column("", no_wrap=True)
     table.add_column("", overflow="fold")
     for answer, servers in told.items():
@@ -206,7 +206,7 @@ def _axes_table(frozen: Sequence[FrozenAxis]) -> Table:
         reason = item.reason.removesuffix(f" in {module}") if module else item.reason
         count[reason] += 1
         example.setdefault(reason, item)
-    table = _table(f"{len(frozen)} axes stay")
+    table = titled(f"{len(frozen)} axes stay")
     table.add_column("axes", justify="right", no_wrap=True)
     table.add_column("because it", overflow="fold")
     table.add_column("for example", overflow="fold")
@@ -218,7 +218,7 @@ def _axes_table(frozen: Sequence[FrozenAxis]) -> Table:
     return table
 
 
-def _table(title: str, header: bool = True) -> Table:
+def titled(title: str, header: bool = True) -> Table:
     return Table(
         title=Text(title, style="bold"),
         title_justify="left",

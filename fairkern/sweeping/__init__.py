@@ -28,7 +28,7 @@ from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values
 from fairkern.pruning.cutter import Cutter
-from fairkern.pruning.options import PruningOptions, check_method, check_traced, fit_together
+from fairkern.pruning.options import PruningOptions, check_method, check_scoring, check_traced, fit_together
 from fairkern.pruning.rows import row, shares
 from fairkern.ranks import Ranks, RanksLike, entered, shared
 from fairkern.results import Plan, Scores, UnitMap
@@ -126,13 +126,14 @@ def sweep(
             f"{len(numbers)} seeds iterate the loader once each, and this one can be iterated once only; give a "
             "re-iterable loader, or one seed"
         )
+    check_scoring(scoring)
     check_method(method, scoring, loader, inplace=False)
     given, samples_of = scoring.pop("units", None), scoring.get("samples_of")
-    if given is not None:
-        instance("units", given, types.UnitMap, UNITS)
-        check_traced(given, 1, more, depth)
     tracing: dict[str, Any] = {"more": check_more(more), "unused": names("unused", unused, "['mask_token']")}
     tracing["depth"] = flag("depth", depth)
+    if given is not None:
+        instance("units", given, types.UnitMap, UNITS)
+        check_traced(given, 1, more, tracing["depth"])
     show = report.shown(scoring.get("progress", True)) if team.first else False
     given_biases = Biases.given(biases)
     with at_work(model, "sweep()"):

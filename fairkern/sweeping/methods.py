@@ -99,7 +99,7 @@ def _of_name(where: str, name: str) -> dict[str, Any]:
         return {"removal": name} if kind is None else {"allocation": kind.value, "removal": name}
     known = [DEFAULT, Allocation.TOD.value, *SIGNALS, *(f"{a}-{s}" for a in kinds for s in SIGNALS)]
     raise InputError(
-        f"{where}={name!r} is no method; there are 'default', 'tod', the signals {', '.join(SIGNALS)}, and these with "
+        f"{where}={name!r} is no method; expected 'default', 'tod', the signals {', '.join(SIGNALS)}, and these with "
         f"an allocation before ({', '.join(kinds)}), as 'uniform-l1'{meant(name, known)}"
     )
 

@@ -34,6 +34,7 @@ class Sweep:
 
     @property
     def methods(self) -> tuple[str, ...]:
+        """In the order in which they were given."""
         return tuple(dict.fromkeys(row["method"] for row in self.rows))
 
     @property
@@ -43,6 +44,7 @@ class Sweep:
 
     @property
     def seeds(self) -> tuple[int, ...]:
+        """Those of scoring, in the order in which they were given."""
         return tuple(dict.fromkeys(row["seed"] for row in self.rows))
 
     @property

@@ -263,9 +263,9 @@ def test_weights_are_not_scores(metadata: dict | None, tmp_path: Path) -> None:
 def test_one_kind_is_not_the_other(tmp_path: Path) -> None:
     save_plan(some_plan(), tmp_path / "plan")
     save_scores(some_scores(), tmp_path / "scores")
-    with pytest.raises(ArtefactError, match="not a safetensors file"):
+    with pytest.raises(ArtefactError, match="is a fairkern plan; expected fairkern scores"):
         load_scores(tmp_path / "plan")
-    with pytest.raises(ArtefactError, match=r"not a text file|not JSON"):
+    with pytest.raises(ArtefactError, match="is fairkern scores; expected a fairkern plan"):
         load_plan(tmp_path / "scores")
 
 

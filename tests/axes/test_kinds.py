@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -117,3 +118,18 @@ def test_a_value_that_all_heads_have_is_no_head() -> None:
     assert [(g.name, g.kind, g.units) for g in units.groups if "attention" in g.name] == [
         (f"blocks.{i}.attention.v", "neuron", 2) for i in range(2)
     ]
+
+
+def test_groups_that_are_named_by_a_number_have_the_class_of_their_module(tmp_path) -> None:
+    torch.manual_seed(0)
+    stem = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2), nn.ReLU())
+    model = nn.Sequential(OrderedDict(features=stem, flat=nn.Flatten(), head=nn.Linear(4 * 49, 3))).eval()
+    units = fk.trace(model, torch.randn(2, 1, 8, 8))
+    assert units.classes == {"features.0": "Conv2d", "features.2": "ConvTranspose2d"}
+    scores = fk.score(model, [(torch.randn(6, 1, 8, 8), torch.arange(6) % 3)], nn.CrossEntropyLoss(), units=units)
+    scores.save(tmp_path / "scores.safetensors")
+    again = fk.Scores.load(tmp_path / "scores.safetensors")
+    assert again.units.classes == units.classes
+    plan = again.plan(drop={"channel": 1})
+    assert [row["module"] for row in fk.summarise(plan, scores=again).groups] == ["Conv2d", "ConvTranspose2d"]
+    assert not any("module" in row for row in fk.summarise(plan).groups), "a plan by itself does not know"

@@ -50,7 +50,7 @@ def test_a_rule_that_comes_after_a_trace_is_heard(monkeypatch: pytest.MonkeyPatc
             return self.second(torch.ops.rules_test.lately(self.first(x)))
 
     model, x = Model().eval(), torch.randn(2, 3)
-    with pytest.raises(fk.InputError, match="no rule for rules_test.lately.default; "):
+    with pytest.raises(fk.InputError, match=r"no rule for rules_test\.lately\.default; "):
         fk.trace(model, x)
     monkeypatch.setitem(registry._rules, "rules_test::lately", elementwise.pointwise)
     assert [group.units for group in fk.trace(model, x).groups] == [6]

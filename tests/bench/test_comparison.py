@@ -1,4 +1,4 @@
-"""The comparison's cells: the models are what they say, a cut is judged rightly, and what runs here gives what the page says."""
+"""The comparison: models are what they say, a cut is judged rightly, and what runs here gives what the page says."""
 
 from __future__ import annotations
 

@@ -40,5 +40,5 @@ def test_downloads_are_told_apart_and_the_rest_has_no_network(tmp_path: Path, mo
 def test_what_fails_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failed = SimpleNamespace(returncode=1, stdout="out", stderr="no such thing")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
-    with pytest.raises(SystemExit, match="clone failed:(?s:.*)no such thing"):
+    with pytest.raises(SystemExit, match=r"clone failed:(?s:.*)no such thing"):
         first_run.stages(tmp_path)

@@ -15,6 +15,11 @@ def model():
 made = model()
 
 
+def wide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 3))
+
+
 class TwoWays(nn.Module):
     def __init__(self):
         super().__init__()

@@ -433,6 +433,49 @@ def test_a_detector_with_the_batches_of_its_own_loop(capsys: pytest.CaptureFixtu
     assert main(["report", "parts:detector", "small/plan.json", "parts:images"]) == 0
 
 
+def test_latency_tables_are_solved_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "parts:wide", "parts:loader", LOSS, "--gram", "--out", "s", "--quiet"]) == 0
+    assert main(["latency", "parts:wide", "parts:inputs", "--out", "t.json", "--quiet"]) == 0
+    table = fk.LatencyTable.load("t.json")
+    table.save("again.json")
+    assert (here / "again.json").read_text() == (here / "t.json").read_text()
+    capsys.readouterr()
+    plan = ["plan", "s", "--keep-params", "50%", "--latency", "t.json", "--out", "p.json"]
+    assert main(plan) == 0
+    said = capsys.readouterr().err
+    result = fk.Plan.load("p.json").result
+    after = fk.Scores.load("s").plan(keep_params=0.5, latency=table).result["latency_after_ms"]
+    assert result["latency_after_ms"] == after
+    assert f"({after / table.whole:.1%} kept), predicted" in said
+    share = str(after / table.whole)
+    assert main(["plan", "s", "--keep-latency", share, "--latency", "t.json", "--out", "p.json"]) == 0
+    assert fk.Plan.load("p.json").result["latency_after_ms"] <= after
+    small = ["prune", "parts:wide", "parts:loader", LOSS, "--keep-latency", share, "--latency", "t.json", "--out", "o"]
+    assert main([*small, "--quiet"]) == 0
+    assert fk.Plan.load("o/plan.json").request["keep_latency"] == float(share)
+
+
+def test_a_function_is_told_how_far_it_is() -> None:
+    told: list[tuple[int, int | None, str]] = []
+    model, loader = named("parts:model"), named("parts:loader")
+    _, report = fk.prune(model, loader, nn.CrossEntropyLoss(), keep_params=0.6, progress=lambda *a: told.append(a))
+    stages = list(dict.fromkeys(stage for *_, stage in told))
+    assert stages[:3] == ["tracing", "scoring", "ordering units"]
+    assert told[-1][2] == "measuring latency"
+    layers = [(done, total) for done, total, stage in told if stage == "compensating"]
+    assert layers[0] == (0, 3)
+    assert layers[-1] == (3, 3)
+    assert layers == sorted(layers)
+    told.clear()
+    scores = fk.score(model, loader, nn.CrossEntropyLoss(), gram=True, progress=False)
+    assert not told
+    how = {"scores": scores, "loader": loader, "loss_fn": nn.CrossEntropyLoss()}
+    fk.apply(model, report.plan, compensate="joint", **how, progress=lambda *a: told.append(a))
+    assert {stage for *_, stage in told} == {"compensating", "fitting all layers together"}
+    with pytest.raises(fk.InputError, match="progress='yes' is a str; expected True, False or a function"):
+        fk.score(model, loader, nn.CrossEntropyLoss(), progress="yes")
+
+
 def test_functions_of_a_batch_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["score", "parts:model", "parts:loader_of_soft_targets", LOSS, "--quiet", "--out", "scores.safetensors"]
     assert main(command) == 2

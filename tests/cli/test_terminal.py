@@ -226,6 +226,17 @@ def test_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "cannot write to standard output: No space left on device" in capsys.readouterr().err
 
 
+def test_of_several_processes_one_speaks_of_misspelt_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in ((0, 1), (1, 0)):
+        monkeypatch.setenv("RANK", str(rank))
+        assert main(["prune", "--keep-parms", "0.5", "--json"]) == 2
+        out, err = capsys.readouterr()
+        assert out.count("\n") == err.count("\n") == lines
+
+
 # terminals
 
 

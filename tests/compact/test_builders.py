@@ -15,6 +15,7 @@ from fairkern.compact import builders
 from fairkern.model.tensors import not_saved
 from fairkern.types import Build
 from tests.artefacts.edited import edit_json
+from tests.compact import nets
 
 IDS = {"input_ids": torch.arange(16).reshape(2, 8)}
 SIZES = {"vocab_size": 32, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -228,3 +229,14 @@ def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(builders.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(fk.InputError, match="is one of timm, which is not installed"):
         builders.make(Build("timm:resnet18"), "it says", trust=False, most=1000)
+
+
+def test_a_function_that_makes_something_else_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torchvision's detectors do (their norms are frozen ones where weights are taken): it is then a callable."""
+    pytest.importorskip("torchvision")
+    monkeypatch.setattr(builders, "own_name", lambda function: "torchvision:squeezenet1_1")
+    x = torch.randn(5, 6)
+    small = saved(nets.net(), x, tmp_path / "small", build="tests.compact.nets:net")
+    with pytest.raises(fk.InputError, match=r"by calling tests\.compact\.nets:net"):
+        fk.load_pruned(tmp_path / "small")
+    assert torch.equal(fk.load_pruned(tmp_path / "small", trust=True)(x), small(x))

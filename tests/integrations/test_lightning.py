@@ -6,6 +6,7 @@ import copy
 import logging
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -267,7 +268,9 @@ def test_options_are_looked_at_when_it_is_made() -> None:
         Prune(loss_fn, keep_params=0.5, inplace=True)
     for options in ({}, {"keep_params": 2.0}, {"keep_params": 0.5, "tod": 0.1}, {"keep_params": 0.5, "epoch": -1},
                     {"keep_params": 0.5, "batches": 0}, {"keep_params": 0.5, "network": 3},
-                    {"keep_params": 0.5, "round_to": 0}, {"keep_params": 0.5, "loader": 3}):  # fmt: skip
+                    {"keep_params": 0.5, "round_to": 0}, {"keep_params": 0.5, "compensate": "much"},
+                    {"keep_params": 0.5, "iterations": 0}, {"tod": 0.1, "iterations": 2},
+                    {"keep_params": 0.5, "loader": 3}):  # fmt: skip
         with pytest.raises(fk.InputError):
             Prune(loss_fn, **options)
     with pytest.raises(fk.InputError, match="loss_fn"):
@@ -290,6 +293,30 @@ def test_what_a_run_cannot_bear_is_refused() -> None:
         trainer(1, Prune(loss_fn, network="net", keep_params=0.5)).fit(Classifier(), Once())
     with pytest.raises(fk.InputError, match="several loaders"):
         trainer(1, Prune(loss_fn, network="net", keep_params=0.5)).fit(Classifier(), {"a": data(), "b": data()})
+
+
+def test_several_processes_and_wrapped_modules_are_refused() -> None:
+    module, made = Classifier(), Prune(loss_fn, network="net", keep_params=0.5)
+    many: Any = SimpleNamespace(callbacks=[made], world_size=2)
+    with pytest.raises(fk.InputError, match="this trainer runs 2"):
+        made.setup(many, module, "fit")
+    wrapped: Any = SimpleNamespace(current_epoch=0, strategy=SimpleNamespace(model=nn.Sequential(module)))
+    with pytest.raises(fk.InputError, match="SimpleNamespace wraps the module in a Sequential"):
+        made.on_train_epoch_start(wrapped, module)
+
+
+class Adafactor(Classifier):
+    """A row and a column for every matrix."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adafactor(self.parameters(), lr=0.01)
+
+
+def test_state_that_cannot_be_cut_is_said() -> None:
+    module = Adafactor()
+    with pytest.warns(UserWarning, match=r"state of net\.0\.weight.* starts anew"):
+        trainer(2, Prune(loss_fn, network="net", epoch=1, keep_params=0.5)).fit(module, data())
+    assert module.net[0].out_features < 16
 
 
 class Once:

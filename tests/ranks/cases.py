@@ -322,3 +322,19 @@ def commanded(group: Any, folder: str, arguments: list[str]) -> tuple[int, str]:
         sys.path.remove(folder)
         for name in ("RANK", "WORLD_SIZE"):
             del os.environ[name]
+
+
+def swept(group: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], int]:
+    """Rows of a sweep, and of the budgets that `prune` tried, without their seconds; and how often was evaluated."""
+    model, batches, calls = net(), data(), [0]
+    units = unproven(model, batches)
+
+    def evaluate(small: nn.Module) -> Tensor:
+        calls[0] += 1
+        return CROSS_ENTROPY(small(batches[0][0]), batches[0][1])
+
+    how: dict[str, Any] = {"units": units, "evaluate": evaluate, "ranks": group, "progress": False}
+    found = fk.sweep(model, batches, CROSS_ENTROPY, budgets=(0.8, 0.5), methods=["tod", "residual"], **how)
+    _, report = fk.prune(model, batches, CROSS_ENTROPY, keep_params=0.5, budgets=(0.8,), **how)
+    rows, curve = ([{**row, "seconds": 0.0} for row in made] for made in (found.rows, report.curve))
+    return rows, curve, calls[0]

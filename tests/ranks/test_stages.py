@@ -130,3 +130,12 @@ def test_running_statistics_are_those_of_all_batches(processes: Processes, sizes
     (whole,) = run(processes, ONE, cases.recalibrated, sizes)
     for found in run(processes, None, cases.recalibrated, sizes):
         assert_same(whole, found, 1e-12)
+
+
+def test_a_sweep_is_that_of_one_process_and_the_first_evaluates(processes: Processes) -> None:
+    ((rows, curve, calls),) = run(processes, ONE, cases.swept)
+    found = run(processes, TWO, cases.swept)
+    assert [evaluated for _, _, evaluated in found] == [calls, 0]
+    for mine, tried, _ in found:
+        assert_same(rows, mine, 1e-5)  # of float32, through a fit
+        assert_same(curve, tried, 1e-5)

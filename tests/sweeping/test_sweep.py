@@ -194,7 +194,7 @@ class Untouchable:
         ({"methods": ["taylr"]}, r"methods\[0\]='taylr' is no method; .*did you mean 'taylor'"),
         ({"methods": ["unifrm-l1"]}, "did you mean 'uniform-l1'"),
         ({"methods": ["uniform-l3"]}, "did you mean 'uniform-l"),
-        ({"methods": "magnitude"}, "'magnitude' is no method; there are 'default', 'tod', the signals l1, l2,"),
+        ({"methods": "magnitude"}, "'magnitude' is no method; expected 'default', 'tod', the signals l1, l2,"),
         ({"methods": [3]}, r"methods\[0\] is a int; expected a name, a function"),
         ({"methods": [nn.Linear]}, r"methods\[0\] is the class Linear"),
         ({"methods": [{"allocation": "global"}]}, "is a dictionary without a name"),
