@@ -95,22 +95,22 @@ def test_numbers_of_the_code_are_those_that_are_left(writer: str, tmp_path: Path
     assert not found & {24, 32, 96}
 
 
-def test_static_quantisation_of_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["resnet", "vit", "views"])
+def test_static_quantisation_of_a_file(name: str, tmp_path: Path) -> None:
     """int8 by onnxruntime: weights and activations, calibrated on a few batches."""
     quantization = pytest.importorskip("onnxruntime.quantization")
-    for name in ("resnet", "vit", "views"):
-        made, file, small = cut(name), tmp_path / f"{name}.onnx", tmp_path / f"{name}.int8.onnx"
-        by_export(made.small, made.x, file)
-        quantization.quantize_static(
-            str(file), str(small), _Batches(file, [made.x, made.more]), per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-        )  # fmt: skip
-        held = [item for item in onnx.load(str(small)).graph.initializer if item.data_type == onnx.TensorProto.INT8]
-        assert any(len(item.dims) >= 2 for item in held)
-        with torch.no_grad():
-            expected = made.small(made.more)
-        found = torch.as_tensor(run(small, made.more))
-        assert 0 < (found - expected).norm() / expected.norm() < 0.2
+    made, file, small = cut(name), tmp_path / "model.onnx", tmp_path / "model.int8.onnx"
+    by_export(made.small, made.x, file)
+    quantization.quantize_static(
+        str(file), str(small), _Batches(file, [made.x, made.more]), per_channel=True,
+        weight_type=quantization.QuantType.QInt8,
+    )  # fmt: skip
+    held = [item for item in onnx.load(str(small)).graph.initializer if item.data_type == onnx.TensorProto.INT8]
+    assert any(len(item.dims) >= 2 for item in held)
+    with torch.no_grad():
+        expected = made.small(made.more)
+    found = torch.as_tensor(run(small, made.more))
+    assert 0 < (found - expected).norm() / expected.norm() < 0.2
 
 
 class _Batches:
