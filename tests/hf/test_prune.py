@@ -164,7 +164,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"dtype": torch.int8}, "dtype is torch.int8; expected a floating dtype"),
     ({"dtype": "float32"}, "dtype is 'float32'; expected a floating dtype"),
     ({"device": "toaster"}, "device is 'toaster'; expected for example 'cpu'"),
-    ({"device": "meta"}, "device is 'meta', which cannot be used here"),
+    ({"device": "meta"}, "device is 'meta', where nothing has values"),
     ({"device": "xla"}, "device is 'xla', which cannot be used here"),
     ({"trust_remote_code": 1}, "trust_remote_code"),
     ({"out": ""}, "out is empty"),
