@@ -381,3 +381,13 @@ def test_ticks_are_told_apart() -> None:
     scale = linear(2.5540, 2.5541, "loss", "{:.3f}".format)
     assert len({said for _, said in scale.ticks}) == len(scale.ticks) >= 4
     assert scale.low <= 2.5540 <= 2.5541 <= scale.high
+
+
+def test_it_says_that_groups_went_together() -> None:
+    scores = scored()
+    report = reported(scores)
+    assert report.plan is not None
+    plan = replace(report.plan, request={**report.plan.request, "serve": "vllm"})
+    said = "a dot may lie beside the threshold"
+    assert said in page(replace(report, plan=plan), scores)
+    assert said not in page(report, scores)

@@ -64,7 +64,13 @@ def _left_out(plan: Plan | None, scores: Scores | None) -> Html:
 
 def _curves(plan: Plan, found: Decided, classes: Mapping[str, str]) -> Html:
     drawn = [(group, curve) for group, curve in zip(plan.groups, found.curves, strict=True) if len(curve)]
-    note = el("p", f"Not drawn for all groups: {found.missing}.", class_="says") if found.missing else None
+    notes = [f"Not drawn for all groups: {found.missing}."] if found.missing else []
+    if plan.request.get("serve") is not None:
+        notes.append(
+            "Groups that are served as layers of one size go together, by the mean of what each needs: a dot may lie "
+            "beside the threshold."
+        )
+    note = el("p", " ".join(notes), class_="says") if notes else None
     if not drawn:
         return join(note)
     x = linear(0, 100, "units removed, % of the group")
