@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-TOOLS = {  # module here: its name on the page, and what is installed to try it
+TOOLS = {  # module here: its name on the page, and what is installed to try it (also what it imports and does not name)
     "ours": ("fairkern", ()),
     "torch_pruning": ("torch-pruning 1.6.1", ("torch-pruning==1.6.1",)),
-    "modelopt": ("ModelOpt 0.47", ("nvidia-modelopt==0.47.0", "torchprofile==0.0.4")),
-    "nncf": ("nncf 3.4", ("nncf==3.4.0",)),
+    "modelopt": ("ModelOpt 0.47", ("nvidia-modelopt==0.47.0", "torchprofile==0.0.4", "requests", "huggingface-hub")),
+    "nncf": ("nncf 3.4", ("nncf==3.4.0", "torchao==0.17.0")),
     "torch_prune": ("torch.nn.utils.prune", ()),
 }
 BESIDE = ("torch==2.13.0", "onnx==1.23.2", "onnxscript==0.7.2", "onnxruntime==1.32.0", "safetensors")  # every tool's

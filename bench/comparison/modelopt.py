@@ -183,7 +183,8 @@ def distillation() -> Cell:
     teacher, student = chain().model, chain()
     config = {"teacher_model": teacher, "criterion": mtd.LogitsDistillationLoss()}
     model = mtd.convert(cut(student), mode=[("kd_loss", config)])
-    model.train()(student.example)
+    model.train()  # which gives None
+    model(student.example)
     loss = model.compute_kd_loss()
     assert torch.isfinite(loss)
     return yes("`mtd.convert` of the cut model with the uncut one as teacher gave a loss")
