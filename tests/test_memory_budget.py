@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import fairkern as fk
 from fairkern.capture import memory
 from fairkern.prove import proof_bytes
-from fairkern.pruning import steps
+from fairkern.pruning import cutter, steps
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +20,7 @@ def to_the_byte(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is left uncounted, so that small models need a budget."""
     monkeypatch.setattr(memory, "SPARE", 0)
     monkeypatch.setattr(steps, "SPARE", 0)
+    monkeypatch.setattr(cutter, "SPARE", 0)
 
 
 def network() -> nn.Module:

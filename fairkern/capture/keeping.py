@@ -69,7 +69,7 @@ class Keeper:
         if self._where is True:
             self._halves[name] = half
             return
-        path = _path(Path(self._where), len(self._halves), name)
+        path = _path(Path(self._where), name)
         if self._writes:
             _write(path, name, half)
         self._halves[name] = _File(path, _sum(half) if self._writes else None)
@@ -88,8 +88,10 @@ def check_folder(where: bool | str | os.PathLike[str]) -> None:
         raise InputError(f"keep_moments={where!r} is a folder with files in it; give a new or an empty one")
 
 
-def _path(folder: Path, number: int, name: str) -> Path:
-    return (folder / f"{number:04d}-{re.sub('[^A-Za-z0-9_.-]', '_', name)[-120:]}.safetensors").resolve()
+def _path(folder: Path, name: str) -> Path:
+    """One place for a tap, in whatever order layers are solved."""
+    told_apart = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return (folder / f"{re.sub('[^A-Za-z0-9_.-]', '_', name)[-120:]}-{told_apart}.safetensors").resolve()
 
 
 def _write(path: Path, name: str, half: Half) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
 from rich import box
@@ -44,7 +43,7 @@ def demo(arguments: argparse.Namespace) -> Outcome:
 
 
 def info(arguments: argparse.Namespace) -> Outcome:
-    facts = {"fairkern": version("fairkern"), **fk.info()}
+    facts = {"fairkern": fk.__version__, **fk.info()}
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

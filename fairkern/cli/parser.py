@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import fairkern as fk
 from fairkern.cli import aside, commands, measuring
 from fairkern.cli.arguments import divisors, number, path, positive, share, shares, whole, wholes, words
 from fairkern.cli.completion import SHELLS
@@ -45,7 +45,7 @@ def command_line() -> Parser:
     top = Parser(
         prog="fairkern", description="Structured pruning of PyTorch models.", epilog=CODES, formatter_class=plain
     )
-    top.add_argument("--version", action="version", version=f"fairkern {version('fairkern')}")
+    top.add_argument("--version", action="version", version=f"fairkern {fk.__version__}")
     subparsers = top.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 
     def command(name: str, run: Any, summary: str) -> Parser:

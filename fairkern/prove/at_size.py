@@ -34,11 +34,19 @@ def differs(model: nn.Module, units: UnitMap, runs: Sequence[Any], seed: int, de
     with untouched(model), own_random_state(model), torch.no_grad():
         model.eval()
         for inputs in runs:
+            before = _written(model)
             with same_attributes(model), running_as(model, experts_of(bare)):
                 torch.manual_seed(seed)
                 calls, _ = onward(model, inputs, call_model(model, inputs))
-            itself = Prepared(model, inputs, seed, tolerance, False, states_of(model), calls)
+            sharing = before == _written(model) is not None
+            itself = Prepared(model, inputs, seed, tolerance, False, states_of(model), calls, sharing)
             found = failing(model, bare, inputs, seed=seed, together=True, prepared=itself, deadline=deadline)
             if found:
                 return next(iter(found.values())).reason
     return None
+
+
+def _written(model: nn.Module) -> list[int] | None:
+    """How often each parameter was written; None where they do not count it (made in inference mode)."""
+    parameters = list(model.parameters())
+    return None if any(p.is_inference() for p in parameters) else [p._version for p in parameters]

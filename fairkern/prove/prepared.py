@@ -34,7 +34,8 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 5e-2, to
 class Prepared:
     """A copy of a model, ready to be cut in many ways and compared with itself masked, and what it is run on.
 
-    `lifted`: it is in float64 and asks for coarser types, which it shall not get.
+    `lifted`: it is in float64 and asks for coarser types, which it shall not get. `sharing`: no pass writes to its
+    parameters, so that what a cut leaves whole need not be copied.
     """
 
     copy: nn.Module
@@ -44,6 +45,7 @@ class Prepared:
     lifted: bool
     states: Sequence[State]
     calls: Calls
+    sharing: bool = False
 
 
 def tolerance_of(tensors: Iterable[Tensor]) -> float:

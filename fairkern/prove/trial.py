@@ -249,7 +249,7 @@ class _Trial:
         plan = build(self.units, [r if i in chosen else NONE for i, r in enumerate(self.removed)])
         small: nn.Module | None = None
         try:
-            small = apply(self.copy, plan, sharing=True)
+            small = apply(self.copy, plan, sharing=self.prepared.sharing)
             if self.numbers is not None:
                 learn(small)
             found = self._run(small, plan)
