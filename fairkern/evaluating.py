@@ -95,5 +95,5 @@ class _same_weights:
         if changed and error is None:
             raise InputError(
                 f"evaluate, or the model as it ran, wrote to weights ({options.several(changed)}) that are used "
-                "afterwards: let it work with a copy.deepcopy(model)"
+                "afterwards, and hold what was written now: load them again, and give it a copy.deepcopy(model)"
             )

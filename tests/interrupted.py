@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import gc
 import inspect
 import random
 import signal
@@ -168,10 +169,15 @@ def sweep(
     numbers: Iterable[int],
     prepare: Callable[[], object] = lambda: None,
 ) -> Iterator[str]:
-    """Run `do` with an interrupt at each of these places: every place at which one is lost, or something is left."""
+    """Run `do` with an interrupt at each of these places: every place at which one is lost, or something is left.
+
+    Python does not collect what is garbage within a run: a destructor that it happens to run there swallows what is
+    raised in it, whoever is interrupted.
+    """
     for number in numbers:
         prepare()
         interrupt = Interrupt(number)
+        gc.disable()
         try:
             with interrupt:
                 do()
@@ -179,6 +185,8 @@ def sweep(
                 yield f"lost: {interrupt.come_to[-1]}"
         except KeyboardInterrupt:
             pass
+        finally:
+            gc.enable()
         left = check()
         if left:
             yield f"{', '.join(left)}: {interrupt.come_to[-1]}"

@@ -70,6 +70,11 @@ def test_a_page_is_in_the_navigation(page: Path) -> None:
     assert f" {page.relative_to(DOCS)}\n" in CONFIG, "name it under `nav:` in mkdocs.yml"
 
 
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.name)
+def test_a_page_is_merged(page: Path) -> None:
+    assert not re.search(r"^(<<<<<<<|=======|>>>>>>>)( |$)", page.read_text(), re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_it_builds_and_fetches_nothing(tmp_path: Path) -> None:
     for package in ("material", "mkdocstrings_handlers.python"):

@@ -87,7 +87,10 @@ def _run(words: Sequence[str], arguments: argparse.Namespace) -> int:
         arguments.team = team
         arguments.quiet = arguments.quiet or not team.first
         with contextlib.nullcontext() if team.several else _terminated():
-            return printed(arguments.run(arguments), arguments)
+            # with --json standard output is for the object: what the user's own code prints goes to the other
+            with contextlib.redirect_stdout(sys.stderr) if arguments.json else contextlib.nullcontext():
+                outcome = arguments.run(arguments)
+            return printed(outcome, arguments)
 
 
 def _refuse(arguments: argparse.Namespace, message: str) -> None:

@@ -242,6 +242,7 @@ def _check_room(place: Path, target: Path, writer: ShardWriter) -> None:
 def _stream(shards: Shards, cuts: Mapping[str, StoredCut | None], writer: ShardWriter) -> dict[str, str]:
     """Reads every file once, from its first byte to its last, and writes what is left; the sum of each file."""
     sums: dict[str, str] = dict(writer.notes.get("inputs", {}))
+    before = _modified(shards)
     with ThreadPoolExecutor(1) as pool:
         for file_name, file in shards.files.items():
             own = {name: cuts.get(name) for name in file.order if shards.file_of(name) == file_name}
@@ -257,6 +258,11 @@ def _stream(shards: Shards, cuts: Mapping[str, StoredCut | None], writer: ShardW
                     if cut is not None and missing:
                         writer.append(cut.name, cut.of_rows(rows, start))
             sums[file_name] = state.hexdigest()
+            if _modified(shards)[file_name] != before[file_name]:
+                raise ArtefactError(
+                    f"{shards.path / file_name} was written to while it was read: what was made of it is neither "
+                    "the old nor the new file's; run the same again when it stays as it is"
+                )
             writer.note(inputs=sums)
     return sums
 

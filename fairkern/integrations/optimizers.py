@@ -101,6 +101,13 @@ def cut_in_place(
         check_pruned(like, plan)
         gained = Gained.of(like, plan)
     compact.check(model, plan)
+    own = {id(parameter) for parameter in model.parameters()}
+    for each in held:
+        if not any(id(parameter) in own for group in each.param_groups for parameter in group["params"]):
+            raise InputError(
+                f"this {type(each).__name__} holds no parameter of the model: it was made for another one, or before "
+                "the model was copied; give the one that trains it"
+            )
     with in_use(model, "cut_in_place()"), torch.no_grad():
         return undivided(lambda: _cut(model, plan, held, like, gained))
 

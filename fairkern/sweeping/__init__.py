@@ -71,7 +71,8 @@ def sweep(
 
     Args:
         budgets: shares of the whole model that stay, (0.9, 0.7, 0.5).
-        methods: a list of names, functions, or options of planning. Names: "default" (what `prune` does by itself),
+        methods: a list of names, functions, or options of planning. Names: "default" (what `Scores.plan` does by
+            itself with these scores: the residual where second moments were kept, for compensation or another method),
             "tod" (the paper's method), the signals "l1", "l2", "activation", "taylor", "wasserstein", "residual" and
             "random", and these with an allocation before, as "uniform-l1" or "global-taylor". By themselves l1, l2,
             activation and random are spread uniformly, taylor by one threshold, wasserstein as "tod", residual as

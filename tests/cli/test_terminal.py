@@ -87,6 +87,14 @@ def test_json_is_one_object_on_standard_output(capsys: pytest.CaptureFixture[str
     assert json.loads(out)["result"] == plan["result"]
 
 
+def test_what_users_print_goes_to_the_other_stream(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("noisy.py").write_text("from parts import *\n\n\ndef told(model):\n    print('mine')\n    return 1.0\n")
+    assert main([*PRUNE, "--evaluate", "noisy:told", "--json", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["command"] == "prune"
+    assert "mine" in err
+
+
 @pytest.mark.parametrize(
     "words",
     [["plan", "absent", "--tod", "0.1", "--out", "p"], ["plan", "absent", "--tod", "x", "--out", "p"], ["pruen"]],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -490,3 +491,22 @@ def test_another_plan_and_a_checkpoint_that_has_changed_begin_anew(longer, tmp_p
     first.write_bytes((place / "in" / first.name).read_bytes())
     fk.compact_checkpoint(source, plan, tmp_path / "out", largest=1500)
     assert _bytes(tmp_path / "out") == _bytes(whole)
+
+
+def test_a_checkpoint_that_is_written_to_meanwhile_is_refused(longer, tmp_path, monkeypatch):
+    place, _ = longer
+    plan, copied = fk.Plan.load(place / "plan.json"), tmp_path / "in"
+    shutil.copytree(place / "in", copied)
+    victim = next(iter(sorted(copied.glob("*.safetensors"))))
+    chunks = streaming._chunks
+
+    def written(file, name, whole):
+        yield from chunks(file, name, whole)
+        os.utime(victim, ns=(1, 1))
+
+    monkeypatch.setattr(streaming, "_chunks", written)
+    with pytest.raises(fk.ArtefactError, match="was written to while it was read"):
+        fk.compact_checkpoint(copied, plan, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    fk.compact_checkpoint(copied, plan, tmp_path / "out")

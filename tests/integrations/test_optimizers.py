@@ -166,3 +166,12 @@ def test_what_cannot_be_cut_is_refused_before_anything_is() -> None:
     cut_in_place(model, plan, [optimizer])
     with pytest.raises(fk.PlanMismatchError, match="already"):
         cut_in_place(model, plan, [optimizer])
+
+
+def test_an_optimizer_of_another_model_is_refused() -> None:
+    model = net()
+    plan = fk.trace(model.eval(), batch()[0][:2]).plan(keep_params=0.5)
+    before = [p.shape for p in model.parameters()]
+    with pytest.raises(fk.InputError, match="this SGD holds no parameter of the model"):
+        cut_in_place(model, plan, [torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)])
+    assert [p.shape for p in model.parameters()] == before

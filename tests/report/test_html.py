@@ -391,3 +391,10 @@ def test_it_says_that_groups_went_together() -> None:
     said = "a dot may lie beside the threshold"
     assert said in page(report, plan, scores)
     assert said not in page(report, report.plan, scores)
+
+
+def test_a_plan_of_other_units_is_refused() -> None:
+    scores = scored()
+    report = reported(scores)
+    with pytest.raises(fk.InputError, match="the plan is not the one that this report is of"):
+        page(report, scores.plan(keep_params=0.9), scores)

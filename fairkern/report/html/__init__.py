@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from fairkern.artefacts import replacing
+from fairkern.errors import InputError
 from fairkern.report.html.elements import Html, between, el, fact, join
 from fairkern.report.html.figures import curve, headline, widths
 from fairkern.report.html.signals import deciding, units
@@ -18,8 +19,10 @@ def page(report: Report, plan: Plan | None = None, scores: Scores | None = None)
     """The whole page. `plan`, and the `scores` that it was made from, are drawn where they are given.
 
     Every number of the report stands in a `data` element that names its place in the report's file.
-    Raises InputError where the scores do not belong to the plan.
+    Raises InputError where the plan is not the report's, or the scores do not belong to it.
     """
+    if plan is not None:
+        _check_plan(report, plan)
     classes = {row["group"]: row["module"] for row in report.groups if row.get("module")}
     if scores is not None:
         classes = {**numbered(scores.units.classes), **classes}
@@ -42,6 +45,18 @@ def page(report: Report, plan: Plan | None = None, scores: Scores | None = None)
         el("style", Html(CSS)),
     )
     return "<!doctype html>\n" + el("html", join(head, el("body", body, el("script", Html(SCRIPT)))), lang="en") + "\n"
+
+
+def _check_plan(report: Report, plan: Plan) -> None:
+    """Raises InputError for a plan of another model, or of other units."""
+    mine = {row["group"]: (row["units"], row["removed"]) for row in report.groups}
+    its = {group.name: (group.total, group.removed.size) for group in plan.groups}
+    for name in {**mine, **its}:
+        if mine.get(name) != its.get(name):
+            raise InputError(
+                f"the plan is not the one that this report is of: of group {name!r} (units, removed) the report says "
+                f"{mine.get(name)}, the plan {its.get(name)}; give the plan that was saved beside the report"
+            )
 
 
 def _asked(report: Report) -> Html | None:

@@ -172,7 +172,7 @@ def _group(
     gone[(np.atleast_2d(group.removed) + group.units * np.arange(group.sets)[:, None]).reshape(-1)] = True
     called = _called(group.name, classes)
     marks = []
-    for k in range(0, group.total, every):
+    for k in sorted(range(0, group.total, every), key=lambda k: not gone[k]):  # what stays lies on top
         own = f"{k // group.units}, unit {k % group.units}" if group.sets > 1 else f"{k}"
         where = f"{called}, set {own}" if group.sets > 1 else f"{called}, {group.kind} {own}"
         told = ", ".join(f"{s} {v[k]:.3g}" for s, v in zip(symbols, values, strict=True))
