@@ -145,6 +145,8 @@ def _said(done: Report) -> str:
         )
     if choices.get("compensation"):
         lines.append(f"- compensation: {choices['compensation']}")
+    if done.timing.get("steady") is False:
+        lines.append("- measured while the clock was unsteady, as beside other work: what times say holds little")
     return "How:\n\n" + "\n".join(lines) if lines else ""
 
 

@@ -125,3 +125,11 @@ def test_only_what_export_writes_is_said_to_be_for_it(cut: tuple[Any, fk.Plan], 
         out = tmp_path / f"out-{like.name}"
         fk.hf.save_uneven(small, by, out, like=like, report=fk.summarise(by))
         assert ("`fairkern export --gguf` writes it" in (out / "README.md").read_text()) == (like is made)
+
+
+def test_an_unsteady_clock_is_said(cut: tuple[Any, fk.Plan], made: Path) -> None:
+    small, plan = cut
+    said = "measured while the clock was unsteady"
+    done = fk.summarise(plan)
+    assert said in card(small, plan, open_folder(made), replace(done, timing={"steady": False}))
+    assert said not in card(small, plan, open_folder(made), done)
