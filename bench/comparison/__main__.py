@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.comparison.features import BESIDE, FEATURES, KEYS, TOOLS
 from bench.comparison.tried import cells
 from bench.provenance import ROOT, versions, write_results
@@ -53,6 +55,7 @@ def main() -> None:
         for tool in asked:
             print(f"{TOOLS[tool][0]} …", flush=True)
             if tool == "ours":
+                torch.set_num_threads(1)
                 found[tool] = {key: vars(cell) for key, cell in cells(tool).items()}
             else:
                 found[tool] = tried_elsewhere(tool, Path(folder) / tool, beside)

@@ -21,7 +21,6 @@ def cells(tool: str, keys: Sequence[str] = KEYS) -> dict[str, Cell]:
     """Every cell of a tool. What a cell expects of the tool and does not find is an error, not an answer."""
     module = importlib.import_module(f"bench.comparison.{tool}")
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     return {key: module.structure(key) if key in CASES else getattr(module, key)() for key in keys}
 
 
@@ -29,6 +28,7 @@ def main() -> None:
     (tool,) = sys.argv[1:]
     assert tool in TOOLS
     warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
     with contextlib.redirect_stdout(sys.stderr):
         found = cells(tool)
     print(json.dumps({key: asdict(cell) for key, cell in found.items()}))

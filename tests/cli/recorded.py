@@ -20,11 +20,11 @@ import shlex
 import shutil
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+import fairkern as fk
 from fairkern.cli import main
 
 RECORDINGS = Path(__file__).with_name("recordings")
@@ -32,7 +32,7 @@ PARTS = Path(__file__).with_name("parts.py")
 PROMPT = "$ fairkern"
 
 RULES = (
-    (re.escape(version("fairkern")), "VERSION"),
+    (re.escape(fk.__version__), "VERSION"),
     (r"(?m)^ (torch|python|numpy) +\S+$", r" \1 VERSION"),
     (r"(?m)^ (processor|cores|threads|platform|devices) +.*$", r" \1 …"),
     (r"seconds \(trace [^)]*\)", "seconds (…)"),

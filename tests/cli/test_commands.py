@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import warnings
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ LOSS = "torch.nn:CrossEntropyLoss"
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out.strip() == f"fairkern {version('fairkern')}"
+    assert capsys.readouterr().out.strip() == f"fairkern {fk.__version__}"
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
