@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,7 +206,8 @@ STAGES: dict[str, Callable[[Given], Any]] = {
     "save": saved,
     "load": lambda g: fk.load_pruned(g.model, g.folder / "pruned"),
     "files": files,
-    "summarise": lambda g: fk.summarise(g.plan, scores=g.scores, small=g.small).table(),
+    # the environment of a report says how many threads there are
+    "summarise": lambda g: replace(fk.summarise(g.plan, scores=g.scores, small=g.small), environment={}).table(),
 }
 
 
