@@ -152,7 +152,7 @@ ENTRIES = {
             "first_run",
             "python -m bench.first_run",
             "from a clone to the demo's result as README says, without the time of downloads",
-            NOT_KNOWN,
+            "minutes",
             ("bench/results/first_run.json",),
         ),
         Entry(
