@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from bench.comparison.cases import Case
+from bench.comparison.cases import Case, chain
 
 ANSWERS = ("yes", "partly", "no")
 
@@ -88,6 +88,15 @@ def exported(small: nn.Module, whole: nn.Module, example: Tensor) -> tuple[float
             apart = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
             sizes.append(path.stat().st_size)
     return sizes[1] / sizes[0], apart
+
+
+def smaller_file(cut: Callable[[Case], nn.Module]) -> Cell:
+    """The cell of a tool whose cut models are exported as smaller files that give what the models give."""
+    case, whole = chain(), chain().model
+    size, apart = exported(cut(case), whole, case.example)
+    assert size < 0.9
+    assert apart < 1e-4
+    return yes(f"{size:.0%} of the file, onnxruntime's output apart by {apart:.0e}")
 
 
 def failing(call: Callable[[], object]) -> str | None:

@@ -224,8 +224,12 @@ def _left(
 
 def _modified(shards: Shards) -> dict[str, list[int]]:
     """What tells files from others of the same names without reading them again."""
-    found = {name: os.stat(shards.path / name) for name in shards.files}
-    return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ino] for name, stat in found.items()}
+    return {name: _stamp(shards.path / name) for name in shards.files}
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = os.stat(path)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ino]
 
 
 def _check_room(place: Path, target: Path, writer: ShardWriter) -> None:
@@ -258,7 +262,7 @@ def _stream(shards: Shards, cuts: Mapping[str, StoredCut | None], writer: ShardW
                     if cut is not None and missing:
                         writer.append(cut.name, cut.of_rows(rows, start))
             sums[file_name] = state.hexdigest()
-            if _modified(shards)[file_name] != before[file_name]:
+            if _stamp(shards.path / file_name) != before[file_name]:
                 raise ArtefactError(
                     f"{shards.path / file_name} was written to while it was read: what was made of it is neither "
                     "the old nor the new file's; run the same again when it stays as it is"
