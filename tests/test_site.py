@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -80,9 +81,10 @@ def test_it_builds_and_fetches_nothing(tmp_path: Path) -> None:
     for package in ("material", "mkdocstrings_handlers.python"):
         pytest.importorskip(package)
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # the theme's own notice, which is about its future
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "WARNING" not in done.stderr
+    assert not re.search(r"^(WARNING|ERROR)\b", done.stderr, re.MULTILINE), done.stderr
     pages = sorted(tmp_path.rglob("*.html"))
     assert len(pages) > len(list(DOCS.rglob("*.md")))  # 404.html
     for page in pages:
