@@ -5,6 +5,8 @@ take several times as long. Benchmarks, which run alone, keep what OpenMP does b
 
 Every test begins with the same random state, whatever ran before it: what it draws doesn't depend on its neighbours.
 
+What PYTEST_ADDOPTS says is for this run, not for those that tests start.
+
 A shell that starts a command in the background has it ignore SIGINT, which tests of interrupts send.
 """
 
@@ -16,6 +18,7 @@ import signal
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.pop("PYTEST_ADDOPTS", None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
