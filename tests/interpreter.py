@@ -1,8 +1,8 @@
 """Whether Triton's interpreter can run kernels here, found out by one that loops to an argument, adds and stores.
 
 Triton before 3.8 asks numpy for the number in an array of one place, which numpy from 2.4 on refuses: no such loop can
-be interpreted there. That is nothing of ours, and tests in the interpreter are skipped with what it said. Any other pair
-of versions has to run: there the same words are a failure, as they are wherever `CI` is set.
+be interpreted there. That is nothing of ours, and tests in the interpreter are skipped with what it said. Any other
+pair of versions has to run: there the same words are a failure, as they are wherever `CI` is set.
 """
 
 from __future__ import annotations
