@@ -69,9 +69,11 @@ class Pass:
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
         heard = list(dict.fromkeys([*points, *own]))
         self._listener = Listener(model, heard, gradients=taylor is not None, beside=beside)
-        self._among = Among(settings.ranks, in_shards(model))
+        sharded = in_shards(model)
+        self._among = Among(settings.ranks, sharded)
         losses = Losses(model, loss_fn, settings.seed)
-        self._rehearsal = Rehearsal(model, self._listener, losses, ambient, self._among.any_of)
+        last = sharded or beside is not None  # hooks of shards, and who listens beside, take one pass after the other
+        self._rehearsal = Rehearsal(model, self._listener, losses, ambient, self._among.any_of, last)
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.singly = False  # whether samples of a batch came one by one
