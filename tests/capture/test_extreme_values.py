@@ -162,7 +162,7 @@ def test_gradients_of_a_later_batch_that_are_not_looked_at_are_named(monkeypatch
 @pytest.mark.parametrize("power", [-45, -41, -40, -39, -38, 0, 60, 62, 63, 64])
 @pytest.mark.parametrize("rows", [1, 3, 64])
 def test_one_norm_of_all_says_what_those_of_the_rows_say(power: int, rows: int) -> None:
-    """Whether float32 holds the squares: of rows as long as each other, and of one that is much longer than the rest."""
+    """Of rows as long as each other, and of one that is much longer than the rest."""
     for other in (1.0, 1e-6, 0.0):
         vectors = torch.full((rows, 5), 2.0**power * other)
         vectors[-1] = 2.0**power
