@@ -18,6 +18,8 @@ from fairkern.surroundings import refuse
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+_ORDINARY = (Tensor, torch.nn.Parameter)  # and no kind of these
+
 Option = TypeVar("Option", bound=Enum)
 
 
@@ -37,6 +39,8 @@ def _without_memory(value: Tensor) -> str | None:
     """Why a tensor that says it is dense has no memory in which its values lie one beside the other; None if it has."""
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         return "belongs to a transform of torch.func (vmap, grad, jvp); call this outside of it, on plain tensors"
+    if type(value) in _ORDINARY and not value.is_nested:
+        return None
     if isinstance(value, FakeTensor):
         return "is a fake tensor, which has no values; torch.ops.fairkern has operators with fakes"
     if value.is_nested:
