@@ -57,7 +57,7 @@ class _Copier:
 
     def __init__(self, memo: Memo) -> None:
         self.memo = memo
-        self._plain: dict[type, bool] = {}
+        self._plain: dict[Any, bool] = {}
 
     def copied(self, given: Any) -> Any:
         kind = type(given)
@@ -129,7 +129,7 @@ class _Copier:
         memories[storage._cdata] = made.untyped_storage()
         return made
 
-    def _is_plain(self, kind: type) -> bool:
+    def _is_plain(self, kind: Any) -> bool:
         """Whether modules of this class are copied by their state, as `object` and `nn.Module` have it."""
         found = self._plain.get(kind)
         if found is None:
@@ -139,7 +139,7 @@ class _Copier:
                 and kind.__reduce__ is object.__reduce__
                 and getattr(kind, "__getstate__", None) in _STATES
                 and not issubclass(kind, (dict, list))
-                and kind.__getattr__ is nn.Module.__getattr__  # type: ignore[attr-defined]
+                and kind.__getattr__ is nn.Module.__getattr__
                 and kind.__getattribute__ is object.__getattribute__
                 and not any(hasattr(kind, name) for name in _OWN_RULES)
                 and not any(made.__dict__.get("__slots__") for made in kind.__mro__)
