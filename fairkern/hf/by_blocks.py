@@ -173,10 +173,8 @@ class _Run:
         def solve(share: float) -> Plan:
             return scores.plan(**{budget: share, **planning})
 
-        if budget == SHARE:
-            plan = counted(solve, keep, there.bare, scores, method, self._biases)
-        else:
-            plan = solve(keep)
+        own = (there.bare, scores, method, self._biases)
+        plan = counted(solve, keep, *own) if budget == SHARE else solve(keep)
         if plan.result["serves"][Server.HF.value] != YES:
             raise InputError(f"what is left cannot be written by blocks: {plan.result['serves'][Server.HF.value]}")
         return named_if_said(plan, self._asked.source)
