@@ -135,8 +135,10 @@ def gpu() -> str:
             if "fraction_of_multiply_adds" in row:
                 beside += f"; {row['fraction_of_multiply_adds']:.2f} of the multiply-adds"
             time = _seconds(row["ours_s"]["p50"]) if "ours_s" in row else ""
-            found = [f"{row['value']:.2f}{beside}", "met" if row["met"] else "missed", time]
-        lines.append(f"| {case.what} | {case.measure} | {_bound(case.target, case.at_least)} | {' | '.join(found)} |")
+            met = "" if case.target is None else "met" if row["met"] else "missed"
+            found = [f"{row['value']:.2f}{beside}", met, time]
+        bound = "" if case.target is None else _bound(case.target, case.at_least)
+        lines.append(f"| {case.what} | {case.measure} | {bound} | {' | '.join(found)} |")
     if not rows:
         return "\n".join(
             [*lines, "", f"(`{ENTRIES['gpu'].command}` on a GPU fills this table; none has been measured)"]

@@ -26,6 +26,7 @@ from bench.gpu.clock import Clock, Step, code_of, table
 from bench.provenance import ROOT, provenance, write_results
 
 SECONDS = 420.0
+ENDING = 6.0  # of these, to end processes and write files
 NEEDED = ("torch", "triton", "numpy", "scipy", "rich", "pybind11", "setuptools", "pytest")
 WARMED, SAMPLE = 8, 12  # of a rehearsal: every so many launches and tests
 LOG = 400_000  # characters of what one process printed, the last of them
@@ -49,7 +50,7 @@ class Place:
     @property
     def processes(self) -> int:
         """That share the device, or the cores."""
-        return max(1, min(14, self.cores - 2))
+        return min(14, max(1, self.cores - 1))
 
 
 def groups(place: Place) -> list[list[Step]]:
@@ -199,7 +200,7 @@ def run(place: Place, steps: list[list[Step]], seconds: float, began: float, onl
         facts = {"architecture": f"sm_{place.architecture}", "cores": place.cores, "rehearsed": place.rehearse}
         write_results(place.out / "run.json", source=source, **facts, seconds=seconds, rows=found)
 
-    clock = Clock(seconds, began, place.scratch, told)
+    clock = Clock(seconds - ENDING, began, place.scratch, told)
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda *_: setattr(clock, "ended", True))
     found = clock.run([group for group in chosen if group])
