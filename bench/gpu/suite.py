@@ -60,6 +60,7 @@ def groups(place: Place) -> list[list[Step]]:
         [tests(place, "kernels", KERNELS, predicted=50, budget=90, at_least=450)],
         [tests(place, "pipeline", PIPELINE, predicted=35, budget=50, at_least=80)],
         [rows(place)],
+        [tune(place)],
     ]
 
 
