@@ -26,6 +26,7 @@ from bench.gpu.clock import Clock, Step, code_of, table
 from bench.provenance import ROOT, provenance, write_results
 
 SECONDS = 420.0
+ENDED = {0: "all done", 1: "something is wrong", 2: "nothing could be run", 3: "the clock ended it"}  # by exit code
 ENDING = 6.0  # of these, to end processes and write files
 NEEDED = ("torch", "triton", "numpy", "scipy", "rich", "pybind11", "setuptools", "pytest")
 WARMED, SAMPLE = 8, 12  # of a rehearsal: every so many launches and tests
@@ -208,7 +209,7 @@ def run(place: Place, steps: list[list[Step]], seconds: float, began: float, onl
     (place.out / "log.txt").write_text(_logs(place.scratch))
     print(table(found))
     code = code_of(found)
-    print(f"{time.time() - began:.0f} of {seconds:.0f} s; exit code {code}; files in {place.out}")
+    print(f"{time.time() - began:.0f} of {seconds:.0f} s; {ENDED[code]} (exit code {code}); files in {place.out}")
     return code
 
 
