@@ -19,8 +19,9 @@ from transformers.models.llama import modeling_llama
 
 from bench._status import status
 from fairkern.cli import main as fairkern
+from fairkern.cli import run
 
-_USED = (transformers, modeling_llama)
+_USED = (transformers, modeling_llama, run)
 
 
 def main(arguments: Sequence[str]) -> int:
