@@ -72,12 +72,14 @@ def _along(x: Tensor, dim: int, kernel: int, stride: int, padding: int) -> Tenso
             begin = first * stride + place - padding
             parts.append((first, x.movedim(dim, 0)[begin : begin + (last - first) * stride + 1 : stride]))
     parts.sort(key=lambda part: -len(part[1]))
-    if len(parts[0][1]) == windows:
-        made = parts.pop(0)[1].movedim(0, dim).clone(memory_format=torch.contiguous_format)
+    shape = list(x.shape)
+    shape[dim] = windows
+    made = torch.empty(shape, dtype=x.dtype, device=x.device)
+    whole = [parts.pop(0)[1].movedim(0, dim) for _, part in parts[:2] if len(part) == windows]
+    if len(whole) == 2:
+        torch.maximum(*whole, out=made)
     else:
-        shape = list(x.shape)
-        shape[dim] = windows
-        made = torch.full(shape, -torch.inf, dtype=x.dtype, device=x.device)
+        made.copy_(whole[0]) if whole else made.fill_(-torch.inf)
     for first, part in parts:
         into = made.movedim(dim, 0)[first : first + len(part)]
         torch.maximum(into, part, out=into)
