@@ -17,6 +17,9 @@ _gpu_rows: pytest.StashKey[list[dict[str, Any]]] = pytest.StashKey()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-results", action="store_true", help="write bench/results/<module>.json")
     parser.addoption("--commit", metavar="HASH", help="--commit=HASH: what results name where there is no git checkout")
+    parser.addoption("--gpu-results", metavar="FILE", help="--gpu-results=FILE: instead of bench/results/gpu.json")
+    parser.addoption("--rehearse", action="store_true", help="a GPU's rows on the CPU, small; needs --gpu-results")
+    parser.addoption("--until", type=float, metavar="SECOND", help="rows begin before this second (Unix); others skip")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -61,16 +61,28 @@ def demo() -> str:
 
 
 def scoring() -> str:
-    def label(r: Mapping[str, Any]) -> str:
-        more = ""
+    """Beside an ordinary pass, and beside what no scoring can do without."""
+    results = _read("scoring")
+    if results is None:
+        return _unmeasured("scoring")
+    lines = [
+        "",
+        "| | fairkern | training pass | ratio | bound | activations alone | ratio | bound |",
+        "|---" * 8 + "|",
+    ]
+    for r in results["rows"]:
+        more, floor = "", ["–", "–", ""]
         if "elimination_s" in r:
             together = r["relative_cost_with_elimination"]
             more = f" (elimination {_seconds(r['elimination_s'])} more, {together:.2f} together)"
-        return f"{r['op']}, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}{more}".replace(
-            "score", "scoring", 1
-        )
-
-    return _compared("scoring", label)
+        if "floor_s" in r:  # results of before it was measured have none
+            over = {**r["floor"], "bounded": "relative_cost"} if "target" in r["floor"] else {}
+            floor = [_seconds(r["floor_s"]["p50"]), f"{r['floor']['value']:.2f}", _kept(over)]
+        label = f"{r['op']}, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}{more}"
+        ours, rival = _seconds(r["ours_s"]["p50"]), _seconds(r["rival_s"]["p50"])
+        cells = [label.replace("score", "scoring", 1), ours, rival, f"{r['relative_cost']:.2f}", _kept(r), *floor]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(results, "scoring")])
 
 
 def network_pruner() -> str:

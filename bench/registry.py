@@ -156,6 +156,13 @@ ENTRIES = {
             ("bench/results/first_run.json",),
         ),
         Entry(
+            "matrix",
+            "python -m bench.matrix",
+            "README's tests and every Triton kernel, under every torch that is supported with the Triton of each",
+            NOT_KNOWN,
+            ("bench/results/matrix.json",),
+        ),
+        Entry(
             "graphs",
             "python -m bench.graphs",
             "random models, by their seeds: what fails is printed, or reduced; `reliability` keeps the figures",

@@ -52,6 +52,8 @@ class Launch:
     divisible: tuple[str, ...]  # arguments that are multiples of 16
     warps: int
     stages: int
+    programs: int
+    arguments: Mapping[str, Any]  # all of them, as they were given
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ def recorded(case: str) -> Iterator[list[Launch]]:
         kernel: Any, programs: int, device: torch.device, arguments: Mapping[str, Any], warps: int, stages: int = 1
     ) -> None:
         assert programs > 0
-        seen.append(specialised(case, kernel, arguments, warps, stages))
+        seen.append(specialised(case, kernel, programs, arguments, warps, stages))
 
     original = _triton.launch
     _triton.launch = record
@@ -97,7 +99,7 @@ def recorded(case: str) -> Iterator[list[Launch]]:
         _triton.launch = original
 
 
-def specialised(case: str, kernel: Any, arguments: Mapping[str, Any], warps: int, stages: int) -> Launch:
+def specialised(case: str, kernel: Any, programs: int, arguments: Mapping[str, Any], warps: int, stages: int) -> Launch:
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
     divisible: list[str] = []
@@ -116,7 +118,7 @@ def specialised(case: str, kernel: Any, arguments: Mapping[str, Any], warps: int
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 divisible.append(name)
-    return Launch(case, kernel, signature, constants, tuple(divisible), warps, stages)
+    return Launch(case, kernel, signature, constants, tuple(divisible), warps, stages, programs, dict(arguments))
 
 
 def compile_for(launch: Launch, target: str) -> Compiled:

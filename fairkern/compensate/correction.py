@@ -148,7 +148,7 @@ def carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> 
 
 def _carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> tuple[Tensor, Tensor]:
     part = gather(weight, {d: positions.to(weight.device) for d, positions in index.items()})
-    part = part.double().movedim(dim, 0)
+    part = part.movedim(dim, 0).to(torch.float64, memory_format=torch.contiguous_format)
     rest = part.shape[1:]
     flat = part.reshape(len(fit.told), -1)  # [told, per unit · rest]
     made = (fit.weights.T.to(flat) @ flat).to(_kept_in(weight))
@@ -192,11 +192,19 @@ def fold(small: nn.Module, plan: Plan, found: Iterable[Correction]) -> None:
             assert name is not None  # nothing is corrected that goes whole
             weight = local(tensor_of(small, name))
             for into, more in zip(_in_parts(weight), _in_parts(correction.weight), strict=True):
-                into.copy_(into.double() + more)
+                _add(into, more)
             if correction.bias is not None:
                 bias = local(_bias(small, Axis(name, correction.axis.dim)))
-                bias.copy_(bias.double() + correction.bias)
+                _add(bias, correction.bias)
     forget_casts()
+
+
+def _add(into: Tensor, more: Tensor) -> None:
+    """Rounded once. Of one dtype that is what adding them does, without copies in float64."""
+    if into.dtype == more.dtype:
+        into.add_(more)
+    else:
+        into.copy_(into.double() + more)
 
 
 def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], correction: Correction) -> None:

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("triton")
 
 from bench import documents
-from bench.gpu import operators, scoring
+from bench.gpu import operators, scoring, suite
 from bench.gpu.cases import Bench, Case, Measured
 from bench.gpu.machine import FIELDS, Cuda, StandIn, clocks, fields
 from bench.gpu.results import Results
@@ -316,6 +316,8 @@ def test_one_command_collects_tests_and_then_benchmarks_without_optional_package
     benches = [number for number, line in enumerate(found) if line.startswith("bench/")]
     assert benches == list(range(len(found) - len(CASES), len(found)))
     assert len(found) > 500
+    files = {line.partition(".py::")[0] for line in found[: -len(CASES)]}
+    assert files == {f"tests/{name}" for name in (*suite.KERNELS, *suite.PIPELINE)}  # none that `run.sh` leaves out
 
 
 def test_every_row_is_skipped_where_there_is_no_device() -> None:

@@ -131,14 +131,14 @@ def _taylor_partial_kernel(
             mask = m_channel[:, None] & (o_position < positions)[None, :]
             p_act = act + i_sample * act_n + i_outer * act_outer
             p_grad = grad + i_sample * grad_n + i_outer * grad_outer
-            if CHANNELS_INNERMOST:
-                o_act = o_position[None, :] * act_p + o_channel[:, None]
-                o_grad = o_position[None, :] * grad_p + o_channel[:, None]
+            if CHANNELS_INNERMOST:  # a run's address first: what is added along it then takes no registers of its own
+                p_act = (p_act + o_position * act_p)[None, :] + o_channel[:, None]
+                p_grad = (p_grad + o_position * grad_p)[None, :] + o_channel[:, None]
             else:
-                o_act = o_channel[:, None] * act_c + o_position[None, :]
-                o_grad = o_channel[:, None] * grad_c + o_position[None, :]
-            b_a = tl.load(p_act + o_act, mask=mask, other=0.0).to(tl.float32)
-            b_g = tl.load(p_grad + o_grad, mask=mask, other=0.0).to(tl.float32)
+                p_act = (p_act + o_channel * act_c)[:, None] + o_position[None, :]
+                p_grad = (p_grad + o_channel * grad_c)[:, None] + o_position[None, :]
+            b_a = tl.load(p_act, mask=mask, other=0.0).to(tl.float32)
+            b_g = tl.load(p_grad, mask=mask, other=0.0).to(tl.float32)
             b_activation += b_a
             b_term += b_a * b_g
             if SINGLE:
