@@ -1,5 +1,5 @@
-"""How fused experts are heard: all rows at once, those of each expert being what it makes of the tokens routed to it; it
-is silent for all others."""
+"""How fused experts are heard: all rows at once, those of each being what it makes of the tokens routed to it; it is
+silent for all others."""
 
 from __future__ import annotations
 

@@ -299,7 +299,7 @@ class Pass:
             taylor.add(point, act, self._rehearsal.by_sample(point, grad)[0], dim)
 
     def _families(self) -> list[Family]:
-        """Experts of the batch under way; where memory is counted each by itself, since gradients wait for each other."""
+        """Experts of the batch under way; where memory is counted each by itself, since gradients wait for others."""
         alone = self._settings.memory_budget is not None
         return families(self._listener, self._rehearsal.layouts, self._points, alone=alone)
 

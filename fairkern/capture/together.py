@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -30,19 +31,24 @@ class Family:
     count: int
     grads: dict[Point, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def rows(self) -> list[int]:
         """How many each point has."""
         return [len(act) for act in self.acts]
 
+    @cached_property
+    def given(self) -> int:
+        """How many points have rows."""
+        return sum(rows > 0 for rows in self.rows)
+
     @property
     def complete(self) -> bool:
         """Whether the gradients of all rows have come back."""
-        return all(p in self.grads for p, act in zip(self.points, self.acts, strict=True) if len(act))
+        return len(self.grads) == self.given
 
     def heard(self) -> Family:
         """Those whose gradients have come back, or that were given no token."""
-        kept = [k for k, p in enumerate(self.points) if p in self.grads or not len(self.acts[k])]
+        kept = [k for k, p in enumerate(self.points) if p in self.grads or not self.rows[k]]
         samples, places = (list(of.split(self.rows)) for of in (self.samples, self.places))
         return Family(
             tuple(self.points[k] for k in kept),
@@ -60,7 +66,7 @@ class Family:
 
     def grad(self) -> Tensor:
         """Of all rows, where they have come back."""
-        return torch.cat([self.grads[p] if len(act) else act for p, act in zip(self.points, self.acts, strict=True)])
+        return torch.cat([self.grads.get(p, act) for p, act in zip(self.points, self.acts, strict=True)])
 
     def by_sample(self, rows: Tensor) -> Tensor:
         """Sums of [rows, m] over the rows of each point and sample, in order: [points, samples, m]."""
