@@ -72,7 +72,12 @@ class _Followed(TorchFunctionMode):
         return result
 
     def _expert(self, args: Any, kwargs: Any) -> Point | None:
-        return next((p for t in tensors_in([args, kwargs]) if (p := self.given.get(t)) is not None), None)
+        for value in (*args, *kwargs.values()):
+            for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
+                point = self.given.get(tensor)
+                if point is not None:
+                    return point
+        return None
 
     def _factor(self, name: str, args: Any) -> Any:
         """The number, or the tensor with one number per token, that this multiplies what an expert gave by."""

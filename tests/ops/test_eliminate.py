@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.ops import View, eliminate
-from fairkern.ops.eliminate import native, reference
+from fairkern.ops.eliminate import blocked, native, reference
 from fairkern.ops.eliminate.config import fast_pays
 
 
@@ -55,7 +55,7 @@ def test_small_matrices_are_eliminated_in_one_call(
     name: str, extension: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order, added = defined(name)
-    monkeypatch.setattr("fairkern.ops.eliminate.blocked.eliminate", None)
+    monkeypatch.setattr(blocked, "eliminate", None)
     found = eliminate(CASES[name])
     assert found.order.tolist() == order.tolist()
     torch.testing.assert_close(found.error, added.cummax(0).values, rtol=1e-6, atol=1e-9)
