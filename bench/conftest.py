@@ -64,9 +64,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if rows:
         terminalreporter.section("gpu: value, bound, met")
     for row in rows:
-        bound = f"{'>=' if row['at_least'] else '<='} {row['target']:g}"
+        free = row["target"] is None
+        bound = "" if free else f"{'>=' if row['at_least'] else '<='} {row['target']:g}"
         alone = row.get("value_of_kernels", row.get("value_of_whole_call"))
         beside = "" if alone is None else f"   {'kernels' if 'value_of_kernels' in row else 'whole call'} {alone:.3f}"
-        terminalreporter.write_line(
-            f"{row['case']:<22} {row['value']:9.3f} {bound:<8} {'met' if row['met'] else 'MISSED':<7}{beside}"
-        )
+        met = "" if free else "met" if row["met"] else "MISSED"
+        terminalreporter.write_line(f"{row['case']:<22} {row['value']:9.3f} {bound:<8} {met:<7}{beside}")

@@ -26,7 +26,7 @@ GRACE = 2.0  # seconds between asking a process to end and ending it
 class Step:
     """Processes that run beside each other, and how long they may.
 
-    `UNTIL` in a command stands for the second (Unix) at which the step is ended. `judge` looks at what they left, and is told
+    `UNTIL` in a command stands for the second (Unix) at which the step is ended. `judge` looks at what they left, told
     whether they were ended by the clock: what is wrong ("" if nothing is), and what is worth keeping.
     """
 
@@ -89,7 +89,7 @@ class Clock:
     def _start(self, step: Step, until: float, stack: ExitStack) -> list[subprocess.Popen[str]]:
         started = []
         for number, command in enumerate(step.commands):
-            log: IO[str] = stack.enter_context(open(self.logs / f"{step.name}-{number}.txt", "w"))
+            log: IO[str] = stack.enter_context((self.logs / f"{step.name}-{number}.txt").open("w"))
             words = [word.replace("UNTIL", str(int(until))) for word in command]
             print("$", *words, file=log, flush=True)
             env = {**os.environ, **step.env}

@@ -26,6 +26,8 @@ from bench.gpu.clock import Clock, Step, code_of, table
 from bench.provenance import ROOT, provenance, write_results
 
 SECONDS = 420.0
+ENDED = {0: "all done", 1: "something is wrong", 2: "nothing could be run", 3: "the clock ended it"}  # by exit code
+ENDING = 6.0  # of these, to end processes and write files
 NEEDED = ("torch", "triton", "numpy", "scipy", "rich", "pybind11", "setuptools", "pytest")
 WARMED, SAMPLE = 8, 12  # of a rehearsal: every so many launches and tests
 LOG = 400_000  # characters of what one process printed, the last of them
@@ -49,7 +51,7 @@ class Place:
     @property
     def processes(self) -> int:
         """That share the device, or the cores."""
-        return max(1, min(14, self.cores - 2))
+        return min(14, max(1, self.cores - 1))
 
 
 def groups(place: Place) -> list[list[Step]]:
@@ -59,6 +61,7 @@ def groups(place: Place) -> list[list[Step]]:
         [tests(place, "kernels", KERNELS, predicted=50, budget=90, at_least=450)],
         [tests(place, "pipeline", PIPELINE, predicted=35, budget=50, at_least=80)],
         [rows(place)],
+        [tune(place)],
     ]
 
 
@@ -199,14 +202,14 @@ def run(place: Place, steps: list[list[Step]], seconds: float, began: float, onl
         facts = {"architecture": f"sm_{place.architecture}", "cores": place.cores, "rehearsed": place.rehearse}
         write_results(place.out / "run.json", source=source, **facts, seconds=seconds, rows=found)
 
-    clock = Clock(seconds, began, place.scratch, told)
+    clock = Clock(seconds - ENDING, began, place.scratch, told)
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda *_: setattr(clock, "ended", True))
     found = clock.run([group for group in chosen if group])
     (place.out / "log.txt").write_text(_logs(place.scratch))
     print(table(found))
     code = code_of(found)
-    print(f"{time.time() - began:.0f} of {seconds:.0f} s; exit code {code}; files in {place.out}")
+    print(f"{time.time() - began:.0f} of {seconds:.0f} s; {ENDED[code]} (exit code {code}); files in {place.out}")
     return code
 
 
