@@ -111,7 +111,7 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
         (place / CARD).write_text(said, encoding="utf-8")
         as_asked(place)
         verify(place, cut.small, asked.source.trust_remote_code, headers=True)
-    return done
+    return replace(done, scores=types.signals_alone(scores))
 
 
 @dataclass(frozen=True)
