@@ -90,7 +90,7 @@ def test_every_change_is_told_at_once(tmp_path: Path) -> None:
         [shell("b", "true")],
         told=lambda rows: seen.append([r["status"] for r in rows]),
     )
-    assert seen == [["running", LEFT], [DONE, LEFT], [DONE, "running"], [DONE, DONE]]
+    assert seen == [[LEFT, LEFT], ["running", LEFT], [DONE, LEFT], [DONE, "running"], [DONE, DONE]]
 
 
 def test_a_step_is_told_when_it_ends(tmp_path: Path) -> None:
