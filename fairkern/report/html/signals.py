@@ -54,10 +54,12 @@ def _left_out(plan: Plan | None, scores: Scores | None) -> Html:
     return el(
         "p",
         f"Curves and units are left out: this page was made without the {missing}. ",
+        el("code", "fairkern report … --scores FILE --html PAGE"),
+        " draws them, and in Python ",
         el("code", "report.save_html(path, scores=scores)"),
         " or ",
         el("code", "prune(…, keep_scores=True)"),
-        " has them drawn.",
+        ".",
         class_="says",
     )
 
