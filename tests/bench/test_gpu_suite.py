@@ -145,6 +145,15 @@ def test_without_a_device_nothing_is_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "out").exists()
 
 
+def test_the_folder_is_where_the_script_was_called(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": "echo"}
+    script = [str(ROOT / "bench" / "gpu" / "run.sh"), "out", "--rehearse"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    assert words[:2] == ["-m", "bench.gpu.suite"]
+    assert suite._parsed(words[2:]).out == tmp_path.resolve() / "out"
+
+
 @pytest.mark.parametrize(("printed", "expected"), [("9.0\\n", "90"), ("12.0\\n8.0\\n", "120"), ("No devices\\n", None)])
 def test_the_architecture_is_the_first_devices(
     printed: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
