@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,17 +18,19 @@ import torch
 pytest.importorskip("triton")
 
 from bench.gpu.cases import Bench, Case
-from bench.gpu.machine import Cuda
+from bench.gpu.machine import Cuda, StandIn
 from bench.gpu.results import Results
 from bench.gpu.table import CASES
-from bench.gpu.workloads import FULL
+from bench.gpu.workloads import FULL, TINY
 from bench.provenance import ROOT
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def bench() -> Bench:
+def bench(request: pytest.FixtureRequest) -> Bench:
+    if request.config.getoption("--rehearse"):
+        return Bench(StandIn(), TINY)
     if not torch.cuda.is_available():
         pytest.skip("torch sees no CUDA device")
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -36,7 +40,11 @@ def bench() -> Bench:
 
 @pytest.fixture(scope="module")
 def results(request: pytest.FixtureRequest) -> Results:
-    return Results(ROOT / "bench" / "results" / "gpu.json", request.config.getoption("--commit"))
+    path, rehearsed = request.config.getoption("--gpu-results"), request.config.getoption("--rehearse")
+    if rehearsed and path is None:
+        raise pytest.UsageError("--rehearse measures nothing: say where its file goes, with --gpu-results=FILE")
+    path = ROOT / "bench" / "results" / "gpu.json" if path is None else Path(path)
+    return Results(path, request.config.getoption("--commit"))
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +63,9 @@ def test_row(
     request: pytest.FixtureRequest,
     record_gpu: Callable[[dict[str, Any]], None],
 ) -> None:
+    until = request.config.getoption("--until")
+    if until is not None and time.time() > until:
+        pytest.skip("no time is left")
     row = case.row(bench)
     counted = request.config.pluginmanager.get_plugin("terminalreporter").stats
     tests = {outcome: len(counted.get(outcome, ())) for outcome in ("passed", "failed", "error", "skipped")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -38,6 +39,37 @@ def test_cuda_without_nvcc_is_an_error(tmp_path):
     done = setup_py("cuda", PATH=str(tmp_path), CUDA_HOME=str(tmp_path))
     assert done.returncode != 0
     assert "nvcc was not found" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("", ([(80, 90), (100, 120)], True)), ("90", ([(90,)], False)), ("90;89", ([(89,), (90,)], False)), ("sm", None)],
+)
+def test_architectures_that_are_asked_for_are_built_alone(asked: str, expected: object) -> None:
+    assert architectures(asked, {80, 89, 90, 100, 120}) == expected
+
+
+def test_an_architecture_that_the_compiler_does_not_know_is_an_error() -> None:
+    assert architectures("90", {80}) is None
+    assert architectures("", {80, 100}) == ([(80,), (100,)], True)
+
+
+def architectures(asked: str, known: set[int]) -> object:
+    """What `setup.py` would build, without building; None where it refuses."""
+    pytest.importorskip("pybind11")
+    script = (
+        "import runpy, sys, setuptools\n"
+        "setuptools.setup = lambda **_: None\n"
+        "sys.argv = ['setup.py', '--version']\n"
+        f"print(runpy.run_path('setup.py')['architectures']({known!r}))"
+    )
+    seen = {**os.environ, "FAIRKERN_BUILD": "none", "FAIRKERN_CUDA_ARCHITECTURES": asked}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, env=seen, capture_output=True, text=True, check=False)
+    if done.returncode:
+        assert "FAIRKERN_CUDA_ARCHITECTURES" in done.stderr, done.stderr
+        return None
+    return ast.literal_eval(done.stdout)
 
 
 def test_wheels_are_built_for_every_python_that_is_named() -> None:

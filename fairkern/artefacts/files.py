@@ -47,7 +47,7 @@ def write_json(path: str | os.PathLike[str], kind: str, payload: Mapping[str, An
 
     Raises:
         InputError: a value that JSON cannot hold (NaN and Inf among them); names its place.
-        OSError: the folder does not exist or cannot be written, the disk is full. Nothing half-written stays.
+        OSError: the folder cannot be made or written, the disk is full. Nothing half-written stays.
     """
     data = json_file(kind, payload)
     with replacing(path) as temporary:

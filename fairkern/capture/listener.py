@@ -20,6 +20,8 @@ from fairkern.model.threads import python_thread
 from fairkern.model.weight_calls import WeightCall, WeightCalls
 from fairkern.types import CallSite, Side
 
+_OF_A_PASS = ("_calls", "_aliases", "_rows", "root", "heard", "carriers", "versions")
+
 
 class _Root(torch.autograd.Function):
     """Hangs a tensor on a leaf of ours, so that the graph starts here although no weight asks for gradients."""
@@ -84,6 +86,16 @@ class Listener:
         self._rows.clear()
         self.versions.clear()
         self.root = _leaf(device)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, another pass is heard; what was heard before, with its graph, is there again on the way out."""
+        before = {name: value for name, value in vars(self).items() if name in _OF_A_PASS}
+        try:
+            vars(self).update({name: {} for name in before})
+            yield
+        finally:
+            vars(self).update(before)
 
     def backward(self, loss: Tensor, on_gradient: Callable[[Point, Tensor], None]) -> None:
         """Call back for every point's gradient of the loss. What else goes backward, within a model or a loss function,

@@ -24,6 +24,7 @@ from fairkern.capture.memory import Prediction, Trial
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Point
+from fairkern.capture.pools import maxima_alone
 from fairkern.capture.rehearsal import Rehearsal
 from fairkern.capture.samples import SampleStore
 from fairkern.capture.settings import LossReduction, Reduction, Settings
@@ -69,9 +70,11 @@ class Pass:
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
         heard = list(dict.fromkeys([*points, *own]))
         self._listener = Listener(model, heard, gradients=taylor is not None, beside=beside)
-        self._among = Among(settings.ranks, in_shards(model))
+        sharded = in_shards(model)
+        self._among = Among(settings.ranks, sharded)
         losses = Losses(model, loss_fn, settings.seed)
-        self._rehearsal = Rehearsal(model, self._listener, losses, ambient, self._among.any_of)
+        last = sharded or beside is not None  # hooks of shards, and who listens beside, take one pass after the other
+        self._rehearsal = Rehearsal(model, self._listener, losses, ambient, self._among.any_of, last)
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.singly = False  # whether samples of a batch came one by one
@@ -145,7 +148,8 @@ class Pass:
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         experts = running_as(self._model, listening(self._listener.points, self._listener))
-        with affine_norms(self._model), experts, kept_instead(), self._listener.attached(), torch.enable_grad():
+        quicker = affine_norms(self._model), maxima_alone(self._model)
+        with quicker[0], quicker[1], experts, kept_instead(), self._listener.attached(), torch.enable_grad():
             yield
 
     def _step(self, batch: Batch, mine: bool, done: float) -> None:

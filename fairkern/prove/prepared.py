@@ -17,6 +17,7 @@ from fairkern.model.caches import Calls, calls_of, with_loop
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.generation import can_generate
 from fairkern.model.nested import call_model, map_tensors
+from fairkern.model.process import seed_torch
 from fairkern.model.untouched import forget, same_attributes
 from fairkern.prove.double import Double, in_double
 from fairkern.prove.inputs import vary
@@ -91,7 +92,7 @@ def _drawn(
     mode = in_double(copy)
     with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
         with calibrate(copy, seed + 3), mode, running_as(copy, experts_of(units)):
-            torch.manual_seed(seed)
+            seed_torch(seed)
             output = call_model(copy, inputs)
         with mode, running_as(copy, experts_of(units)):
             calls, further = onward(copy, inputs, output)

@@ -83,8 +83,8 @@ def test_a_file_has_the_rows_to_the_last_digit(tmp_path: Path) -> None:
         assert all(type(given[name])(text) == given[name] for name, text in row.items())
     with pytest.raises(fk.InputError, match="path is empty"):
         sweep().to_csv("")
-    with pytest.raises(FileNotFoundError):
-        sweep().to_csv(tmp_path / "none" / "sweep.csv")
+    sweep().to_csv(tmp_path / "new" / "sweep.csv")
+    assert (tmp_path / "new" / "sweep.csv").read_bytes() == (tmp_path / "sweep.csv").read_bytes()
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
