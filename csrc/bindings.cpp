@@ -105,6 +105,20 @@ void py_project(int element, std::int64_t x, std::int64_t stride_n, std::int64_t
   project(static_cast<Element>(element), args);
 }
 
+void py_gram(int element, std::int64_t x, std::int64_t stride_c, std::int64_t stride_outer, std::int64_t stride_inner,
+             std::int64_t channels, std::int64_t outer, std::int64_t inner, std::int64_t rows, std::int64_t out,
+             int threads, int isa) {
+  require_element(element);
+  require(channels >= 1 && outer >= 1 && inner >= 1, "channels, outer and inner are ", channels, ", ", outer, " and ",
+          inner, "; needs 1 of each");
+  require(rows >= 16 && rows % 16 == 0, "rows is ", rows, "; expected a multiple of 16");
+  require_threads(threads);
+  GramArgs args{pointer<void>(x, "x"), stride_c, stride_outer, stride_inner, channels, outer, inner, rows,
+                pointer<double>(out, "out"), threads, resolve_isa(isa)};
+  py::gil_scoped_release release;
+  gram(static_cast<Element>(element), args);
+}
+
 void py_taylor(int element, std::int64_t act, std::int64_t grad, std::int64_t samples, std::int64_t before,
                std::int64_t channels, std::int64_t after, std::int64_t signed_sum, std::int64_t per_sample,
                std::int64_t activation, bool wide, bool accumulate, double scale, int threads, int isa) {
@@ -253,6 +267,9 @@ PYBIND11_MODULE(_extension_cpu, module) {
   module.def("project", &py_project, py::arg("element"), py::arg("x"), py::arg("stride_n"), py::arg("stride_c"),
              py::arg("stride_d"), py::arg("rows"), py::arg("samples"), py::arg("channels"), py::arg("positions"),
              py::arg("directions"), py::arg("projections"), py::arg("out"), py::arg("threads"), py::arg("isa"));
+  module.def("gram", &py_gram, py::arg("element"), py::arg("x"), py::arg("stride_c"), py::arg("stride_outer"),
+             py::arg("stride_inner"), py::arg("channels"), py::arg("outer"), py::arg("inner"), py::arg("rows"),
+             py::arg("out"), py::arg("threads"), py::arg("isa"));
   module.def("taylor", &py_taylor, py::arg("element"), py::arg("act"), py::arg("grad"), py::arg("samples"),
              py::arg("before"), py::arg("channels"), py::arg("after"), py::arg("signed_sum"), py::arg("per_sample"),
              py::arg("activation"), py::arg("wide"), py::arg("accumulate"), py::arg("scale"), py::arg("threads"),

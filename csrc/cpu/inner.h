@@ -77,6 +77,8 @@ struct Panels {
   }
 };
 
+constexpr std::int64_t kGramFlush = 256;  // vectors summed in T before they are added to a double
+
 template <class T>
 struct ProjectWork {
   T* values;  // [kBlockRows][position] or [position][kBlockRows], widened
@@ -131,6 +133,8 @@ struct Inner {
                          const PairWork<T>& work);
   void (*project)(const ProjectArgs& args, const ProjectBlocks& blocks, const Panels<T>& panels, std::int64_t number,
                   const ProjectWork<T>& work);
+  void (*gram_pack)(const GramArgs& args, std::int64_t channel, std::int64_t begin, std::int64_t count, T* to);
+  void (*gram_rows)(const GramArgs& args, std::int64_t row, const T* packed, std::int64_t stride, std::int64_t depth);
   void (*taylor)(const TaylorArgs& args, const Cut& cut, std::int64_t task, Partials& partials);
   void (*eliminate)(const double* half, const double* mixed, std::int64_t stride, std::int64_t steps,
                     const double* own, const double* others, std::int64_t length, double* inverse, double* output);

@@ -56,6 +56,17 @@ struct ProjectArgs {
 };
 void project(Element element, const ProjectArgs& args);
 
+struct GramArgs {
+  const void* x;  // channel c of vector (o, i) at c·stride_c + o·stride_outer + i·stride_inner
+  std::int64_t stride_c, stride_outer, stride_inner;
+  std::int64_t channels, outer, inner;
+  std::int64_t rows;  // of a block of the result, a multiple of 16
+  double* out;        // blocks of rows of the upper triangle, each from its diagonal on, one after the other; added to
+  int threads;
+  Isa isa;
+};
+void gram(Element element, const GramArgs& args);
+
 struct TaylorArgs {
   const void *act, *grad;  // [samples, before, channels, after], contiguous
   std::int64_t samples, before, channels, after;

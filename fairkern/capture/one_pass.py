@@ -24,7 +24,7 @@ from fairkern.capture.memory import Prediction, Trial
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Point
-from fairkern.capture.pools import maxima_alone
+from fairkern.capture.pools import quick_maxima
 from fairkern.capture.rehearsal import Rehearsal
 from fairkern.capture.samples import SampleStore
 from fairkern.capture.settings import LossReduction, Reduction, Settings
@@ -151,7 +151,7 @@ class Pass:
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         experts = running_as(self._model, listening(self._listener.points, self._listener))
-        quicker = affine_norms(self._model), maxima_alone(self._model)
+        quicker = affine_norms(self._model), quick_maxima(self._model)
         with quicker[0], quicker[1], experts, kept_instead(), self._listener.attached(), torch.enable_grad():
             yield
 

@@ -53,6 +53,20 @@ def project(
     threads: int,
     isa: int,
 ) -> None: ...
+def gram(
+    element: int,
+    x: int,
+    stride_c: int,
+    stride_outer: int,
+    stride_inner: int,
+    channels: int,
+    outer: int,
+    inner: int,
+    rows: int,
+    out: int,
+    threads: int,
+    isa: int,
+) -> None: ...
 def taylor(
     element: int,
     act: int,
