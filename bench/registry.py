@@ -57,6 +57,14 @@ ENTRIES = {
             gpu=True,
         ),
         Entry(
+            "gpu_rehearsal",
+            "python -m bench.gpu_rehearsal",
+            "what `bench/gpu/run.sh` does on a GPU in seven minutes, on the CPU, small, under the same clock",
+            NOT_KNOWN,
+            ("bench/results/gpu_rehearsal.json",),
+            "test",
+        ),
+        Entry(
             "triton_compiled",
             "python -m bench.triton_compiled",
             "registers and spills of every Triton kernel on every architecture; no GPU is needed",
@@ -154,6 +162,13 @@ ENTRIES = {
             "from a clone to the demo's result as README says, without the time of downloads",
             "minutes",
             ("bench/results/first_run.json",),
+        ),
+        Entry(
+            "matrix",
+            "python -m bench.matrix",
+            "README's tests and every Triton kernel, under every torch that is supported with the Triton of each",
+            NOT_KNOWN,
+            ("bench/results/matrix.json",),
         ),
         Entry(
             "graphs",

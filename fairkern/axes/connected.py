@@ -77,6 +77,7 @@ def _join(first: np.ndarray, pairs: Sequence[Pair]) -> None:
     from scipy.sparse import coo_array  # imported by who traces: it takes as long as all of fairkern
     from scipy.sparse.csgraph import connected_components
 
+    # of 64-bit indices older versions of SciPy print an error and give labels that were never written
     a, b = (first[np.concatenate(ends)] for ends in zip(*pairs, strict=True))
     differ = a != b
     a, b = a[differ], b[differ]

@@ -30,6 +30,7 @@ class Chosen:
 _NOT_BY_BLOCKS = {
     "keep_latency": "timing takes the whole model at once",
     "latency": "timing takes the whole model at once",
+    "evaluate": "it is given the whole model",
     "iterations": "a later step would start from a model that is not there",
     "inplace": "there is no model to be cut in place",
     "depth": "branches at one place of all blocks are a group, so that all blocks are one",

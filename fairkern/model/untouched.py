@@ -154,7 +154,7 @@ def caches(modules: Iterable[nn.Module]) -> Iterator[dict[Any, Tensor]]:
     computed from the weights, and is computed again where it is missing."""
     for module in modules:
         for name, value in vars(module).items():
-            if "cache" in name and type(value) is dict and value and all(isinstance(v, Tensor) for v in value.values()):
+            if type(value) is dict and value and "cache" in name and all(isinstance(v, Tensor) for v in value.values()):
                 yield value
 
 
