@@ -83,7 +83,7 @@ def _join(first: np.ndarray, pairs: Sequence[Pair]) -> None:
     met = np.zeros(len(first), dtype=bool)
     met[a] = met[b] = True
     nodes = np.flatnonzero(met)
-    number = np.cumsum(met, dtype=np.int32)
+    number = np.cumsum(met, dtype=np.int32)  # of 64-bit ones older versions of SciPy give labels never written
     number -= 1
     ends = (np.ones(len(a), dtype=np.int8), (number[a], number[b]))
     _, labels = connected_components(coo_array(ends, shape=(len(nodes), len(nodes))), directed=False)
