@@ -93,8 +93,10 @@ def _along(x: Tensor, dim: int, kernel: int, stride: int, padding: int) -> Tenso
 
 
 class _SideBySide(torch.autograd.Function):
-    """Maxima of windows that lie side by side: of the columns in each row of a window, then of its rows. A gradient
-    goes back the same way, to the first row that has the maximum and there to the first column."""
+    """Maxima of windows that lie side by side: of the columns in each row of a window, then of its rows.
+
+    A gradient goes back the same way, to the first row that has the maximum and there to the first column.
+    """
 
     @staticmethod
     def forward(ctx: object, x: Tensor, kernel: tuple[int, int]) -> Tensor:
