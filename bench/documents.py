@@ -214,6 +214,22 @@ def depth() -> str:
     return "\n".join(["", *lines, "", _source(results, "depth")])
 
 
+def growth() -> str:
+    results = _read("growth")
+    if results is None:
+        return _unmeasured("growth")
+    lines = ["", "![Times over sizes on log axes, with lines of the predicted slopes](pictures/growth.png)", ""]
+    lines += ["| | sizes | law | predicted slope | measured | apart |", "|---|---|---|---|---|---|"]
+    for r in results["rows"]:
+        sizes, apart = (f"{n:,}" for n in (r["sizes"][0], r["sizes"][-1])), abs(r["slope"] - r["predicted"])
+        kept = f"{apart:.2f} ≤ {r['target']}, {'met' if r['met'] else 'missed'}"
+        lines.append(
+            f"| {r['case']} | {' to '.join(sizes)} {r['over']} | {r['law']} | {r['predicted']:.2f} | "
+            f"{r['slope']:.2f} | {kept} |"
+        )
+    return "\n".join([*lines, "", _source(results, "growth")])
+
+
 def intercepts() -> str:
     results = _read("intercepts")
     if results is None:
@@ -391,6 +407,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "gpu": gpu,
     "gpu_rehearsal": gpu_rehearsal,
     "thresholds": thresholds,
+    "growth": growth,
     "intercepts": intercepts,
     "depth": depth,
     "elimination": elimination,

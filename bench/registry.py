@@ -149,6 +149,14 @@ ENTRIES = {
             "quality",
         ),
         Entry(
+            "growth",
+            "python -m bench.growth",
+            "how the operators' time grows with classes, samples and channels, against laws written down before",
+            NOT_KNOWN,
+            ("bench/results/growth.json", "docs/pictures/growth.png"),
+            "quality",
+        ),
+        Entry(
             "comparison",
             "python -m bench.comparison",
             "what fairkern and others can do, tried feature by feature, each in an environment of its own",
