@@ -77,14 +77,13 @@ def _join(first: np.ndarray, pairs: Sequence[Pair]) -> None:
     from scipy.sparse import coo_array  # imported by who traces: it takes as long as all of fairkern
     from scipy.sparse.csgraph import connected_components
 
-    # of 64-bit indices older versions of SciPy print an error and give labels that were never written
     a, b = (first[np.concatenate(ends)] for ends in zip(*pairs, strict=True))
     differ = a != b
     a, b = a[differ], b[differ]
     met = np.zeros(len(first), dtype=bool)
     met[a] = met[b] = True
     nodes = np.flatnonzero(met)
-    number = np.cumsum(met, dtype=np.int32)
+    number = np.cumsum(met, dtype=np.int32)  # of 64-bit ones older versions of SciPy give labels never written
     number -= 1
     ends = (np.ones(len(a), dtype=np.int8), (number[a], number[b]))
     _, labels = connected_components(coo_array(ends, shape=(len(nodes), len(nodes))), directed=False)

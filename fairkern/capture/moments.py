@@ -241,10 +241,6 @@ class StateMeans:
 
 def holds_squares(vectors: Tensor) -> Tensor:
     """Whether float32 holds their sums of squares, and of products: bool []."""
-    if vectors.device.type in AT_ONCE and len(vectors):  # the largest is no longer than all, and no shorter than a share
-        whole = float(torch.linalg.vector_norm(vectors))  # of all, in memory's order: most often that is enough
-        if 2 * (_LEAST * len(vectors)) ** 0.5 <= whole < _MOST**0.5 / 2:
-            return torch.ones((), dtype=torch.bool, device=vectors.device)
     norm = torch.linalg.vector_norm(vectors.reshape(len(vectors), -1), dim=1).amax()
     return (norm >= _LEAST**0.5) & (norm < _MOST**0.5)
 

@@ -26,7 +26,7 @@ def quick_maxima(model: nn.Module) -> Iterator[None]:
     try:
         for module in model.modules():
             if isinstance(module, nn.MaxPool2d) and _is_plain(module):
-                module.forward = partial(_forward, module)
+                vars(module)["forward"] = partial(_forward, module)
                 changed.append(module)
         yield
     finally:
@@ -93,8 +93,10 @@ def _along(x: Tensor, dim: int, kernel: int, stride: int, padding: int) -> Tenso
 
 
 class _SideBySide(torch.autograd.Function):
-    """Maxima of windows that lie side by side: of the columns in each row of a window, then of its rows. A gradient goes
-    back the same way, to the first row that has the maximum and there to the first column."""
+    """Maxima of windows that lie side by side: of the columns in each row of a window, then of its rows.
+
+    A gradient goes back the same way, to the first row that has the maximum and there to the first column.
+    """
 
     @staticmethod
     def forward(ctx: object, x: Tensor, kernel: tuple[int, int]) -> Tensor:
@@ -130,7 +132,7 @@ def _maxima(places: Sequence[Tensor]) -> Tensor:
 
 
 def _back(grad: Tensor, x: Tensor, made: Tensor, dim: int, kernel: int) -> Tensor:
-    """The gradient of `x`, whose windows along a dimension have the maxima `made`: the first that is as large has it."""
+    """The gradient of `x`, whose windows along a dimension have the maxima `made`: the first as large has it."""
     found = torch.empty_like(x) if x.shape[dim] % kernel == 0 else torch.zeros_like(x)
     *places, last = _places(found, dim, kernel)
     for place, into in zip(_places(x, dim, kernel), places, strict=False):
