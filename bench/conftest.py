@@ -19,6 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--commit", metavar="HASH", help="--commit=HASH: what results name where there is no git checkout")
     parser.addoption("--gpu-results", metavar="FILE", help="--gpu-results=FILE: instead of bench/results/gpu.json")
     parser.addoption("--rehearse", action="store_true", help="a GPU's rows on the CPU, small; needs --gpu-results")
+    parser.addoption("--tests-before", metavar="FILE", help="run.json of bench/gpu/run.sh: the tests are counted there")
     parser.addoption("--until", type=float, metavar="SECOND", help="rows begin before this second (Unix); others skip")
 
 

@@ -58,6 +58,7 @@ class Clock:
         """All groups in turn; a row per step."""
         later = [max(step.budget for step in group) for group in groups]
         self.rows += [_row(step) for group in groups for step in group]
+        self.told(self.rows)
         for number, group in enumerate(groups):
             self._group(group, self.left - sum(later[number + 1 :]))
         return self.rows

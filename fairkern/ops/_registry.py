@@ -29,7 +29,7 @@ OPERATORS: Mapping[str, tuple[Backend, ...]] = {
     "wasserstein_1d": (Backend.NATIVE, Backend.REFERENCE),
     "taylor": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "project": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
-    "gram": (Backend.TRITON, Backend.REFERENCE),
+    "gram": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "gather": (Backend.NATIVE, Backend.CUDA, Backend.TRITON, Backend.REFERENCE),
     "tod_curve": (Backend.NATIVE, Backend.REFERENCE),
 }

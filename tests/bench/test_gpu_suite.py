@@ -90,7 +90,7 @@ def test_every_change_is_told_at_once(tmp_path: Path) -> None:
         [shell("b", "true")],
         told=lambda rows: seen.append([r["status"] for r in rows]),
     )
-    assert seen == [["running", LEFT], [DONE, LEFT], [DONE, "running"], [DONE, DONE]]
+    assert seen == [[LEFT, LEFT], ["running", LEFT], [DONE, LEFT], [DONE, "running"], [DONE, DONE]]
 
 
 def test_a_step_is_told_when_it_ends(tmp_path: Path) -> None:
@@ -143,6 +143,15 @@ def test_without_a_device_nothing_is_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert suite.main([str(tmp_path / "out")]) == 2
     assert "no device" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_is_where_the_script_was_called(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": "echo"}
+    script = [str(ROOT / "bench" / "gpu" / "run.sh"), "out", "--rehearse"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    assert words[:2] == ["-m", "bench.gpu.suite"]
+    assert suite._parsed(words[2:]).out == tmp_path.resolve() / "out"
 
 
 @pytest.mark.parametrize(("printed", "expected"), [("9.0\\n", "90"), ("12.0\\n8.0\\n", "120"), ("No devices\\n", None)])
@@ -219,7 +228,9 @@ def test_the_whole_run_is_rehearsed(tmp_path: Path) -> None:
     expected = groups(Place(tmp_path, tmp_path, "90", 2, rehearse=True))
     assert [row["step"] for row in found["rows"]] == [step.name for group in expected for step in group]
     assert found["rows_took"].keys() == {case.name for case in CASES}
-    assert [row["case"] for row in json.loads((tmp_path / "gpu.json").read_text())["rows"]] == list(found["rows_took"])
+    measured = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["case"] for row in measured["rows"]] == list(found["rows_took"])
+    assert measured["tests_before"]["passed"] > 10
     assert len(json.loads((tmp_path / "tuned.json").read_text())["architectures"]["rehearsed"]["tried"]) == len(
         SEARCHES
     )

@@ -174,7 +174,7 @@ def test_a_folder_is_evaluated_and_its_page_has_curves(
     assert not Path("other").exists()
     blocks = ["--evaluate", "measuring:biases", "--walk", "blocks", "--quiet"]
     assert prune(*given, *blocks, "-o", "other") == 2
-    assert "--walk blocks cannot be had with evaluate=" in said(capsys)
+    assert "--walk blocks cannot be had with --evaluate (it is given the whole model)" in said(capsys)
 
 
 def test_the_page_of_a_folder_by_blocks_has_curves(made: Path, text: Path, tmp_path: Path) -> None:

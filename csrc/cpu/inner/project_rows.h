@@ -54,8 +54,25 @@ FAIRKERN_KERNEL_INLINE void project_vectors(const T* const* values, std::int64_t
   std::int64_t v = 0;
   for (; v + kVectors <= vectors; v += kVectors, part.at += kVectors * target.vector)
     project_block<T, Rows, kVectors>(values, step, positions, directions + v * L, padded, part);
+  if (kVectors > 2 && v + 2 <= vectors) {
+    project_block<T, Rows, 2>(values, step, positions, directions + v * L, padded, part);
+    v += 2, part.at += 2 * target.vector;
+  }
   for (; v < vectors; ++v, part.at += target.vector)
     project_block<T, Rows, 1>(values, step, positions, directions + v * L, padded, part);
+}
+
+// As many rows as there are, at most kProjectRows.
+template <class T>
+FAIRKERN_KERNEL_INLINE void project_some(std::int64_t rows, const T* const* values, std::int64_t step,
+                                         std::int64_t positions, const T* directions, std::int64_t padded,
+                                         std::int64_t vectors, const Target<T>& target) {
+  switch (rows) {
+    case 1: project_vectors<T, 1>(values, step, positions, directions, padded, vectors, target); break;
+    case 2: project_vectors<T, 2>(values, step, positions, directions, padded, vectors, target); break;
+    case 3: project_vectors<T, 3>(values, step, positions, directions, padded, vectors, target); break;
+    default: project_vectors<T, 4>(values, step, positions, directions, padded, vectors, target); break;
+  }
 }
 
 // The samples `rows[0 … count)` of a unit whose position (row, d) is at unit[row·stride_n + d·stride_d]; `target` is
