@@ -256,12 +256,23 @@ def compaction() -> str:
     lines = ["", "| | | bound |", "|---|---|---|"]
     for r in results["rows"]:
         kept = f"{_bound(r['target'], r['at_least'])}, {'met' if r['met'] else 'missed'}"
+        if r["op"] not in ("compact", "memory"):
+            continue
         if r["op"] == "compact":
             where = "in the page cache" if r["cached"] else "on the disk"
             what = f"rate over that of copying, {r['shape']}, {where} | {r['ratio']:.2f}"
         else:
             what = f"memory over {r['rival']}, {r['shape']} | {r['value']:.2f}"
         lines.append(f"| {what} | {kept} |")
+    cuts = [r for r in results["rows"] if r["op"] in ("apply", "sequential")]
+    if cuts:
+        lines += ["", "| | median | beside it | median | ratio | bound |", "|---|---|---|---|---|---|"]
+    for r in cuts:
+        bound = f"{_bound(r['target'], r['at_least'])}, {'met' if r['met'] else 'missed'}"
+        times = [_seconds(r[side]["p50"]) for side in ("ours_s", "rival_s")]
+        lines.append(
+            f"| {r['op']}, {r['shape']} | {times[0]} | {r['rival']} | {times[1]} | {r[r['bounded']]:.2g} | {bound} |"
+        )
     return "\n".join([*lines, "", _source(results, "compaction")])
 
 

@@ -57,7 +57,7 @@ def memory_back() -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def tests_before(config: pytest.Config) -> dict[str, int]:
+def passed_before(config: pytest.Config) -> dict[str, int]:
     """How many have passed, failed and been skipped, in this process or, where steps run apart, in those before it."""
     if path := config.getoption("--tests-before"):
         rows = json.loads(Path(path).read_text())["rows"]
@@ -78,5 +78,5 @@ def test_row(
     if until is not None and time.time() > until:
         pytest.skip("no time is left")
     row = case.row(bench)
-    results.add(row, bench, tests_before(request.config))
+    results.add(row, bench, passed_before(request.config))
     record_gpu(row)

@@ -125,7 +125,7 @@ def tests(place: Place, name: str, files: Sequence[str], *, predicted: float, bu
         }
 
     env = {"OMP_NUM_THREADS": str(max(1, place.cores // place.processes))}
-    env |= {"TRITON_INTERPRET": "1"} if place.rehearse else {}
+    env |= {"TRITON_INTERPRET": str(int(name == "kernels"))} if place.rehearse else {}
     return Step(name, f"tests of {', '.join(files)}", predicted, budget, commands, env, judge)
 
 
