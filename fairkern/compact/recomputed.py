@@ -81,6 +81,8 @@ def under(frame: FrameType, start: Start) -> None:
         if not isinstance(checkpoint.recompute_fn, Under):
             checkpoint.recompute_fn = Under(checkpoint.recompute_fn, start)
         return
+    if frame.f_code.co_name == "backward":  # which is under way: hooks come too late, and older engines call the second
+        return
     node = frame.f_locals.get("ctx")
     if isinstance(node, BackwardCFunction) and not hasattr(node, "_fairkern_recomputes"):
         node._fairkern_recomputes = True  # type: ignore[attr-defined]
