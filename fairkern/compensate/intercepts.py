@@ -98,8 +98,9 @@ class Places:
         return self._new(given) | {name for found in self.flags(given) for name in found.biases}
 
     def _new(self, given: Iterable[Axis]) -> set[str]:
-        """Biases that the model has not."""
-        return {_bias(axis) for axis in given} - self._plan.shapes.keys()
+        """Biases that the model has not; what is recurrent is given none."""
+        able = (axis for axis in given if adds_bias(self._model.get_submodule(axis.module)))
+        return {_bias(axis) for axis in able} - self._plan.shapes.keys()
 
     @property
     def rule(self) -> str:

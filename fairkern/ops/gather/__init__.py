@@ -117,8 +117,8 @@ def _checked_index(name: str, given: object, source: Tensor, axis: int) -> Tenso
 
 def _chosen(backend: str, weight: Tensor, indices: Mapping[int, Tensor], able: dict[torch.device, Backend]) -> Backend:
     """The backend of a job; `able`: what runs on a device, whatever the job."""
-    first = able.get(weight.device)
-    if first is None and weight.ndim <= native.MAX_DIMS and backend != Backend.TRITON.value:
+    first, of_the_job = able.get(weight.device), isinstance(backend, str) and backend == Backend.TRITON.value
+    if first is None and weight.ndim <= native.MAX_DIMS and not of_the_job:
         first = able[weight.device] = resolve("gather", backend, weight.device)
     if first is None or first is Backend.TRITON or weight.ndim > native.MAX_DIMS:
         return resolve("gather", backend, weight.device, _why_not(weight, indices))
