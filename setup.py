@@ -4,6 +4,9 @@ FAIRKERN_BUILD=auto  try to compile, the CUDA extension where nvcc is found; wha
 FAIRKERN_BUILD=cpu   compile the CPU extension, or fail
 FAIRKERN_BUILD=cuda  compile both, or fail
 FAIRKERN_BUILD=none  do not compile
+
+FAIRKERN_CUDA_ARCHITECTURES="90"  code for these GPUs alone (numbers as nvcc's sm_90), where one knows where it will run
+FAIRKERN_JOBS=16                  compilers at a time; 2 where nothing is said
 """
 
 import os
@@ -46,6 +49,21 @@ def nvcc() -> "str | None":
     return shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
 
 
+def architectures(known: "set[int]") -> "tuple[list[tuple[int, ...]], bool]":
+    """Rows of those to build, each with one PTX, and whether the last row's PTX is kept too."""
+    asked = os.environ.get("FAIRKERN_CUDA_ARCHITECTURES", "")
+    if not re.fullmatch(r"[\d\s,;]*", asked):
+        raise SystemExit(f"FAIRKERN_CUDA_ARCHITECTURES={asked}: expected numbers as in 80 90")
+    alone = sorted({int(number) for number in re.findall(r"\d+", asked)})
+    unknown = [number for number in alone if number not in known]
+    if unknown:
+        raise SystemExit(f"FAIRKERN_CUDA_ARCHITECTURES={asked}: this nvcc does not know {unknown}, but {sorted(known)}")
+    if alone:
+        return [(number,) for number in alone], False
+    rows = [tuple(number for number in row if number in known) for row in ARCHITECTURES]
+    return [row for row in rows if row], True
+
+
 def output_of(*command: str) -> str:
     from setuptools.errors import CompileError
 
@@ -64,13 +82,14 @@ def compile_cuda(ext, folder: Path) -> None:
 
     compiler = nvcc()
     known = {int(number) for number in re.findall(r"sm_(\d+)", output_of(compiler, "--list-gpu-code"))}
-    wanted = [kept for row in ARCHITECTURES if (kept := [number for number in row if number in known])]
+    wanted, keep_ptx = architectures(known)
     if not wanted:
         raise CompileError(f"{compiler} knows none of the architectures {ARCHITECTURES}")
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "gather.o"
     code = [f"-gencode=arch=compute_{row[0]},code=sm_{number}" for row in wanted for number in row]
-    code.append(f"-gencode=arch=compute_{wanted[-1][0]},code=compute_{wanted[-1][0]}")
+    if keep_ptx:
+        code.append(f"-gencode=arch=compute_{wanted[-1][0]},code=compute_{wanted[-1][0]}")
     flags = ["-std=c++17", "-O3", "-Icsrc", "-Xcompiler", "-fPIC", "--threads", "0", *code]
     output_of(compiler, *flags, "-c", "csrc/cuda/gather.cu", "-o", str(target))
     dry = output_of(compiler, "--dryrun", "-c", "csrc/cuda/gather.cu", "-o", str(target))
@@ -121,7 +140,7 @@ def extension_arguments(build: str) -> dict:
         cuda = Pybind11Extension(CUDA, ["csrc/cuda/bindings.cpp"], extra_compile_args=["-O1"], **shared)
         cuda.libraries = ["cudart_static", "rt", "pthread", "dl"]
         extensions.append(cuda)
-    ParallelCompile(default=2).install()
+    ParallelCompile("FAIRKERN_JOBS", default=2).install()
     return {"ext_modules": extensions, "cmdclass": {"build_ext": LoudBuild}}
 
 

@@ -13,6 +13,7 @@ from statistics import mean
 from typing import Any
 
 from bench.comparison.page import tables
+from bench.gpu.suite import Place, groups
 from bench.gpu.table import CASES
 from bench.provenance import ROOT
 from bench.registry import ENTRIES
@@ -61,16 +62,28 @@ def demo() -> str:
 
 
 def scoring() -> str:
-    def label(r: Mapping[str, Any]) -> str:
-        more = ""
+    """Beside an ordinary pass, and beside what no scoring can do without."""
+    results = _read("scoring")
+    if results is None:
+        return _unmeasured("scoring")
+    lines = [
+        "",
+        "| | fairkern | training pass | ratio | bound | activations alone | ratio | bound |",
+        "|---" * 8 + "|",
+    ]
+    for r in results["rows"]:
+        more, floor = "", ["–", "–", ""]
         if "elimination_s" in r:
             together = r["relative_cost_with_elimination"]
             more = f" (elimination {_seconds(r['elimination_s'])} more, {together:.2f} together)"
-        return f"{r['op']}, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}{more}".replace(
-            "score", "scoring", 1
-        )
-
-    return _compared("scoring", label)
+        if "floor_s" in r:  # results of before it was measured have none
+            over = {**r["floor"], "bounded": "relative_cost"} if "target" in r["floor"] else {}
+            floor = [_seconds(r["floor_s"]["p50"]), f"{r['floor']['value']:.2f}", _kept(over)]
+        label = f"{r['op']}, {r['shape']}, {r['threads']} thread{'s' * (r['threads'] > 1)}{more}"
+        ours, rival = _seconds(r["ours_s"]["p50"]), _seconds(r["rival_s"]["p50"])
+        cells = [label.replace("score", "scoring", 1), ours, rival, f"{r['relative_cost']:.2f}", _kept(r), *floor]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(results, "scoring")])
 
 
 def network_pruner() -> str:
@@ -135,8 +148,10 @@ def gpu() -> str:
             if "fraction_of_multiply_adds" in row:
                 beside += f"; {row['fraction_of_multiply_adds']:.2f} of the multiply-adds"
             time = _seconds(row["ours_s"]["p50"]) if "ours_s" in row else ""
-            found = [f"{row['value']:.2f}{beside}", "met" if row["met"] else "missed", time]
-        lines.append(f"| {case.what} | {case.measure} | {_bound(case.target, case.at_least)} | {' | '.join(found)} |")
+            met = "" if case.target is None else "met" if row["met"] else "missed"
+            found = [f"{row['value']:.2f}{beside}", met, time]
+        bound = "" if case.target is None else _bound(case.target, case.at_least)
+        lines.append(f"| {case.what} | {case.measure} | {bound} | {' | '.join(found)} |")
     if not rows:
         return "\n".join(
             [*lines, "", f"(`{ENTRIES['gpu'].command}` on a GPU fills this table; none has been measured)"]
@@ -151,6 +166,23 @@ def gpu() -> str:
         f"{(results['commit'] or 'unknown')[:7]}; {before.get('passed', 0)} tests passed before and "
         f"{before.get('failed', 0)} failed)"
     )
+    return "\n".join([*lines, "", source])
+
+
+def gpu_rehearsal() -> str:
+    """The steps of `bench/gpu/run.sh`: predicted, promised, and what a rehearsal took where there was one."""
+    results = _read("gpu_rehearsal") or {"rows": []}
+    found = {row["step"]: row for row in results["rows"]}
+    lines = ["", "| step | | predicted | at most | rehearsed on the CPU, small |", "|---|---|---|---|---|"]
+    for step in (step for group in groups(Place(ROOT, ROOT, "90", 16, rehearse=False)) for step in group):
+        row = found.get(step.name, {"status": "not yet"})
+        took = f"{_seconds(row['seconds'])}, " if "seconds" in row else ""
+        said = f" ({row['said']})" if row.get("said") else ""
+        what = f"{step.what}{f', in {len(step.commands)} processes' if len(step.commands) > 1 else ''}"
+        lines.append(
+            f"| {step.name} | {what} | {step.predicted:g} s | {step.budget:g} s | {took}{row['status']}{said} |"
+        )
+    source = _source(results, "gpu_rehearsal") if found else f"(`{ENTRIES['gpu_rehearsal'].command}` rehearses)"
     return "\n".join([*lines, "", source])
 
 
@@ -240,12 +272,23 @@ def compaction() -> str:
     lines = ["", "| | | bound |", "|---|---|---|"]
     for r in results["rows"]:
         kept = f"{_bound(r['target'], r['at_least'])}, {'met' if r['met'] else 'missed'}"
+        if r["op"] not in ("compact", "memory"):
+            continue
         if r["op"] == "compact":
             where = "in the page cache" if r["cached"] else "on the disk"
             what = f"rate over that of copying, {r['shape']}, {where} | {r['ratio']:.2f}"
         else:
             what = f"memory over {r['rival']}, {r['shape']} | {r['value']:.2f}"
         lines.append(f"| {what} | {kept} |")
+    cuts = [r for r in results["rows"] if r["op"] in ("apply", "sequential")]
+    if cuts:
+        lines += ["", "| | median | beside it | median | ratio | bound |", "|---|---|---|---|---|---|"]
+    for r in cuts:
+        bound = f"{_bound(r['target'], r['at_least'])}, {'met' if r['met'] else 'missed'}"
+        times = [_seconds(r[side]["p50"]) for side in ("ours_s", "rival_s")]
+        lines.append(
+            f"| {r['op']}, {r['shape']} | {times[0]} | {r['rival']} | {times[1]} | {r[r['bounded']]:.2g} | {bound} |"
+        )
     return "\n".join([*lines, "", _source(results, "compaction")])
 
 
@@ -362,6 +405,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "sweep": sweep,
     "operators": operator_figures,
     "gpu": gpu,
+    "gpu_rehearsal": gpu_rehearsal,
     "thresholds": thresholds,
     "growth": growth,
     "intercepts": intercepts,

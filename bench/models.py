@@ -1,7 +1,8 @@
-"""Networks that benchmarks run on, without a library of models: residual networks with ImageNet's shapes, a small CNN.
+"""Networks that benchmarks run on, without a library of models: residual networks and a VGG with ImageNet's shapes, a
+small CNN.
 
-Layers, shapes and parameter counts are those of He et al., arXiv 1512.03385, with the stride of a bottleneck on its
-3 × 3 convolution. Weights are seeded, untrained.
+Layers, shapes and parameter counts of residual networks are those of He et al., arXiv 1512.03385, with the stride of a
+bottleneck on its 3 × 3 convolution. Weights are seeded, untrained.
 """
 
 from __future__ import annotations
@@ -94,6 +95,23 @@ def resnet18(classes: int = 1000) -> ResNet:
 
 def resnet50(classes: int = 1000) -> ResNet:
     return seeded(lambda: ResNet(Bottleneck, (3, 4, 6, 3), classes))
+
+
+def vgg11_bn(classes: int = 1000) -> nn.Sequential:
+    """Configuration A of Simonyan and Zisserman, arXiv 1409.1556, with BatchNorm; the mean over positions and one layer
+    in place of three linear ones. Takes `[N, 3, H, W]`, gives logits `[N, classes]`."""
+
+    def build() -> nn.Sequential:
+        layers: list[nn.Module] = []
+        channels = 3
+        for widths in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+            for width in widths:
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+    return seeded(build)
 
 
 def cnn(classes: int) -> nn.Sequential:

@@ -46,7 +46,7 @@ ENTRIES = {
         _tests("sweep", "`sweep` over 6 budgets and 3 methods against one scoring pass and the evaluations", NOT_KNOWN),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
-        _tests("compaction", "a sharded checkpoint cut by a plan against its files copied", "minutes"),
+        _tests("compaction", "a checkpoint cut by a plan against its files copied; models against deepcopy and torch-pruning", "minutes"),
         _tests("elimination", "ordering units by second-order saliency against a matrix product", "minutes"),
         Entry(
             "gpu",
@@ -55,6 +55,14 @@ ENTRIES = {
             NOT_KNOWN,
             ("bench/results/gpu.json",),
             gpu=True,
+        ),
+        Entry(
+            "gpu_rehearsal",
+            "python -m bench.gpu_rehearsal",
+            "what `bench/gpu/run.sh` does on a GPU in seven minutes, on the CPU, small, under the same clock",
+            NOT_KNOWN,
+            ("bench/results/gpu_rehearsal.json",),
+            "test",
         ),
         Entry(
             "triton_compiled",
@@ -162,6 +170,13 @@ ENTRIES = {
             "from a clone to the demo's result as README says, without the time of downloads",
             "minutes",
             ("bench/results/first_run.json",),
+        ),
+        Entry(
+            "matrix",
+            "python -m bench.matrix",
+            "README's tests and every Triton kernel, under every torch that is supported with the Triton of each",
+            NOT_KNOWN,
+            ("bench/results/matrix.json",),
         ),
         Entry(
             "graphs",

@@ -20,7 +20,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 6;
+constexpr int kInterface = 7;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -176,6 +176,23 @@ void py_eliminate_steps(int element, std::int64_t table, std::int64_t count, std
   eliminate_steps(static_cast<Element>(element), args);
 }
 
+// `table` is an int64 array [count, 4]: covariance, output, positions, rows.
+std::int64_t py_eliminate_small(std::int64_t table, std::int64_t count, std::int64_t units, std::int64_t most,
+                                double rounding, std::int64_t chosen, std::int64_t added, std::int64_t off, int isa) {
+  constexpr std::int64_t kWidth = 4;
+  require(count >= 1, "there are ", count, " views; at least 1 is needed");
+  require(units >= 1 && most >= 0 && most <= units, "most is ", most, "; expected 0 to the number of units, ", units);
+  const std::int64_t* row = pointer<std::int64_t>(table, "table");
+  std::vector<EliminateSmallView> views;
+  for (std::int64_t v = 0; v < count; ++v, row += kWidth)
+    views.push_back({pointer<double>(row[0], "covariance"), pointer<double>(row[1], "output"), row[2],
+                     pointer<std::int64_t>(row[3], "rows")});
+  const EliminateSmallArgs args{views.data(), count, units, most, rounding, pointer<std::int64_t>(chosen, "chosen"),
+                                pointer<double>(added, "added"), pointer<double>(off, "off"), resolve_isa(isa)};
+  py::gil_scoped_release release;
+  return eliminate_small(args);
+}
+
 // `table` is an int64 array [jobs, 4 + 3 · kGatherDims]: source, target, element size, dims, shape, strides, indices.
 void py_gather(std::int64_t table, std::int64_t jobs, int threads) {
   constexpr std::int64_t kWidth = 4 + 3 * kGatherDims;
@@ -261,6 +278,9 @@ PYBIND11_MODULE(_extension_cpu, module) {
              py::arg("out"), py::arg("threads"));
   module.def("eliminate_steps", &py_eliminate_steps, py::arg("element"), py::arg("table"), py::arg("count"),
              py::arg("units"), py::arg("steps"), py::arg("chosen"), py::arg("added"), py::arg("threads"),
+             py::arg("isa"));
+  module.def("eliminate_small", &py_eliminate_small, py::arg("table"), py::arg("count"), py::arg("units"),
+             py::arg("most"), py::arg("rounding"), py::arg("chosen"), py::arg("added"), py::arg("off"),
              py::arg("isa"));
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
   bind_gather_plan(module);

@@ -109,6 +109,24 @@ struct EliminateArgs {
 };
 void eliminate_steps(Element element, const EliminateArgs& args);
 
+struct EliminateSmallView {
+  double *covariance, *output;  // [positions, positions], contiguous; lower halves, which are lost
+  std::int64_t positions;
+  const std::int64_t* rows;  // [units]
+};
+
+struct EliminateSmallArgs {
+  const EliminateSmallView* views;
+  std::int64_t count, units, most;
+  double rounding;       // of what a unit gives: what its cost may be off by
+  std::int64_t* chosen;  // [units]: `most` as they went, then the others by index
+  double* added;         // [units]: what each added, or would add
+  double* off;           // [units − most]: how far off the latter may be
+  Isa isa;
+};
+// The view whose covariance is not definite, or −1.
+std::int64_t eliminate_small(const EliminateSmallArgs& args);
+
 constexpr int kGatherDims = 12;
 
 struct GatherJob {

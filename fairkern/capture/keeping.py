@@ -37,6 +37,9 @@ class KeptMoments(Mapping[str, Moments]):
         held = self._halves[name]
         return (_read(held, name) if isinstance(held, _File) else held).whole()
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._halves  # without making a matrix, or reading a file, to see it
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._halves)
 

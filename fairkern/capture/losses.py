@@ -14,6 +14,7 @@ from fairkern.capture.structure import describe
 from fairkern.errors import InputError
 from fairkern.model.nested import Call, call_model, can_take, takes_by_name, tensors_in
 from fairkern.model.own_calls import training_call
+from fairkern.model.process import seed_torch
 
 LossFunction = Callable[[Any, Any], Tensor]
 _LABELS = "labels"
@@ -146,7 +147,7 @@ def seeded(seed: int) -> Iterator[None]:
     """Random numbers by this seed inside; the state of all generators is put back."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed % 2**63)
+        seed_torch(seed)
         yield
 
 

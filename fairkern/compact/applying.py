@@ -47,7 +47,7 @@ def apply(
     """
     with in_use(model, "apply()", reading=not inplace), torch.no_grad(), company(model, plan, "apply()"):
         sharded = in_shards(model)
-        found = cuts(model, plan)
+        found, staying = cuts(model, plan)
         for held, _ in found:
             if held.tensor.layout != torch.strided or held.tensor.is_quantized:
                 what = f"{held.tensor.layout} {held.tensor.dtype}"
@@ -64,7 +64,7 @@ def apply(
             cut = [(held, tensor) for (held, _), tensor in zip(found, gathered, strict=True)]
             small = copy_with(model, [*cut, *_whole(model, found)] if sharing else cut, gone(model, plan))
             set_sizes(small, plan)
-            check_pruned(small, plan)
+            check_pruned(small, plan, staying)
     return small
 
 

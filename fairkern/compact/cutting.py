@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -14,6 +13,7 @@ from fairkern.compact.descriptors import Held, Index
 from fairkern.compact.sites import install
 from fairkern.errors import InputError
 from fairkern.model.attributes import read_attribute, write_attribute
+from fairkern.model.copying import deep_copy
 from fairkern.model.nothing import Nothing, put_nothing
 from fairkern.model.replacements import replace_modules
 from fairkern.model.sharded import copy_unsharded, is_sharded, sharding_modules
@@ -38,8 +38,10 @@ def set_sizes(model: nn.Module, plan: Plan) -> None:
     """Give attributes that hold sizes, calls that are given sizes and the configuration what the plan leaves, and lists
     the modules that stay."""
     replace_modules(model, {r.module: r.name for r in plan.replacements})
+    modules = dict(model.named_modules(remove_duplicate=False))
     for change in plan.attributes:
-        write_attribute(model.get_submodule(change.module), change.attribute, change.after)
+        module = modules[change.module] if change.module in modules else model.get_submodule(change.module)
+        write_attribute(module, change.attribute, change.after)
     install(model, plan.sites, plan.seen)
     if plan.config:
         follow_config(model, plan.config)
@@ -82,7 +84,7 @@ def copy_with(
     memo |= {id(getattr(module, name)): None for module, name in held_states(modules)}
     memo |= {id(module): other for module, other in left_out.items()}
     try:
-        return copy_unsharded(model, memo) if sharding_modules(model) else copy.deepcopy(model, memo)
+        return copy_unsharded(model, memo) if sharding_modules(model) else deep_copy(model, memo)
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"this {type(model).__name__} cannot be copied ({error}); remove what holds tensors that are results of "
@@ -92,32 +94,35 @@ def copy_with(
 
 def gather_dense(items: Sequence[tuple[Tensor, Mapping[int, Tensor]]], backend: str) -> list[Tensor]:
     """`gather_many` that keeps the memory format of dense tensors and understands the meta device."""
-    # an index per position of dimension 0 needs that dimension in front
-    own = [any(positions.ndim == 2 for positions in index.values()) for _, index in items]
-    orders = [
-        list(range(tensor.dim())) if rows else _memory_order(tensor)
-        for (tensor, _), rows in zip(items, own, strict=True)
-    ]
     results: list[Tensor | None] = [None] * len(items)
     work: list[tuple[Tensor, Index]] = []
-    places: list[int] = []
-    for place, ((tensor, index), order) in enumerate(zip(items, orders, strict=True)):
-        source = tensor.detach().permute(order)
-        moved = {order.index(dim): positions for dim, positions in index.items()}
+    places: list[tuple[int, list[int] | None]] = []
+    for place, (tensor, index) in enumerate(items):
+        source, moved, order = tensor.detach(), dict(index), _order_of(tensor, index)
+        if order is not None:
+            source = source.permute(order)
+            moved = {order.index(dim): positions for dim, positions in index.items()}
         if source.is_meta:
             sizes = [moved[d].shape[-1] if d in moved else size for d, size in enumerate(source.shape)]
-            results[place] = source.new_empty(sizes)
+            results[place] = _put_back(source.new_empty(sizes), order)
         else:
             work.append((source, moved))
-            places.append(place)
+            places.append((place, order))
     gathered = gather_many(work, backend=backend) if work else []
-    for place, result in zip(places, gathered, strict=True):
-        results[place] = result
-    return [
-        result.permute([order.index(dim) for dim in range(result.dim())])
-        for result, order in zip(results, orders, strict=True)
-        if result is not None
-    ]
+    for (place, order), result in zip(places, gathered, strict=True):
+        results[place] = _put_back(result, order)
+    return [result for result in results if result is not None]
+
+
+def _order_of(tensor: Tensor, index: Mapping[int, Tensor]) -> list[int] | None:
+    """The order of dimensions in which a tensor is read; None: as they are."""
+    if tensor.is_contiguous() or any(positions.ndim == 2 for positions in index.values()):
+        return None  # an index per position of dimension 0 needs that dimension in front
+    return _memory_order(tensor)
+
+
+def _put_back(tensor: Tensor, order: list[int] | None) -> Tensor:
+    return tensor if order is None else tensor.permute([order.index(dim) for dim in range(len(order))])
 
 
 def empty_dense(tensor: Tensor, shape: Sequence[int], device: torch.device) -> Tensor:

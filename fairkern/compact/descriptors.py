@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,12 @@ def tensors_of(model: nn.Module) -> list[Held]:
 
     Raises InputError for a lazy module that has not run yet.
     """
+    return _held(list(model.named_modules(remove_duplicate=False)))
+
+
+def _held(modules: Sequence[tuple[str, nn.Module]]) -> list[Held]:
+    """`tensors_of`, of all modules by every name that they have."""
     found: dict[int, tuple[Tensor, list[str]]] = {}
-    modules = list(model.named_modules(remove_duplicate=False))
     filled = {id(module._buffers[name]) for module, name in filled_buffers(module for _, module in modules)}
     for kind in ("_parameters", "_buffers"):
         for path, module in modules:
@@ -57,21 +62,28 @@ def tensors_of(model: nn.Module) -> list[Held]:
 def kept(plan: Plan) -> dict[str, Index]:
     """The positions that stay, for every tensor that the plan cuts: `{name: {dim: int64 [kept]}}`, on the CPU.
 
-    Raises PlanMismatchError where the plan contradicts itself: an axis outside `plan.shapes`, positions
-    outside the axis, unsorted or repeated, or an axis of which nothing stays.
+    Axes of one length that lose the same have one index. Raises PlanMismatchError where the plan contradicts itself: an
+    axis outside `plan.shapes`, positions outside the axis, unsorted or repeated, or an axis of which nothing stays.
     """
     indices: dict[str, Index] = {}
-    for (name, dim), removed in _removed(plan, plan.axes).items():
+    known: dict[tuple[int, int], Tensor] = {}
+    merged = _removed(plan, plan.axes)  # axes that lose the same have one array there
+    for (name, dim), removed in merged.items():
         if name in plan.lists or name in plan.branches:
             continue
-        stays = np.ones((*removed.shape[:-1], plan.shapes[name][dim]), dtype=bool)
-        np.put_along_axis(stays, removed, False, axis=-1)
-        if not stays.any():
-            raise PlanMismatchError(
-                f"the plan removes all {stays.shape[-1]} positions of {name} dim {dim}: one has to stay"
-            )
-        places = np.nonzero(stays)[-1].reshape(*removed.shape[:-1], -1)
-        indices.setdefault(name, {})[dim] = torch.from_numpy(places)
+        length = plan.shapes[name][dim]
+        places = known.get((id(removed), length))
+        if places is None:
+            stays = np.ones((*removed.shape[:-1], length), dtype=bool)
+            if removed.ndim == 1:
+                stays[removed] = False
+            else:
+                np.put_along_axis(stays, removed, False, axis=-1)
+            found = stays.nonzero()[-1]
+            if not len(found):
+                raise PlanMismatchError(f"the plan removes all {length} positions of {name} dim {dim}: one has to stay")
+            places = known[id(removed), length] = torch.from_numpy(found.reshape(*removed.shape[:-1], -1))
+        indices.setdefault(name, {})[dim] = places
     return indices
 
 
@@ -85,18 +97,27 @@ def silenced(plan: Plan, how: Silence) -> dict[str, Index]:
 
 def shapes_after(plan: Plan) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor once the plan has been applied, by the name that it has then."""
-    renaming = Renaming(plan)
-    left = ((renaming.after(name), shape) for name, shape in shapes_left(plan).items())
-    return {name: shape for name, shape in left if name is not None}
+    return _renamed(shapes_left(plan), Renaming(plan))
 
 
 def shapes_left(plan: Plan) -> dict[str, tuple[int, ...]]:
     """The same by the name that a tensor had, with those that go whole as they were."""
-    shapes = {name: list(shape) for name, shape in plan.shapes.items()}
-    for name, index in kept(plan).items():
+    return _left(plan, kept(plan))
+
+
+def _left(plan: Plan, staying: Mapping[str, Index]) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(shape) for name, shape in plan.shapes.items()}
+    for name, index in staying.items():
+        shape = list(shapes[name])
         for dim, positions in index.items():
-            shapes[name][dim] = positions.shape[-1]
-    return {name: tuple(shape) for name, shape in shapes.items()}
+            shape[dim] = positions.shape[-1]
+        shapes[name] = tuple(shape)
+    return shapes
+
+
+def _renamed(shapes: Mapping[str, tuple[int, ...]], renaming: Renaming) -> dict[str, tuple[int, ...]]:
+    left = ((renaming.after(name), shape) for name, shape in shapes.items())
+    return {name: shape for name, shape in left if name is not None}
 
 
 def match(model: nn.Module, indices: dict[str, Index]) -> list[tuple[Held, Index]]:
@@ -133,13 +154,15 @@ def check(model: nn.Module, plan: Plan) -> None:
     _checked(model, plan)
 
 
-def cuts(model: nn.Module, plan: Plan) -> list[tuple[Held, Index]]:
-    """The tensors that `plan` cuts, each with the positions that stay; checks as `check` does."""
-    return _matched(*_checked(model, plan))
+def cuts(model: nn.Module, plan: Plan) -> tuple[list[tuple[Held, Index]], dict[str, Index]]:
+    """The tensors that `plan` cuts, each with the positions that stay, and `kept(plan)`; checks as `check` does."""
+    held, staying = _checked(model, plan)
+    return _matched(held, staying), staying
 
 
 def _checked(model: nn.Module, plan: Plan) -> tuple[list[Held], dict[str, Index]]:
-    held = tensors_of(model)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    held = _held(list(modules.items()))
     known = {name for item in held for name in item.names}
     absent = next((name for name in plan.shapes if name not in known), None)
     if absent is not None:
@@ -160,7 +183,7 @@ def _checked(model: nn.Module, plan: Plan) -> tuple[list[Held], dict[str, Index]
     _check_lists(model, plan)
     for change in plan.attributes:
         try:
-            module = model.get_submodule(change.module)
+            module = modules[change.module] if change.module in modules else model.get_submodule(change.module)
         except AttributeError:
             raise PlanMismatchError(f"the plan changes {change.module}.{change.attribute}: no such module") from None
         found = read_attribute(module, change.attribute)
@@ -171,7 +194,6 @@ def _checked(model: nn.Module, plan: Plan) -> tuple[list[Held], dict[str, Index]
         value = config_value(vars(model).get("config"), field)
         if value != field.before:
             raise PlanMismatchError(f"config.{field.name} is {value!r} here, the plan expects {field.before}")
-    modules = dict(model.named_modules()) if plan.sites or plan.replacements or plan.branches else {}
     for part in (part for found in plan.branches.values() for branch in found for part in branch.parts):
         if part.module not in modules:
             raise PlanMismatchError(f"the plan removes branches, {part.module} in one of them: no such module")
@@ -214,12 +236,13 @@ def may_be_added(model: nn.Module, name: str, plan: Plan, before: str | None = N
     return adds_bias(model.get_submodule(name.rpartition(".")[0]))
 
 
-def check_pruned(small: nn.Module, plan: Plan) -> None:
+def check_pruned(small: nn.Module, plan: Plan, staying: Mapping[str, Index] | None = None) -> None:
     """Whether `small` has the shapes that `plan` leaves; biases that compensation added may be there too.
 
-    Raises PlanMismatchError naming the first that differs.
+    `staying`: what `kept` gives, where it is known. Raises PlanMismatchError naming the first that differs.
     """
-    expected, renaming = shapes_after(plan), Renaming(plan)
+    renaming = Renaming(plan)
+    expected = _renamed(_left(plan, kept(plan) if staying is None else staying), renaming)
     held = tensors_of(small)
     known = {name for item in held for name in item.names}
     for name in expected:
@@ -258,6 +281,7 @@ def _check_shape(name: str, shape: tuple[int, ...], model: nn.Module, plan: Plan
 def _removed(plan: Plan, axes: Iterable[PlanAxis]) -> dict[tuple[str, int], np.ndarray]:
     """Positions per axis; several entries for one axis (groups that share it) are merged."""
     merged: dict[tuple[str, int], np.ndarray] = {}
+    sound: dict[tuple[Any, ...], np.ndarray] = {}  # by what they are: axes of a group lose the same positions
     for item in axes:
         name, dim = item.axis.tensor, item.axis.dim
         if plan.length(item.axis) != item.length:
@@ -266,10 +290,14 @@ def _removed(plan: Plan, axes: Iterable[PlanAxis]) -> dict[tuple[str, int], np.n
         removed = np.asarray(item.removed, dtype=np.int64)
         if removed.size == 0:
             continue
-        if removed.min() < 0 or removed.max() >= item.length or (np.diff(removed) <= 0).any():
-            raise PlanMismatchError(
-                f"the plan's positions on {name} dim {dim} are not ascending within 0 … {item.length - 1}"
-            )
+        same = removed.tobytes(), removed.shape, item.length
+        if same not in sound:
+            if not _ascending(removed, item.length):
+                raise PlanMismatchError(
+                    f"the plan's positions on {name} dim {dim} are not ascending within 0 … {item.length - 1}"
+                )
+            sound[same] = removed
+        removed = sound[same]
         key = (name, dim)
         if removed.ndim == 2 and (dim == 0 or len(removed) != plan.length(Axis(name, 0)) or key in merged):
             raise PlanMismatchError(
@@ -277,3 +305,10 @@ def _removed(plan: Plan, axes: Iterable[PlanAxis]) -> dict[tuple[str, int], np.n
             )
         merged[key] = np.union1d(merged[key], removed) if key in merged else removed
     return merged
+
+
+def _ascending(positions: np.ndarray, length: int) -> bool:
+    """Whether positions, in every row, ascend within a length."""
+    if (positions[..., 1:] <= positions[..., :-1]).any():
+        return False
+    return bool((positions[..., 0] >= 0).all() and (positions[..., -1] < length).all())

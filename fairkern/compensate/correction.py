@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -75,7 +76,12 @@ class Consumer:
         by_function = any(site.weight for tap in taps for site in tap.sites)
         may_have = self.has_bias or (place is not None and not by_function)
         self.no_bias = "" if may_have else "it can have none"
-        self._shares = kernel_shares(module, grids_of(taps, scores))
+        self._module, self._scores = module, scores
+
+    @cached_property
+    def _shares(self) -> Tensor | None:
+        """Made when an intercept is: what is decided before asks for none."""
+        return kernel_shares(self._module, grids_of(self.taps, self._scores))
 
     def reads(self, positions: int) -> bool:
         """Whether so many are the positions of its weight, in the groups of a convolution."""
@@ -148,7 +154,7 @@ def carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> 
 
 def _carried(weight: Tensor, dim: int, index: Index, fit: Fit, per_unit: int) -> tuple[Tensor, Tensor]:
     part = gather(weight, {d: positions.to(weight.device) for d, positions in index.items()})
-    part = part.double().movedim(dim, 0)
+    part = part.movedim(dim, 0).to(torch.float64, memory_format=torch.contiguous_format)
     rest = part.shape[1:]
     flat = part.reshape(len(fit.told), -1)  # [told, per unit · rest]
     made = (fit.weights.T.to(flat) @ flat).to(_kept_in(weight))
@@ -192,11 +198,19 @@ def fold(small: nn.Module, plan: Plan, found: Iterable[Correction]) -> None:
             assert name is not None  # nothing is corrected that goes whole
             weight = local(tensor_of(small, name))
             for into, more in zip(_in_parts(weight), _in_parts(correction.weight), strict=True):
-                into.copy_(into.double() + more)
+                _add(into, more)
             if correction.bias is not None:
                 bias = local(_bias(small, Axis(name, correction.axis.dim)))
-                bias.copy_(bias.double() + correction.bias)
+                _add(bias, correction.bias)
     forget_casts()
+
+
+def _add(into: Tensor, more: Tensor) -> None:
+    """Rounded once. Of one dtype that is what adding them does, without copies in float64."""
+    if into.dtype == more.dtype:
+        into.add_(more)
+    else:
+        into.copy_(into.double() + more)
 
 
 def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], correction: Correction) -> None:

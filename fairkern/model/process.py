@@ -111,13 +111,28 @@ def own_turn() -> Iterator[None]:
             turn.end()
 
 
+def seed_torch(seed: int) -> None:
+    """Seeds the generators of the CPU and of all devices in use.
+
+    `torch.manual_seed` also notes the seed, and the call stack in words (a millisecond), for kinds of devices that
+    nobody has used yet: they begin with it when somebody does, long after our seed is no longer there.
+    """
+    seed %= 2**63
+    torch.default_generator.manual_seed(seed)
+    for kind in (torch.cuda, torch.xpu, torch.mtia):
+        if kind.is_initialized():
+            kind.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+
+
 @contextlib.contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
     """Within, every generator of the process begins with this seed; what was there is put back."""
     with own_turn():
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
-        torch.manual_seed(seed % 2**63)
+        seed_torch(seed)
         yield
 
 

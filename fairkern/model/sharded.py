@@ -38,10 +38,13 @@ def in_shards(model: nn.Module) -> bool:
 
     That costs no communication.
     """
+    tensors = sys.modules.get("torch.distributed.tensor")
+    if tensors is None:
+        return False
     found = sharding_modules(model)
     for _, module in found:
         module.reshard()
-    return bool(found) or any(is_sharded(p) for p in model.parameters())
+    return bool(found) or any(isinstance(p, tensors.DTensor) for m in model.modules() for p in m._parameters.values())
 
 
 def processes_of(model: nn.Module) -> int:

@@ -96,6 +96,17 @@ def eliminate_steps(
     threads: int,
     isa: int,
 ) -> None: ...
+def eliminate_small(
+    table: int,
+    count: int,
+    units: int,
+    most: int,
+    rounding: float,
+    chosen: int,
+    added: int,
+    off: int,
+    isa: int,
+) -> int: ...
 def gather(table: int, jobs: int, threads: int) -> None: ...
 def build() -> dict[str, str | int | None]: ...
 

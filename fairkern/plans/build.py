@@ -234,11 +234,16 @@ def _axes(units: UnitMap, chosen: Sequence[IndexArray]) -> tuple[PlanAxis, ...]:
                 places = group.places(held, array)
                 gathered[id(held.positions)] = places
             holders.setdefault(held.axis, []).append((held, places))
+    joined: dict[tuple[int, ...], IndexArray] = {}  # what is concatenated is often read along several axes
+    for parts in holders.values():
+        together = tuple(id(places) for _, places in parts)
+        if together not in joined:
+            joined[together] = _joined([places for _, places in parts])
     return tuple(
         PlanAxis(
             axis,
             parts[0][0].length,
-            _joined([places for _, places in parts]),
+            joined[tuple(id(places) for _, places in parts)],
             next((held.silence for held, _ in parts if held.silence is not Silence.NONE), Silence.NONE),
         )
         for axis, parts in sorted(holders.items(), key=lambda item: (item[0].tensor, item[0].dim))

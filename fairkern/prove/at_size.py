@@ -12,6 +12,7 @@ from fairkern.compact.descriptors import tensors_of
 from fairkern.deadline import Deadline
 from fairkern.model.fused import running_as
 from fairkern.model.nested import call_model
+from fairkern.model.process import seed_torch
 from fairkern.model.untouched import same_attributes, untouched
 from fairkern.prove.branches import without_branches
 from fairkern.prove.prepared import Prepared, experts_of, onward, own_random_state, tolerance_of
@@ -36,7 +37,7 @@ def differs(model: nn.Module, units: UnitMap, runs: Sequence[Any], seed: int, de
         for inputs in runs:
             before = _written(model)
             with same_attributes(model), running_as(model, experts_of(bare)):
-                torch.manual_seed(seed)
+                seed_torch(seed)
                 calls, _ = onward(model, inputs, call_model(model, inputs))
             sharing = before == _written(model) is not None
             itself = Prepared(model, inputs, seed, tolerance, False, states_of(model), calls, sharing)

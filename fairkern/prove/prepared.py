@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from fairkern.model.caches import Calls, calls_of, with_loop
 from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.generation import can_generate
 from fairkern.model.nested import call_model, map_tensors
+from fairkern.model.process import seed_torch
 from fairkern.model.untouched import forget, same_attributes
 from fairkern.prove.double import Double, in_double
 from fairkern.prove.inputs import vary
@@ -35,7 +36,8 @@ class Prepared:
     """A copy of a model, ready to be cut in many ways and compared with itself masked, and what it is run on.
 
     `lifted`: it is in float64 and asks for coarser types, which it shall not get. `sharing`: no pass writes to its
-    parameters, so that what a cut leaves whole need not be copied.
+    parameters, so that what a cut leaves whole need not be copied. `heard`: something of the inputs arrives in what the
+    uncut copy gives.
     """
 
     copy: nn.Module
@@ -46,6 +48,7 @@ class Prepared:
     states: Sequence[State]
     calls: Calls
     sharing: bool = False
+    heard: bool = True
 
 
 def tolerance_of(tensors: Iterable[Tensor]) -> float:
@@ -76,8 +79,9 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
                 problem = None
                 if not all(map(_usable, results)):
                     break
-                if not deaf(results) or draw == _DRAWS - 1:
-                    return prepared
+                heard = not deaf(results)
+                if heard or draw == _DRAWS - 1:
+                    return replace(prepared, heard=heard)
     if problem is not None:
         raise problem
     return prepared
@@ -91,7 +95,7 @@ def _drawn(
     mode = in_double(copy)
     with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
         with calibrate(copy, seed + 3), mode, running_as(copy, experts_of(units)):
-            torch.manual_seed(seed)
+            seed_torch(seed)
             output = call_model(copy, inputs)
         with mode, running_as(copy, experts_of(units)):
             calls, further = onward(copy, inputs, output)

@@ -18,6 +18,7 @@ from fairkern.compact.descriptors import shapes_after
 from fairkern.deadline import Deadline
 from fairkern.errors import TimeLimitError
 from fairkern.model.nested import tensors_in
+from fairkern.model.process import seed_torch
 from fairkern.model.raised import in_words
 from fairkern.model.tensors import device_of, named_tensors
 from fairkern.model.untouched import valueless
@@ -145,7 +146,7 @@ def _made(model: nn.Module, changes: Sequence[ConfigChange], seed: int) -> nn.Mo
     set_config(config, changes)
     device = device_of(model)
     with torch.random.fork_rng([]), torch.device("cpu"):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         small = type(model)(config)
     alike, own = aligned(model, small), named_tensors(model)
     dtypes = {alike.name(name): tensor.dtype for name, tensor in own.items()}

@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from torch import nn
 
 import fairkern as fk
 from bench._compaction import copy, plan_for, settle, shapes, write_checkpoint
+from bench._cutting import halved, once_ready, passes, sequential, stepping
+from bench.models import images
 from bench.provenance import ROOT
 from fairkern.artefacts.shards import open_shards
 
@@ -42,3 +46,22 @@ def test_half_of_a_small_checkpoint(tmp_path: Path) -> None:
         stays = [row for row in range(24) if row not in gone]
         assert torch.equal(after.read(up), before.read(up)[stays])
     assert fk.Plan.load(tmp_path / "out" / "plan.json").files == plan.files
+
+
+def test_time_is_told_apart_and_rivals_are_made_ready() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2))
+    x, y = images(8, 2, 3, 8)
+    loader = list(zip(x.split(4), y.split(4), strict=True))
+    scores = fk.score(model, loader, nn.functional.cross_entropy, gram=True, progress=False)
+    spent = sequential(model, scores.plan(keep_params=0.5), scores, loader)
+    assert set(spent) == {"all", "solves", "sums"}
+    assert 0 < spent["solves"] + spent["sums"] < spent["all"]
+    assert passes(model, loader) > 0
+    assert fk.apply(model, halved(model, x[:1]))[0].out_channels == 4
+    called = []
+    assert once_ready(lambda: lambda: called.append(1)) > 0
+    assert called == [1]
+    pytest.importorskip("torch_pruning")
+    stepping(model, x[:1])()
+    assert model[0].out_channels == 4

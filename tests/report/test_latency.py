@@ -14,7 +14,7 @@ from fairkern.report.latency import STEADY
 from fairkern.report.wording import changed, shown, timing_lines
 from fairkern.types import Report
 
-X = torch.randn(2, 3, 4)
+X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture

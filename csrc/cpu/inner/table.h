@@ -13,8 +13,8 @@ namespace fairkern::FAIRKERN_ISA {
 
 template <class S>
 Inner<S> inner() {
-  return {block_of_columns<S>, line_of_columns<S>,  block_of_rows<S>, gram_pack<S>,
-          gram_rows<Wide<S>>,  piece<S>, stretch};
+  return {block_of_columns<S>, line_of_columns<S>, block_of_rows<S>, gram_pack<S>, gram_rows<Wide<S>>,
+          piece<S>,            stretch,            swept,            eliminated,   add_lower};
 }
 
 template Inner<float> inner();

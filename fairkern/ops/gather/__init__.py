@@ -17,6 +17,7 @@ from fairkern.ops.gather.dims import unsupported
 __all__ = ["gather", "gather_many"]
 
 Job = tuple[Tensor, Mapping[int, Tensor]]
+_Sound = dict[tuple[object, ...], tuple[object, Tensor]]  # indices as given, which keeps their ids theirs, and checked
 
 
 def gather(weight: Tensor, indices: Mapping[int, Tensor], *, backend: str = "auto") -> Tensor:
@@ -59,8 +60,10 @@ def gather_many(jobs: Iterable[tuple[Tensor, Mapping[int, Tensor]]], *, backend:
         [tensor([[0., 0., 1.]]), tensor([2.])]
     """
     given = _check.jobs(jobs, "weight, indices")
-    checked = [_checked(number, weight, indices) for number, (weight, indices) in enumerate(given)]
-    chosen = [resolve("gather", backend, weight.device, _why_not(weight, indices)) for weight, indices in checked]
+    sound: _Sound = {}
+    checked = [_checked(number, weight, indices, sound) for number, (weight, indices) in enumerate(given)]
+    able: dict[torch.device, Backend] = {}
+    chosen = [_chosen(backend, weight, indices, able) for weight, indices in checked]
     batches: dict[tuple[Backend, torch.device], list[int]] = defaultdict(list)
     for number, (which, (weight, _)) in enumerate(zip(chosen, checked, strict=True)):
         batches[which, weight.device].append(number)
@@ -77,7 +80,7 @@ def _by_triton(weight: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
     return triton_kernel.gather(weight, indices)
 
 
-def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict[int, Tensor]]:
+def _checked(number: int, weight: object, indices: object, sound: _Sound) -> tuple[Tensor, dict[int, Tensor]]:
     source = _check.tensor(f"weight {number}", weight)
     if not isinstance(indices, Mapping):
         raise InputError(f"indices {number} is a {type(indices).__name__}; expected a mapping from dimension to index")
@@ -86,7 +89,13 @@ def _checked(number: int, weight: object, indices: object) -> tuple[Tensor, dict
         axis = _check.dimension(f"a dimension of indices {number}", dim, source.ndim)
         if axis in valid:
             raise InputError(f"indices {number} names dimension {axis} twice ({dim} is the same)")
-        valid[axis] = _checked_index(f"indices {number}[{dim}]", index, source, axis)
+        where = id(index), source.shape[axis], source.device
+        found = sound.get(where)
+        if found is None:
+            found = index, _checked_index(f"indices {number}[{dim}]", index, source, axis)
+            if found[1].ndim == 1:  # one of two dimensions is held against more of its tensor
+                sound[where] = found
+        valid[axis] = found[1]
     first = valid.get(0)
     if first is not None:  # rows of an index follow the positions of dimension 0 that stay
         valid = {d: index.index_select(0, first) if index.ndim == 2 else index for d, index in valid.items()}
@@ -104,6 +113,16 @@ def _checked_index(name: str, given: object, source: Tensor, axis: int) -> Tenso
         )
     flat = _check.index(name, index.reshape(-1), source.shape[axis], source.device)
     return flat.view(index.shape)
+
+
+def _chosen(backend: str, weight: Tensor, indices: Mapping[int, Tensor], able: dict[torch.device, Backend]) -> Backend:
+    """The backend of a job; `able`: what runs on a device, whatever the job."""
+    first = able.get(weight.device)
+    if first is None and weight.ndim <= native.MAX_DIMS and backend != Backend.TRITON.value:
+        first = able[weight.device] = resolve("gather", backend, weight.device)
+    if first is None or first is Backend.TRITON or weight.ndim > native.MAX_DIMS:
+        return resolve("gather", backend, weight.device, _why_not(weight, indices))
+    return first
 
 
 def _why_not(weight: Tensor, indices: Mapping[int, Tensor]) -> dict[Backend, str | None]:

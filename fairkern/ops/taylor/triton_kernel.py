@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairkern.ops import _triton
 from fairkern.ops._strides import innermost, merged, padded
-from fairkern.ops.taylor.config import SUM_TILE, WARPS, Split, Tile, split, tile
+from fairkern.ops.taylor.config import SUM_TILE, Split, Tile, split, tile
 
 _ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -131,14 +131,14 @@ def _taylor_partial_kernel(
             mask = m_channel[:, None] & (o_position < positions)[None, :]
             p_act = act + i_sample * act_n + i_outer * act_outer
             p_grad = grad + i_sample * grad_n + i_outer * grad_outer
-            if CHANNELS_INNERMOST:
-                o_act = o_position[None, :] * act_p + o_channel[:, None]
-                o_grad = o_position[None, :] * grad_p + o_channel[:, None]
+            if CHANNELS_INNERMOST:  # a run's address first: what is added along it then takes no registers of its own
+                p_act = (p_act + o_position * act_p)[None, :] + o_channel[:, None]
+                p_grad = (p_grad + o_position * grad_p)[None, :] + o_channel[:, None]
             else:
-                o_act = o_channel[:, None] * act_c + o_position[None, :]
-                o_grad = o_channel[:, None] * grad_c + o_position[None, :]
-            b_a = tl.load(p_act + o_act, mask=mask, other=0.0).to(tl.float32)
-            b_g = tl.load(p_grad + o_grad, mask=mask, other=0.0).to(tl.float32)
+                p_act = (p_act + o_channel * act_c)[:, None] + o_position[None, :]
+                p_grad = (p_grad + o_channel * grad_c)[:, None] + o_position[None, :]
+            b_a = tl.load(p_act, mask=mask, other=0.0).to(tl.float32)
+            b_g = tl.load(p_grad, mask=mask, other=0.0).to(tl.float32)
             b_activation += b_a
             b_term += b_a * b_g
             if SINGLE:
@@ -256,7 +256,7 @@ class _Layer:
 
     @property
     def tile(self) -> Tile:
-        return tile(self.positions, self.channels_innermost)
+        return tile(self.positions, self.channels_innermost, self.act.device)
 
     @property
     def split(self) -> Split:
@@ -374,7 +374,7 @@ def _launch(layers: Sequence[_Layer], outs: Sequence[Sums | None], scale: float)
         "CHANNELS": chosen.channels,
         "POSITIONS": chosen.positions,
     }
-    _triton.launch(_taylor_partial_kernel, programs, device, {**shared, **first}, WARPS)
+    _triton.launch(_taylor_partial_kernel, programs, device, {**shared, **first}, chosen.warps)
     second = {
         "scale": float(scale),
         "SUM": _SUMS[totals[0][0].dtype],
@@ -382,5 +382,5 @@ def _launch(layers: Sequence[_Layer], outs: Sequence[Sums | None], scale: float)
         "CHANNELS": SUM_TILE.channels,
         "ROWS": SUM_TILE.positions,
     }
-    _triton.launch(_taylor_total_kernel, sum_programs, device, {**shared, **second}, WARPS)
+    _triton.launch(_taylor_total_kernel, sum_programs, device, {**shared, **second}, SUM_TILE.warps)
     return totals

@@ -1,0 +1,48 @@
+"""Seeds: what they set, and what they leave alone."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+import fairkern as fk
+from fairkern.model.process import seed_torch
+
+DEVICES = (torch.cuda, torch.xpu, torch.mtia)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 + 5])
+def test_the_cpu_draws_what_it_draws_after_torchs_own(seed: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed % 2**63)
+        expected = torch.randn(5)
+        seed_torch(seed)
+        assert torch.equal(torch.randn(5), expected)
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=lambda device: device.__name__)
+def test_a_device_in_use_is_seeded(device: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(device, "is_initialized", lambda: True)
+    monkeypatch.setattr(device, "manual_seed_all", seeds.append)
+    with torch.random.fork_rng(devices=[]):
+        seed_torch(2**63 + 5)
+    assert seeds == [5]
+
+
+def test_devices_that_nobody_has_used_begin_with_no_seed_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    if any(device.is_initialized() for device in DEVICES):
+        pytest.skip("a device is in use")
+
+    def noted(seed: int) -> None:
+        raise AssertionError(f"{seed} is noted for a device that nobody uses")
+
+    for device in DEVICES:
+        monkeypatch.setattr(device, "manual_seed_all", noted)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    units = fk.trace(model, x)
+    fk.score(model, [(x, y)], nn.CrossEntropyLoss(), units=units, progress=False)
