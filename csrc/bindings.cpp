@@ -20,7 +20,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 6;
+constexpr int kInterface = 7;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
