@@ -129,7 +129,8 @@ def extension_arguments(build: str) -> dict:
         Pybind11Extension(
             CPU,
             ["csrc/bindings.cpp", *sorted(path.as_posix() for path in Path("csrc/cpu").glob("*.cpp"))],
-            # No contraction: a result may not depend on the instruction set that was dispatched to.
+            # No contraction: a result may not depend on the instruction set that was dispatched to. What is fused is
+            # said to be (inner/vectors.h).
             extra_compile_args=["-O3", "-fno-math-errno", "-ffp-contract=off", "-Wall", "-Wno-psabi", *openmp],
             extra_link_args=openmp,
             **shared,

@@ -18,9 +18,11 @@ import transformers
 from transformers.models.llama import modeling_llama
 
 from bench._status import status
+from fairkern import public
 from fairkern.cli import main as fairkern
+from fairkern.cli import run
 
-_USED = (transformers, modeling_llama)
+_USED = (transformers, modeling_llama, public, run)
 
 
 def main(arguments: Sequence[str]) -> int:

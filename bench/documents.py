@@ -13,6 +13,7 @@ from statistics import mean
 from typing import Any
 
 from bench.comparison.page import tables
+from bench.gpu.suite import Place, groups
 from bench.gpu.table import CASES
 from bench.provenance import ROOT
 from bench.registry import ENTRIES
@@ -147,8 +148,10 @@ def gpu() -> str:
             if "fraction_of_multiply_adds" in row:
                 beside += f"; {row['fraction_of_multiply_adds']:.2f} of the multiply-adds"
             time = _seconds(row["ours_s"]["p50"]) if "ours_s" in row else ""
-            found = [f"{row['value']:.2f}{beside}", "met" if row["met"] else "missed", time]
-        lines.append(f"| {case.what} | {case.measure} | {_bound(case.target, case.at_least)} | {' | '.join(found)} |")
+            met = "" if case.target is None else "met" if row["met"] else "missed"
+            found = [f"{row['value']:.2f}{beside}", met, time]
+        bound = "" if case.target is None else _bound(case.target, case.at_least)
+        lines.append(f"| {case.what} | {case.measure} | {bound} | {' | '.join(found)} |")
     if not rows:
         return "\n".join(
             [*lines, "", f"(`{ENTRIES['gpu'].command}` on a GPU fills this table; none has been measured)"]
@@ -163,6 +166,23 @@ def gpu() -> str:
         f"{(results['commit'] or 'unknown')[:7]}; {before.get('passed', 0)} tests passed before and "
         f"{before.get('failed', 0)} failed)"
     )
+    return "\n".join([*lines, "", source])
+
+
+def gpu_rehearsal() -> str:
+    """The steps of `bench/gpu/run.sh`: predicted, promised, and what a rehearsal took where there was one."""
+    results = _read("gpu_rehearsal") or {"rows": []}
+    found = {row["step"]: row for row in results["rows"]}
+    lines = ["", "| step | | predicted | at most | rehearsed on the CPU, small |", "|---|---|---|---|---|"]
+    for step in (step for group in groups(Place(ROOT, ROOT, "90", 16, rehearse=False)) for step in group):
+        row = found.get(step.name, {"status": "not yet"})
+        took = f"{_seconds(row['seconds'])}, " if "seconds" in row else ""
+        said = f" ({row['said']})" if row.get("said") else ""
+        what = f"{step.what}{f', in {len(step.commands)} processes' if len(step.commands) > 1 else ''}"
+        lines.append(
+            f"| {step.name} | {what} | {step.predicted:g} s | {step.budget:g} s | {took}{row['status']}{said} |"
+        )
+    source = _source(results, "gpu_rehearsal") if found else f"(`{ENTRIES['gpu_rehearsal'].command}` rehearses)"
     return "\n".join([*lines, "", source])
 
 
@@ -192,6 +212,22 @@ def depth() -> str:
         gone = ", ".join(str(sum(map(len, row["branches"].values())) or "–") for row in rows)
         lines.append(f"| {net} | {way} | {rows[0]['metric']} {before} → {after} | {share} | {params} | {gone} |")
     return "\n".join(["", *lines, "", _source(results, "depth")])
+
+
+def growth() -> str:
+    results = _read("growth")
+    if results is None:
+        return _unmeasured("growth")
+    lines = ["", "![Times over sizes on log axes, with lines of the predicted slopes](pictures/growth.png)", ""]
+    lines += ["| | sizes | law | predicted slope | measured | apart |", "|---|---|---|---|---|---|"]
+    for r in results["rows"]:
+        sizes, apart = (f"{n:,}" for n in (r["sizes"][0], r["sizes"][-1])), abs(r["slope"] - r["predicted"])
+        kept = f"{apart:.2f} ≤ {r['target']}, {'met' if r['met'] else 'missed'}"
+        lines.append(
+            f"| {r['case']} | {' to '.join(sizes)} {r['over']} | {r['law']} | {r['predicted']:.2f} | "
+            f"{r['slope']:.2f} | {kept} |"
+        )
+    return "\n".join([*lines, "", _source(results, "growth")])
 
 
 def intercepts() -> str:
@@ -369,7 +405,9 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "sweep": sweep,
     "operators": operator_figures,
     "gpu": gpu,
+    "gpu_rehearsal": gpu_rehearsal,
     "thresholds": thresholds,
+    "growth": growth,
     "intercepts": intercepts,
     "depth": depth,
     "elimination": elimination,

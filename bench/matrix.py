@@ -51,7 +51,7 @@ class Row:
 ROWS = {
     row.name: row
     for row in (
-        Row("oldest", ("torch==2.9.0", "torchvision==0.24.0", "numpy==1.26.*", "scipy==1.11.*", "rich==13.0.*")),
+        Row("oldest", ("torch==2.9.0", "torchvision==0.24.0", "numpy==1.26.0", "scipy==1.11.1", "rich==13.0.0")),
         Row("2.10", ("torch==2.10.*", INTERPRETED)),
         Row("2.11", ("torch==2.11.*", INTERPRETED)),
         Row("2.11, numpy 2.4", ("torch==2.11.*", "numpy==2.4.*")),

@@ -46,7 +46,11 @@ ENTRIES = {
         _tests("sweep", "`sweep` over 6 budgets and 3 methods against one scoring pass and the evaluations", NOT_KNOWN),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
-        _tests("compaction", "a checkpoint cut by a plan against its files copied; models against deepcopy and torch-pruning", "minutes"),
+        _tests(
+            "compaction",
+            "a checkpoint cut by a plan against its files copied; models against deepcopy and torch-pruning",
+            "minutes",
+        ),
         _tests("elimination", "ordering units by second-order saliency against a matrix product", "minutes"),
         Entry(
             "gpu",
@@ -55,6 +59,14 @@ ENTRIES = {
             NOT_KNOWN,
             ("bench/results/gpu.json",),
             gpu=True,
+        ),
+        Entry(
+            "gpu_rehearsal",
+            "python -m bench.gpu_rehearsal",
+            "what `bench/gpu/run.sh` does on a GPU in seven minutes, on the CPU, small, under the same clock",
+            NOT_KNOWN,
+            ("bench/results/gpu_rehearsal.json",),
+            "test",
         ),
         Entry(
             "triton_compiled",
@@ -138,6 +150,14 @@ ENTRIES = {
             "scoring as parameters, widths, classes, tokens and processes grow; on paper, models that are not at hand",
             "minutes",
             ("bench/results/scaling.json", "docs/scaling.md"),
+            "quality",
+        ),
+        Entry(
+            "growth",
+            "python -m bench.growth",
+            "how the operators' time grows with classes, samples and channels, against laws written down before",
+            NOT_KNOWN,
+            ("bench/results/growth.json", "docs/pictures/growth.png"),
             "quality",
         ),
         Entry(

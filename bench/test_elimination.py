@@ -14,7 +14,9 @@ from torch import Tensor
 
 from bench import _panels
 from bench._compare import Comparison, bound, host_clock, in_turn
+from bench._training import threads
 from fairkern.ops import Elimination, View, eliminate
+from fairkern.ops.eliminate.config import PANEL
 
 RATE, SPEEDUP = 0.6, 4.0  # of a product's rate; times as fast as before
 SECONDS = {4096: 60.0, 14_336: 25 * 60.0}
@@ -44,6 +46,10 @@ class Ordering:
     def __call__(self) -> None:
         self.found = eliminate([self._room], overwrite=True)
 
+    def by_blocks(self) -> None:
+        """As wide matrices are ordered, and small ones were: blocks of steps, and products between them."""
+        eliminate([self._room], overwrite=True, panel=PANEL)
+
     def against(self, rival: Callable[[], object], rounds: int, warmup: int = 1) -> Comparison:
         def read(call: Callable[[], object]) -> float:
             self.copied()
@@ -69,6 +75,11 @@ def against_before(n: int, rounds: int) -> Comparison:
     return Ordering(given).against(lambda: _panels.eliminate(given), rounds, warmup=0)
 
 
+def against_blocks(n: int, rounds: int) -> Comparison:
+    ordering = Ordering(layer(n))
+    return ordering.against(ordering.by_blocks, rounds, warmup=0)  # both lose the copies, which the clock makes
+
+
 def write(benchmark: Any, record: Callable[..., None], timed: Comparison, **what: Any) -> None:
     benchmark.pedantic(lambda: None, rounds=1)
     record(benchmark, timed, op="eliminate", threads=torch.get_num_threads(), **what)
@@ -84,6 +95,14 @@ def test_before_at_2048(benchmark: Any, record: Callable[..., None]) -> None:
     timed = against_before(2048, 3)
     what = timed.bound("ratio", SPEEDUP, at_least=True)
     write(benchmark, record, timed, shape=[2048, 2048], rival="elimination by panels, as it was", **what)
+
+
+@pytest.mark.parametrize("n", [32, 64, 128, 256, 512])
+def test_small_ones(n: int, benchmark: Any, record: Callable[..., None]) -> None:
+    with threads(1):  # scoring orders several at a time, each on one thread
+        timed = against_blocks(n, 21)
+        what = timed.bound("ratio", SPEEDUP, at_least=True)
+        write(benchmark, record, timed, shape=[n, n], rival="products between blocks of steps, as it was", **what)
 
 
 @pytest.mark.parametrize("n", [4096, pytest.param(14_336, marks=pytest.mark.large)])

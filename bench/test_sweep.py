@@ -2,7 +2,7 @@
 
 Beside those, a sweep plans, cuts and compensates eighteen models. The rival scores once, with what the sweep's methods
 and its compensation take, and evaluates the whole model and the same eighteen, which lie there ready. A cut takes as
-long whatever the data (compensated, a fifth of a second for ResNet-18), so the more data, the less it counts.
+long whatever the data (compensated, a tenth of a second for ResNet-18), so the more data, the less it counts.
 """
 
 from __future__ import annotations

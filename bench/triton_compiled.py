@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench.provenance import ROOT, provenance, write_results
-from fairkern.ops import _triton
+from fairkern.ops import _triton, _tuned
 
 RESULTS = ROOT / "bench" / "results" / "triton_compiled.json"
 TARGETS = {
@@ -130,7 +130,11 @@ def compile_for(launch: Launch, target: str) -> Compiled:
     attributes = {(launch.kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in launch.divisible}
     source = ASTSource(launch.kernel, launch.signature, constexprs=launch.constants, attrs=attributes)
     options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    made = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options)
+    return taken(triton.compile(source, target=GPUTarget(*TARGETS[target]), options=options))
+
+
+def taken(made: Any) -> Compiled:
+    """What a kernel that Triton compiled takes."""
     if "amdgcn" in made.asm:
         text = made.asm["amdgcn"]
         counts = {key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1]) for key in ("vgpr_count", "vgpr_spill_count")}
@@ -154,6 +158,8 @@ def _spilled(ptx: str) -> int:
     architecture = re.search(r"\.target (sm_(\d+)a?)", ptx)
     assert architecture is not None
     assembler = _tool("ptxas-blackwell" if int(architecture[2]) >= 100 else "ptxas")
+    if not Path(assembler).exists():  # Triton 3.5 has one for all
+        assembler = _tool("ptxas")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
@@ -265,15 +271,25 @@ def launches() -> list[Launch]:
     return list(found.values())
 
 
+def tuned_launches() -> list[tuple[str, Launch]]:
+    """What the table of launch settings changes of these, with the architecture that it is for."""
+    found = []
+    plain = {launch.key for launch in launches()}
+    for architecture, entry in _tuned.table().items():
+        with _tuned.using(entry["settings"]):
+            found += [(architecture, launch) for launch in launches() if launch.key not in plain]
+    return found
+
+
 def main() -> None:
     import triton
 
     rows = []
-    for launch in launches():
-        for target in TARGETS:
-            row = {"case": launch.case, "kernel": launch.kernel.__name__, "target": target, **launch.configuration}
-            rows.append({**row, **asdict(compile_for(launch, target))})
-            print(launch.name, target, rows[-1]["registers"], rows[-1]["spill_bytes"], file=sys.stderr)
+    everywhere = [(target, launch) for launch in launches() for target in TARGETS]
+    for target, launch in (*everywhere, *tuned_launches()):
+        row = {"case": launch.case, "kernel": launch.kernel.__name__, "target": target, **launch.configuration}
+        rows.append({**row, **asdict(compile_for(launch, target))})
+        print(launch.name, target, rows[-1]["registers"], rows[-1]["spill_bytes"], file=sys.stderr)
     found = provenance()
     source = {key: found[key] for key in ("commit", "uncommitted_changes", "date", "python", "torch")}  # on any device
     write_results(RESULTS, source=source, triton=triton.__version__, rows=rows)

@@ -20,7 +20,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 5;
+constexpr int kInterface = 6;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -105,6 +105,20 @@ void py_project(int element, std::int64_t x, std::int64_t stride_n, std::int64_t
   project(static_cast<Element>(element), args);
 }
 
+void py_gram(int element, std::int64_t x, std::int64_t stride_c, std::int64_t stride_outer, std::int64_t stride_inner,
+             std::int64_t channels, std::int64_t outer, std::int64_t inner, std::int64_t rows, std::int64_t out,
+             int threads, int isa) {
+  require_element(element);
+  require(channels >= 1 && outer >= 1 && inner >= 1, "channels, outer and inner are ", channels, ", ", outer, " and ",
+          inner, "; needs 1 of each");
+  require(rows >= 16 && rows % 16 == 0, "rows is ", rows, "; expected a multiple of 16");
+  require_threads(threads);
+  GramArgs args{pointer<void>(x, "x"), stride_c, stride_outer, stride_inner, channels, outer, inner, rows,
+                pointer<double>(out, "out"), threads, resolve_isa(isa)};
+  py::gil_scoped_release release;
+  gram(static_cast<Element>(element), args);
+}
+
 void py_taylor(int element, std::int64_t act, std::int64_t grad, std::int64_t samples, std::int64_t before,
                std::int64_t channels, std::int64_t after, std::int64_t signed_sum, std::int64_t per_sample,
                std::int64_t activation, bool wide, bool accumulate, double scale, int threads, int isa) {
@@ -160,6 +174,23 @@ void py_eliminate_steps(int element, std::int64_t table, std::int64_t count, std
                            pointer<double>(added, "added"), threads, resolve_isa(isa)};
   py::gil_scoped_release release;
   eliminate_steps(static_cast<Element>(element), args);
+}
+
+// `table` is an int64 array [count, 4]: covariance, output, positions, rows.
+std::int64_t py_eliminate_small(std::int64_t table, std::int64_t count, std::int64_t units, std::int64_t most,
+                                double rounding, std::int64_t chosen, std::int64_t added, std::int64_t off, int isa) {
+  constexpr std::int64_t kWidth = 4;
+  require(count >= 1, "there are ", count, " views; at least 1 is needed");
+  require(units >= 1 && most >= 0 && most <= units, "most is ", most, "; expected 0 to the number of units, ", units);
+  const std::int64_t* row = pointer<std::int64_t>(table, "table");
+  std::vector<EliminateSmallView> views;
+  for (std::int64_t v = 0; v < count; ++v, row += kWidth)
+    views.push_back({pointer<double>(row[0], "covariance"), pointer<double>(row[1], "output"), row[2],
+                     pointer<std::int64_t>(row[3], "rows")});
+  const EliminateSmallArgs args{views.data(), count, units, most, rounding, pointer<std::int64_t>(chosen, "chosen"),
+                                pointer<double>(added, "added"), pointer<double>(off, "off"), resolve_isa(isa)};
+  py::gil_scoped_release release;
+  return eliminate_small(args);
 }
 
 // `table` is an int64 array [jobs, 4 + 3 · kGatherDims]: source, target, element size, dims, shape, strides, indices.
@@ -236,6 +267,9 @@ PYBIND11_MODULE(_extension_cpu, module) {
   module.def("project", &py_project, py::arg("element"), py::arg("x"), py::arg("stride_n"), py::arg("stride_c"),
              py::arg("stride_d"), py::arg("rows"), py::arg("samples"), py::arg("channels"), py::arg("positions"),
              py::arg("directions"), py::arg("projections"), py::arg("out"), py::arg("threads"), py::arg("isa"));
+  module.def("gram", &py_gram, py::arg("element"), py::arg("x"), py::arg("stride_c"), py::arg("stride_outer"),
+             py::arg("stride_inner"), py::arg("channels"), py::arg("outer"), py::arg("inner"), py::arg("rows"),
+             py::arg("out"), py::arg("threads"), py::arg("isa"));
   module.def("taylor", &py_taylor, py::arg("element"), py::arg("act"), py::arg("grad"), py::arg("samples"),
              py::arg("before"), py::arg("channels"), py::arg("after"), py::arg("signed_sum"), py::arg("per_sample"),
              py::arg("activation"), py::arg("wide"), py::arg("accumulate"), py::arg("scale"), py::arg("threads"),
@@ -244,6 +278,9 @@ PYBIND11_MODULE(_extension_cpu, module) {
              py::arg("out"), py::arg("threads"));
   module.def("eliminate_steps", &py_eliminate_steps, py::arg("element"), py::arg("table"), py::arg("count"),
              py::arg("units"), py::arg("steps"), py::arg("chosen"), py::arg("added"), py::arg("threads"),
+             py::arg("isa"));
+  module.def("eliminate_small", &py_eliminate_small, py::arg("table"), py::arg("count"), py::arg("units"),
+             py::arg("most"), py::arg("rounding"), py::arg("chosen"), py::arg("added"), py::arg("off"),
              py::arg("isa"));
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
   bind_gather_plan(module);

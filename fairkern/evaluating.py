@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ Evaluate = Callable[[nn.Module], Any]
 EXPECTED = "a function of a model that gives a number, or numbers by name such as {'top1': 0.93}"
 SINGLE = "evaluation"  # the name of a measure that comes without one
 OWN = (
-    *("method", "seed", "budget", "by", "params", "flops", "seconds"),
+    *("method", "seed", "budget", "by", "kept", "params", "flops", "seconds"),
     *("latency_ms", "latency_predicted_ms"),
 )  # what reports and tables say beside measures
 
@@ -33,7 +34,8 @@ def check_evaluate(evaluate: object, name: str = "evaluate") -> None:
 
 @stage
 def measured(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
-    """What `evaluate(model)` gives, by name: `{"evaluation": 0.93}` for a number, else what it names itself.
+    """What `evaluate(model)` gives, by name: what it names itself, or for a number the name of the function, as
+    `{"top1": 0.93}` of `def top1(model)`, and "evaluation" where it has none (a lambda, a method) or is `evaluate`.
 
     The model is handed over in eval mode, gradients as its caller has them. Modes, buffers, attributes, gradients,
     where the weights lie and the random states of the process are put back, so that each call begins with the same
@@ -50,13 +52,20 @@ def measured(evaluate: Evaluate, model: nn.Module) -> dict[str, float]:
         raise InputError(f"{lazy} has no shape yet: run the lazy module once before the model is evaluated")
     with unchanged(model), torch.set_grad_enabled(torch.is_grad_enabled()), _same_weights(model):
         model.eval()
-        return measures(evaluate(model))
+        return measures(evaluate(model), _name_of(evaluate))
 
 
-def measures(given: Any) -> dict[str, float]:
-    """Numbers by name, of what an evaluation gave. Raises InputError for what is none."""
+def _name_of(evaluate: Evaluate) -> str:
+    """What a number is called that a function gives by itself."""
+    name = evaluate.__name__ if isinstance(evaluate, FunctionType) else ""
+    return name if name.isidentifier() and name not in ("evaluate", *OWN) and name[0] != "_" else SINGLE
+
+
+def measures(given: Any, single: str = SINGLE) -> dict[str, float]:
+    """Numbers by name, of what an evaluation gave; `single`: the name of one that has none. Raises InputError for what
+    is none."""
     if not isinstance(given, Mapping):
-        return {SINGLE: _number("what evaluate gave", given)}
+        return {single: _number("what evaluate gave", given)}
     if not given:
         raise InputError("evaluate gave a dictionary without entries; expected numbers by name, as {'top1': 0.93}")
     for name in given:

@@ -121,8 +121,10 @@ class _Handlers:
                 with self._sending:
                     if number in self._waiting:
                         signal.raise_signal(number)
-                if number in self._waiting:
-                    self._came.get()
+                while number in self._waiting:  # none comes where an interrupt takes the place of the one that says so
+                    with contextlib.suppress(queue.Empty):
+                        self._came.get(timeout=20 * _MOMENT)
+                        break
 
 
 class interrupts_wait:

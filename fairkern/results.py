@@ -348,6 +348,8 @@ def check_plan_of(units: types.UnitMap, plan: types.Plan | None) -> None:
     held = {units.groups[g].name: units.groups[g].total for g in units.prunable}
     if {group.name: group.total for group in plan.groups} != held:
         raise InputError(f"plan= was not made from these scores of {units.model}: its groups are others")
+    if {n: tuple(shape) for n, shape in units.shapes.items()} != {n: tuple(shape) for n, shape in plan.shapes.items()}:
+        raise InputError(f"plan= was not made from these scores of {units.model}: the shapes of its tensors are others")
 
 
 def check_measures(name: str, given: object) -> None:

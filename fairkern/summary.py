@@ -10,6 +10,7 @@ from torch import nn
 
 from fairkern import options, report, types
 from fairkern.checks import check_plan, check_scores
+from fairkern.compact.descriptors import check_pruned
 from fairkern.compensate import Correction, through_zero, unexplained
 from fairkern.results import PathLike, Plan, Report, check_measures
 from fairkern.surroundings import stage
@@ -45,6 +46,8 @@ def summarise(
     its removed activations that the units that stay do not predict. `biases`: where weights were given one that have
     none; `flags`: fields of the configuration that were set for them; `unplaced`: biases that it has no field for, and
     that who loads the model by its configuration drops.
+
+    Raises InputError, and PlanMismatchError where `small` is not what `plan` leaves.
     """
     check_plan(plan)
     check_scores(scores)
@@ -65,6 +68,7 @@ def summarise(
         options.instance("corrected", correction, Correction, "corrections")
     if small is not None:
         options.instance("small", small, nn.Module, options.MODEL)
+        check_pruned(small, plan)
     options.iterable("flags", flags, "changes of a configuration")
     for change in flags:
         options.instance("flags", change, types.ConfigChange, "changes of a configuration")

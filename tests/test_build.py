@@ -82,6 +82,20 @@ def test_wheels_are_built_for_every_python_that_is_named() -> None:
     assert built[0] == oldest
 
 
+def test_files_of_the_package_that_are_no_modules_are_shipped() -> None:
+    """Such as the table of launch settings, which is read on a GPU alone."""
+    (row,) = re.findall(
+        r'^\[tool\.setuptools\.package-data\]\n"\*" = \[(.*)\]$', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+    shipped = re.findall(r'"([^"]+)"', row)
+    built = {".pyc", ".so"}
+    others = [
+        path for path in (ROOT / "fairkern").rglob("*.*") if path.suffix not in {".py", *built} and path.is_file()
+    ]
+    assert [str(path) for path in others if not any(path.match(pattern) for pattern in shipped)] == []
+    assert ROOT / "fairkern" / "ops" / "tuned.json" in others
+
+
 def test_a_release_is_tested_as_the_wheel_that_is_built_here() -> None:
     ci = ROOT / ".ci"
     if not ci.exists():

@@ -141,3 +141,23 @@ def _assert_same(model: nn.Module, before: dict[str, Any]) -> None:
         *was, original = before[name]
         assert now == was, name
         assert torch.equal(values, original), name
+
+
+def test_a_number_is_called_as_its_function_is(net: nn.Module) -> None:
+    def top1(model: nn.Module) -> float:
+        return 0.5
+
+    def params(model: nn.Module) -> float:
+        return 1.0
+
+    def evaluate(model: nn.Module) -> float:
+        return 2.0
+
+    class Judge:
+        def score(self, model: nn.Module) -> float:
+            return 3.0
+
+    assert fk.measured(top1, net) == {"top1": 0.5}
+    assert [fk.measured(f, net) for f in (params, evaluate, Judge().score)] == [
+        {"evaluation": value} for value in (1.0, 2.0, 3.0)
+    ]

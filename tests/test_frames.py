@@ -54,6 +54,15 @@ def test_a_plan_says_which_of_them_go(made: Made) -> None:
         scores.to_pandas(0.5)  # type: ignore[arg-type]
 
 
+def test_a_plan_of_another_model_with_the_same_groups_is_refused(made: Made) -> None:
+    pytest.importorskip("pandas")
+    scores = made[1]
+    plan = scores.plan(keep_params=0.5)
+    name, shape = next(iter(plan.shapes.items()))
+    with pytest.raises(fk.InputError, match="shapes of its tensors are others"):
+        scores.to_pandas(dataclasses.replace(plan, shapes={**plan.shapes, name: (*shape[:-1], shape[-1] + 1)}))
+
+
 def test_a_row_for_every_group(made: Made) -> None:
     pytest.importorskip("pandas")
     plan = made[1].plan(keep_params=0.5)

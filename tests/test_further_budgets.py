@@ -48,7 +48,7 @@ def test_before_and_after_are_measured(made: Made) -> None:
         assert {name: said[name] for name in ("top1", "loss")} == {n: v.item() for n, v in evaluate(model).items()}
     assert report.curve == ()
     assert report.stages["evaluate"] > 0
-    assert cut(made, evaluate=counted)[1].after["evaluation"] == counted(small)
+    assert cut(made, evaluate=counted)[1].after["counted"] == counted(small)
 
 
 def test_without_it_a_report_says_nothing_of_it(made: Made) -> None:

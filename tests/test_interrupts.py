@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import fairkern as fk
 from fairkern.artefacts import replacing
 from fairkern.capture.joint import joint_moments, reading_points
-from fairkern.interrupts import interrupts_wait, undivided
+from fairkern.interrupts import _Handlers, interrupts_wait, undivided
 from fairkern.model.untouched import untouched
 from tests.interrupted import Left, places, sweep
 
@@ -334,3 +334,17 @@ def test_other_threads_leave_handlers_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+def test_what_sends_again_ends_though_nobody_says_that_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a second interrupt takes the place of the line that says so."""
+    sent = threading.Event()
+    monkeypatch.setattr(signal, "raise_signal", lambda number: sent.set())
+    handlers = _Handlers(None)
+    handlers._waiting.add(signal.SIGINT)
+    thread = threading.Thread(target=handlers._send_again, daemon=True)
+    thread.start()
+    assert sent.wait(10)
+    handlers._waiting.clear()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "fairkern"
 
 FLOORS = (
-    {"types", "errors", "env", "deadline", "options", "ties", "interrupts", "surroundings", "ranks"}
+    {"types", "errors", "env", "deadline", "options", "ties", "interrupts", "surroundings", "ranks", "version"}
     | {"_native", "_cuda"},
     {"model", "plans", "ops"},  # what is known of models; plans as data; tensors in, tensors out
     {"artefacts"},
@@ -23,6 +23,7 @@ FLOORS = (
     {"walk"},  # a model that is not there as a whole, through several of them
     {"api", "checks", "results", "pruning", "saving", "summary", "sweeping", "timing", "healing", "evaluating"},
     {"hf", "integrations"},  # folders of transformers; other people's tools
+    {"public"},
     {""},  # fairkern/__init__.py: what users import
     {"demo"},
     {"cli"},
@@ -37,7 +38,7 @@ EXTENSIONS = {
     "fairkern._native": "fairkern.ops._native",
     "fairkern._cuda": "fairkern.ops._cuda",
 }
-USES_OPS = {"ops", "capture", "compact", "compensate", "api", ""}
+USES_OPS = {"ops", "capture", "compact", "compensate", "api", "public", ""}
 NO_MODELS = {"allocate", "plans"}
 USES_TOD_CURVE = {"allocate", "report"}  # arrays in, an array out
 
@@ -298,7 +299,11 @@ def test_the_checker_lets_pass(source: str, module: str) -> None:
 def test_import_is_light() -> None:
     """Importing fairkern starts no GPU context and loads none of the packages that only some commands need."""
     script = (
-        "import sys, fairkern, fairkern.cli, torch\n"
+        "import sys, fairkern, fairkern.cli\n"
+        "assert not {'torch', 'numpy', 'rich'} & set(sys.modules)\n"
+        "assert fairkern.__version__ and 'torch' not in sys.modules\n"
+        "fairkern.trace\n"
+        "import fairkern.cli.run, torch\n"
         "assert not torch.cuda.is_initialized()\n"
         "heavy = {'matplotlib', 'pandas', 'sklearn', 'transformers', 'torchvision', 'pytest', 'scipy'}\n"
         "heavy &= set(sys.modules)\n"

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from bench import documents
-from fairkern.cli import main, named
+from fairkern.cli import main
+from fairkern.cli.given import named
 from fairkern.cli.parser import command_line
 
 ROOT = Path(__file__).resolve().parent.parent

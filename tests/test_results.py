@@ -201,3 +201,27 @@ def test_a_folder_or_another_kind_of_file_is_named(
         fk.load_pruned(model, tmp_path / "small" / "plan.json")
     with pytest.raises(fk.ArtefactError, match="none is not there; expected a folder"):
         fk.load_pruned(model, tmp_path / "none")
+
+
+def test_a_report_is_of_the_model_that_the_plan_leaves() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    units = fk.trace(model, torch.randn(2, 6))
+    plan, other = units.plan(keep_params=0.6), units.plan(keep_params=0.4)
+    assert fk.summarise(plan, small=fk.apply(model, plan)).after["params"] == plan.result["params_after"]
+    with pytest.raises(fk.PlanMismatchError):
+        fk.summarise(plan, small=fk.apply(model, other))
+
+
+def test_rates_that_an_unsteady_clock_gives_are_rounded() -> None:
+    torch.manual_seed(0)
+    plan = fk.trace(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)), torch.randn(2, 6)).plan(
+        drop={"neuron": 4}
+    )
+    measures = {"before": {"tokens_per_second": 123.4}, "after": {"tokens_per_second": 187.6}}
+    timing = {"before": {"p20": 1.0, "p50": 2.0, "p80": 3.0}, "steady": False, "bound": 1.25}
+    text = fk.summarise(plan, **measures, timing=timing).table()
+    assert "≈ 100" in text
+    assert "≈ 200" in text
+    assert "123.4" not in text
+    assert "123.4" in fk.summarise(plan, **measures, timing={**timing, "steady": True}).table()

@@ -17,24 +17,25 @@ from bench.gpu.workloads import Scale, noise
 
 @dataclass(frozen=True)
 class Case:
-    """One row. `run` measures it; `value` is then what `measure` names, and `target` its bound."""
+    """One row. `run` measures it; `value` is then what `measure` names, and `target` its bound (None: none was set)."""
 
     name: str
     what: str
     measure: str
-    target: float
+    target: float | None
     at_least: bool
     run: Callable[[Bench], Measured]
 
     def row(self, bench: Bench) -> dict[str, Any]:
         """Measured, as it stands in the results file."""
         found = self.run(bench)
+        none: dict[str, Any] = {"target": None, "at_least": self.at_least, "met": None}
         return {
             "case": self.name,
             "what": self.what,
             "measure": self.measure,
             "value": found.value,
-            **bound(found.value, self.target, self.at_least),
+            **(none if self.target is None else bound(found.value, self.target, self.at_least)),
             **found.more,
         }
 

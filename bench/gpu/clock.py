@@ -26,7 +26,7 @@ GRACE = 2.0  # seconds between asking a process to end and ending it
 class Step:
     """Processes that run beside each other, and how long they may.
 
-    `UNTIL` in a command stands for the second (Unix) at which the step is ended. `judge` looks at what they left, and is told
+    `UNTIL` in a command stands for the second (Unix) at which the step is ended. `judge` looks at what they left, told
     whether they were ended by the clock: what is wrong ("" if nothing is), and what is worth keeping.
     """
 
@@ -58,6 +58,7 @@ class Clock:
         """All groups in turn; a row per step."""
         later = [max(step.budget for step in group) for group in groups]
         self.rows += [_row(step) for group in groups for step in group]
+        self.told(self.rows)
         for number, group in enumerate(groups):
             self._group(group, self.left - sum(later[number + 1 :]))
         return self.rows
@@ -89,7 +90,7 @@ class Clock:
     def _start(self, step: Step, until: float, stack: ExitStack) -> list[subprocess.Popen[str]]:
         started = []
         for number, command in enumerate(step.commands):
-            log: IO[str] = stack.enter_context(open(self.logs / f"{step.name}-{number}.txt", "w"))
+            log: IO[str] = stack.enter_context((self.logs / f"{step.name}-{number}.txt").open("w"))
             words = [word.replace("UNTIL", str(int(until))) for word in command]
             print("$", *words, file=log, flush=True)
             env = {**os.environ, **step.env}

@@ -6,5 +6,6 @@
 # It ends with 0: all done, 1: something is wrong, 2: nothing could be run, 3: the clock ended it before all was done.
 set -euo pipefail
 began=$(date +%s)
+here=$PWD
 cd "$(dirname "$0")/../.."
-exec "${PYTHON:-python3}" -m bench.gpu.suite --began "$began" "$@"
+exec "${PYTHON:-python3}" -m bench.gpu.suite --began "$began" --here "$here" "$@"

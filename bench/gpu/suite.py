@@ -26,6 +26,8 @@ from bench.gpu.clock import Clock, Step, code_of, table
 from bench.provenance import ROOT, provenance, write_results
 
 SECONDS = 420.0
+ENDED = {0: "all done", 1: "something is wrong", 2: "nothing could be run", 3: "the clock ended it"}  # by exit code
+ENDING = 6.0  # of these, to end processes and write files
 NEEDED = ("torch", "triton", "numpy", "scipy", "rich", "pybind11", "setuptools", "pytest")
 WARMED, SAMPLE = 8, 12  # of a rehearsal: every so many launches and tests
 LOG = 400_000  # characters of what one process printed, the last of them
@@ -49,7 +51,7 @@ class Place:
     @property
     def processes(self) -> int:
         """That share the device, or the cores."""
-        return max(1, min(14, self.cores - 2))
+        return min(14, max(1, self.cores - 1))
 
 
 def groups(place: Place) -> list[list[Step]]:
@@ -59,6 +61,7 @@ def groups(place: Place) -> list[list[Step]]:
         [tests(place, "kernels", KERNELS, predicted=50, budget=90, at_least=450)],
         [tests(place, "pipeline", PIPELINE, predicted=35, budget=50, at_least=80)],
         [rows(place)],
+        [tune(place)],
     ]
 
 
@@ -121,7 +124,8 @@ def tests(place: Place, name: str, files: Sequence[str], *, predicted: float, bu
             "longest": {line["test"]: line["seconds"] for line in longest},
         }
 
-    env = {"TRITON_INTERPRET": "1"} if place.rehearse else {}
+    env = {"OMP_NUM_THREADS": str(max(1, place.cores // place.processes))}
+    env |= {"TRITON_INTERPRET": str(int(name == "kernels"))} if place.rehearse else {}
     return Step(name, f"tests of {', '.join(files)}", predicted, budget, commands, env, judge)
 
 
@@ -139,6 +143,7 @@ def rows(place: Place) -> Step:
         "--until",
         "UNTIL",
     ]
+    command += ["--tests-before", str(place.out / "run.json")]
     command += ["--told", str(told), "--gpu-results", str(path), *(["--rehearse"] if place.rehearse else [])]
     command += ["--commit", place.commit] if place.commit else []
 
@@ -151,7 +156,7 @@ def rows(place: Place) -> Step:
         return wrong, {"said": f"{counts['passed']} rows, {counts['skipped']} left out", "failed": failed, "took": took}
 
     what = "rows of docs/performance.md, each written when it is measured"
-    return Step("rows", what, 120, 140, [[*command, "bench/test_gpu.py"]], {}, judge)
+    return Step("rows", what, 130, 140, [[*command, "bench/test_gpu.py"]], {}, judge)
 
 
 def tune(place: Place) -> Step:
@@ -186,7 +191,7 @@ def main(words: list[str]) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fairkern-gpu-") as scratch:
         cores = len(os.sched_getaffinity(0))
-        place = Place(given.out.resolve(), Path(scratch), there, cores, given.rehearse, given.commit)
+        place = Place(given.out, Path(scratch), there, cores, given.rehearse, given.commit)
         return run(place, groups(place), given.seconds, given.began, only=given.only)
 
 
@@ -199,14 +204,14 @@ def run(place: Place, steps: list[list[Step]], seconds: float, began: float, onl
         facts = {"architecture": f"sm_{place.architecture}", "cores": place.cores, "rehearsed": place.rehearse}
         write_results(place.out / "run.json", source=source, **facts, seconds=seconds, rows=found)
 
-    clock = Clock(seconds, began, place.scratch, told)
+    clock = Clock(seconds - ENDING, began, place.scratch, told)
     for kind in (signal.SIGTERM, signal.SIGINT):
         signal.signal(kind, lambda *_: setattr(clock, "ended", True))
     found = clock.run([group for group in chosen if group])
     (place.out / "log.txt").write_text(_logs(place.scratch))
     print(table(found))
     code = code_of(found)
-    print(f"{time.time() - began:.0f} of {seconds:.0f} s; exit code {code}; files in {place.out}")
+    print(f"{time.time() - began:.0f} of {seconds:.0f} s; {ENDED[code]} (exit code {code}); files in {place.out}")
     return code
 
 
@@ -221,11 +226,13 @@ def _parsed(words: list[str]) -> argparse.Namespace:
     parser.add_argument("out", type=Path, nargs="?" if out else None, default=out and Path(out), help="a folder")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, small")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="the clock; %(default)g")
+    parser.add_argument("--here", type=Path, default=Path(), help="what OUT is relative to")
     parser.add_argument("--began", type=float, default=time.time(), help="Unix second at which it began")
     parser.add_argument("--architecture", help="as in sm_90; default: the first device's")
     parser.add_argument("--commit", help="what the files name where there is no git checkout")
     parser.add_argument("--only", nargs="+", default=(), metavar="STEP", help="these steps alone")
     given = parser.parse_args(words)
+    given.out = (given.here / given.out).resolve()
     if given.rehearse and given.architecture is None:
         given.architecture = "90"
     return given

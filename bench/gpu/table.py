@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bench.gpu import operators, scoring
+from bench.gpu import operators, scoring, whole
 
-CASES = (*operators.CASES, *scoring.CASES)
+CASES = (*operators.CASES, *scoring.CASES, *whole.CASES)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from bench.gpu.llama import LLAMA_1B, Config
 from bench.models import Bottleneck, ResNet, seeded
 
 Shape = tuple[int, ...]
@@ -35,6 +36,9 @@ class Scale:
     kv_heads: int
     layers: int
     units: int
+    language: Config  # the whole model, and how many batches of `sequences`
+    texts: int
+    positions: int  # of an elimination
     copy_bytes: int
     rounds: int
     slow_rounds: int
@@ -60,6 +64,9 @@ FULL = Scale(
     kv_heads=8,
     layers=4,
     units=2048,
+    language=LLAMA_1B,
+    texts=4,
+    positions=4096,
     copy_bytes=1 << 32,
     rounds=25,
     slow_rounds=5,
@@ -80,6 +87,9 @@ TINY = Scale(
     kv_heads=2,
     layers=1,
     units=6,
+    language=Config(64, 16, 24, 2, 4, 2),
+    texts=2,
+    positions=40,
     copy_bytes=1 << 12,
     rounds=2,
     slow_rounds=1,

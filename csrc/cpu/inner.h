@@ -77,6 +77,8 @@ struct Panels {
   }
 };
 
+constexpr std::int64_t kGramFlush = 256;  // vectors summed in T before they are added to a double
+
 template <class T>
 struct ProjectWork {
   T* values;  // [kBlockRows][position] or [position][kBlockRows], widened
@@ -119,7 +121,8 @@ struct Partials {
   std::vector<double> products, magnitudes, activations;  // [parts, channels]
 };
 
-// The inner parts for elements S: a block of columns, a line of columns, a block of rows, a piece, a stretch.
+// The inner parts for elements S: a block of columns, a line of columns, a block of rows, a piece, a stretch, whole
+// columns and halves of matrices.
 template <class S>
 struct Inner {
   using T = Wide<S>;
@@ -130,9 +133,17 @@ struct Inner {
                          const PairWork<T>& work);
   void (*project)(const ProjectArgs& args, const ProjectBlocks& blocks, const Panels<T>& panels, std::int64_t number,
                   const ProjectWork<T>& work);
+  void (*gram_pack)(const GramArgs& args, std::int64_t channel, std::int64_t begin, std::int64_t count, T* to);
+  void (*gram_rows)(const GramArgs& args, std::int64_t row, const T* packed, std::int64_t stride, std::int64_t depth);
   void (*taylor)(const TaylorArgs& args, const Cut& cut, std::int64_t task, Partials& partials);
   void (*eliminate)(const double* half, const double* mixed, std::int64_t stride, std::int64_t steps,
                     const double* own, const double* others, std::int64_t length, double* inverse, double* output);
+  void (*swept)(const double* half, std::int64_t stride, std::int64_t steps, const double* own, std::int64_t length,
+                double* column);
+  void (*eliminated)(const double* half, const double* mixed, std::int64_t stride, std::int64_t steps,
+                     const double* own, const double* others, std::int64_t length, double* inverse, double* output);
+  void (*add_lower)(double* matrix, std::int64_t stride, std::int64_t n, const double* left, const double* right,
+                    std::int64_t pitch, std::int64_t depth);
 };
 
 // Each defined in the file of its name.

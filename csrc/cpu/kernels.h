@@ -56,6 +56,17 @@ struct ProjectArgs {
 };
 void project(Element element, const ProjectArgs& args);
 
+struct GramArgs {
+  const void* x;  // channel c of vector (o, i) at c·stride_c + o·stride_outer + i·stride_inner
+  std::int64_t stride_c, stride_outer, stride_inner;
+  std::int64_t channels, outer, inner;
+  std::int64_t rows;  // of a block of the result, a multiple of 16
+  double* out;        // blocks of rows of the upper triangle, each from its diagonal on, one after the other; added to
+  int threads;
+  Isa isa;
+};
+void gram(Element element, const GramArgs& args);
+
 struct TaylorArgs {
   const void *act, *grad;  // [samples, before, channels, after], contiguous
   std::int64_t samples, before, channels, after;
@@ -97,6 +108,24 @@ struct EliminateArgs {
   Isa isa;
 };
 void eliminate_steps(Element element, const EliminateArgs& args);
+
+struct EliminateSmallView {
+  double *covariance, *output;  // [positions, positions], contiguous; lower halves, which are lost
+  std::int64_t positions;
+  const std::int64_t* rows;  // [units]
+};
+
+struct EliminateSmallArgs {
+  const EliminateSmallView* views;
+  std::int64_t count, units, most;
+  double rounding;       // of what a unit gives: what its cost may be off by
+  std::int64_t* chosen;  // [units]: `most` as they went, then the others by index
+  double* added;         // [units]: what each added, or would add
+  double* off;           // [units − most]: how far off the latter may be
+  Isa isa;
+};
+// The view whose covariance is not definite, or −1.
+std::int64_t eliminate_small(const EliminateSmallArgs& args);
 
 constexpr int kGatherDims = 12;
 

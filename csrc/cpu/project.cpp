@@ -2,7 +2,8 @@
 //
 // Blocks of 16 rows (sample, channel) are multiplied with panels of 64 or 32 directions, some positions at a time, so
 // that a part of a panel stays in the first-level cache while the rows take turns. Where neighbouring channels are
-// neighbours in memory, a block is 16 of them, read position by position. Sums keep the order of the positions.
+// neighbours in memory, a block is 16 of them, read position by position. Sums keep the order of the positions,
+// each product fused with its addition.
 #include <algorithm>
 #include <vector>
 

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from fairkern.artefacts.fields import Fields
-from fairkern.artefacts.files import SCHEMA, check_header, check_sum, compact, package_version, parse
+from fairkern.artefacts.files import SCHEMA, check_header, check_sum, compact, parse
 from fairkern.artefacts.kinds import expected
 from fairkern.artefacts.tensors import Later, open_tensors, write_tensors
 from fairkern.artefacts.writing import replacing
 from fairkern.errors import ArtefactError
+from fairkern.version import package_version
 
 
 def write_content(

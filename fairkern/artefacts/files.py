@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from fairkern.artefacts.kinds import BEGIN, in_words, looks_like
 from fairkern.artefacts.kinds import expected as wanted
 from fairkern.artefacts.writing import replacing
 from fairkern.errors import ArtefactError, InputError
+from fairkern.version import package_version
 
 SCHEMA = 4
 """Version of the file layout. Readers take no newer one, and older ones down to `_OLDEST`, else 1.
@@ -42,20 +42,12 @@ _SURE = 2**63  # whole numbers below it are none that JSON could not hold
 _DEEPEST = 64  # levels of lists and mappings within an entry that users fill
 
 
-def package_version() -> str:
-    """Version of the installed package; "unknown" when it runs from a folder that was never installed."""
-    try:
-        return importlib.metadata.version("fairkern")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
 def write_json(path: str | os.PathLike[str], kind: str, payload: Mapping[str, Any]) -> None:
     """Writes `payload` atomically as a JSON object, with the header of `json_file`.
 
     Raises:
         InputError: a value that JSON cannot hold (NaN and Inf among them); names its place.
-        OSError: the folder does not exist or cannot be written, the disk is full. Nothing half-written stays.
+        OSError: the folder cannot be made or written, the disk is full. Nothing half-written stays.
     """
     data = json_file(kind, payload)
     with replacing(path) as temporary:

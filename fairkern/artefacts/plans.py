@@ -36,7 +36,7 @@ def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
 
     Raises:
         InputError: a request or result that JSON cannot hold.
-        OSError: the folder does not exist or cannot be written, the disk is full.
+        OSError: the folder cannot be made or written, the disk is full.
     """
     write_json(path, "plan", plan_payload(plan))
 

@@ -31,7 +31,7 @@ def save_scores(scores: Scores, path: str | os.PathLike[str]) -> None:
 
     Raises:
         InputError: provenance that JSON cannot hold, or arrays that are not float64.
-        OSError: the folder does not exist or cannot be written, the disk is full.
+        OSError: the folder cannot be made or written, the disk is full.
     """
     pool = IndexPool()
     content: dict[str, Any] = {

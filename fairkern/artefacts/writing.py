@@ -29,12 +29,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The block writes into the file that is there, and does not put another in its place. The file is then fsynced,
     renamed over `path`, and the folder fsynced. If the block raises (also Ctrl-C) the temporary file is removed and
-    `path` stays as it was. Temporary files whose writers died are removed after a write that succeeds. A link is
-    followed, not replaced.
+    `path` stays as it was. Folders above are made where they are missing. Temporary files whose writers died are
+    removed after a write that succeeds. A link is followed, not replaced.
 
     Raises:
-        OSError: the folder does not exist or cannot be written, `path` is a folder, a device or a pipe, the disk is
-            full.
+        OSError: the folder cannot be made or written, `path` is a folder, a device or a pipe, the disk is full.
 
     Example:
         >>> import tempfile
@@ -58,8 +57,6 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path
     """
     targets = [Path(os.path.realpath(path)) for path in paths]
     for target in targets:
-        if not target.parent.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "no such folder to write to", str(target.parent))
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder; expected a file to write to", str(target))
         if os.path.lexists(target) and not target.is_file():
@@ -67,6 +64,8 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path
             raise OSError(errno.EINVAL, what, str(target))
     try:
         with ExitStack() as stack:
+            for target in targets:
+                stack.enter_context(_there(target.parent))
             temporaries = [stack.enter_context(_temporary(target.parent)) for target in targets]
             yield temporaries
             for temporary in temporaries:
@@ -86,6 +85,24 @@ def replacing_all(paths: Sequence[str | os.PathLike[str]]) -> Iterator[list[Path
 
 @contextmanager
 @unbroken
+def _there(folder: Path) -> Iterator[None]:
+    """A folder is made where there is none, with those above it; if the block raises, those go that hold nothing."""
+    new: list[Path] = []
+    try:
+        for each in reversed([folder, *folder.parents]):
+            if not each.is_dir():
+                each.mkdir(exist_ok=True)
+                new.append(each)
+        yield
+    except BaseException:
+        for each in reversed(new):
+            with contextlib.suppress(OSError):  # another writer's files are there by now
+                each.rmdir()
+        raise
+
+
+@contextmanager
+@unbroken
 def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Where to write a folder's files: the folder itself if it exists, else one beside it that becomes it at the end.
 
@@ -93,7 +110,7 @@ def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     that the block wrote, or not at all. Where another writer's has appeared meanwhile, it gets our files.
 
     Raises:
-        OSError: the folder above does not exist or cannot be written, there is a file of that name.
+        OSError: the folder above cannot be made or written, there is a file of that name.
     """
     target = Path(os.path.realpath(folder))
     if target.is_dir():
@@ -101,9 +118,7 @@ def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         return
     if target.exists():
         raise NotADirectoryError(errno.ENOTDIR, "is a file; expected a folder to write to", str(folder))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, f"no such folder to write {target.name} to", str(target.parent))
-    with _temporary(target.parent, folder=True) as place:
+    with _there(target.parent), _temporary(target.parent, folder=True) as place:
         yield place
         try:
             os.rename(place, target)
@@ -125,10 +140,10 @@ def new_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     So it holds all that the block wrote or nothing, also where it was there before; everything is on the disk by then.
 
     Raises:
-        OSError: the folder above does not exist or cannot be written, what is there is a file or not empty by then.
+        OSError: the folder above cannot be made or written, what is there is a file or not empty by then.
     """
     target = Path(os.path.realpath(folder))
-    with _temporary(target.parent, folder=True) as place:
+    with _there(target.parent), _temporary(target.parent, folder=True) as place:
         yield place
         _put(place, target)
     _finish(target.parent)
@@ -144,12 +159,12 @@ def resumed_folder(folder: str | os.PathLike[str], marker: str) -> Iterator[Path
     the process is killed, `FOLDER.partial` stays, for another run or for the user to remove.
 
     Raises:
-        OSError: the folder above does not exist or cannot be written; `FOLDER.partial` is in use by another process, a
+        OSError: the folder above cannot be made or written; `FOLDER.partial` is in use by another process, a
             file, or somebody else's (files without `marker`); `folder` is a file or not empty by the end.
     """
     target = Path(os.path.realpath(folder))
     place = target.with_name(f"{target.name}{PARTIAL}")
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     with _alone(place):
         inside = [path.name for path in place.iterdir() if not _TEMPORARY.fullmatch(path.name)]
         if inside and marker not in inside:

@@ -113,5 +113,10 @@ class Track:
         return source if source is not None and source.silent else None
 
     @property
+    def held(self) -> tuple[bool, ...]:
+        """Per dimension, whether units may lie along it."""
+        return tuple(d is not CONSTANT for d in self.dims)
+
+    @property
     def tracked(self) -> bool:
         return any(isinstance(d, np.ndarray) for d in self.dims)

@@ -20,13 +20,12 @@ class Grouping:
     labels: np.ndarray  # per node: its component
     group: np.ndarray  # per component; −1: none
     unit: np.ndarray  # per component: which of its group's units it is
-    rows: list[np.ndarray]  # per group: its places
+    rows: list[list[tuple[int, np.ndarray]]]  # per group: the axes that it touches, and where
 
     @classmethod
     def of(cls, places: Places, solver: Solver) -> Grouping:
-        group = _in_trace_order(_alike(places, solver), places)
-        rows = _rows(places, group)
-        unit = np.full(solver.count, -1, dtype=np.int64)
+        group, rows = _in_trace_order(_alike(places, solver), places)
+        unit = np.full(solver.count, -1, dtype=np.int32)
         for mine in rows:
             components = _units_in_order(places, mine)
             unit[components] = np.arange(len(components))
@@ -47,12 +46,12 @@ class Grouping:
 
     def on_axes(self, g: int, places: Places) -> list[tuple[int, np.ndarray]]:
         """The axes that a group touches, and `[units, per unit]` positions on each."""
-        rows, found = self.rows[g], []
-        for axis in np.unique(places.axis[rows]):
-            here = rows[places.axis[rows] == axis]
-            positions = self._per_unit(places.component[here], places.position[here])
+        found: list[tuple[int, np.ndarray]] = []
+        for axis, here in self.rows[g]:
+            positions = self._per_unit(places.components[axis][here], here.astype(np.int64))
             assert positions is not None  # equal signatures
-            found.append((int(axis), positions))
+            same = next((other for _, other in found[-1:] if np.array_equal(other, positions)), positions)
+            found.append((axis, same))
         return found
 
     def _per_unit(self, components: np.ndarray, position: np.ndarray) -> np.ndarray | None:
@@ -65,52 +64,59 @@ class Grouping:
 
 def _alike(places: Places, solver: Solver) -> np.ndarray:
     """A number per component that nothing freezes, equal for those that touch the same axes; −1 for the others."""
-    group = np.full(solver.count, -1, dtype=np.int64)
+    group = np.full(solver.count, -1, dtype=np.int32)
+    free = solver.component_reason == FREE
     held = np.zeros(solver.count, dtype=bool)
-    held[places.component] = True
-    members = np.flatnonzero(held & (solver.component_reason == FREE))
-    _, inverse = np.unique(_signatures(places, solver.count)[members], return_inverse=True)
-    group[members] = inverse.reshape(-1)
+    for components in places.components:
+        held[components] = True
+    members = np.flatnonzero(held & free)
+    signatures = _signatures(places, free)[members]
+    group[members] = np.searchsorted(np.unique(signatures), signatures)
     return group
 
 
-def _signatures(places: Places, count: int) -> np.ndarray:
-    """A hash per component of the multiset of axes that it touches: equal for units of one group."""
+def _signatures(places: Places, free: np.ndarray) -> np.ndarray:
+    """A hash per component that is free of the multiset of axes that it touches: equal for units of one group."""
     z = np.arange(1, len(places.axes) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z ^= z >> np.uint64(31)
     z *= np.uint64(0xBF58476D1CE4E5B9)
     z ^= z >> np.uint64(29)
-    out = np.zeros(count, dtype=np.uint64)
-    np.add.at(out, places.component, z[places.axis])
+    out = np.zeros(len(free), dtype=np.uint64)
+    for number, components in zip(z, places.components, strict=True):
+        if free[components].any():
+            np.add.at(out, components, number)
     return out
 
 
-def _in_trace_order(group: np.ndarray, places: Places) -> np.ndarray:
-    """Renumber groups by the first axis position that belongs to each."""
-    g = group[places.component]
-    in_one = np.flatnonzero(g >= 0)[::-1]
-    first = np.zeros(g.max(initial=-1) + 1, dtype=np.int64)
-    first[g[in_one]] = in_one  # the last that is written is the first that there is
-    order = np.empty_like(first)
-    order[np.argsort(first)] = np.arange(len(first))
-    out = np.full_like(group, -1)
-    hit = group >= 0
-    out[hit] = order[group[hit]]
-    return out
+def _in_trace_order(group: np.ndarray, places: Places) -> tuple[np.ndarray, list[list[tuple[int, np.ndarray]]]]:
+    """Groups renumbered by the first axis position that belongs to each; and per group, the axes and positions."""
+    numbers: dict[int, int] = {}
+    rows: list[list[tuple[int, np.ndarray]]] = []
+    for axis, components in enumerate(places.components):
+        for g, here in _by_group(group[components]):
+            if numbers.setdefault(g, len(rows)) == len(rows):
+                rows.append([])
+            rows[numbers[g]].append((axis, here.astype(np.int32)))
+    order = np.full(group.max(initial=-1) + 2, -1, dtype=np.int32)
+    order[list(numbers)] = list(numbers.values())
+    return order[group], rows
 
 
-def _rows(places: Places, group: np.ndarray) -> list[np.ndarray]:
-    """Per group, the places that belong to it."""
-    g = group[places.component]
-    rows = np.flatnonzero(g >= 0)
-    rows = rows[np.argsort(g[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(g[rows], prepend=-1))
-    return np.split(rows, starts[1:]) if len(starts) else []
+def _by_group(groups: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Every group along an axis, in the order of their first positions, and its positions, ascending."""
+    here = np.flatnonzero(groups >= 0)
+    mine = groups[here]
+    if not len(mine) or (mine == mine[0]).all():
+        return [(int(mine[0]), here)] if len(mine) else []
+    order = np.argsort(mine, kind="stable")
+    starts = np.flatnonzero(np.diff(mine[order], prepend=-1))
+    found = [(int(mine[part[0]]), here[part]) for part in np.split(order, starts[1:])]
+    return sorted(found, key=lambda item: int(item[1][0]))
 
 
-def _units_in_order(places: Places, rows: np.ndarray) -> np.ndarray:
+def _units_in_order(places: Places, rows: list[tuple[int, np.ndarray]]) -> np.ndarray:
     """Components of a group, by their first position on the group's first axis."""
-    on_first = rows[places.axis[rows] == places.axis[rows[0]]]
-    components = places.component[on_first]
+    axis, here = rows[0]
+    components = places.components[axis][here]
     _, index = np.unique(components, return_index=True)
     return components[np.sort(index)]

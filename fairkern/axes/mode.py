@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fairkern.axes.calls import FunctionCalls, ModuleCalls
 from fairkern.axes.dims import CONSTANT, Fixed, Track
@@ -17,6 +18,7 @@ from fairkern.axes.flow import Flow
 from fairkern.axes.rules._call import Call
 from fairkern.axes.rules.elementwise import pointwise
 from fairkern.axes.rules.registry import RULES, Rule
+from fairkern.axes.smaller import Step
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Tracks
 from fairkern.model.nested import tensors_in
@@ -24,6 +26,7 @@ from fairkern.model.operator_mode import UncompiledMode
 from fairkern.model.tensors import memory_of
 from fairkern.model.untouched import Originals
 
+_DEVICE = torch.ops.prim.device.default
 _PICK = frozenset({"aten::index", "aten::index_select"})
 _SHOW = frozenset({"aten::_unsafe_view", "aten::_to_copy", "aten::clone"})  # beside views: the same values again
 
@@ -91,6 +94,8 @@ class OperatorMode(UncompiledMode):
         self._training, self._count_flops, self._flow = training, count_flops, flow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].device  # what the operator says, without its way through the dispatcher
         if func.namespace == "prim":  # the device or layout of a fake tensor
             return func(*args, **(kwargs or {}))
         operator, kwargs = _operator(func, len(RULES)), kwargs or {}
@@ -124,6 +129,8 @@ class OperatorMode(UncompiledMode):
                 scopes.uses(code, name)
         made = list(tensors_in(result))
         self._follow(func, operator, arguments, tensors, before, strides, written, made)
+        if self._tracing.steps is not None:
+            self._tracing.steps.append(Step.of(operator.full, [(t, self._tracks.of(t)) for t in made]))
         if self._flow is not None and read is not None:
             flops = (counted, len(self._tracing.graph.flops))
             scaled = arguments.get("alpha", 1) != 1

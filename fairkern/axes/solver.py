@@ -6,34 +6,21 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fairkern.axes.connected import connected
 from fairkern.axes.facts import Edge, Factors, Freeze
 from fairkern.axes.graph import Graph
 from fairkern.axes.unless import Unless
 from fairkern.deadline import Deadline
 
 FREE = -1
+_AT_ONCE = 2**20  # nodes that are looked at in one go
 ANOTHER = "another factor of a view carries the unit"
 NOT_READ = "no weight contracts over it"  # why positions stay that nothing could be made smaller by
 
 
 def components(edges: Sequence[Edge], nodes: int) -> np.ndarray:
     """Per node, the number of the component that these edges connect it to."""
-    return _connected(*_ends(edges), nodes)[1]
-
-
-def _ends(edges: Sequence[Edge]) -> tuple[np.ndarray, np.ndarray]:
-    none = [np.empty(0, dtype=np.int32)]
-    return np.concatenate([e.a for e in edges] or none), np.concatenate([e.b for e in edges] or none)
-
-
-def _connected(a: np.ndarray, b: np.ndarray, count: int) -> tuple[int, np.ndarray]:
-    """How many components `count` nodes have, and which one each is in, where `a[i]` and `b[i]` are connected."""
-    from scipy.sparse import coo_array  # imported by who traces: it takes as long as all of fairkern
-    from scipy.sparse.csgraph import connected_components
-
-    matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
-    found: tuple[int, np.ndarray] = connected_components(matrix, directed=False)
-    return found
+    return connected([(e.a, e.b) for e in edges], nodes)[1]
 
 
 class Solver:
@@ -50,15 +37,15 @@ class Solver:
         """`routed`: per node, whether it belongs to an expert that a router can leave out. `listed`: to one that is a
         module of a list, of which only the proof can tell. `daring`: leave to the proof what it can show. `more`: what
         goes together besides."""
-        self.n = self.count = graph.nodes
-        self.edges = [*graph.edges, *more]
+        self.n = graph.nodes
+        self.edges: list[Edge] = []
         self.reasons: list[str] = []
         self.lost: list[tuple[np.ndarray, str]] = []  # what views made, and why one of their factors could not carry it
         self._codes: dict[str, int] = {}
-        self._node_reason = np.full(self.n, FREE, dtype=np.int32)  # index into reasons
+        self._node_reason = np.full(self.n, FREE, dtype=np.int16)  # index into reasons; wider where they are many
         self._news: list[tuple[np.ndarray, int]] = []  # nodes frozen since the last relabelling, and why
-        self.labels = np.arange(self.n, dtype=np.int32)
-        self.component_reason = np.full(self.n, FREE, dtype=np.int32)
+        self.count, self.labels = connected([(e.a, e.b) for e in (*graph.edges, *more)], self.n)
+        self.component_reason = np.full(self.count, FREE, dtype=np.int32)
         for freeze in sorted(graph.freezes, key=lambda f: f.unless is Unless.PROVEN):  # what holds in any case is told
             if not (daring and freeze.unless is Unless.PROVEN):
                 self.freeze(_held(freeze, routed, listed), freeze.reason)
@@ -68,21 +55,26 @@ class Solver:
         code = self._codes.setdefault(reason, len(self.reasons))
         if code == len(self.reasons):
             self.reasons.append(reason)
+            if code > np.iinfo(self._node_reason.dtype).max:
+                self._node_reason = self._node_reason.astype(np.int32)
         nodes = nodes.reshape(-1)
         fresh = nodes[self._node_reason[nodes] == FREE]
         self._node_reason[fresh] = code
         self._news.append((fresh, code))
 
-    def relabel(self) -> None:
-        """Merge the components that new edges connect. Linear in the nodes and in what is new."""
+    def relabel(self) -> np.ndarray | None:
+        """Merge the components that new edges connect; returns the number that each has now, None where none has
+        another. Linear in the nodes and in what is new."""
+        merged: np.ndarray | None = None
         if self.edges:
-            a, b = (self.labels[end] for end in _ends(self.edges))
-            apart = a != b
-            self.count, merged = _connected(a[apart], b[apart], self.count)
+            self.count, merged = connected([(self.labels[e.a], self.labels[e.b]) for e in self.edges], self.count)
             frozen = np.flatnonzero(self.component_reason != FREE)
             reason = np.full(self.count, len(self.reasons), dtype=np.int32)
             np.minimum.at(reason, merged[frozen], self.component_reason[frozen])
-            self.labels, self.edges = merged[self.labels], []
+            for start in range(0, self.n, _AT_ONCE):
+                part = self.labels[start : start + _AT_ONCE]
+                part[:] = merged[part]
+            self.edges = []
         else:
             reason = np.where(self.component_reason == FREE, len(self.reasons), self.component_reason)
         for nodes, code in sorted(self._news, key=lambda news: -news[1]):  # the smallest code is written last
@@ -90,6 +82,7 @@ class Solver:
             reason[parts] = np.minimum(reason[parts], code)
         self._news = []
         self.component_reason = np.where(reason == len(self.reasons), FREE, reason)
+        return merged
 
     @property
     def nodes(self) -> np.ndarray:
@@ -135,7 +128,7 @@ def decide_factors(solver: Solver, factors: Iterable[Factors], read: np.ndarray,
     over heads. What no weight reads stays. A factor that goes before others is chosen when nothing is certain any more.
     """
     open_ = list(factors)
-    chosen = np.zeros(solver.n, dtype=bool)
+    chosen = np.zeros(solver.count, dtype=bool)  # components of factors that carry units
     while open_:
         deadline.check("deciding the factors of views")
         rest: list[Factors] = []
@@ -153,17 +146,14 @@ def decide_factors(solver: Solver, factors: Iterable[Factors], read: np.ndarray,
         if leading:
             rest = [relation for relation in rest if not relation.first]
         elif not certain:
-            rest = _break_ties(solver, chosen, _spread(solver, read), rest)
-        solver.relabel()
-        chosen = _spread(solver, chosen)
+            marked = np.zeros(solver.count, dtype=bool)
+            marked[solver.labels[read]] = True
+            rest = _break_ties(solver, chosen, marked, rest)
+        merged = solver.relabel()
+        if merged is not None:
+            of_parts, chosen = merged[chosen], np.zeros(solver.count, dtype=bool)
+            chosen[of_parts] = True
         open_ = rest
-
-
-def _spread(solver: Solver, nodes: np.ndarray) -> np.ndarray:
-    """Per node, whether any node of its component is one of these."""
-    marked = np.zeros(solver.count, dtype=bool)
-    marked[solver.labels[nodes]] = True
-    return marked[solver.labels]
 
 
 def _candidates(solver: Solver, relation: Factors) -> list[int]:
@@ -195,12 +185,12 @@ def _collapses(solver: Solver, relation: Factors, k: int) -> bool:
         return False
     _, labels = np.unique(rows, return_inverse=True)
     of_row = np.repeat(np.arange(len(rows)), rows.shape[1])
-    count, _ = _connected(of_row, len(rows) + labels.reshape(-1), len(rows) + int(labels.max()) + 1)
+    count, _ = connected([(of_row, len(rows) + labels.reshape(-1))], len(rows) + int(labels.max()) + 1)
     return count == 1
 
 
 def _break_ties(solver: Solver, chosen: np.ndarray, read: np.ndarray, relations: list[Factors]) -> list[Factors]:
-    urgent = [_urgency(chosen, read, relation) for relation in relations]
+    urgent = [_urgency(solver, chosen, read, relation) for relation in relations]
     most = max(urgent, default=0)
     if most == 0:
         for relation in relations:
@@ -221,16 +211,16 @@ def _break_ties(solver: Solver, chosen: np.ndarray, read: np.ndarray, relations:
             touched[part] = True
         winner = max(
             _candidates(solver, relation),
-            key=lambda k: (bool(chosen[relation.factors[k]].any()), len(relation.factors[k]), -k),
+            key=lambda k: (bool(chosen[solver.labels[relation.factors[k]]].any()), len(relation.factors[k]), -k),
         )
         _choose(solver, chosen, relation, winner)
     return rest
 
 
-def _urgency(chosen: np.ndarray, read: np.ndarray, relation: Factors) -> int:
+def _urgency(solver: Solver, chosen: np.ndarray, read: np.ndarray, relation: Factors) -> int:
     """2 where a factor meets one that was chosen, plus 1 where a weight reads the positions."""
-    meets = any(chosen[ids].any() for ids in relation.factors)
-    return 2 * meets + any(read[part].any() for part in (relation.flat, *relation.factors))
+    meets = any(chosen[solver.labels[ids]].any() for ids in relation.factors)
+    return 2 * meets + any(read[solver.labels[part]].any() for part in (relation.flat, *relation.factors))
 
 
 def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int | None) -> None:
@@ -251,4 +241,4 @@ def _choose(solver: Solver, chosen: np.ndarray, relation: Factors, winner: int |
     shape[winner] = -1
     spread = np.ascontiguousarray(np.broadcast_to(ids.reshape(shape), relation.flat.shape))
     solver.edges.append(Edge(relation.flat.reshape(-1), spread.reshape(-1)))
-    chosen[ids] = True
+    chosen[solver.labels[ids]] = True

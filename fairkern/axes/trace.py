@@ -18,9 +18,11 @@ from fairkern.axes.fakes import faked
 from fairkern.axes.flow import Flow
 from fairkern.axes.graph import Graph
 from fairkern.axes.kinds import OUTPUT
+from fairkern.axes.looking import read_any
 from fairkern.axes.mode import OperatorMode
 from fairkern.axes.siblings import follow_siblings
 from fairkern.axes.size_calls import SizeCalls
+from fairkern.axes.smaller import runs_alike, smaller
 from fairkern.axes.tracing import Tracing
 from fairkern.axes.tracks import Escapes, Tracks
 from fairkern.axes.unless import Unless
@@ -33,7 +35,7 @@ from fairkern.model.nested import call_model, call_with, elements, own, tensors_
 from fairkern.model.raised import in_words
 from fairkern.model.replacements import in_place
 from fairkern.model.tensors import named_tensors
-from fairkern.model.untouched import Originals, forget, untouched
+from fairkern.model.untouched import Originals, forget, untouched, valueless
 from fairkern.model.weight_calls import WeightCalls
 from fairkern.types import Axis
 
@@ -82,12 +84,23 @@ def _trace(
     model.eval()
     tracing.fused, others = plain(model, lambda: [call_model(model, inputs) for inputs in runs])
     tracing.notes += [f"{path} looks like fused experts and computes something else" for path in others]
-    called = [_run(model, inputs, names, tracing, originals, first=i == 0) for i, inputs in enumerate(runs)]
+    called = []
+    for i, inputs in enumerate(runs):
+        small = smaller(inputs) if sites and not tracing.fused and not any(map(valueless, names.values())) else None
+        tracing.steps = None if small is None else []
+        called.append(_run(model, inputs, names, tracing, originals, first=i == 0))
+        if tracing.steps is not None:
+            alike = not called[i].goes_on and runs_alike(model, small, tracing.steps)
+            tracing.places.update(n for step in tracing.steps for n in step.places)
+            tracing.smaller.append(small if alike else inputs)
+        tracing.steps = None
     follow_siblings(model, tracing)
-    if _missed(tracing, names):
+    missed = _missed(tracing, names)
+    if missed:
         model.train()
         try:
-            _run(model, runs[0], names, tracing, originals, training=called[0])
+            if not tracing.parameters.isdisjoint(missed) or read_any(model, runs[0], missed, originals):
+                _run(model, runs[0], names, tracing, originals, training=called[0])
         except TimeLimitError:
             raise
         except Exception as error:  # a model may refuse to run in train mode; what it hides stays frozen
@@ -120,10 +133,10 @@ def _plain_recurrence(model: nn.Module) -> Iterator[None]:
         torch._C._set_mkldnn_enabled(fused)
 
 
-def _missed(tracing: Tracing, names: Mapping[str, Tensor]) -> bool:
-    """Whether a parameter, or a buffer that may go along with units, was not reached in eval mode."""
+def _missed(tracing: Tracing, names: Mapping[str, Tensor]) -> set[str]:
+    """Parameters, and buffers that may go along with units, that were not reached in eval mode."""
     wanted = {n for n, t in names.items() if n in tracing.parameters or (t.is_floating_point() and t.numel() > 1)}
-    return not wanted - tracing.unused <= tracing.reached
+    return wanted - tracing.unused - tracing.reached
 
 
 def _run(

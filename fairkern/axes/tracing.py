@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from fairkern.axes.flow import Flow
 from fairkern.axes.graph import Graph
 from fairkern.axes.scopes import Scopes
+from fairkern.axes.smaller import Step
 from fairkern.deadline import Deadline
 from fairkern.model.fused import FusedExperts
 
@@ -39,3 +41,6 @@ class Tracing:
     depth: bool = False  # whether branches of residual blocks are looked for
     flows: list[Flow] = field(default_factory=list)  # then: the values of every run in eval mode
     operators: dict[str, dict[str, None]] = field(default_factory=dict)  # by module: what its own code called, in order
+    steps: list[Step] | None = None  # what ran in the run that is followed; None where nobody asks
+    smaller: list[Any] = field(default_factory=list)  # per run, inputs on which the model does the same, or its own
+    places: set[int] = field(default_factory=set)  # then: the sizes along which no units lie

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -38,7 +38,9 @@ _OnNodes = TypeVar("_OnNodes", Contraction, Production, Ranking)
 class Solution:
     """A map, and its size sites and attributes that code may compare its inputs with, none of them in use.
 
-    `operators`: by module, those that its own code called, each once, in the order in which they came.
+    `operators`: by module, those that its own code called, each once, in the order in which they came. `smaller`: for
+    each run inputs on which the model does the same, and which may be smaller than its own; none where that is not
+    known.
     """
 
     units: UnitMap
@@ -46,6 +48,7 @@ class Solution:
     compared: tuple[SizeAttribute, ...] = ()
     filled: tuple[SizeAttribute, ...] = ()  # to which code may fill up a tensor that its module holds
     operators: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    smaller: Sequence[Any] = ()
 
     @property
     def positions(self) -> int:
@@ -136,7 +139,10 @@ def _solve(model: nn.Module, tracing: Tracing, routing: Routing, depth: Depth, s
     units = replace(units, extents=tuple(sizes.extents), classes=_classes(model, units.groups))
     compared = tuple(attributes_like_children(model, held, sizes.extents) if tracing.sites else ())
     operators = {path: tuple(names) for path, names in tracing.operators.items()}
-    return Solution(units.freeze(sizes.uneven), sites, compared, filled, operators)
+    # a number that may be one of places says nothing where there are fewer of them
+    mistaken = any(a.observed and sizes.extents[a.extent].length in tracing.places for a in held)
+    small = () if mistaken else tuple(tracing.smaller)
+    return Solution(units.freeze(sizes.uneven), sites, compared, filled, operators, small)
 
 
 def _freeze_unconsumed(solver: Solver, contractions: Sequence[Contraction]) -> None:

@@ -1,15 +1,17 @@
-"""How fused experts are heard: one after the other, each on the tokens routed to it; it is silent for all others."""
+"""How fused experts are heard: all rows at once, those of each being what it makes of the tokens routed to it; it is
+silent for all others."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 
 from torch import Tensor, nn
 
 from fairkern.capture.listener import Listener
 from fairkern.capture.points import Point
-from fairkern.model.fused import Forward, by_expert, one_by_one
+from fairkern.model.fused import Forward, Rows, by_rows, one_by_one
 from fairkern.types import Side
 
 
@@ -27,15 +29,16 @@ def listening(points: Iterable[Point], listener: Listener) -> Mapping[str, Forwa
                 return one_by_one(module, hidden, index, weights)
             site, carrier = listener.next_site(path, Side.EXPERT), hidden.detach()
 
-            def hear(side: Side) -> Callable[[int, Tensor, Tensor], Tensor]:
-                def heard(expert: int, x: Tensor, tokens: Tensor) -> Tensor:
-                    for p in by_site.get((site, side, expert), ()):
-                        x = listener.hear_rows(p, x, tokens, carrier)
+            def hear(side: Side) -> Callable[[Tensor, Rows], Tensor]:
+                def heard(x: Tensor, rows: Rows) -> Tensor:
+                    own = (by_site.get((site, side, expert), ()) for expert in range(len(rows.counts)))
+                    for turn in zip_longest(*own):  # most often one point for each expert
+                        x = listener.hear_rows(turn, x, rows, carrier)
                     return x
 
                 return heard
 
-            return by_expert(module, hidden, index, weights, inner=hear(Side.INNER), output=hear(Side.EXPERT))
+            return by_rows(module, hidden, index, weights, inner=hear(Side.INNER), output=hear(Side.EXPERT))
 
         return forward
 

@@ -16,7 +16,7 @@ from fairkern.capture.chosen import Chosen
 from fairkern.capture.listed import ListedExperts
 from fairkern.capture.listener import Listener
 from fairkern.capture.lockstep import Around, Walk, in_step
-from fairkern.capture.moments import holds_squares, offsets
+from fairkern.capture.moments import offsets, squares_are_held
 from fairkern.capture.points import Point, hidden_points, points_of
 from fairkern.errors import InputError
 from fairkern.model.nested import call_model
@@ -167,7 +167,7 @@ class JointSums:
 
     def add(self, act: Tensor, changed: Tensor) -> None:
         a, b = _vectors(self._point, act, self._per_unit), _vectors(self._point, changed, self._per_unit)
-        if a.dtype != torch.float64 and not all(bool(holds_squares(x)) for x in (a, b)):
+        if a.dtype != torch.float64 and not all(squares_are_held(x) for x in (a, b)):
             a, b = a.double(), b.double()
         if not self._sums:
             self._sums = self._zeros(a.device)

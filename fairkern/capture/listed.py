@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fairkern.capture.points import Point
+from fairkern.model.by_tensor import ByTensor
 from fairkern.model.nested import map_tensors, tensors_in
 from fairkern.model.tensors import LISTS
 from fairkern.model.threads import of_this_thread
@@ -42,8 +42,8 @@ class _Followed(TorchFunctionMode):
 
     def __init__(self, hear: Callable[[Point, Tensor], Tensor]) -> None:
         super().__init__()
-        self.of: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.given: WeakIdKeyDictionary = WeakIdKeyDictionary()  # what an expert gave -> its point
+        self.of: ByTensor[Rows] = ByTensor()
+        self.given: ByTensor[Point] = ByTensor()  # what an expert gave -> its point
         self._hear = hear
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -67,12 +67,17 @@ class _Followed(TorchFunctionMode):
                 self._pick(result, x, args[1])
             elif func in (torch.index_select, Tensor.index_select) and len(args) == 3 and args[1] == 0:
                 self._pick(result, x, args[2])
-            elif x in self.of and name in _KEEPS_ROWS and result.shape[-1:] == x.shape[-1:]:
-                self.of[result] = self.of[x]
+            elif name in _KEEPS_ROWS and (rows := self.of.get(x)) is not None and result.shape[-1:] == x.shape[-1:]:
+                self.of[result] = rows
         return result
 
     def _expert(self, args: Any, kwargs: Any) -> Point | None:
-        return next((self.given[t] for t in tensors_in([args, kwargs]) if t in self.given), None)
+        for value in (*args, *kwargs.values()):
+            for tensor in (value,) if isinstance(value, Tensor) else tensors_in(value):
+                point = self.given.get(tensor)
+                if point is not None:
+                    return point
+        return None
 
     def _factor(self, name: str, args: Any) -> Any:
         """The number, or the tensor with one number per token, that this multiplies what an expert gave by."""
@@ -82,7 +87,8 @@ class _Followed(TorchFunctionMode):
         return other if not isinstance(other, Tensor) or other.ndim == 0 or other.shape[-1] == 1 else None
 
     def _heard(self, x: Tensor) -> Tensor:
-        return self._hear(self.given[x], x) if x in self.given else x
+        point = self.given.get(x)
+        return x if point is None else self._hear(point, x)
 
     def _pick(self, result: Tensor, x: Tensor, index: Any) -> None:
         first, *rest = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None] or [None]
@@ -90,8 +96,8 @@ class _Followed(TorchFunctionMode):
         if whole and isinstance(first, Tensor) and first.ndim == 1:
             tokens = first.nonzero()[:, 0] if first.dtype == torch.bool else first
             self.of[result] = Rows(x.detach(), tokens)
-        elif whole and isinstance(first, slice) and x in self.of:  # tokens sorted by their experts
-            self.of[result] = Rows(self.of[x].carrier, self.of[x].tokens[first])
+        elif whole and isinstance(first, slice) and (rows := self.of.get(x)) is not None:  # sorted by their experts
+            self.of[result] = Rows(rows.carrier, rows.tokens[first])
 
 
 class ListedExperts:
@@ -105,6 +111,7 @@ class ListedExperts:
         points = list(points)
         lists = sorted((p for p, m in model.named_modules() if isinstance(m, LISTS)), key=len)
         self._entry = {p: e for p in points if p.expert is None and (e := _entry(p, lists)) is not None}
+        self._modules = {p: ".".join(place) for p, place in self._entry.items()}
         self._whole = {p.sites[0].module: p for p in points if p.side is Side.EXPERT and p.expert is None}
         self._given: dict[str, Rows] = {}
         self._alike: dict[tuple[str, str], list[Point]] = defaultdict(list)
@@ -121,15 +128,14 @@ class ListedExperts:
 
     def rows(self, point: Point, x: Tensor) -> Rows | None:
         """The rows that `x` has at a point, where its module was given picked ones."""
-        place = self._entry.get(point)
-        given = None if place is None else self._given.get(".".join(place))
+        given = self._given.get(self._modules.get(point, ""))
         return given if given is not None and (not point.side.scored or len(given.tokens) == len(x)) else None
 
     def idle(self, missing: Iterable[Point]) -> Iterator[tuple[Point, Tensor]]:
         """Points in modules that were given no row at all, each with what the others' rows were picked from."""
         for point in missing:
             place = self._entry.get(point)
-            if place is not None and ".".join(place) not in self._given:
+            if place is not None and self._modules[point] not in self._given:
                 others = [r for e, r in self._given.items() if e.rpartition(".")[0] == place[0]]
                 if others:
                     yield point, others[0].carrier
@@ -153,13 +159,14 @@ class ListedExperts:
         def before(entry: str) -> Callable[..., None]:
             def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 given = next(tensors_in([args, kwargs]), None)
-                if given is not None and given in picked.of:
-                    self._given[entry] = picked.of[given]
+                rows = None if given is None else picked.of.get(given)
+                if rows is not None:
+                    self._given[entry] = rows
 
             return hook
 
         with ExitStack() as handles:
-            for entry in {".".join(place) for place in self._entry.values()}:
+            for entry in dict.fromkeys(self._modules.values()):
                 module = self._model.get_submodule(entry)
                 handles.callback(
                     module.register_forward_pre_hook(of_this_thread(before(entry)), with_kwargs=True).remove

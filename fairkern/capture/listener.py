@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 from fairkern.capture.points import Point
 from fairkern.capture.recurrent import StateReader
 from fairkern.errors import InputError
-from fairkern.model.checkpointing import running_function
+from fairkern.model.checkpointing import functions, running_function
+from fairkern.model.fused import Rows
 from fairkern.model.tensors import named_tensors
 from fairkern.model.threads import python_thread
 from fairkern.model.weight_calls import WeightCall, WeightCalls
 from fairkern.types import CallSite, Side
+
+_OF_A_PASS = ("_calls", "_aliases", "_rows", "root", "heard", "carriers", "versions")
 
 
 class _Root(torch.autograd.Function):
@@ -72,6 +76,7 @@ class Listener:
         self._rows: dict[Point, Tensor] = {}  # the tokens that the rows of an expert belong to
         self.versions: dict[Point, int] = {}
         self.copied: set[Point] = set()  # points whose activation is overwritten later in the pass
+        self._functions: Mapping[CodeType, str] | None = None
         self._on_gradient: Callable[[Point, Tensor], None] = _ignore
         self.on_heard: Callable[[Point, Tensor], None] = _ignore
 
@@ -83,7 +88,18 @@ class Listener:
         self.carriers.clear()
         self._rows.clear()
         self.versions.clear()
+        self._functions = None
         self.root = _leaf(device)
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within, another pass is heard; what was heard before, with its graph, is there again on the way out."""
+        before = {name: value for name, value in vars(self).items() if name in _OF_A_PASS}
+        try:
+            vars(self).update({name: {} for name in before})
+            yield
+        finally:
+            vars(self).update(before)
 
     def backward(self, loss: Tensor, on_gradient: Callable[[Point, Tensor], None]) -> None:
         """Call back for every point's gradient of the loss. What else goes backward, within a model or a loss function,
@@ -177,38 +193,68 @@ class Listener:
             return known
         if point in self.versions and not (self._gradients and torch.is_grad_enabled()):
             return x
-        if x.shape[point.dim] != point.length:
-            raise InputError(
-                f"{point.name} has {x.shape[point.dim]} positions in dimension {point.dim}, the unit map expects "
-                f"{point.length}; trace this model again"
-            )
         heard = x.detach()
         if point in self.copied:
             heard = heard.clone()
-        self.heard[point] = self.carriers[point] = heard
-        self.versions[point] = heard._version
-        self.on_heard(point, heard)
-        if not self._gradients:
-            return x
-        if not torch.is_grad_enabled():
-            hidden = running_function()
-            if hidden is not None:
-                raise InputError(
-                    f"{point.name} is computed inside {hidden}, a torch.autograd.Function that computes gradients by "
-                    "its own code, so that nothing is known of R there; score the model without it (switch its "
-                    "gradient checkpointing off)"
-                )
+        self._keep(point, heard, heard)
+        if not self._starts_at(point):
             return x
         alias: Tensor = _Root.apply(x, self.root)
         alias.register_hook(lambda grad: self._on_gradient(point, grad))
         self._aliases[point] = alias
         return alias
 
-    def hear_rows(self, point: Point, x: Tensor, tokens: Tensor, carrier: Tensor) -> Tensor:
-        """What an expert makes of some tokens of `carrier`, `[rows, n]`; returns what to go on with."""
-        alias = self.hear(point, x)
-        self._rows[point], self.carriers[point] = tokens, carrier
+    def hear_rows(self, points: Sequence[Point | None], x: Tensor, rows: Rows, carrier: Tensor) -> Tensor:
+        """What experts make of some tokens of `carrier`, `[rows, n]`, the points of which are these, where they have
+        one; returns what to go on with."""
+        listening = [(e, p) for e, p in enumerate(points) if p is not None]
+        if not listening:
+            return x
+        heard = x.detach()
+        if any(p in self.copied for _, p in listening):
+            heard = heard.clone()
+        acts, tokens = heard.split(rows.counts), rows.tokens.split(rows.counts)
+        for e, p in listening:
+            self._keep(p, acts[e], carrier)
+            self._rows[p] = tokens[e]
+        if not self._starts_at(listening[0][1]):
+            return x
+        alias: Tensor = _Root.apply(x, self.root)
+
+        def returned(grad: Tensor) -> None:
+            grads = grad.split(rows.counts)
+            for e, p in listening:
+                self._on_gradient(p, grads[e])
+
+        alias.register_hook(returned)
         return alias
+
+    def _keep(self, point: Point, heard: Tensor, carrier: Tensor) -> None:
+        if heard.shape[point.dim] != point.length:
+            raise InputError(
+                f"{point.name} has {heard.shape[point.dim]} positions in dimension {point.dim}, the unit map expects "
+                f"{point.length}; trace this model again"
+            )
+        self.heard[point], self.carriers[point] = heard, carrier
+        self.versions[point] = heard._version
+        self.on_heard(point, heard)
+
+    def _starts_at(self, point: Point) -> bool:
+        """Whether gradients come back to what is heard here. Raises InputError where they cannot."""
+        if not self._gradients:
+            return False
+        if torch.is_grad_enabled():
+            return True
+        if self._functions is None:  # looked up once a pass: there may be many points, and functions
+            self._functions = functions()
+        hidden = running_function(self._functions)
+        if hidden is not None:
+            raise InputError(
+                f"{point.name} is computed inside {hidden}, a torch.autograd.Function that computes gradients by "
+                "its own code, so that nothing is known of R there; score the model without it (switch its "
+                "gradient checkpointing off)"
+            )
+        return False
 
     def place_rows(self, point: Point, tokens: Tensor, carrier: Tensor) -> None:
         """What was heard at a point are these rows of `carrier`; nothing, where nothing was heard."""
@@ -216,6 +262,10 @@ class Listener:
         if point not in self.heard:
             self.heard[point] = carrier.new_zeros((0, *carrier.shape[1:-1], point.length))
             self.versions[point] = self.heard[point]._version
+
+    def rows(self, point: Point) -> Tensor | None:
+        """The tokens that the rows of an expert belong to, int64 [rows]; None where no expert was heard."""
+        return self._rows.get(point)
 
     def whole(self, point: Point, x: Tensor) -> Tensor:
         """What was heard at a point, or its gradient, for all tokens: zero where an expert was given none."""

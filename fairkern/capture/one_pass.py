@@ -24,10 +24,12 @@ from fairkern.capture.memory import Prediction, Trial
 from fairkern.capture.moments import MomentStore, StateMeans
 from fairkern.capture.norms import affine_norms
 from fairkern.capture.points import Point
+from fairkern.capture.pools import quick_maxima
 from fairkern.capture.rehearsal import Rehearsal
 from fairkern.capture.samples import SampleStore
 from fairkern.capture.settings import LossReduction, Reduction, Settings
 from fairkern.capture.sums import TaylorStore
+from fairkern.capture.together import Family, families
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import NO_AUTOCAST, Ambient
 from fairkern.model.checkpointing import kept_instead
@@ -69,15 +71,19 @@ class Pass:
         own = [*(moments.points if moments else ()), *(states.points if states else ())]
         heard = list(dict.fromkeys([*points, *own]))
         self._listener = Listener(model, heard, gradients=taylor is not None, beside=beside)
-        self._among = Among(settings.ranks, in_shards(model))
+        sharded = in_shards(model)
+        self._among = Among(settings.ranks, sharded)
         losses = Losses(model, loss_fn, settings.seed)
-        self._rehearsal = Rehearsal(model, self._listener, losses, ambient, self._among.any_of)
+        last = sharded or beside is not None  # hooks of shards, and who listens beside, take one pass after the other
+        self._rehearsal = Rehearsal(model, self._listener, losses, ambient, self._among.any_of, last)
         self.grids: dict[Point, Counter[tuple[int, ...]]] = defaultdict(Counter)
         self.seen = self.batches = 0
         self.singly = False  # whether samples of a batch came one by one
         self.keeps: list[str] = []  # attributes of modules that every batch puts something into
         self.loss_sum = 0.0
         self.prediction: Prediction | None = None
+        self._together: dict[Point, Family] = {}  # of the batch under way
+        self._waiting: list[Family] = []  # those of them whose gradients have not all come back
 
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
         total = length_of(loader)
@@ -145,7 +151,8 @@ class Pass:
     @contextlib.contextmanager
     def _listening(self) -> Iterator[None]:
         experts = running_as(self._model, listening(self._listener.points, self._listener))
-        with affine_norms(self._model), experts, kept_instead(), self._listener.attached(), torch.enable_grad():
+        quicker = affine_norms(self._model), quick_maxima(self._model)
+        with quicker[0], quicker[1], experts, kept_instead(), self._listener.attached(), torch.enable_grad():
             yield
 
     def _step(self, batch: Batch, mine: bool, done: float) -> None:
@@ -171,8 +178,15 @@ class Pass:
         if self.prediction is None:
             self.prediction = self._predicted()
         self._among.share_means(self._moments, heard=False)
+        together = self._families() if batch.labels.ndim == 1 else []
+        for family in together:
+            self.samples.add_rows(family)
+        taken = {point for family in together for point in family.points}
         for point, act in self._listener.heard.items():
-            if not point.side.scored:
+            if point in taken:
+                if self._moments is not None:
+                    self._moments.add(point, *self._rehearsal.by_sample(point, act), act.numel())
+            elif not point.side.scored:
                 if self._states is not None:
                     self._states.add(point, act)
                 if self._moments is not None and len(act):
@@ -255,8 +269,13 @@ class Pass:
             self._blame_loss(batch, value)
         room = 2 * max(act.nbytes for act in listener.heard.values())  # as `memory.Prediction` has it
         taylor.begin(weight, room, batch.labels)
+        together = self._families() if taylor.by_rows else []
+        self._together, self._waiting = {p: family for family in together for p in family.points}, together
         if loss.requires_grad:
             listener.backward(loss, gradient)
+        for family in self._waiting:  # not all gradients have come back
+            taylor.add_rows(family.heard())
+        self._together, self._waiting = {}, []
         for point, act in listener.heard.items():
             if not act.numel() and not taylor.heard(point):  # an expert without a token: zeros count as well
                 gradient(point, act)
@@ -269,9 +288,24 @@ class Pass:
             self._moments.add_gradient(point, grad, weight)
         if point not in self._points:
             return
+        family = self._together.get(point)
+        if family is not None:
+            if len(grad):  # what was given no token waits for nothing
+                family.grads[point] = grad
+            if family in self._waiting and family.complete:
+                self._waiting.remove(family)
+                with torch.no_grad():
+                    taylor.add_rows(family)
+                family.grads.clear()
+            return
         with torch.no_grad():
             act, dim = self._rehearsal.by_sample(point, self._listener.heard[point])
             taylor.add(point, act, self._rehearsal.by_sample(point, grad)[0], dim)
+
+    def _families(self) -> list[Family]:
+        """Experts of the batch under way; where memory is counted each by itself, since gradients wait for others."""
+        alone = self._settings.memory_budget is not None
+        return families(self._listener, self._rehearsal.layouts, self._points, alone=alone)
 
     def _blame_loss(self, batch: Batch, value: float) -> None:
         for point in self._listener.points:

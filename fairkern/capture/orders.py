@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from fairkern.capture.jobs import TOGETHER, Job, several
+from fairkern.capture.jobs import SMALL, TOGETHER, Job, several
 from fairkern.capture.keeping import Keeper, KeptMoments
 from fairkern.capture.magnitudes import Squares
 from fairkern.capture.memory import give_back
@@ -34,7 +34,8 @@ class Orders:
 
     def solve(self, store: MomentStore, todo: Sequence[Job], powers: Mapping[str, float]) -> None:
         """These jobs, of which the store has all moments; a tap's go when no job waits for them any more."""
-        give_back()
+        if self._settings.memory_budget is not None or any(job.memory > SMALL for job in todo):
+            give_back()
         waits = Counter(name for job in todo for name in job.moments)
         taken: dict[str, Half] = {}
         turn = threading.Lock()  # jobs may run side by side

@@ -17,6 +17,7 @@ from fairkern.capture.losses import Losses
 from fairkern.capture.points import Point
 from fairkern.errors import InputError
 from fairkern.model.autocast import NO_AUTOCAST, Ambient
+from fairkern.model.kept import writes
 from fairkern.model.tensors import device_of
 
 T = TypeVar("T")
@@ -41,10 +42,13 @@ class Rehearsal:
         losses: Losses,
         ambient: Ambient = NO_AUTOCAST,
         any_of: Callable[[bool], bool] = bool,
+        last: bool = False,
     ) -> None:
-        """`any_of`: whether something is so here or in another process that makes the same passes, of its own data."""
+        """`any_of`: whether something is so here or in another process that makes the same passes, of its own data.
+        `last`: the pass that is heard has to be the last one of the model, for the sake of others who hear it.
+        """
         self._model, self._listener, self._losses, self._ambient = model, listener, losses, ambient
-        self._any_of = any_of
+        self._any_of, self._last = any_of, last
         self._listed = ListedExperts(model, listener.points, listener.hear)
         self._several: Mapping[Point, Layout] | None = None  # where the samples of a batch of several lie
         self.layouts: Mapping[Point, Layout] = {}  # of the batch that was heard last
@@ -54,7 +58,7 @@ class Rehearsal:
 
         Raises InputError (a point that is not reached, samples that cannot be told apart).
         Cost: one forward pass. For what has to be learned of the model another one, for layouts that shapes do not
-        tell another two, one of which is of a single sample.
+        tell one of a single sample, and where that has written to what the model holds the batch's again.
         """
         loss = self._heard(batch)
         several = batch.samples > 1
@@ -62,11 +66,13 @@ class Rehearsal:
         if unknown and plain(self._listener.carriers, batch.samples):
             self._several, unknown = dict.fromkeys(self._listener.points, PLAIN), False
         if self._any_of(unknown):
+            written = writes(self._model)
             if unknown:
                 self._several = self._located(batch)
             else:
                 self._run_last(batch)
-            loss = self._heard(batch)
+            if self._any_of(self._last or written()):
+                loss = self._heard(batch)
         self.layouts = self._several if several and self._several is not None else _alone(self._listener.carriers)
         self._check_layouts(batch)
         return loss
@@ -120,16 +126,15 @@ class Rehearsal:
             listener.place_rows(point, torch.zeros(0, dtype=torch.int64, device=carrier.device), carrier)
 
     def _located(self, batch: Batch) -> dict[Point, Layout]:
-        """Layouts, by what is heard of the batch's last sample alone; what was heard of the batch is gone then."""
+        """Layouts, by what is heard of the batch's last sample alone."""
         if batch.parts.entangled:
             raise InputError(
                 f"where the {batch.samples} samples of batch {batch.index} lie shows by the last of them alone, which "
                 "cannot be taken out of the batch, since that has rows of other things beside those of samples: give "
                 "batches of one sample"
             )
-        heard = dict(self._listener.carriers)
         try:
-            self._run_last(batch)
+            last = self._run_last(batch)
         except (RuntimeError, ValueError, IndexError) as error:
             first = (str(error).splitlines() or [""])[0]
             raise InputError(
@@ -139,18 +144,19 @@ class Rehearsal:
             ) from error
         found: dict[tuple[int, int], Layout] = {}  # experts share the tokens that they are given
         layouts = dict.fromkeys(self._listener.points, PLAIN)
-        for p, act in heard.items():
+        for p, act in self._listener.carriers.items():
             key = (id(act), p.dim)
             if key not in found:
-                alone = self._listener.carriers.get(p)
+                alone = last.get(p)
                 found[key] = PLAIN if alone is None else locate(p, act, alone, batch.samples)
             layouts[p] = found[key]
         return layouts
 
-    def _run_last(self, batch: Batch) -> None:
-        """The forward pass of a batch's last sample alone."""
-        with torch.no_grad():
+    def _run_last(self, batch: Batch) -> dict[Point, Tensor]:
+        """What carries the samples in a forward pass of a batch's last one alone; what was heard of the batch stays."""
+        with torch.no_grad(), self._listener.aside():
             self._run(partial(self._losses.forward, last_sample(batch)))
+            return dict(self._listener.carriers)
 
     def _misfit(self, layouts: Mapping[Point, Layout], batch: Batch) -> Point | None:
         """A point whose activation does not hold the batch's samples as it should."""

@@ -14,6 +14,7 @@ from fairkern.capture.classes import Choice, Grid
 from fairkern.capture.layout import Layout
 from fairkern.capture.points import Block, Point
 from fairkern.capture.settings import Settings
+from fairkern.capture.together import Family
 from fairkern.errors import InputError
 from fairkern.ops import class_wasserstein, directions, project, sliced_wasserstein
 
@@ -101,7 +102,7 @@ class SampleStore:
         self._grid: dict[Block, Grid] = {}
         self._directions: dict[tuple[int, torch.device, bool], Tensor] = {}
         self.dropped: list[Block] = []
-        self.peak = self._total = 0  # bytes
+        self.peak = self._total = self._held = 0  # bytes: at most, with the room for more, of rows
 
     def add(self, point: Point, act: Tensor, dim: int, layout: Layout) -> None:
         """The chosen samples of an activation (samples first, units along `dim`), for every block of this point."""
@@ -125,24 +126,103 @@ class SampleStore:
                 x, chosen = block.view(act if some is None else act.index_select(0, some), dim), None
             x = x.movedim(dim, 1)
             positions = x.shape[2:].numel()
-            if self._positions.setdefault(block, positions) != positions:
-                raise InputError(
-                    f"the activation at {point.name} holds another number of positions in another batch: "
-                    "units are compared at inputs of one size; or do without U (class_of=False)"
-                )
+            self._same_positions(block, positions, point)
             by_token = point.side.whole and x.shape[-1] > 1
             projected = positions > self._projections or by_token
             wide = torch.float64 if x.dtype == torch.float64 else torch.float32
             shape, dtype = (block.units, self._projections if projected else positions), wide if projected else x.dtype
             count = len(x) if chosen is None else len(chosen)
-            room = self._fitted(block, count, shape[0] * shape[1] * dtype.itemsize, expect, point)
+            new = self._extended(block, count, shape, dtype, x.device, expect, point)
+            if new is not None:
+                self._keep(block, x, chosen, new, projected, by_token)
+        self.peak = max(self.peak, self._held)
+
+    def _same_positions(self, block: Block, positions: int, point: Point) -> None:
+        if self._positions.setdefault(block, positions) != positions:
+            raise InputError(
+                f"the activation at {point.name} holds another number of positions in another batch: "
+                "units are compared at inputs of one size; or do without U (class_of=False)"
+            )
+
+    def _extended(
+        self,
+        block: Block,
+        count: int,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        expect: int,
+        point: Point,
+    ) -> Tensor | None:
+        """Where `count` more rows of a block are to be written; None where the block was dropped."""
+        room = self._fitted(block, count, shape[0] * shape[1] * dtype.itemsize, expect, point)
+        if block not in self._rows:
+            return None
+        before = self._rows[block].bytes
+        new = self._rows[block].extend(count, shape, dtype, device, room)
+        self._total += self._rows[block].bytes - before
+        self._held += new.nbytes
+        return new
+
+    def add_rows(self, family: Family) -> None:
+        """The same of experts whose rows are taken together, which are zero at all tokens that they were not given.
+        Samples have classes, not places."""
+        rows, expect = self._choice.rows(()), self._choice.of(()).expected(self._choice.done)
+        expect = -(-expect // self._ranks.size)
+        act = family.acts[0]
+        self._device = act.device
+        for point in family.points:
+            self._grid.setdefault(point.blocks[0], ())
+        if not len(rows):
+            return
+        (block,) = family.points[0].blocks
+        tokens, width = family.tokens // family.count, act.shape[1]
+        by_token = family.points[0].side.whole and width > 1
+        positions = tokens * block.per_unit
+        projected = positions > self._projections or by_token
+        wide = torch.float64 if act.dtype == torch.float64 else torch.float32
+        shape, dtype = (block.units, self._projections if projected else positions), wide if projected else act.dtype
+        kept = torch.full((family.count,), -1, dtype=torch.int64, device=act.device)
+        kept[rows.to(act.device)] = torch.arange(len(rows), device=act.device)
+        made = self._signed(family, tokens).index_select(1, rows.to(act.device)) if by_token else None
+        taken, places = (of.split(family.rows) for of in (kept[family.samples], family.places))
+        for n, point in enumerate(family.points):
+            (block,) = point.blocks
             if block not in self._rows:
                 continue
-            before = self._rows[block].bytes
-            new = self._rows[block].extend(count, shape, dtype, x.device, room)
-            self._total += self._rows[block].bytes - before
-            self._keep(block, x, chosen, new, projected, by_token)
-        self.peak = max(self.peak, sum(rows.held for rows in self._rows.values()))
+            self._same_positions(block, positions, point)
+            new = self._extended(block, len(rows), shape, dtype, act.device, expect, point)
+            if new is None:
+                continue
+            if projected:
+                self._projected.add(block)
+            if made is not None:
+                new.copy_(made[n, :, None])
+                continue
+            some = taken[n] >= 0
+            own, at, x = (of if len(rows) == family.count else of[some] for of in (taken[n], places[n], family.acts[n]))
+            if projected:
+                self._project_rows(x, own, self._drawn(positions, x.device)[at], new)
+            else:
+                new.zero_().transpose(1, 2)[own, at] = x
+        self.peak = max(self.peak, self._held)
+
+    @staticmethod
+    def _project_rows(x: Tensor, own: Tensor, drawn: Tensor, room: Tensor) -> None:
+        """Projections of samples `own` of whose places some are heard, x: [rows, units], in directions `drawn` there,
+        [rows, P]. A product for each sample: the same whatever else is in the batch."""
+        order, sizes = own.argsort(stable=True), own.bincount(minlength=len(room)).tolist()
+        parts = (of.to(room.dtype)[order].split(sizes) for of in (x, drawn))
+        for n, (some, along) in enumerate(zip(*parts, strict=True)):
+            torch.mm(some.T, along, out=room[n])
+
+    def _signed(self, family: Family, tokens: int) -> Tensor:
+        """What `_by_token` gives, [points, samples, P], of rows."""
+        act = family.act()
+        across = self._drawn(act.shape[1], act.device)
+        signs = self._drawn(tokens, act.device, of_tokens=True).sign()
+        projected = project(act[:, None], across)[:, 0] if len(act) else act.new_zeros((0, self._projections))
+        return family.by_sample(projected * signs[family.places]) / tokens**0.5
 
     def _keep(
         self, block: Block, x: Tensor, chosen: Tensor | None, room: Tensor, projected: bool, by_token: bool
@@ -200,7 +280,9 @@ class SampleStore:
                 )
             sizes = {b: wanted if b is block else rows.bytes for b, rows in self._rows.items()}
             largest = max(sizes, key=lambda b: sizes[b])
-            self._total -= self._rows.pop(largest).bytes
+            gone = self._rows.pop(largest)
+            self._total -= gone.bytes
+            self._held -= gone.held
             self.dropped.append(largest)
             if largest is block:
                 break

@@ -12,6 +12,7 @@ from torch import Tensor
 from fairkern.capture.points import Block, Point
 from fairkern.capture.samples import by_group
 from fairkern.capture.settings import Reduction
+from fairkern.capture.together import Family
 from fairkern.ops import TaylorSums, taylor_many
 from fairkern.ranks import Ranks
 
@@ -80,6 +81,32 @@ class TaylorStore:
         self._bytes += grad.nbytes
         if act.device.type in AT_ONCE:
             self.flush()
+
+    def add_rows(self, family: Family) -> None:
+        """The same of experts whose rows are taken together: tokens that an expert was not given count as zeros."""
+        if not family.points:
+            return
+        wide = torch.float64 if family.acts[0].dtype == torch.float64 else torch.float32
+        act = family.act().to(wide)
+        terms = act * family.grad().to(wide)
+        (block,) = family.points[0].blocks
+        if block.per_unit > 1:
+            terms = terms.sum(1, keepdim=True)
+        per_sample = family.by_sample(terms).double() * self._weight
+        new = zip(per_sample.sum(1), per_sample.abs().sum(1), family.by_point(act).double(), strict=True)
+        running = []
+        for point in family.points:
+            sums = self._sums[point]
+            units = sums.whole or next(iter(sums.blocks.values()))
+            running += [units.signed, units.per_sample, sums.activation]
+            self._reached.add(point)
+            self._elements[point] += family.tokens
+        torch._foreach_add_(running, [part for parts in new for part in parts])
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether `add_rows` may be called: nothing is kept class by class."""
+        return self._by_class is None
 
     def _add_by_class(self, sums: dict[int, Tensor], act: Tensor, grad: Tensor, dim: int) -> None:
         """Per class [positions of the point], float64."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import fairkern as fk
-from fairkern.cli.files import existing, writable, written, written_folder
+from fairkern.cli.files import existing, read_by, writable, written, written_folder
 from fairkern.cli.folders import check_given, prune_folder
-from fairkern.cli.given import device, function, named, on
+from fairkern.cli.given import device, function, named, on, signal
 from fairkern.cli.options import BIASES
 from fairkern.cli.output import Outcome, lines
 
@@ -39,7 +39,7 @@ def trace(arguments: argparse.Namespace) -> Outcome:
 
 def score(arguments: argparse.Namespace) -> Outcome:
     team = arguments.team
-    out = team.told("where to write", lambda: writable(arguments.out))
+    out = team.told("where to write", lambda: writable(arguments.out, read=read_by(arguments)))
     options = score_options(arguments) | {"ranks": team, "max_remove": arguments.max_remove}
     model, loader = placed(arguments, arguments.model), named(arguments.loader)
     scores = fk.score(model, loader, loss(arguments), **options)
@@ -51,7 +51,7 @@ def score(arguments: argparse.Namespace) -> Outcome:
 
 
 def plan(arguments: argparse.Namespace) -> Outcome:
-    out = writable(arguments.out, read=(arguments.scores, arguments.latency))
+    out = writable(arguments.out, read=read_by(arguments))
     table = _table(arguments)
     if arguments.keep_latency is not None and table is None:
         raise fk.InputError(
@@ -111,7 +111,7 @@ def prune(arguments: argparse.Namespace) -> Outcome:
 
 def _places(arguments: argparse.Namespace) -> Path:
     if arguments.html:
-        writable(arguments.html)
+        writable(arguments.html, read=read_by(arguments))
     return writable(arguments.out, folder=True)
 
 
@@ -127,13 +127,15 @@ def _write(small: Any, report: fk.Report, out: Path, arguments: argparse.Namespa
 
 
 def _prune_folder(arguments: argparse.Namespace) -> Outcome:
-    given = {"more": arguments.more, "latency": arguments.latency, "evaluate": arguments.evaluate}
-    for name, value in {**given, "budgets": arguments.budgets}.items():
-        if value:
-            raise fk.InputError(f"--{name} {_OF_MODELS[name]}")
+    for name, why in _OF_MODELS.items():
+        if getattr(arguments, name):
+            raise fk.InputError(f"--{name} {why}")
     if arguments.html:
-        writable(arguments.html)
-    done = prune_folder(arguments, arguments.out, _prune_options(arguments))
+        writable(arguments.html, read=read_by(arguments))
+    options = _prune_options(arguments)
+    if arguments.evaluate:
+        options["evaluate"] = evaluate(arguments)
+    done = prune_folder(arguments, arguments.out, options)
     assert done.plan is not None
     before, after = done.before["perplexity"], done.after["perplexity"]
     said = [*_removed(done.plan, arguments.out), *_kept(done.plan, done)]
@@ -149,8 +151,7 @@ def _prune_folder(arguments: argparse.Namespace) -> Outcome:
 _OF_MODELS = {
     "more": "names further inputs of a MODEL; a folder's are those of --data",
     "latency": "names times of a MODEL; of a folder they are measured",
-    "evaluate": "is for a MODEL; a folder is measured on what was held out of --data",
-    "budgets": "are evaluated, which a folder is not but for the one that is kept",
+    "budgets": "are tried of a MODEL; of a folder only the one that is kept is cut",
 }
 
 
@@ -208,7 +209,8 @@ def _plan_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("round_to", "max_remove", "min_keep", "ignore", "allocation", "removal", "protect", "serve")
     budgets = ("tod", "keep_params", "keep_flops", "keep_latency", "drop")
     given = {name: value for name in budgets if (value := getattr(arguments, name)) is not None}
-    return given | {name: getattr(arguments, name) for name in names}
+    asked = {name: getattr(arguments, name) for name in names}
+    return given | asked | {role: signal(asked[role]) for role in ("removal", "protect")}
 
 
 def _more(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import fairkern as fk
+from fairkern.cli.given import module_file
 from fairkern.cli.words import meant
+
+_READ = (
+    *("subject", "rest", "model", "loader", "loss", "inputs", "more", "class_of", "samples_of", "removal", "protect"),
+    *("methods", "evaluate", "scores", "plan", "latency", "hf", "data"),
+)  # arguments that name what is read
 
 
 def existing(path: Path, within: str) -> Path:
@@ -36,6 +43,22 @@ def _near(path: Path) -> str:
         return f": there is no folder {path.parent}"
     close = meant(path.name, sorted(other.name for other in path.parent.iterdir()))
     return close.replace("did you mean ", f"did you mean {path.parent}{os.sep}") if path.parent != Path() else close
+
+
+def read_by(arguments: argparse.Namespace) -> list[Path]:
+    """Files that a command reads: those that it names, those in a folder, and modules of what it names in Python."""
+    found: list[Path] = []
+    for name in _READ:
+        given = getattr(arguments, name, None) or ()
+        for one in [given] if isinstance(given, (str, Path)) else given if isinstance(given, Iterable) else ():
+            path = Path(one)
+            if path.is_dir():
+                found += [inner for inner in path.iterdir() if inner.is_file()]
+            elif path.is_file():
+                found.append(path)
+            elif ":" in str(one) and (module := module_file(str(one))) is not None:
+                found.append(module)
+    return found
 
 
 def writable(path: Path, *, folder: bool = False, read: Sequence[Path | None] = ()) -> Path:

@@ -12,6 +12,8 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +43,23 @@ def function(spec: str, takes: int) -> Any:
     """
     found = _callable(spec)
     return named(spec) if _cannot_take(found, takes) or not _cannot_take(found, 0) else found
+
+
+def module_file(spec: str) -> Path | None:
+    """The file that `package.module:callable` is imported from, where there is one. Imports nothing."""
+    places: list[str] | None = [os.getcwd(), *sys.path]
+    parts, found = spec.partition(":")[0].split("."), None
+    for number in range(1, len(parts) + 1):
+        found = PathFinder.find_spec(".".join(parts[:number]), places)
+        if found is None:
+            return None
+        places = list(found.submodule_search_locations or [])
+    return Path(found.origin) if found is not None and found.origin else None
+
+
+def signal(name: str | None) -> Any:
+    """A signal by its name, or the function of a group that `package.module:callable` is, or returns."""
+    return function(name, 1) if name is not None and ":" in name else name
 
 
 def device(name: str | None) -> torch.device | None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import fairkern as fk
 from fairkern.cli.commands import PLAN, REPORT, SCORES, evaluate, free_options, loss, placed, report_facts
-from fairkern.cli.files import existing, there, writable, written
-from fairkern.cli.given import device, function, named, on
+from fairkern.cli.files import existing, read_by, there, writable, written
+from fairkern.cli.given import device, named, on, signal
 from fairkern.cli.output import Outcome
+from fairkern.cli.streams import err
 
 WEIGHTS = "model.safetensors"
 COMPENSATED = ("compensation", "biases", "compensated", "not_compensated", "through_zero", "divergence")
@@ -23,9 +25,9 @@ def report(arguments: argparse.Namespace) -> Outcome:
     subject, rest = arguments.subject, arguments.rest
     files = {name: given for name in ("out", "html", "picture") if (given := getattr(arguments, name)) is not None}
     for path in files.values():
-        writable(path, read=(Path(subject), *map(Path, rest), arguments.scores))
+        writable(path, read=read_by(arguments))
     if ":" in subject and not os.path.exists(subject):
-        if arguments.picture and not arguments.scores:
+        if arguments.picture and not arguments.scores and not (rest and (Path(rest[0]) / SCORES).is_file()):
             raise fk.InputError("--picture shows the scores as well: name their file with --scores")
         made, said = _of_model(arguments)
     elif there(Path(subject)).is_dir() and (rest or arguments.model or arguments.evaluate):
@@ -61,10 +63,8 @@ def _saved(arguments: argparse.Namespace) -> fk.Report:
     if path.is_dir() and not (path / REPORT).is_file():
         raise fk.InputError(f"{path} holds no {REPORT}; to measure what is in it, name INPUTS behind it")
     made = fk.Report.load(path / REPORT if path.is_dir() else path)
-    scores = arguments.scores or folder / SCORES
     plan = fk.Plan.load(folder / PLAN) if (folder / PLAN).is_file() else None
-    known = fk.Scores.load(existing(scores, SCORES)) if arguments.scores or scores.is_file() else None
-    return replace(made, plan=plan, scores=known)
+    return replace(made, plan=plan, scores=_scores(arguments, folder, made.choices))
 
 
 def _of_model(arguments: argparse.Namespace) -> tuple[fk.Report, str]:
@@ -103,11 +103,13 @@ def _measured(
     arguments: argparse.Namespace, model: Any, small: Any, plan: fk.Plan, inputs: Any, folder: Path | None
 ) -> fk.Report:
     """`model`: None where what was saved is measured alone. `folder`: that says what was folded in."""
-    scores = fk.Scores.load(existing(arguments.scores, SCORES)) if arguments.scores else None
-    measure = evaluate(arguments)
-    before, after = (fk.measured(measure, net) if measure and net is not None else {} for net in (model, small))
     known = fk.Report.load(folder / REPORT).choices if folder and (folder / REPORT).is_file() else {}
+    scores, measure = _scores(arguments, folder, known), evaluate(arguments)
+    if measure is not None:
+        _told(arguments, "evaluating")
+    before, after = (fk.measured(measure, net) if measure and net is not None else {} for net in (model, small))
     timing = None
+    _told(arguments, "measuring latency")
     if model is None:
         after = {"latency_ms": fk.latency(small, inputs), **after}
     else:
@@ -117,6 +119,19 @@ def _measured(
     return replace(made, choices={**made.choices, **done}, scores=scores)
 
 
+def _scores(arguments: argparse.Namespace, folder: Path | None, choices: Mapping[str, Any]) -> fk.Scores | None:
+    """Those that are named, else those that lie in the folder; of a plan that was made in steps these are others'."""
+    if arguments.scores:
+        return fk.Scores.load(existing(arguments.scores, SCORES))
+    beside = folder is not None and (folder / SCORES).is_file() and "steps" not in choices
+    return fk.Scores.load(folder / SCORES) if folder is not None and beside else None
+
+
+def _told(arguments: argparse.Namespace, stage: str) -> None:
+    if not arguments.quiet:
+        err(f"{stage} …")
+
+
 def _holds_weights(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file()
 
@@ -124,11 +139,11 @@ def _holds_weights(folder: Path) -> bool:
 def sweep(arguments: argparse.Namespace) -> Outcome:
     files = {name: given for name in ("out", "picture") if (given := getattr(arguments, name)) is not None}
     for path in files.values():
-        writable(path)
+        writable(path, read=read_by(arguments))
     options = free_options(arguments) | {"seeds": arguments.seeds, "by": f"keep_{arguments.by}"}
     if arguments.compensate is not None:
         options["compensate"] = arguments.compensate
-    methods = [function(name, 1) if ":" in name else name for name in arguments.methods]
+    methods = [signal(name) for name in arguments.methods]
     model, loader = placed(arguments, arguments.model), named(arguments.loader)
     compared = {"budgets": arguments.budgets, "methods": methods, "evaluate": evaluate(arguments)}
     found = fk.sweep(model, loader, loss(arguments), **compared, **options)
@@ -140,7 +155,7 @@ def sweep(arguments: argparse.Namespace) -> Outcome:
 
 
 def latency(arguments: argparse.Namespace) -> Outcome:
-    out = writable(arguments.out)
+    out = writable(arguments.out, read=read_by(arguments))
     model, inputs = placed(arguments, arguments.model, arguments.inputs)
     units = fk.trace(model, inputs)
     with written(out):

@@ -9,6 +9,11 @@ from fairkern.cli.arguments import by_kind, divisors, part, path, positive, shar
 
 SPEC = "package.module:callable"
 COMPENSATIONS = ("none", "mean", "least_squares", "sequential", "joint")
+SIGNALS = (
+    "residual (second-order; needs second moments), wasserstein (U, needs classes), taylor (R), activation (needs "
+    "second moments), l1, l2, random"
+)
+OF_A_GROUP = f"or {SPEC}, a function of a group that gives a score a unit"
 BIASES = {"auto": "auto", "yes": True, "no": False}
 
 
@@ -127,8 +132,7 @@ def add_planning(parser: argparse.ArgumentParser) -> None:
     )
     spread += "group's own scale, or by one over what a unit costs (default: what suits the scores)"
     parser.add_argument("--allocation", choices=("tod", "uniform", "global", "normalized", "priced"), help=spread)
-    signal = "signal that orders the units, low goes first: residual (needs second moments), wasserstein (U, needs "
-    signal += "classes), taylor (R) or random (default: what suits the scores)"
+    signal = f"signal that orders the units, low goes first: {SIGNALS}, {OF_A_GROUP} (default: what suits the scores)"
     parser.add_argument("--removal", metavar="SIGNAL", help=signal)
-    held = "signal that ToD holds against it, high stays (default: taylor)"
+    held = "signal that ToD holds against it, high stays; the same names (default: taylor)"
     parser.add_argument("--protect", metavar="SIGNAL", default="taylor", help=held)

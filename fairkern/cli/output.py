@@ -1,23 +1,19 @@
-"""What a command prints: results on standard output, all else on standard error, and what happens when nobody reads."""
+"""What a command prints: results on standard output, all else on standard error."""
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console, RenderableType
 
-import fairkern as fk
-
-
-class Unread(Exception):
-    """Whoever read what we print has gone (`fairkern … | head -1`)."""
+from fairkern.cli.streams import err, out
 
 
 @dataclass(frozen=True)
@@ -44,40 +40,6 @@ def printed(outcome: Outcome, arguments: argparse.Namespace) -> int:
     return outcome.code
 
 
-def out(text: str) -> None:
-    """Text on standard output, at once. Raises `Unread` where it was closed, `InputError` where it cannot go there."""
-    _write(sys.stdout, text, "standard output")
-
-
-def err(text: str) -> None:
-    """Text on standard error, at once."""
-    _write(sys.stderr, text, "standard error")
-
-
-def _write(stream: TextIO | None, text: str, name: str) -> None:
-    if stream is None:  # closed before Python began
-        return
-    try:
-        stream.write(text if text.endswith("\n") or not text else f"{text}\n")
-        stream.flush()
-    except BrokenPipeError:
-        raise Unread from None
-    except OSError as error:
-        raise fk.InputError(f"cannot write to {name}: {error.strerror or error}") from None
-
-
-def abandon() -> None:
-    """What could not be written goes nowhere, so that Python does not try again, and complain, when it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            try:
-                stream.flush()
-            except OSError:
-                os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
 def _plain(value: Any) -> Any:
     """What JSON does not know: arrays and their numbers as lists and numbers, paths and all else as text."""
     return value.tolist() if hasattr(value, "tolist") else str(value)
@@ -85,10 +47,11 @@ def _plain(value: Any) -> Any:
 
 def rendered(table: RenderableType) -> str:
     """A table as it looks where it goes: as wide as the terminal, or 100 columns of plain text."""
-    console = Console(highlight=False, width=None if sys.stdout is not None and sys.stdout.isatty() else 100)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
+    made = io.StringIO()
+    terminal = sys.stdout is not None and sys.stdout.isatty()
+    console = Console(file=made, highlight=False, width=None if terminal else 100, force_terminal=terminal or None)
+    console.print(table)
+    return made.getvalue()
 
 
 def lines(every: float = 30.0) -> Callable[[int, int | None, str], None]:

@@ -14,6 +14,8 @@ from fairkern.cli.completion import SHELLS
 from fairkern.cli.folders import add_folder
 from fairkern.cli.options import (
     COMPENSATIONS,
+    OF_A_GROUP,
+    SIGNALS,
     SPEC,
     add_biases,
     add_common,
@@ -163,13 +165,19 @@ def _measures(command: Command) -> Iterator[Parser]:
     sweep = command("sweep", measuring.sweep, "score once, and compare methods over budgets by a function of yours")
     add_scoring(sweep, seed=False)
     sweep.add_argument("--budgets", type=shares, required=True, metavar="SHARES", help="0.9,0.7,0.5 or 90%%,70%%,50%%")
-    signals = "signals that order the units: residual, wasserstein, taylor, random, l1, l2, activation"
-    sweep.add_argument("--methods", type=words, required=True, metavar="NAMES", help=signals)
+    compared = (
+        "with commas between them: default (as prune does), tod (the paper's), a signal that orders the units, an "
+    )
+    compared += "allocation and a signal (uniform-l1, global-taylor). "
+    compared += f"Signals: {SIGNALS}, {OF_A_GROUP}"
+    sweep.add_argument("--methods", type=words, required=True, metavar="NAMES", help=compared)
     by = "what the budgets are shares of (default: params)"
     sweep.add_argument("--by", choices=("params", "flops", "latency"), default="params", help=by)
     sweep.add_argument("--seeds", type=wholes, default=(0,), metavar="N,N", help="score anew for each (default: 0)")
     add_evaluate(sweep, required=True)
-    sweep.add_argument("--compensate", choices=COMPENSATIONS, help="fold in what goes; default: that of the library")
+    folded = "fold in what goes, of every method and budget alike (default: least_squares, which takes no further pass "
+    folded += "over the data; sequential and joint take some for every row)"
+    sweep.add_argument("--compensate", choices=COMPENSATIONS, help=folded)
     sweep.add_argument("-o", "--out", type=path, metavar="FILE", help="CSV file to write")
     sweep.add_argument("--picture", type=path, metavar="FILE", help="curves to write: .png, .svg or .pdf")
     add_device(sweep)

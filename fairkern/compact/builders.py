@@ -30,6 +30,7 @@ from fairkern.options import near, several, short
 from fairkern.types import Build
 
 _NO_NUMBER = "__float__"
+_MOST = 2**28  # whole numbers in settings of models are smaller: widths, tokens, positions
 
 Maker = Callable[[str, Mapping[str, Any]], Any]
 
@@ -74,6 +75,7 @@ def make(build: Build, said: str, *, trust: bool, most: int) -> nn.Module:
             if maker is None:
                 made = call(find(build.name, said), build.arguments)
             else:
+                _check_numbers(build.arguments, said)
                 told = f"{said} {build.name} with {short(dict(build.arguments))}"
                 entered.enter_context(_at_most(2 * most, told))  # some are built twice
                 made = _without_values(partial(maker, name, build.arguments))
@@ -163,12 +165,16 @@ def versions_of(name: str) -> dict[str, str]:
 
 
 def _versions_of(build: Build) -> str:
-    """What it was written with, and what is here."""
+    """What is here of torch and of the package that it names, and with what it was written where that is another."""
     now = versions_of(build.name)
-    return ", ".join(
-        f"{name} {now.get(name, 'not installed')}" + (f", written with {was}" if now.get(name) != was else "")
-        for name, was in (build.versions or now).items()
-    )
+    top = build.name.partition(":")[0].partition(".")[0]
+    told = []
+    for name in dict.fromkeys(["torch", top]):
+        was, here = build.versions.get(name), now.get(name)
+        more = f", written with {was}" if was is not None and was != here else ""
+        if here is not None or was is not None:
+            told.append(f"{name} {here or 'not installed'}{more}")
+    return ", ".join(told)
 
 
 def differing_versions(build: Build) -> str:
@@ -177,7 +183,7 @@ def differing_versions(build: Build) -> str:
     return ", ".join(
         f"{name} {was}, here {now.get(name, 'not installed')}"
         for name, was in build.versions.items()
-        if now.get(name) != was
+        if now.get(name) != was and name in ("torch", build.name.partition(":")[0].partition(".")[0])
     )
 
 
@@ -299,6 +305,18 @@ def _within(value: Any) -> Any:
 
 
 _LIBRARIES: dict[str, Maker] = {"torchvision": _torchvision, "timm": _timm, "transformers": _transformers}
+
+
+def _check_numbers(value: Any, said: str, name: str = "arguments") -> None:
+    """InputError for whole numbers beyond what models have of anything, before a list or a table as long is made."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_numbers(item, said, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_numbers(item, said, name)
+    elif isinstance(value, int) and abs(value) >= _MOST:
+        raise InputError(f"{said} {name}={value}, and no model has so many of anything: the file was tampered with")
 
 
 @cache

@@ -18,7 +18,6 @@ from fairkern.artefacts.builds import BUILD, build_file, is_build_of
 from fairkern.artefacts.files import (
     compact,
     json_file,
-    package_version,
     plain,
     sum_of,
 )
@@ -51,6 +50,7 @@ from fairkern.model.tensors import named_tensors
 from fairkern.plans.renaming import Renaming
 from fairkern.ranks import Ranks
 from fairkern.types import Build, ConfigChange, Plan
+from fairkern.version import package_version
 
 
 def save_pruned(

@@ -70,6 +70,8 @@ def under(frame: FrameType, start: Start) -> None:
     `frame` is one that `call_places.way` names. Said several times, the first counts.
     """
     found = frame.f_locals.get("gen") if frame.f_globals.get("__name__") == "torch.utils.checkpoint" else None
+    if isinstance(found, GeneratorType) and found.gi_running:  # what checkpointing itself calls before the function
+        return
     if isinstance(found, GeneratorType) and found.gi_frame is not None:
         checkpoint: Any = found.gi_frame.f_locals.get("new_frame")
         if not hasattr(checkpoint, "recompute_fn"):
@@ -78,6 +80,8 @@ def under(frame: FrameType, start: Start) -> None:
             )
         if not isinstance(checkpoint.recompute_fn, Under):
             checkpoint.recompute_fn = Under(checkpoint.recompute_fn, start)
+        return
+    if frame.f_code.co_name == "backward":  # which is under way: hooks come too late, and older engines call the second
         return
     node = frame.f_locals.get("ctx")
     if isinstance(node, BackwardCFunction) and not hasattr(node, "_fairkern_recomputes"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -75,7 +76,12 @@ class Consumer:
         by_function = any(site.weight for tap in taps for site in tap.sites)
         may_have = self.has_bias or (place is not None and not by_function)
         self.no_bias = "" if may_have else "it can have none"
-        self._shares = kernel_shares(module, grids_of(taps, scores))
+        self._module, self._scores = module, scores
+
+    @cached_property
+    def _shares(self) -> Tensor | None:
+        """Made when an intercept is: what is decided before asks for none."""
+        return kernel_shares(self._module, grids_of(self.taps, self._scores))
 
     def reads(self, positions: int) -> bool:
         """Whether so many are the positions of its weight, in the groups of a convolution."""

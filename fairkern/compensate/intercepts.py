@@ -93,6 +93,10 @@ class Places:
             return ()
         return tuple(sorted(new - {name for found in flags for name in found.biases}))
 
+    def brought(self, given: Iterable[Axis]) -> set[str]:
+        """Biases that a model has which it had not, where these axes' weights are given one."""
+        return self._new(given) | {name for found in self.flags(given) for name in found.biases}
+
     def _new(self, given: Iterable[Axis]) -> set[str]:
         """Biases that the model has not."""
         return {_bias(axis) for axis in given} - self._plan.shapes.keys()

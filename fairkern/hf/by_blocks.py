@@ -40,6 +40,7 @@ from fairkern.model.in_use import at_work
 from fairkern.options import UNITS, choose, instance, names
 from fairkern.options import place as place_of
 from fairkern.plans.serving import YES, Server
+from fairkern.pruning.counted import SHARE, counted
 from fairkern.pruning.options import check_method, fit_together
 from fairkern.report import save_report
 from fairkern.results import Plan, Report, Scores
@@ -110,7 +111,7 @@ def prune(asked: Request, choices: Callable[[Data, tuple[str, ...]], dict[str, A
         (place / CARD).write_text(said, encoding="utf-8")
         as_asked(place)
         verify(place, cut.small, asked.source.trust_remote_code, headers=True)
-    return done
+    return replace(done, scores=types.signals_alone(scores))
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,14 @@ class _Run:
             return Scores.of(by_blocks(there.model, data.calibration, None, units, settings, **how))
 
     def planned(self, there: Absent, scores: Scores) -> Plan:
-        plan = scores.plan(**{self._asked.budget.value: self._asked.keep, **self._asked.planning})
+        budget, keep, planning = self._asked.budget.value, self._asked.keep, self._asked.planning
+        method = self._method or (Compensation.SEQUENTIAL if scores.moments else Compensation.NONE)
+
+        def solve(share: float) -> Plan:
+            return scores.plan(**{budget: share, **planning})
+
+        own = (there.bare, scores, method, self._biases)
+        plan = counted(solve, keep, *own) if budget == SHARE else solve(keep)
         if plan.result["serves"][Server.HF.value] != YES:
             raise InputError(f"what is left cannot be written by blocks: {plan.result['serves'][Server.HF.value]}")
         return named_if_said(plan, self._asked.source)

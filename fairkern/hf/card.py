@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fairkern.artefacts.files import package_version
 from fairkern.errors import InputError
 from fairkern.hf.decoder import family_of
 from fairkern.hf.folder import CONFIG, Folder
 from fairkern.hf.weights import configuration
 from fairkern.plans.serving import YES, Server
 from fairkern.types import Plan, PlanGroup, Report
+from fairkern.version import package_version
 
 CARD = "README.md"
 _MEASURES = {

@@ -19,6 +19,7 @@ from fairkern.allocate import refuse_unknown
 from fairkern.artefacts.folders import check_out
 from fairkern.checks import check_device
 from fairkern.errors import InputError
+from fairkern.evaluating import Evaluate
 from fairkern.hf import by_blocks
 from fairkern.hf.by_blocks import Request
 from fairkern.hf.file_names import named_if_said
@@ -67,6 +68,7 @@ class FolderOptions(PruningOptions, total=False):
     inplace: bool
     unused: Iterable[str]
     depth: bool
+    evaluate: Evaluate | None
 
 
 @stage
@@ -111,7 +113,8 @@ def prune(
         trust_remote_code: run code of the folder, where transformers does not know the model itself.
         ranks: as for `fk.prune`: several processes, each with a copy of the model. The first measures and writes; with
             CUDA each takes the device of its number on its machine.
-        options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `serve` is "hf" unless
+        options: of `fk.prune`: a budget, and what it says of planning, scoring and compensation. `evaluate` is given
+            the model that was loaded, and what is left of it, beside what is measured anyway. `serve` is "hf" unless
             another is given: what is left can be described by a configuration with one number for all layers. For the
             others layers may differ, and what transformers does not load is written as `save_uneven` does: for "vllm"
             with block configs, for "gguf" and "deci" as `export_gguf` and `load_pruned` take it. `walk` is "whole", the
@@ -120,13 +123,15 @@ def prune(
             a model that is not there as a whole. Where neither is given it is "whole" if four times the weights are
             free (memory of the machine, its control group and address space, or the device), or if blocks cannot do
             what is asked for; `Report.choices["walk"]` says which and why. By blocks `tokens_per_second` and
-            `latency_ms` are left out, and "joint" compensation, `iterations`, `depth`, `keep_latency` and `serve` other
-            than "hf" cannot be had; `memory_budget` is that of scoring. `walk_folder`: where what passes between blocks
-            and second moments lie meanwhile; default: beside `out`. `keep_moments="FOLDER"`: second moments stay there.
+            `latency_ms` are left out, and "joint" compensation, `iterations`, `depth`, `evaluate`, `keep_latency` and
+            `serve` other than "hf" cannot be had; `memory_budget` is that of scoring. `walk_folder`: where what passes
+            between blocks and second moments lie meanwhile; default: beside `out`. `keep_moments="FOLDER"`: second
+            moments stay there.
 
     Returns:
         What was done; `before` and `after` have `perplexity` on the held-out part, `tokens_per_second` of greedy
-        generation and `cache_bytes_per_token`. The folder has it as report.json, beside plan.json and a card.
+        generation and `cache_bytes_per_token`; `scores` the signals that decided, for pages and pictures. The
+        folder has it as report.json, beside plan.json and a card.
 
     Raises, before anything is run, InputError for a folder that lacks something or is quantised, data that is empty, no
     text, or shorter than a sequence, and an `out` that is not empty; ArtefactError for a truncated file. Then what
@@ -175,9 +180,12 @@ def prune(
     before = team.told("measures", lambda: _measures(model, made))
     measured = time.perf_counter()
     with quiet():  # proofs generate beyond the positions of a model that has few, of which it would warn
-        small, report = prune_model(model, made.calibration, ranks=team, **options)
+        small, report = prune_model(model, made.calibration, ranks=team, keep_scores="signals", **options)
     assert report.plan is not None
     plan = named_if_said(report.plan, source)
+    own = sorted(before.keys() & report.before.keys())
+    if own:
+        raise InputError(f"evaluate gave a measure called {own[0]!r}, which is measured anyway: name it otherwise")
     again = time.perf_counter()
     after = team.told("measures", lambda: _measures(small, made))
     seconds = {"load": loaded - started, "measure": measured - loaded + time.perf_counter() - again}

@@ -30,6 +30,7 @@ class Chosen:
 _NOT_BY_BLOCKS = {
     "keep_latency": "timing takes the whole model at once",
     "latency": "timing takes the whole model at once",
+    "evaluate": "it is given the whole model",
     "iterations": "a later step would start from a model that is not there",
     "inplace": "there is no model to be cut in place",
     "depth": "branches at one place of all blocks are a group, so that all blocks are one",
@@ -69,7 +70,7 @@ def _why_not(source: Folder, options: Mapping[str, Any]) -> str:
     for name, why in _NOT_BY_BLOCKS.items():
         given = options.get(name)
         if given is not None and given is not False and given != _NOTHING.get(name):
-            return f"{name}={short(given)} ({why})"
+            return f"{name}={'' if callable(given) else short(given)} ({why})"
     if options.get("compensate") == Compensation.JOINT.value:
         return "compensate='joint' (it changes all layers together)"
     if options["serve"] != Server.HF.value:

@@ -9,6 +9,7 @@ module has read its weights, so that is done in the module's own hooks.
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -153,6 +154,13 @@ class Prune(Callback):
             _take_in(trainer)
         return followed
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.plan is None:
+            rank_zero_warn(
+                f"Prune has cut nothing: the run ended before epoch {self.epoch} (counted from 0) began. Pass a "
+                "smaller epoch= to Prune, or a larger max_epochs= to the trainer"
+            )
+
     def _data(self, trainer: Trainer, module: LightningModule) -> list[Any] | Iterable[Any]:
         """Batches as the module gets them in training. What is drawn for it is drawn beside the run."""
         if self._loader is not None:
@@ -179,14 +187,20 @@ def restore(module: LightningModule, checkpoint: PathLike | Mapping[str, Any], *
         strict: as for `load_state_dict`.
 
     Returns the plans by which it was cut, one after the other.
-    Raises InputError for a checkpoint of an uncut module, ArtefactError for one whose plan is damaged,
+    Raises InputError for a checkpoint of an uncut module, ArtefactError for one that is damaged, or whose plan is,
     PlanMismatchError for another module.
     """
     options.instance("module", module, nn.Module, options.MODEL)
     where, read = "the checkpoint", checkpoint
     if not isinstance(checkpoint, Mapping):
         where = options.place("checkpoint", checkpoint)
-        read = torch.load(where, map_location="cpu", weights_only=True)
+        try:
+            read = torch.load(where, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ArtefactError(
+                f"{where} is no checkpoint that torch can read, or a part of one: {said[:300]}"
+            ) from error
     if not isinstance(read, Mapping) or not read.get(ENTRY) or "state_dict" not in read:
         raise InputError(
             f"{where} was not written after Prune had cut a module: use load_from_checkpoint of {type(module).__name__}"

@@ -121,6 +121,7 @@ def _cut(model: nn.Module, plan: Plan, optimizers: list[Optimizer], like: nn.Mod
     gone = before - names.keys()
     anew: dict[str, None] = {}
     for optimizer in optimizers:
+        _forget_flat(optimizer, names, anew)
         for group in optimizer.param_groups:
             stays = [k for k, parameter in enumerate(group["params"]) if id(parameter) not in gone]
             for key in ("params", "param_names"):
@@ -144,6 +145,18 @@ def _cut(model: nn.Module, plan: Plan, optimizers: list[Optimizer], like: nn.Mod
             if name in values:
                 tensor.copy_(values[name])
     return Followed(gained.biases, tuple(anew))
+
+
+def _forget_flat(optimizer: Optimizer, names: Mapping[int, str], anew: dict[str, None]) -> None:
+    """What an optimizer keeps of all parameters in a row, as LBFGS does with their number, cannot be cut: it is
+    forgotten, and taken from the gradients to come."""
+    if not hasattr(optimizer, "_numel_cache"):
+        return
+    if optimizer.state:
+        held = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+        anew.update(dict.fromkeys(names[key] for key in held if key in names))
+    optimizer.state.clear()
+    optimizer._numel_cache = None
 
 
 def _state(state: Mapping[str, object], shape: torch.Size, index: Index) -> dict[str, Tensor] | None:

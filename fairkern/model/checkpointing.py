@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any
 
@@ -51,12 +51,17 @@ def _put(function: Any, hook: Any) -> None:
     checkpoint.CheckpointFunction, checkpoint._checkpoint_hook = function, hook  # type: ignore[misc]
 
 
-def running_function() -> str | None:
-    """The `autograd.Function` whose forward pass is under way, by its name; None where there is none.
+def functions() -> dict[CodeType, str]:
+    """The forward passes of every `autograd.Function` that there is now, by their code: their names."""
+    return {code: kind.__name__ for kind in _kinds(torch.autograd.Function) if (code := _code(kind)) is not None}
+
+
+def running_function(names: Mapping[CodeType, str]) -> str | None:
+    """The `autograd.Function` whose forward pass is under way, by its name; None where there is none. `names`: those of
+    all `functions()`.
 
     It runs without gradients whatever it holds, and computes them by its own code: no hook hears them.
     """
-    names = {code: kind.__name__ for kind in _kinds(torch.autograd.Function) if (code := _code(kind)) is not None}
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back

@@ -15,7 +15,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fairkern.model.threads import of_this_thread
 
 Forward = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-Listen = Callable[[int, Tensor, Tensor], Tensor]  # expert, activation [rows, n], tokens [rows] → the activation to use
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What fused experts work on: the token of every row, int64 [rows], and how many rows each expert has, in order."""
+
+    tokens: Tensor
+    counts: list[int]
+
+
+Listen = Callable[[Tensor, Rows], Tensor]  # activation [rows, n] → the activation to use
 
 
 @dataclass(frozen=True)
@@ -102,37 +112,42 @@ def dense(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> 
     return (x * routing.t().unsqueeze(-1)).sum(0).to(hidden.dtype)
 
 
-def by_expert(
+def by_rows(
     module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor, *, inner: Listen, output: Listen
 ) -> Tensor:
-    """What the module computes, one expert after the other on the tokens routed to it; arguments as of `dense`.
+    """What the module computes, on a row for every token and expert that it is routed to; arguments as of `dense`.
 
-    `inner` is shown what an expert's down projection reads, [rows, I], `output` what the expert adds to its tokens,
-    weighted, [rows, H]; both return what is used in its place. Experts without tokens are shown no rows.
+    `inner` is shown what the down projections read, [rows, I], `output` what experts add to their tokens, weighted,
+    [rows, H], the rows of one expert after those of another; both return what is used in their place.
     """
     layout = _layout(module)
     assert layout is not None
     up, down = (_across(module, name, layout) for name in (layout.up, layout.down))
-    places, made = [], []
-    for expert in range(len(up)):
-        tokens, slots = (index == expert).nonzero(as_tuple=True)
-        x = _biased(module, layout.up, hidden[tokens] @ up[expert], expert)
-        x = inner(expert, _activated(module, layout, x), tokens)
-        x = _normed(module, x @ down[expert], layout, expert) * weights[tokens, slots, None]
-        places.append(tokens * index.shape[1] + slots)
-        made.append(output(expert, x, tokens).to(hidden.dtype))
+    chosen = index.reshape(-1)
+    counts = torch.bincount(chosen, minlength=len(up))[: len(up)].tolist()
+    places = chosen.argsort(stable=True)[: sum(counts)]
+    rows, experts = Rows(places // index.shape[1], counts), chosen[places]
+    x = _biased(module, layout.up, _each(hidden[rows.tokens], up, counts), experts)
+    x = _each(inner(_activated(module, layout, x), rows), down, counts)
+    x = _normed(module, x, layout, experts) * weights.reshape(-1)[places, None]
+    made = output(x, rows).to(hidden.dtype)
     # every place of [T · k] is written once, and the sum over k runs in its order: the same on any device
-    slotted = hidden.new_zeros((index.numel(), hidden.shape[1])).index_copy(0, torch.cat(places), torch.cat(made))
+    slotted = hidden.new_zeros((index.numel(), hidden.shape[1])).index_copy(0, places, made)
     return slotted.view(*index.shape, hidden.shape[1]).sum(1)
 
 
 def one_by_one(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """What the module computes, with products that every type and size has; arguments as of `dense`."""
 
-    def same(expert: int, x: Tensor, tokens: Tensor) -> Tensor:
+    def same(x: Tensor, rows: Rows) -> Tensor:
         return x
 
-    return by_expert(module, hidden, index, weights, inner=same, output=same)
+    return by_rows(module, hidden, index, weights, inner=same, output=same)
+
+
+def _each(x: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
+    """The product of each expert's rows, so many of each, with its matrix of `weights` [E, in, out]."""
+    return torch.cat([own @ weight for own, weight in zip(x.split(counts), weights.unbind(), strict=True)])
 
 
 def _across(module: nn.Module, name: str, layout: FusedExperts) -> Tensor:
@@ -141,11 +156,12 @@ def _across(module: nn.Module, name: str, layout: FusedExperts) -> Tensor:
     return weight if layout.transposed else weight.transpose(1, 2)
 
 
-def _biased(module: nn.Module, name: str, x: Tensor, expert: int | None = None) -> Tensor:
+def _biased(module: nn.Module, name: str, x: Tensor, experts: Tensor | None = None) -> Tensor:
+    """With the bias of every expert, x: [E, tokens, n]; or with that of each row's expert, x: [rows, n]."""
     bias = getattr(module, f"{name}_bias", None)
     if bias is None:
         return x
-    return x + (bias.unsqueeze(1) if expert is None else bias[expert])
+    return x + (bias.unsqueeze(1) if experts is None else bias[experts])
 
 
 def _activated(module: Any, layout: FusedExperts, x: Tensor) -> Tensor:
@@ -158,8 +174,8 @@ def _activated(module: Any, layout: FusedExperts, x: Tensor) -> Tensor:
     return module.act_fn(gate) * up
 
 
-def _normed(module: Any, x: Tensor, layout: FusedExperts, expert: int | None = None) -> Tensor:
-    x = _biased(module, layout.down, x, expert)
+def _normed(module: Any, x: Tensor, layout: FusedExperts, experts: Tensor | None = None) -> Tensor:
+    x = _biased(module, layout.down, x, experts)
     return module.post_expert_norm(x) if getattr(module, "has_post_expert_norm", False) else x
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,21 @@ def kept_objects(model: nn.Module) -> Kept:
     long as it is held, what was there stays alive.
     """
     return {f"{path}.{name}".lstrip("."): found for path, name, found in _held(model) if found}
+
+
+def writes(model: nn.Module) -> Callable[[], bool]:
+    """What says whether a tensor or container that the modules hold was written to, or an attribute of theirs replaced,
+    since now. It is taken to be so where tensors do not count it (made in inference mode). Cost: as `kept_objects`."""
+    before = kept_objects(model)
+    tensors = [*model.parameters(), *model.buffers(), *tensors_in([*before.values()])]
+    counted = not any(tensor.is_inference() for tensor in tensors)
+    versions = [tensor._version for tensor in tensors] if counted else []
+
+    def written() -> bool:
+        same = counted and versions == [tensor._version for tensor in tensors]
+        return not same or bool(changed(before, kept_objects(model)))
+
+    return written
 
 
 def _held(model: nn.Module) -> Iterator[tuple[str, str, tuple[Any, ...]]]:

@@ -114,7 +114,7 @@ def own_turn() -> Iterator[None]:
 def seed_torch(seed: int) -> None:
     """Seeds the generators of the CPU and of all devices in use.
 
-    `torch.manual_seed` also notes the seed, and the whole call stack in words (a millisecond), for kinds of devices that
+    `torch.manual_seed` also notes the seed, and the call stack in words (a millisecond), for kinds of devices that
     nobody has used yet: they begin with it when somebody does, long after our seed is no longer there.
     """
     seed %= 2**63

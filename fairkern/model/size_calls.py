@@ -151,7 +151,8 @@ class Narrow(Spans):
         return [_counted(dim, start, n), (dim, start % n, start % n + length)]
 
     def _given(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        return {**dict(zip(("input", "dim", "start", "length"), args, strict=False)), **kwargs}
+        names = ("input", "dim", "start", "length")[: len(args)]  # as many: older compilers know no other zip
+        return {**dict(zip(names, args, strict=True)), **kwargs}
 
 
 class TensorSplit(Spans):

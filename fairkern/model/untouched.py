@@ -109,7 +109,12 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
             held = module.__dict__
             collections: list[tuple[Any, Any]] = []
             for value in held.values():
-                if type(value) in _EMPTY or type(value) is tuple or isinstance(value, Tensor):
+                kind = type(value)
+                if kind in _EMPTY and not value:  # most of them, as hooks that nobody added
+                    if id(value) not in known:
+                        known.add(id(value))
+                        collections.append((value, _EMPTY[kind]))
+                elif kind in _EMPTY or kind is tuple or isinstance(value, Tensor):
                     _note(value, collections, known)
             steps.callback(_put_back_attributes, held, held.copy(), collections)
         yield

@@ -18,7 +18,7 @@ from fairkern.surroundings import refuse
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-_ORDINARY = (Tensor, torch.nn.Parameter)  # and no kind of these
+_PLAIN = (Tensor, torch.nn.Parameter)  # what most are: there is no more to ask
 
 Option = TypeVar("Option", bound=Enum)
 
@@ -32,14 +32,16 @@ def tensor(name: str, value: object) -> Tensor:
     without = _without_memory(value)
     if without is not None:
         raise InputError(f"{name} {without}")
-    return value.detach().resolve_conj().resolve_neg()
+    if value.requires_grad or value.is_conj() or value.is_neg():
+        return value.detach().resolve_conj().resolve_neg()
+    return value
 
 
 def _without_memory(value: Tensor) -> str | None:
     """Why a tensor that says it is dense has no memory in which its values lie one beside the other; None if it has."""
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         return "belongs to a transform of torch.func (vmap, grad, jvp); call this outside of it, on plain tensors"
-    if type(value) in _ORDINARY and not value.is_nested:
+    if type(value) in _PLAIN and not value.is_nested:
         return None
     if isinstance(value, FakeTensor):
         return "is a fake tensor, which has no values; torch.ops.fairkern has operators with fakes"

@@ -53,6 +53,20 @@ def project(
     threads: int,
     isa: int,
 ) -> None: ...
+def gram(
+    element: int,
+    x: int,
+    stride_c: int,
+    stride_outer: int,
+    stride_inner: int,
+    channels: int,
+    outer: int,
+    inner: int,
+    rows: int,
+    out: int,
+    threads: int,
+    isa: int,
+) -> None: ...
 def taylor(
     element: int,
     act: int,
@@ -82,6 +96,17 @@ def eliminate_steps(
     threads: int,
     isa: int,
 ) -> None: ...
+def eliminate_small(
+    table: int,
+    count: int,
+    units: int,
+    most: int,
+    rounding: float,
+    chosen: int,
+    added: int,
+    off: int,
+    isa: int,
+) -> int: ...
 def gather(table: int, jobs: int, threads: int) -> None: ...
 def build() -> dict[str, str | int | None]: ...
 

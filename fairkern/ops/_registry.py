@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fairkern.errors import BackendError, InputError
-from fairkern.ops import _check, _cuda, _native, _triton
+from fairkern.ops import _check, _cuda, _native, _triton, _tuned
 from fairkern.options import meant
 
 
@@ -29,7 +29,7 @@ OPERATORS: Mapping[str, tuple[Backend, ...]] = {
     "wasserstein_1d": (Backend.NATIVE, Backend.REFERENCE),
     "taylor": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "project": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
-    "gram": (Backend.TRITON, Backend.REFERENCE),
+    "gram": (Backend.NATIVE, Backend.TRITON, Backend.REFERENCE),
     "gather": (Backend.NATIVE, Backend.CUDA, Backend.TRITON, Backend.REFERENCE),
     "tod_curve": (Backend.NATIVE, Backend.REFERENCE),
 }
@@ -110,6 +110,9 @@ def describe() -> dict[str, Any]:
             "triton": _version("triton"),
         },
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "launch_settings": {
+            f"cuda:{i}": _tuned.reason(torch.device("cuda", i)) for i in range(torch.cuda.device_count())
+        },
         "operators": backends(),
     }
 

@@ -16,6 +16,7 @@ from fairkern.prove.branches import with_branches, without_branches
 from fairkern.prove.description import described
 from fairkern.prove.prepared import Prepared, prepare
 from fairkern.prove.search import Failed
+from fairkern.prove.states import states_of
 from fairkern.prove.trial import failing
 from fairkern.types import Axis, AxisGroup, IndexArray, Passed, SiteNumber, SizeAttribute, SizeSite, UnitMap
 
@@ -150,6 +151,9 @@ def proven(
 ) -> UnitMap:
     """The map with every group frozen that fails on any of the inputs, and with what of the model's configuration
     follows a cut."""
+    found = _on_smaller(model, certain, daring, runs, seed, deadline)
+    if found is not None:
+        return found
     proof = _Proof(model, runs, seed, deadline)
     widths, dared = (
         None if found is None else replace(found, units=without_branches(found.units)) for found in (certain, daring)
@@ -160,6 +164,35 @@ def proven(
     alone = {s.number for found in (certain, daring) if found is not None for s in found.sites if s.outright}
     units = described(model, units, runs[0], seed, lambda: proof.prepared(units, 0), alone)
     return with_branches(proof, units, certain.units)
+
+
+def _on_smaller(
+    model: nn.Module,
+    certain: Solution,
+    daring: Solution | None,
+    runs: Sequence[Any],
+    seed: int,
+    deadline: Deadline,
+) -> UnitMap | None:
+    """The map, where all of it holds as it was traced on smaller inputs, on which the model does the same operator by
+    operator; None where there are none, or where it has to be shown on its own.
+
+    Nothing then rests on a number: no place at which code slices, no size that modules pass on, and no attribute that
+    was recognised by a value which a number of places has too. What fails is searched for, and told, on the inputs
+    themselves.
+    """
+    units, small = certain.units, certain.smaller
+    if daring is not None or units.branched or len(small) != len(runs):
+        return None
+    if all(a is b for a, b in zip(small, runs, strict=True)) or len(states_of(model)) > 1:  # followed in one state only
+        return None
+    proof = _Proof(model, small, seed, deadline)
+    found, failed = proof.failing(units, learn=False, together=True)
+    if failed:
+        return None
+    found = replace(found, proven=True)
+    told = described(model, found, small[0], seed, lambda: proof.prepared(found, 0))
+    return told if told.notes == found.notes else None
 
 
 def _proven(proof: _Proof, certain: Solution, daring: Solution | None) -> UnitMap:

@@ -61,7 +61,7 @@ def prune(
     more: Sequence[Any] = (),
     unused: Iterable[str] = (),
     depth: bool = False,
-    keep_scores: bool = False,
+    keep_scores: bool | str = False,
     evaluate: Evaluate | None = None,
     budgets: Iterable[float] = (),
     ranks: RanksLike = None,
@@ -103,7 +103,7 @@ def prune(
             128 MiB. What "sequential" takes is expected from the first batch; where nothing is said it is done if there
             is room. Second moments that do not fit go to files with `keep_moments="FOLDER"`.
         keep_scores: `Report.scores` has those of the last step, for other plans of the model that it was made of; with
-            second moments, which take much memory.
+            second moments, which take much memory; "signals": without these and means, enough for pages and pictures.
         evaluate: a function of a model that gives a number, or numbers by name such as {"top1": 0.93} (see `measured`).
             What it gives of the whole model, before anything is done, stands in `Report.before`, of what is left in
             `Report.after`. Of several processes the first calls it.
@@ -132,7 +132,9 @@ def prune(
         names("unused", unused, "['mask_token']"),
         whole("iterations", iterations, 1),
     )
-    inplace, keep_scores, depth = flag("inplace", inplace), flag("keep_scores", keep_scores), flag("depth", depth)
+    inplace, depth = flag("inplace", inplace), flag("depth", depth)
+    signals = isinstance(keep_scores, str) and keep_scores == "signals"
+    kept = not signals and flag("keep_scores", keep_scores)
     given_biases = Biases.given(biases)
     if isinstance(options.get("ignore"), Iterator):
         options["ignore"] = list(options["ignore"])  # read by every plan
@@ -154,7 +156,7 @@ def prune(
     with at_work(model, "prune()"):
         first, batches = first_batch(loader)
         known = partial(capture.labelled, first, model, samples_of)
-        fit_together(scoring, planning, target, method, known, keep_scores)
+        fit_together(scoring, planning, target, method, known, kept)
         again = not isinstance(loader, Iterator) and not inplace and scoring["gram"]
         tracing = {"more": more, "unused": unused, "depth": depth}
         how = (scoring, tracing, method, given_biases, again, inplace, evaluate, further)
@@ -167,4 +169,6 @@ def prune(
             for number in range(1, iterations + 1):
                 run.step(number, given if number == 1 else None)
             made = run.report()
-    return run.current, replace(made, scores=run.scores) if keep_scores else made
+    if signals:
+        return run.current, replace(made, scores=types.signals_alone(run.scores))
+    return run.current, replace(made, scores=run.scores) if kept else made

@@ -25,6 +25,7 @@ from fairkern.plans.compose import compose, matching
 from fairkern.plans.removals import nothing
 from fairkern.plans.serving import constraints, serving
 from fairkern.prove import proof_bytes
+from fairkern.pruning.counted import SHARE, counted
 from fairkern.pruning.cutter import Cutter
 from fairkern.pruning.rows import in_order, row
 from fairkern.ranks import ALONE, Ranks
@@ -194,7 +195,15 @@ class Run:
 
     def _solved(self, keep: float, options: dict[str, Any]) -> Plan:
         if self.asked.target != "keep_latency":
-            return self.scores.plan(**{self.asked.target: keep, "latency": self.asked.latency, **options})
+            own = {"latency": self.asked.latency, **options}
+
+            def solve(share: float) -> Plan:
+                return self.scores.plan(**{self.asked.target: share, **own})
+
+            if self.asked.target != SHARE:
+                return solve(keep)
+            folded = self.asked.method or (Compensation.LEAST_SQUARES if self.scores.moments else Compensation.NONE)
+            return counted(solve, keep, self.current, self.scores, folded, self.asked.biases)
         times = partial(plan_latency, self.scores, self.current, self.example, keep, latency=self.asked.latency)
         return self._measured(lambda: times(ranks=False, **options))
 

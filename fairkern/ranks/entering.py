@@ -93,9 +93,10 @@ def launched(what: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def speaks() -> bool:
-    """Whether this process speaks for all that a launcher has started: the first does, and one that is by itself."""
-    return env.processes() == 1 or env.rank() == 0
+def speaks(without: int | None = None) -> bool:
+    """Whether this process speaks for all that a launcher has started: the first does, and one that is by itself.
+    `without`: one that cannot."""
+    return env.processes() == 1 or env.rank() == (1 if without == 0 else 0)
 
 
 def alone(given: Any, what: str) -> None:

@@ -71,9 +71,15 @@ class Watch:
             self._store.delete_key(key)
 
     def tell(self, error: BaseException) -> None:
-        """Say to the others what stops us, and give them time to hear it: this process may hold the store."""
+        """Say to the others what stops us, and give them time to hear it: this process may hold the store.
+
+        An error that another one has said first, in the same words, is that one's from then on (`rank`).
+        """
         try:
-            self._store.compare_set("error", "", json.dumps(_described(self._rank, error)))
+            own = _described(self._rank, error)
+            said = json.loads(self._store.compare_set("error", "", json.dumps(own)))
+            if isinstance(error, FairkernError) and own == {**said, "rank": own["rank"]} and said["rank"] != self._rank:
+                error.rank = said["rank"]
             self._store.set(f"heard/{self._rank}", "")
             until = time.monotonic() + LEAVING
             while self._unheard() and time.monotonic() < until:

@@ -13,7 +13,7 @@ from rich.text import Text
 from fairkern.errors import InputError
 from fairkern.report.pictures import INK, new_figure, save_figure, style
 from fairkern.report.tables import titled
-from fairkern.report.wording import LABELS, measure
+from fairkern.report.wording import LABELS, is_share, measure
 from fairkern.types import FloatArray
 
 if TYPE_CHECKING:
@@ -113,6 +113,6 @@ def _cell(name: str, values: FloatArray) -> str:
     if len(values) == 1:
         return measure(name, float(values[0]))
     mean, deviation = float(values.mean()), float(values.std(ddof=1))
-    if "accuracy" in name:
+    if is_share(name, mean):
         return f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
     return f"{measure(name, mean)} ± {deviation:.2g}"

@@ -17,7 +17,7 @@ def save_report(report: Report, path: str | os.PathLike[str]) -> None:
     """Write `report` atomically as JSON ("fairkern.report"); arrays become lists.
 
     Raises InputError (a value that JSON cannot hold, NaN among them; names its place), OSError (the folder
-    does not exist or cannot be written, the disk is full). Nothing half-written stays.
+    cannot be made or written, the disk is full). Nothing half-written stays.
     """
     write_json(path, "report", report_content(report))
 

@@ -16,6 +16,8 @@ from fairkern.plans.cost import per_unit
 from fairkern.report.rows import group_rows
 from fairkern.types import AxisGroup, FloatArray, IndexArray, Plan, PlanGroup, Scores
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from pandas import DataFrame
@@ -103,13 +105,19 @@ def as_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def save_csv(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """With a header, in UTF-8, written atomically; empty where a row has no such entry. Numbers come back as they are.
+    """With a header, in UTF-8, written atomically; empty where a row has no such entry. Numbers come back as they are;
+    a text that spreadsheets would take for a formula has an apostrophe before it.
 
     Raises OSError.
     """
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns_of(rows), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    names = columns_of(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([_text(name) for name in names])
+    writer.writerows([_text(row.get(name)) for name in names] for row in rows)
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         file.write(text.getvalue())
+
+
+def _text(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, _FAINT, _KEPT, _REMOVED = "#222222", "#dddddd", "#8aa4bd", "#d1495b"
+_FORMATS = ("png", "svg", "pdf")
 _MOST_LABELS = 100
 _FLOOR = 1e-3  # of the group's median: where the log axes of the scatter end
 
@@ -68,9 +69,8 @@ def save_picture(scores: Scores, plan: Plan, path: str | os.PathLike[str]) -> No
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """In the format that the ending of `path` says (png, svg, pdf), written atomically. Raises as `save_picture`."""
     kind = os.path.splitext(path)[1].lstrip(".").lower() or "png"
-    known = figure.canvas.get_supported_filetypes()
-    if kind not in known:
-        raise InputError(f"{path} ends in .{kind}; expected one of {', '.join(sorted(known))}")
+    if kind not in _FORMATS:
+        raise InputError(f"{path} ends in .{kind}; expected one of {', '.join(_FORMATS)}")
     with replacing(path) as temporary:
         figure.savefig(temporary, format=kind)
 

@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from fairkern.options import flag, function
-from fairkern.types import Told
+from fairkern.types import Told, silent
 
 Shown = bool | Told
 
@@ -42,6 +42,9 @@ def progress(show: Shown = True) -> Iterator[Told]:
         yield show
         return
     console = Console(stderr=True)
+    if not (show and console.is_terminal):  # where a bar that is disabled may still end its line
+        yield silent
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -50,7 +53,7 @@ def progress(show: Shown = True) -> Iterator[Told]:
         TimeRemainingColumn(),
     )
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal)) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
 
         def on_batch(done: int, total: int | None, stage: str) -> None:
             if stage not in tasks:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fairkern.artefacts.files import package_version
 from fairkern.plans.left_alone import unscored
 from fairkern.plans.serving import YES, Server
 from fairkern.report.wording import numbered
 from fairkern.types import ConfigChange, Plan, Report, Scores
+from fairkern.version import package_version
 
 _BY_CONFIGURATION = (Server.HF.value, Server.VLLM.value)
 

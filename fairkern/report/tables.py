@@ -20,6 +20,7 @@ from fairkern.report.wording import (
     changed,
     empty,
     groups_said,
+    measure,
     plain,
     quantity,
     shown,
@@ -119,7 +120,7 @@ def _adapted(units: UnitMap) -> list[str]:
 
 def report_table(report: Report) -> RenderableType:
     """A report: measures before, after and healed, a row per group, kinds of units of which none went, who can load
-    what is left, seconds per stage, and what was chosen automatically."""
+    what is left, seconds per stage, and what was asked for and chosen automatically."""
     parts: list[RenderableType] = []
     measures = titled(report.title)
     measures.add_column("", no_wrap=True)
@@ -155,7 +156,7 @@ def report_table(report: Report) -> RenderableType:
             stages.add_row(Text(name), f"{seconds:.3f}" if seconds < 10 else f"{seconds:.1f}")
         parts.append(stages)
     for title, entries in (
-        ("chosen automatically", choices),
+        ("asked for and chosen", choices),
         ("environment", report.environment),
         ("versions", report.versions),
     ):
@@ -177,10 +178,14 @@ def _rows_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     for key in keys:
         words = any(isinstance(row.get(key), str) for row in rows)
         table.add_column(
-            key.replace("_", " "), justify="left" if words else "right", overflow="fold", no_wrap=not words
+            LABELS.get(key, key.replace("_", " ")),
+            justify="left" if words else "right",
+            overflow="fold",
+            no_wrap=not words,
         )
     for row in rows:
-        table.add_row(*(Text(cell(key, row.get(key))) for key in keys))
+        told = ((key, row.get(key)) for key in keys)
+        table.add_row(*(Text(measure(key, value) if key.endswith("_ms") else cell(key, value)) for key, value in told))
     return table
 
 

@@ -17,6 +17,7 @@ def quantity(value: float) -> str:
     return f"{value:.1f}" if size < 100 and value != int(value) else whole(round(value))
 
 
+_CLOCKED = ("tokens_per_second",)  # single runs, which say little where the clock was unsteady
 LABELS = {
     "params": "parameters",
     "flops": "FLOPs",
@@ -37,15 +38,20 @@ def measure(name: str, value: float | None) -> str:
         return quantity(value)
     if name.endswith("_ms"):
         return f"{value:.3g} ms" if value < 100 else f"{value:.0f} ms"
-    if "accuracy" in name:
+    if is_share(name, value):
         return f"{100 * value:.2f} %"
     return cell(name, value)
+
+
+def is_share(name: str, *values: float) -> bool:
+    """Whether these are shares that a reader takes in per cent: accuracies, unless they are in per cent already."""
+    return "accuracy" in name and all(abs(value) <= 1 for value in values)
 
 
 def change(name: str, before: float | None, after: float | None) -> str:
     if before is None or after is None:
         return ""
-    if "accuracy" in name:
+    if is_share(name, before, after):
         return f"{100 * (after - before):+.2f} points".replace("-", "−")
     if before == 0:
         return ""
@@ -54,10 +60,13 @@ def change(name: str, before: float | None, after: float | None) -> str:
 
 
 def shown(report: Report, name: str, when: str) -> str:
-    """A measure `before`, `after` or `healed`; a range where the clock by which it was taken was unsteady."""
+    """A measure `before`, `after` or `healed`; a range, or a round number, where the clock was unsteady."""
     if name == "latency_ms" and unsteady(report.timing) and when in report.timing:
         return span(report.timing[when])
-    return measure(name, getattr(report, when).get(name))
+    value = getattr(report, when).get(name)
+    if name in _CLOCKED and value and unsteady(report.timing):
+        return f"≈ {quantity(float(f'{value:.1g}'))}"
+    return measure(name, value)
 
 
 def changed(report: Report, name: str, when: str) -> str:
@@ -66,6 +75,8 @@ def changed(report: Report, name: str, when: str) -> str:
     if name == "latency_ms" and unsteady(report.timing) and when == "after" and name in taken:
         faster = report.timing.get("speedup")
         return f"{times(faster)} as fast" if faster else ""
+    if name in _CLOCKED and unsteady(report.timing):
+        return ""
     return change(name, report.before.get(name), taken.get(name))
 
 

@@ -27,6 +27,7 @@ from fairkern.options import SEEDS, UNITS, choose, flag, function, instance, ite
 from fairkern.plans.build import build
 from fairkern.plans.removals import nothing
 from fairkern.prove import check_values
+from fairkern.pruning.counted import counted
 from fairkern.pruning.cutter import Cutter
 from fairkern.pruning.options import PruningOptions, check_method, check_scoring, check_traced, fit_together
 from fairkern.pruning.rows import row, shares
@@ -211,9 +212,11 @@ class _Run:
 
     def _plan(self, scores: Scores, method: Method, share: float, table: types.LatencyTable | None) -> Plan:
         try:
+            if self.target is Target.PARAMS:
+                solve = partial(_planned, scores, self.target.value, method.planning)
+                return counted(solve, share, self.model, scores, self.method, self.cutter.biases)
             if table is None:
-                asked: dict[str, Any] = {self.target.value: share, **method.planning}
-                return scores.plan(**asked)
+                return _planned(scores, self.target.value, method.planning, share)
             make = partial(plan_latency, scores, self.model, self.example, share, latency=table, ranks=False)
             return self.ranks.told("a measure of time", partial(make, **method.planning))
         except BudgetError as error:
@@ -255,6 +258,11 @@ class _Run:
         told = partial(self.ranks.told, "a measure of time", partial(measured, self.evaluate, model))
         found: dict[str, float] = self.timed("evaluate", told)
         return found
+
+
+def _planned(scores: Scores, target: str, planning: Mapping[str, Any], share: float) -> Plan:
+    asked: dict[str, Any] = {target: share, **planning}
+    return scores.plan(**asked)
 
 
 def _target(by: Any) -> Target:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+WHOLE = "whole model"  # in the place of a method
+
+
 @dataclass(frozen=True)
 class Sweep:
     """Budgets and methods that were compared, from one pass of scoring for each seed.
@@ -65,13 +68,20 @@ class Sweep:
         return report.render(report.curve_table(self.rows, self.before, self.measures, self._title))
 
     def to_pandas(self) -> DataFrame:
-        """The rows as a data frame. Needs pandas (`fairkern[research]`); raises InputError without."""
-        return report.frame(report.as_columns(self.rows))
+        """The rows as a data frame, and before those of each seed one of the whole model, as the method "whole model".
+
+        The column `kept` is the share that was reached, of what the budgets ask for (of a tolerance: of parameters).
+        Needs pandas (`fairkern[research]`); raises InputError without.
+        """
+        return report.frame(report.as_columns(self._all))
 
     @stage
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """The rows with a header, written atomically; pandas is not needed. Raises OSError."""
-        report.save_csv(self.rows, options.place("path", path))
+        """What `to_pandas` has, with a header, written atomically; pandas is not needed. Raises OSError.
+
+        A text that a spreadsheet would take for a formula has an apostrophe before it.
+        """
+        report.save_csv(self._all, options.place("path", path))
 
     @stage
     def picture(self, path: str | os.PathLike[str]) -> None:
@@ -79,6 +89,19 @@ class Sweep:
         `path` says which format: png, svg or pdf. Needs matplotlib (`fairkern[research]`); raises InputError, OSError.
         """
         report.save_curves(self.rows, self.before, self.measures, self._title, options.place("path", path))
+
+    @property
+    def _all(self) -> list[dict[str, Any]]:
+        """The rows with the share that was reached, those of a seed behind one of the whole model."""
+        cost = {"keep_flops": "flops", "keep_latency": "latency_ms"}.get(self.by, "params")
+        budget = 0.0 if self.by == "tod" else 1.0
+        found = []
+        for seed in self.seeds:
+            whole = {"method": WHOLE, "seed": seed, "budget": budget, "by": self.by, **self.before, "seconds": 0.0}
+            for row in (whole, *(row for row in self.rows if row["seed"] == seed)):
+                told = {name: row[name] for name in ("method", "seed", "budget", "by")}
+                found.append({**told, "kept": row[cost] / self.before[cost], **row})
+        return found
 
     @property
     def _title(self) -> str:

@@ -10,7 +10,7 @@ from fairkern.types.files import FilePart, Files, FileTensor, Places
 from fairkern.types.latency import LatencyCut, LatencyTable
 from fairkern.types.plans import AttributeChange, Plan, PlanAxis, PlanGroup, RowsChange, SizeChange
 from fairkern.types.report import Report
-from fairkern.types.scores import JointMoments, Moments, Scores
+from fairkern.types.scores import JointMoments, Moments, Scores, signals_alone
 from fairkern.types.sizes import Passed, Replacement, SiteNumber, SizeAttribute, SizeSite
 from fairkern.types.told import Told, silent
 from fairkern.types.units import (
@@ -74,5 +74,6 @@ __all__ = [
     "Told",
     "UnitMap",
     "numbered",
+    "signals_alone",
     "silent",
 ]

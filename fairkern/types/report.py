@@ -12,8 +12,8 @@ class Report:
     """What a run did, ready for a table, JSON or a picture.
 
     `before` and `after` map measures (`params`, `flops`, `latency_ms`, `accuracy`) to numbers; `groups` has a
-    row per group; `stages` maps a stage to its seconds; `choices` records what was chosen automatically. `healed`:
-    measures of the cut model once it was healed; empty where it was not.
+    row per group; `stages` maps a stage to its seconds; `choices` records what was asked for and chosen.
+    `healed`: measures of the cut model once it was healed; empty where it was not.
 
     `timing`: how `latency_ms` came about. `before` and `after` have milliseconds by percentile (`p20`, `p50`, `p80`),
     `speedup`, of models that took turns, how many times as fast the second was by percentile of the pairs; then

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from fairkern.types.arrays import FloatArray
 from fairkern.types.units import UnitMap
+
+S = TypeVar("S", bound="Scores")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,3 +69,8 @@ class Scores:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     moments: Mapping[str, Moments] = field(default_factory=dict)
     grids: Mapping[str, Mapping[tuple[int, ...], int]] = field(default_factory=dict)
+
+
+def signals_alone(scores: S) -> S:
+    """Without what only compensation and further plans take: a few numbers a unit."""
+    return replace(scores, means={}, moments={}, grids={})

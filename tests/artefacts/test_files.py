@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import OrderedDict
@@ -295,10 +296,19 @@ def test_file_and_folder_are_synced_in_order(tmp_path: Path, monkeypatch: pytest
     assert done == ["file", "rename", "folder"]
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such folder"):
-        save_plan(some_plan(), tmp_path / "nowhere" / "plan.json")
-    assert list(tmp_path.iterdir()) == []
+def test_a_missing_folder_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_plan(some_plan(), tmp_path / "new" / "one" / "plan.json")
+    assert load_plan(tmp_path / "new" / "one" / "plan.json").model == some_plan().model
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_plan(some_plan(), tmp_path / "other" / "one" / "plan.json")
+    with pytest.raises(OSError, match=r"plan\.json"):
+        save_plan(some_plan(), tmp_path / "new" / "one" / "plan.json" / "plan.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:

@@ -335,7 +335,6 @@ def test_a_folder_that_exists_stays_itself(inside: tuple[str, ...], tmp_path: Pa
     ("make", "error", "message"),
     [
         (lambda path: path.touch(), NotADirectoryError, "is a file"),
-        (lambda path: path.parent.rmdir(), FileNotFoundError, "no such folder"),
     ],
 )
 def test_where_no_folder_can_be(

@@ -14,6 +14,15 @@ def around(*layers: nn.Module, ends: tuple[int, int] = (8, 8)) -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, ends[0], 1), *layers, nn.Conv2d(ends[1], 4, 1))
 
 
+def _writes_statistics() -> bool:
+    """Older versions of torch write running statistics in eval mode too, as they were; what is written to stays."""
+    norm = nn.InstanceNorm2d(2, affine=True, track_running_stats=True).eval()
+    assert norm.running_mean is not None
+    before = norm.running_mean._version
+    norm(torch.zeros(1, 2, 2, 2))
+    return norm.running_mean._version > before
+
+
 def weight_standardised(m: Net, x: torch.Tensor) -> torch.Tensor:
     w = m.a.weight
     w = (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
@@ -157,7 +166,11 @@ CASES = {
     ),
     "instance norm, statistics": Case(
         lambda: around(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)),
-        {"0": "8: 0.bias:0 0.weight:0 1.bias:0 1.running_mean:0 1.running_var:0 1.weight:0 2.weight:1* @ 2"},
+        *(
+            ({}, {"0.weight:0": "1.running_mean is written to by copy_"})
+            if _writes_statistics()
+            else ({"0": "8: 0.bias:0 0.weight:0 1.bias:0 1.running_mean:0 1.running_var:0 1.weight:0 2.weight:1* @ 2"},)
+        ),
     ),
     "layer norm": Case(
         lambda: nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 4)),

@@ -39,5 +39,5 @@ def test_every_round_orders_the_same_layer() -> None:
 
 
 def test_the_cases_run_at_small_sizes() -> None:
-    for compared in (bench.against_a_product, bench.against_before):
+    for compared in (bench.against_a_product, bench.against_before, bench.against_blocks):
         assert compared(64, 1).ours.p50 > 0

@@ -15,10 +15,12 @@ import pytest
 
 pytest.importorskip("triton")
 
-from bench import triton_compiled
+from bench import gpu_rehearsal, triton_compiled
 from bench.gpu import shards, suite, warm
 from bench.gpu.clock import CUT, DONE, LEFT, WRONG, Clock, Step, code_of, table
-from bench.gpu.suite import SECONDS, Place, groups
+from bench.gpu.suite import ENDING, SECONDS, Place, groups
+from bench.gpu.table import CASES
+from bench.gpu.tune import SEARCHES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,7 +90,7 @@ def test_every_change_is_told_at_once(tmp_path: Path) -> None:
         [shell("b", "true")],
         told=lambda rows: seen.append([r["status"] for r in rows]),
     )
-    assert seen == [["running", LEFT], [DONE, LEFT], [DONE, "running"], [DONE, DONE]]
+    assert seen == [[LEFT, LEFT], ["running", LEFT], [DONE, LEFT], [DONE, "running"], [DONE, DONE]]
 
 
 def test_a_step_is_told_when_it_ends(tmp_path: Path) -> None:
@@ -115,7 +117,7 @@ def place(tmp_path: Path) -> Place:
 
 def test_budgets_fit_into_the_clock_and_predictions_into_budgets(place: Place) -> None:
     steps = groups(place)
-    assert sum(max(step.budget for step in group) for group in steps) <= SECONDS - 10
+    assert sum(max(step.budget for step in group) for group in steps) <= SECONDS - ENDING - 5
     assert all(step.predicted < step.budget for group in steps for step in group)
     assert SECONDS == 420
 
@@ -141,6 +143,15 @@ def test_without_a_device_nothing_is_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert suite.main([str(tmp_path / "out")]) == 2
     assert "no device" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_is_where_the_script_was_called(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": "echo"}
+    script = [str(ROOT / "bench" / "gpu" / "run.sh"), "out", "--rehearse"]
+    done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    words = done.stdout.split()
+    assert words[:2] == ["-m", "bench.gpu.suite"]
+    assert suite._parsed(words[2:]).out == tmp_path.resolve() / "out"
 
 
 @pytest.mark.parametrize(("printed", "expected"), [("9.0\\n", "90"), ("12.0\\n8.0\\n", "120"), ("No devices\\n", None)])
@@ -201,7 +212,10 @@ def test_kernels_are_compiled_by_the_runtimes_own_path(tmp_path: Path, monkeypat
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     with triton_compiled.recorded("gather rows") as launches:
         triton_compiled.CASES["gather rows"]()
-    assert len(warm.warm(launches, 90, 1)) == len(launches) == 1
+    ((seconds, took),) = warm.warm(launches, 90, 1)
+    assert seconds > 0
+    assert isinstance(took, triton_compiled.Compiled), took
+    assert took.spill_bytes == 0
     (made,) = tmp_path.rglob("*.ptx")
     assert ".target sm_90" in made.read_text()
 
@@ -209,11 +223,22 @@ def test_kernels_are_compiled_by_the_runtimes_own_path(tmp_path: Path, monkeypat
 @pytest.mark.slow
 def test_the_whole_run_is_rehearsed(tmp_path: Path) -> None:
     pytest.importorskip("pybind11")
-    done = subprocess.run(
-        ["bench/gpu/run.sh", str(tmp_path), "--rehearse"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    found = json.loads((tmp_path / "run.json").read_text())
-    assert done.returncode == 0, done.stdout + json.dumps(found["rows"], indent=1)
+    found = gpu_rehearsal.rehearsed(tmp_path)
+    assert found["ended"] == "all done", json.dumps(found, indent=1)
     expected = groups(Place(tmp_path, tmp_path, "90", 2, rehearse=True))
     assert [row["step"] for row in found["rows"]] == [step.name for group in expected for step in group]
-    assert len(json.loads((tmp_path / "gpu.json").read_text())["rows"]) > 10
+    assert found["rows_took"].keys() == {case.name for case in CASES}
+    measured = json.loads((tmp_path / "gpu.json").read_text())
+    assert [row["case"] for row in measured["rows"]] == list(found["rows_took"])
+    assert measured["tests_before"]["passed"] > 10
+    assert len(json.loads((tmp_path / "tuned.json").read_text())["architectures"]["rehearsed"]["tried"]) == len(
+        SEARCHES
+    )
+
+
+def test_a_rehearsal_that_the_clock_ends_is_said_with_what_there_is(tmp_path: Path) -> None:
+    """No time at all: every step is left out, and the files are there."""
+    found = gpu_rehearsal.rehearsed(tmp_path, seconds=0.0)
+    assert found["ended"] == "the clock ended it"
+    assert {row["status"] for row in found["rows"]} == {LEFT}
+    assert "left out" in table(found["rows"])

@@ -11,10 +11,25 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 import fairkern as fk
+from fairkern.capture.sums import TaylorStore
+from fairkern.capture.together import Family
 from fairkern.ops import directions
 from fairkern.ops.eliminate.config import RIDGE
 from tests.capture.networks import loader, loss
-from tests.experts import CLASSES, EXPERTS, INNER, WIDTH, Chosen, Fused, Listed, Mixture, Sigmoid, build, samples
+from tests.experts import (
+    CHOSEN,
+    CLASSES,
+    EXPERTS,
+    INNER,
+    WIDTH,
+    Chosen,
+    Fused,
+    Listed,
+    Mixture,
+    Sigmoid,
+    build,
+    samples,
+)
 
 P = 3
 
@@ -82,27 +97,29 @@ def test_r_is_the_taylor_term_of_every_token_routed_there(kind: str, reduction: 
     np.testing.assert_allclose(found, expected.detach() / len(x), rtol=1e-9, atol=1e-14)
 
 
+@pytest.mark.parametrize("directed", [P, 40])
 @pytest.mark.parametrize("kind", ["expert", "expert neuron"])
-def test_u_compares_classes_with_zeros_where_a_token_is_not_routed(kind: str) -> None:
+def test_u_compares_classes_with_zeros_where_a_token_is_not_routed(kind: str, directed: int) -> None:
+    """With fewer directions than tokens the rows are projected when they come, with more in the end."""
     model, (x, y) = build(), samples()
     act, _ = heard(model, x, y)[kind]
     values = act.permute(0, 2, 1, 3) if kind == "expert" else act.permute(0, 2, 3, 1).flatten(1, 2)
     if kind == "expert":  # a sign per token times a direction across the width
         tokens, width = values.shape[2:]
-        signs = directions(tokens, P, 1).sign().double() / tokens**0.5
-        drawn = torch.einsum("tp,hp->thp", signs, directions(width, P, 0).double()).flatten(0, 1)
+        signs = directions(tokens, directed, 1).sign().double() / tokens**0.5
+        drawn = torch.einsum("tp,hp->thp", signs, directions(width, directed, 0).double()).flatten(0, 1)
         np.testing.assert_allclose(drawn.norm(dim=0), 1.0, rtol=1e-6)
     else:
-        drawn = directions(values.flatten(2).shape[-1], P, 0).double()
+        drawn = directions(values.flatten(2).shape[-1], directed, 0).double()
     projected = values.flatten(2) @ drawn
     expected = [
         max(
-            np.mean([wasserstein_distance(unit[y == a, p], unit[y == b, p]) for p in range(P)])
+            np.mean([wasserstein_distance(unit[y == a, p], unit[y == b, p]) for p in range(directed)])
             for a, b in itertools.combinations(range(CLASSES), 2)
         )
         for unit in projected.transpose(0, 1)
     ]
-    found = of_kind(score(model, loader(x, y, 5)), "wasserstein", kind)
+    found = of_kind(score(model, loader(x, y, 5), projections=directed), "wasserstein", kind)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-14)
 
 
@@ -285,3 +302,19 @@ def test_the_samples_of_experts_take_what_was_predicted(experts: type[nn.Module]
     predicted = scores.provenance["predicted_bytes"]
     assert scores.provenance["sample_bytes"] == predicted["samples"]
     assert sum(m.gram.nbytes + m.total.nbytes for m in scores.moments.values()) == predicted["moments"]
+
+
+def test_the_experts_of_a_layer_are_added_up_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sum for a layer's neurons and one for what its experts give, in each batch; no expert by itself."""
+    model, (x, y) = build(), samples()
+    batches = loader(x, y, 5)
+    plain, calls = TaylorStore.add_rows, list[tuple[int, int]]()
+
+    def counted(self: TaylorStore, family: Family) -> None:
+        calls.append((len(family.points), sum(family.rows)))
+        plain(self, family)
+
+    monkeypatch.setattr(TaylorStore, "add_rows", counted)
+    score(model, batches)
+    assert [points for points, _ in calls] == [EXPERTS] * (2 * len(batches))
+    assert sum(rows for _, rows in calls) == 2 * x.shape[0] * x.shape[1] * CHOSEN

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import fairkern as fk
 from fairkern.capture import moments
+from fairkern.capture.moments import holds_squares, squares_are_held
 
 LABELS = torch.arange(3).repeat(10)
 X = torch.randn(30, 6, generator=torch.Generator().manual_seed(1)) + LABELS[:, None]
@@ -156,3 +157,16 @@ def test_gradients_of_a_later_batch_that_are_not_looked_at_are_named(monkeypatch
     units = fk.trace(net(), X[:2])
     with pytest.raises(fk.NonFiniteError, match=r"squares of gradients at .*:input are not finite"):
         fk.score(net(), data(), steeper, units=units, gram=True, projections=4, progress=False)
+
+
+@pytest.mark.parametrize("power", [-45, -41, -40, -39, -38, 0, 60, 62, 63, 64])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_one_norm_of_all_says_what_those_of_the_rows_say(power: int, rows: int) -> None:
+    """Of rows as long as each other, and of one that is much longer than the rest."""
+    for other in (1.0, 1e-6, 0.0):
+        vectors = torch.full((rows, 5), 2.0**power * other)
+        vectors[-1] = 2.0**power
+        for laid_out in (vectors, vectors.t().contiguous().t()):
+            assert squares_are_held(laid_out) == bool(holds_squares(laid_out)) == (-41 <= power < 62)
+    assert not squares_are_held(torch.full((rows, 5), torch.nan))
+    assert not squares_are_held(torch.full((rows, 5), torch.inf))

@@ -117,3 +117,7 @@ def evaluate(model):
 def pictures():
     y = torch.arange(2).repeat(4)
     return [(torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(3)) + y[:, None, None, None], y)]
+
+
+def last_first(group):
+    return -group.l1.argsort().argsort()

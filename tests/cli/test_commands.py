@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 import fairkern as fk
-from fairkern.cli import main, named
+from fairkern.cli import main
+from fairkern.cli.given import named
 from fairkern.cli.parser import command_line
 
 LOSS = "torch.nn:CrossEntropyLoss"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from fairkern.cli import commands, main
 from fairkern.cli.parser import command_line
 
 LOSS = "torch.nn:CrossEntropyLoss"
+ROOTED = {**os.environ, "PYTHONPATH": str(Path(fk.__file__).parents[1])}  # for processes that start elsewhere
 PRUNE = ["prune", "parts:model", "parts:loader", LOSS, "--keep-params", "50%", "--out", "small"]
 
 
@@ -232,6 +234,48 @@ def test_output_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, capsys: 
         monkeypatch.undo()
         os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
     assert "cannot write to standard output: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is full")
+@pytest.mark.parametrize("full", ["stdout", "stdout stderr"])
+@pytest.mark.parametrize("words", ["--version", "info --json", "plan absent --tod 0.1 --out p --json"])
+def test_a_full_device_is_one_line_whatever_is_printed(
+    words: str, full: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.ExitStack() as closed:  # with nothing left to write, of which Python would complain as it ends
+        for name in full.split():
+            monkeypatch.setattr(sys, name, closed.enter_context(open("/dev/full", "w")))
+        assert main(words.split()) == 2
+        monkeypatch.undo()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == (1 if full == "stdout" else 0)
+    assert err.startswith("fairkern: error: "[: len(err)])
+
+
+def test_the_version_is_there_before_torch(here: Path) -> None:
+    script = "import sys; from fairkern.cli import main; code = main(['--version']); "
+    script += "print(code, sorted({'torch', 'numpy', 'scipy', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=here, env=ROOTED, capture_output=True, text=True)
+    assert done.stdout == f"fairkern {fk.__version__}\n0 []\n", done.stderr
+
+
+def test_an_interrupt_while_torch_is_imported(here: Path) -> None:
+    """A torch that never comes to its end stands in for one that takes seconds."""
+    (here / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    environment = {**ROOTED, "PYTHONPATH": os.pathsep.join([str(here), ROOTED["PYTHONPATH"]])}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fairkern", "info"],
+        cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    try:
+        assert child.stdout.readline() == "importing\n"
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=30)
+    finally:
+        child.kill()
+    assert (child.returncode, said) == (130, "fairkern: interrupted\n")
 
 
 def test_of_several_processes_one_speaks_of_misspelt_words(

@@ -123,7 +123,7 @@ def test_numbers_that_would_go_on_without_end(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(builders._LIBRARIES, "here", endless)
     assert len(builders.make(Build("here:net", {"layers": 5}), "it says", trust=False, most=10)) == 5
     with pytest.raises(fk.InputError, match="which has more than 20 parameters"):
-        builders.make(Build("here:net", {"layers": 10**12}), "it says", trust=False, most=10)
+        builders.make(Build("here:net", {"layers": 10**8}), "it says", trust=False, most=10)
 
 
 def test_the_default_dtype_is_that_of_this_call() -> None:
@@ -240,3 +240,18 @@ def test_a_function_that_makes_something_else_without_weights(tmp_path: Path, mo
     with pytest.raises(fk.InputError, match=r"by calling tests\.compact\.nets:net"):
         fk.load_pruned(tmp_path / "small")
     assert torch.equal(fk.load_pruned(tmp_path / "small", trust=True)(x), small(x))
+
+
+def test_numbers_that_no_model_has_are_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setitem(builders._LIBRARIES, "torchvision", lambda name, arguments: made.append(name))
+    for arguments in ({"num_classes": 2**28}, {"widths": [8, {"last": -(2**40)}]}):
+        with pytest.raises(fk.InputError, match=r"no model has so many of anything"):
+            builders.make(Build("torchvision:resnet18", arguments), "it says", trust=False, most=1000)
+    assert made == []
+
+
+def test_versions_are_of_the_library_that_is_named() -> None:
+    other = Build("torch.nn:Linear", {}, versions={"timm": "0.1", "torch": "0.2"})
+    assert "timm" not in builders._versions_of(other) + builders.differing_versions(other)
+    assert ", written with 0.2" in builders._versions_of(other)

@@ -169,15 +169,15 @@ def test_what_cannot_be_saved(plain_case, tmp_path, monkeypatch):
         save_pruned(nn.Linear(2, 2), plan, tmp_path / "small")
     with pytest.raises(InputError, match="meta"):
         save_pruned(apply(plain_case.model.to("meta"), plan), plan, tmp_path / "small")
-    with pytest.raises(FileNotFoundError):
-        save_pruned(small, plan, tmp_path / "no" / "small")
+    save_pruned(small, plan, tmp_path / "new" / "small")
+    assert (tmp_path / "new" / "small" / "model.safetensors").is_file()
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         save_pruned(small, plan, tmp_path / "file")
     monkeypatch.setattr(type(small), "get_extra_state", lambda self: {"more": 1})
     with pytest.raises(InputError, match="_extra_state"):
         save_pruned(small, plan, tmp_path / "small")
-    assert sorted(os.listdir(tmp_path)) == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "new"]
 
 
 def _truncate(path: Path) -> None:

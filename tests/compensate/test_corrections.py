@@ -14,7 +14,10 @@ from torch.nn.utils import parametrizations
 
 import fairkern as fk
 from fairkern import compact, compensate
+from fairkern.capture import keeping
+from fairkern.capture.keeping import KeptMoments
 from fairkern.compensate import Compensation
+from fairkern.compensate.correction import _add
 from fairkern.plans.build import build
 from tests.axes.harness import Net
 
@@ -346,3 +349,19 @@ def test_a_layer_may_be_heard_before_and_after() -> None:
     )
     assert report.choices["compensated"] > 0
     assert small(x).shape == (48, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_is_added_is_rounded_once(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = (torch.randn(5000, generator=generator) * 1e-3).to(dtype)
+    more = torch.randn(5000, generator=generator, dtype=torch.promote_types(dtype, torch.float32))
+    expected = (held.double() + more.double()).to(dtype)
+    _add(held, more)
+    assert torch.equal(held, expected)
+
+
+def test_no_matrix_is_made_to_see_that_it_is_there(tmp_path: Path) -> None:
+    kept = KeptMoments({"fc": keeping._File(tmp_path / "absent", None)})
+    assert "fc" in kept
+    assert "conv" not in kept

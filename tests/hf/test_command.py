@@ -141,3 +141,43 @@ def test_wrong(
 def test_either_a_model_or_a_folder(given: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert prune(*given, "--keep-params", 0.7, "-o", "never") == 2
     assert expected in said(capsys)
+
+
+MEASURING = """
+def biases(model):
+    assert model.config.model_type == "llama"
+    return {"weights": sum(parameter.numel() for parameter in model.parameters())}
+
+
+def taken(model):
+    return {"perplexity": 1.0}
+"""
+
+
+def test_a_folder_is_evaluated_and_its_page_has_curves(
+    made: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("measuring.py").write_text(MEASURING)
+    given = ["--hf", made, "--data", text, "--keep-params", 0.7, *SMALL]
+    assert prune(*given, "--evaluate", "measuring:biases", "--html", "page.html", "-o", "out") == 0
+    report = json.loads(Path("out/report.json").read_text())
+    assert report["after"]["weights"] == report["after"]["params"] < report["before"]["weights"]
+    assert f"weights {report['before']['weights']:.4g} → {report['after']['weights']:.4g}" in capsys.readouterr().err
+    page = Path("page.html").read_text()
+    assert "Curves and units are left out" not in page
+    assert "What decided" in page
+    assert sorted(path.suffix for path in Path("out").iterdir()).count(".safetensors") == 1  # no scores among weights
+    assert prune(*given, "--evaluate", "measuring:taken", "--quiet", "-o", "other") == 2
+    assert "'perplexity', which is measured anyway: name it otherwise" in said(capsys)
+    assert not Path("other").exists()
+    blocks = ["--evaluate", "measuring:biases", "--walk", "blocks", "--quiet"]
+    assert prune(*given, *blocks, "-o", "other") == 2
+    assert "--walk blocks cannot be had with --evaluate (it is given the whole model)" in said(capsys)
+
+
+def test_the_page_of_a_folder_by_blocks_has_curves(made: Path, text: Path, tmp_path: Path) -> None:
+    given = ["--hf", made, "--data", text, "--keep-params", 0.7, *SMALL, "--walk", "blocks", "--quiet"]
+    assert prune(*given, "--html", tmp_path / "page.html", "-o", tmp_path / "out") == 0
+    assert "Curves and units are left out" not in (tmp_path / "page.html").read_text()

@@ -347,3 +347,20 @@ def test_checkpoints_of_another_state_are_refused(tmp_path: Path) -> None:
         restore(Classifier(), found)
     with pytest.raises(fk.ArtefactError, match="did not write"):
         restore(Classifier(), {"fairkern": [3], "state_dict": {}})
+
+
+def test_a_part_of_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"state_dict": Classifier().state_dict()}, tmp_path / "whole.ckpt")
+    written = (tmp_path / "whole.ckpt").read_bytes()
+    for length in (0, 7, len(written) // 2):
+        (tmp_path / "part.ckpt").write_bytes(written[:length])
+        with pytest.raises(fk.ArtefactError, match=r"part\.ckpt is no checkpoint that torch can read"):
+            restore(Classifier(), tmp_path / "part.ckpt")
+    with pytest.raises(FileNotFoundError):
+        restore(Classifier(), tmp_path / "none.ckpt")
+
+
+def test_an_epoch_that_never_comes_is_said() -> None:
+    prune = Prune(loss_fn, epoch=3, network="net", keep_params=0.5)
+    with pytest.warns(UserWarning, match=r"Prune has cut nothing: the run ended before epoch 3"):
+        prune.on_train_end(SimpleNamespace(), Classifier())

@@ -175,3 +175,23 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     with pytest.raises(fk.InputError, match="this SGD holds no parameter of the model"):
         cut_in_place(model, plan, [torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)])
     assert [p.shape for p in model.parameters()] == before
+
+
+def test_what_is_kept_of_all_parameters_in_a_row_starts_anew() -> None:
+    model = net()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        x, y = batch()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        return loss
+
+    before = float(optimizer.step(closure))
+    plan = fk.trace(model.eval(), batch()[0][:2]).plan(keep_params=0.5)
+    followed = cut_in_place(model, plan, [optimizer])
+    assert set(followed.anew) == {name for name, _ in model.named_parameters()}
+    first = float(optimizer.step(closure))
+    assert float(optimizer.step(closure)) < first
+    assert before > 0

@@ -31,12 +31,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     yield from _prepared(request, monkeypatch)
 
 
-@pytest.fixture(params=["reference", TRITON])
-def gpu_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Every backend of an operator without a native one."""
-    yield from _prepared(request, monkeypatch)
-
-
 @pytest.fixture(params=["reference", "native", CUDA, TRITON])
 def gather_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Every backend of the gather."""

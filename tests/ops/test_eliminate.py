@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.ops import View, eliminate
-from fairkern.ops.eliminate import native, reference
+from fairkern.ops.eliminate import blocked, native, reference
 from fairkern.ops.eliminate.config import fast_pays
 
 
@@ -45,6 +45,54 @@ def test_a_panel_of_all_units_is_exact(name: str) -> None:
     found = eliminate(CASES[name], panel=len(CASES[name][0].rows))
     assert found.order.tolist() == order.tolist()
     torch.testing.assert_close(found.error, added.cummax(0).values, rtol=1e-6, atol=1e-9)
+
+
+ALONE = [name for name, views in CASES.items() if all(v.rows.shape[1] == 1 for v in views)]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_small_matrices_are_eliminated_in_one_call(
+    name: str, extension: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order, added = defined(name)
+    monkeypatch.setattr(blocked, "eliminate", None)
+    found = eliminate(CASES[name])
+    assert found.order.tolist() == order.tolist()
+    torch.testing.assert_close(found.error, added.cummax(0).values, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [31, 96, 97, 130, 264])
+def test_one_call_gives_what_blocks_of_steps_give(n: int, extension: object) -> None:
+    """Of any width: blocks of 16 and 32 steps, whole tiles and what they leave."""
+    given = [view(n, torch.arange(3, n)[:, None], 20, samples=2 * n), view(n + 5, torch.arange(n - 3)[:, None], 21)]
+    given[1].covariance.diagonal().add_(0.1)
+    for most in (n - 3, n // 2, 0):
+        one, other = eliminate(given, most=most), eliminate(given, most=most, panel=64)
+        assert one.order.tolist() == other.order.tolist()
+        torch.testing.assert_close(one.error, other.error, rtol=1e-7, atol=1e-12)
+
+
+def test_one_call_gives_the_same_bits_on_every_instruction_set(extension: object) -> None:
+    given = view(130, torch.arange(130)[:, None], 12, samples=300)
+    found = []
+    for isa in range(1, ["baseline", "avx2", "avx512"].index(extension.build()["isa"]) + 2):  # type: ignore[attr-defined]
+        own = native.Small(given.covariance.clone(), given.output.clone(), given.rows)
+        found.append(native.whole([own], 130, 1e-5, isa=isa))
+    for order, added, _, failed in found:
+        assert failed is None
+        assert torch.equal(order, found[0][0])
+        assert torch.equal(added, found[0][1])
+
+
+@pytest.mark.parametrize("broken", ["a negative direction", "nan", "infinite"])
+def test_one_call_says_which_covariance_is_not_definite(broken: str, extension: object) -> None:
+    good, bad = (view(40, torch.arange(40)[:, None], seed) for seed in (1, 2))
+    if broken == "a negative direction":
+        bad.covariance[33, 33] = -1.0
+    else:
+        bad.covariance[35, 4] = float("nan" if broken == "nan" else "inf")
+    with pytest.raises(NonFiniteError, match="covariance 1 is not positive definite"):
+        eliminate([good, bad])
 
 
 @pytest.mark.parametrize("panel", [1, 4, 9, None])

@@ -6,6 +6,8 @@ import torch
 
 from fairkern.errors import BackendError, InputError
 from fairkern.ops import gram
+from fairkern.ops.gram import native
+from fairkern.ops.gram.packed import Packed
 from tests.tolerances import assert_close
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -32,7 +34,7 @@ def by_numpy(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_equals_numpy(shape, dtype, gpu_backend):
+def test_equals_numpy(shape, dtype, backend):
     size, dim = SHAPES[shape]
     x = torch.randn(size, generator=torch.Generator().manual_seed(0)).to(dtype)
     products, total = by_numpy(x, dim)
@@ -40,7 +42,7 @@ def test_equals_numpy(shape, dtype, gpu_backend):
     if x.ndim == 4:
         views.append(x.contiguous(memory_format=torch.channels_last))
     for view in views:
-        actual = gram(view, dim, backend=gpu_backend)
+        actual = gram(view, dim, backend=backend)
         assert actual.count == x.numel() // x.shape[dim]
         assert torch.equal(actual.gram, actual.gram.T)
         assert actual.gram.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -48,25 +50,25 @@ def test_equals_numpy(shape, dtype, gpu_backend):
         assert_close(actual.total, total, dtype, scale=actual.count**0.5)
 
 
-def test_expanded_input(gpu_backend):
-    actual = gram(torch.tensor([[1.0], [2.0]]).expand(2, 3), backend=gpu_backend)
+def test_expanded_input(backend):
+    actual = gram(torch.tensor([[1.0], [2.0]]).expand(2, 3), backend=backend)
     assert torch.equal(actual.gram, torch.full((3, 3), 5.0))
     assert torch.equal(actual.total, torch.full((3,), 3.0))
 
 
-def test_nan_reaches_its_row_and_column_and_no_other(gpu_backend):
+def test_nan_reaches_its_row_and_column_and_no_other(backend):
     x = torch.ones(40, 50)
     x[3, 7] = float("nan")
-    actual = gram(x, backend=gpu_backend)
+    actual = gram(x, backend=backend)
     expected = torch.zeros(50, 50, dtype=torch.bool)
     expected[7], expected[:, 7] = True, True
     assert torch.equal(actual.gram.isnan(), expected)
     assert actual.total.isnan().nonzero().flatten().tolist() == [7]
 
 
-def test_the_same_bits_twice(gpu_backend):
+def test_the_same_bits_twice(backend):
     x = torch.randn(500, 40, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(gram(x, backend=gpu_backend).gram, gram(x, backend=gpu_backend).gram)
+    assert torch.equal(gram(x, backend=backend).gram, gram(x, backend=backend).gram)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,38 @@ def test_bad_input_is_named(x, options, message):
         gram(x, **options)
 
 
-def test_there_is_no_native_backend():
-    with pytest.raises(BackendError, match="no native"):
-        gram(torch.zeros(2, 3), backend="native")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("units", [1, 15, 70, 150, 300])
+def test_same_bits_on_any_instruction_set_thread_count_and_layout(units, dtype, extension):
+    """Of whole numbers also exactly what they sum to, added to what was there, the upper triangle and nothing else."""
+    x = torch.randint(-8, 9, (3, units, 11, 10), generator=torch.Generator().manual_seed(0)).to(dtype)
+    flat = x.double().movedim(1, 0).reshape(units, -1)
+    before = torch.get_num_threads()
+    for values, exact in ((x, flat @ flat.T + 1), (x * 0.3, None)):
+        results = []
+        for isa in range(1, ["baseline", "avx2", "avx512"].index(extension.build()["isa"]) + 2):
+            for threads, layout in ((1, torch.contiguous_format), (3, torch.channels_last)):
+                half = Packed.of(torch.ones(units, units, dtype=torch.float64))
+                torch.set_num_threads(threads)
+                try:
+                    native.add(values.contiguous(memory_format=layout).movedim(1, 0), half.flat, isa=isa)
+                finally:
+                    torch.set_num_threads(before)
+                results.append(half.full())
+        assert all(torch.equal(result, results[0]) for result in results)
+        assert exact is None or torch.equal(results[0], exact)
+
+
+def test_native_sums_do_not_lose_what_many_vectors_add(extension):
+    """Float32 alone would stop at 2²⁴."""
+    x = torch.ones(1 << 22, 3) * torch.tensor([3.0, 1.0, 0.0])
+    assert gram(x, backend="native").gram.tolist() == [
+        [9 * 2.0**22, 3 * 2.0**22, 0],
+        [3 * 2.0**22, 2.0**22, 0],
+        [0] * 3,
+    ]
+
+
+def test_native_is_refused_off_the_cpu():
+    with pytest.raises(BackendError, match="meta"):
+        gram(torch.zeros(2, 3, device="meta"), backend="native")

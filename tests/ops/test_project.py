@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -154,7 +157,7 @@ def test_same_bits_on_any_instruction_set_thread_count_and_batch(layout, dtype, 
     whole = torch.empty(5, 37, 70, dtype=onto.dtype)
     native.project(x, onto, None, whole)
     before = torch.get_num_threads()
-    for isa in range(1, ["baseline", "avx2", "avx512"].index(extension.build()["isa"]) + 2):
+    for isa in instruction_sets(extension):
         for threads in (1, 3):
             torch.set_num_threads(threads)
             try:
@@ -165,6 +168,63 @@ def test_same_bits_on_any_instruction_set_thread_count_and_batch(layout, dtype, 
     for rows in (torch.tensor([3]), torch.tensor([1, 4, 0])):
         assert torch.equal(project(x, onto, rows=rows, backend="native"), whole[rows])
         assert torch.equal(project(x[rows][:, :3], onto, backend="native"), whole[rows][:, :3])
+
+
+def instruction_sets(extension) -> range:
+    return range(1, ["baseline", "avx2", "avx512"].index(extension.build()["isa"]) + 2)
+
+
+def rounded(value: Fraction) -> float:
+    """The float32 next to it, to even where two are; no overflow."""
+    if not value:
+        return 0.0
+    exponent = max(math.frexp(float(value))[1] - 24, -149)
+    return float(np.ldexp(float(round(value / Fraction(2) ** exponent)), exponent))
+
+
+@pytest.mark.parametrize(
+    ("x", "onto"),
+    [
+        ([1 + 2**-11, 1 + 2**-12], [-1.0, 1 + 2**-12]),  # two roundings: 0
+        ([1 + 2**-23, 2**-24 + 2**-47], [1.0, 1 - 2**-23]),  # by way of double: half-way, and then up
+        ([2**-60 + 2**-83, 2**-127], [2**-80 - 2**-103, 1 + 2**-22]),  # where floats have fewer digits
+        ([2**-75 + 2**-98, 2**-75], [2**-75 + 2**-98, -(2.0**-75)]),  # next to nothing
+        ([3e38, -3e38, 1.0], [1.0, 1.0, 2**-30]),
+    ],
+)
+def test_a_product_and_its_addition_are_rounded_once(x, onto, extension):
+    """By fractions; and in every place of a block of rows and directions, on every instruction set."""
+    values, along = torch.tensor(x), torch.tensor(onto)
+    expected = 0.0
+    for a, b in zip(values.tolist(), along.tolist(), strict=True):
+        expected = rounded(Fraction(a) * Fraction(b) + Fraction(expected))
+    for isa in instruction_sets(extension):
+        for layout in (values.expand(2, 19, -1).contiguous(), values.view(1, -1, 1).expand(2, -1, 19).mT):
+            out = native.project(layout, along.unsqueeze(1).expand(-1, 83), None, torch.empty(2, 19, 83), isa=isa)
+            assert out.unique().tolist() == [expected]
+
+
+def test_rounded_once_in_float64(extension):
+    x = torch.tensor([1 + 2**-25, 1 + 2**-26], dtype=torch.float64).expand(1, 3, 2)
+    onto = torch.tensor([-1.0, 1 + 2**-26], dtype=torch.float64).unsqueeze(1).expand(2, 9)
+    for isa in instruction_sets(extension):
+        made = native.project(x, onto, None, torch.empty(1, 3, 9, dtype=torch.float64), isa=isa)
+        assert made.unique().tolist() == [2.0**-52]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-74, 2.0**70])
+def test_the_same_bits_of_numbers_of_all_sizes(scale, extension):
+    """Exponents far apart, products around the smallest and the largest floats, zeros, infinities and NaN."""
+    generator = torch.Generator().manual_seed(0)
+    x, onto = (torch.randn(size, generator=generator) for size in ((3, 17, 40), (40, 33)))
+    x = x * scale * 2.0 ** torch.randint(-12, 12, x.shape, generator=generator)
+    onto = onto * scale * 2.0 ** torch.randint(-12, 12, onto.shape, generator=generator)
+    x.view(-1)[::7] = 0.0
+    x[1, 3, 2], x[1, 4, 2] = float("inf"), float("nan")
+    made = [native.project(x, onto, None, torch.empty(3, 17, 33), isa=isa) for isa in instruction_sets(extension)]
+    for other in made[1:]:
+        assert torch.equal(other.isnan(), made[0].isnan())
+        assert torch.equal(other.nan_to_num(), made[0].nan_to_num())
 
 
 def test_native_is_refused_off_the_cpu():

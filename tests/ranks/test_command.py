@@ -64,8 +64,8 @@ def test_an_error_of_one_ends_all(processes: Processes, tmp_path: Path) -> None:
     command = ["score", "given:model", "given:spoilt", "given:loss", "--out", "scores.safetensors"]
     first, failed, last = processes.run(cases.commanded, str(tmp_path), command)
     assert (failed.kind, failed.message) == ("OSError", "the disk is gone")  # with its traceback
-    for code, said in (first, last):
-        assert (code, said) == (2, "fairkern: error: rank 1: stopped with OSError: the disk is gone\n")
+    assert first == (2, "fairkern: error: rank 1: stopped with OSError: the disk is gone\n")
+    assert last == (2, "")  # one process speaks for the others
     assert not (tmp_path / "scores.safetensors").exists()
 
 
@@ -80,6 +80,16 @@ def test_a_full_disk_of_the_one_that_writes_ends_all(processes: Processes, tmp_p
 
 
 def test_what_one_process_does_is_refused(processes: Processes, tmp_path: Path) -> None:
-    for code, said in processes.run(cases.commanded, str(tmp_path), ["info"]):
-        assert code == 2
-        assert said == "fairkern: error: fairkern info is done by one process: start it without torchrun\n"
+    codes, said = zip(*processes.run(cases.commanded, str(tmp_path), ["info"]), strict=True)
+    assert codes == (2, 2, 2)
+    once = "fairkern: error: fairkern info is done by one process: start it without torchrun\n"
+    assert sorted(said) == ["", "", once]  # though it comes to all of them
+
+
+def test_what_all_refuse_is_said_once(processes: Processes, tmp_path: Path) -> None:
+    (tmp_path / "given.py").write_text(GIVEN)
+    command = ["prune", "given:modle", "given:loader", "given:loss", "--keep-params", "0.5", "-o", "small"]
+    codes, said = zip(*processes.run(cases.commanded, str(tmp_path), command), strict=True)
+    assert codes == (2, 2, 2)
+    assert len([line for line in said if line]) == 1
+    assert "did you mean model?" in "".join(said)

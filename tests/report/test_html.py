@@ -377,6 +377,28 @@ def test_a_report_of_prune_as_a_page(tmp_path: Path) -> None:
     assert any(title.text.startswith("2 Linear, neuron 5: U ") for title in tree.all("title"))
 
 
+def test_groups_of_one_kind_are_told_apart() -> None:
+    scores = scored(12)
+    report = reported(scores)
+    shades = re.findall(r"color-mix\(in oklab,var\(--b\) (\d+)%", page(report, report.plan, scores))
+    assert len(set(shades)) == 12
+    assert (shades[0], shades[-1]) == ("0", "100")
+    kinds = scored(12, kinds=3)
+    assert "color-mix(in oklab,var(--b)" not in page(reported(kinds), reported(kinds).plan, kinds)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"], ids=["nan", "inf", "surrogate"])
+def test_what_no_file_can_say_no_page_says(value: Any, tmp_path: Path) -> None:
+    report = reported(scored())
+    for made in (
+        replace(report, after={**report.after, "loss": value}),
+        replace(report, choices={**report.choices, "note": value}),
+    ):
+        with pytest.raises(fk.InputError, match=r"report.*(loss|note)"):
+            made.save_html(tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
 def test_ticks_are_told_apart() -> None:
     scale = linear(2.5540, 2.5541, "loss", "{:.3f}".format)
     assert len({said for _, said in scale.ticks}) == len(scale.ticks) >= 4

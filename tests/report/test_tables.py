@@ -229,3 +229,16 @@ def test_titles_are_one_line_and_what_is_empty_is_left_out():
 )  # fmt: skip
 def test_quantity(value, text):
     assert quantity(value) == text
+
+
+def test_times_in_rows_have_their_unit() -> None:
+    rows = (
+        {"method": "tod", "budget": 0.5, "params": 12_345, "latency_ms": 1.23456, "accuracy": 93.5, "seconds": 0.25},
+    )
+    text = render(
+        report_table(Report("Net", {"accuracy": 93.5}, {}, (), {}, {"request": {"tod": 0.1}}, {}, curve=rows))
+    )
+    assert "1.23 ms" in text
+    assert "latency ms" not in text
+    assert "9350" not in text  # it is in per cent already
+    assert "asked for and chosen" in text

@@ -67,8 +67,15 @@ def test_many_budgets_take_several_tables() -> None:
 def test_a_frame_has_the_rows() -> None:
     pytest.importorskip("pandas")
     frame = sweep((0, 1)).to_pandas()
-    assert list(frame) == ["method", "seed", "budget", "by", "params", "flops", "accuracy", "loss", "seconds"]
-    assert frame.to_dict("records") == list(sweep((0, 1)).rows)
+    columns = ["method", "seed", "budget", "by", "kept", "params", "flops", "accuracy", "loss", "seconds"]
+    assert list(frame) == columns
+    assert frame["seed"].dtype == "int64"
+    mine = frame[frame["method"] != "whole model"]
+    assert mine.drop(columns="kept").to_dict("records") == list(sweep((0, 1)).rows)
+    assert (mine["kept"] * 1000 == mine["params"]).all()
+    whole = frame[frame["method"] == "whole model"].to_dict("records")
+    assert [(row["seed"], row["kept"], row["budget"]) for row in whole] == [(0, 1.0, 1.0), (1, 1.0, 1.0)]
+    assert {name: whole[0][name] for name in sweep().before} == sweep().before
     pivoted = frame.pivot_table(index="method", columns="budget", values="accuracy")
     assert pivoted.loc["tod", 0.5] == pytest.approx(0.455)
 
@@ -77,14 +84,26 @@ def test_a_file_has_the_rows_to_the_last_digit(tmp_path: Path) -> None:
     sweep().to_csv(tmp_path / "sweep.csv")
     with open(tmp_path / "sweep.csv", newline="", encoding="utf-8") as file:
         back = list(csv.DictReader(file))
-    assert len(back) == len(sweep().rows)
-    for row, given in zip(back, sweep().rows, strict=True):
+    assert (back[0]["method"], float(back[0]["kept"]), float(back[0]["accuracy"])) == ("whole model", 1.0, 0.9)
+    assert len(back) == 1 + len(sweep().rows)
+    for row, given in zip(back[1:], sweep().rows, strict=True):
+        assert float(row.pop("kept")) == given["params"] / 1000
         assert row.keys() == given.keys()
         assert all(type(given[name])(text) == given[name] for name, text in row.items())
     with pytest.raises(fk.InputError, match="path is empty"):
         sweep().to_csv("")
-    with pytest.raises(FileNotFoundError):
-        sweep().to_csv(tmp_path / "none" / "sweep.csv")
+    sweep().to_csv(tmp_path / "new" / "sweep.csv")
+    assert (tmp_path / "new" / "sweep.csv").read_bytes() == (tmp_path / "sweep.csv").read_bytes()
+
+
+def test_no_cell_of_a_file_is_a_formula(tmp_path: Path) -> None:
+    rows = tuple({**row, "method": "=1+1", "-loss": row["loss"]} for row in sweep().rows)
+    fk.Sweep("Net", "keep_params", rows, {**sweep().before, "-loss": -0.5}, "none").to_csv(tmp_path / "sweep.csv")
+    with open(tmp_path / "sweep.csv", newline="", encoding="utf-8") as file:
+        names, whole, *back = list(csv.reader(file))
+    assert "'-loss" in names
+    assert {row[0] for row in back} == {"'=1+1"}
+    assert whole[names.index("'-loss")] == "-0.5"  # a number stays one
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
@@ -117,8 +136,9 @@ def test_the_picture_says_what_the_rows_say() -> None:
 
 def test_pictures_that_cannot_be_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    with pytest.raises(fk.InputError, match=r"expected one of .*png"):
-        sweep().picture(tmp_path / "sweep.xls")
+    for ending in ("xls", "gif", "jpg"):
+        with pytest.raises(fk.InputError, match=rf"ends in \.{ending}; expected one of png, svg, pdf"):
+            sweep().picture(tmp_path / f"sweep.{ending}")
     with pytest.raises(fk.InputError, match="no rows with a measure"):
         fk.Sweep("Net", "keep_params", (), {"params": 1}, "none").picture(tmp_path / "sweep.png")
     assert not list(tmp_path.iterdir())

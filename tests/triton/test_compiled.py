@@ -14,12 +14,14 @@ pytest.importorskip("triton")
 from bench import triton_compiled
 from bench.triton_compiled import TARGETS, Launch, compile_for
 from fairkern import env
+from fairkern.ops import _tuned
 from fairkern.ops.wasserstein.generated import __main__ as generator
 
 if env.triton_interpreted():
     pytest.skip("TRITON_INTERPRET=1: kernels are not compiled", allow_module_level=True)
 
 LAUNCHES = triton_compiled.launches()
+TUNED = triton_compiled.tuned_launches()
 ONCE = list({launch.kernel.__name__: launch for launch in reversed(LAUNCHES)}.values())
 
 
@@ -35,9 +37,32 @@ def test_no_configuration_spills_on_any_target(launch: Launch, target: str) -> N
     assert compile_for(launch, target).spill_bytes == 0
 
 
+@pytest.mark.targets
+@pytest.mark.parametrize(("target", "launch"), TUNED, ids=lambda part: part.name if isinstance(part, Launch) else part)
+def test_no_tuned_setting_spills_where_it_is_used(target: str, launch: Launch) -> None:
+    assert compile_for(launch, target).spill_bytes == 0
+
+
+def test_a_table_reaches_the_machine_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {
+        "gather": {"1024 elements": {"elements": 512, "warps": 2}},
+        "gram": {"many channels": {"positions": 16}},
+    }
+    monkeypatch.setattr(_tuned, "table", lambda: {"sm_90": {"made": {}, "settings": settings}})
+    found = triton_compiled.tuned_launches()
+    assert {(target, launch.kernel.__name__) for target, launch in found} == {
+        ("sm_90", "_gather_kernel"),
+        ("sm_90", "_gram_partial_kernel"),
+    }
+    gathers = [launch for _, launch in found if launch.kernel.__name__ == "_gather_kernel"]
+    assert {(launch.constants["ELEMENTS"], launch.warps) for launch in gathers} == {(512, 2)}
+    assert compile_for(gathers[0], "sm_90").spill_bytes == 0
+
+
 def test_the_committed_results_are_of_these_kernels() -> None:
     rows = json.loads(triton_compiled.RESULTS.read_text())["rows"]
     expected = {(launch.case, launch.kernel.__name__, target) for launch in LAUNCHES for target in TARGETS}
+    expected |= {(launch.case, launch.kernel.__name__, target) for target, launch in TUNED}
     assert {(row["case"], row["kernel"], row["target"]) for row in rows} == expected
     assert all(row["spill_bytes"] == 0 for row in rows)
 

@@ -70,13 +70,7 @@ FAIRKERN_KERNEL void block_of_rows(const ProjectArgs& args, const ProjectBlocks&
         const T* values[kProjectRows];
         const std::int64_t together = std::min<std::int64_t>(kProjectRows, count - r);
         for (std::int64_t i = 0; i < together; ++i) values[i] = heads[r + i] + d * step;
-        const T* along = panel + d * width;
-        switch (together) {
-          case 1: project_vectors<T, 1>(values, step, depth, along, width, vectors, target); break;
-          case 2: project_vectors<T, 2>(values, step, depth, along, width, vectors, target); break;
-          case 3: project_vectors<T, 3>(values, step, depth, along, width, vectors, target); break;
-          default: project_vectors<T, 4>(values, step, depth, along, width, vectors, target); break;
-        }
+        project_some<T>(together, values, step, depth, panel + d * width, width, vectors, target);
       }
     }
   }

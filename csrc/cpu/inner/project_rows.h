@@ -19,8 +19,8 @@ struct Target {
 };
 
 // target[v][r][lane] = Σ_d values[r][d·step] · directions[d][v][lane], summed in the order of d with one rounding for
-// each product and each sum, so that all instruction sets agree. `padded`: elements from a position's directions to
-// the next's.
+// each product and its addition, whole tiles and what is left of them alike: a sum depends on its row alone, and all
+// instruction sets agree. `padded`: elements from a position's directions to the next's.
 template <class T, int Rows, int Vectors>
 FAIRKERN_KERNEL_INLINE void project_block(const T* const* values, std::int64_t step, std::int64_t positions,
                                           const T* directions, std::int64_t padded, const Target<T>& target) {
@@ -36,7 +36,7 @@ FAIRKERN_KERNEL_INLINE void project_block(const T* const* values, std::int64_t s
       const T* along = directions + d * padded + lane;
       for (int v = 0; v < Vectors; ++v) {
         const V direction = load<V>(along + v * L);
-        for (int r = 0; r < Rows; ++r) total[r][v] += direction * values[r][d * step];
+        for (int r = 0; r < Rows; ++r) total[r][v] = fused(values[r][d * step] - V{}, direction, total[r][v]);
       }
     }
     for (int v = 0; v < Vectors; ++v)
@@ -49,13 +49,30 @@ FAIRKERN_KERNEL_INLINE void project_vectors(const T* const* values, std::int64_t
                                             const T* directions, std::int64_t padded, std::int64_t vectors,
                                             const Target<T>& target) {
   constexpr int L = lanes_of<T>();
-  constexpr int kVectors = kWidth == kLineBytes ? 4 : 1;  // as many sums as the registers of the set hold
+  constexpr int kVectors = kWidth == kLineBytes ? 4 : kWidth == 32 ? 2 : 1;  // as many sums as the registers of the set hold
   Target<T> part = target;
   std::int64_t v = 0;
   for (; v + kVectors <= vectors; v += kVectors, part.at += kVectors * target.vector)
     project_block<T, Rows, kVectors>(values, step, positions, directions + v * L, padded, part);
+  if (kVectors > 2 && v + 2 <= vectors) {
+    project_block<T, Rows, 2>(values, step, positions, directions + v * L, padded, part);
+    v += 2, part.at += 2 * target.vector;
+  }
   for (; v < vectors; ++v, part.at += target.vector)
     project_block<T, Rows, 1>(values, step, positions, directions + v * L, padded, part);
+}
+
+// As many rows as there are, at most kProjectRows.
+template <class T>
+FAIRKERN_KERNEL_INLINE void project_some(std::int64_t rows, const T* const* values, std::int64_t step,
+                                         std::int64_t positions, const T* directions, std::int64_t padded,
+                                         std::int64_t vectors, const Target<T>& target) {
+  switch (rows) {
+    case 1: project_vectors<T, 1>(values, step, positions, directions, padded, vectors, target); break;
+    case 2: project_vectors<T, 2>(values, step, positions, directions, padded, vectors, target); break;
+    case 3: project_vectors<T, 3>(values, step, positions, directions, padded, vectors, target); break;
+    default: project_vectors<T, 4>(values, step, positions, directions, padded, vectors, target); break;
+  }
 }
 
 // The samples `rows[0 … count)` of a unit whose position (row, d) is at unit[row·stride_n + d·stride_d]; `target` is

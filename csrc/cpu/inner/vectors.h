@@ -9,6 +9,14 @@
 #include <type_traits>
 
 #include "cpu/floats.h"
+#include "cpu/fused.h"
+#include "cpu/isa.h"
+
+#if FAIRKERN_X86
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #define FAIRKERN_KERNEL FAIRKERN_TARGET
 #define FAIRKERN_KERNEL_INLINE inline __attribute__((always_inline)) FAIRKERN_TARGET
@@ -63,6 +71,33 @@ FAIRKERN_KERNEL_INLINE V opaque(V value) {
   __asm__("" : "+v"(value));
 #endif
   return value;
+}
+
+// a · b + c, rounded once on every instruction set: the one product whose sums may depend on nothing else.
+FAIRKERN_KERNEL_INLINE VectorOf<float> fused(VectorOf<float> a, VectorOf<float> b, VectorOf<float> c) {
+#if FAIRKERN_X86 && FAIRKERN_WIDTH == 64
+  return reinterpret_cast<VectorOf<float>>(_mm512_fmadd_ps(a, b, c));
+#elif FAIRKERN_X86 && FAIRKERN_WIDTH == 32
+  return reinterpret_cast<VectorOf<float>>(_mm256_fmadd_ps(a, b, c));
+#elif defined(__aarch64__)
+  return reinterpret_cast<VectorOf<float>>(vfmaq_f32(c, a, b));
+#else
+  for (int lane = 0; lane < width_of<float>(); ++lane) c[lane] = fused_one(a[lane], b[lane], c[lane]);
+  return c;
+#endif
+}
+
+FAIRKERN_KERNEL_INLINE VectorOf<double> fused(VectorOf<double> a, VectorOf<double> b, VectorOf<double> c) {
+#if FAIRKERN_X86 && FAIRKERN_WIDTH == 64
+  return reinterpret_cast<VectorOf<double>>(_mm512_fmadd_pd(a, b, c));
+#elif FAIRKERN_X86 && FAIRKERN_WIDTH == 32
+  return reinterpret_cast<VectorOf<double>>(_mm256_fmadd_pd(a, b, c));
+#elif defined(__aarch64__)
+  return reinterpret_cast<VectorOf<double>>(vfmaq_f64(c, a, b));
+#else
+  for (int lane = 0; lane < width_of<double>(); ++lane) c[lane] = fused_one(a[lane], b[lane], c[lane]);
+  return c;
+#endif
 }
 
 // `low` and `high` become the lower and the higher lanes of both; equal ones (0 and -0) stay where they are. Two

@@ -49,6 +49,10 @@ def broadcast(call: Call, tracks: list[Track], ndim: int) -> list[Dim]:
     "copy_",
     "max.other",
     "min.other",
+    "leaky_relu",  # this and what follows have the tag in newer versions of torch alone
+    "leaky_relu_",
+    "ldexp.Tensor",
+    "ldexp_",
 )
 def pointwise(call: Call) -> list[Track]:
     dims = broadcast(call, [call.track(t) for t in call.tensors], len(call.sizes))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fairkern.errors import InputError, NonFiniteError
 from fairkern.ops import _check
-from fairkern.ops.eliminate import blocked, halves
-from fairkern.ops.eliminate.config import PANEL, fast_pays
+from fairkern.ops.eliminate import blocked, halves, small
+from fairkern.ops.eliminate.config import PANEL, SMALL, fast_pays
 from fairkern.options import flag, function, instance, iterable, whole
 
 __all__ = ["Elimination", "View", "eliminate"]
@@ -80,21 +80,26 @@ def eliminate(
     """
     views = _checked(views)
     units = len(views[0].rows)
-    panel = PANEL if panel is None else whole("panel", panel, 1)
+    free, panel = panel is None, PANEL if panel is None else whole("panel", panel, 1)
     most = units if most is None else min(units, whole("most", most, 0))
     if told is not None:
         function("told", told, "a function of a share between 0 and 1")
     positions, device = max(len(view.covariance) for view in views), views[0].rows.device
     single = fast_pays(positions, device) if fast is None else flag("fast", fast)
     own = _itself if flag("overwrite", overwrite) else torch.clone
-    variances = [view.covariance.diagonal().clone() for view in views]
-    inverses = [own(view.covariance.contiguous()) for view in views]
-    for i, inverse in enumerate(inverses):
-        if not halves.invert(inverse):
-            raise NonFiniteError(f"covariance {i} is not positive definite; add a ridge to its diagonal")
-    outputs = [own(view.output.contiguous()) for view in views]
     rows = [view.rows.contiguous() for view in views]
-    order, error = blocked.eliminate(inverses, outputs, variances, rows, panel, most, single, told or _silent)
+    covariances, outputs = (
+        [own(m.contiguous()) for m in given] for given in ([v.covariance for v in views], [v.output for v in views])
+    )
+    if free and not single and positions <= SMALL and units and small.runs(rows):
+        order, error = small.eliminate(covariances, outputs, rows, most)
+        (told or _silent)(1.0)
+    else:
+        variances = [covariance.diagonal().clone() for covariance in covariances]
+        for i, covariance in enumerate(covariances):
+            if not halves.invert(covariance):
+                raise NonFiniteError(f"covariance {i} is not positive definite; add a ridge to its diagonal")
+        order, error = blocked.eliminate(covariances, outputs, variances, rows, panel, most, single, told or _silent)
     return Elimination(order, error.clamp_min(0).cummax(0).values)
 
 

@@ -87,7 +87,7 @@ def gather(weight: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
     width = _width(weight, result, trailing, [*here, *([column] if column else [])], size)
     arguments = _arguments(weight, result, (here[0], here[1]), column, trailing, size, width)
     length = (column.length if column else 1) * trailing.length * size // width
-    chosen = block(length)
+    chosen = block(length, weight.device)
     row_blocks = -(-length // chosen.elements)
     arguments |= {"row_blocks": row_blocks, "LONG": length + chosen.elements >= 2**31, "ELEMENTS": chosen.elements}
     programs = here[0].length * here[1].length * row_blocks

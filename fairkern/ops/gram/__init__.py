@@ -9,7 +9,7 @@ from torch import Tensor
 from fairkern.errors import InputError
 from fairkern.ops import _check, _triton
 from fairkern.ops._registry import Backend, resolve
-from fairkern.ops.gram import reference
+from fairkern.ops.gram import native, reference
 
 __all__ = ["Gram", "gram"]
 
@@ -28,16 +28,18 @@ def gram(x: Tensor, dim: int = 1, *, backend: str = "auto") -> Gram:
     Args:
         x: any shape and strides; float32, float64, bfloat16 or float16.
         dim: the dimension of the units.
-        backend: "auto", "triton" or "reference".
+        backend: "auto", "native", "triton" or "reference".
 
     Returns:
         `Gram`: [C, C], exactly symmetric, [C], and the number of vectors; float32, or float64 for float64 input.
-        Products and sums are in that dtype: half-precision products are exact in it. NaN and Inf pass through.
+        Products and sums are in that dtype: half-precision products are exact in it; native sums are in float64
+        beyond 256 vectors. NaN and Inf pass through.
 
     Raises:
         InputError: shapes, dtypes or dimension that cannot be used. BackendError: the backend cannot run here.
 
-    Cost: C²·count multiply-adds (Triton: of the upper triangle of tiles), x read once per row of tiles.
+    Cost: C²·count multiply-adds (native, Triton: of the upper triangle of tiles); native reads x once, where it lies,
+    Triton once per row of tiles.
 
     Example:
         >>> import torch
@@ -50,8 +52,18 @@ def gram(x: Tensor, dim: int = 1, *, backend: str = "auto") -> Gram:
     if x.numel() == 0:
         raise InputError(f"x has shape {tuple(x.shape)}; expected a tensor with elements")
     count = x.numel() // x.shape[dim]
-    if resolve("gram", backend, x.device, {Backend.TRITON: _triton.unsupported(x.dtype)}) is Backend.TRITON:
+    wide = _check.accumulator(x.dtype)
+    chosen = resolve("gram", backend, x.device, {Backend.TRITON: _triton.unsupported(x.dtype)})
+    if chosen is Backend.NATIVE:
+        from fairkern.ops.gram.packed import Packed
+
+        vectors, half = x.movedim(dim, 0), Packed.zeros(x.shape[dim], x.device)
+        native.add(vectors, half.flat)
+        others = [d for d in range(x.ndim) if d != dim]
+        total = x.sum(others, dtype=wide) if others else x.to(wide, copy=True)
+        return Gram(half.full().to(wide), total, count)
+    if chosen is Backend.TRITON:
         from fairkern.ops.gram import triton_kernel
 
         return Gram(*triton_kernel.gram(x, dim), count)
-    return Gram(*reference.gram(x.to(_check.accumulator(x.dtype)), dim), count)
+    return Gram(*reference.gram(x.to(wide), dim), count)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from fairkern.ops import _tuned
+
 PROGRAMS = 512  # about as many as keep a large GPU busy: vectors are split until there are so many
 BLOCKS = 8  # position blocks that a program takes at least
 
@@ -17,8 +21,12 @@ class Tile:
     warps: int
 
 
-def tile(channels: int) -> Tile:
-    return Tile(64, 32, 8) if channels > 32 else Tile(32, 32, 4)
+TILES = {"few channels": Tile(32, 32, 4), "many channels": Tile(64, 32, 8)}
+
+
+def tile(channels: int, device: torch.device) -> Tile:
+    situation = "many channels" if channels > 32 else "few channels"
+    return _tuned.chosen("gram", situation, device, TILES[situation])
 
 
 def splits(tiles: int, blocks: int) -> int:

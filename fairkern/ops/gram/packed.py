@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairkern.ops import _triton
 from fairkern.ops._registry import Backend, resolve
-from fairkern.ops.gram import gram
+from fairkern.ops.gram import native
 from fairkern.ops.gram.reference import ROWS
 from fairkern.surroundings import uncast
 
@@ -73,15 +73,22 @@ class Packed:
 
     @uncast
     def add_gram(self, x: Tensor, fits: Tensor | None = None) -> None:
-        """Add `Σ a aᵀ` over all dimensions of `x` but the first, that of the units; products and their sums are in its
-        dtype, float32 or float64. `fits`, bool []: whether they are added at all, without looking at it here.
+        """Add `Σ a aᵀ` over all dimensions of `x` but the first, that of the units; products are summed in its dtype,
+        float32 or float64. `fits`, bool []: whether they are added at all, without looking at it on another device.
 
-        Cost: as `gram`. Memory: a block of rows; where Triton runs, a float32 matrix [n, n].
+        Cost: as `gram`. Memory: 4 MB or 256 vectors, whichever is more, with the extension; without, a block of rows;
+        where Triton runs, a float32 matrix [n, n].
         """
-        unsupported = {Backend.TRITON: _triton.unsupported(x.dtype)}
+        chosen = resolve("gram", "auto", x.device, {Backend.TRITON: _triton.unsupported(x.dtype)})
+        if chosen is Backend.NATIVE:
+            if fits is None or bool(fits):
+                native.add(x, self.flat)
+            return
         whole, vectors = None, x
-        if resolve("gram", "auto", x.device, unsupported) is Backend.TRITON:
-            whole = gram(x, 0, backend="triton").gram
+        if chosen is Backend.TRITON:
+            from fairkern.ops.gram import triton_kernel
+
+            whole = triton_kernel.gram(x, 0)[0]
         else:
             vectors = x.reshape(len(x), -1)
         for first, block in self.blocks():

@@ -103,7 +103,7 @@ def gram(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         loops = merged(x, others)
     (outer, stride_outer), (positions, stride_p) = padded(loops, 2)
     channels = x.shape[dim]
-    chosen = tile(channels)
+    chosen = tile(channels, x.device)
     side = -(-channels // chosen.channels)
     tiles = torch.triu_indices(side, side, device=x.device)
     position_blocks = -(-positions // chosen.positions)

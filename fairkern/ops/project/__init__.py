@@ -37,7 +37,8 @@ def project(
 
     Returns:
         [R or N, C, P], `out` if given; float32, or float64 for float64 `x`. Products and sums are in that dtype.
-        Native: the same bits for a sample whatever else is in the batch, and on any number of threads.
+        Native: every product and its addition rounded once, in the order of the positions: the same bits for a sample
+        whatever else is in the batch, on any number of threads and any instruction set.
 
     Raises:
         InputError: shapes, dtypes or devices that do not fit. BackendError: the backend cannot run here.

@@ -71,7 +71,7 @@ def project(x: Tensor, directions: Tensor, rows: Tensor | None, out: Tensor) -> 
         loops, rows = merged(x, range(2, x.ndim)), None
     positions, stride_d = loops[0] if loops else (directions.shape[0], 1)
     taken, channels, projections = out.shape
-    chosen = tile(channels, projections)
+    chosen = tile(channels, projections, x.device)
     channel_blocks, projection_blocks = -(-channels // chosen.channels), -(-projections // chosen.directions)
     arguments = {
         "out": out,

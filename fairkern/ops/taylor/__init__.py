@@ -210,12 +210,13 @@ def _sums(job: _Job, scale: float, which: Backend) -> TaylorSums:
 
 def _check_out(out: TaylorSums, act: Tensor, dim: int) -> None:
     instance("out", out, TaylorSums, "TaylorSums, as from TaylorSums.zeros(channels)")
-    for name, total in zip(("signed", "per_sample", "activation"), out.fields, strict=True):
-        _check.tensor(f"out.{name}", total)
-        fits = total.dtype in (torch.float64, _check.accumulator(act.dtype)) and total.dtype == out.signed.dtype
-        if not fits or total.shape != (act.shape[dim],) or not total.is_contiguous() or total.device != act.device:
+    expected, dtypes = (act.shape[dim],), (torch.float64, _check.accumulator(act.dtype))
+    for name, total in zip(("out.signed", "out.per_sample", "out.activation"), out.fields, strict=True):
+        _check.tensor(name, total)
+        fits = total.dtype in dtypes and total.dtype == out.signed.dtype
+        if not fits or total.shape != expected or not total.is_contiguous() or total.device != act.device:
             raise InputError(
-                f"out.{name} is {total.dtype} {tuple(total.shape)} on {total.device}; expected contiguous "
+                f"{name} is {total.dtype} {tuple(total.shape)} on {total.device}; expected contiguous "
                 f"({act.shape[dim]},) on {act.device}, all three float64 or all {_check.accumulator(act.dtype)}"
             )
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from fairkern.ops import _tuned
+
 WORK = 1 << 14  # elements of each tensor that one program reads, about
-WARPS = 4
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,7 @@ class Tile:
 
     channels: int
     positions: int
+    warps: int = 4
 
 
 SUM_TILE = Tile(channels=32, positions=32)  # second stage: rows of partial sums for positions
@@ -29,13 +33,19 @@ class Split:
     splits: int
 
 
-def tile(positions: int, channels_innermost: bool) -> Tile:
+TILES = {
+    "channels innermost": Tile(channels=128, positions=8),
+    "few positions": Tile(channels=32, positions=32),
+    "some positions": Tile(channels=8, positions=128),
+    "many positions": Tile(channels=1, positions=1024),
+}
+
+
+def tile(positions: int, channels_innermost: bool, device: torch.device) -> Tile:
     """`positions` is the innermost run of them (the samples where there is one position per sample)."""
-    if channels_innermost:
-        return Tile(channels=128, positions=8)
-    if positions <= 32:
-        return Tile(channels=32, positions=32)
-    return Tile(channels=8, positions=128) if positions <= 512 else Tile(channels=1, positions=1024)
+    situation = "few positions" if positions <= 32 else "some positions" if positions <= 512 else "many positions"
+    situation = "channels innermost" if channels_innermost else situation
+    return _tuned.chosen("taylor", situation, device, TILES[situation])
 
 
 def split(samples: int, position_blocks: int, chosen: Tile) -> Split:

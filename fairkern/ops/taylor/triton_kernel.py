@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fairkern.ops import _triton
 from fairkern.ops._strides import innermost, merged, padded
-from fairkern.ops.taylor.config import SUM_TILE, WARPS, Split, Tile, split, tile
+from fairkern.ops.taylor.config import SUM_TILE, Split, Tile, split, tile
 
 _ELEMENTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 _SUMS = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -256,7 +256,7 @@ class _Layer:
 
     @property
     def tile(self) -> Tile:
-        return tile(self.positions, self.channels_innermost)
+        return tile(self.positions, self.channels_innermost, self.act.device)
 
     @property
     def split(self) -> Split:
@@ -374,7 +374,7 @@ def _launch(layers: Sequence[_Layer], outs: Sequence[Sums | None], scale: float)
         "CHANNELS": chosen.channels,
         "POSITIONS": chosen.positions,
     }
-    _triton.launch(_taylor_partial_kernel, programs, device, {**shared, **first}, WARPS)
+    _triton.launch(_taylor_partial_kernel, programs, device, {**shared, **first}, chosen.warps)
     second = {
         "scale": float(scale),
         "SUM": _SUMS[totals[0][0].dtype],
@@ -382,5 +382,5 @@ def _launch(layers: Sequence[_Layer], outs: Sequence[Sums | None], scale: float)
         "CHANNELS": SUM_TILE.channels,
         "ROWS": SUM_TILE.positions,
     }
-    _triton.launch(_taylor_total_kernel, sum_programs, device, {**shared, **second}, WARPS)
+    _triton.launch(_taylor_total_kernel, sum_programs, device, {**shared, **second}, SUM_TILE.warps)
     return totals

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from fairkern.ops import _tuned
+
 NETWORKS = (4, 8, 16, 32, 64)  # samples per class that a generated sorting network takes; above, torch.sort
 TRIANGLES = (4, 8, 10)  # classes whose pairs one program holds in registers
 TILE = 8  # classes on a side of a tile of pairs, above
@@ -60,7 +62,12 @@ class Slots:
 
 
 def settings(
-    classes: int, projections: int, slots: Slots, lanes: int = 32, network_limit: int = NETWORKS[-1]
+    classes: int,
+    projections: int,
+    slots: Slots,
+    device: torch.device,
+    lanes: int = 32,
+    network_limit: int = NETWORKS[-1],
 ) -> Settings:
     """`lanes` is the number of threads that run in step: 32, or 64 on AMD."""
     across = min(1 << (projections - 1).bit_length(), 8)
@@ -69,7 +76,7 @@ def settings(
     split = 1
     while triangle is not None and split < 8 and steps >= 64 * split:
         split *= 2
-    return Settings(
+    configured = Settings(
         units=lanes // across,
         projections=across,
         lines=4,
@@ -80,3 +87,4 @@ def settings(
         split=split,
         merge_rows=4,
     )
+    return _tuned.chosen("class_wasserstein", "triangle" if triangle else "square", device, configured)

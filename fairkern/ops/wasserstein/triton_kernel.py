@@ -113,7 +113,7 @@ def class_wasserstein(
     counts = [end - begin for begin, end in pairwise(bounds)]
     classes, (_, units, projections) = len(counts), x.shape
     slots = Slots.of(counts)
-    chosen = settings(classes, projections, slots, 64 if torch.version.hip else 32, network_limit)
+    chosen = settings(classes, projections, slots, x.device, 64 if torch.version.hip else 32, network_limit)
     numbers = torch.tensor(slots.numbers, dtype=torch.int64, device=x.device)
     pairs = classes * (classes - 1) // 2
     blocks = -(-units // chosen.units)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 
 from fairkern.artefacts import replacing
+from fairkern.artefacts.files import plain
 from fairkern.errors import InputError
+from fairkern.report.files import report_content
 from fairkern.report.html.elements import Html, between, el, fact, join
 from fairkern.report.html.figures import curve, headline, widths
 from fairkern.report.html.signals import deciding, units
@@ -75,7 +77,8 @@ def _asked(report: Report) -> Html | None:
 def save_html(
     report: Report, path: str | os.PathLike[str], plan: Plan | None = None, scores: Scores | None = None
 ) -> None:
-    """`page` as a file, written atomically. Raises InputError, OSError."""
+    """`page` as a file, written atomically. Raises OSError, and InputError, of what its file could not say (NaN)."""
+    plain(report_content(report), "report")
     text = page(report, plan, scores)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -54,10 +54,12 @@ def _left_out(plan: Plan | None, scores: Scores | None) -> Html:
     return el(
         "p",
         f"Curves and units are left out: this page was made without the {missing}. ",
+        el("code", "fairkern report … --scores FILE --html PAGE"),
+        " draws them, and in Python ",
         el("code", "report.save_html(path, scores=scores)"),
         " or ",
         el("code", "prune(…, keep_scores=True)"),
-        " has them drawn.",
+        ".",
         class_="says",
     )
 
@@ -82,7 +84,7 @@ def _curves(plan: Plan, found: Decided, classes: Mapping[str, str]) -> Html:
         y = logarithmic([*shown, *threshold], f"{found.what[0].upper()}{found.what[1:]}: {found.unit}")
     kinds = list(dict.fromkeys(group.kind for group, _ in drawn))
     marks = {kind: _MARKS[i % len(_MARKS)] for i, kind in enumerate(kinds)}
-    lines = []
+    lines: list[Html] = []
     for group, curve in drawn:
         share = 100 * np.arange(1, len(curve) + 1) / len(curve)
         count = group.removed.shape[-1]
@@ -93,8 +95,13 @@ def _curves(plan: Plan, found: Decided, classes: Mapping[str, str]) -> Html:
         marked = [stroke(path(points, x, y), class_="curve")]
         if count:
             marked.append(stroke(dots([(float(share[count - 1]), float(curve[count - 1]))], x, y), class_="reach"))
-        lines.append(el("g", title, marked, class_=marks[group.kind] or None, tabindex=0))
+        shade = None
+        if len(kinds) == 1 and len(drawn) > 1:
+            shade = f"--of:color-mix(in oklab,var(--b) {100 * len(lines) / (len(drawn) - 1):.0f}%,var(--a))"
+        lines.append(el("g", title, marked, class_=marks[group.kind] or None, style=shade, tabindex=0))
     entries: list[tuple[str, str | Html]] = [(marks[kind], f"a group of {plural(kind)}") for kind in kinds]
+    if len(kinds) == 1 and len(drawn) > 1:
+        entries = [("", f"the first group of {plural(kinds[0])}"), ("kb", "the last, with those between in between")]
     entries.append(("dot", "how far it went"))
     if found.threshold is not None:
         at = 100 - y(found.threshold)

@@ -55,9 +55,9 @@ padding:.2rem 0;break-inside:avoid}
 .readout{grid-column:1/3;min-height:1.5em;font-size:.85rem;margin:.3rem 0 0}
 path{fill:none}
 .grid{stroke:var(--line);stroke-width:1}
-.curve{stroke:var(--a);stroke-width:1.6;opacity:.75}
+.curve{stroke:var(--of,var(--a));stroke-width:1.6;opacity:.75}
 .many-curves .curve{stroke-width:1.1;opacity:.5}
-.reach{stroke:var(--a);stroke-width:8;stroke-linecap:round}
+.reach{stroke:var(--of,var(--a));stroke-width:8;stroke-linecap:round}
 .threshold{stroke:var(--gone);stroke-width:1.5;stroke-dasharray:7 5}
 .whole{stroke:var(--soft);stroke-width:1.3;stroke-dasharray:2 5;stroke-linecap:round}
 .kb .curve,.kb .reach,i.kb{stroke:var(--b)}.kc .curve,.kc .reach{stroke:var(--c)}
