@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from io import BufferedReader
 from typing import NamedTuple, NoReturn
 
@@ -53,6 +54,7 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PART = 1 << 22  # bytes that are read and summed up while they are in the cache
+_AHEAD = 1 << 25  # bytes that the disk is asked for while others are worked on
 _MOST_DIMS = 64  # NumPy's limit
 _MOST_BYTES = 1 << 62
 
@@ -162,6 +164,7 @@ class TensorFile:
 
     def __init__(self, file: BufferedReader, path: str | os.PathLike[str], wanted: str) -> None:
         self._file, self._path = file, path
+        self._asked = 0  # how far the system has been asked to read ahead
         size = os.fstat(file.fileno()).st_size
         first = file.read(8)
         length = int.from_bytes(first, "little")
@@ -187,7 +190,7 @@ class TensorFile:
         if self._begin + end != size:
             self._fail(f"its tensors end at {self._begin + end}, the file at {size}")
 
-    @property
+    @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of all tensors by their names, as the header has them."""
         return {name: entry.shape for name, entry in self._entries.items()}
@@ -214,7 +217,7 @@ class TensorFile:
         sums = {name: said for name, (_, said) in zip(self._entries, found, strict=True)}
         return tensors, _sum(self._entries, self.metadata, sums)
 
-    @property
+    @cached_property
     def dtypes(self) -> dict[str, torch.dtype]:
         """Dtypes of all tensors by their names, as the header has them."""
         return {name: _DTYPES[entry.dtype] for name, entry in self._entries.items()}
@@ -253,6 +256,16 @@ class TensorFile:
         self._fill(flat.numpy().data, name, entry.start + start * math.prod(rest) * dtype.itemsize)
         self._check_truth(name, flat)
         return made
+
+    def ask_ahead(self, name: str, stop: int) -> None:
+        """Tells the system that a reader who has come to row `stop` of a tensor reads on from there, so that the disk
+        brings the next bytes meanwhile. No effect where they are in memory, or the system has no such call."""
+        entry = self._entries[name]
+        rows = entry.shape[0] if entry.shape else 1
+        at = self._begin + entry.start + (entry.stop - entry.start) * stop // max(rows, 1)
+        if hasattr(os, "posix_fadvise") and at + _AHEAD // 2 > self._asked:
+            begin, self._asked = max(at, self._asked), at + _AHEAD
+            os.posix_fadvise(self._file.fileno(), begin, self._asked - begin, os.POSIX_FADV_WILLNEED)
 
     def _fill(self, data: memoryview, name: str, at: int) -> None:
         """Reads as many bytes as there is room for; the file has no position, so that threads may read together."""

@@ -275,12 +275,17 @@ def _chunks(file: TensorFile, name: str, whole: bool) -> Iterator[tuple[int, Ten
     """A tensor, some rows of its first dimension at a time, and where they begin."""
     shape, dtype = file.shapes[name], file.dtypes[name]
     if not shape or whole:
-        yield 0, file.rows(name)
+        rows = file.rows(name)
+        file.ask_ahead(name, shape[0] if shape else 1)
+        yield 0, rows
         return
     row = int(torch.Size(shape[1:]).numel()) * dtype.itemsize
     step = max(_CHUNK // max(row, 1), 1)
     for start in range(0, shape[0], step):
-        yield start, file.rows(name, start, min(start + step, shape[0]))
+        stop = min(start + step, shape[0])
+        rows = file.rows(name, start, stop)
+        file.ask_ahead(name, stop)  # while these are summed up, cut and written
+        yield start, rows
 
 
 def _memory(rows: Tensor) -> memoryview:

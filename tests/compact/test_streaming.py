@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 import fairkern as fk
 from fairkern.artefacts.shard_writer import MANIFEST, ShardWriter
 from fairkern.artefacts.shards import open_shards
+from fairkern.artefacts.tensors import open_tensors
 from fairkern.compact import streaming
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
@@ -510,3 +512,22 @@ def test_a_checkpoint_that_is_written_to_meanwhile_is_refused(longer, tmp_path, 
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     fk.compact_checkpoint(copied, plan, tmp_path / "out")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system cannot be asked for what comes next")
+def test_the_disk_is_asked_for_what_comes_next(tmp_path, monkeypatch):
+    """Every byte behind the first rows once, in order, before it is read."""
+    place = tmp_path / "t.safetensors"
+    stored = {"a": torch.randn(9, 4), "b": torch.randn(6, 5), "c": torch.tensor(1.0)}
+    save_file(stored, place)
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, at, length, how: asked.append((at, at + length, how)))
+    monkeypatch.setattr("fairkern.artefacts.tensors._AHEAD", 64)
+    monkeypatch.setattr("fairkern.compact.streaming._CHUNK", 32)
+    with open_tensors(place) as file:
+        for name in file.order:
+            parts = [rows for _, rows in streaming._chunks(file, name, whole=False)]
+            assert torch.equal(torch.cat(parts) if stored[name].ndim else parts[0], stored[name])
+    assert {how for _, _, how in asked} == {os.POSIX_FADV_WILLNEED}
+    assert all(begin == end for (_, end, _), (begin, _, _) in pairwise(asked))
+    assert asked[-1][1] >= place.stat().st_size
