@@ -267,12 +267,17 @@ class Listener:
         """The tokens that the rows of an expert belong to, int64 [rows]; None where no expert was heard."""
         return self._rows.get(point)
 
-    def whole(self, point: Point, x: Tensor) -> Tensor:
-        """What was heard at a point, or its gradient, for all tokens: zero where an expert was given none."""
+    def whole(self, point: Point, x: Tensor, gradient: bool = False) -> Tensor:
+        """What was heard at a point, or its `gradient`, for all tokens: zero where an expert was given none.
+
+        Of a token that it was given several times, what it reads is the same every time and its gradients add up; what
+        it adds itself adds up, and has one gradient.
+        """
         tokens = self._rows.get(point)
         if tokens is None:
             return x
-        return x.new_zeros((len(self.carriers[point]), *x.shape[1:])).index_copy_(0, tokens, x)
+        made = x.new_zeros((len(self.carriers[point]), *x.shape[1:]))
+        return made.index_copy_(0, tokens, x) if point.side.whole == gradient else made.index_add_(0, tokens, x)
 
     def _before(self, path: str):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]

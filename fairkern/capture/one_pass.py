@@ -300,7 +300,7 @@ class Pass:
             return
         with torch.no_grad():
             act, dim = self._rehearsal.by_sample(point, self._listener.heard[point])
-            taylor.add(point, act, self._rehearsal.by_sample(point, grad)[0], dim)
+            taylor.add(point, act, self._rehearsal.by_sample(point, grad, gradient=True)[0], dim)
 
     def _families(self) -> list[Family]:
         """Experts of the batch under way; where memory is counted each by itself, since gradients wait for others."""

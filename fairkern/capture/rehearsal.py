@@ -77,9 +77,9 @@ class Rehearsal:
         self._check_layouts(batch)
         return loss
 
-    def by_sample(self, point: Point, x: Tensor) -> tuple[Tensor, int]:
-        """What was heard at a point, or its gradient, with samples first; and where its units lie then."""
-        return self.layouts[point].by_sample(self._listener.whole(point, x), point.dim)
+    def by_sample(self, point: Point, x: Tensor, gradient: bool = False) -> tuple[Tensor, int]:
+        """What was heard at a point, or its `gradient`, with samples first; and where its units lie then."""
+        return self.layouts[point].by_sample(self._listener.whole(point, x, gradient), point.dim)
 
     def _heard(self, batch: Batch) -> Tensor:
         """The loss of a run of which all was heard as it was when it came by, and all points were reached."""

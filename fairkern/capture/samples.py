@@ -185,7 +185,7 @@ class SampleStore:
         kept = torch.full((family.count,), -1, dtype=torch.int64, device=act.device)
         kept[rows.to(act.device)] = torch.arange(len(rows), device=act.device)
         made = self._signed(family, tokens).index_select(1, rows.to(act.device)) if by_token else None
-        taken, places = (of.split(family.rows) for of in (kept[family.samples], family.places))
+        taken, places, anew = (of.split(family.rows) for of in (kept[family.samples], family.places, family.anew))
         for n, point in enumerate(family.points):
             (block,) = point.blocks
             if block not in self._rows:
@@ -200,11 +200,13 @@ class SampleStore:
                 new.copy_(made[n, :, None])
                 continue
             some = taken[n] >= 0
-            own, at, x = (of if len(rows) == family.count else of[some] for of in (taken[n], places[n], family.acts[n]))
+            if not point.side.whole:
+                some &= anew[n]
+            own, at, x = (of if bool(some.all()) else of[some] for of in (taken[n], places[n], family.acts[n]))
             if projected:
                 self._project_rows(x, own, self._drawn(positions, x.device)[at], new)
             else:
-                new.zero_().transpose(1, 2)[own, at] = x
+                new.zero_().transpose(1, 2).index_put_((own, at), x, accumulate=point.side.whole)
         self.peak = max(self.peak, self._held)
 
     @staticmethod

@@ -93,6 +93,8 @@ class TaylorStore:
         if block.per_unit > 1:
             terms = terms.sum(1, keepdim=True)
         per_sample = family.by_sample(terms).double() * self._weight
+        if not family.points[0].side.whole:
+            act = act * family.anew[:, None]  # what is read of a token is the same however often
         new = zip(per_sample.sum(1), per_sample.abs().sum(1), family.by_point(act).double(), strict=True)
         running = []
         for point in family.points:

@@ -60,6 +60,17 @@ class Family:
             self.grads,
         )
 
+    @cached_property
+    def anew(self) -> Tensor:
+        """Of each row whether its point was not given its token before, bool [rows]."""
+        number = torch.tensor(self.rows, dtype=torch.int64, device=self.samples.device)
+        points = torch.arange(len(self.rows), device=number.device).repeat_interleave(number)
+        tokens = points * self.tokens + self.samples * (self.tokens // self.count) + self.places
+        order = tokens.argsort(stable=True)
+        found = torch.ones_like(tokens, dtype=torch.bool)
+        found[order[1:]] = tokens[order].diff() != 0
+        return found
+
     def act(self) -> Tensor:
         """All rows, [rows, n]."""
         return torch.cat(self.acts)

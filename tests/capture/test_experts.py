@@ -318,3 +318,61 @@ def test_the_experts_of_a_layer_are_added_up_together(monkeypatch: pytest.Monkey
     score(model, batches)
     assert [points for points, _ in calls] == [EXPERTS] * (2 * len(batches))
     assert sum(rows for _, rows in calls) == 2 * x.shape[0] * x.shape[1] * CHOSEN
+
+
+class Again(Chosen):
+    """Sends some tokens to the same expert twice, with a weight each."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights, index = super().forward(x)
+        first = index[:, :1]
+        return weights, torch.cat([first, torch.where(x[:, :1] > 0, first, index[:, 1:])], 1)
+
+
+class Added(Listed):
+    """Experts that are given a token as often as it is sent to them."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        out = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            tokens, slots = torch.where(top_k_index == number)
+            out = out.index_add(0, tokens, expert(hidden_states[tokens]) * top_k_weights[tokens, slots, None])
+        return out
+
+
+class Once(Listed):
+    """The same, each token once with the sum of its weights."""
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        out = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            chosen = top_k_index == number
+            (tokens,) = torch.where(chosen.any(1))
+            weights = (chosen * top_k_weights).sum(1, keepdim=True)
+            out = out.index_add(0, tokens, expert(hidden_states[tokens]) * weights[tokens])
+        return out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"projections": 64},
+        {"reduction": "signed"},
+        {"reduction": "per_class"},
+        {"memory_budget": 10**6},
+        {"class_of": lambda batch: (batch[0][..., 0] > 0).long()},
+    ],
+    ids=["few directions", "places", "signed", "by class", "a budget", "classes of tokens"],
+)
+def test_a_token_that_one_expert_is_given_twice_counts_as_one_with_both_weights(options: dict) -> None:
+    once, twice = build(Once, Again), build(Added, Again)
+    twice.load_state_dict(once.state_dict())
+    batches = loader(*samples(), 4)
+    expected, found = score(once, batches, **options), score(twice, batches, **options)
+    assert {group.kind for group in found.units.groups if group.frozen is None} == {"neuron"}
+    for signal in ("wasserstein", "taylor"):
+        for own, values in zip(found.signals[signal], expected.signals[signal], strict=True):
+            np.testing.assert_allclose(own, values, rtol=1e-9, atol=1e-12)
+    for name, mean in expected.means.items():
+        np.testing.assert_allclose(found.means[name], mean, rtol=1e-9, atol=1e-12)
