@@ -46,7 +46,11 @@ ENTRIES = {
         _tests("sweep", "`sweep` over 6 budgets and 3 methods against one scoring pass and the evaluations", NOT_KNOWN),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
-        _tests("compaction", "a checkpoint cut by a plan against its files copied; models against deepcopy and torch-pruning", "minutes"),
+        _tests(
+            "compaction",
+            "a checkpoint cut by a plan against its files copied; models against deepcopy and torch-pruning",
+            "minutes",
+        ),
         _tests("elimination", "ordering units by second-order saliency against a matrix product", "minutes"),
         Entry(
             "gpu",
