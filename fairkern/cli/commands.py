@@ -87,7 +87,8 @@ def apply(arguments: argparse.Namespace) -> Outcome:
         fk.save_pruned(small, plan, place, build=arguments.model)
     left = fk.summarise(plan, small=small)  # with the biases that compensation has added
     facts = {"out": out, "compensation": how, **_facts(plan), "params": int(left.after["params"])}
-    return Outcome(facts, said=(*_removed(plan, out), *_kept(plan, left)))
+    stale = [f"{out / name} is of an earlier run" for name in (REPORT, SCORES) if (out / name).exists()]
+    return Outcome(facts, said=(*_removed(plan, out), *_kept(plan, left), *stale))
 
 
 def prune(arguments: argparse.Namespace) -> Outcome:
@@ -111,6 +112,7 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     said = [*_removed(report.plan, out, steps), *_kept(report.plan, report)]
     if report.scores is None and (out / SCORES).exists():
         said.append(f"{out / SCORES} is of an earlier run: several steps write no scores")
+    said += _paged(arguments)
     return Outcome({"out": out, **report_facts(report)}, said=tuple(said))
 
 
@@ -152,7 +154,12 @@ def _prune_folder(arguments: argparse.Namespace) -> Outcome:
     if arguments.html:
         with written(arguments.html):
             done.save_html(arguments.html)
+    said += _paged(arguments)
     return Outcome({"out": arguments.out, **report_facts(done)}, said=tuple(said))
+
+
+def _paged(arguments: argparse.Namespace) -> list[str]:
+    return [f"written to {arguments.html}"] if arguments.html else []
 
 
 _OF_MODELS = {

@@ -143,8 +143,9 @@ def test_no_two_results_are_one_file(
     assert sorted(here.iterdir()) == before
 
 
-def test_a_page_may_lie_in_the_folder(here: Path) -> None:
-    assert main(["prune", *BATCHES, "--keep-params", "0.6", "--out", "o", "--html", "o/page.html", "--quiet"]) == 0
+def test_a_page_may_lie_in_the_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", *BATCHES, "--keep-params", "0.6", "--out", "o", "--html", "o/page.html"]) == 0
+    assert "written to o/page.html\n" in capsys.readouterr().err
     assert (here / "o" / "page.html").read_text().startswith("<!doctype html>")
     assert fk.load_pruned(parts.model(), "o") is not None
 
@@ -163,6 +164,14 @@ def test_apply_says_what_is_left_with_the_biases_that_it_adds(here: Path, capsys
     facts, left = json.loads(told.out), sum(p.numel() for p in fk.load_pruned("o", trust=True).parameters())
     assert facts["params"] == left > facts["result"]["params_after"]
     assert f" → {left:,} (" in told.err
+
+
+def test_apply_says_what_is_of_an_earlier_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared()
+    (here / "small" / "plan.json").rename(here / "p.json")
+    capsys.readouterr()
+    assert main(["apply", "parts:model", "p.json", "--out", "small"]) == 0
+    assert "small/report.json is of an earlier run\n" in capsys.readouterr().err
 
 
 def test_a_misspelt_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
