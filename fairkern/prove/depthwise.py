@@ -53,12 +53,12 @@ def depthwise(
     made = x.new_zeros(len(x), groups, *sizes)
     if bias is not None:
         made += bias.view(-1, *(1 for _ in window))
-    filters = weight[:, 0]
-    for place in itertools.product(*map(range, window)):
+    filters = weight.reshape(groups, -1)
+    for number, place in enumerate(itertools.product(*map(range, window))):
         read: list[slice] = [slice(None), slice(None)]
         for at, gap, size, step in zip(place, apart, sizes, steps, strict=True):
             read.append(slice(at * gap, at * gap + (size - 1) * step + 1, step))
-        factor = filters[(slice(None), *place)].view(-1, *(1 for _ in window))
+        factor = filters[:, number].view(-1, *(1 for _ in window))
         made.addcmul_(padded[tuple(read)], factor)
     return made
 
