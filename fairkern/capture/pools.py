@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 _FLOATS = (torch.float32, torch.float64)
 
@@ -36,7 +37,13 @@ def quick_maxima(model: nn.Module) -> Iterator[None]:
 
 def _is_plain(pool: nn.MaxPool2d) -> bool:
     ordinary = type(pool).forward is nn.MaxPool2d.forward and "forward" not in vars(pool)
-    return ordinary and not (pool.return_indices or pool.ceil_mode) and pool.dilation in (1, (1, 1))
+    sizes = all(_is_size(value) for value in (pool.kernel_size, pool.stride, pool.padding))
+    return ordinary and sizes and not (pool.return_indices or pool.ceil_mode) and pool.dilation in (1, (1, 1))
+
+
+def _is_size(value: object) -> bool:
+    """Whether it is an int or several, and nothing else that torch takes for one (of numpy, a tensor)."""
+    return all(type(n) is int for n in (value if isinstance(value, (tuple, list)) else (value,)))
 
 
 def _forward(pool: nn.MaxPool2d, input: Tensor) -> Tensor:
@@ -59,10 +66,12 @@ def _fits(length: int, kernel: int, padding: int) -> bool:
 
 def _suits(input: Tensor) -> bool:
     plain = type(input) is Tensor and input.device.type == "cpu" and input.dtype in _FLOATS
+    if forward_ad._current_level >= 0 or torch._C._functorch.is_functorch_wrapped_tensor(input):
+        return False  # what is done here is known to autograd alone
     return plain and input.ndim in (3, 4) and input.is_contiguous() and input.numel() > 0
 
 
-def _both(value: int | tuple[int, ...]) -> tuple[int, int]:
+def _both(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 

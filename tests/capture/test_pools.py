@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from fairkern.capture import pools
 from fairkern.capture.pools import quick_maxima
@@ -74,6 +76,33 @@ def test_errors_are_those_of_the_layer(how: dict) -> None:
     with quick_maxima(model), pytest.raises(RuntimeError) as found:
         model(drawn(1, 2, 4, 4))
     assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize("size", [np.int64(2), torch.tensor(2), (np.int64(2), 2), [2, 2], torch.Size((2, 2))], ids=repr)
+def test_sizes_are_whatever_torch_takes(size: object) -> None:
+    model = nn.Sequential(nn.MaxPool2d(size))  # type: ignore[arg-type]
+    expected = through(model, drawn(2, 3, 4, 6))
+    with quick_maxima(model):
+        assert all(map(torch.equal, through(model, drawn(2, 3, 4, 6)), expected))
+
+
+@pytest.mark.parametrize("how", SETTINGS, ids=str)
+def test_transforms_of_functions_go_through(how: dict) -> None:
+    model, x = nn.Sequential(nn.MaxPool2d(**how)), drawn(2, 3, 8, 8)
+
+    def transformed() -> list[Tensor]:
+        with forward_ad.dual_level():
+            tangent = forward_ad.unpack_dual(model(forward_ad.make_dual(x, x + 1))).tangent
+        return [
+            torch.func.vmap(model)(x),
+            torch.func.grad(lambda image: model(image).square().sum())(x),
+            torch.func.jvp(model, (x,), (x + 1,))[1],
+            tangent,
+        ]
+
+    expected = transformed()
+    with quick_maxima(model):
+        assert all(map(torch.equal, transformed(), expected))
 
 
 class Own(nn.MaxPool2d):
