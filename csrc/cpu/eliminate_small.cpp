@@ -5,7 +5,6 @@
 // the matrices take in a block at once. Every sum runs over the steps in order.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -145,12 +144,16 @@ void price(const std::vector<Left>& views, Doubles& costs, Doubles& off) {
     }
 }
 
-// Of those whose costs rounding may tell apart the first.
-std::int64_t first_of_least(const Doubles& costs, const Doubles& off) {
-  const std::int64_t least = std::min_element(costs.begin(), costs.end()) - costs.begin();
-  std::int64_t unit = 0;
-  while (unit != least && !(costs[unit] <= costs[least] + std::max(off[unit], off[least]))) ++unit;
-  return unit;
+// Of those whose costs rounding may tell apart the first, among units that have not gone: whatever the costs are (NaN is
+// less than nothing), there is one.
+std::int64_t first_of_least(const Doubles& costs, const Doubles& off, const std::vector<char>& gone) {
+  const std::int64_t units = static_cast<std::int64_t>(costs.size());
+  std::int64_t least = -1;
+  for (std::int64_t u = 0; u < units; ++u)
+    if (!gone[u] && (least < 0 || costs[u] < costs[least])) least = u;
+  for (std::int64_t u = 0; u < least; ++u)
+    if (!gone[u] && costs[u] <= costs[least] + std::max(off[u], off[least])) return u;
+  return least;
 }
 
 }  // namespace
@@ -176,23 +179,24 @@ std::int64_t eliminate_small(const EliminateSmallArgs& args) {
   }
   std::vector<std::int64_t> left(args.units), stays;
   std::iota(left.begin(), left.end(), 0);
-  Doubles costs, off, gone, own(depth), others(depth);
+  Doubles costs, off, own(depth), others(depth);
+  std::vector<char> gone;
   for (std::int64_t done = 0; done < args.most;) {
     const std::int64_t count = std::min(depth, args.most - done);
-    gone.assign(left.size(), 0.0);
+    gone.assign(left.size(), false);
     off.resize(left.size());
     for (std::int64_t step = 0; step < count; ++step, ++done) {
-      costs = gone;
+      costs.assign(left.size(), 0.0);
       price(views, costs, off);
-      const std::int64_t unit = first_of_least(costs, off);
+      const std::int64_t unit = first_of_least(costs, off, gone);
       args.chosen[done] = left[unit];
       args.added[done] = costs[unit];
-      gone[unit] = std::numeric_limits<double>::infinity();
+      gone[unit] = true;
       for (Left& view : views) give_up(view, view.rows[unit], step, count, inner, own, others);
     }
     stays.clear();
     for (std::size_t u = 0; u < left.size(); ++u)
-      if (gone[u] == 0) stays.push_back(static_cast<std::int64_t>(u));
+      if (!gone[u]) stays.push_back(static_cast<std::int64_t>(u));
     for (Left& view : views) settle(view, count, stays, inner);
     for (std::size_t u = 0; u < stays.size(); ++u) left[u] = left[stays[u]];
     left.resize(stays.size());

@@ -41,6 +41,7 @@ _AS_THEY_ARE = frozenset(
         weakref.ref,
     }
 )
+_NUMBERS = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})  # beside floats
 _MISSING = object()
 _STATES = [getattr(base, "__getstate__", None) for base in (object, nn.Module)]
 _OWN_RULES = ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__")
@@ -152,6 +153,7 @@ def _fills_its_memory(tensor: Tensor) -> bool:
     return (
         tensor.device.type in ("cpu", "cuda")
         and tensor.layout is torch.strided
+        and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype in _NUMBERS)  # not all others are cloned
         and not has_torch_function_unary(tensor)
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and tensor.is_leaf

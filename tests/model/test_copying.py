@@ -154,6 +154,16 @@ def test_it_is_what_deepcopy_gives() -> None:
     assert not net.memory[2:4].eq(0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint4, torch.int2, torch.uint16, torch.float8_e4m3fn, torch.bits8], ids=str)
+def test_dtypes_that_have_hardly_any_operators_are_copied(dtype: torch.dtype) -> None:
+    net = nn.Module()
+    net.register_buffer("packed", torch.arange(8, dtype=torch.uint8).repeat(2).view(dtype))
+    found = deep_copy(net, {}).packed
+    assert found.dtype == dtype
+    assert bytes(found.untyped_storage()) == bytes(net.packed.untyped_storage())
+    assert found.data_ptr() != net.packed.data_ptr()
+
+
 def test_the_memo_is_deepcopys() -> None:
     net = Net()
     weight, other = nn.Parameter(torch.zeros(1)), nn.Module()

@@ -95,6 +95,17 @@ def test_one_call_says_which_covariance_is_not_definite(broken: str, extension: 
         eliminate([good, bad])
 
 
+@pytest.mark.parametrize("panel", [None, 4])
+@pytest.mark.parametrize("most", [1, 3, 20, None])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_refused(broken: float, most: int | None, panel: int | None) -> None:
+    """Every unit goes once all the same: whichever costs are not numbers, or as large as those of what has gone."""
+    given = view(40, torch.arange(40)[:, None])
+    given.output.fill_(broken)
+    with pytest.raises(NonFiniteError, match="add a ridge"):
+        eliminate([given], most=most, panel=panel)
+
+
 @pytest.mark.parametrize("panel", [1, 4, 9, None])
 def test_small_panels_lose_little(panel: int | None) -> None:
     """The cost of the first k units, by definition, is near that of the exact order."""
