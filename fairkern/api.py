@@ -30,6 +30,7 @@ from fairkern.errors import InputError, NonFiniteError
 from fairkern.model.autocast import without_autocast
 from fairkern.model.in_use import at_work
 from fairkern.model.nested import map_tensors
+from fairkern.model.process import only_new_is_collected
 from fairkern.model.sharded import in_shards
 from fairkern.model.wrappers import check_unwrapped
 from fairkern.ops import describe
@@ -111,7 +112,7 @@ def trace(
     unused, more, seed = options.names("unused", unused, "['mask_token']"), check_more(more), options.seed(seed)
     depth, how = options.flag("depth", depth), Verify.given(verify)
     proves = how is not Verify.NONE
-    with at_work(model, "trace()"), without_autocast():
+    with at_work(model, "trace()"), without_autocast(), only_new_is_collected():
         deadline = Deadline(time_limit)  # from when it is our turn
         if in_shards(model):
             model = compact.whole_on_meta(model)

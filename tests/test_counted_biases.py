@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -72,3 +73,15 @@ def test_a_budget_that_biases_fill_says_so(model: nn.Module) -> None:
         pruned(model, keep_params=keep)
     small, _ = pruned(model, keep_params=keep, biases=False)
     assert size(small) <= 20
+
+
+def test_the_budget_that_the_error_names_can_be_had(model: nn.Module) -> None:
+    with pytest.raises(fk.BudgetError) as caught:
+        pruned(model, keep_params=20 / size(model))
+    found = re.search(r"anything in \[([\d.e-]+), .*; add ([\d.]+) to it for the biases", str(caught.value))
+    if found is None:  # few steps: they are listed
+        found = re.search(r"reachable shares: ([\d.e-]+), .*; add ([\d.]+) to it for the biases", str(caught.value))
+    assert found is not None
+    keep = float(found[1]) + float(found[2])
+    small, _ = pruned(model, keep_params=keep)
+    assert size(small) <= keep * size(model)

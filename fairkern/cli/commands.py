@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import fairkern as fk
-from fairkern.cli.files import existing, read_by, writable, written, written_folder
+from fairkern.cli.files import apart, existing, read_by, writable, written, written_folder
 from fairkern.cli.folders import check_given, prune_folder
 from fairkern.cli.given import device, function, named, on, signal
 from fairkern.cli.options import BIASES
 from fairkern.cli.output import Outcome, lines
 
 SCORES, PLAN, REPORT = "scores.safetensors", "plan.json", "report.json"
+WEIGHTS = "model.safetensors"
 
 
 def trace(arguments: argparse.Namespace) -> Outcome:
@@ -66,6 +67,8 @@ def plan(arguments: argparse.Namespace) -> Outcome:
 
 def apply(arguments: argparse.Namespace) -> Outcome:
     out = writable(arguments.out, folder=True)
+    for name in (WEIGHTS, PLAN):
+        writable(out / name, read=read_by(arguments))
     how = arguments.compensate
     if how != "none" and not arguments.scores:
         raise fk.InputError(f"--compensate {how} takes what was measured: name its file with --scores")
@@ -82,7 +85,10 @@ def apply(arguments: argparse.Namespace) -> Outcome:
     small = fk.apply(placed(arguments, arguments.model), plan, **given)
     with written_folder(out) as place:
         fk.save_pruned(small, plan, place, build=arguments.model)
-    return Outcome({"out": out, "compensation": how, **_facts(plan)}, said=(*_removed(plan, out), *_kept(plan)))
+    left = fk.summarise(plan, small=small)  # with the biases that compensation has added
+    facts = {"out": out, "compensation": how, **_facts(plan), "params": int(left.after["params"])}
+    stale = [f"{out / name} is of an earlier run" for name in (REPORT, SCORES) if (out / name).exists()]
+    return Outcome(facts, said=(*_removed(plan, out), *_kept(plan, left), *stale))
 
 
 def prune(arguments: argparse.Namespace) -> Outcome:
@@ -106,10 +112,12 @@ def prune(arguments: argparse.Namespace) -> Outcome:
     said = [*_removed(report.plan, out, steps), *_kept(report.plan, report)]
     if report.scores is None and (out / SCORES).exists():
         said.append(f"{out / SCORES} is of an earlier run: several steps write no scores")
+    said += _paged(arguments)
     return Outcome({"out": out, **report_facts(report)}, said=tuple(said))
 
 
 def _places(arguments: argparse.Namespace) -> Path:
+    apart(arguments.html, folder=arguments.out)
     if arguments.html:
         writable(arguments.html, read=read_by(arguments))
     return writable(arguments.out, folder=True)
@@ -130,6 +138,7 @@ def _prune_folder(arguments: argparse.Namespace) -> Outcome:
     for name, why in _OF_MODELS.items():
         if getattr(arguments, name):
             raise fk.InputError(f"--{name} {why}")
+    apart(arguments.html, folder=arguments.out)
     if arguments.html:
         writable(arguments.html, read=read_by(arguments))
     options = _prune_options(arguments)
@@ -145,7 +154,12 @@ def _prune_folder(arguments: argparse.Namespace) -> Outcome:
     if arguments.html:
         with written(arguments.html):
             done.save_html(arguments.html)
+    said += _paged(arguments)
     return Outcome({"out": arguments.out, **report_facts(done)}, said=tuple(said))
+
+
+def _paged(arguments: argparse.Namespace) -> list[str]:
+    return [f"written to {arguments.html}"] if arguments.html else []
 
 
 _OF_MODELS = {

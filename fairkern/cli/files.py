@@ -86,6 +86,22 @@ def writable(path: Path, *, folder: bool = False, read: Sequence[Path | None] = 
     return path
 
 
+def apart(*files: Path | None, folder: Path | None = None) -> None:
+    """Raises `InputError` where two places that a command writes to are one, so that the later would replace the first.
+
+    `folder`: what the command fills with files of its own, beside which only a page may lie there.
+    """
+    places = [path.resolve() for path in (*files, folder) if path is not None]
+    twice = next((path for path in places if places.count(path) > 1), None)
+    if twice is not None:
+        raise fk.InputError(f"cannot write {twice.name} twice: name two places")
+    for path in files:
+        if path is None or folder is None or folder.resolve() not in path.resolve().parents:
+            continue
+        if path.suffix not in (".html", ".htm"):
+            raise fk.InputError(f"cannot write {path}: {folder} has files of its own; name a page in it .html")
+
+
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
     """Around writing a file: the folder above is made, and what the system refuses is an error of one line."""

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import fairkern as fk
-from fairkern.cli.commands import PLAN, REPORT, SCORES, evaluate, free_options, loss, placed, report_facts
-from fairkern.cli.files import existing, read_by, there, writable, written
+from fairkern.cli.commands import PLAN, REPORT, SCORES, WEIGHTS, evaluate, free_options, loss, placed, report_facts
+from fairkern.cli.files import apart, existing, read_by, there, writable, written
 from fairkern.cli.given import device, named, on, signal
 from fairkern.cli.output import Outcome
 from fairkern.cli.streams import err
 
-WEIGHTS = "model.safetensors"
 COMPENSATED = ("compensation", "biases", "compensated", "not_compensated", "through_zero", "divergence")
 
 
@@ -24,6 +23,7 @@ def report(arguments: argparse.Namespace) -> Outcome:
     """Print a report that was saved, or measure anew: by what is named, and by what is there."""
     subject, rest = arguments.subject, arguments.rest
     files = {name: given for name in ("out", "html", "picture") if (given := getattr(arguments, name)) is not None}
+    apart(*files.values())
     for path in files.values():
         writable(path, read=read_by(arguments))
     if ":" in subject and not os.path.exists(subject):
@@ -138,6 +138,7 @@ def _holds_weights(folder: Path) -> bool:
 
 def sweep(arguments: argparse.Namespace) -> Outcome:
     files = {name: given for name in ("out", "picture") if (given := getattr(arguments, name)) is not None}
+    apart(*files.values())
     for path in files.values():
         writable(path, read=read_by(arguments))
     options = free_options(arguments) | {"seeds": arguments.seeds, "by": f"keep_{arguments.by}"}

@@ -63,6 +63,8 @@ class Parser(argparse.ArgumentParser):
         found = re.fullmatch(r"unrecognized arguments: (.*)", message)
         if found:
             behind = "" if self._said_to() == f"{self.prog} {self._words[0]}" else "; options come behind the command"
+            own = [option for option in self._option_string_actions if option.startswith("--")]
+            behind = meant(found[1], own, 0.7) or behind
             return f"{self._said_to()} has no use for {found[1]!r}{behind}"
         message = re.sub("^argument (.*?): ", lambda m: f"{m[1].split('/')[-1]}: ", message)
         return re.sub("(?<=not allowed with )argument ", "", message)

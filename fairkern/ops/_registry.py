@@ -110,9 +110,7 @@ def describe() -> dict[str, Any]:
             "triton": _version("triton"),
         },
         "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "launch_settings": {
-            f"cuda:{i}": _tuned.reason(torch.device("cuda", i)) for i in range(torch.cuda.device_count())
-        },
+        "launch_settings": _tuned.reasons(),
         "operators": backends(),
     }
 

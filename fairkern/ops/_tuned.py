@@ -88,3 +88,9 @@ def reason(device: torch.device) -> str:
     entry = table()[name]
     count = sum(len(situations) for situations in entry["settings"].values())
     return f"{count} settings measured on {entry['made']['device']}, {entry['made']['date'][:10]}"
+
+
+def reasons() -> dict[str, str]:
+    """The same for every GPU; where there is none, what one would be given."""
+    found = {f"cuda:{i}": reason(torch.device("cuda", i)) for i in range(torch.cuda.device_count())}
+    return found or {"without a GPU": f"the configured settings; tables were made on: {', '.join(table()) or 'none'}"}

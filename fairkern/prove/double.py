@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from fairkern.model.nested import map_tensors
 from fairkern.model.operator_mode import UncompiledMode
+from fairkern.prove.depthwise import depthwise
 
+_CONVOLUTION = torch.ops.aten.convolution.default
 _COARSER = frozenset({torch.float32, torch.float16, torch.bfloat16})
 
 
@@ -19,7 +21,8 @@ class Double(UncompiledMode):
     """`x.float()`, `softmax(x, dtype=torch.float32)` and the like give float64, in scripted functions too.
 
     It looks at operators and not at torch's functions: torch takes no fused path under a mode for those, and the model
-    may. `needed` tells whether anything asked for a coarser type.
+    may. Depthwise convolutions, which are slow in float64, are computed another way. `needed` tells whether anything
+    asked for a coarser type or convolved so.
     """
 
     def __init__(self) -> None:
@@ -27,6 +30,11 @@ class Double(UncompiledMode):
         self.needed = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _CONVOLUTION and not kwargs:
+            convolved = depthwise(*args)
+            if convolved is not None:
+                self.needed = True
+                return convolved
         made = func(*map(self._finer, args), **{key: self._finer(value) for key, value in (kwargs or {}).items()})
         return made if _aliases(func) else map_tensors(made, self._doubled)
 

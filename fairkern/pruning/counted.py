@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -34,13 +35,13 @@ def counted(
     while plan.result["params_after"] + (more := added(plan)) > room and more:
         reserve = max(more, reserve + 1)
         asked = (room - reserve) / plan.result["params_before"]
+        biased = f"the {reserve:,} numbers that compensation adds as biases (biases=False adds none)"
+        counts = f"{SHARE}={share!r} counts {biased}"
+        if asked <= 0:
+            raise BudgetError(f"{counts}: it leaves no room for anything else")
         try:
-            if asked <= 0:
-                raise BudgetError(f"{SHARE}={share!r} leaves no room for anything else")
             plan = solve(asked)
         except BudgetError as error:
-            raise BudgetError(
-                f"{SHARE}={share!r} counts the {reserve:,} numbers that compensation adds as biases (biases=False adds "
-                f"none): {error}"
-            ) from error
+            theirs = math.ceil(reserve / plan.result["params_before"] * 1e6) / 1e6
+            raise BudgetError(f"{counts}, and without them {error}; add {theirs:.6f} to it for the biases") from error
     return replace(plan, request={**plan.request, SHARE: share}) if reserve else plan

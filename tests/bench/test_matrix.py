@@ -67,6 +67,7 @@ class Runs:
 def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Runs:
     made = Runs()
     monkeypatch.setattr(matrix, "_run", made)
+    monkeypatch.setattr(matrix, "_files", lambda: ["pyproject.toml", "README.md"])  # there may be no git
     monkeypatch.setattr(matrix, "RESULTS", tmp_path / "results" / "matrix.json")
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     monkeypatch.setenv("CI", "1")

@@ -14,6 +14,7 @@ from tests.cli import parts
 
 LOSS = "torch.nn:CrossEntropyLoss"
 BATCHES = ["parts:model", "parts:loader", LOSS]
+SWEEP = ["sweep", *BATCHES, "--evaluate", "parts:evaluate"]
 
 
 def prepared() -> None:
@@ -102,6 +103,7 @@ def test_scores_of_an_earlier_run_are_no_scores_of_steps(here: Path) -> None:
         ["latency", "parts:model", "parts:inputs", "--out", "parts.py"],
         ["prune", *BATCHES, "--keep-params", "0.6", "--out", "o", "--html", "parts.py"],
         ["plan", "small/scores.safetensors", "--tod", "0.5", "--out", "small/scores.safetensors"],
+        ["apply", "parts:model", "small/plan.json", "--out", "small"],
     ],
     ids=lambda words: f"{words[0]} {words[-1]}",
 )
@@ -113,8 +115,68 @@ def test_nothing_that_is_read_is_written_over(words: list[str], here: Path, caps
         (here / "small" / name).write_text("of somebody")
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file() and path.suffix != ".pyc"}
     assert main(words) == 2
-    assert capsys.readouterr().err == f"fairkern: error: cannot write {words[-1]}: it is what is read; name another\n"
+    place = f"{words[-1]}/plan.json" if words[0] == "apply" else words[-1]
+    assert capsys.readouterr().err == f"fairkern: error: cannot write {place}: it is what is read; name another\n"
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file() and path.suffix != ".pyc"} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["prune", *BATCHES, "--keep-params", "0.6", "--out", "o", "--html", "o"], "o twice"),
+        (["prune", *BATCHES, "--keep-params", "0.6", "--out", "o", "--html", "o/model.safetensors"], "o/model"),
+        (["prune", "--hf", "lm", "--data", "t", "--keep-params", "0.6", "-o", "o", "--html", "o/config.json"], "o/con"),
+        (["report", "parts:model", "small", "parts:inputs", "--html", "p", "--picture", "./p"], "p twice"),
+        (
+            [*SWEEP, "--budgets", "0.5", "--methods", "l1", "-o", "p.svg", "--picture", "p.svg"],
+            "p.svg twice",
+        ),
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}" if isinstance(words, list) else words,
+)
+def test_no_two_results_are_one_file(
+    words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(here.iterdir())
+    assert main(words) == 2
+    assert capsys.readouterr().err.startswith(f"fairkern: error: cannot write {said}")
+    assert sorted(here.iterdir()) == before
+
+
+def test_a_page_may_lie_in_the_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prune", *BATCHES, "--keep-params", "0.6", "--out", "o", "--html", "o/page.html"]) == 0
+    assert "written to o/page.html\n" in capsys.readouterr().err
+    assert (here / "o" / "page.html").read_text().startswith("<!doctype html>")
+    assert fk.load_pruned(parts.model(), "o") is not None
+
+
+def test_apply_says_what_is_left_with_the_biases_that_it_adds(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "bare.py").write_text(
+        "from torch import nn\n\n\ndef model():\n"
+        "    return nn.Sequential(nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()\n"
+    )
+    assert main(["score", "bare:model", *BATCHES[1:], "--gram", "--out", "s", "--quiet"]) == 0
+    assert main(["plan", "s", "--keep-params", "0.6", "--out", "p.json", "--quiet"]) == 0
+    capsys.readouterr()
+    apply = ["apply", "bare:model", "p.json", "--compensate", "least_squares", "--scores", "s", "--out", "o", "--json"]
+    assert main(apply) == 0
+    told = capsys.readouterr()
+    facts, left = json.loads(told.out), sum(p.numel() for p in fk.load_pruned("o", trust=True).parameters())
+    assert facts["params"] == left > facts["result"]["params_after"]
+    assert f" → {left:,} (" in told.err
+
+
+def test_apply_says_what_is_of_an_earlier_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared()
+    (here / "small" / "plan.json").rename(here / "p.json")
+    capsys.readouterr()
+    assert main(["apply", "parts:model", "p.json", "--out", "small"]) == 0
+    assert "small/report.json is of an earlier run\n" in capsys.readouterr().err
+
+
+def test_a_misspelt_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--versoin"]) == 2
+    assert "did you mean --version?" in capsys.readouterr().err
 
 
 def test_a_module_is_found_without_being_imported(here: Path) -> None:

@@ -1,7 +1,9 @@
-"""Seeds: what they set, and what they leave alone."""
+"""Seeds: what they set, and what they leave alone; what the collector of cycles looks at."""
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import ModuleType
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import fairkern as fk
-from fairkern.model.process import seed_torch
+from fairkern.model.process import only_new_is_collected, seed_torch
 
 DEVICES = (torch.cuda, torch.xpu, torch.mtia)
 
@@ -46,3 +48,33 @@ def test_devices_that_nobody_has_used_begin_with_no_seed_of_ours(monkeypatch: py
     x, y = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
     units = fk.trace(model, x)
     fk.score(model, [(x, y)], nn.CrossEntropyLoss(), units=units, progress=False)
+
+
+def test_what_was_there_is_not_walked_through_again() -> None:
+    assert gc.get_freeze_count() == 0
+    with only_new_is_collected():
+        assert gc.get_freeze_count() > 1000
+        with only_new_is_collected():
+            pass
+        assert gc.get_freeze_count() > 1000
+        new: list[object] = []
+        new.append(new)
+        gone = weakref.ref(Kept(new))
+        gc.collect()
+        assert gone() is None, "cycles that are made within go"
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_somebody_else_has_frozen_stays_so() -> None:
+    gc.freeze()
+    try:
+        with only_new_is_collected():
+            pass
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()
+
+
+class Kept:
+    def __init__(self, other: object) -> None:
+        self.other, self.itself = other, self

@@ -65,6 +65,8 @@ def test_describe(extension):
     assert seen["extension"]["path"] == extension.__file__
     assert seen["extension"]["isa"] in ("baseline", "avx2", "avx512")
     assert seen["versions"]["torch"] == torch.__version__
+    assert seen["launch_settings"]
+    assert all("settings" in why for why in seen["launch_settings"].values())
 
 
 @pytest.mark.parametrize("backend", ["metal", "", None, "Native"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fairkern as fk
-from fairkern.prove import prove
+from fairkern.prove import double, prove
+from fairkern.prove.depthwise import depthwise
 from fairkern.prove.double import Double
 from tests.compact.handmade import units_of
 
@@ -102,3 +104,60 @@ def test_one_attribute_is_left_out_that_is_as_large_as_another_by_chance() -> No
     units = fk.trace(model, x)
     assert [(g.kind, g.units, g.frozen) for g in units.groups] == [("head", 4, None)]
     assert {a.attribute for a in units.attributes if a.observed} == {"num_heads"}
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "options"),
+    [
+        ((9,), (3,), {}),
+        ((9,), (4,), {"stride": 2, "padding": 1, "bias": False}),
+        ((8, 7), (3, 3), {"padding": 1}),
+        ((8, 7), (5, 2), {"stride": (2, 3), "padding": (2, 0), "dilation": (1, 2)}),
+        ((8, 7), (3, 3), {"padding": "same", "bias": False}),
+        ((2, 2), (3, 3), {"padding": 1, "stride": 2}),
+        ((5, 4, 6), (2, 3, 3), {"padding": (0, 1, 1), "stride": (1, 2, 1)}),
+    ],
+)
+def test_depthwise_convolutions_are_what_torch_computes(
+    size: tuple[int, ...], window: tuple[int, ...], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(size) - 1]
+    layer = kind(6, 6, window, groups=6, **options).double()  # type: ignore[arg-type]
+    x = torch.randn(2, 6, *size, dtype=torch.float64)
+    expected = layer(x)
+    made: list[Tensor | None] = []
+    monkeypatch.setattr(double, "depthwise", lambda *args: made.append(depthwise(*args)) or made[-1])
+    with Double() as mode:
+        found = layer(x)
+    assert made[0] is not None
+    assert mode.needed
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    assert found.stride() == expected.stride()
+    (found.sum() + x.sum()).backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(6, 12, 3, groups=6),  # two filters a channel
+        nn.Conv2d(6, 6, 3, groups=3),
+        nn.Conv2d(6, 6, 3),
+        nn.ConvTranspose2d(6, 6, 3, groups=6),
+        nn.Conv2d(6, 6, 9, padding=4, groups=6),  # of more places than are worth it
+    ],
+)
+def test_other_convolutions_are_torchs_own(layer: nn.Module) -> None:
+    layer = layer.double()
+    x = torch.randn(2, 6, 8, 8, dtype=torch.float64)
+    expected = layer(x)
+    with Double() as mode:
+        found = layer(x)
+    assert not mode.needed
+    assert torch.equal(found, expected)
+
+
+def test_what_no_convolution_can_take_is_torchs_error() -> None:
+    layer = nn.Conv2d(6, 6, 3, groups=6).double()
+    with Double(), pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        layer(torch.randn(2, 6, 2, 2, dtype=torch.float64))
