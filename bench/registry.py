@@ -43,7 +43,7 @@ ENTRIES = {
         _tests("tracing", "tracing and proving against a forward pass; 70 billion parameters on meta", "minutes"),
         _tests("allocation", "a new budget from stored scores", "seconds"),
         _tests("reporting", "`prune` with its report against its stages, on a language model", "minutes"),
-        _tests("sweep", "`sweep` over 6 budgets and 3 methods against one scoring pass and the evaluations", NOT_KNOWN),
+        _tests("sweep", "`sweep` over 6 budgets and 3 methods against one scoring pass and the evaluations", "minutes"),
         _tests("latency", "predicted against measured latency of cut models", "minutes"),
         _tests("operators", "operators against what one would write without them", "minutes"),
         _tests(
