@@ -18,18 +18,11 @@ from pathlib import Path
 
 from bench._compare import bound
 from bench.provenance import ROOT, write_results
+from bench.readme import commands
 
 OUT = ROOT / "bench" / "results" / "first_run.json"
 MOST = 240.0  # seconds, of all but the downloads
 ALONE = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "FAIRKERN_BUILD")
-
-
-def main_job(readme: str) -> tuple[str, str]:
-    """README's main job: the command that installs, and the one that runs."""
-    (line,) = re.findall(r"<!-- main job -->\n```bash\n(.*)\n```", readme)
-    install, run = line.split(" && ")
-    assert install.startswith("pip install "), line
-    return install, run
 
 
 def builds(pyproject: str) -> list[str]:
@@ -41,12 +34,12 @@ def builds(pyproject: str) -> list[str]:
 def stages(place: Path, source: Path = ROOT) -> dict[str, float]:
     """Seconds of every stage, in the order in which a new user meets them; `place` is an empty folder."""
     checkout, wheels = place / "fairkern", place / "wheels"
-    install, run = main_job((source / "README.md").read_text())
+    install, run = commands((source / "README.md").read_text(), "main job")
     requires = builds((source / "pyproject.toml").read_text())
     environment = {name: value for name, value in os.environ.items() if name not in ALONE}
     activated = {**environment, "PATH": f"{place / 'venv' / 'bin'}{os.pathsep}{environment['PATH']}"}
     offline = {**activated, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
-    commands: list[tuple[str, list[str], Path, Mapping[str, str]]] = [
+    steps: list[tuple[str, list[str], Path, Mapping[str, str]]] = [
         ("clone", ["git", "clone", "--quiet", source.as_uri(), str(checkout)], place, environment),
         ("environment", [sys.executable, "-m", "venv", str(place / "venv")], place, environment),
         (
@@ -60,7 +53,7 @@ def stages(place: Path, source: Path = ROOT) -> dict[str, float]:
         ("demo", ["bash", "-c", run], checkout, offline),
     ]
     took = dict[str, float]()
-    for name, command, folder, seen in commands:
+    for name, command, folder, seen in steps:
         begin = time.perf_counter()
         done = subprocess.run(command, cwd=folder, env=seen, capture_output=True, text=True, check=False)
         took[name] = took.get(name, 0.0) + time.perf_counter() - begin

@@ -31,6 +31,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from bench.provenance import ROOT, provenance, write_results
+from bench.readme import commands
 
 RESULTS = ROOT / "bench" / "results" / "matrix.json"
 PACKAGES = ("torch", "triton", "torchvision", "numpy", "scipy", "rich", "typing-extensions", "pytest", "hypothesis")
@@ -63,15 +64,6 @@ ROWS = {
 }
 
 
-def test_command(readme: str) -> tuple[str, str]:
-    """README's: the command that installs, and the one that tests."""
-    (line,) = re.findall(r"<!-- tests -->\n```bash\n(.*)\n```", readme)
-    install, test = line.split(" && ")
-    assert install.startswith("pip install -e "), line
-    assert test == "pytest", line
-    return install, test
-
-
 def outcomes(xml: str) -> dict[str, Any]:
     """What pytest's own report of a run (`--junitxml`) says: counts, what failed, and why how many were skipped."""
     failed, reasons, passed = [], Counter[str](), 0
@@ -95,7 +87,9 @@ def ran(row: Row, place: Path, part: Sequence[str] = ()) -> dict[str, Any]:
     """One row, in the folder `place`, where an environment of an earlier run is used again."""
     begin = time.perf_counter()
     checkout, pins = place / "checkout", place / "pins.txt"
-    install, test = test_command((ROOT / "README.md").read_text())
+    install, test = commands((ROOT / "README.md").read_text(), "tests")
+    assert install.startswith("pip install -e "), install  # the checkout's own package is what is tested
+    assert test == "pytest", test
     place.mkdir(parents=True, exist_ok=True)
     pins.write_text("\n".join(row.pins) + "\n")
     seen = {name: value for name, value in os.environ.items() if name not in ALONE}

@@ -10,10 +10,11 @@ import pytest
 
 from bench import first_run
 from bench.provenance import ROOT
+from bench.readme import commands
 
 
 def test_the_commands_are_those_of_readme() -> None:
-    assert first_run.main_job((ROOT / "README.md").read_text()) == ('pip install ".[demo]"', "fairkern demo")
+    assert commands((ROOT / "README.md").read_text(), "main job") == ('pip install ".[demo]"', "fairkern demo")
     assert first_run.builds((ROOT / "pyproject.toml").read_text()) == ["setuptools>=77", "pybind11>=2.13"]
 
 

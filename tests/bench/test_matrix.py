@@ -11,6 +11,7 @@ import pytest
 
 from bench import matrix
 from bench.provenance import ROOT
+from bench.readme import commands
 
 XML = """<testsuites><testsuite>
 <testcase classname="tests.a" name="one"/>
@@ -22,7 +23,7 @@ XML = """<testsuites><testsuite>
 
 
 def test_the_command_is_that_of_readme() -> None:
-    assert matrix.test_command((ROOT / "README.md").read_text()) == ('pip install -e ".[test]"', "pytest")
+    assert commands((ROOT / "README.md").read_text(), "tests") == ('pip install -e ".[test]"', "pytest")
 
 
 def test_the_oldest_row_is_what_the_package_says_it_takes() -> None:
