@@ -39,6 +39,7 @@ WATCHED = (
     str(_TORCH / "utils" / "_python_dispatch.py"),
     str(_TORCH / "overrides.py"),
     str(_TORCH / "random.py"),
+    str(_TORCH / "_dynamo" / "utils.py"),  # what it calls as modules go, once something was compiled
 )
 
 

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.mutation_guard import install_generation_tagging_init
 
 import fairkern as fk
 from fairkern.artefacts import replacing
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.interrupts import _Handlers, interrupts_wait, undivided
 from fairkern.model.untouched import untouched
-from tests.interrupted import Left, places, sweep
+from tests.interrupted import Interrupt, Left, places, sweep
 
 
 class Small(nn.Module):
@@ -121,6 +122,18 @@ def test_a_model_is_as_it_was(do: Callable[[], None], every: int) -> None:
 @pytest.mark.parametrize("do", [do for do, _ in STAGES], ids=lambda do: do.__name__)
 def test_a_model_is_as_it_was_at_every_line(do: Callable[[], None]) -> None:
     swept(do, Left(MODEL), 10 if do is prune else 1)
+
+
+def test_none_is_lost_as_modules_go_that_the_compiler_has_counted() -> None:
+    """From the first compilation on, torch is called as any module goes, where Python drops what is raised."""
+    install_generation_tagging_init()
+    trace()
+    watch = Interrupt()
+    with watch:
+        trace()
+    counted = [number for number, (path, *_) in enumerate(watch.come_to, 1) if "_dynamo" in path]
+    assert len(counted) > 10
+    assert list(sweep(trace, Left(MODEL).differences, counted)) == []
 
 
 class InPlace:

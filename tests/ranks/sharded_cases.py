@@ -361,13 +361,15 @@ def scored_by_one_of_several_is_refused() -> None:
     assert "ranks=True" in said, said
 
 
-_MALLOPT = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+_LIBC: Any = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+_GLIBC = hasattr(_LIBC, "mallopt") and hasattr(_LIBC, "malloc_trim")
 _MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
 def _peak(what: Callable[[], Any]) -> tuple[Any, int]:
     """What it gives, and by how many bytes the process was larger meanwhile than before."""
     gc.collect()  # sharded modules go round in circles
+    _LIBC.malloc_trim(0)  # nor is what cases before this one have freed used again
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _of_status("VmRSS")
     made = what()
@@ -381,9 +383,9 @@ def _of_status(name: str) -> int:
 
 @case
 def a_cut_takes_its_part_and_little_more() -> None:
-    if not Path("/proc/self/clear_refs").exists() or _MALLOPT is None:
+    if not Path("/proc/self/clear_refs").exists() or not _GLIBC:
         return
-    _MALLOPT(_MMAP_THRESHOLD, 2**16)  # what is freed goes back at once; else what went before decides
+    _LIBC.mallopt(_MMAP_THRESHOLD, 2**16)  # what is freed goes back at once; else what went before decides
     width, layers = 1024, 24
     model = nn.Sequential(*(m for _ in range(layers) for m in (nn.Linear(width, width, bias=False), nn.ReLU())))
     traced = fk.trace(model.to("meta"), torch.empty(2, width, device="meta"), verify=False)
