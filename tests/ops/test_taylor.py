@@ -20,6 +20,14 @@ SHAPES = {
     "convolution": ((3, 5, 6, 7), 1),
     "one position": ((3, 5, 1, 1), 1),
     "one sample": ((1, 6, 5, 5), 1),
+    "two positions": ((70, 53, 2), 1),
+    "four positions": ((33, 35, 2, 2), 1),
+    "eight positions": ((34, 67, 2, 4), 1),
+    "as many positions as lanes": ((3, 37, 4, 4), 1),
+    "nine positions": ((65, 19, 3, 3), 1),
+    "7 by 7": ((5, 33, 7, 7), 1),
+    "few positions, the most": ((2, 3, 32, 32), 1),
+    "many positions, the fewest": ((2, 3, 25, 41), 1),
     "tokens": ((4, 9, 19), 2),
     "tokens, last dimension": ((4, 9, 19), -1),
     "many tokens": ((1, 1500, 3), 2),
@@ -194,7 +202,7 @@ def test_equals_weight_times_weight_gradient_of_the_consumer(backend):
     assert_close(taylor(act, grad, backend=backend), expected, torch.float64, scale=100)
 
 
-@pytest.mark.parametrize("shape", ["convolution", "many samples", "tokens", "many tokens", "long"])
+@pytest.mark.parametrize("shape", ["convolution", "four positions", "7 by 7", "many samples", "tokens", "many tokens", "long"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_on_any_thread_count(shape, dtype, extension):
     act, grad, dim = example(shape, dtype)
