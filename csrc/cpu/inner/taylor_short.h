@@ -7,7 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/inner.h"
@@ -43,9 +43,26 @@ struct Pair {
   VectorOf<T> product, activation;
 };
 
-// Σ a·g and Σ a over the positions of one channel, not yet over the lanes.
+// The first `count` lanes of what lies at `from`, where `room` elements lie, and zeros.
 template <class S, class T = Wide<S>>
-FAIRKERN_KERNEL_INLINE Pair<T> over_positions(const S* act, const S* grad, std::int64_t length) {
+FAIRKERN_KERNEL_INLINE VectorOf<T> first_lanes(const S* from, std::int64_t count, std::int64_t room) {
+  using V = VectorOf<T>;
+  using Mask = decltype(V{} < V{});
+  constexpr int W = width_of<T>();
+  if (room < W) {
+    S some[W] = {};
+    std::copy_n(from, count, some);
+    return load_wide(some);
+  }
+  Mask lanes{};
+  for (int lane = 0; lane < W; ++lane) lanes[lane] = lane;
+  const Mask wanted = lanes < static_cast<std::decay_t<decltype(lanes[0])>>(count);
+  return reinterpret_cast<V>(reinterpret_cast<Mask>(load_wide(from)) & wanted);
+}
+
+// Σ a·g and Σ a over the positions of one channel, not yet over the lanes; `room`: elements from its first on.
+template <class S, class T = Wide<S>>
+FAIRKERN_KERNEL_INLINE Pair<T> over_positions(const S* act, const S* grad, std::int64_t length, std::int64_t room) {
   using V = VectorOf<T>;
   constexpr int W = width_of<T>();
   Pair<T> sums{V{}, V{}};
@@ -56,11 +73,8 @@ FAIRKERN_KERNEL_INLINE Pair<T> over_positions(const S* act, const S* grad, std::
     sums.activation += a;
   }
   if (i < length) {
-    S some_act[W] = {}, some_grad[W] = {};
-    std::memcpy(some_act, act + i, (length - i) * sizeof(S));
-    std::memcpy(some_grad, grad + i, (length - i) * sizeof(S));
-    const V a = load_wide(some_act);
-    sums.product += a * load_wide(some_grad);
+    const V a = first_lanes(act + i, length - i, room - i);
+    sums.product += a * first_lanes(grad + i, length - i, room - i);
     sums.activation += a;
   }
   return sums;
@@ -92,17 +106,19 @@ struct Packed {
 template <class S, class T = Wide<S>>
 struct Spread {
   const S *act, *grad;
-  std::int64_t positions, channels;
+  std::int64_t positions, channels, room;
   FAIRKERN_KERNEL_INLINE Pair<T> operator()(int channel) const {
     const VectorOf<T> none{};
     if (channel >= channels) return {none, none};
-    return over_positions<S>(act + channel * positions, grad + channel * positions, positions);
+    const std::int64_t at = channel * positions;
+    return over_positions<S>(act + at, grad + at, positions, room - at);
   }
 };
 
-// The sums of as many channels as a vector has lanes, or of those that are there.
+// The sums of as many channels as a vector has lanes, or of those that are there; `room`: elements from the first on.
 template <class S, class T = Wide<S>>
-FAIRKERN_KERNEL_INLINE Pair<T> of_channels(const S* act, const S* grad, std::int64_t positions, std::int64_t channels) {
+FAIRKERN_KERNEL_INLINE Pair<T> of_channels(const S* act, const S* grad, std::int64_t positions, std::int64_t channels,
+                                           std::int64_t room) {
   constexpr int W = width_of<T>();
   if (channels == W) {
     const Packed<S> packed{act, grad};
@@ -112,7 +128,7 @@ FAIRKERN_KERNEL_INLINE Pair<T> of_channels(const S* act, const S* grad, std::int
     if constexpr (W >= 8)
       if (positions == 8) return added<T, 8>(packed);
   }
-  return added<T, W>(Spread<S>{act, grad, positions, channels});
+  return added<T, W>(Spread<S>{act, grad, positions, channels, room});
 }
 
 // Some samples of a block of channels: Σ a·g, Σ over samples |Σ a·g| and Σ a.
@@ -121,12 +137,14 @@ FAIRKERN_KERNEL_INLINE void few_positions(const TaylorArgs& args, std::int64_t s
                                           std::int64_t channel, std::int64_t channels, double* product,
                                           double* magnitude, double* activation) {
   constexpr int W = width_of<T>();
+  const std::int64_t all = args.samples * args.channels * args.after;
   double products[kShortChannels] = {}, magnitudes[kShortChannels] = {}, activations[kShortChannels] = {};
   for (std::int64_t s = sample; s < sample + samples; ++s)
     for (std::int64_t c = 0; c < channels; c += W) {
-      const std::int64_t at = (s * args.channels + channel + c) * args.after, here = std::min<std::int64_t>(W, channels - c);
+      const std::int64_t at = (s * args.channels + channel + c) * args.after;
+      const std::int64_t here = std::min<std::int64_t>(W, channels - c);
       const Pair<T> sums = of_channels<S>(static_cast<const S*>(args.act) + at, static_cast<const S*>(args.grad) + at,
-                                          args.after, here);
+                                          args.after, here, all - at);
       T some_products[W], some_activations[W];
       store(some_products, sums.product);
       store(some_activations, sums.activation);
