@@ -105,7 +105,8 @@ def _replace(some: Sequence[tuple[Tensor, Index]], backend: str) -> None:
     for (tensor, _), smaller in zip(some, made, strict=True):
         tensor.grad = None
         tensor.data = smaller
-    del made
+    del made, smaller
     dense = [(tensor, grad, index) for tensor, grad, index in grads if grad.layout == torch.strided]
-    for (tensor, _, _), smaller in zip(dense, gather_dense([(g, i) for _, g, i in dense], backend), strict=True):
+    made = gather_dense([(grad, index) for _, grad, index in dense], backend) if dense else []
+    for (tensor, _, _), smaller in zip(dense, made, strict=True):
         tensor.grad = smaller
