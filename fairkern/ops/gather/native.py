@@ -48,7 +48,6 @@ def _parts(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor]) -> Ite
 
 
 def _descriptor(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor], known: _Indices) -> list[int]:
-    """`result`: contiguous, made for this."""
     size = weight.element_size()
     lengths: list[int] = []  # of the result
     strides: list[int] = []  # of the source, in bytes
@@ -70,9 +69,9 @@ def _descriptor(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor], k
         lengths.append(length)
         strides.append(stride)
         places.append(place)
-    start = _native.address("weight", weight, weight.dtype)
     rest = _REST[len(lengths)]
-    return [start, result.data_ptr(), size, len(lengths), *lengths, *rest, *strides, *rest, *places, *rest]
+    ends = [_native.address(name, t, weight.dtype) for name, t in (("weight", weight), ("result", result))]
+    return [*ends, size, len(lengths), *lengths, *rest, *strides, *rest, *places, *rest]
 
 
 def _address(dim: int, index: Tensor, known: _Indices) -> int:
