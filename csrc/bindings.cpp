@@ -20,7 +20,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 7;
+constexpr int kInterface = 8;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -37,8 +37,12 @@ void require_network_limit(std::int64_t limit) {
 void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, std::int64_t stride_c,
                           std::int64_t stride_p, std::int64_t units, std::int64_t projections, std::int64_t rows,
                           std::int64_t offsets, std::int64_t classes, int reduce, std::int64_t out, int threads,
-                          int isa, std::int64_t directions, std::int64_t positions, std::int64_t network_limit) {
+                          int isa, std::int64_t directions, std::int64_t positions, std::int64_t network_limit,
+                          std::int64_t begins, std::int64_t places, std::int64_t per_set) {
   require_element(element);
+  require((begins == 0) == (places == 0), "begins and places are given together, or neither");
+  require(begins == 0 || (directions != 0 && per_set >= 1 && units % per_set == 0), "rows of positions need directions, ",
+          "and ", units, " units in sets of ", per_set, " each");
   require(reduce >= 0 && reduce <= 2, "reduce is ", reduce, "; expected 0 (max), 1 (mean) or 2 (pairs)");
   require(units >= 1 && projections >= 1, "x has ", units, " units and ", projections, " projections; needs 1 of each");
   require(directions == 0 || positions >= 1, "there are ", positions, " positions to project; at least 1 is needed");
@@ -60,7 +64,10 @@ void py_class_wasserstein(int element, std::int64_t x, std::int64_t stride_n, st
                             network_limit,
                             pointer<void>(out, "out"),
                             threads,
-                            resolve_isa(isa)};
+                            resolve_isa(isa),
+                            reinterpret_cast<const std::int64_t*>(begins),
+                            reinterpret_cast<const std::int64_t*>(places),
+                            per_set};
   py::gil_scoped_release release;
   class_wasserstein(static_cast<Element>(element), args);
 }
@@ -259,7 +266,8 @@ PYBIND11_MODULE(_extension_cpu, module) {
   module.def("class_wasserstein", &py_class_wasserstein, py::arg("element"), py::arg("x"), py::arg("stride_n"),
              py::arg("stride_c"), py::arg("stride_p"), py::arg("units"), py::arg("projections"), py::arg("rows"),
              py::arg("offsets"), py::arg("classes"), py::arg("reduce"), py::arg("out"), py::arg("threads"),
-             py::arg("isa"), py::arg("directions"), py::arg("positions"), py::arg("network_limit"));
+             py::arg("isa"), py::arg("directions"), py::arg("positions"), py::arg("network_limit"),
+             py::arg("begins"), py::arg("places"), py::arg("per_set"));
   module.def("wasserstein_1d", &py_wasserstein_1d, py::arg("element"), py::arg("x"), py::arg("x_stride_n"),
              py::arg("x_stride_c"), py::arg("n"), py::arg("y"), py::arg("y_stride_n"), py::arg("y_stride_c"),
              py::arg("m"), py::arg("columns"), py::arg("power"), py::arg("network_limit"), py::arg("out"),

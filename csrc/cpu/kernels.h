@@ -26,6 +26,9 @@ struct ClassWassersteinArgs {
   void* out;                      // [units], or [pairs, units]; float, or double for float64
   int threads;
   Isa isa;
+  const std::int64_t* begins;     // null, or: x has rows for some positions of each sample, and all others are zero.
+  const std::int64_t* places;     // Units come in sets of `per_set` columns of x; those of set e and sample n of N have
+  std::int64_t per_set;           // rows begins[e·N + n] … begins[e·N + n + 1], row r being that of position places[r]
 };
 void class_wasserstein(Element element, const ClassWassersteinArgs& args);
 

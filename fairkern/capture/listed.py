@@ -22,6 +22,7 @@ from fairkern.types import Side
 
 _RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
 _KEEPS_ROWS = _RESHAPES | {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
+_FOLLOWED = _KEEPS_ROWS | {"__getitem__", "index_select"}
 _MULTIPLIES = frozenset(["mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"])
 
 
@@ -49,7 +50,10 @@ class _Followed(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        point = self._expert(args, kwargs) if len(self.given) else None
+        given = len(self.given)
+        if not given and name not in _FOLLOWED:  # most of them
+            return func(*args, **kwargs)
+        point = self._expert(args, kwargs) if given else None
         factor = self._factor(name, args) if point is not None else None
         if point is not None and name not in _KEEPS_ROWS and factor is None:
             args, kwargs = (map_tensors(value, self._heard) for value in (args, kwargs))
@@ -149,32 +153,33 @@ class ListedExperts:
             return
         picked = _Followed(self._hear)
 
-        def after(point: Point) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                if isinstance(output, Tensor):
+        entries: dict[nn.Module, list[str]] = defaultdict(list)
+        whole: dict[nn.Module, list[Point]] = defaultdict(list)
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if isinstance(output, Tensor):
+                for point in whole[module]:
                     picked.given[output] = point
 
-            return hook
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given = next(tensors_in([args, kwargs]), None)
+            rows = None if given is None else picked.of.get(given)
+            if rows is not None:
+                self._given.update(dict.fromkeys(entries[module], rows))
 
-        def before(entry: str) -> Callable[..., None]:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                given = next(tensors_in([args, kwargs]), None)
-                rows = None if given is None else picked.of.get(given)
-                if rows is not None:
-                    self._given[entry] = rows
-
-            return hook
-
+        enters, leaves = (
+            of_this_thread(before),
+            of_this_thread(after),
+        )  # the same ones for all: there may be many modules
         with ExitStack() as handles:
             for entry in dict.fromkeys(self._modules.values()):
-                module = self._model.get_submodule(entry)
-                handles.callback(
-                    module.register_forward_pre_hook(of_this_thread(before(entry)), with_kwargs=True).remove
-                )
+                entries[self._model.get_submodule(entry)].append(entry)
             for entry, point in self._whole.items():
-                handles.callback(
-                    self._model.get_submodule(entry).register_forward_hook(of_this_thread(after(point))).remove
-                )
+                whole[self._model.get_submodule(entry)].append(point)
+            for module in entries:
+                handles.callback(module.register_forward_pre_hook(enters, with_kwargs=True).remove)
+            for module in whole:
+                handles.callback(module.register_forward_hook(leaves).remove)
             with picked:
                 yield
 

@@ -82,7 +82,8 @@ class Pass:
         self.keeps: list[str] = []  # attributes of modules that every batch puts something into
         self.loss_sum = 0.0
         self.prediction: Prediction | None = None
-        self._together: dict[Point, Family] = {}  # of the batch under way
+        self._families: list[Family] = []  # of the batch under way
+        self._together: dict[Point, Family] = {}
         self._waiting: list[Family] = []  # those of them whose gradients have not all come back
 
     def run(self, loader: Iterable[Any], number: int = 0) -> None:
@@ -122,6 +123,7 @@ class Pass:
                 self.choice.begin(part.labels, done)
                 with Alive() as alive:
                     self._backward(part, self._taylor, 1)
+                    self._families = []
                 self.prediction = self.prediction or self._predicted()
                 sizes[some] = alive.peak, 0
             assert self.prediction is not None
@@ -172,13 +174,14 @@ class Pass:
         if self._taylor is None:
             with torch.no_grad():
                 self._rehearsal.forward(batch)
+            self._families = self._experts()
         else:
             weight = batch.samples if self._settings.loss_reduction is LossReduction.MEAN else 1
             self.loss_sum += self._backward(batch, self._taylor, weight) * weight
         if self.prediction is None:
             self.prediction = self._predicted()
         self._among.share_means(self._moments, heard=False)
-        together = self._families() if batch.labels.ndim == 1 else []
+        together = self._families if batch.labels.ndim == 1 else []
         for family in together:
             self.samples.add_rows(family)
         taken = {point for family in together for point in family.points}
@@ -196,6 +199,7 @@ class Pass:
         if self._moments is not None:
             self._moments.settle()
         self._among.share_means(self._moments, heard=True)
+        self._families = []
         self._listener.reset(device_of(self._model))
 
     def _join_in(self, batch: Batch) -> None:
@@ -269,12 +273,14 @@ class Pass:
             self._blame_loss(batch, value)
         room = 2 * max(act.nbytes for act in listener.heard.values())  # as `memory.Prediction` has it
         taylor.begin(weight, room, batch.labels)
-        together = self._families() if taylor.by_rows else []
-        self._together, self._waiting = {p: family for family in together for p in family.points}, together
+        self._families = self._experts()
+        together = self._families if taylor.by_rows else []
+        self._together, self._waiting = {p: family for family in together for p in family.points}, [*together]
         if loss.requires_grad:
             listener.backward(loss, gradient)
         for family in self._waiting:  # not all gradients have come back
             taylor.add_rows(family.heard())
+            family.grads.clear()
         self._together, self._waiting = {}, []
         for point, act in listener.heard.items():
             if not act.numel() and not taylor.heard(point):  # an expert without a token: zeros count as well
@@ -302,7 +308,7 @@ class Pass:
             act, dim = self._rehearsal.by_sample(point, self._listener.heard[point])
             taylor.add(point, act, self._rehearsal.by_sample(point, grad, gradient=True)[0], dim)
 
-    def _families(self) -> list[Family]:
+    def _experts(self) -> list[Family]:
         """Experts of the batch under way; where memory is counted each by itself, since gradients wait for others."""
         alone = self._settings.memory_budget is not None
         return families(self._listener, self._rehearsal.layouts, self._points, alone=alone)

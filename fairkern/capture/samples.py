@@ -11,71 +11,14 @@ import torch
 from torch import Tensor
 
 from fairkern.capture.classes import Choice, Grid
+from fairkern.capture.expert_samples import ExpertSamples
+from fairkern.capture.growing import GrowingRows
 from fairkern.capture.layout import Layout
 from fairkern.capture.points import Block, Point
 from fairkern.capture.settings import Settings
 from fairkern.capture.together import Family
 from fairkern.errors import InputError
 from fairkern.ops import class_wasserstein, directions, project, sliced_wasserstein
-
-
-class _Rows:
-    """Rows `[n, units, P]` that arrive piece by piece, in one buffer that has room for what is expected, and else grows
-    by a quarter. `tight`: on a CPU it grows and shrinks where it lies, so that it is never there twice."""
-
-    def __init__(self, tight: bool = False) -> None:
-        self._buffer: Tensor | None = None
-        self._tight, self._flat = tight, np.empty(0, dtype=np.uint8)
-        self.count = 0
-
-    @property
-    def values(self) -> Tensor:
-        assert self._buffer is not None
-        return self._buffer[: self.count]
-
-    @property
-    def bytes(self) -> int:
-        """With the room for more."""
-        return 0 if self._buffer is None else self._buffer.nbytes
-
-    def room(self, n: int, expect: int) -> int:
-        """Rows that there is room for once `n` more have come, where `expect` in all are likely to come."""
-        if self._buffer is not None and self.count + n <= len(self._buffer):
-            return len(self._buffer)
-        return max(expect, self.count + max(n, self.count // 4))
-
-    def extend(self, n: int, shape: Sequence[int], dtype: torch.dtype, device: torch.device, room: int) -> Tensor:
-        """`n` more rows, to be written by the caller, in a buffer of `room` rows at least."""
-        if self._buffer is None or room > len(self._buffer):
-            like = torch.empty(0, *shape, dtype=dtype, device=device) if self._buffer is None else self._buffer
-            self._buffer = self._resized(like, room)
-        self.count += n
-        return self._buffer[self.count - n : self.count]
-
-    @property
-    def form(self) -> tuple[torch.Size, torch.dtype]:
-        """Of one row."""
-        return self.values.shape[1:], self.values.dtype
-
-    @property
-    def held(self) -> int:
-        """Bytes that the rows themselves take."""
-        return 0 if self._buffer is None else self.values.nbytes
-
-    def trim(self) -> None:
-        """Give back the room that holds nothing."""
-        if self._buffer is not None and self.count < len(self._buffer):
-            self._buffer = self._resized(self._buffer, self.count)
-
-    def _resized(self, buffer: Tensor, rows: int) -> Tensor:
-        """A buffer of so many rows; those that hold something are in it. The one before is not to be used any more."""
-        shape, dtype = (rows, *buffer.shape[1:]), buffer.dtype
-        if self._tight and buffer.device.type == "cpu":
-            self._flat.resize(math.prod(shape) * dtype.itemsize, refcheck=False)
-            return torch.from_numpy(self._flat).view(dtype).view(shape)
-        made = torch.empty(shape, dtype=dtype, device=buffer.device)
-        made[: self.count] = buffer[: self.count]
-        return made
 
 
 class SampleStore:
@@ -94,8 +37,11 @@ class SampleStore:
         tight = self._budget is not None
         self._backend, self._pairs = settings.backend, settings.pairs.value
         self._ranks = settings.ranks
-        self._rows: dict[Block, _Rows] = {block: _Rows(tight) for p in points for block in p.blocks}
+        self._rows: dict[Block, GrowingRows] = {block: GrowingRows(tight) for p in points for block in p.blocks}
         self._blocks = list(self._rows)
+        # Where memory is counted block by block, or samples are sent from one process to another, each stays by itself.
+        self._joins = self._budget is None and not self._ranks.several
+        self._together: dict[Block, ExpertSamples] = {}
         self._device: torch.device | None = None
         self._positions: dict[Block, int] = {}
         self._projected: set[Block] = set()
@@ -112,6 +58,7 @@ class SampleStore:
         self._device = act.device
         act, dim, grid = self._choice.seen(point, act, dim, layout)
         rows = self._choice.rows(grid)
+        self._take_apart(blocks)
         for block in blocks:
             if self._grid.setdefault(block, grid) != grid:
                 raise InputError(f"the activation at {point.name} has its places on another grid in another batch")
@@ -167,6 +114,8 @@ class SampleStore:
     def add_rows(self, family: Family) -> None:
         """The same of experts whose rows are taken together, which are zero at all tokens that they were not given.
         Samples have classes, not places."""
+        if not any(point.blocks[0] in self._rows for point in family.points):  # no U, or that of another pass
+            return
         rows, expect = self._choice.rows(()), self._choice.of(()).expected(self._choice.done)
         expect = -(-expect // self._ranks.size)
         act = family.acts[0]
@@ -185,6 +134,16 @@ class SampleStore:
         kept = torch.full((family.count,), -1, dtype=torch.int64, device=act.device)
         kept[rows.to(act.device)] = torch.arange(len(rows), device=act.device)
         made = self._signed(family, tokens).index_select(1, rows.to(act.device)) if by_token else None
+        joined = self._joined(family, positions, by_token or not (projected or family.points[0].side.whole))
+        if joined is not None:
+            before = joined.bytes
+            if made is None:
+                joined.add_rows(family, kept[family.samples], len(rows))
+            else:
+                joined.add_projections(family, made)
+            self._held += joined.bytes - before
+            self.peak = max(self.peak, self._held)
+            return
         taken, places, anew = (of.split(family.rows) for of in (kept[family.samples], family.places, family.anew))
         for n, point in enumerate(family.points):
             (block,) = point.blocks
@@ -208,6 +167,37 @@ class SampleStore:
             else:
                 new.zero_().transpose(1, 2).index_put_((own, at), x, accumulate=point.side.whole)
         self.peak = max(self.peak, self._held)
+
+    def _joined(self, family: Family, positions: int, joins: bool) -> ExpertSamples | None:
+        """Where the samples of a family are kept together; None where each block keeps its own."""
+        blocks = tuple(point.blocks[0] for point in family.points)
+        for point, block in zip(family.points, blocks, strict=True):
+            self._same_positions(block, positions, point)
+        found = self._together.get(blocks[0])
+        if found is not None and set(found.blocks) == set(blocks):
+            return found
+        self._take_apart(blocks)
+        held = [self._rows.get(block) for block in blocks]
+        if not (joins and self._joins) or any(rows is None or rows.count for rows in held):
+            return None
+        made = ExpertSamples(blocks, positions, whole=family.points[0].side.whole)
+        self._together.update(dict.fromkeys(blocks, made))
+        return made
+
+    def _take_apart(self, blocks: Iterable[Block]) -> None:
+        """These blocks' samples, and those of others that are kept with them, go to each by itself: not all of them
+        were heard together."""
+        for layer in {found for block in blocks if (found := self._together.get(block)) is not None}:
+            self._held -= layer.bytes
+            count = layer.samples
+            for block, values in layer.apart():
+                del self._together[block]
+                new = self._rows[block].extend(count, values.shape[1:], values.dtype, values.device, count)
+                new.copy_(values)
+                self._total += self._rows[block].bytes
+                self._held += new.nbytes
+                if layer.whole:
+                    self._projected.add(block)
 
     @staticmethod
     def _project_rows(x: Tensor, own: Tensor, drawn: Tensor, room: Tensor) -> None:
@@ -297,7 +287,9 @@ class SampleStore:
         """
         if self._ranks.several:
             self._bring_together()
-        scores = {}
+        if self._choice.of_places:
+            self._take_apart(self._blocks)
+        scores = self._of_layers()
         by_grid = {grid: self._choice.of(grid).labels for grid in set(self._grid.values())}
         for block in list(self._rows):
             values, grid = self._rows.pop(block).values, self._grid[block]
@@ -316,6 +308,20 @@ class SampleStore:
             scores[block] = distances.double().cpu().numpy()
         every = self._ranks.gathered("U-scores", {n: scores[b] for n, b in enumerate(self._blocks) if b in scores})
         return {self._blocks[n]: values for part in every for n, values in part.items()}
+
+    def _of_layers(self) -> dict[Block, np.ndarray]:
+        """U of those whose samples are kept together."""
+        scores: dict[Block, np.ndarray] = {}
+        for layer in dict.fromkeys(self._together.values()):
+            device = self._device if self._device is not None else torch.device("cpu")
+            drawn = None if layer.whole else self._drawn(layer.positions, device)
+            labels = self._choice.of(()).labels.to(device)
+            found = layer.distances(drawn, labels, self._pairs, self._backend).double().cpu().numpy()
+            for block, values in zip(layer.blocks, found, strict=True):
+                del self._rows[block]
+                scores[block] = values
+        self._together.clear()
+        return scores
 
     def _bring_together(self) -> None:
         """Of samples that several processes have heard, those of every block to one of them, as a single process would
@@ -341,7 +347,7 @@ class SampleStore:
         owners = self._ranks.dealt(costs, hearing)
         held, self._rows = self._rows, {}
         for n, owner in zip(numbers, owners, strict=True):
-            rows = held.pop(self._blocks[n], _Rows())
+            rows = held.pop(self._blocks[n], GrowingRows())
             parts = self._ranks.brought("class samples", owner, rows.values if rows.count else None)
             if owner == self._ranks.rank:
                 self._put_together(self._blocks[n], parts, *known[n])
@@ -358,7 +364,7 @@ class SampleStore:
         """Rows of one block, as every process has heard some, in the loader's order."""
         owners = self._choice.of(grid).owners
         device = self._device if self._device is not None else torch.device("cpu")
-        self._rows[block] = whole = _Rows()
+        self._rows[block] = whole = GrowingRows()
         room = whole.extend(len(owners), *form, device, len(owners))
         for rank, part in enumerate(parts):
             if part is not None:

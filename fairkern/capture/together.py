@@ -61,11 +61,15 @@ class Family:
         )
 
     @cached_property
+    def owners(self) -> Tensor:
+        """The number of the point that each row belongs to, int64 [rows]."""
+        number = torch.tensor(self.rows, dtype=torch.int64, device=self.samples.device)
+        return torch.arange(len(self.rows), device=number.device).repeat_interleave(number)
+
+    @cached_property
     def anew(self) -> Tensor:
         """Of each row whether its point was not given its token before, bool [rows]."""
-        number = torch.tensor(self.rows, dtype=torch.int64, device=self.samples.device)
-        points = torch.arange(len(self.rows), device=number.device).repeat_interleave(number)
-        tokens = points * self.tokens + self.samples * (self.tokens // self.count) + self.places
+        tokens = self.owners * self.tokens + self.samples * (self.tokens // self.count) + self.places
         order = tokens.argsort(stable=True)
         found = torch.ones_like(tokens, dtype=torch.bool)
         found[order[1:]] = tokens[order].diff() != 0
@@ -79,13 +83,15 @@ class Family:
         """Of all rows, where they have come back."""
         return torch.cat([self.grads.get(p, act) for p, act in zip(self.points, self.acts, strict=True)])
 
+    @cached_property
+    def _bags(self) -> tuple[Tensor, Tensor]:
+        """Rows in the order of points and samples, and how many each of these has."""
+        bags = self.owners * self.count + self.samples
+        return bags.argsort(stable=True), torch.bincount(bags, minlength=len(self.points) * self.count)
+
     def by_sample(self, rows: Tensor) -> Tensor:
         """Sums of [rows, m] over the rows of each point and sample, in order: [points, samples, m]."""
-        number = torch.tensor(self.rows, dtype=torch.int64, device=rows.device)
-        points = torch.arange(len(self.rows), device=rows.device).repeat_interleave(number)
-        bags = points * self.count + self.samples
-        order = bags.argsort(stable=True)
-        sizes = torch.bincount(bags, minlength=len(self.points) * self.count)
+        order, sizes = self._bags
         return _bags(rows, order, sizes).view(len(self.points), self.count, -1)
 
     def by_point(self, rows: Tensor) -> Tensor:

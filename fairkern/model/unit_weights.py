@@ -69,11 +69,12 @@ def _sums(weight: Tensor, dim: int, sets: int) -> tuple[FloatArray, FloatArray]:
     """Sums of magnitudes and of squares for every position along `dim`, `[sets, length]`; several sets lie along
     dimension 0."""
     length = weight.shape[dim]
+    columns = max(_COLUMNS, _ROWS * _COLUMNS // max(1, length))  # as many elements at a time, however few the rows
     first, second = (torch.zeros(sets, length, dtype=torch.float64, device=weight.device) for _ in range(2))
     for k, own in enumerate([weight] if sets == 1 else weight):
         lines = own.movedim(dim - (sets > 1), 0).reshape(length, -1)
-        for row, column in itertools.product(range(0, length, _ROWS), range(0, lines.shape[1], _COLUMNS)):
-            wide = lines[row : row + _ROWS, column : column + _COLUMNS].abs().double()
+        for row, column in itertools.product(range(0, length, _ROWS), range(0, lines.shape[1], columns)):
+            wide = lines[row : row + _ROWS, column : column + columns].abs().double()
             first[k, row : row + _ROWS] += wide.sum(1)
             second[k, row : row + _ROWS] += wide.square_().sum(1)
     return first.cpu().numpy(), second.cpu().numpy()

@@ -8,7 +8,7 @@ from fairkern.ops.eliminate import Elimination, View, eliminate
 from fairkern.ops.gather import gather, gather_many
 from fairkern.ops.gram import Gram, gram
 from fairkern.ops.project import directions, project
-from fairkern.ops.sliced import sliced_wasserstein
+from fairkern.ops.sliced import Placed, sliced_wasserstein
 from fairkern.ops.taylor import TaylorSums, taylor, taylor_many, taylor_sums
 from fairkern.ops.tod import tod_curve, tod_curves
 from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
@@ -16,6 +16,7 @@ from fairkern.ops.wasserstein import class_wasserstein, wasserstein_1d
 __all__ = [
     "Elimination",
     "Gram",
+    "Placed",
     "TaylorSums",
     "View",
     "backends",

@@ -19,6 +19,9 @@ def class_wasserstein(
     directions: int,
     positions: int,
     network_limit: int,
+    begins: int,
+    places: int,
+    per_set: int,
 ) -> None: ...
 def wasserstein_1d(
     element: int,

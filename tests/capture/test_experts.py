@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from scipy.stats import wasserstein_distance
 from torch import Tensor, nn
 
 import fairkern as fk
+from fairkern.capture import one_pass
+from fairkern.capture.listener import Listener
 from fairkern.capture.sums import TaylorStore
 from fairkern.capture.together import Family
 from fairkern.ops import directions
@@ -318,6 +321,46 @@ def test_the_experts_of_a_layer_are_added_up_together(monkeypatch: pytest.Monkey
     score(model, batches)
     assert [points for points, _ in calls] == [EXPERTS] * (2 * len(batches))
     assert sum(rows for _, rows in calls) == 2 * x.shape[0] * x.shape[1] * CHOSEN
+
+
+def test_no_zeros_are_kept_for_tokens_that_an_expert_was_not_given() -> None:
+    model, (x, y) = build(), samples()
+    directed, tokens = 40, x.shape[0] * x.shape[1]
+    scores = score(model, loader(x, y, 5), projections=directed)
+    (_, whole) = (heard(model, x, y)[kind][0] for kind in ("expert neuron", "expert"))
+    other = len(x) * 8 * sum(g.units for g in scores.units.groups if g.kind not in ("expert", "expert neuron"))
+    rows, projected = tokens * CHOSEN * (INNER + 1) * 8, len(x) * whole.shape[2] * directed * 8
+    assert scores.provenance["sample_bytes"] == rows + projected + other
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_experts_of_a_layer_need_not_be_heard_together_in_every_batch(
+    first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole layers, each expert alone, and none as rows, in turn from batch to batch: to the bit the same U."""
+    model, (x, y) = build(), samples()
+    batches = loader(x, y, 2)
+    expected, calls, plain = score(model, batches, projections=40), list[int](), one_pass.families
+
+    def in_turn(listener: Listener, layouts: Mapping, points: Collection, *, alone: bool) -> list[Family]:
+        calls.append(0)
+        turn = (len(calls) - 1 + first) % 3
+        found = [] if turn == 2 else plain(listener, layouts, points, alone=turn == 1)
+        return found[::-1]
+
+    monkeypatch.setattr(one_pass, "families", in_turn)
+    found = score(model, batches, projections=40)
+    assert len(calls) == len(batches) >= 6
+    for own, values in zip(found.signals["wasserstein"], expected.signals["wasserstein"], strict=True):
+        np.testing.assert_array_equal(own, values)
+
+
+def test_without_classes_the_rest_of_the_scores_is_the_same() -> None:
+    model, (x, y) = build(), samples()
+    expected, found = score(model, loader(x, y, 5)), score(model, loader(x, y, 5), class_of=False)
+    assert "wasserstein" not in found.signals
+    for own, values in zip(found.signals["taylor"], expected.signals["taylor"], strict=True):
+        np.testing.assert_array_equal(own, values)
 
 
 class Again(Chosen):

@@ -46,6 +46,19 @@ PUBLIC: dict[str, tuple[dict[str, Tensor], Callable[..., Any]]] = {
     "class_wasserstein": ({"x": X, "labels": LABELS}, ops.class_wasserstein),
     "wasserstein_1d": ({"x": X, "y": Y}, ops.wasserstein_1d),
     "sliced_wasserstein": ({"x": X3, "directions": D, "labels": LABELS}, ops.sliced_wasserstein),
+    "sliced_wasserstein of rows": (
+        {
+            "x": X,
+            "directions": D,
+            "labels": LABELS,
+            "sets": torch.tensor([0, 1] * 3),
+            "samples": torch.arange(6),
+            "places": torch.tensor([0, 1, 2] * 2),
+        },
+        lambda x, directions, labels, **rows: ops.sliced_wasserstein(
+            x, directions, labels, placed=ops.Placed(**rows, total=2)
+        ),
+    ),
     "taylor": ({"act": X, "grad": X + 1}, ops.taylor),
     "taylor_sums": (
         {"act": X, "grad": X, "signed": numbers(4), "per_sample": numbers(4), "activation": numbers(4)},

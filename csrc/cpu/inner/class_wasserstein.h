@@ -18,9 +18,15 @@ FAIRKERN_KERNEL_INLINE bool project_class(const ClassWassersteinArgs& args, cons
                                           std::int64_t unit, const ClassBlock& group, const ClassWork<T>& work,
                                           T* scratch) {
   constexpr int L = lanes_of<T>(), W = width_of<T>();
-  project_rows<S>(static_cast<const S*>(args.x) + unit * args.stride_c, args.rows + group.begin, group.count,
-                            args.stride_n, args.stride_p, args.positions, work.directions, layout.vectors, work.values,
-                            scratch);
+  const S* x = static_cast<const S*>(args.x);
+  const std::int64_t* rows = args.rows + group.begin;
+  if (args.places)
+    project_placed<S>(x + unit % args.per_set * args.stride_c, args.stride_n, rows, group.count,
+                      args.begins + unit / args.per_set * args.offsets[args.classes], args.places, work.directions,
+                      layout.vectors, scratch);
+  else
+    project_rows<S>(x + unit * args.stride_c, rows, group.count, args.stride_n, args.stride_p, args.positions,
+                    work.directions, layout.vectors, work.values, scratch);
   using V = VectorOf<T>;
   for (std::int64_t v = 0; v < layout.vectors; ++v)
     for (int lane = 0; lane < L; lane += W) {

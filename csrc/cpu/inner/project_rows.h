@@ -101,5 +101,46 @@ FAIRKERN_KERNEL_INLINE void project_rows(const S* unit, const std::int64_t* rows
   }
 }
 
+// Σ_r values[r·step] · directions[places[r]][v][lane] at `to`, from vector to vector `vector` elements further.
+template <class S, int Vectors, class T = Wide<S>>
+FAIRKERN_KERNEL_INLINE void project_some_places(const S* values, std::int64_t step, const std::int64_t* places,
+                                                std::int64_t count, const T* directions, std::int64_t padded, T* to,
+                                                std::int64_t vector) {
+  using V = VectorOf<T>;
+  constexpr int L = lanes_of<T>(), W = width_of<T>();
+  for (int lane = 0; lane < L; lane += W) {
+    V total[Vectors] = {};
+    for (std::int64_t r = 0; r < count; ++r) {
+      const T* along = directions + places[r] * padded + lane;
+      const V value = widen(values[r * step]) - V{};
+      for (int v = 0; v < Vectors; ++v) total[v] = fused(value, load<V>(along + v * L), total[v]);
+    }
+    for (int v = 0; v < Vectors; ++v) store(to + lane + v * vector, total[v]);
+  }
+}
+
+// As project_rows, of samples of whose positions some are there and all others zero: of sample n those that lie at
+// unit[r·step], of position places[r], for r from begins[n] to begins[n + 1]. In the order of positions the sums are to
+// the bit those of project_rows with the zeros.
+template <class S, class T = Wide<S>>
+FAIRKERN_KERNEL_INLINE void project_placed(const S* unit, std::int64_t step, const std::int64_t* rows,
+                                           std::int64_t count, const std::int64_t* begins, const std::int64_t* places,
+                                           const T* directions, std::int64_t vectors, T* target) {
+  constexpr int L = lanes_of<T>();
+  constexpr int kVectors = kWidth == 16 ? 2 : 8;
+  const std::int64_t padded = vectors * L, vector = count * L;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t first = begins[rows[i]], some = begins[rows[i] + 1] - first;
+    const S* values = unit + first * step;
+    T* to = target + i * L;
+    std::int64_t v = 0;
+    for (; v + kVectors <= vectors; v += kVectors)
+      project_some_places<S, kVectors>(values, step, places + first, some, directions + v * L, padded, to + v * vector,
+                                       vector);
+    for (; v < vectors; ++v)
+      project_some_places<S, 1>(values, step, places + first, some, directions + v * L, padded, to + v * vector, vector);
+  }
+}
+
 }  // namespace
 }  // namespace fairkern::FAIRKERN_ISA

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,15 +13,32 @@ from fairkern.ops import _check
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.project import project
 from fairkern.ops.wasserstein import PairReduction, class_wasserstein, group_by_class, native
+from fairkern.options import whole
 
-__all__ = ["sliced_wasserstein"]
+__all__ = ["Placed", "sliced_wasserstein"]
 
 PIECE_CPU = 1 << 20  # bytes of projections made before they are compared: about the second-level cache of a core
 PIECE_GPU = 1 << 28
 
 
+class Placed(NamedTuple):
+    """Which rows of `x` [R, C] are which: the set of units (of so many, `total`), sample and position of each, int64
+    [R], in any order. All positions that have no row are zero; none has two."""
+
+    sets: Tensor
+    samples: Tensor
+    places: Tensor
+    total: int
+
+
 def sliced_wasserstein(
-    x: Tensor, directions: Tensor, labels: Tensor, reduce: str = "max", *, backend: str = "auto"
+    x: Tensor,
+    directions: Tensor,
+    labels: Tensor,
+    reduce: str = "max",
+    *,
+    backend: str = "auto",
+    placed: Placed | None = None,
 ) -> Tensor:
     """`class_wasserstein(project(x, directions), labels, reduce)`; the projections are never all in memory at once.
 
@@ -29,15 +47,18 @@ def sliced_wasserstein(
         directions: [D, P], as from `directions(d, p, seed)`.
         labels, reduce, backend: as for `class_wasserstein`. "native" projects and sorts in one kernel; other backends
             project some units at a time.
+        placed: where x is [R, C]: rows of sets of C units each, for some positions of each sample. To the bit what each
+            set would give with zeros at all other positions; "native" does not make these.
 
     Returns:
-        [C], or [K·(K−1)/2, C] for "pairs"; float32, or float64 for float64 input.
+        [C], or [K·(K−1)/2, C] for "pairs"; float32, or float64 for float64 input. Where rows are `placed`, [sets, C],
+        or [K·(K−1)/2, sets, C].
 
     Raises:
         InputError, BackendError: as `class_wasserstein`.
 
     Cost: that of `project` and `class_wasserstein`; memory for one unit's projections per thread (native), or for
-    pieces of a megabyte (of 256 MB on a GPU).
+    pieces of a megabyte (of 256 MB on a GPU). Of `placed` rows R·C·P in place of N·C·D·P, and a copy of them.
 
     Example:
         >>> x = torch.tensor([[[0.0, 1.0]], [[0.0, 1.0]], [[3.0, 1.0]], [[5.0, 1.0]]])
@@ -45,6 +66,8 @@ def sliced_wasserstein(
         tensor([2.])
     """
     x, directions = _check.floating("x", x), _check.floating("directions", directions)
+    if placed is not None:
+        return _of_rows(x, directions, labels, reduce, placed, backend)
     if x.ndim != 3 or 0 in x.shape:
         raise InputError(f"x has shape {tuple(x.shape)}; expected [N, C, D] without empty dimensions")
     if directions.ndim != 2 or directions.shape[0] != x.shape[2] or directions.shape[1] == 0:
@@ -59,6 +82,43 @@ def sliced_wasserstein(
         return native.class_wasserstein(x, order, offsets, reduction, directions=directions.to(wide))
     parts = [class_wasserstein(part, labels, reduction, backend=backend) for part in _pieces(x, directions, wide)]
     return torch.cat(parts, dim=-1)
+
+
+def _of_rows(x: Tensor, directions: Tensor, labels: Tensor, reduce: str, placed: Placed, backend: str) -> Tensor:
+    if x.ndim != 2 or x.shape[1] == 0 or directions.ndim != 2 or 0 in directions.shape:
+        raise InputError(
+            f"x has shape {tuple(x.shape)} and directions {tuple(directions.shape)}; expected [R, C] and [D, P], R the "
+            "rows that are placed"
+        )
+    labels = _check.tensor("labels", labels)
+    count, samples, positions = whole("placed.total", placed.total, 1), len(labels), len(directions)
+    lengths = {"placed.sets": count, "placed.samples": samples, "placed.places": positions}
+    found = [_check.index(name, of, n, x.device) for (name, n), of in zip(lengths.items(), placed[:3], strict=True)]
+    if any(len(of) != len(x) for of in found):
+        raise InputError(f"placed has {[len(of) for of in found]} numbers; expected one for each of {len(x)} rows")
+    _check.same_device(x=x, directions=directions)
+    bags = found[0] * samples + found[1]
+    keys, order = (bags * positions + found[2]).sort()
+    if bool((keys.diff() == 0).any()):
+        raise InputError("placed names one position of a sample twice; expected one row for each at most")
+    reduction = _check.option("reduce", reduce, PairReduction).value
+    if len(x) and resolve("class_wasserstein", backend, x.device) is Backend.NATIVE:
+        begins = torch.cat((keys.new_zeros(1), bags.bincount(minlength=count * samples).cumsum(0)))
+        made = native.class_wasserstein(
+            x.index_select(0, order),
+            *group_by_class(labels, samples, x.device),
+            reduction,
+            directions=directions.to(_check.accumulator(x.dtype)),
+            placed=(begins, keys % positions),
+        )
+        return made.unflatten(-1, (count, -1))
+    parts = []
+    for number in range(count):
+        own = found[0] == number
+        dense = x.new_zeros((samples, positions, x.shape[1]))
+        dense[found[1][own], found[2][own]] = x[own]
+        parts.append(sliced_wasserstein(dense.transpose(1, 2), directions, labels, reduction, backend=backend))
+    return torch.stack(parts, dim=-2)
 
 
 def _pieces(x: Tensor, directions: Tensor, wide: torch.dtype) -> Iterator[Tensor]:

@@ -20,14 +20,21 @@ def class_wasserstein(
     isa: int = 0,
     directions: Tensor | None = None,
     limit: int | None = None,
+    placed: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """[N, C, P], any strides → [C] or [pairs, C]; with `directions` [D, P], of the result's dtype, x is [N, C, D].
+
+    With `placed`, x is [R, C]: rows for some positions of each sample, all others being zero, of E sets of C units,
+    those of one set after those of another, and of one sample after those of another. `placed`: where the rows of each
+    set's samples begin, int64 [E · N + 1], and the position of each row, int64 [R]; the result is of E · C units.
 
     `isa` forces an instruction set, `limit` the samples per class up to which a network sorts them (for tests and
     measurements).
     """
     classes = len(offsets) - 1
-    units, columns = x.shape[1:]
+    begins, places = (None, None) if placed is None else (of.contiguous() for of in placed)
+    units = x.shape[1] if begins is None else x.shape[1] * ((len(begins) - 1) // len(order))
+    columns = x.shape[2] if directions is None or placed is None else len(directions)
     if directions is not None:
         directions = directions.contiguous()
     order, offsets = order.contiguous(), offsets.contiguous()
@@ -38,7 +45,7 @@ def class_wasserstein(
         x=_native.address("x", x, x.dtype),
         stride_n=x.stride(0),
         stride_c=x.stride(1),
-        stride_p=x.stride(2),
+        stride_p=x.stride(2) if placed is None else 0,
         units=units,
         projections=columns if directions is None else directions.shape[1],
         rows=_native.address("order", order, torch.int64),
@@ -51,6 +58,9 @@ def class_wasserstein(
         directions=0 if directions is None else _native.address("directions", directions, out.dtype),
         positions=columns,
         network_limit=network_limit(out.dtype) if limit is None else limit,
+        begins=0 if begins is None else _native.address("begins", begins, torch.int64),
+        places=0 if places is None else _native.address("places", places, torch.int64),
+        per_set=x.shape[1],
     )
     return out
 
