@@ -5,7 +5,7 @@ Array work throughout, by sorting and counting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,7 @@ class Grouping:
     group: np.ndarray  # per component; −1: none
     unit: np.ndarray  # per component: which of its group's units it is
     rows: list[list[tuple[int, np.ndarray]]]  # per group: the axes that it touches, and where
+    _known: dict[tuple[int, ...], list[np.ndarray]] = field(default_factory=dict)  # positions that were given out
 
     @classmethod
     def of(cls, places: Places, solver: Solver) -> Grouping:
@@ -50,8 +51,7 @@ class Grouping:
         for axis, here in self.rows[g]:
             positions = self._per_unit(places.components[axis][here], here.astype(np.int64))
             assert positions is not None  # equal signatures
-            same = next((other for _, other in found[-1:] if np.array_equal(other, positions)), positions)
-            found.append((axis, same))
+            found.append((axis, positions))
         return found
 
     def _per_unit(self, components: np.ndarray, position: np.ndarray) -> np.ndarray | None:
@@ -59,7 +59,16 @@ class Grouping:
         counts = np.bincount(unit)
         if len(counts) == 0 or (counts != counts[0]).any():
             return None
-        return position[np.argsort(unit, kind="stable")].reshape(len(counts), counts[0])
+        return self._shared(position[np.argsort(unit, kind="stable")].reshape(len(counts), counts[0]))
+
+    def _shared(self, positions: np.ndarray) -> np.ndarray:
+        """These, or equal ones that were given out: most axes and taps of a model have those of others."""
+        key = (*positions.shape, int(positions[0, 0]), int(positions[-1, -1]), int(positions.sum()))
+        known = self._known.setdefault(key, [])
+        found = next((other for other in known if np.array_equal(other, positions)), None)
+        if found is None:
+            known.append(positions)
+        return positions if found is None else found
 
 
 def _alike(places: Places, solver: Solver) -> np.ndarray:

@@ -122,15 +122,14 @@ class OperatorMode(UncompiledMode):
         if self._tracing.sites and not self._training:
             self._tracing.operators.setdefault(code, {})[operator.name] = None
         scopes = self._tracing.scopes
-        for t in tensors:
-            name = self._by_id.get(id(t))
-            if name is not None:
-                self._reached.add(name)
-                scopes.uses(code, name)
+        given = [self._by_id[id(t)] for t in tensors if id(t) in self._by_id]
+        for name in given:
+            self._reached.add(name)
+            scopes.uses(code, name)
         made = list(tensors_in(result))
         self._follow(func, operator, arguments, tensors, before, strides, written, made)
         if self._tracing.steps is not None:
-            self._tracing.steps.append(Step.of(operator.full, [(t, self._tracks.of(t)) for t in made]))
+            self._tracing.steps.append(Step.of(operator.full, given, [(t, self._tracks.of(t)) for t in made]))
         if self._flow is not None and read is not None:
             flops = (counted, len(self._tracing.graph.flops))
             scaled = arguments.get("alpha", 1) != 1

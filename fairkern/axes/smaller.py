@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,24 +19,26 @@ _STRIDE = 32
 
 
 class Step(NamedTuple):
-    """One operator that ran: the sizes of what it made, and which of them units lie along."""
+    """One operator that ran: which parameters and buffers it was given, the sizes of what it made, and which of them
+    units lie along."""
 
     name: str
+    read: tuple[str, ...]
     made: tuple[tuple[tuple[int, bool], ...], ...]
 
     @classmethod
-    def of(cls, name: str, made: list[tuple[Tensor, Track]]) -> Step:
-        return cls(name, tuple(tuple(zip(t.shape, track.held, strict=True)) for t, track in made))
+    def of(cls, name: str, read: Iterable[str], made: list[tuple[Tensor, Track]]) -> Step:
+        return cls(name, tuple(read), tuple(tuple(zip(t.shape, track.held, strict=True)) for t, track in made))
 
     @property
     def places(self) -> Iterator[int]:
         """Sizes along which no units lie."""
         return (n for sizes in self.made for n, held in sizes if not held)
 
-    def fits(self, name: str, made: list[Tensor]) -> bool:
-        """Whether the same operator made the same, but for fewer places where no units lie: never one in place of
-        several, which a norm or a mean over them would see."""
-        if name != self.name or len(made) != len(self.made):
+    def fits(self, name: str, read: Iterable[str], made: list[Tensor]) -> bool:
+        """Whether the same operator made the same of the same parameters, but for fewer places where no units lie:
+        never one in place of several, which a norm or a mean over them would see."""
+        if name != self.name or len(made) != len(self.made) or tuple(read) != self.read:
             return False
         return all(
             len(sizes) == tensor.ndim
@@ -76,28 +78,31 @@ class Differs(Exception):
 class _Alike(UncompiledMode):
     """Raises `Differs` at the first operator that is not the expected one."""
 
-    def __init__(self, expected: list[Step]) -> None:
+    def __init__(self, expected: list[Step], names: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.expected, self.at = expected, 0
+        self.names = {id(tensor): name for name, tensor in names.items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         if self.at == len(self.expected):
             raise Differs
-        if not self.expected[self.at].fits(func._schema.name, list(tensors_in(made))):
+        given = map(id, tensors_in((args, kwargs)))
+        read = [self.names[tensor] for tensor in given if tensor in self.names]
+        if not self.expected[self.at].fits(func._schema.name, read, list(tensors_in(made))):
             raise Differs
         self.at += 1
         return made
 
 
-def runs_alike(model: nn.Module, inputs: Any, expected: list[Step]) -> bool:
-    """Whether the model, on these inputs, calls the expected operators and no others, in order, on tensors of the same
-    sizes but for fewer places in space.
+def runs_alike(model: nn.Module, inputs: Any, expected: list[Step], names: Mapping[str, Tensor]) -> bool:
+    """Whether the model, on these inputs, calls the expected operators and no others, in order, with the same of its
+    parameters and buffers (by their `names`), on tensors of the same sizes but for fewer places in space.
 
     Cost: a forward pass on these inputs.
     """
     forget(model)
-    alike = _Alike(expected)
+    alike = _Alike(expected, names)
     try:
         with torch.no_grad(), in_place(model), alike:
             call_model(model, inputs)

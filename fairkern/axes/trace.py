@@ -90,7 +90,7 @@ def _trace(
         tracing.steps = None if small is None else []
         called.append(_run(model, inputs, names, tracing, originals, first=i == 0))
         if tracing.steps is not None:
-            alike = not called[i].goes_on and runs_alike(model, small, tracing.steps)
+            alike = not called[i].goes_on and runs_alike(model, small, tracing.steps, names)
             tracing.places.update(n for step in tracing.steps for n in step.places)
             tracing.smaller.append(small if alike else inputs)
         tracing.steps = None

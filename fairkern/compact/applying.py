@@ -22,6 +22,7 @@ from fairkern.types import Plan
 
 _AT_ONCE = 1 << 22  # bytes of tensors that are cut in one call in place
 
+
 def apply(
     model: nn.Module, plan: Plan, *, inplace: bool = False, sharing: bool = False, backend: str = "auto"
 ) -> nn.Module:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fairkern.compact.company import company
+from fairkern.compact.cutting import gather_dense
 from fairkern.compact.descriptors import Held, Index, check, match, silenced
 from fairkern.compact.routers import silent_experts
 from fairkern.errors import InputError
@@ -42,11 +43,17 @@ class masked:
     trace, score, mask or cut it: InputError.
     Raises PlanMismatchError on entry, before anything is written. `strict=False` leaves that check out, for a model
     that has been given biases since.
+
+    `origins`: other tensors, by the `id` of those of `model` that have the same values, whole, in memory of their own
+    (maybe in a coarser dtype). Nothing is saved of these: on exit they are copied from there.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, *, strict: bool = True) -> None:
+    def __init__(
+        self, model: nn.Module, plan: Plan, *, strict: bool = True, origins: Mapping[int, Tensor] = MappingProxyType({})
+    ) -> None:
         self._model = model
         self._strict = strict
+        self._origins = origins
         self._plan = plan
         self._entered: list[contextlib.ExitStack] = []
 
@@ -66,7 +73,7 @@ class masked:
         targets = match(self._model, silenced(self._plan, Silence.ZERO))
         if not torch.is_inference_mode_enabled():
             check_ordinary((held.names[0], held.tensor) for held, _ in targets)
-        zeros = _Zeros([(held.tensor, _here(held, index)) for held, index in targets])
+        zeros = _Zeros([(held.tensor, _here(held, index)) for held, index in targets], self._origins)
         stack.callback(zeros.take_off)
         zeros.put_on()
         for branch in removed_branches(self._plan):
@@ -118,14 +125,14 @@ def _silent(model: nn.Module, branch: Branch) -> RemovableHandle:
     return model.get_submodule(branch.last.module).register_forward_hook(hook)
 
 
-_Saved = tuple[Tensor, int, Tensor, Tensor]  # tensor, dim, positions, what was there
+_Saved = tuple[Tensor, int, Tensor, Tensor | None]  # tensor, dim, positions, what was there (None: its origin knows)
 
 
 class _Zeros:
     """What one mask has set to zero, and what was there."""
 
-    def __init__(self, targets: Sequence[tuple[Tensor, Index]]) -> None:
-        self._targets = targets
+    def __init__(self, targets: Sequence[tuple[Tensor, Index]], origins: Mapping[int, Tensor]) -> None:
+        self._targets, self._origins = targets, origins
         self._saved: list[_Saved] = []
         self._memory = {memory_of(tensor) for tensor, _ in targets}
 
@@ -146,34 +153,43 @@ class _Zeros:
                 steps.callback(other._put_back)
 
     def _set(self) -> None:
-        for tensor, index in self._targets:
-            _zero(tensor, index, self._saved)
+        jobs = [
+            (tensor, local(tensor.data), dim, positions)  # its data shares the memory, not the version counter
+            for tensor, index in self._targets
+            for dim, positions in index.items()
+        ]
+        kept = [(data, {dim: positions}) for tensor, data, dim, positions in jobs if id(tensor) not in self._origins]
+        there = iter(gather_dense(kept, "auto"))
+        for tensor, data, dim, positions in jobs:
+            silent = _spread(data, dim, positions.to(data.device))
+            self._saved.append((tensor, dim, silent, None if id(tensor) in self._origins else next(there)))
+            if silent.ndim == 1:
+                data.index_fill_(dim, silent, 0)
+            else:
+                data.scatter_(dim, silent, 0)
         forget_casts()
 
     def _put_back(self) -> None:
-        """Backwards: where two dimensions overlap, the one that was saved first holds the original values."""
+        """In any order: what two dimensions have in common is in both as it was."""
         with torch.no_grad(), contextlib.ExitStack() as steps:
             steps.callback(forget_casts)
             steps.callback(self._saved.clear)
-            for item in self._saved:
-                steps.callback(_put_back, *item)
+            for tensor, dim, positions, values in self._saved:
+                if values is None:
+                    steps.callback(tensor.data.copy_, self._origins[id(tensor)])
+                else:
+                    steps.callback(_put_back, tensor, dim, positions, values)
 
 
 _ON: list[_Zeros] = []  # of all threads, in the order in which they were put on
 
 
-def _zero(tensor: Tensor, index: Index, saved: list[_Saved]) -> None:
-    data = local(tensor.data)  # shares memory with the tensor, not its version counter
-    for dim, positions in index.items():
-        there = positions.to(data.device)
-        if there.ndim == 2:  # every position of dimension 0 loses others
-            there = there.reshape([len(there), *(there.shape[1] if d == dim else 1 for d in range(1, data.ndim))])
-            there = there.expand([n if d != dim else -1 for d, n in enumerate(data.shape)])
-            saved.append((tensor, dim, there, data.gather(dim, there)))
-            data.scatter_(dim, there, 0)
-        else:
-            saved.append((tensor, dim, there, data.index_select(dim, there)))
-            data.index_fill_(dim, there, 0)
+def _spread(data: Tensor, dim: int, positions: Tensor) -> Tensor:
+    """Positions as `scatter_` takes them, where every position of dimension 0 loses others."""
+    if positions.ndim == 1:
+        return positions
+    rows = positions.reshape([len(positions), *(positions.shape[1] if d == dim else 1 for d in range(1, data.ndim))])
+    return rows.expand([n if d != dim else -1 for d, n in enumerate(data.shape)])
 
 
 def _put_back(tensor: Tensor, dim: int, positions: Tensor, values: Tensor) -> None:

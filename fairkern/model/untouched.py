@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import operator
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator
 from itertools import zip_longest
@@ -107,16 +108,18 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
         known = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}  # which are no attributes
         for module in model.modules():
             held = module.__dict__
+            empty: list[Any] = []  # most collections, as hooks that nobody added
             collections: list[tuple[Any, Any]] = []
             for value in held.values():
                 kind = type(value)
-                if kind in _EMPTY and not value:  # most of them, as hooks that nobody added
-                    if id(value) not in known:
-                        known.add(id(value))
-                        collections.append((value, _EMPTY[kind]))
-                elif kind in _EMPTY or kind is tuple or isinstance(value, Tensor):
+                if kind in _EMPTY:
+                    if value:
+                        _note(value, collections, known)
+                    else:
+                        empty.append(value)
+                elif kind is tuple or isinstance(value, Tensor):
                     _note(value, collections, known)
-            steps.callback(_put_back_attributes, held, held.copy(), collections)
+            steps.callback(_put_back_attributes, held, held.copy(), empty, collections)
         yield
 
 
@@ -199,11 +202,15 @@ def valueless(tensor: Tensor) -> bool:
     return tensor.is_meta or isinstance(tensor, FakeTensor)
 
 
-def _put_back_attributes(held: dict[str, Any], before: dict[str, Any], collections: list[tuple[Any, Any]]) -> None:
+def _put_back_attributes(
+    held: dict[str, Any], before: dict[str, Any], empty: list[Any], collections: list[tuple[Any, Any]]
+) -> None:
+    for value in filter(None, empty):  # none, as a rule
+        _refill(value, _EMPTY[type(value)])
     for value, items in collections:
         if isinstance(value, Tensor):
             _put_back_values(value, *items)
-        elif value or items:  # most hold nothing, before and after
+        elif value or items:
             _refill(value, items)
     _refill_entries(held, before)
 
@@ -225,6 +232,8 @@ def _refill(value: Any, items: Any) -> None:
 
 def _refill_entries(held: dict[Any, Any], before: dict[Any, Any]) -> None:
     """Give a dictionary the entries that it had, in the order that they had."""
+    if len(held) == len(before) and all(map(operator.is_, held.values(), before.values())) and list(held) == [*before]:
+        return
     for key in held.keys() - before.keys():
         del held[key]
     for key, value in before.items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Prepared:
 
     `lifted`: it is in float64 and asks for coarser types, which it shall not get. `sharing`: no pass writes to its
     parameters, so that what a cut leaves whole need not be copied. `heard`: something of the inputs arrives in what the
-    uncut copy gives.
+    uncut copy gives. `origins`: of a mask; what of the copy the model itself has.
     """
 
     copy: nn.Module
@@ -49,6 +49,7 @@ class Prepared:
     calls: Calls
     sharing: bool = False
     heard: bool = True
+    origins: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 def tolerance_of(tensors: Iterable[Tensor]) -> float:
@@ -68,11 +69,12 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
     problem: Exception | None = None
     for double in (True, False):
         copy, tolerance = _copy(model, double), TOLERANCES[torch.float64] if double else own
+        origins = _origins(model, copy) if double else {}
         for attempt in (vary(inputs, seed + 1), inputs):
             cast = map_tensors(attempt, _double) if double else attempt
             for draw in range(_DRAWS):
                 try:
-                    prepared, results = _drawn(copy, units, cast, seed, draw, tolerance)
+                    prepared, results = _drawn(copy, origins, units, cast, seed, draw, tolerance)
                 except Exception as error:
                     problem = error
                     break
@@ -88,10 +90,11 @@ def _prepared(model: nn.Module, units: UnitMap, inputs: Any, seed: int) -> Prepa
 
 
 def _drawn(
-    copy: nn.Module, units: UnitMap, inputs: Any, seed: int, draw: int, tolerance: float
+    copy: nn.Module, origins: dict[int, Tensor], units: UnitMap, inputs: Any, seed: int, draw: int, tolerance: float
 ) -> tuple[Prepared, list[Tensor]]:
-    """The copy with parameters drawn for the `draw`-th time, and what it gives."""
-    stir(copy, seed + 2 + 1000 * draw, _choosing(units))
+    """The copy with parameters drawn for the `draw`-th time, which have no origins any more, and what it gives."""
+    for tensor in stir(copy, seed + 2 + 1000 * draw, _choosing(units)):
+        origins.pop(id(tensor), None)
     mode = in_double(copy)
     with same_attributes(copy):  # what is cut has not run, as when somebody cuts a model
         with calibrate(copy, seed + 3), mode, running_as(copy, experts_of(units)):
@@ -100,7 +103,7 @@ def _drawn(
         with mode, running_as(copy, experts_of(units)):
             calls, further = onward(copy, inputs, output)
     lifted = isinstance(mode, Double) and mode.needed
-    prepared = Prepared(copy, inputs, seed, tolerance, lifted, states_of(copy), calls)
+    prepared = Prepared(copy, inputs, seed, tolerance, lifted, states_of(copy), calls, origins=origins)
     return prepared, calls.results(output) + further
 
 
@@ -152,6 +155,13 @@ def _copy(model: nn.Module, double: bool) -> nn.Module:
         tensors = [held for held in tensors if held.tensor.is_floating_point()]
         return copy_with(model, [(held, _double(held.tensor.detach(), copy=True)) for held in tensors]).eval()
     return copy_with(model, []).eval()
+
+
+def _origins(model: nn.Module, copy: nn.Module) -> dict[int, Tensor]:
+    """For parameters of a copy in float64, by `id`: those that they were made of."""
+    own = {held.names[0]: held.tensor for held in tensors_of(model)}
+    pairs = ((held.tensor, own.get(held.names[0])) for held in tensors_of(copy))
+    return {id(tensor): origin.detach() for tensor, origin in pairs if type(origin) is nn.Parameter}
 
 
 def _double(tensor: Tensor, copy: bool = False) -> Tensor:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from fairkern.compact.descriptors import tensors_of
 
 
-def stir(model: nn.Module, seed: int, choosing: Set[str] = frozenset()) -> None:
-    """Replace in place what a fresh model holds constant: gammas of one or zero, biases of zero, empty tables.
+def stir(model: nn.Module, seed: int, choosing: Set[str] = frozenset()) -> list[Tensor]:
+    """Replace in place what a fresh model holds constant: gammas of one or zero, biases of zero, empty tables. Returns
+    those tensors.
 
     Positions with equal values can be confused without any effect, and a zero gamma switches its branch off.
     Exactly constant floating parameters become: biases, their value plus noise of 0.1; other vectors and
@@ -31,6 +32,7 @@ def stir(model: nn.Module, seed: int, choosing: Set[str] = frozenset()) -> None:
         for key, value in module._buffers.items()
         if key in ("weight", "bias")
     }
+    stirred = []
     for held in tensors_of(model):
         tensor = held.tensor
         chooses = not choosing.isdisjoint(held.names)
@@ -47,6 +49,8 @@ def stir(model: nn.Module, seed: int, choosing: Set[str] = frozenset()) -> None:
             scale = 0.01 if chooses else 0.1 if vector else max(0.02, (tensor.numel() / tensor.shape[0]) ** -0.5)
             new = value + scale * torch.randn(tensor.shape, dtype=torch.float64, generator=generator, device="cpu")
         tensor.data.copy_(new)
+        stirred.append(tensor)
+    return stirred
 
 
 @contextmanager
@@ -71,7 +75,10 @@ def calibrate(model: nn.Module, seed: int) -> Iterator[None]:
         over = [dim for dim in range(x.dim()) if dim != 1]
         if x.numel() == 0 or x.shape[1] != len(module.running_var):  # type: ignore[arg-type]
             return
-        mean, variance, whole = x.mean(over), x.var(over, correction=0), x.square().mean()
+        mean = x.mean(over, keepdim=True)
+        variance = (x - mean).square_().mean(over)  # a tenth of the time of `var`
+        mean = mean.flatten()
+        whole = (variance + mean.square()).mean()
         if not torch.isfinite(whole):
             return
         whole = whole if whole > 0 else torch.ones_like(whole)

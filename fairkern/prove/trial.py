@@ -261,7 +261,7 @@ class _Trial:
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
             suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
             return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", True, suspects)
-        with masked(self.copy, plan), same_attributes(self.copy):
+        with masked(self.copy, plan, origins=self.prepared.origins), same_attributes(self.copy):
             expected = self._run(self.copy)
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
         if self.numbers is not None and error_ <= self.tolerance:
@@ -282,7 +282,7 @@ class _Trial:
         """Whether any result changes where units of this group are silenced."""
         plan = build(self.units, [r if g == group else NONE for g, r in enumerate(self.removed)])
         expected = self._run(self.copy)
-        with masked(self.copy, plan), same_attributes(self.copy):
+        with masked(self.copy, plan, origins=self.prepared.origins), same_attributes(self.copy):
             found = self._run(self.copy)
         return any(distance(a, b) > 0 for a, b in zip(expected, found, strict=True))
 

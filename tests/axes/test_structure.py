@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fairkern.axes import solutions
 from tests.axes.harness import Case, Net, check_exact, check_groups
 
 
@@ -335,3 +336,14 @@ def test_groups(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_exact(name: str) -> None:
     check_exact(CASES[name])
+
+
+def test_equal_positions_of_a_map_are_one_array() -> None:
+    """Of a decoder with many layers positions are most of a map: those of a stream on every axis and tap of it."""
+    layers = [layer for _ in range(4) for layer in (nn.Linear(8, 8), nn.ReLU(), nn.LayerNorm(8), nn.Identity())]
+    model = nn.Sequential(nn.Linear(3, 8), *layers, nn.Linear(8, 8), nn.Linear(8, 2))
+    certain, _ = solutions(model, [torch.randn(2, 3)])
+    groups = certain.units.groups
+    found = [held.positions for group in groups for held in (*group.axes, *group.taps, *group.outputs)]
+    assert len(found) > len(groups) + 4
+    assert len({id(positions) for positions in found}) == len({(p.shape, p.tobytes()) for p in found})

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fairkern.compact import masked
+from fairkern.compact.cutting import gather_dense
 from fairkern.compact.descriptors import silenced
 from fairkern.errors import PlanMismatchError
 from fairkern.types import Silence
@@ -49,6 +50,30 @@ def test_nested_and_entered_again(bilinear_case):
                 pass
             assert_untouched(model, between)
         assert_untouched(model, before)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_what_has_an_origin_comes_back_from_there(case, error, monkeypatch):
+    """Nothing is saved of a copy in float64: the model itself holds its numbers."""
+    model, plan = case.model, case.plan(0.7)
+    double = deepcopy(model).double()
+    own = dict(model.named_parameters())
+    silent = silenced(plan, Silence.ZERO)
+    names = sorted(name for name in own if name in silent)
+    origins = {id(double.get_parameter(name)): own[name].detach() for name in names[1:]}
+    saved = []
+    monkeypatch.setattr(
+        "fairkern.compact.mask.gather_dense", lambda jobs, backend: saved.extend(jobs) or gather_dense(jobs, backend)
+    )
+    before = snapshot(double)
+    with pytest.raises(error) if error else nullcontext(), masked(double, plan, origins=origins):
+        assert {data.data_ptr() for data, _ in saved} == {double.get_parameter(names[0]).data_ptr()}
+        for name, index in silent.items():
+            for dim, positions in index.items():
+                assert not double.get_parameter(name).index_select(dim, positions).any()
+        if error:
+            raise error
+    assert_untouched(double, before)
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))

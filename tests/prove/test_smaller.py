@@ -74,6 +74,44 @@ class Numbered(Net):
         return self.third(self.norm(self.second(x)).relu()).relu()
 
 
+class Crossed(Net):
+    """Two layers of one shape, in the other order on smaller images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(10, 10, 1), nn.Conv2d(10, 10, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        x = super().features(x)
+        layers = (self.one, self.other) if x.shape[-1] > 8 else (self.other, self.one)
+        return layers[1](layers[0](x).relu()).relu()
+
+
+class Scaled(Net):
+    """A number that is read on smaller images alone, in place of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.little = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+
+    def features(self, x: Tensor) -> Tensor:
+        x = super().features(x)
+        return x * (self.scale if x.shape[-1] > 8 else self.little)
+
+
+class Normed(Net):
+    """Statistics that are read on smaller images alone, in place of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("little", torch.zeros(1))
+
+    def features(self, x: Tensor) -> Tensor:
+        x = super().features(x)
+        return x - (self.mean if x.shape[-1] > 8 else self.little)
+
+
 def images(side: int = FULL) -> Tensor:
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
@@ -97,6 +135,13 @@ def test_the_map_is_that_of_a_proof_on_the_inputs(kind: type[Net], monkeypatch: 
     for mine, theirs in zip(found.groups, expected.groups, strict=True):
         assert (mine.name, mine.frozen, mine.units) == (theirs.name, theirs.frozen, theirs.units)
     assert sides == ({SMALL} if kind is Net else {FULL}), "another way, or a number, on smaller ones"
+
+
+@pytest.mark.parametrize(("kind", "unused"), [(Crossed, []), (Scaled, ["little"]), (Normed, [])])
+def test_other_parameters_on_smaller_images_are_seen(kind: type[Net], unused: list[str]) -> None:
+    torch.manual_seed(0)
+    assert fk.trace(kind(), images(), unused=unused).proven
+    assert set(SEEN) == {FULL}, "a proof of what other parameters do"
 
 
 def test_images_that_would_end_in_one_place_stay() -> None:

@@ -15,8 +15,10 @@ from fairkern.plans.build import build
 from fairkern.plans.removals import about_half
 from fairkern.prove import difference, not_finite, prove, vary
 from fairkern.prove.inputs import distance
+from fairkern.prove.prepared import prepare
 from fairkern.prove.search import Failed, search
 from fairkern.prove.stir import calibrate, stir
+from fairkern.prove.trial import failing
 from fairkern.types import UnitMap
 from tests.compact.handmade import units_of
 from tests.compact.untouched import assert_untouched, snapshot
@@ -323,12 +325,29 @@ def test_stir_leaves_no_constant_parameter():
     nn.init.zeros_(model[1].weight)
     nn.init.constant_(model[3].weight, 1e-6)
     nn.init.zeros_(model[5].weight)
-    given = model[0].weight.detach().clone()
-    stir(model, 0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    given = before["0.weight"]
+    stirred = stir(model, 0)
+    changed = [p for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert [id(t) for t in stirred] == [id(p) for p in changed], "all that it wrote to, and nothing else"
     for name, parameter in model.named_parameters():
         assert parameter.numel() == 1 or parameter.std() > 1e-3, name
     assert model[1].weight.abs().min() > 0.1
     assert torch.equal(model[0].weight, given)
+
+
+@pytest.mark.parametrize("kind", [Honest, ScaledBySize])
+def test_a_copy_is_after_a_trial_what_it_was(kind):
+    """Also what is not constant in the model, and comes back from there."""
+    model, units = chain(8, 3, kind)
+    nn.init.ones_(model.layers[1].weight)
+    prepared = prepare(model, units, torch.randn(4, 6), 0)
+    held = {id(parameter): name for name, parameter in prepared.copy.named_parameters()}
+    found = {held[tensor] for tensor in prepared.origins}
+    assert found == {name for name, _ in model.named_parameters()} - {"layers.1.weight"}
+    before = snapshot(prepared.copy)
+    assert bool(failing(model, units, torch.randn(4, 6), seed=0, prepared=prepared)) is (kind is ScaledBySize)
+    assert_untouched(prepared.copy, before)
 
 
 def test_calibrate_keeps_the_signal_alive():
