@@ -17,6 +17,7 @@ from fairkern.capture.settings import Settings
 from fairkern.capture.together import Family
 from fairkern.errors import InputError
 from fairkern.ops import class_wasserstein, directions, project, sliced_wasserstein
+from fairkern.ops.pages import in_large_pages
 
 
 class _Rows:
@@ -73,7 +74,7 @@ class _Rows:
         if self._tight and buffer.device.type == "cpu":
             self._flat.resize(math.prod(shape) * dtype.itemsize, refcheck=False)
             return torch.from_numpy(self._flat).view(dtype).view(shape)
-        made = torch.empty(shape, dtype=dtype, device=buffer.device)
+        made = in_large_pages(torch.empty(shape, dtype=dtype, device=buffer.device))
         made[: self.count] = buffer[: self.count]
         return made
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fairkern.ops import _native
+from fairkern.ops.pages import in_large_pages
 
 MAX_DIMS = 12  # of the extension, after merging
 Part = tuple[Tensor, Tensor, Mapping[int, Tensor]]
@@ -25,7 +26,7 @@ def gather_many(jobs: Sequence[tuple[Tensor, Mapping[int, Tensor]]]) -> list[Ten
         shape = list(weight.shape)
         for dim, index in indices.items():
             shape[dim] = index.shape[-1]
-        result = weight.new_empty(shape)
+        result = in_large_pages(weight.new_empty(shape))
         results.append(result)
         if any(index.ndim == 2 for index in indices.values()):
             for part in _parts(weight, result, indices):
