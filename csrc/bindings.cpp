@@ -12,7 +12,6 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
-#include "cpu/pages.h"
 #include "gather_binding.h"
 
 namespace py = pybind11;
@@ -21,7 +20,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 8;
+constexpr int kInterface = 7;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -224,12 +223,6 @@ void py_gather(std::int64_t table, std::int64_t jobs, int threads) {
   for (const GatherJob& job : list) gather(job, threads);
 }
 
-void py_large_pages(std::int64_t begin, std::int64_t bytes) {
-  require_pointer(begin, "begin");
-  require(bytes >= 0, "bytes is ", bytes, "; expected 0 or more");
-  large_pages(static_cast<std::uintptr_t>(begin), static_cast<std::uintptr_t>(bytes));
-}
-
 const char* compiler_name() {
 #if defined(__clang__)
   return "clang " __clang_version__;
@@ -291,6 +284,5 @@ PYBIND11_MODULE(_extension_cpu, module) {
              py::arg("isa"));
   module.def("gather", &py_gather, py::arg("table"), py::arg("jobs"), py::arg("threads"));
   bind_gather_plan(module);
-  module.def("large_pages", &py_large_pages, py::arg("begin"), py::arg("bytes"));
   module.def("build", &py_build);
 }
