@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/inner.h"
 #include "cpu/inner/distance_tile.h"
@@ -9,6 +10,32 @@
 
 namespace fairkern::FAIRKERN_ISA {
 namespace {
+
+// Of two rows, blocks of `Distance` lanes: the upper ones of the first change places with the lower ones of the second.
+template <int Distance, class V, int... Lane>
+FAIRKERN_KERNEL_INLINE void exchange_blocks(V& first, V& second, std::integer_sequence<int, Lane...>) {
+  constexpr int W = sizeof...(Lane);
+  const V a = first, b = second;
+#ifdef __clang__
+  first = __builtin_shufflevector(a, b, ((Lane & Distance) ? W + Lane - Distance : Lane)...);
+  second = __builtin_shufflevector(a, b, ((Lane & Distance) ? W + Lane : Lane + Distance)...);
+#else
+  using Places = decltype(a < b);  // integers as wide as the elements
+  first = __builtin_shuffle(a, b, Places{((Lane & Distance) ? W + Lane - Distance : Lane)...});
+  second = __builtin_shuffle(a, b, Places{((Lane & Distance) ? W + Lane : Lane + Distance)...});
+#endif
+}
+
+// As many rows as a vector has lanes, turned round: lane i of row r becomes lane r of row i.
+template <int Distance, class V, int W>
+FAIRKERN_KERNEL_INLINE void turn_round(V (&rows)[W]) {
+  if constexpr (Distance > 0) {
+    for (int r = 0; r < W; ++r)
+      if (!(r & Distance))
+        exchange_blocks<Distance>(rows[r], rows[r + Distance], std::make_integer_sequence<int, W>{});
+    turn_round<Distance / 2>(rows);
+  }
+}
 
 // Channels from `channel` on, at most a panel of them, of `count` vectors from `begin` on: [vector][channel of the panel].
 template <class S, class T = Wide<S>>
@@ -30,7 +57,21 @@ FAIRKERN_KERNEL void gram_pack(const GramArgs& args, std::int64_t channel, std::
         for (; c < here; ++c) line[c] = widen(vector[c]);
       }
     } else {
-      for (std::int64_t c = 0; c < here; ++c)
+      std::int64_t c = 0;
+      for (; args.stride_inner == 1 && c + W <= here; c += W) {
+        const S* rows_of = from + c * args.stride_c;
+        T* line = to + done * width + c;
+        std::int64_t i = 0;
+        for (; i + W <= run; i += W) {
+          VectorOf<T> rows[W];
+          for (int r = 0; r < W; ++r) rows[r] = load_wide(rows_of + r * args.stride_c + i);
+          turn_round<W / 2>(rows);
+          for (int r = 0; r < W; ++r) store(line + (i + r) * width, rows[r]);
+        }
+        for (; i < run; ++i)
+          for (int r = 0; r < W; ++r) line[i * width + r] = widen(rows_of[r * args.stride_c + i]);
+      }
+      for (; c < here; ++c)
         for (std::int64_t i = 0; i < run; ++i)
           to[(done + i) * width + c] = widen(from[c * args.stride_c + i * args.stride_inner]);
     }
