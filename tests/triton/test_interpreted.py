@@ -29,8 +29,8 @@ TOO_SLOW = (
     "more_classes",
 )
 TABLES = "tests/ops"  # a folder: those of its files that are not named beside it
-# In parts of some seconds each: how many tests pass in a part at least, and what `-k` says of all but the last, which has
-# what is left.
+# In parts of some seconds each: how many tests pass in a part at least, and what `-k` says of all but the last, which
+# has what is left.
 PARTS: dict[str, tuple[int, tuple[str, ...]]] = {
     "tests/triton/test_kernels.py": (10, ("wasserstein_on_triton and not max", "wasserstein_on_triton")),
     "tests/ops/test_taylor.py": (15, ("running_sums and not bfloat16", "bfloat16")),
