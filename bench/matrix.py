@@ -57,7 +57,7 @@ ROWS = {
         Row("2.11", ("torch==2.11.*", INTERPRETED)),
         Row("2.11, numpy 2.4", ("torch==2.11.*", "numpy==2.4.*")),
         Row("2.12", ("torch==2.12.*", INTERPRETED)),
-        Row("2.13", ("torch==2.13.*",)),
+        Row("2.13", ("torch===2.13.0",)),  # no build of a local version, which torchvision may not go with
         Row("newest"),
         Row("nightly", first=("--pre", "torch", "torchvision", "--index-url", NIGHTLY)),
     )

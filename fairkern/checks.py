@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fairkern import options, types
 from fairkern.errors import InputError
@@ -20,7 +21,9 @@ RUN = "nothing can be computed with it; build the model on a real device, with i
 
 def check_model(model: object) -> None:
     given = options.instance("model", model, nn.Module, options.MODEL)
-    check_ordinary((*given.named_parameters(), *given.named_buffers()))
+    held = (t for m in given.modules() for of in (m._parameters, m._buffers) for t in of.values() if t is not None)
+    if any(not is_lazy(tensor) and tensor.is_inference() for tensor in held):  # names take as long again as the look
+        check_ordinary((*given.named_parameters(), *given.named_buffers()))
 
 
 def check_data(loader: object, loss_fn: object = None) -> None:

@@ -32,8 +32,8 @@ T = TypeVar("T")
 _MAY_RAISE = ("SIGALRM", "SIGBREAK", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")  # the last is put back last
 _SIGNALS = [getattr(signal, name) for name in _MAY_RAISE if hasattr(signal, name)]
 _PUTTING = frozenset({"__enter__", "__exit__", "enter_context", "callback", "undivided"})
-# What is raised there is dropped: as objects go, and where something of a class is copied for the first time. So it is in
-# every function that Python calls with a weak reference whose object has gone.
+# What is raised there is dropped: as objects go, and where something of a class is copied for the first time. So it is
+# in every function that Python calls with a weak reference whose object has gone.
 _UNHEARD = frozenset({"__del__", "remove", "_remove", "_slotnames"})
 _LIBRARY = tuple(
     function.__code__.co_filename
@@ -96,9 +96,9 @@ class _Handlers:
     def _between(self, frame: FrameType | None) -> bool:
         """Whether nothing is being put in place or back in this frame, nor in those that called it."""
         while frame is not None and frame is not self._outside:
-            if frame.f_code.co_filename.startswith(_WHOSE):
-                if frame.f_code.co_name in _WAITED_FOR or _of_what_has_gone(frame):
-                    return False
+            code = frame.f_code
+            if code.co_filename.startswith(_WHOSE) and (code.co_name in _WAITED_FOR or _of_what_has_gone(frame)):
+                return False
             frame = frame.f_back
         return True
 

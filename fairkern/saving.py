@@ -15,7 +15,7 @@ from fairkern.checks import check_device, check_plan, check_report
 from fairkern.errors import InputError
 from fairkern.report import report_content
 from fairkern.results import PathLike
-from fairkern.surroundings import stage, uncompiled
+from fairkern.surroundings import device_of_new_tensors, stage, uncompiled
 
 REPORT = "report.json"
 
@@ -99,7 +99,7 @@ def load_pruned(
     Warns where what is built by itself has the right shapes, and modules of another class or with other attributes than
     what was saved, as another version of a library may make it.
     """
-    if folder is None and device is None and torch.get_default_device().type == "meta":
+    if folder is None and device is None and device_of_new_tensors().type == "meta":
         device = "meta"  # which is not left for what computes with values
     return _load_pruned(fresh_model, folder, trust, device)
 
@@ -107,7 +107,7 @@ def load_pruned(
 def _load_pruned(fresh_model: Any, folder: Any, trust: Any, device: Any) -> nn.Module:
     trust = options.flag("trust", trust)
     if isinstance(fresh_model, (str, os.PathLike)) and folder is None:
-        where = torch.get_default_device() if device is None else check_device(device)
+        where = device_of_new_tensors() if device is None else check_device(device)
         return compact.load_by_itself(options.place("folder", fresh_model), trust=trust, device=where)
     options.instance("fresh_model", fresh_model, nn.Module, f"{options.MODEL}, or a folder and nothing else")
     place = options.place("folder", folder)

@@ -123,6 +123,12 @@ def default_device() -> Callable[[], AbstractContextManager[object]]:
     return nullcontext if default is None else partial(torch.device, default.device)
 
 
+def device_of_new_tensors() -> torch.device:
+    """As `torch.get_default_device`, which in torch 2.9 fails from `set_default_device(None)` on."""
+    default = _device_context()
+    return torch.device("cpu") if default is None else default.device
+
+
 def _device_context() -> DeviceContext | None:
     """The default device, if there is one: the innermost, which lies on top."""
     modes = map(torch._C._get_function_stack_at, reversed(range(torch._C._len_torch_function_stack())))

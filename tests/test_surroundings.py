@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fairkern as fk
+from fairkern.surroundings import device_of_new_tensors
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -470,7 +471,7 @@ class Making(nn.Module):
         self.table, self.first, self.last = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        default = torch.get_default_device()
+        default = device_of_new_tensors()
         SEEN.add((str(default), torch.get_default_dtype()))
         places = torch.arange(x.shape[1], device="cpu" if default.type == "cuda" else None)
         return self.last(torch.relu(self.first(x + self.table(places))).mean(1))

@@ -100,21 +100,27 @@ struct ProjectBlocks {
 constexpr std::int64_t kDotPiece = 1 << 15;  // positions of one channel per piece of taylor
 constexpr std::int64_t kLanePiece = 1 << 9;  // rows of channels per piece
 constexpr std::int64_t kLaneBlock = 256;     // channels that are summed together
+constexpr std::int64_t kShort = 1 << 10;     // positions up to which the lanes of several channels are added up together
+constexpr std::int64_t kShortPiece = 32;     // samples per piece then
+constexpr std::int64_t kShortChannels = 32;  // and channels
 
 // How the work of taylor is cut: `parts` rows of results, each [channels], `pieces` of them to a sample. Where
-// every row of the input is a sample, parts are pieces of the samples, and their magnitudes are summed on the way.
+// every row of the input is a sample, or channels have few positions, parts are pieces of the samples, and their
+// magnitudes are summed on the way (`of_samples`).
 struct Cut {
-  bool by_lanes, row_is_sample;
-  std::int64_t length, size, pieces, parts, tasks;
+  bool by_lanes, few_positions, of_samples;
+  std::int64_t length, size, pieces, parts, together, tasks;
 
   explicit Cut(const TaylorArgs& args)
       : by_lanes(args.after == 1),
-        row_is_sample(by_lanes && args.before == 1),
-        length(row_is_sample ? args.samples : by_lanes ? args.before : args.after),
-        size(by_lanes ? kLanePiece : kDotPiece),
+        few_positions(!by_lanes && args.before == 1 && args.after <= kShort),
+        of_samples(few_positions || (by_lanes && args.before == 1)),
+        length(of_samples ? args.samples : by_lanes ? args.before : args.after),
+        size(few_positions ? kShortPiece : by_lanes ? kLanePiece : kDotPiece),
         pieces((length + size - 1) / size),
-        parts(row_is_sample ? pieces : args.samples * pieces),
-        tasks(parts * (by_lanes ? (args.channels + kLaneBlock - 1) / kLaneBlock : args.channels)) {}
+        parts(of_samples ? pieces : args.samples * pieces),
+        together(few_positions ? kShortChannels : by_lanes ? kLaneBlock : 1),  // channels of a task
+        tasks(parts * ((args.channels + together - 1) / together)) {}
 };
 
 struct Partials {

@@ -29,7 +29,7 @@ void write(const TaylorArgs& args, const std::vector<double>& totals) {
 
 // Adds the parts in order: of a sample first, whose magnitude counts, then of all samples.
 void add_up(const TaylorArgs& args, const Cut& cut, const Partials& partials) {
-  const std::int64_t channels = args.channels, together = cut.row_is_sample ? 1 : cut.pieces;
+  const std::int64_t channels = args.channels, together = cut.of_samples ? 1 : cut.pieces;
   std::vector<double> totals(3 * channels), sample(channels);
   for (std::int64_t begin = 0; begin < cut.parts; begin += together) {
     std::fill(sample.begin(), sample.end(), 0.0);
@@ -40,7 +40,7 @@ void add_up(const TaylorArgs& args, const Cut& cut, const Partials& partials) {
       }
     for (std::int64_t c = 0; c < channels; ++c) {
       totals[c] += sample[c];
-      totals[channels + c] += cut.row_is_sample ? partials.magnitudes[begin * channels + c] : std::fabs(sample[c]);
+      totals[channels + c] += cut.of_samples ? partials.magnitudes[begin * channels + c] : std::fabs(sample[c]);
     }
   }
   args.wide ? write<double>(args, totals) : write<float>(args, totals);
@@ -52,7 +52,7 @@ void run(const TaylorArgs& args) {
   Partials partials;
   partials.products.resize(cut.parts * args.channels);
   partials.activations.resize(cut.parts * args.channels);
-  if (cut.row_is_sample) partials.magnitudes.resize(cut.parts * args.channels);
+  if (cut.of_samples) partials.magnitudes.resize(cut.parts * args.channels);
 
   const auto piece = inner_of<S>(args.isa).taylor;
   const bool serial = args.samples * args.before * args.channels * args.after < kSerialElements;

@@ -22,10 +22,12 @@ from fairkern.errors import InputError
 from fairkern.model.nested import call_model
 from fairkern.model.replacements import in_place
 from fairkern.model.untouched import untouched
+from fairkern.ops.gram.packed import Packed
 from fairkern.ranks import ALONE, Ranks
 from fairkern.types import JointMoments, Side, Tap, UnitMap
 
 _ROWS = 1024  # of a matrix that are made at a time
+_NUMBERS = 1 << 17  # of an activation that a CPU sums at a time: the sums read them several times
 NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
 
 
@@ -153,10 +155,10 @@ def _joint(sums: JointSums, before: Sequence[Tensor], now: Sequence[Tensor], ran
 
 
 class JointSums:
-    """`Σ a bᵀ`, `Σ b bᵀ`, `Σ a`, `Σ b` at one point, batch after batch: float32 products of one, float64 sums. `kept`:
-    the positions of `b` that matrices are of, where a unit is one position; None: all.
+    """`Σ a bᵀ`, `Σ b bᵀ`, `Σ a`, `Σ b` at one point, batch after batch: float32 products of some vectors, float64 sums.
+    `kept`: the positions of `b` that they are of, where a unit is one position; None: all.
 
-    Memory: both matrices in float64, and beside them some rows.
+    Memory: one matrix and half of the other in float64, and beside them some rows and some vectors.
     """
 
     def __init__(self, point: Point, per_unit: int, kept: Tensor | None = None) -> None:
@@ -166,24 +168,31 @@ class JointSums:
         self._count = 0
 
     def add(self, act: Tensor, changed: Tensor) -> None:
-        a, b = _vectors(self._point, act, self._per_unit), _vectors(self._point, changed, self._per_unit)
+        before, now = (_units_first(self._point, x, self._per_unit) for x in (act, changed))
+        if not self._sums:
+            self._sums = self._zeros(act.device)
+        left = None if self._kept is None else self._kept.to(act.device)
+        step = max(1, _NUMBERS * before.shape[1] // max(1, before.numel())) if act.is_cpu else before.shape[1]
+        for some, others in zip(before.split(step, 1), now.split(step, 1), strict=True):
+            self._add(_vectors(some), _vectors(others if left is None else others.index_select(0, left)))
+
+    def _add(self, a: Tensor, b: Tensor) -> None:
+        """Of [n, vectors] and [k, vectors]."""
         if a.dtype != torch.float64 and not all(squares_are_held(x) for x in (a, b)):
             a, b = a.double(), b.double()
-        if not self._sums:
-            self._sums = self._zeros(a.device)
-        cross, gram, total, other = self._sums
+        cross, half, total, other = self._sums
         total.add_(a.sum(1))
         other.add_(b.sum(1))
-        left = b if self._kept is None else b[self._kept.to(b.device)]
-        for into, rows in ((cross, a), (gram, left)):
-            for start in range(0, len(rows), _ROWS):  # the sum is in another dtype than the products
-                into[start : start + _ROWS].add_(rows[start : start + _ROWS] @ left.T)
+        for start in range(0, len(a), _ROWS):  # the sum is in another dtype than the products
+            cross[start : start + _ROWS].add_(a[start : start + _ROWS] @ b.T)
+        Packed(len(b), half).add_gram(b)
         self._count += a.shape[1]
 
     def _zeros(self, device: torch.device) -> list[Tensor]:
         n = self._point.length // self._per_unit
         k = n if self._kept is None else len(self._kept)
-        return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in ((n, k), (k, k), (n,), (n,))]
+        shapes = ((n, k), (Packed.length(k),), (n,), (k,))
+        return [torch.zeros(shape, dtype=torch.float64, device=device) for shape in shapes]
 
     def add_up(self, ranks: Ranks) -> None:
         """Over processes that have each heard some batches, or none."""
@@ -193,14 +202,20 @@ class JointSums:
         self._count = int(whole)
 
     def moments(self) -> JointMoments:
-        cross, gram, total, other = (t.cpu() for t in self._sums)
+        cross, half, total, other = (t.cpu() for t in self._sums)
+        gram = Packed(len(other), half).full()
         return JointMoments(cross, gram, total, other, self._count, self._per_unit, self._kept)
 
 
-def _vectors(point: Point, act: Tensor, per_unit: int) -> Tensor:
-    """[n, vectors] of the point's positions; offsets of one channel give a vector each."""
+def _units_first(point: Point, act: Tensor, per_unit: int) -> Tensor:
+    """[n, …] of the point's positions, with two dimensions at least; offsets of one channel give a vector each."""
     act = act.movedim(point.dim, 0)
     if per_unit > 1:
         act = act.unflatten(0, (len(act) // per_unit, per_unit))
+    return act if act.ndim > 1 else act.unsqueeze(1)
+
+
+def _vectors(act: Tensor) -> Tensor:
+    """[n, vectors], in a dtype that products are summed in."""
     flat = act.reshape(len(act), -1)
     return flat if flat.dtype == torch.float64 else flat.float()

@@ -62,12 +62,14 @@ class Listener:
         self._thread = 0  # that of the pass
         whole = [p for p in points if p.expert is None and (p.side.of_call or p.side is Side.BRANCH)]
         self._states = StateReader(points, self._hear_states)
-        self._by_site = {(site, p.side): p for p in whole for site in p.sites if not site.weight}
+        self._by_call: dict[tuple[str, Side], dict[int, Point]] = {}
         self._by_weight: dict[tuple[str, int], list[tuple[CallSite, Point]]] = {}
         for p in whole:
             for site in p.sites:
                 if site.weight:
                     self._by_weight.setdefault((site.weight, site.call), []).append((site, p))
+                else:
+                    self._by_call.setdefault((site.module, p.side), {})[site.call] = p
         self._calls: dict[tuple[str, Side], int] = {}
         self._aliases: dict[Point, Tensor] = {}
         self.root = _leaf(torch.device("cpu"))
@@ -136,9 +138,8 @@ class Listener:
     @contextlib.contextmanager
     def attached(self) -> Iterator[Listener]:
         """Hooks on the modules of all points, removed on the way out."""
-        wanted = dict.fromkeys((site.module, side) for site, side in self._by_site)
         with contextlib.ExitStack() as handles:
-            for path, side in wanted:
+            for path, side in self._by_call:
                 module = self._model.get_submodule(path)
                 if side is Side.INPUT:
                     handle = module.register_forward_pre_hook(self._before(path), with_kwargs=True)
@@ -171,9 +172,12 @@ class Listener:
 
     def next_site(self, path: str, side: Side) -> CallSite:
         """The call of this module that is next, counted on its own for each side on which it is heard."""
-        call = self._calls.get((path, side), 0)
-        self._calls[path, side] = call + 1
-        return CallSite(path, call)
+        return CallSite(path, self._count((path, side)))
+
+    def _count(self, of: tuple[str, Side]) -> int:
+        call = self._calls.get(of, 0)
+        self._calls[of] = call + 1
+        return call
 
     def calls(self, path: str, side: Side) -> int:
         """How many calls of this module there were so far, counted for this side."""
@@ -183,8 +187,8 @@ class Listener:
         """Whether this call is one of the pass, and not of somebody else who calls the model in another thread."""
         return self.active and (threading.get_ident() == self._thread or not python_thread())
 
-    def _next(self, path: str, side: Side) -> Point | None:
-        return None if not self.hears() else self._by_site.get((self.next_site(path, side), side))
+    def _next(self, of: tuple[str, Side]) -> Point | None:
+        return self._by_call[of].get(self._count(of)) if self.hears() else None
 
     def hear(self, point: Point, x: Tensor) -> Tensor:
         """What arrives at a point; returns what to go on with."""
@@ -280,20 +284,22 @@ class Listener:
         return made.index_copy_(0, tokens, x) if point.side.whole == gradient else made.index_add_(0, tokens, x)
 
     def _before(self, path: str):  # type: ignore[no-untyped-def]
+        of = (path, Side.INPUT)
+
         def hook(_: nn.Module, args: tuple, kwargs: dict):  # type: ignore[no-untyped-def]
-            point = self._next(path, Side.INPUT)
+            point = self._next(of)
             if point is None:
                 return None
-            key = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
-            x = args[0] if args else kwargs[key]
-            alias = self.hear(point, x)
-            return ((alias, *args[1:]), kwargs) if args else (args, {**kwargs, key: alias})
+            if args:
+                return (self.hear(point, args[0]), *args[1:]), kwargs
+            key = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
+            return args, {**kwargs, key: self.hear(point, kwargs[key])}
 
         return hook
 
     def _after(self, path: str, side: Side):  # type: ignore[no-untyped-def]
         def hook(_: nn.Module, args: tuple, output: Any):  # type: ignore[no-untyped-def]
-            point = self._next(path, side)
+            point = self._next((path, side))
             if point is not None and point.entry is not None:
                 items = list(output)
                 items[point.entry] = self.hear(point, items[point.entry]).clone()

@@ -111,13 +111,13 @@ class SampleStore:
             return
         self._device = act.device
         act, dim, grid = self._choice.seen(point, act, dim, layout)
-        rows, expect = self._choice.rows(grid), self._choice.of(grid).expected(self._choice.done)
-        expect = -(-expect // self._ranks.size)
+        rows = self._choice.rows(grid)
         for block in blocks:
             if self._grid.setdefault(block, grid) != grid:
                 raise InputError(f"the activation at {point.name} has its places on another grid in another batch")
-        if not len(rows):
+        if not rows.numel():
             return
+        expect = -(-self._choice.of(grid).expected(self._choice.done) // self._ranks.size)
         some = None if len(rows) == len(act) else rows.to(act.device)
         for block in blocks:
             if block.columns is None:  # no copy: the samples are chosen as they are kept

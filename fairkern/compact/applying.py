@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -20,6 +20,7 @@ from fairkern.model.sharded import in_shards
 from fairkern.model.untouched import forget
 from fairkern.types import Plan
 
+_AT_ONCE = 1 << 22  # bytes of tensors that are cut in one call in place
 
 def apply(
     model: nn.Module, plan: Plan, *, inplace: bool = False, sharing: bool = False, backend: str = "auto"
@@ -31,9 +32,10 @@ def apply(
     device and memory format (channels-last, transposed) are kept, gradients are not copied.
 
     `inplace=True`: returns `model` itself, each `Parameter` object (and so an optimizer's reference) kept,
-    `.grad` cut along (a sparse gradient is dropped). Each large tensor is freed as its small one is made. The
-    plan and all tensors are checked before the first is replaced; only running out of memory half-way leaves
-    a model that is partly cut. Ctrl-C waits until it is cut. Optimizer state is the caller's to cut.
+    `.grad` cut along (a sparse gradient is dropped). Each large tensor is freed as its small one is made, others
+    some megabytes at a time. The plan and all tensors are checked before the first is replaced; only running out
+    of memory half-way leaves a model that is partly cut. Ctrl-C waits until it is cut. Optimizer state is the
+    caller's to cut.
 
     `sharing=True`: a copy that is only run and then thrown away; parameters that lose nothing are in the memory of
     `model`'s, and are written by neither.
@@ -77,15 +79,34 @@ def _whole(model: nn.Module, found: Sequence[tuple[Held, Index]]) -> list[tuple[
 
 def _cut_in_place(model: nn.Module, plan: Plan, found: Sequence[tuple[Held, Index]], backend: str) -> None:
     set_sizes(model, plan)
-    for held, index in found:
-        _replace(held.tensor, index, backend)
+    for some in _small_together([(held.tensor, index) for held, index in found]):
+        _replace(some, backend)
     forget(model)
     forget_casts()
 
 
-def _replace(tensor: Tensor, index: Index, backend: str) -> None:
-    grad = tensor.grad
-    tensor.grad = None
-    tensor.data = gather_dense([(tensor, index)], backend)[0]
-    if grad is not None and grad.layout == torch.strided:
-        tensor.grad = gather_dense([(grad, index)], backend)[0]
+def _small_together(found: Sequence[tuple[Tensor, Index]]) -> Iterator[list[tuple[Tensor, Index]]]:
+    """Neighbours, of which what is made is alive beside all that they were: few bytes, or one tensor."""
+    some: list[tuple[Tensor, Index]] = []
+    total = 0
+    for tensor, index in found:
+        if some and total + tensor.nbytes > _AT_ONCE:
+            yield some
+            some, total = [], 0
+        some.append((tensor, index))
+        total += tensor.nbytes
+    if some:
+        yield some
+
+
+def _replace(some: Sequence[tuple[Tensor, Index]], backend: str) -> None:
+    made = gather_dense(some, backend)
+    grads = [(tensor, tensor.grad, index) for tensor, index in some if tensor.grad is not None]
+    for (tensor, _), smaller in zip(some, made, strict=True):
+        tensor.grad = None
+        tensor.data = smaller
+    del made, smaller
+    dense = [(tensor, grad, index) for tensor, grad, index in grads if grad.layout == torch.strided]
+    made = gather_dense([(grad, index) for _, grad, index in dense], backend) if dense else []
+    for (tensor, _, _), smaller in zip(dense, made, strict=True):
+        tensor.grad = smaller

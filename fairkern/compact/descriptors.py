@@ -282,22 +282,26 @@ def _removed(plan: Plan, axes: Iterable[PlanAxis]) -> dict[tuple[str, int], np.n
     """Positions per axis; several entries for one axis (groups that share it) are merged."""
     merged: dict[tuple[str, int], np.ndarray] = {}
     sound: dict[tuple[Any, ...], np.ndarray] = {}  # by what they are: axes of a group lose the same positions
+    held: dict[tuple[int, int], tuple[object, np.ndarray]] = {}  # by identity, and by length: most have the very same
     for item in axes:
         name, dim = item.axis.tensor, item.axis.dim
         if plan.length(item.axis) != item.length:
             shape = plan.shapes.get(name)
             raise PlanMismatchError(f"the plan cuts {name} dim {dim} of length {item.length}, but lists shape {shape}")
-        removed = np.asarray(item.removed, dtype=np.int64)
+        known = held.get((id(item.removed), item.length))
+        if known is None:
+            removed = np.asarray(item.removed, dtype=np.int64)
+            same = removed.tobytes(), removed.shape, item.length
+            if same not in sound:
+                if removed.size and not _ascending(removed, item.length):
+                    raise PlanMismatchError(
+                        f"the plan's positions on {name} dim {dim} are not ascending within 0 … {item.length - 1}"
+                    )
+                sound[same] = removed
+            known = held[id(item.removed), item.length] = item.removed, sound[same]
+        removed = known[1]
         if removed.size == 0:
             continue
-        same = removed.tobytes(), removed.shape, item.length
-        if same not in sound:
-            if not _ascending(removed, item.length):
-                raise PlanMismatchError(
-                    f"the plan's positions on {name} dim {dim} are not ascending within 0 … {item.length - 1}"
-                )
-            sound[same] = removed
-        removed = sound[same]
         key = (name, dim)
         if removed.ndim == 2 and (dim == 0 or len(removed) != plan.length(Axis(name, 0)) or key in merged):
             raise PlanMismatchError(

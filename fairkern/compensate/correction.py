@@ -206,11 +206,16 @@ def fold(small: nn.Module, plan: Plan, found: Iterable[Correction]) -> None:
 
 
 def _add(into: Tensor, more: Tensor) -> None:
-    """Rounded once. Of one dtype that is what adding them does, without copies in float64."""
+    """Rounded once."""
     if into.dtype == more.dtype:
         into.add_(more)
     else:
-        into.copy_(into.double() + more)
+        into.copy_(_sum(into, more))
+
+
+def _sum(values: Tensor, more: Tensor) -> Tensor:
+    """Before it is rounded. Of one dtype that is what adding them does, without copies in float64."""
+    return values + more if values.dtype == more.dtype else values.double() + more
 
 
 def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], correction: Correction) -> None:
@@ -226,7 +231,7 @@ def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], co
     with torch.no_grad():
         for rows, more in zip(stays.split(_rows(correction.weight)), _in_parts(correction.weight), strict=True):
             places = _places({**index, 0: rows}, before.shape)
-            weight[places] = (before[places].double() + more).to(weight)
+            weight[places] = _sum(before[places], more).to(weight)
         if correction.bias is not None:
             bias, held = _bias(whole, axis), bias_of(model, axis)
             out = output_dim(model.get_submodule(axis.module), axis)
@@ -235,7 +240,7 @@ def fold_whole(model: nn.Module, whole: nn.Module, cuts: Mapping[str, Index], co
             own = held[0]._parameters[held[1]]
             given = torch.zeros_like(bias) if own is None else own.detach()
             (stays,) = _places({0: index[out]} if out in index else {}, bias.shape)
-            bias[stays] = (given[stays].double() + correction.bias).to(bias)
+            bias[stays] = _sum(given[stays], correction.bias).to(bias)
     forget_casts()
 
 
@@ -259,15 +264,17 @@ def _rows(tensor: Tensor) -> int:
 
 
 def _places(index: Index, shape: Sequence[int]) -> tuple[Tensor, ...]:
-    """Where the values that stay lie in a tensor of this shape: positions per dimension, broadcast to their shape."""
+    """Where the values that stay lie in a tensor of this shape: positions per dimension, up to the last that is cut,
+    broadcast to their shape. Behind it numbers lie side by side, and are copied many at a time."""
     rows = index.get(0, torch.arange(shape[0], device="cpu"))
     found = []
-    for dim, length in enumerate(shape):
+    upto = max(index, default=0) + 1
+    for dim, length in enumerate(shape[:upto]):
         positions = index.get(dim, torch.arange(length, device="cpu"))
         lead = [1] * dim
         if positions.ndim == 2:  # every position of dimension 0 keeps others
             positions, lead = positions[rows], [len(rows), *lead[1:]]
-        found.append(positions.reshape(*lead, -1, *[1] * (len(shape) - dim - 1)))
+        found.append(positions.reshape(*lead, -1, *[1] * (upto - dim - 1)))
     return tuple(found)
 
 

@@ -71,35 +71,35 @@ def by_least_squares(
     """
     joint, count = moments if isinstance(moments, JointMoments) else None, moments.count
     read = moments.total / count
-    now = read if joint is None else joint.changed / count
     kept = _others(len(read), removed)
     told = removed if joint is None else np.arange(len(read), dtype=np.int64)
     k, t = torch.from_numpy(kept), torch.from_numpy(told)
     if joint is not None and joint.kept is not None:
         assert torch.equal(joint.kept, k)
-        inner, cross = joint.gram / count, joint.cross / count
+        inner, cross, now = joint.gram / count, joint.cross / count, joint.changed / count
     else:
+        now = (read if joint is None else joint.changed / count)[k]
         inner = gather(moments.gram, {0: k, 1: k}).div_(count)
         cross = gather(moments.gram if joint is None else joint.cross, {0: t, 1: k}).div_(count)
     if intercept:
-        inner.addr_(now[k], now[k], alpha=-1)
-        cross.addr_(read[t], now[k], alpha=-1)
+        inner.addr_(now, now, alpha=-1)
+        cross.addr_(read[t], now, alpha=-1)
     if joint is not None:
         cross[k] -= inner
     through_zero = joint is None and not intercept
-    weights, added = solve(inner, torch.cat([cross, now[None, k]]) if through_zero else cross, ridge)
+    weights, added = solve(inner, torch.cat([cross, now[None]]) if through_zero else cross, ridge)
     weights, to_mean = weights[: len(t)], weights[len(t) :]
     shift = torch.zeros(len(t), dtype=torch.float64, device="cpu")
     if intercept:
-        shift = read[t] - weights @ now[k]
+        shift = read[t] - weights @ now
         if joint is not None:
-            shift[k] -= now[k]
+            shift[k] -= now
     unexplained = with_intercept = torch.nan
     if joint is None:
         power = float((moments.gram.diagonal()[t] / count - (read[t].square() if intercept else 0.0)).sum())
         unexplained = _share(power - _explained(weights, cross, added), power)
         if through_zero:  # a constant beside what stays, from the same system
-            constant = (read[t] - weights @ now[k]) / (1.0 - to_mean @ now[k])
+            constant = (read[t] - weights @ now) / (1.0 - to_mean @ now)
             turned = weights - torch.outer(constant, to_mean[0])
             with_intercept = _share(power - _explained(turned, cross, added) - float(constant @ read[t]), power)
     return Fit(told, kept, weights, shift, unexplained, with_intercept)

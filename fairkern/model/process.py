@@ -121,7 +121,7 @@ def seed_torch(seed: int) -> None:
     seed %= 2**63
     torch.default_generator.manual_seed(seed)
     for kind in (torch.cuda, torch.xpu, torch.mtia):
-        if kind.is_initialized():
+        if hasattr(kind, "manual_seed_all") and kind.is_initialized():  # mtia in torch 2.9 has none
             kind.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)

@@ -256,7 +256,7 @@ def replace_modules(model: nn.Module, paths: Mapping[str, str]) -> None:
         _replace(module, name)
         if isinstance(module, MultiheadAttention):
             module._whole_heads = module.whole_heads
-    for module in model.modules():
+    for module in model.modules() if paths else ():
         if type(module) is nn.TransformerEncoderLayer and isinstance(module.self_attn, MultiheadAttention):
             module.__class__ = TransformerEncoderLayer
 

@@ -90,6 +90,8 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def dimension(name: str, dim: object, rank: int) -> int:
+    if type(dim) is int and 0 <= dim < rank:
+        return dim
     dim = whole(name, dim)
     if not -rank <= dim < rank:
         raise InputError(f"{name} is {dim}; expected {-rank} to {rank - 1} for a tensor of {rank} dimensions")

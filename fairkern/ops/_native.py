@@ -49,7 +49,7 @@ def address(name: str, tensor: Tensor, dtype: torch.dtype) -> int:
     lazily (a negation, a conjugate, zeros that take no memory).
     """
     lazy = tensor.is_neg() or tensor.is_conj() or tensor._is_zerotensor()
-    if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.dtype != dtype or lazy:
+    if not tensor.is_cpu or tensor.layout != torch.strided or tensor.dtype != dtype or lazy:
         how = ", made lazily" if lazy else ""
         raise InputError(
             f"{name} is {tensor.dtype} on {tensor.device}, {tensor.layout}{how}; the compiled extension reads {dtype} "

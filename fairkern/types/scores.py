@@ -39,13 +39,13 @@ class Moments:
 class JointMoments:
     """Sums over `count` pairs of vectors: `a` that a consumer read, `b` that it reads in a changed model.
 
-    Float64 on the CPU. `kept`, int64 [k]: the positions of `b` that the matrices are of, where it is not all n.
+    Float64 on the CPU. `kept`, int64 [k]: the positions of `b` that the sums are of, where it is not all n.
     """
 
     cross: Tensor  # [n, k], Σ a bᵀ
     gram: Tensor  # [k, k], Σ b bᵀ
     total: Tensor  # [n], Σ a
-    changed: Tensor  # [n], Σ b
+    changed: Tensor  # [k], Σ b
     count: int
     per_unit: int = 1
     kept: Tensor | None = None

@@ -11,7 +11,8 @@ from fairkern.axes.connected import connected
 
 
 def definition(pairs: list[tuple[np.ndarray, np.ndarray]], count: int) -> tuple[int, np.ndarray]:
-    a, b = (np.concatenate([np.zeros(0, dtype=np.int64), *(pair[k] for pair in pairs)]) for k in (0, 1))
+    none = np.zeros(0, dtype=np.int32)  # of numbers of 64 bits older versions of SciPy find nothing
+    a, b = (np.concatenate([none, *(pair[k] for pair in pairs)]) for k in (0, 1))
     matrix = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
     found: tuple[int, np.ndarray] = connected_components(matrix, directed=False)
     return found

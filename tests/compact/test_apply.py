@@ -145,6 +145,29 @@ def test_inplace_keeps_objects_and_optimizer(plain_case):
     assert model.conv1.weight.grad.shape == (4, 3, 3, 3)
 
 
+@pytest.mark.parametrize(("at_once", "calls"), [(1, 8), (3000, 4), (1 << 22, 1)])
+def test_inplace_cuts_small_tensors_together(plain_case, monkeypatch, at_once, calls):
+    model, plan = plain_case.model, plain_case.plan()
+    model(plain_case.inputs).square().sum().backward()
+    expected = apply(model, plan).state_dict()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    seen, module = [], sys.modules["fairkern.compact.cutting"]
+    gather_many = module.gather_many
+    monkeypatch.setattr(module, "gather_many", lambda items, **kw: seen.append(items) or gather_many(items, **kw))
+    monkeypatch.setattr(sys.modules["fairkern.compact.applying"], "_AT_ONCE", at_once)
+    small = apply(model, plan, inplace=True)
+    values = [items for items in seen if items[0][0].data_ptr() not in {g.data_ptr() for g in grads.values()}]
+    assert len(values) == calls
+    for items in values:
+        assert len(items) == 1 or sum(weight.nbytes for weight, _ in items) <= at_once
+    assert all(torch.equal(value, expected[name]) for name, value in small.state_dict().items())
+    for name, index in kept(plan).items():
+        if name in grads:
+            for dim, positions in index.items():
+                grads[name] = grads[name].index_select(dim, positions)
+            assert torch.equal(small.get_parameter(name).grad, grads[name])
+
+
 def test_meta(plain_case):
     model = plain_case.model.to("meta")
     for inplace in (False, True):

@@ -19,6 +19,7 @@ import fairkern as fk
 from fairkern.compact.sites import SizedForward
 from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
+from tests.old_torch import may_refuse
 
 IMAGE = (2, 3, 8, 8)
 
@@ -118,8 +119,10 @@ def test_written(name: str, writer: str) -> None:
         with pytest.raises(Exception, match="compile without fullgraph=True, and export with strict=False"):
             WRITERS[writer](small, x)(x)
         return
-    written = WRITERS[writer](small, x)
-    assert torch.equal(written(x), small(x))
+    with may_refuse():
+        written = WRITERS[writer](small, x)
+        found = written(x)
+    assert torch.equal(found, small(x))
     if "export" not in writer:  # written for two samples
         more = torch.randn(3, *IMAGE[1:], dtype=x.dtype)
         assert torch.equal(written(more), small(more))
@@ -166,10 +169,20 @@ def attending() -> tuple[nn.Module, Tensor]:
     return small, x
 
 
+def followed(model: nn.Module) -> torch.fx.GraphModule:
+    """Without types that are text (`from __future__ import annotations`), with which older torch pickles no graph."""
+    graph = torch.fx.symbolic_trace(model)
+    for node in graph.graph.nodes:
+        if isinstance(node.type, str):
+            node.type = None
+    graph.recompile()
+    return graph
+
+
 def test_attention_is_one_call_of_a_graph() -> None:
     """As torch's own module and function are: their code asks for values, which a graph has not."""
     small, x = attending()
-    graph = torch.fx.symbolic_trace(small)
+    graph = followed(small)
     calls = {str(node.target) if node.op == "call_module" else node.target for node in graph.graph.nodes}
     assert {"attn", "layer", fk.model.attention.multi_head_attention} <= calls  # type: ignore[attr-defined]
     for written in (graph, pickle.loads(pickle.dumps(graph)), torch.fx.symbolic_trace(nn.Sequential(small))):
@@ -182,12 +195,14 @@ def test_attention_in_other_graphs(writer: str) -> None:
     small, x = attending()
     torch.compiler.reset()
     with torch.no_grad():  # with gradients torch's layer takes another path, and torch.jit.trace compares the two
-        assert torch.allclose(WRITERS[writer](small, x)(x), small(x), atol=1e-12)
+        with may_refuse():
+            found = WRITERS[writer](small, x)(x)
+        assert torch.allclose(found, small(x), atol=1e-12)
 
 
 def test_graphs_with_answers_are_copied_and_pickled() -> None:
     small, x = small_of("divides sizes")
-    graph = torch.fx.symbolic_trace(small)
+    graph = followed(small)
     for written in (copy.deepcopy(graph), pickle.loads(pickle.dumps(graph))):
         assert torch.equal(written(x), small(x))
 
@@ -303,7 +318,7 @@ def test_a_pickled_graph_never_has_the_old_numbers_of_a_function_in_it() -> None
     model, x = Between(lambda x: left_whole(x)).double().eval(), torch.randn(IMAGE, dtype=torch.float64)
     small, plan = cut(model, x)
     assert plan.sites
-    graph = torch.fx.symbolic_trace(small)
+    graph = followed(small)
     assert torch.equal(copy.deepcopy(graph)(x), small(x))
     with pytest.raises(Exception, match="The object provided is from"):
         pickle.loads(pickle.dumps(graph))

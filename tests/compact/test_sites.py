@@ -18,6 +18,7 @@ from fairkern.plans.build import build
 from fairkern.plans.removals import random_removal
 from fairkern.prove import difference
 from fairkern.types import SizeChange
+from tests.old_torch import may_refuse
 
 LIMIT = 1e-9
 
@@ -202,7 +203,8 @@ def test_submodules_do_not_count() -> None:
 def test_export(net: tuple[nn.Module, Tensor, int], strict: bool) -> None:
     model, x, _ = net
     small, _, _ = cut(model, x)
-    exported = torch.export.export(small, (x,), strict=strict).module()
+    with may_refuse():
+        exported = torch.export.export(small, (x,), strict=strict).module()
     assert torch.equal(exported(x), small(x))
 
 
@@ -212,7 +214,9 @@ def test_compile(net: tuple[nn.Module, Tensor, int]) -> None:
     torch.compiler.reset()
     compiled = torch.compile(small, backend="eager", fullgraph=True)
     for batch in (x, torch.randn(5, *x.shape[1:], dtype=x.dtype)):
-        assert torch.equal(compiled(batch), small(batch))
+        with may_refuse():
+            found = compiled(batch)
+        assert torch.equal(found, small(batch))
 
 
 def test_fx(net: tuple[nn.Module, Tensor, int]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.integrations.models import KINDS, close, cut
+from tests.old_torch import may_refuse
 
 BATCH = ({0: torch.export.Dim.DYNAMIC},)
 
@@ -63,7 +64,8 @@ def test_same(name: str, writer: str) -> None:
             with pytest.raises(Exception, match="export with strict=False"):
                 WRITERS[writer](made.small, made.x)
             return
-        written = WRITERS[writer](made.small, made.x)
+        with may_refuse():
+            written = WRITERS[writer](made.small, made.x)
         for x in (made.x, made.more):
             assert close(written(x), made.small(x))
 

@@ -20,6 +20,14 @@ SHAPES = {
     "convolution": ((3, 5, 6, 7), 1),
     "one position": ((3, 5, 1, 1), 1),
     "one sample": ((1, 6, 5, 5), 1),
+    "two positions": ((70, 53, 2), 1),
+    "four positions": ((33, 35, 2, 2), 1),
+    "eight positions": ((34, 67, 2, 4), 1),
+    "as many positions as lanes": ((3, 37, 4, 4), 1),
+    "nine positions": ((65, 19, 3, 3), 1),
+    "7 by 7": ((5, 33, 7, 7), 1),
+    "few positions, the most": ((2, 3, 32, 32), 1),
+    "many positions, the fewest": ((2, 3, 25, 41), 1),
     "tokens": ((4, 9, 19), 2),
     "tokens, last dimension": ((4, 9, 19), -1),
     "many tokens": ((1, 1500, 3), 2),
@@ -170,6 +178,24 @@ def test_bad_running_sums_are_named(out, message):
         taylor_sums(torch.zeros(2, 3), torch.zeros(2, 3), out=out)
 
 
+def test_running_sums_that_fitted_are_looked_at_again_where_they_have_changed(backend):
+    running, x = TaylorSums.zeros(3), torch.ones(2, 3)
+    for _ in range(2):
+        taylor_sums(x, x, out=running, backend=backend)
+    with pytest.raises(InputError, match=r"out\.signed"):
+        taylor_sums(x[:, :2], x[:, :2], out=running, backend=backend)
+    object.__setattr__(running, "signed", torch.zeros(3, dtype=torch.float64, device="meta"))
+    with pytest.raises(InputError, match=r"out\.signed is .* on meta"):
+        taylor_sums(x, x, out=running, backend=backend)
+    object.__setattr__(running, "signed", torch.zeros(3, dtype=torch.float64))
+    taylor_sums(x, x, out=running, backend=backend)
+    assert running.signed.tolist() == [2.0, 2.0, 2.0]
+    assert running.activation.tolist() == [6.0, 6.0, 6.0]
+    running.signed.set_(torch.zeros(8, dtype=torch.float64)[::2])
+    with pytest.raises(InputError, match=r"out\.signed"):
+        taylor_sums(x, x, out=running, backend=backend)
+
+
 def test_as_many_running_sums_as_jobs():
     job = (torch.zeros(2, 3), torch.zeros(2, 3), 1)
     with pytest.raises(InputError, match="2 running sums for 1 jobs"):
@@ -194,7 +220,9 @@ def test_equals_weight_times_weight_gradient_of_the_consumer(backend):
     assert_close(taylor(act, grad, backend=backend), expected, torch.float64, scale=100)
 
 
-@pytest.mark.parametrize("shape", ["convolution", "many samples", "tokens", "many tokens", "long"])
+@pytest.mark.parametrize(
+    "shape", ["convolution", "four positions", "7 by 7", "many samples", "tokens", "many tokens", "long"]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_on_any_thread_count(shape, dtype, extension):
     act, grad, dim = example(shape, dtype)

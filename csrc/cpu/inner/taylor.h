@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "cpu/inner.h"
+#include "cpu/inner/taylor_short.h"
 #include "cpu/inner/vectors.h"
 
 namespace fairkern::FAIRKERN_ISA {
@@ -81,27 +82,30 @@ FAIRKERN_KERNEL void piece(const TaylorArgs& args, const Cut& cut, std::int64_t 
   const std::int64_t tasks_per_part = cut.tasks / cut.parts;
   const std::int64_t part = task / tasks_per_part, first = part % cut.pieces * cut.size;
   const std::int64_t length = std::min(cut.size, cut.length - first), sample = part / cut.pieces;
-  if (cut.by_lanes) {
-    const std::int64_t channel = task % tasks_per_part * kLaneBlock;
-    const std::int64_t at = (sample * cut.length + first) * args.channels + channel;
-    const std::int64_t to = part * args.channels + channel, width = std::min(kLaneBlock, args.channels - channel);
-    double* product = partials.products.data() + to;
-    double* activation = partials.activations.data() + to;
-    if (cut.row_is_sample)
-      lanes<S, true>(act + at, grad + at, length, args.channels, width, product,
-                               partials.magnitudes.data() + to, activation);
-    else
-      lanes<S, false>(act + at, grad + at, length, args.channels, width, product, nullptr, activation);
+  const std::int64_t channel = task % tasks_per_part * cut.together;
+  const std::int64_t to = part * args.channels + channel, width = std::min(cut.together, args.channels - channel);
+  double* products = partials.products.data() + to;
+  double* activations = partials.activations.data() + to;
+  double* magnitudes = cut.of_samples ? partials.magnitudes.data() + to : nullptr;
+  if (cut.few_positions) {
+    few_positions<S>(args, first, length, channel, width, products, magnitudes, activations);
     return;
   }
-  const std::int64_t channel = task % tasks_per_part;
+  if (cut.by_lanes) {
+    const std::int64_t at = (sample * cut.length + first) * args.channels + channel;
+    if (cut.of_samples)
+      lanes<S, true>(act + at, grad + at, length, args.channels, width, products, magnitudes, activations);
+    else
+      lanes<S, false>(act + at, grad + at, length, args.channels, width, products, nullptr, activations);
+    return;
+  }
   double product = 0, activation = 0;
   for (std::int64_t o = 0; o < args.before; ++o) {
     const std::int64_t at = ((sample * args.before + o) * args.channels + channel) * args.after + first;
     dot<S>(act + at, grad + at, length, &product, &activation);
   }
-  partials.products[part * args.channels + channel] = product;
-  partials.activations[part * args.channels + channel] = activation;
+  *products = product;
+  *activations = activation;
 }
 
 }  // namespace

@@ -85,19 +85,22 @@ def _checked(number: int, weight: object, indices: object, sound: _Sound) -> tup
     if not isinstance(indices, Mapping):
         raise InputError(f"indices {number} is a {type(indices).__name__}; expected a mapping from dimension to index")
     valid: dict[int, Tensor] = {}
+    shape, device, rows = source.shape, source.device, False
     for dim, index in indices.items():
         axis = _check.dimension(f"a dimension of indices {number}", dim, source.ndim)
         if axis in valid:
             raise InputError(f"indices {number} names dimension {axis} twice ({dim} is the same)")
-        where = id(index), source.shape[axis], source.device
+        where = id(index), shape[axis], device
         found = sound.get(where)
         if found is None:
             found = index, _checked_index(f"indices {number}[{dim}]", index, source, axis)
             if found[1].ndim == 1:  # one of two dimensions is held against more of its tensor
                 sound[where] = found
+            else:
+                rows = True
         valid[axis] = found[1]
     first = valid.get(0)
-    if first is not None:  # rows of an index follow the positions of dimension 0 that stay
+    if rows and first is not None:  # rows of an index follow the positions of dimension 0 that stay
         valid = {d: index.index_select(0, first) if index.ndim == 2 else index for d, index in valid.items()}
     return source, valid
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from fairkern.ops import _native
 
 MAX_DIMS = 12  # of the extension, after merging
+_REST = [(0,) * (MAX_DIMS - n) for n in range(MAX_DIMS + 1)]  # behind n dimensions
 Part = tuple[Tensor, Tensor, Mapping[int, Tensor]]
 _Indices = dict[int, tuple[Tensor, Tensor, int]]  # by identity: an index, what is read in its place, and its address
 
@@ -55,7 +56,8 @@ def _descriptor(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor], k
         stride = step * size
         index = indices.get(d)
         if index is not None:
-            place = _address(d, index, known)
+            found = known.get(id(index))
+            place = _address(d, index, known) if found is None else found[2]
         elif length == 1:
             continue
         elif places and places[-1] == 0 and strides[-1] == stride * length:
@@ -67,15 +69,13 @@ def _descriptor(weight: Tensor, result: Tensor, indices: Mapping[int, Tensor], k
         lengths.append(length)
         strides.append(stride)
         places.append(place)
-    rest = [0] * (MAX_DIMS - len(lengths))
+    rest = _REST[len(lengths)]
     ends = [_native.address(name, t, weight.dtype) for name, t in (("weight", weight), ("result", result))]
     return [*ends, size, len(lengths), *lengths, *rest, *strides, *rest, *places, *rest]
 
 
 def _address(dim: int, index: Tensor, known: _Indices) -> int:
-    found = known.get(id(index))
-    if found is None:
-        dense = index.contiguous()
-        address = _native.address(f"the index of dimension {dim}", dense, torch.int64)
-        found = known[id(index)] = index, dense, address
-    return found[2]
+    dense = index.contiguous()
+    address = _native.address(f"the index of dimension {dim}", dense, torch.int64)
+    known[id(index)] = index, dense, address
+    return address
