@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -291,37 +298,78 @@ def test_wide_matrices_and_slow_devices_are_fast(monkeypatch: pytest.MonkeyPatch
         assert fast_pays(100, torch.device("cuda")) is pays
 
 
-def test_threads_change_no_bit(extension: object) -> None:
-    """Of as many positions as it takes for the compiled steps to start threads."""
-    n, units, count = 4100, 40, 6
-    generator = torch.Generator().manual_seed(0)
-    matrix = torch.rand(n, n, generator=generator)
-    matrix.diagonal().add_(n)
+STEPS = 6
+
+
+def block(n: int, dtype: torch.dtype, views: int = 1, units: int = 700) -> list[native.Arrays]:
+    """What a block of steps begins with, of matrices whose diagonals are all that is told apart."""
     found = []
+    for seed in range(views):
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.rand(n + seed, n + seed, generator=generator).to(dtype)
+        matrix.diagonal().add_(n)
+        rows = torch.randperm(n, generator=generator)[:units, None]
+        diagonal = matrix.diagonal().double()[rows].reshape(-1, 1, 1)
+        wide = functools.partial(torch.zeros, dtype=torch.float64)
+        own = (diagonal, diagonal.clone(), wide(STEPS, len(matrix)), wide(STEPS, len(matrix)))
+        found.append(native.Arrays(matrix, matrix, rows, wide(len(matrix)), wide(len(matrix)) + 1, *own))
+    return found
+
+
+def made(arrays: list[native.Arrays], threads: int) -> list[Tensor]:
+    """All that the steps of a block write."""
+    arrays = [native.Arrays(*fields[:4], *(field.clone() for field in fields[4:])) for fields in arrays]
     before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            rows = torch.arange(0, n, n // units)[:units, None]
-            wide = functools.partial(torch.zeros, dtype=torch.float64)
-            diagonal = matrix.diagonal().double()[rows].reshape(-1, 1, 1)
-            arrays = native.Arrays(
-                matrix,
-                matrix,
-                rows,
-                wide(n),
-                wide(n) + 1,
-                diagonal.clone(),
-                diagonal.clone(),
-                wide(count, n),
-                wide(count, n),
-            )
-            found.append((*native.steps([arrays], count), *arrays[4:]))
+        torch.set_num_threads(threads)
+        return [*native.steps(arrays, STEPS), *(field for fields in arrays for field in fields[4:])]
     finally:
         torch.set_num_threads(before)
-    assert len(set(found[0][0].tolist())) == count
-    for other in found[1:]:
-        assert all(map(torch.equal, other, found[0]))
+
+
+@pytest.mark.parametrize(("n", "dtype", "views"), [(1100, torch.float64, 2), (4100, torch.float32, 1)])
+def test_threads_change_no_bit(n: int, dtype: torch.dtype, views: int, extension: object) -> None:
+    """Of as many positions as it takes for the compiled steps to start threads, more of these than there are cores."""
+    given = block(n, dtype, views)
+    alone = made(given, 1)
+    assert len(set(alone[0].tolist())) == STEPS
+    for threads in (2, 3, 4, 16):
+        assert all(map(torch.equal, made(given, threads), alone))
+
+
+def test_blocks_of_several_threads_at_a_time_change_no_bit(extension: object) -> None:
+    """Each is led by a thread of its own, and followed by others."""
+    given = block(1100, torch.float64)
+    alone = made(given, 1)
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: made(given, 4), range(12)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(all(map(torch.equal, other, alone)) for other in found)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_process_that_was_forked_makes_its_steps_alone(extension: object) -> None:
+    """The threads that steps were made on stayed with the one that it was forked from: it may not wait for them."""
+    script = """
+import os, sys, torch
+from tests.ops.test_eliminate import block, made
+given = block(4100, torch.float32)
+alone = made(given, 2)
+child = os.fork()
+if child == 0:
+    os._exit(0 if all(map(torch.equal, made(given, 2), alone)) else 3)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    where = Path(__file__).resolve().parent.parent.parent
+    with subprocess.Popen([sys.executable, "-c", script], cwd=where, start_new_session=True) as process:
+        try:
+            assert process.wait(timeout=300) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and a child that waits
 
 
 def test_the_order_does_not_depend_on_threads() -> None:

@@ -5,11 +5,12 @@ In a process of its own, because Triton decides when a kernel is defined whether
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,29 +28,37 @@ TOO_SLOW = (
     "beyond_the_sorting_network",
     "more_classes",
 )
-AT_LEAST = 250
+TABLES = "tests/ops"  # a folder: those of its files that are not named beside it
+# In parts of some seconds each: how many tests pass in a part at least, and what `-k` says of all but the last, which
+# has what is left.
+PARTS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "tests/triton/test_kernels.py": (10, ("wasserstein_on_triton and not max", "wasserstein_on_triton")),
+    "tests/ops/test_taylor.py": (15, ("running_sums and not bfloat16", "bfloat16")),
+    "tests/ops/test_class_wasserstein.py": (5, ("equals_scipy and projections", "equals_scipy")),
+    "tests/ops/test_sliced.py": (20, ("float32",)),
+    "tests/ops/test_gather.py": (180, ()),
+    TABLES: (50, ()),
+}
 
 
-@pytest.mark.parametrize(
-    ("marked", "at_least"),
-    [
-        pytest.param("not slow", AT_LEAST, id="tables"),
-        pytest.param("slow", 1, id="a hundred thousand samples", marks=pytest.mark.slow),
-    ],
-)
-def test_every_kernel_equals_the_reference(marked: str, at_least: int) -> None:
+def shares(words: Sequence[str]) -> list[str]:
+    """What `-k` says of each part, so that every test is in one: what a word says and none before it, then none."""
+    without = [" and ".join(["triton", *(f"not ({word})" for word in words[:i])]) for i in range(len(words) + 1)]
+    return [*(f"{before} and ({word})" for before, word in zip(without, words, strict=False)), without[-1]]
+
+
+def test_every_test_is_in_one_part() -> None:
+    """Whatever it is called."""
+    words = ("a and not b", "a", "b")
+    for a, b, triton in itertools.product((False, True), repeat=3):
+        assert sum(eval(chosen, {"a": a, "b": b, "triton": triton}) for chosen in shares(words)) == triton
+
+
+def run(paths: Sequence[str], marked: str, chosen: str, at_least: int) -> None:
     interpreter.required()
-    chosen = "triton and not (" + ") and not (".join(TOO_SLOW) + ")"
+    chosen = f"{chosen} and not (" + ") and not (".join(TOO_SLOW) + ")"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore"]
-    command += [
-        "-m",
-        f"{marked} and not zoo and not large",
-        "-k",
-        chosen,
-        "--durations=15",
-        "tests/ops",
-        "tests/triton/test_kernels.py",
-    ]
+    command += ["-m", f"{marked} and not zoo and not large", "-k", chosen, "--durations=15", *paths]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
@@ -58,6 +67,24 @@ def test_every_kernel_equals_the_reference(marked: str, at_least: int) -> None:
     assert passed is not None, done.stdout
     assert int(passed[1]) >= at_least, done.stdout
     print(done.stdout)  # noqa: T201  (shown by -s: which are slow)
+
+
+@pytest.mark.parametrize(
+    ("path", "chosen", "at_least"),
+    [
+        pytest.param(path, chosen, least, id=f"{path}, part {i}")
+        for path, (least, words) in PARTS.items()
+        for i, chosen in enumerate(shares(words))
+    ],
+)
+def test_every_kernel_equals_the_reference(path: str, chosen: str, at_least: int) -> None:
+    others = [f"--ignore={other}" for other in PARTS if other != path] if path == TABLES else []
+    run([path, *others], "not slow", chosen, at_least)
+
+
+@pytest.mark.slow
+def test_every_kernel_equals_the_reference_of_a_hundred_thousand_samples() -> None:
+    run([TABLES, "tests/triton/test_kernels.py"], "slow", "triton", 1)
 
 
 @pytest.mark.parametrize(

@@ -110,10 +110,12 @@ def _checked(views: Iterable[View]) -> list[View]:
         raise InputError("no views were given; expected one or more")
     units = sum(_check.tensor("rows 0", views[0].rows).shape[:1])
     for i, view in enumerate(views):
-        n = sum(_check.tensor(f"covariance {i}", view.covariance).shape[:1])
-        _check.tensor(f"rows {i}", view.rows)
+        n = sum(_check.floating(f"covariance {i}", view.covariance).shape[:1])
+        _check.floating(f"output {i}", view.output)
+        if i:
+            _check.tensor(f"rows {i}", view.rows)
         for name, matrix in (("covariance", view.covariance), ("output", view.output)):
-            if _check.floating(f"{name} {i}", matrix).dtype != torch.float64 or matrix.shape != (n, n):
+            if matrix.dtype != torch.float64 or matrix.shape != (n, n):
                 raise InputError(
                     f"{name} {i} is {matrix.dtype} of shape {tuple(matrix.shape)}; expected float64 {(n, n)}"
                 )

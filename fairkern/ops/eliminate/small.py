@@ -25,10 +25,10 @@ def eliminate(
 ) -> tuple[Tensor, Tensor]:
     """Order of the units, and the squared error that each adds when it goes, as `blocked.eliminate` has them.
 
-    Of the matrices, float64 and contiguous, the lower halves count, and all are lost. Raises NonFiniteError where a
-    covariance is not definite, or by less than rounding.
+    All are contiguous; of the matrices, float64, the lower halves count, and they are lost. Raises NonFiniteError where
+    a covariance is not definite, or by less than rounding.
     """
-    views = [native.Small(c, h, r.contiguous()) for c, h, r in zip(covariances, outputs, rows, strict=True)]
+    views = [native.Small(c, h, r) for c, h, r in zip(covariances, outputs, rows, strict=True)]
     order, added, off, failed = native.whole(views, most, ROUNDING)
     if failed is not None:
         raise NonFiniteError(f"covariance {failed} is not positive definite; add a ridge to its diagonal")
