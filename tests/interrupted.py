@@ -39,8 +39,10 @@ WATCHED = (
     str(_TORCH / "utils" / "_python_dispatch.py"),
     str(_TORCH / "overrides.py"),
     str(_TORCH / "random.py"),
-    str(_TORCH / "_dynamo" / "utils.py"),  # what it calls as modules go, once something was compiled
 )
+
+
+COMPILER = str(_TORCH / "_dynamo" / "utils.py")  # what is called as modules go, once something was compiled
 
 
 class Interrupt:

@@ -23,7 +23,8 @@ from fairkern.artefacts import replacing
 from fairkern.capture.joint import joint_moments, reading_points
 from fairkern.interrupts import _Handlers, interrupts_wait, undivided
 from fairkern.model.untouched import untouched
-from tests.interrupted import Interrupt, Left, places, sweep
+from tests import interrupted
+from tests.interrupted import COMPILER, WATCHED, Interrupt, Left, places, sweep
 
 
 class Small(nn.Module):
@@ -124,14 +125,15 @@ def test_a_model_is_as_it_was_at_every_line(do: Callable[[], None]) -> None:
     swept(do, Left(MODEL), 10 if do is prune else 1)
 
 
-def test_none_is_lost_as_modules_go_that_the_compiler_has_counted() -> None:
+def test_none_is_lost_as_modules_go_that_the_compiler_has_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the first compilation on, torch is called as any module goes, where Python drops what is raised."""
     install_generation_tagging_init()
+    monkeypatch.setattr(interrupted, "WATCHED", (*WATCHED, COMPILER))
     trace()
     watch = Interrupt()
     with watch:
         trace()
-    counted = [number for number, (path, *_) in enumerate(watch.come_to, 1) if "_dynamo" in path]
+    counted = [number for number, (path, *_) in enumerate(watch.come_to, 1) if path == COMPILER]
     assert len(counted) > 10
     assert list(sweep(trace, Left(MODEL).differences, counted)) == []
 
