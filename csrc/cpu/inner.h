@@ -101,8 +101,8 @@ constexpr std::int64_t kDotPiece = 1 << 15;  // positions of one channel per pie
 constexpr std::int64_t kLanePiece = 1 << 9;  // rows of channels per piece
 constexpr std::int64_t kLaneBlock = 256;     // channels that are summed together
 constexpr std::int64_t kShort = 1 << 10;     // positions up to which the lanes of several channels are added up together
-constexpr std::int64_t kShortPiece = 32;     // samples per piece then
-constexpr std::int64_t kShortChannels = 32;  // and channels
+constexpr std::int64_t kShortPiece = 16;     // samples per piece then
+constexpr std::int64_t kShortChannels = 256;  // and channels
 
 // How the work of taylor is cut: `parts` rows of results, each [channels], `pieces` of them to a sample. Where
 // every row of the input is a sample, or channels have few positions, parts are pieces of the samples, and their
