@@ -179,7 +179,7 @@ ENTRIES = {
             "matrix",
             "python -m bench.matrix",
             "README's tests and every Triton kernel, under every torch that is supported with the Triton of each",
-            NOT_KNOWN,
+            "a quarter of an hour for each torch",
             ("bench/results/matrix.json",),
         ),
         Entry(
