@@ -23,7 +23,13 @@ PIECE_GPU = 1 << 28
 
 class Placed(NamedTuple):
     """Which rows of `x` [R, C] are which: the set of units (of so many, `total`), sample and position of each, int64
-    [R], in any order. All positions that have no row are zero; none has two."""
+    [R], in any order. All positions that have no row are zero; none has two.
+
+    Example: one unit, of which two samples have a row each, at their first position and at their second.
+        >>> placed = Placed(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([0, 1]), total=1)
+        >>> sliced_wasserstein(torch.tensor([[1.0], [3.0]]), torch.ones(2, 1), torch.tensor([0, 1]), placed=placed)
+        tensor([[2.]])
+    """
 
     sets: Tensor
     samples: Tensor
