@@ -65,6 +65,49 @@ void try_pairs_of_columns(Given& given, int element) {
   }
 }
 
+// Rows for some positions, of units in sets, against the same with zeros at all others.
+template <class S>
+void try_placed(Given& given, int element) {
+  using T = fairkern::Wide<S>;
+  const i64 classes = given.between(2, 4), sets = given.between(1, 3), per_set = given.between(1, 4);
+  const i64 positions = given.between(1, 8), projections = given.between(1, given.rarely(8) ? 40 : 4);
+  std::vector<i64> offsets{0};
+  for (i64 k = 0; k < classes; ++k) offsets.push_back(offsets.back() + given.between(1, 8));
+  const i64 samples = offsets.back(), units = sets * per_set, limit = some_limit(given);
+  const int reduce = static_cast<int>(given.below(3)), threads = static_cast<int>(given.between(1, 3));
+  Random random{given.seed()};
+  const std::vector<T> directions = filled<T>(positions * projections, random, Values::small_whole);
+  std::vector<i64> rows(samples), begins{0}, places;
+  for (i64& row : rows) row = random.below(samples);
+  for (i64 bag = 0; bag < sets * samples; ++bag) {
+    for (i64 p = 0; p < positions; ++p)
+      if (random.below(2)) places.push_back(p);
+    begins.push_back(static_cast<i64>(places.size()));
+  }
+  if (places.empty()) return;
+  const std::vector<S> data = filled<S>(static_cast<i64>(places.size()) * per_set, random, Values::small_whole);
+  std::vector<S> dense(samples * units * positions);
+  for (i64 e = 0; e < sets; ++e)
+    for (i64 n = 0; n < samples; ++n)
+      for (i64 r = begins[e * samples + n]; r < begins[e * samples + n + 1]; ++r)
+        for (i64 c = 0; c < per_set; ++c)
+          dense[(n * units + e * per_set + c) * positions + places[r]] = data[r * per_set + c];
+  const i64 pairs = classes * (classes - 1) / 2;
+  std::vector<T> out((reduce == 2 ? pairs : 1) * units), expected(out.size());
+  const auto call = [&](const std::vector<S>& x, std::vector<T>& into, bool placed, int isa) {
+    fairkern::py_class_wasserstein(element, address(x), placed ? per_set : units * positions, placed ? 1 : positions,
+                                   placed ? 0 : 1, units, projections, address(rows), address(offsets), classes, reduce,
+                                   address(into), threads, isa, address(directions), positions, limit,
+                                   placed ? address(begins) : 0, placed ? address(places) : 0, placed ? per_set : 1);
+  };
+  for (int isa = 1; isa <= static_cast<int>(fairkern::best_isa()); ++isa) {
+    call(dense, expected, false, isa);
+    call(data, out, true, isa);
+    for (std::size_t i = 0; i < out.size(); ++i)
+      if (!same_bits(out[i], expected[i])) wrong("class_wasserstein of rows differs from that with zeros");
+  }
+}
+
 template <class S>
 void try_classes(Given& given, int element) {
   using T = fairkern::Wide<S>;
@@ -79,7 +122,7 @@ void try_classes(Given& given, int element) {
   const i64 samples = offsets.back(), stored = samples + given.below(3);
   const Layout<3> x(given, {stored, units, positions});
   const int reduce = static_cast<int>(given.below(3)), threads = static_cast<int>(given.between(1, 3));
-  const int odd = given.rarely(8) ? static_cast<int>(given.between(1, 10)) : 0;
+  const int odd = given.rarely(8) ? static_cast<int>(given.between(1, 11)) : 0;
   const i64 limit = some_limit(given), pairs = classes * (classes - 1) / 2;
   const Values values = given.rarely(3) ? Values::special : Values::small_whole;
   Random random{given.seed()};
@@ -97,7 +140,8 @@ void try_classes(Given& given, int element) {
         odd == 1 ? 4 : element, odd == 2 ? 0 : address(data, x.offset), x.strides[0], x.strides[1], x.strides[2],
         odd == 3 ? given.one_of(kBadCounts) : units, projections, odd == 4 ? 0 : address(rows), address(offsets),
         odd == 5 ? 1 : classes, odd == 6 ? 3 : reduce, odd == 7 ? 0 : address(out), odd == 8 ? 0 : threads, isa,
-        projects ? address(directions) : 0, positions, odd == 9 ? given.one_of(kBadLimits) : limit);
+        projects ? address(directions) : 0, positions, odd == 9 ? given.one_of(kBadLimits) : limit,
+        odd == 11 ? address(offsets) : 0, 0, 1);
   };
   if (odd) return must_refuse([&] { call(0); }, "class_wasserstein takes what is not valid");
   for (int isa = 1; isa <= static_cast<int>(fairkern::best_isa()); ++isa) {
@@ -146,7 +190,10 @@ inline void try_wasserstein_1d(Given& given) {
 inline void try_class_wasserstein(Given& given) {
   const int element = static_cast<int>(given.below(4));
   fairkern::for_element(static_cast<fairkern::Element>(element),
-                        [&](auto zero) { try_classes<decltype(zero)>(given, element); });
+                        [&](auto zero) {
+                          given.below(4) ? try_classes<decltype(zero)>(given, element)
+                                         : try_placed<decltype(zero)>(given, element);
+                        });
 }
 
 }  // namespace fuzz
