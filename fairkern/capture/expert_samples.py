@@ -24,22 +24,23 @@ class ExpertSamples:
         self._keys: list[Tensor] = []  # of each row, (sample · experts + expert) · positions + place
         self.samples = self.bytes = 0
 
-    def add_rows(self, family: Family, taken: Tensor, count: int) -> int:
-        """The rows of `count` more samples, `taken` [rows] saying which of these each is of, −1 if of none. Returns the
-        bytes that they take."""
+    def add_rows(self, family: Family, taken: Tensor, count: int) -> None:
+        """The rows of `count` more samples, `taken` [rows] saying which of these each is of, −1 if of none."""
         keep = family.anew & (taken >= 0)
         owners = self._order(family).index_select(0, family.owners)
         keys = ((taken + self.samples) * len(self.blocks) + owners) * self.positions + family.places
         rows = family.act()
         if not bool(keep.all()):
             rows, keys = rows[keep], keys[keep]
-        return self._kept(rows, keys, count)
+        self._keys.append(keys)
+        self.bytes += keys.nbytes
+        self._keep(rows, count)
 
-    def add_projections(self, family: Family, made: Tensor) -> int:
-        """The projections of more samples, [experts, samples, P]. Returns the bytes that they take."""
+    def add_projections(self, family: Family, made: Tensor) -> None:
+        """The projections of more samples, [experts, samples, P]."""
         room = made.new_empty((made.shape[1], len(self.blocks), made.shape[2]))
         room[:, self._order(family)] = made.transpose(0, 1)
-        return self._kept(room, None, len(room))
+        self._keep(room, len(room))
 
     def distances(self, directions: Tensor | None, labels: Tensor, reduce: str, backend: str) -> Tensor:
         """U of every unit, [experts, units]; what was kept is let go. `directions`: of inner units."""
@@ -57,26 +58,18 @@ class ExpertSamples:
         for number, block in enumerate(self.blocks):
             if placed is None:
                 yield block, values[:, number : number + 1]
-                continue
-            own = placed.sets == number
-            dense = values.new_zeros((count, self.positions, block.units))
-            dense[placed.samples[own], placed.places[own]] = values[own]
-            yield block, dense.transpose(1, 2)
+            else:
+                yield block, placed.dense(values, number, count, self.positions)
 
     def _order(self, family: Family) -> Tensor:
         """Where its points' blocks are among these: experts without a token may come last."""
         numbers = [self._numbers[point.blocks[0]] for point in family.points]
         return torch.tensor(numbers, dtype=torch.int64, device=family.samples.device)
 
-    def _kept(self, rows: Tensor, keys: Tensor | None, count: int) -> int:
-        self._parts.append(rows)
-        taken = rows.nbytes
-        if keys is not None:
-            self._keys.append(keys)
-            taken += keys.nbytes
+    def _keep(self, part: Tensor, count: int) -> None:
+        self._parts.append(part)
         self.samples += count
-        self.bytes += taken
-        return taken
+        self.bytes += part.nbytes
 
     def _all(self) -> tuple[Tensor, Placed | None]:
         values = torch.cat(self._parts)

@@ -167,10 +167,7 @@ class ListedExperts:
             if rows is not None:
                 self._given.update(dict.fromkeys(entries[module], rows))
 
-        enters, leaves = (
-            of_this_thread(before),
-            of_this_thread(after),
-        )  # the same ones for all: there may be many modules
+        enters, leaves = of_this_thread(before), of_this_thread(after)  # one pair for all: there may be many modules
         with ExitStack() as handles:
             for entry in dict.fromkeys(self._modules.values()):
                 entries[self._model.get_submodule(entry)].append(entry)

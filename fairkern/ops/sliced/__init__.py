@@ -36,6 +36,13 @@ class Placed(NamedTuple):
     places: Tensor
     total: int
 
+    def dense(self, x: Tensor, number: int, samples: int, positions: int) -> Tensor:
+        """One set's rows of `x` with zeros at all other positions: [samples, C, positions]."""
+        own = self.sets == number
+        made = x.new_zeros((samples, positions, x.shape[1]))
+        made[self.samples[own], self.places[own]] = x[own]
+        return made.transpose(1, 2)
+
 
 def sliced_wasserstein(
     x: Tensor,
@@ -118,12 +125,9 @@ def _of_rows(x: Tensor, directions: Tensor, labels: Tensor, reduce: str, placed:
             placed=(begins, keys % positions),
         )
         return made.unflatten(-1, (count, -1))
-    parts = []
-    for number in range(count):
-        own = found[0] == number
-        dense = x.new_zeros((samples, positions, x.shape[1]))
-        dense[found[1][own], found[2][own]] = x[own]
-        parts.append(sliced_wasserstein(dense.transpose(1, 2), directions, labels, reduction, backend=backend))
+    own = Placed(found[0], found[1], found[2], count)
+    sets = (own.dense(x, number, samples, positions) for number in range(count))
+    parts = [sliced_wasserstein(one, directions, labels, reduction, backend=backend) for one in sets]
     return torch.stack(parts, dim=-2)
 
 

@@ -230,8 +230,8 @@ def _check_out(out: TaylorSums, act: Tensor, dim: int) -> None:
     vars(out)[_FITTED] = (_where(out), act.shape[dim], act.device, wide)
 
 
-def _where(out: TaylorSums) -> list[tuple[int, torch.Size, tuple[int, ...], bool]]:
-    return [(of.data_ptr(), of.shape, of.stride(), of.requires_grad) for of in out.fields]
+def _where(out: TaylorSums) -> list[tuple[object, ...]]:
+    return [(of.data_ptr(), of.dtype, of.shape, of.stride(), of.requires_grad) for of in out.fields]
 
 
 def _checked(act: object, grad: object, dim: int) -> tuple[Tensor, Tensor, int]:
