@@ -27,7 +27,7 @@ from fairkern.ranks import ALONE, Ranks
 from fairkern.types import JointMoments, Side, Tap, UnitMap
 
 _ROWS = 1024  # of a matrix that are made at a time
-_NUMBERS = 1 << 17  # of an activation that a CPU sums at a time: the sums read them several times
+_NUMBERS = 1 << 18  # of an activation that a CPU sums at a time: the sums read them several times
 NO_BATCH = "the loader yields no batch; sequential compensation needs one that can be iterated again"
 
 
