@@ -20,7 +20,7 @@ namespace fairkern {
 namespace {
 
 // Raised by one whenever an entry point changes, so that Python notices a stale build.
-constexpr int kInterface = 8;
+constexpr int kInterface = 9;
 
 template <class T>
 T* pointer(std::int64_t address, const char* name) {
@@ -112,18 +112,21 @@ void py_project(int element, std::int64_t x, std::int64_t stride_n, std::int64_t
   project(static_cast<Element>(element), args);
 }
 
-void py_gram(int element, std::int64_t x, std::int64_t stride_c, std::int64_t stride_outer, std::int64_t stride_inner,
-             std::int64_t channels, std::int64_t outer, std::int64_t inner, std::int64_t rows, std::int64_t out,
-             int threads, int isa) {
+std::int64_t py_gram(int element, std::int64_t x, std::int64_t stride_c, std::int64_t stride_outer,
+                     std::int64_t stride_inner, std::int64_t channels, std::int64_t outer, std::int64_t inner,
+                     std::int64_t rows, std::int64_t out, std::int64_t shift, std::int64_t total, double least,
+                     double most, int threads, int isa) {
   require_element(element);
   require(channels >= 1 && outer >= 1 && inner >= 1, "channels, outer and inner are ", channels, ", ", outer, " and ",
           inner, "; needs 1 of each");
+  require(most == 0 || total != 0, "bounds are given without sums");
   require(rows >= 16 && rows % 16 == 0, "rows is ", rows, "; expected a multiple of 16");
   require_threads(threads);
   GramArgs args{pointer<void>(x, "x"), stride_c, stride_outer, stride_inner, channels, outer, inner, rows,
-                pointer<double>(out, "out"), threads, resolve_isa(isa)};
+                pointer<double>(out, "out"), reinterpret_cast<const void*>(shift), reinterpret_cast<double*>(total),
+                least, most, threads, resolve_isa(isa)};
   py::gil_scoped_release release;
-  gram(static_cast<Element>(element), args);
+  return gram(static_cast<Element>(element), args);
 }
 
 void py_taylor(int element, std::int64_t act, std::int64_t grad, std::int64_t samples, std::int64_t before,
@@ -277,7 +280,8 @@ PYBIND11_MODULE(_extension_cpu, module) {
              py::arg("directions"), py::arg("projections"), py::arg("out"), py::arg("threads"), py::arg("isa"));
   module.def("gram", &py_gram, py::arg("element"), py::arg("x"), py::arg("stride_c"), py::arg("stride_outer"),
              py::arg("stride_inner"), py::arg("channels"), py::arg("outer"), py::arg("inner"), py::arg("rows"),
-             py::arg("out"), py::arg("threads"), py::arg("isa"));
+             py::arg("out"), py::arg("shift"), py::arg("total"), py::arg("least"), py::arg("most"),
+             py::arg("threads"), py::arg("isa"));
   module.def("taylor", &py_taylor, py::arg("element"), py::arg("act"), py::arg("grad"), py::arg("samples"),
              py::arg("before"), py::arg("channels"), py::arg("after"), py::arg("signed_sum"), py::arg("per_sample"),
              py::arg("activation"), py::arg("wide"), py::arg("accumulate"), py::arg("scale"), py::arg("threads"),

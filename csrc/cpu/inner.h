@@ -79,6 +79,12 @@ struct Panels {
 
 constexpr std::int64_t kGramFlush = 256;  // vectors summed in T before they are added to a double
 
+// Of the vectors of a piece of a panel, per channel.
+template <class T>
+struct PanelSums {
+  T values[kPanel * lanes_of<T>()], squares[kPanel * lanes_of<T>()];
+};
+
 template <class T>
 struct ProjectWork {
   T* values;  // [kBlockRows][position] or [position][kBlockRows], widened
@@ -139,7 +145,8 @@ struct Inner {
                          const PairWork<T>& work);
   void (*project)(const ProjectArgs& args, const ProjectBlocks& blocks, const Panels<T>& panels, std::int64_t number,
                   const ProjectWork<T>& work);
-  void (*gram_pack)(const GramArgs& args, std::int64_t channel, std::int64_t begin, std::int64_t count, T* to);
+  void (*gram_pack)(const GramArgs& args, const T* shift, std::int64_t channel, std::int64_t begin, std::int64_t count,
+                    T* to, PanelSums<T>& sums);
   void (*gram_rows)(const GramArgs& args, std::int64_t row, const T* packed, std::int64_t stride, std::int64_t depth);
   void (*taylor)(const TaylorArgs& args, const Cut& cut, std::int64_t task, Partials& partials);
   void (*eliminate)(const double* half, const double* mixed, std::int64_t stride, std::int64_t steps,

@@ -65,10 +65,13 @@ struct GramArgs {
   std::int64_t channels, outer, inner;
   std::int64_t rows;  // of a block of the result, a multiple of 16
   double* out;        // blocks of rows of the upper triangle, each from its diagonal on, one after the other; added to
+  const void* shift;  // [channels] in the type of the products, taken off every vector; or null
+  double* total;      // [channels], Σ a is added to it; or null
+  double least, most;  // what the largest Σ a² of a channel has to lie in, [least, most), for vectors to be added
   int threads;
   Isa isa;
 };
-void gram(Element element, const GramArgs& args);
+std::int64_t gram(Element element, const GramArgs& args);  // returns how many vectors were added
 
 struct TaylorArgs {
   const void *act, *grad;  // [samples, before, channels, after], contiguous

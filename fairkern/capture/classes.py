@@ -25,6 +25,7 @@ class Selection:
     def __init__(self, per_class: int) -> None:
         self.per_class = per_class
         self.counts: Counter[int] = Counter()
+        self._heard = 0  # rows that have a class, taken or not
         self._labels: list[Tensor] = []
         self._owners: list[Tensor] = []
 
@@ -32,6 +33,7 @@ class Selection:
         """Rows of this batch to keep, int64 on the CPU; counts them as taken by the process that has the batch."""
         rows = []
         for row, label in enumerate(labels.tolist()):
+            self._heard += label >= 0
             if label >= 0 and self.counts[label] < self.per_class:
                 self.counts[label] += 1
                 rows.append(row)
@@ -54,6 +56,11 @@ class Selection:
         """Rows that are likely to be taken in all, once this share of the batches has come: what classes that are not
         full yet have is taken to grow with it."""
         return sum(min(self.per_class, math.ceil(count / done)) for count in self.counts.values())
+
+    def at_most(self, done: float) -> int:
+        """Rows that there will be in all, however few of the classes so far are rare: as many as have a class, up to
+        what these classes hold."""
+        return min(math.ceil(self._heard / done), self.per_class * len(self.counts))
 
     def several(self, labels: Tensor) -> Tensor:
         """Which of these are labels of classes with two rows or more."""

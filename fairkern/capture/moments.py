@@ -14,11 +14,12 @@ from fairkern.capture.points import Point
 from fairkern.capture.sums import AT_ONCE
 from fairkern.errors import NonFiniteError
 from fairkern.ops.gram.packed import Packed
+from fairkern.ops.gram.reference import holds_squares, less
 from fairkern.ranks import Ranks
 from fairkern.types import Moments, UnitMap
 
-_MOST = 2.0**126  # below what a sum in another order may overflow at
 _LEAST = 2.0**-80  # sums of squares below it have lost what smaller units give, or all
+_HELD = _LEAST, 2.0**126  # which is below what a sum in another order may overflow at
 
 
 class Half(NamedTuple):
@@ -90,13 +91,18 @@ class MomentStore:
             return
         dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
         norm = torch.linalg.vector_norm(grad, dtype=dtype)
-        if point not in self._told or grad.device.type in AT_ONCE:
-            if _LEAST <= float(norm) ** 2 < math.inf:
+        if grad.device.type not in AT_ONCE and point in self._told:
+            scaled: Tensor | float = weight * norm.double()  # it is not looked at, which would wait for the device
+        else:
+            known = float(norm)
+            if _LEAST <= known * known < math.inf:
                 self._told.add(point)
             else:
                 norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
                 self._check(point, norm, "gradients")
-        self._powers[point] = self._powers[point] + (weight * norm.double()).square()
+                known = float(norm)
+            scaled = weight * known
+        self._powers[point] = self._powers[point] + scaled * scaled
 
     def add(self, point: Point, act: Tensor, dim: int, heard: int) -> None:
         """One batch at one point, units along `dim`; `heard` of the elements, the others are those of silent tokens.
@@ -112,33 +118,45 @@ class MomentStore:
         if per_unit > 1:
             act = act.unflatten(dim, (act.shape[dim] // per_unit, per_unit))
         vectors = act.movedim(dim, 0)
-        shifted = self._shifted(point, vectors)
-        if shifted.dtype == torch.float64:
-            self._put(point, shifted)
-            return
-        if act.device.type not in AT_ONCE:  # it is not looked at yet, which would wait for the device
-            fits = holds_squares(shifted)
+        shift = self._shift(point, vectors)
+        if shift.dtype == torch.float64:
+            self._put(point, less(vectors, shift))
+        elif act.device.type in AT_ONCE:
+            known = self._known(point, vectors)
+            added = known.square.add_shifted(vectors, shift, known.total, _HELD)
+            self._add_count(point, added)
+            if added < vectors[0].numel():
+                self._again(point, vectors.reshape(len(vectors), -1)[:, added:])
+        else:  # it is not looked at yet, which would wait for the device
+            shifted = less(vectors, shift)
+            fits = holds_squares(shifted, _HELD)
             self._put(point, shifted, fits=fits)
             self._waiting.append((point, vectors, fits))
-        elif squares_are_held(shifted) or not bool(vectors.any()):
-            self._put(point, shifted)
-        else:
-            self._again(point, vectors)
+
+    def _known(self, point: Point, vectors: Tensor) -> Half:
+        """The sums so far."""
+        if point not in self._sums:
+            self._sums[point] = self._nothing(point, vectors.device)
+        return self._sums[point]
 
     def _put(self, point: Point, vectors: Tensor, fits: Tensor | None = None, *, counted: bool = False) -> None:
         """`vectors`: [length, …], less the first batch's mean; `counted`: their number is known already."""
-        known = self._sums.get(point)
-        if known is None:
-            known = self._nothing(point, vectors.device)
-        known.square.add_gram(vectors, fits)
-        total = vectors.reshape(len(vectors), -1).sum(1)
-        known.total.add_(total if fits is None else total.masked_fill_(~fits, 0))
-        count = 0 if counted else vectors[0].numel()
-        self._sums[point] = known._replace(count=known.count + count)
+        known = self._known(point, vectors)
+        known.square.add_gram(vectors, fits, total=known.total)
+        if not counted:
+            self._add_count(point, vectors[0].numel())
+
+    def _add_count(self, point: Point, count: int) -> None:
+        self._sums[point] = self._sums[point]._replace(count=self._sums[point].count + count)
 
     def _again(self, point: Point, vectors: Tensor, *, counted: bool = False) -> None:
         """In float64, what float32 does not hold."""
-        wide = self._shifted(point, vectors.double())
+        shift = self._shifts[point].to(vectors.device)
+        if not bool(vectors.any()) and not bool(shift.any()):  # nothing to add
+            if not counted:
+                self._add_count(point, vectors[0].numel())
+            return
+        wide = less(vectors, shift.double())
         self._check(point, wide, "activations")
         self._put(point, wide, counted=counted)
 
@@ -146,7 +164,7 @@ class MomentStore:
         """Take again, in float64, what float32 did not hold; on a GPU this looks at all points at once."""
         held = torch.stack([fits for _, _, fits in self._waiting]).tolist() if self._waiting else []
         for (point, vectors, _), fits in zip(self._waiting, held, strict=True):
-            if not fits and bool(vectors.any()):
+            if not fits:
                 self._again(point, vectors, counted=True)
         self._waiting.clear()
 
@@ -193,15 +211,14 @@ class MomentStore:
             found[point.name] = float(power) / samples * (whole / heard if heard else 1.0)
         return found
 
-    def _shifted(self, point: Point, act: Tensor) -> Tensor:
-        """The vectors less the mean of the first that came, as [length, vectors]."""
+    def _shift(self, point: Point, act: Tensor) -> Tensor:
+        """The mean of the first vectors that came, [length], where `act` is, in the dtype that products are in."""
         wide = act.dtype if act.dtype == torch.float64 else torch.float32
         shift = self._shifts.get(point)
         if shift is None:
             shift = act.reshape(len(act), -1).mean(1, dtype=wide).nan_to_num(0.0, 0.0, 0.0)
             self._shifts[point] = shift
-        shift = shift.to(act.device).view(-1, *[1] * (act.ndim - 1))
-        return torch.sub(act, shift, out=_room(act, wide))
+        return shift.to(act.device, wide)
 
     def take(self, name: str) -> Half:
         """The moments of a tap, on the CPU; they are gone from here."""
@@ -239,27 +256,15 @@ class StateMeans:
         return {p.name: total.cpu().numpy() / count for p, (total, count) in self._sums.items() if count}
 
 
-def holds_squares(vectors: Tensor) -> Tensor:
-    """Whether float32 holds their sums of squares, and of products: bool []."""
-    norm = torch.linalg.vector_norm(vectors.reshape(len(vectors), -1), dim=1).amax()
-    return (norm >= _LEAST**0.5) & (norm < _MOST**0.5)
-
-
 def squares_are_held(vectors: Tensor) -> bool:
-    """As `holds_squares`, looked at: by one norm of all, where that decides; the largest row's lies between it and what
-    it would be if all rows were as long. (Norms of rows whose numbers do not lie side by side take many times as long.)
+    """Whether float32 holds their sums of squares, and of products: by one norm of all, where that decides; the largest
+    row's lies between it and what it would be if all rows were as long. (Norms of rows whose numbers do not lie side by
+    side take many times as long.)
     """
+    least, most = _HELD
     norm = float(torch.linalg.vector_norm(vectors))
-    surely = 2 * (_LEAST * len(vectors)) ** 0.5 <= norm < _MOST**0.5 / 2  # a factor of 2 is more than norms are off
-    return surely or bool(holds_squares(vectors))
-
-
-def _room(act: Tensor, dtype: torch.dtype) -> Tensor:
-    """For a tensor of this shape, laid out like it where its vectors lie side by side, else with channels first."""
-    if act.ndim > 1 and act.stride(0) == 1:
-        flat = torch.empty(*act.shape[1:], len(act), dtype=dtype, device=act.device)
-        return flat.movedim(-1, 0)
-    return torch.empty(act.shape, dtype=dtype, device=act.device)
+    surely = 2 * (least * len(vectors)) ** 0.5 <= norm < most**0.5 / 2  # a factor of 2 is more than norms are off
+    return surely or bool(holds_squares(vectors, _HELD))
 
 
 def offsets(point: Point, units: UnitMap) -> int:

@@ -64,7 +64,7 @@ class SampleStore:
                 raise InputError(f"the activation at {point.name} has its places on another grid in another batch")
         if not rows.numel():
             return
-        expect = -(-self._choice.of(grid).expected(self._choice.done) // self._ranks.size)
+        expect = self._expected(grid, act.device)
         some = None if len(rows) == len(act) else rows.to(act.device)
         for block in blocks:
             if block.columns is None:  # no copy: the samples are chosen as they are kept
@@ -83,6 +83,13 @@ class SampleStore:
             if new is not None:
                 self._keep(block, x, chosen, new, projected, by_token)
         self.peak = max(self.peak, self._held)
+
+    def _expected(self, grid: Grid, device: torch.device) -> int:
+        """Rows to have room for. On a CPU memory that nobody has written takes nothing, and rows that are moved are
+        written anew: there, unless memory is counted, for as many as there may be."""
+        chosen, done = self._choice.of(grid), self._choice.done
+        rows = chosen.at_most(done) if self._budget is None and device.type == "cpu" else chosen.expected(done)
+        return -(-rows // self._ranks.size)
 
     def _same_positions(self, block: Block, positions: int, point: Point) -> None:
         if self._positions.setdefault(block, positions) != positions:
@@ -116,9 +123,8 @@ class SampleStore:
         Samples have classes, not places."""
         if not any(point.blocks[0] in self._rows for point in family.points):  # no U, or that of another pass
             return
-        rows, expect = self._choice.rows(()), self._choice.of(()).expected(self._choice.done)
-        expect = -(-expect // self._ranks.size)
-        act = family.acts[0]
+        rows, act = self._choice.rows(()), family.acts[0]
+        expect = self._expected((), act.device)
         self._device = act.device
         for point in family.points:
             self._grid.setdefault(point.blocks[0], ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -142,7 +143,7 @@ class TaylorStore:
 
         An activation travels forwards, so the first bad one is to blame; a gradient backwards, so the last.
         """
-        if _finite(self._flat):
+        if math.isfinite(float(self._flat.sum())) or _finite(self._flat):  # a finite sum has finite terms
             return None
         for point in self._points:
             if not _finite(self._sums[point].activation):

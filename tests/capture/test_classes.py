@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import fairkern as fk
+from fairkern.capture.classes import Selection
+from fairkern.capture.growing import GrowingRows
 from fairkern.ops import class_wasserstein
 
 N, T, CLASSES = 12, 10, 3
@@ -296,3 +298,32 @@ def test_a_loader_that_runs_out_is_looked_at_once() -> None:
 
     _, report = fk.prune(net(), once(), token_loss, keep_params=0.5, progress=False)
     assert report.choices["scoring"]["samples"] == N
+
+
+def test_rows_that_there_may_be_are_bounded_by_what_has_a_class_and_by_what_classes_hold() -> None:
+    chosen = Selection(4)
+    chosen.take(torch.tensor([0, 0, 0, 1, -1]))
+    assert (chosen.expected(0.5), chosen.at_most(0.5)) == (4 + 2, 8)
+    assert chosen.at_most(1.0) == 4
+    chosen.take(torch.tensor([0, 0, 0, 1, 2]))
+    assert (chosen.expected(1.0), chosen.at_most(1.0)) == (4 + 2 + 1, 9)
+
+
+def test_samples_are_not_moved_where_the_first_batch_has_few_of_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the second class are expected to be a third of what they become."""
+    made: list[int] = []
+    resized = GrowingRows._resized
+
+    def counted(self: GrowingRows, buffer: Tensor, rows: int) -> Tensor:
+        made.append(rows)
+        return resized(self, buffer, rows)
+
+    monkeypatch.setattr(GrowingRows, "_resized", counted)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (
+        torch.randn(24, 6, generator=generator, dtype=torch.float64),
+        torch.tensor([0, 0, 0, 1] * 2 + [0, 1, 1, 1] * 4),
+    )
+    units = fk.trace(net(), x[:1])
+    fk.score(net(), batches(x, y, 4), cross_entropy, units=units, samples_per_class=14, progress=False)
+    assert made == [24, 24]

@@ -6,7 +6,8 @@ import torch
 
 from fairkern.errors import BackendError, InputError
 from fairkern.ops import gram
-from fairkern.ops.gram import native
+from fairkern.ops._registry import Backend
+from fairkern.ops.gram import native, packed
 from fairkern.ops.gram.packed import Packed
 from tests.tolerances import assert_close
 
@@ -121,3 +122,82 @@ def test_native_sums_do_not_lose_what_many_vectors_add(extension):
 def test_native_is_refused_off_the_cpu():
     with pytest.raises(BackendError, match="meta"):
         gram(torch.zeros(2, 3, device="meta"), backend="native")
+
+
+HELD = 2.0**-80, 2.0**126
+
+
+@pytest.mark.parametrize("native_runs", [True, False], ids=["native", "torch"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_vectors_less_a_shift_equal_numpy(shape, dtype, native_runs, request, monkeypatch):
+    if native_runs:
+        request.getfixturevalue("extension")
+    else:
+        monkeypatch.setattr(packed, "resolve", lambda *_: Backend.REFERENCE)
+    size, dim = SHAPES[shape]
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(size, generator=generator) + 3).to(dtype)
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    shift = torch.randn(size[dim], generator=generator, dtype=torch.float64).to(wide)
+    products, total = by_numpy(x.double().movedim(dim, -1).sub(shift.double()), -1)
+    for view in (x, x.transpose(0, -1).contiguous().transpose(0, -1), x.repeat_interleave(2, -1)[..., ::2]):
+        half, sums = Packed.zeros(size[dim], x.device), torch.ones(size[dim], dtype=torch.float64)
+        count = x.numel() // size[dim]
+        assert half.add_shifted(view.movedim(dim, 0), shift, sums, HELD) == count
+        accuracy = torch.float64 if dtype == torch.float64 else torch.float32
+        assert_close(half.full(), products, accuracy, scale=100 * count**0.5)
+        assert_close(sums, total + 1, accuracy, scale=100 * count**0.5)
+
+
+@pytest.mark.parametrize("units", [1, 15, 70, 300])
+def test_sums_are_the_same_bits_on_any_instruction_set_thread_count_and_layout(units, extension):
+    x = torch.randn(3, units, 11, 10, generator=torch.Generator().manual_seed(0))
+    shift, before, results = x.mean((0, 2, 3)), torch.get_num_threads(), []
+    for isa in range(1, ["baseline", "avx2", "avx512"].index(extension.build()["isa"]) + 2):
+        for threads, layout in ((1, torch.contiguous_format), (3, torch.channels_last)):
+            total, flat = torch.zeros(units, dtype=torch.float64), Packed.zeros(units, x.device).flat
+            torch.set_num_threads(threads)
+            try:
+                native.add(x.contiguous(memory_format=layout).movedim(1, 0), flat, total, shift, HELD, isa=isa)
+            finally:
+                torch.set_num_threads(before)
+            results.append((total, Packed(units, flat).full()))
+    for total, whole in results:
+        assert torch.equal(total, results[0][0])
+        assert torch.equal(whole, results[0][1])
+    plain = Packed.zeros(units, x.device)
+    sums = torch.zeros(units, dtype=torch.float64)
+    native.add((x - shift.view(-1, 1, 1)).movedim(1, 0), plain.flat, sums)
+    assert torch.equal(sums, results[0][0])
+    assert torch.equal(plain.full(), results[0][1])
+
+
+@pytest.mark.parametrize("power", [-45, -41, -40, -39, -38, 0, 60, 62, 63, 64])
+@pytest.mark.parametrize("units", [1, 3, 70])
+def test_vectors_whose_squares_do_not_fit_are_not_added(power, units, extension):
+    """Of units alike, and of one that is much larger than the others."""
+    for other in (1.0, 1e-6, 0.0):
+        x = torch.full((units, 5), 2.0**power * other)
+        x[-1] = 2.0**power
+        half, total = Packed.zeros(units, x.device), torch.zeros(units, dtype=torch.float64)
+        fits = -41 <= power < 62
+        assert half.add_shifted(x, torch.zeros(units), total, HELD) == (5 if fits else 0)
+        assert bool(half.flat.any()) == bool(total.any()) == fits
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf, 2.0**70])
+@pytest.mark.parametrize("unit", [0, 3])
+def test_of_many_vectors_those_before_the_first_that_does_not_fit_are_added(bad, unit, extension):
+    x = torch.ones(40000, 40)
+    x[30000, unit] = bad
+    half, total = Packed.zeros(40, x.device), torch.zeros(40, dtype=torch.float64)
+    added = half.add_shifted(x.T, torch.full((40,), 0.5), total, HELD)
+    assert 0 < added <= 30000
+    assert torch.equal(half.full(), torch.full((40, 40), added / 4, dtype=torch.float64))
+    assert torch.equal(total, torch.full((40,), added / 2, dtype=torch.float64))
+
+
+def test_bounds_need_sums(extension):
+    with pytest.raises(ValueError, match="without sums"):
+        native.add(torch.ones(2, 3), Packed.zeros(2, torch.device("cpu")).flat, held=HELD)

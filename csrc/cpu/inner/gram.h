@@ -37,13 +37,39 @@ FAIRKERN_KERNEL_INLINE void turn_round(V (&rows)[W]) {
   }
 }
 
-// Channels from `channel` on, at most a panel of them, of `count` vectors from `begin` on: [vector][channel of the panel].
+// Σ a and Σ a² of each of the first `channels` of a panel, a multiple of the lanes of a line, over `count` vectors.
+template <class T>
+FAIRKERN_KERNEL_INLINE void panel_sums(const T* packed, std::int64_t count, std::int64_t channels, PanelSums<T>& sums) {
+  using V = VectorOf<T>;
+  constexpr int W = width_of<T>(), kTogether = lanes_of<T>() / W;
+  constexpr std::int64_t width = kPanel * lanes_of<T>();
+  for (std::int64_t c = 0; c < channels; c += kTogether * W) {
+    V values[kTogether] = {}, squares[kTogether] = {};
+    for (std::int64_t i = 0; i < count; ++i)
+      for (int v = 0; v < kTogether; ++v) {
+        const V a = load<V>(packed + i * width + c + v * W);
+        values[v] += a;
+        squares[v] = fused(a, a, squares[v]);
+      }
+    for (int v = 0; v < kTogether; ++v) {
+      store(sums.values + c + v * W, values[v]);
+      store(sums.squares + c + v * W, squares[v]);
+    }
+  }
+}
+
+// Channels from `channel` on, at most a panel of them, of `count` vectors from `begin` on, less `shift`: [vector][channel
+// of the panel], zeros up to a whole line where there is no channel; and their sums.
 template <class S, class T = Wide<S>>
-FAIRKERN_KERNEL void gram_pack(const GramArgs& args, std::int64_t channel, std::int64_t begin, std::int64_t count,
-                               T* to) {
-  constexpr int W = width_of<T>();
-  const std::int64_t width = kPanel * lanes_of<T>(), here = std::min(width, args.channels - channel);
+FAIRKERN_KERNEL void gram_pack(const GramArgs& args, const T* shift, std::int64_t channel, std::int64_t begin,
+                               std::int64_t count, T* to, PanelSums<T>& sums) {
+  using V = VectorOf<T>;
+  constexpr int W = width_of<T>(), L = lanes_of<T>();
+  const std::int64_t width = kPanel * L, here = std::min(width, args.channels - channel);
   const S* corner = static_cast<const S*>(args.x) + channel * args.stride_c;
+  const std::int64_t filled = (here + L - 1) / L * L;
+  shift += channel;
+  for (std::int64_t i = 0; here < filled && i < count; ++i) std::fill(to + i * width + here, to + i * width + filled, T(0));
   for (std::int64_t done = 0; done < count;) {
     const std::int64_t outer = (begin + done) / args.inner, inner = (begin + done) % args.inner;
     const std::int64_t run = std::min(args.inner - inner, count - done);
@@ -53,30 +79,32 @@ FAIRKERN_KERNEL void gram_pack(const GramArgs& args, std::int64_t channel, std::
         const S* vector = from + i * args.stride_inner;
         T* line = to + (done + i) * width;
         std::int64_t c = 0;
-        for (; c + W <= here; c += W) store(line + c, load_wide(vector + c));
-        for (; c < here; ++c) line[c] = widen(vector[c]);
+        for (; c + W <= here; c += W) store(line + c, V(load_wide(vector + c) - load<V>(shift + c)));
+        for (; c < here; ++c) line[c] = widen(vector[c]) - shift[c];
       }
     } else {
       std::int64_t c = 0;
       for (; args.stride_inner == 1 && c + W <= here; c += W) {
         const S* rows_of = from + c * args.stride_c;
+        const V off = load<V>(shift + c);
         T* line = to + done * width + c;
         std::int64_t i = 0;
         for (; i + W <= run; i += W) {
-          VectorOf<T> rows[W];
+          V rows[W];
           for (int r = 0; r < W; ++r) rows[r] = load_wide(rows_of + r * args.stride_c + i);
           turn_round<W / 2>(rows);
-          for (int r = 0; r < W; ++r) store(line + (i + r) * width, rows[r]);
+          for (int r = 0; r < W; ++r) store(line + (i + r) * width, V(rows[r] - off));
         }
         for (; i < run; ++i)
-          for (int r = 0; r < W; ++r) line[i * width + r] = widen(rows_of[r * args.stride_c + i]);
+          for (int r = 0; r < W; ++r) line[i * width + r] = widen(rows_of[r * args.stride_c + i]) - shift[c + r];
       }
       for (; c < here; ++c)
         for (std::int64_t i = 0; i < run; ++i)
-          to[(done + i) * width + c] = widen(from[c * args.stride_c + i * args.stride_inner]);
+          to[(done + i) * width + c] = widen(from[c * args.stride_c + i * args.stride_inner]) - shift[c];
     }
     done += run;
   }
+  if (args.total) panel_sums<T>(to, count, filled, sums);
 }
 
 // Where the elements of a row of the result begin that lie on the columns from the first of its block on.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from fairkern.errors import InputError
@@ -57,11 +58,10 @@ def gram(x: Tensor, dim: int = 1, *, backend: str = "auto") -> Gram:
     if chosen is Backend.NATIVE:
         from fairkern.ops.gram.packed import Packed
 
-        vectors, half = x.movedim(dim, 0), Packed.zeros(x.shape[dim], x.device)
-        native.add(vectors, half.flat)
-        others = [d for d in range(x.ndim) if d != dim]
-        total = x.sum(others, dtype=wide) if others else x.to(wide, copy=True)
-        return Gram(half.full().to(wide), total, count)
+        half = Packed.zeros(x.shape[dim], x.device)
+        total = torch.zeros(x.shape[dim], dtype=torch.float64, device=x.device)
+        native.add(x.movedim(dim, 0), half.flat, total)
+        return Gram(half.full().to(wide), total.to(wide), count)
     if chosen is Backend.TRITON:
         from fairkern.ops.gram import triton_kernel
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairkern.ops import _triton
 from fairkern.ops._registry import Backend, resolve
-from fairkern.ops.gram import native
+from fairkern.ops.gram import native, reference
 from fairkern.ops.gram.reference import ROWS
 from fairkern.surroundings import uncast
 
@@ -72,9 +72,10 @@ class Packed:
             block.addr_(a[rows], b[first:]).addr_(b[rows], a[first:])
 
     @uncast
-    def add_gram(self, x: Tensor, fits: Tensor | None = None) -> None:
+    def add_gram(self, x: Tensor, fits: Tensor | None = None, *, total: Tensor | None = None) -> None:
         """Add `Σ a aᵀ` over all dimensions of `x` but the first, that of the units; products are summed in its dtype,
         float32 or float64. `fits`, bool []: whether they are added at all, without looking at it on another device.
+        `total`, float64 [n]: what `Σ a` is added to.
 
         Cost: as `gram`. Memory: 4 MB or 256 vectors, whichever is more, with the extension; without, a block of rows;
         where Triton runs, a float32 matrix [n, n].
@@ -82,16 +83,35 @@ class Packed:
         chosen = resolve("gram", "auto", x.device, {Backend.TRITON: _triton.unsupported(x.dtype)})
         if chosen is Backend.NATIVE:
             if fits is None or bool(fits):
-                native.add(x, self.flat)
+                native.add(x, self.flat, total)
             return
         whole, vectors = None, x
         if chosen is Backend.TRITON:
             from fairkern.ops.gram import triton_kernel
 
-            whole = triton_kernel.gram(x, 0)[0]
+            whole, made = triton_kernel.gram(x, 0)
         else:
             vectors = x.reshape(len(x), -1)
+            made = vectors.sum(1)
+        if total is not None:
+            total.add_(made if fits is None else made.masked_fill(~fits, 0))
         for first, block in self.blocks():
             rows = slice(first, first + len(block))
             made = vectors[rows] @ vectors[first:].T if whole is None else whole[rows, first:]
             block.add_(made if fits is None else made.masked_fill_(~fits, 0))
+
+    @uncast
+    def add_shifted(self, x: Tensor, shift: Tensor, total: Tensor, held: tuple[float, float]) -> int:
+        """Add what `add_gram` does of the vectors less `shift`, of the dtype that `x` widens to, [n], on a CPU.
+
+        Returns how many were added: all, or those before the first chunk with which the largest `Σ a²` of a unit so
+        far is not from the first number of `held` up to the second: products would overflow, or be lost.
+        Cost: one read of `x` beside the products; without the extension, and a copy.
+        """
+        if resolve("gram", "auto", x.device) is Backend.NATIVE:
+            return native.add(x, self.flat, total, shift, held)
+        vectors = reference.less(x, shift)
+        if not bool(reference.holds_squares(vectors, held)):
+            return 0
+        self.add_gram(vectors, total=total)
+        return vectors[0].numel()
