@@ -203,32 +203,46 @@ std::int64_t py_eliminate_small(std::int64_t table, std::int64_t count, std::int
   return eliminate_small(args);
 }
 
-// `table` is an int64 array [jobs, 4 + 3 · kGatherDims]: source, target, element size, dims, shape, strides, indices.
+// Reads a job of `py_gather` and returns where the next one begins. Whole neighbours that are one run in memory are
+// one dimension, and a whole dimension of length 1 is none.
+const std::int64_t* read_job(const std::int64_t* row, std::int64_t number, GatherJob& job) {
+  const std::int64_t size = row[2], dims = row[3];
+  require(dims >= 0 && dims <= kGatherDims, "job ", number, " has ", dims, " dims; at most ", kGatherDims,
+          " are supported");
+  job.source = reinterpret_cast<const char*>(row[0]);
+  job.target = reinterpret_cast<char*>(row[1]);
+  job.element_size = size;
+  job.dims = 0;
+  bool empty = false;
+  for (std::int64_t d = 0; d < dims; ++d) {
+    const std::int64_t length = row[4 + d], stride = row[4 + dims + d] * size;
+    const auto* index = reinterpret_cast<const std::int64_t*>(row[4 + 2 * dims + d]);
+    require(length >= 0, "job ", number, ", dim ", d, " has length ", length);
+    empty = empty || length == 0;
+    if (index == nullptr && length == 1) continue;
+    const std::int64_t before = job.dims - 1;
+    if (index == nullptr && before >= 0 && job.index[before] == nullptr && job.strides[before] == stride * length) {
+      job.shape[before] *= length;
+      job.strides[before] = stride;
+      continue;
+    }
+    job.shape[job.dims] = length;
+    job.strides[job.dims] = stride;
+    job.index[job.dims++] = index;
+  }
+  require(empty || (row[0] != 0 && row[1] != 0), "job ", number, " has a null pointer");
+  return row + 4 + 3 * dims;
+}
+
+// `table`: int64, one job after the other: source, target, element size, dims, then the result's length in every
+// dimension, the source's stride in elements, and the address of the index or 0.
 void py_gather(std::int64_t table, std::int64_t jobs, int threads) {
-  constexpr std::int64_t kWidth = 4 + 3 * kGatherDims;
   require(jobs >= 0, "jobs is ", jobs, "; expected 0 or more");
   require_threads(threads);
   if (jobs == 0) return;
   const std::int64_t* row = pointer<std::int64_t>(table, "table");
   std::vector<GatherJob> list(jobs);
-  for (std::int64_t j = 0; j < jobs; ++j, row += kWidth) {
-    GatherJob& job = list[j];
-    job.element_size = row[2];
-    job.dims = row[3];
-    require(job.dims >= 0 && job.dims <= kGatherDims, "job ", j, " has ", job.dims, " dims; at most ", kGatherDims,
-            " are supported");
-    bool empty = false;
-    for (std::int64_t d = 0; d < job.dims; ++d) {
-      job.shape[d] = row[4 + d];
-      job.strides[d] = row[4 + kGatherDims + d];
-      job.index[d] = reinterpret_cast<const std::int64_t*>(row[4 + 2 * kGatherDims + d]);
-      require(job.shape[d] >= 0, "job ", j, ", dim ", d, " has length ", job.shape[d]);
-      empty = empty || job.shape[d] == 0;
-    }
-    require(empty || (row[0] != 0 && row[1] != 0), "job ", j, " has a null pointer");
-    job.source = reinterpret_cast<const char*>(row[0]);
-    job.target = reinterpret_cast<char*>(row[1]);
-  }
+  for (std::int64_t j = 0; j < jobs; ++j) row = read_job(row, j, list[j]);
   py::gil_scoped_release release;
   for (const GatherJob& job : list) gather(job, threads);
 }

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from fairkern import options, types
 from fairkern.errors import InputError
+from fairkern.model.tensors import held_tensors
 from fairkern.prove import not_finite
 from fairkern.surroundings import check_ordinary
 
@@ -21,8 +22,7 @@ RUN = "nothing can be computed with it; build the model on a real device, with i
 
 def check_model(model: object) -> None:
     given = options.instance("model", model, nn.Module, options.MODEL)
-    held = (t for m in given.modules() for of in (m._parameters, m._buffers) for t in of.values() if t is not None)
-    if any(not is_lazy(tensor) and tensor.is_inference() for tensor in held):  # names take as long again as the look
+    if any(not is_lazy(tensor) and tensor.is_inference() for tensor in held_tensors(given)):
         check_ordinary((*given.named_parameters(), *given.named_buffers()))
 
 

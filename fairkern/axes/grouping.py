@@ -21,7 +21,7 @@ class Grouping:
     group: np.ndarray  # per component; −1: none
     unit: np.ndarray  # per component: which of its group's units it is
     rows: list[list[tuple[int, np.ndarray]]]  # per group: the axes that it touches, and where
-    _known: dict[tuple[int, ...], list[np.ndarray]] = field(default_factory=dict)  # positions that were given out
+    _known: dict[tuple[bytes, bytes], np.ndarray | None] = field(default_factory=dict)  # by units and their positions
 
     @classmethod
     def of(cls, places: Places, solver: Solver) -> Grouping:
@@ -55,20 +55,20 @@ class Grouping:
         return found
 
     def _per_unit(self, components: np.ndarray, position: np.ndarray) -> np.ndarray | None:
+        """Of ascending positions. Most axes and taps of a model have those of others, which are given again."""
         unit = self.unit[components]
-        counts = np.bincount(unit)
-        if len(counts) == 0 or (counts != counts[0]).any():
-            return None
-        return self._shared(position[np.argsort(unit, kind="stable")].reshape(len(counts), counts[0]))
+        key = unit.tobytes(), position.tobytes()
+        if key not in self._known:
+            self._known[key] = _by_unit(unit, position)
+        return self._known[key]
 
-    def _shared(self, positions: np.ndarray) -> np.ndarray:
-        """These, or equal ones that were given out: most axes and taps of a model have those of others."""
-        key = (*positions.shape, int(positions[0, 0]), int(positions[-1, -1]), int(positions.sum()))
-        known = self._known.setdefault(key, [])
-        found = next((other for other in known if np.array_equal(other, positions)), None)
-        if found is None:
-            known.append(positions)
-        return positions if found is None else found
+
+def _by_unit(unit: np.ndarray, position: np.ndarray) -> np.ndarray | None:
+    """`[units, per unit]`; None if they do not have equally many."""
+    counts = np.bincount(unit)
+    if len(counts) == 0 or (counts != counts[0]).any():
+        return None
+    return position[np.argsort(unit, kind="stable")].reshape(len(counts), counts[0])
 
 
 def _alike(places: Places, solver: Solver) -> np.ndarray:

@@ -71,7 +71,7 @@ class _Copier:
         """The copy of what has none yet."""
         if kind is dict or (kind is OrderedDict and not vars(given) and kind not in copyreg.dispatch_table):
             made = self.memo[id(given)] = kind()
-            return self._filled(made, given) if given else made
+            return self._filled(made, given)
         if kind is list:
             listed = self.memo[id(given)] = []
             for value in given:
@@ -90,14 +90,19 @@ class _Copier:
 
     def _filled(self, made: Any, given: Any) -> Any:
         """A dictionary that gets copies of the entries of another."""
-        memo = self.memo
+        memo, ordered = self.memo, OrderedDict not in copyreg.dispatch_table
         for key, value in given.items():
             if type(key) is not str:
                 key = self.copied(key)
             kind = type(value)
             if kind not in _AS_THEY_ARE:
                 found = memo.get(id(value), _MISSING)
-                value = self._new(kind, value) if found is _MISSING else found
+                if found is not _MISSING:
+                    value = found
+                elif (kind is dict or (kind is OrderedDict and ordered and not vars(value))) and not value:
+                    value = memo[id(value)] = kind()  # most of what a module holds
+                else:
+                    value = self._new(kind, value)
             made[key] = value
         return made
 
@@ -112,6 +117,8 @@ class _Copier:
         return module
 
     def _tuple(self, given: tuple[Any, ...]) -> Any:
+        if _AS_THEY_ARE.issuperset(map(type, given)):
+            return given
         made = [self.copied(value) for value in given]
         found = self.memo.get(id(given), _MISSING)  # of one that holds itself
         if found is not _MISSING:

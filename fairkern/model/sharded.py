@@ -41,10 +41,12 @@ def in_shards(model: nn.Module) -> bool:
     tensors = sys.modules.get("torch.distributed.tensor")
     if tensors is None:
         return False
-    found = sharding_modules(model)
-    for _, module in found:
+    sharding = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    modules: list[Any] = list(model.modules())
+    found = [module for module in modules if isinstance(module, sharding)]
+    for module in found:
         module.reshard()
-    return bool(found) or any(isinstance(p, tensors.DTensor) for m in model.modules() for p in m._parameters.values())
+    return bool(found) or any(isinstance(p, tensors.DTensor) for m in modules for p in m._parameters.values())
 
 
 def processes_of(model: nn.Module) -> int:

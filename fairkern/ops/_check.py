@@ -24,11 +24,16 @@ Option = TypeVar("Option", bound=Enum)
 
 
 def tensor(name: str, value: object) -> Tensor:
+    refuse("an operator")
+    return dense(name, value)
+
+
+def dense(name: str, value: object) -> Tensor:
+    """`tensor`, of one of many: whether there are values at all is asked once for all of them."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} is a {type(value).__name__}; expected a torch.Tensor")
     if value.layout != torch.strided:
         raise InputError(f"{name} has layout {value.layout}; expected a dense tensor: call to_dense() first")
-    refuse("an operator")
     without = _without_memory(value)
     if without is not None:
         raise InputError(f"{name} {without}")
@@ -90,8 +95,6 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
 
 
 def dimension(name: str, dim: object, rank: int) -> int:
-    if type(dim) is int and 0 <= dim < rank:
-        return dim
     dim = whole(name, dim)
     if not -rank <= dim < rank:
         raise InputError(f"{name} is {dim}; expected {-rank} to {rank - 1} for a tensor of {rank} dimensions")

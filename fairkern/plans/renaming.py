@@ -37,6 +37,8 @@ class CutList:
 
 def cut_lists(plan: Plan) -> list[CutList]:
     """Lists that lose modules, outer ones first."""
+    if not plan.lists:
+        return []
     found = []
     for item in plan.axes:
         names = plan.lists.get(item.axis.tensor)

@@ -18,6 +18,7 @@ from fairkern.model.fused import one_by_one, running_as
 from fairkern.model.generation import can_generate
 from fairkern.model.nested import call_model, map_tensors
 from fairkern.model.process import seed_torch
+from fairkern.model.tensors import held_tensors
 from fairkern.model.untouched import forget, same_attributes
 from fairkern.prove.double import Double, in_double
 from fairkern.prove.inputs import vary
@@ -170,6 +171,6 @@ def _double(tensor: Tensor, copy: bool = False) -> Tensor:
 
 @contextmanager
 def own_random_state(model: nn.Module) -> Iterator[None]:
-    devices = {held.tensor.device for held in tensors_of(model) if held.tensor.device.type == "cuda"}
+    devices = {tensor.device for tensor in held_tensors(model) if tensor.device.type == "cuda"}
     with torch.random.fork_rng(devices=sorted(device.index or 0 for device in devices)):
         yield

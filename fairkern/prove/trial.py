@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fairkern.compact.applying import apply
 from fairkern.compact.descriptors import check, tensors_of
@@ -21,6 +22,7 @@ from fairkern.model.fused import running_as
 from fairkern.model.nested import call_model
 from fairkern.model.process import seed_torch
 from fairkern.model.raised import in_words, running
+from fairkern.model.tensors import held_tensors
 from fairkern.model.untouched import forget, same_attributes, untouched, valueless
 from fairkern.plans.build import build
 from fairkern.plans.removals import NONE, about_half, nothing
@@ -147,6 +149,8 @@ def failing(
 
 def check_values(model: nn.Module, instead: str = "groups cannot be proven, pass verify=False") -> None:
     """InputError for a model with tensors on the meta device or fake ones, with what to do `instead`."""
+    if not any(valueless(tensor) or is_lazy(tensor) for tensor in held_tensors(model)):
+        return
     without = next((held.names[0] for held in tensors_of(model) if valueless(held.tensor)), None)
     if without is not None:
         raise InputError(f"{without} has no values (it is on the meta device, or fake): {instead}")
@@ -261,7 +265,8 @@ class _Trial:
         except Exception as error:  # whatever the user's code raises on smaller tensors is the finding
             suspects = frozenset() if small is None else self._suspects(error, small, plan, chosen)
             return Failed(f"pruned model fails: {in_words(error, small or self.copy)}", True, suspects)
-        with masked(self.copy, plan, origins=self.prepared.origins), same_attributes(self.copy):
+        silenced = masked(self.copy, plan, strict=False, origins=self.prepared.origins)  # it has just been cut by it
+        with silenced, same_attributes(self.copy):
             expected = self._run(self.copy)
         error_ = max(distance(a, b) for a, b in zip(expected, found, strict=True))
         if self.numbers is not None and error_ <= self.tolerance:

@@ -69,13 +69,13 @@ struct Picked {
   }
 };
 
-inline void fill_row(i64* row, Picked& job, std::vector<char>& target, bool with_steps) {
+// `columns`: as many as the job has dims in a table of gather, kDims in one of a plan; `unit`: bytes that strides count.
+inline void fill_row(i64* row, Picked& job, std::vector<char>& target, i64 columns, i64 unit) {
   row[0] = reinterpret_cast<i64>(job.source.data() + job.offset * job.size), row[1] = reinterpret_cast<i64>(target.data());
   row[2] = job.size, row[3] = job.dims;
   for (i64 d = 0; d < job.dims; ++d) {
-    row[4 + d] = job.shape[d], row[4 + kDims + d] = job.strides[d];
-    row[4 + 2 * kDims + d] = job.index[d].empty() ? 0 : address(job.index[d]);
-    if (with_steps) row[4 + 3 * kDims + d] = job.steps[d];
+    row[4 + d] = job.shape[d], row[4 + columns + d] = job.strides[d] / unit;
+    row[4 + 2 * columns + d] = job.index[d].empty() ? 0 : address(job.index[d]);
   }
 }
 
@@ -87,15 +87,20 @@ inline void try_gather(Given& given) {
   std::vector<Picked> list;
   for (i64 j = 0; j < jobs; ++j) list.emplace_back(given);
   std::vector<i64> table(jobs * kWidth), planned(jobs * kPlanWidth);
+  std::vector<i64*> rows{table.data()};
   bool own = false;
   for (i64 j = 0; j < jobs; ++j) {
-    fill_row(table.data() + j * kWidth, list[j], list[j].target, false);
-    fill_row(planned.data() + j * kPlanWidth, list[j], list[j].planned, true);
-    own = own || list[j].own();
+    Picked& job = list[j];
+    fill_row(rows[j], job, job.target, job.dims, job.size);
+    rows.push_back(rows[j] + 4 + 3 * job.dims);
+    i64* plan = planned.data() + j * kPlanWidth;
+    fill_row(plan, job, job.planned, kDims, 1);
+    std::copy(job.steps, job.steps + kDims, plan + 4 + 3 * kDims);
+    own = own || job.own();
   }
   if (odd) {
     const i64 j = given.below(jobs);
-    i64 *row = table.data() + j * kWidth, *plan = planned.data() + j * kPlanWidth;
+    i64 *row = rows[j], *plan = planned.data() + j * kPlanWidth;
     int how_many_threads = threads;
     bool of_plan = true;
     if (odd == 1) row[2] = plan[2] = given.between(17, 40);

@@ -13,6 +13,7 @@ from fairkern.ops import _check
 from fairkern.ops._registry import Backend, resolve
 from fairkern.ops.gather import cuda, native, reference
 from fairkern.ops.gather.dims import unsupported
+from fairkern.surroundings import refuse
 
 __all__ = ["gather", "gather_many"]
 
@@ -60,13 +61,13 @@ def gather_many(jobs: Iterable[tuple[Tensor, Mapping[int, Tensor]]], *, backend:
         [tensor([[0., 0., 1.]]), tensor([2.])]
     """
     given = _check.jobs(jobs, "weight, indices")
+    refuse("an operator")
     sound: _Sound = {}
     checked = [_checked(number, weight, indices, sound) for number, (weight, indices) in enumerate(given)]
     able: dict[torch.device, Backend] = {}
-    chosen = [_chosen(backend, weight, indices, able) for weight, indices in checked]
     batches: dict[tuple[Backend, torch.device], list[int]] = defaultdict(list)
-    for number, (which, (weight, _)) in enumerate(zip(chosen, checked, strict=True)):
-        batches[which, weight.device].append(number)
+    for number, (weight, indices) in enumerate(checked):
+        batches[_chosen(backend, weight, indices, able), weight.device].append(number)
     results: dict[int, Tensor] = {}
     for (which, _), numbers in batches.items():
         made = _RUN[which]([checked[number] for number in numbers])
@@ -81,13 +82,14 @@ def _by_triton(weight: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
 
 
 def _checked(number: int, weight: object, indices: object, sound: _Sound) -> tuple[Tensor, dict[int, Tensor]]:
-    source = _check.tensor(f"weight {number}", weight)
-    if not isinstance(indices, Mapping):
+    source = _check.dense(f"weight {number}", weight)
+    if type(indices) is not dict and not isinstance(indices, Mapping):
         raise InputError(f"indices {number} is a {type(indices).__name__}; expected a mapping from dimension to index")
     valid: dict[int, Tensor] = {}
     shape, device, rows = source.shape, source.device, False
     for dim, index in indices.items():
-        axis = _check.dimension(f"a dimension of indices {number}", dim, source.ndim)
+        known = type(dim) is int and 0 <= dim < len(shape)
+        axis = dim if known else _check.dimension(f"a dimension of indices {number}", dim, len(shape))
         if axis in valid:
             raise InputError(f"indices {number} names dimension {axis} twice ({dim} is the same)")
         where = id(index), shape[axis], device
@@ -120,10 +122,10 @@ def _checked_index(name: str, given: object, source: Tensor, axis: int) -> Tenso
 
 def _chosen(backend: str, weight: Tensor, indices: Mapping[int, Tensor], able: dict[torch.device, Backend]) -> Backend:
     """The backend of a job; `able`: what runs on a device, whatever the job."""
-    first, of_the_job = able.get(weight.device), isinstance(backend, str) and backend == Backend.TRITON.value
-    if first is None and weight.ndim <= native.MAX_DIMS and not of_the_job:
+    first, few = able.get(weight.device), weight.ndim <= native.MAX_DIMS
+    if first is None and few and not (isinstance(backend, str) and backend == Backend.TRITON.value):
         first = able[weight.device] = resolve("gather", backend, weight.device)
-    if first is None or first is Backend.TRITON or weight.ndim > native.MAX_DIMS:
+    if first is None or first is Backend.TRITON or not few:
         return resolve("gather", backend, weight.device, _why_not(weight, indices))
     return first
 
