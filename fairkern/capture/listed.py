@@ -3,6 +3,7 @@ adds to them."""
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from fairkern.types import Side
 _RESHAPES = frozenset(["reshape", "view", "squeeze", "unsqueeze", "contiguous", "clone"])
 _KEEPS_ROWS = _RESHAPES | {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
 _FOLLOWED = _KEEPS_ROWS | {"__getitem__", "index_select"}
+_ASKS = frozenset(["__get__", "size", "dim", "numel", "stride", "is_floating_point", "__len__", "get_device"])
 _MULTIPLIES = frozenset(["mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__"])
 
 
@@ -38,13 +40,16 @@ class _Followed(TorchFunctionMode):
     """Remembers of `x[tokens]`, and of what is only reshaped or cast of it, which rows they are.
 
     And listens to what an expert adds: what its module gave, times a weight per token where the next function that
-    reads it is such a product, else as it is.
+    reads it is such a product, else as it is. `several`: points where something else is read as well, of which only
+    what came first was listened to.
     """
 
     def __init__(self, hear: Callable[[Point, Tensor], Tensor]) -> None:
         super().__init__()
         self.of: ByTensor[Rows] = ByTensor()
         self.given: ByTensor[Point] = ByTensor()  # what an expert gave -> its point
+        self.several: set[Point] = set()
+        self._first: dict[Point, weakref.ref[Tensor]] = {}
         self._hear = hear
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,6 +58,10 @@ class _Followed(TorchFunctionMode):
         given = len(self.given)
         if not given and name not in _FOLLOWED:  # most of them
             return func(*args, **kwargs)
+        if name in _ASKS:  # a shape or a dtype is no reading
+            asked = func(*args, **kwargs)
+            if not isinstance(asked, Tensor):
+                return asked
         point = self._expert(args, kwargs) if given else None
         factor = self._factor(name, args) if point is not None else None
         if point is not None and name not in _KEEPS_ROWS and factor is None:
@@ -62,7 +71,7 @@ class _Followed(TorchFunctionMode):
         if not isinstance(result, Tensor):
             return result
         if isinstance(factor, Tensor) and factor.ndim and point is not None:
-            result = self._hear(point, result)
+            result = self._read(point, result)
         elif point is not None:
             self.given[result] = point
         if args and isinstance(args[0], Tensor):
@@ -92,7 +101,14 @@ class _Followed(TorchFunctionMode):
 
     def _heard(self, x: Tensor) -> Tensor:
         point = self.given.get(x)
-        return x if point is None else self._hear(point, x)
+        return x if point is None else self._read(point, x)
+
+    def _read(self, point: Point, x: Tensor) -> Tensor:
+        first = self._first.setdefault(point, weakref.ref(x))
+        if first() is x:
+            return self._hear(point, x)
+        self.several.add(point)
+        return x
 
     def _pick(self, result: Tensor, x: Tensor, index: Any) -> None:
         first, *rest = [i for i in (index if isinstance(index, tuple) else (index,)) if i is not None] or [None]
@@ -124,8 +140,18 @@ class ListedExperts:
                 continue
             self._alike[path, "+".join(_within(s.module, f"{path}.{name}") for s in point.sites)].append(point)
         self.following = bool(self._whole)
+        self._several: set[Point] = set()  # of the last pass, experts whose outputs are read in several ways
+        self._as_given: set[Point] = set()  # those that have been so: heard as their modules give it, without weights
 
-    def uneven(self, heard: dict[Point, Tensor]) -> bool:
+    def learns(self, heard: dict[Point, Tensor]) -> bool:
+        """Whether the last pass showed something for which the next one is to be listened to in another way."""
+        uneven = not self.following and self._uneven(heard)
+        several, self._several = self._several, set()
+        self.following |= uneven
+        self._as_given |= several
+        return uneven or bool(several)
+
+    def _uneven(self, heard: dict[Point, Tensor]) -> bool:
         """Whether modules of a list that are alike were given different numbers of rows, or some of them none."""
         counts = ({len(heard[p]) if p in heard else -1 for p in alike} for alike in self._alike.values())
         return any(len(found) > 1 for found in counts)
@@ -152,14 +178,19 @@ class ListedExperts:
             yield
             return
         picked = _Followed(self._hear)
+        self._several = picked.several
 
         entries: dict[nn.Module, list[str]] = defaultdict(list)
         whole: dict[nn.Module, list[Point]] = defaultdict(list)
 
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             if isinstance(output, Tensor):
                 for point in whole[module]:
-                    picked.given[output] = point
+                    if point in self._as_given:
+                        output = self._hear(point, output).clone()  # it may be written to
+                    else:
+                        picked.given[output] = point
+            return output
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = next(tensors_in([args, kwargs]), None)

@@ -188,7 +188,7 @@ class Pass:
         for point, act in self._listener.heard.items():
             if point in taken:
                 if self._moments is not None:
-                    self._moments.add(point, *self._rehearsal.by_sample(point, act), act.numel())
+                    self._moments.add(point, *self._rehearsal.by_sample(point, act), self._listener.elements(point))
             elif not point.side.scored:
                 if self._states is not None:
                     self._states.add(point, act)
@@ -253,7 +253,7 @@ class Pass:
         by_sample, dim = self._rehearsal.by_sample(point, act)
         self.samples.add(point, by_sample, dim, self._rehearsal.layouts[point])
         if self._moments is not None:
-            self._moments.add(point, by_sample, dim, act.numel())
+            self._moments.add(point, by_sample, dim, self._listener.elements(point))
 
     def _predicted(self) -> Prediction:
         heard = []
@@ -291,7 +291,7 @@ class Pass:
 
     def _add_gradient(self, taylor: TaylorStore, weight: int, point: Point, grad: Tensor) -> None:
         if self._moments is not None:
-            self._moments.add_gradient(point, grad, weight)
+            self._moments.add_gradient(point, self._listener.by_token(point, grad), weight)
         if point not in self._points:
             return
         family = self._together.get(point)

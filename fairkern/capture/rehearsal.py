@@ -26,9 +26,10 @@ T = TypeVar("T")
 class Rehearsal:
     """Forward passes that are heard as they have to be.
 
-    Three things about a model show only when it runs: which activations it overwrites after they were heard (these are
+    Four things about a model show only when it runs: which activations it overwrites after they were heard (these are
     copied from then on), whether it gives modules of a list that are alike different numbers of rows (from then on
-    these are followed to where they were picked), and along which dimension of an activation the samples lie, with how
+    these are followed to where they were picked), whether it reads what one of them gave in several ways (from then on
+    it is heard as it was given), and along which dimension of an activation the samples lie, with how
     many rows each.
 
     The first batch is rehearsed: it runs until nothing about it is new. All others run once and are checked, and one
@@ -104,9 +105,7 @@ class Rehearsal:
         """Whether the last run showed something new, for which the next one is listened to in another way."""
         overwritten = self._listener.overwritten()
         self._listener.copied |= overwritten
-        uneven = not self._listed.following and self._listed.uneven(self._listener.heard)
-        self._listed.following |= uneven
-        return bool(overwritten) or uneven
+        return self._listed.learns(self._listener.heard) or bool(overwritten)
 
     def _run(self, call: Callable[[], T]) -> T:
         self._listener.reset(device_of(self._model))
