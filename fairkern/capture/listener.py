@@ -283,6 +283,11 @@ class Listener:
         made = x.new_zeros((len(self.carriers[point]), *x.shape[1:]))
         return made.index_copy_(0, tokens, x) if point.side.whole == gradient else made.index_add_(0, tokens, x)
 
+    def shaped(self, point: Point, x: Tensor) -> Tensor:
+        """As large as what `whole` gives of an activation, in no memory."""
+        rows = self._rows.get(point)
+        return x if rows is None else x.new_zeros(()).expand(len(self.carriers[point]), *x.shape[1:])
+
     def by_token(self, point: Point, gradient: Tensor) -> Tensor:
         """A gradient at a point with one row for each token that an expert of a list was given, however often."""
         tokens = self._listed_rows(point)

@@ -154,7 +154,7 @@ class Pass:
     def _listening(self) -> Iterator[None]:
         experts = running_as(self._model, listening(self._listener.points, self._listener))
         quicker = affine_norms(self._model), quick_maxima(self._model)
-        with quicker[0], quicker[1], experts, kept_instead(), self._listener.attached(), torch.enable_grad():
+        with quicker[0], quicker[1], experts, kept_instead(), self._rehearsal.attached(), torch.enable_grad():
             yield
 
     def _step(self, batch: Batch, mine: bool, done: float) -> None:
@@ -259,7 +259,7 @@ class Pass:
         heard = []
         for point, act in self._listener.heard.items():
             if point in self._points:
-                by_sample, dim = self._rehearsal.by_sample(point, act)
+                by_sample, dim = self._rehearsal.shaped(point, act)
                 layout = self._rehearsal.layouts[point]
                 heard.append((point, *self.choice.seen(point, by_sample, dim, layout)[:2]))
         return Prediction.of(heard, self._settings, self._moments.halves_bytes if self._moments else 0)

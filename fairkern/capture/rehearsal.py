@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -54,6 +55,12 @@ class Rehearsal:
         self._several: Mapping[Point, Layout] | None = None  # where the samples of a batch of several lie
         self.layouts: Mapping[Point, Layout] = {}  # of the batch that was heard last
 
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Around all passes: hooks on the model, removed on the way out."""
+        with self._listener.attached(), self._listed.attached():
+            yield
+
     def forward(self, batch: Batch) -> Tensor:
         """The loss, with everything heard and placed.
 
@@ -81,6 +88,10 @@ class Rehearsal:
     def by_sample(self, point: Point, x: Tensor, gradient: bool = False) -> tuple[Tensor, int]:
         """What was heard at a point, or its `gradient`, with samples first; and where its units lie then."""
         return self.layouts[point].by_sample(self._listener.whole(point, x, gradient), point.dim)
+
+    def shaped(self, point: Point, x: Tensor) -> tuple[Tensor, int]:
+        """What `by_sample` gives, for its shape: numbers of experts are any."""
+        return self.layouts[point].by_sample(self._listener.shaped(point, x), point.dim)
 
     def _heard(self, batch: Batch) -> Tensor:
         """The loss of a run of which all was heard as it was when it came by, and all points were reached."""
