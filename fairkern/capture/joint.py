@@ -41,7 +41,7 @@ def reading_points(model: nn.Module, loader: Iterable[Any], units: UnitMap, othe
     listener = Listener(model, [*points_of(units, Side.INPUT), *hidden_points(units), *beside], gradients=False)
     listed = ListedExperts(model, listener.points, listener.hear)
     listed.following = True
-    with untouched(model), in_place(model), torch.no_grad(), listener.attached():
+    with untouched(model), in_place(model), torch.no_grad(), listener.attached(), listed.attached():
         model.eval()
         inputs = next(inputs_of(loader, model, singly=True), None)
         if inputs is None:

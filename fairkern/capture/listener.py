@@ -283,6 +283,31 @@ class Listener:
         made = x.new_zeros((len(self.carriers[point]), *x.shape[1:]))
         return made.index_copy_(0, tokens, x) if point.side.whole == gradient else made.index_add_(0, tokens, x)
 
+    def shaped(self, point: Point, x: Tensor) -> Tensor:
+        """As large as what `whole` gives of an activation, in no memory."""
+        rows = self._rows.get(point)
+        return x if rows is None else x.new_zeros(()).expand(len(self.carriers[point]), *x.shape[1:])
+
+    def by_token(self, point: Point, gradient: Tensor) -> Tensor:
+        """A gradient at a point with one row for each token that an expert of a list was given, however often."""
+        tokens = self._listed_rows(point)
+        if tokens is None:
+            return gradient
+        found, places = tokens.unique(return_inverse=True)
+        if len(found) == len(tokens):
+            return gradient
+        made = gradient.new_zeros((len(found), *gradient.shape[1:]))
+        return made.index_copy_(0, places, gradient) if point.side.whole else made.index_add_(0, places, gradient)
+
+    def elements(self, point: Point) -> int:
+        """How many numbers were heard at a point, those of a token once."""
+        act, tokens = self.heard[point], self._listed_rows(point)
+        return act.numel() if tokens is None else len(tokens.unique()) * act.shape[1:].numel()
+
+    def _listed_rows(self, point: Point) -> Tensor | None:
+        """Fused experts are given each token once."""
+        return self._rows.get(point) if point.expert is None else None
+
     def _before(self, path: str):  # type: ignore[no-untyped-def]
         of = (path, Side.INPUT)
 

@@ -154,7 +154,7 @@ class Pass:
     def _listening(self) -> Iterator[None]:
         experts = running_as(self._model, listening(self._listener.points, self._listener))
         quicker = affine_norms(self._model), quick_maxima(self._model)
-        with quicker[0], quicker[1], experts, kept_instead(), self._listener.attached(), torch.enable_grad():
+        with quicker[0], quicker[1], experts, kept_instead(), self._rehearsal.attached(), torch.enable_grad():
             yield
 
     def _step(self, batch: Batch, mine: bool, done: float) -> None:
@@ -188,7 +188,7 @@ class Pass:
         for point, act in self._listener.heard.items():
             if point in taken:
                 if self._moments is not None:
-                    self._moments.add(point, *self._rehearsal.by_sample(point, act), act.numel())
+                    self._moments.add(point, *self._rehearsal.by_sample(point, act), self._listener.elements(point))
             elif not point.side.scored:
                 if self._states is not None:
                     self._states.add(point, act)
@@ -253,13 +253,13 @@ class Pass:
         by_sample, dim = self._rehearsal.by_sample(point, act)
         self.samples.add(point, by_sample, dim, self._rehearsal.layouts[point])
         if self._moments is not None:
-            self._moments.add(point, by_sample, dim, act.numel())
+            self._moments.add(point, by_sample, dim, self._listener.elements(point))
 
     def _predicted(self) -> Prediction:
         heard = []
         for point, act in self._listener.heard.items():
             if point in self._points:
-                by_sample, dim = self._rehearsal.by_sample(point, act)
+                by_sample, dim = self._rehearsal.shaped(point, act)
                 layout = self._rehearsal.layouts[point]
                 heard.append((point, *self.choice.seen(point, by_sample, dim, layout)[:2]))
         return Prediction.of(heard, self._settings, self._moments.halves_bytes if self._moments else 0)
@@ -291,7 +291,7 @@ class Pass:
 
     def _add_gradient(self, taylor: TaylorStore, weight: int, point: Point, grad: Tensor) -> None:
         if self._moments is not None:
-            self._moments.add_gradient(point, grad, weight)
+            self._moments.add_gradient(point, self._listener.by_token(point, grad), weight)
         if point not in self._points:
             return
         family = self._together.get(point)

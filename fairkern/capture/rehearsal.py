@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
@@ -26,9 +27,10 @@ T = TypeVar("T")
 class Rehearsal:
     """Forward passes that are heard as they have to be.
 
-    Three things about a model show only when it runs: which activations it overwrites after they were heard (these are
+    Four things about a model show only when it runs: which activations it overwrites after they were heard (these are
     copied from then on), whether it gives modules of a list that are alike different numbers of rows (from then on
-    these are followed to where they were picked), and along which dimension of an activation the samples lie, with how
+    these are followed to where they were picked), whether it reads what one of them gave in several ways (from then on
+    it is heard as it was given), and along which dimension of an activation the samples lie, with how
     many rows each.
 
     The first batch is rehearsed: it runs until nothing about it is new. All others run once and are checked, and one
@@ -52,6 +54,12 @@ class Rehearsal:
         self._listed = ListedExperts(model, listener.points, listener.hear)
         self._several: Mapping[Point, Layout] | None = None  # where the samples of a batch of several lie
         self.layouts: Mapping[Point, Layout] = {}  # of the batch that was heard last
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[None]:
+        """Around all passes: hooks on the model, removed on the way out."""
+        with self._listener.attached(), self._listed.attached():
+            yield
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss, with everything heard and placed.
@@ -81,6 +89,10 @@ class Rehearsal:
         """What was heard at a point, or its `gradient`, with samples first; and where its units lie then."""
         return self.layouts[point].by_sample(self._listener.whole(point, x, gradient), point.dim)
 
+    def shaped(self, point: Point, x: Tensor) -> tuple[Tensor, int]:
+        """What `by_sample` gives, for its shape: numbers of experts are any."""
+        return self.layouts[point].by_sample(self._listener.shaped(point, x), point.dim)
+
     def _heard(self, batch: Batch) -> Tensor:
         """The loss of a run of which all was heard as it was when it came by, and all points were reached."""
         call = partial(self._losses.of, batch)
@@ -104,9 +116,7 @@ class Rehearsal:
         """Whether the last run showed something new, for which the next one is listened to in another way."""
         overwritten = self._listener.overwritten()
         self._listener.copied |= overwritten
-        uneven = not self._listed.following and self._listed.uneven(self._listener.heard)
-        self._listed.following |= uneven
-        return bool(overwritten) or uneven
+        return self._listed.learns(self._listener.heard) or bool(overwritten)
 
     def _run(self, call: Callable[[], T]) -> T:
         self._listener.reset(device_of(self._model))
