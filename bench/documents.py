@@ -15,6 +15,7 @@ from typing import Any
 from bench.comparison.page import tables
 from bench.gpu.suite import Place, groups
 from bench.gpu.table import CASES
+from bench.matrix import ROWS
 from bench.provenance import ROOT
 from bench.registry import ENTRIES
 
@@ -184,6 +185,29 @@ def gpu_rehearsal() -> str:
         )
     source = _source(results, "gpu_rehearsal") if found else f"(`{ENTRIES['gpu_rehearsal'].command}` rehearses)"
     return "\n".join([*lines, "", source])
+
+
+def matrix() -> str:
+    """What README's tests came to under every torch that is supported."""
+    results = _read("matrix") or {"rows": []}
+    found = {row["case"]: row for row in results["rows"]}
+    names = ("torch", "triton", "torchvision", "numpy", "scipy")
+    lines = ["", f"| | {' | '.join(names)} | tests | kernels for every target | |", "|---" * (len(names) + 4) + "|"]
+    for case in ROWS:
+        row = found.get(case)
+        if row is None or "not_run" in row:
+            why = f": {row['not_run']}" if row else ""
+            lines.append(f"| {case} |{' |' * (len(names) + 2)} not run{why} |")
+            continue
+        counts = (
+            f"{row[kind]['passed']:,} passed, {len(row[kind]['failed'])} failed, {row[kind]['skipped']} skipped"
+            for kind in ("tests", "kernels")
+        )
+        part = f" of {', '.join(row['part'])}" if row["part"] else ""
+        versions = " | ".join(row["versions"][name] for name in names)
+        when = f"{row['date'][:10]}, Python {row['python']}, commit {row['commit'][:7]}"
+        lines.append(f"| {case}{part} | {versions} | {' | '.join(counts)} | {when} |")
+    return "\n".join([*lines, ""])
 
 
 def thresholds() -> str:
@@ -406,6 +430,7 @@ FIGURES: Mapping[str, Callable[[], str]] = {
     "operators": operator_figures,
     "gpu": gpu,
     "gpu_rehearsal": gpu_rehearsal,
+    "matrix": matrix,
     "thresholds": thresholds,
     "growth": growth,
     "intercepts": intercepts,

@@ -204,6 +204,11 @@ def test_the_job_at_fault_is_named():
         gather_many([(torch.zeros(3), {}), (torch.zeros(3), {0: torch.tensor([7])})])
 
 
+def test_jobs_are_refused_where_tensors_have_no_values():
+    with pytest.raises(InputError, match="call it outside of that"):
+        torch.func.vmap(lambda x: gather_many([(x, {0: torch.tensor([1])})])[0])(torch.zeros(2, 3))
+
+
 @pytest.mark.large
 def test_more_than_two_to_the_31_bytes_and_elements(extension):
     weight = torch.zeros(2**16 + 8, 2**15, dtype=torch.int8)
