@@ -56,8 +56,10 @@ def timed(model: nn.Module, example_inputs: Any, *, least: int = _LEAST) -> dict
 
 
 def compared(model: nn.Module, small: nn.Module, example_inputs: Any, *, least: int = _LEAST) -> dict[str, Any]:
-    """`Report.timing` of a model and what is left of it, in turn: both passes of a pair meet the same machine."""
-    before, after = (np.array(taken) for taken in _taken([model, small], example_inputs, least))
+    """`Report.timing` of a model and what is left of it, in turn: both passes of a pair meet the same machine.
+
+    Half a second is for both together."""
+    before, after = (np.array(taken) for taken in _taken([model, small], example_inputs, least, _SECONDS / 2))
     spread = {"before": _percentiles(before), "after": _percentiles(after), "speedup": _percentiles(before / after)}
     return _timing(spread, len(before), model, example_inputs)
 
@@ -91,8 +93,10 @@ def _said(tensor: torch.Tensor) -> str:
     return f"{'x'.join(map(str, tensor.shape))} {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _taken(models: Sequence[nn.Module], example_inputs: Any, least: int) -> list[list[float]]:
-    """Milliseconds of every pass of each model."""
+def _taken(
+    models: Sequence[nn.Module], example_inputs: Any, least: int, seconds: float = _SECONDS
+) -> list[list[float]]:
+    """Milliseconds of every pass of each model; `seconds`: of passes of the first one, after which there is no more."""
     clock = clock_for(example_inputs)
     example_inputs = call_of(models[0], example_inputs)
 
@@ -110,7 +114,7 @@ def _taken(models: Sequence[nn.Module], example_inputs: Any, least: int) -> list
         for _ in range(min(_WARM_UP, least)):
             for model in models:
                 once(model)
-        while len(taken[0]) < least or (len(taken[0]) < _MOST and sum(taken[0]) < _SECONDS):
+        while len(taken[0]) < least or (len(taken[0]) < _MOST and sum(taken[0]) < seconds):
             for values, model in zip(taken, models, strict=True):
                 values.append(once(model))
-    return [[1e3 * seconds for seconds in values] for values in taken]
+    return [[1e3 * value for value in values] for values in taken]
