@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -20,8 +21,9 @@ KEPT = ("step", "predicted_s", "budget_s", "status", "seconds", "said", "wrong")
 def rehearsed(folder: Path, seconds: float = SECONDS) -> dict[str, Any]:
     """What the script left: how it ended, its steps, and its rows' names with how long each took."""
     command = ["bash", str(ROOT / "bench" / "gpu" / "run.sh"), str(folder), "--rehearse", "--seconds", str(seconds)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode not in ENDED:
+    seen = {**os.environ, "PYTHON": sys.executable}  # whatever else is called python3 here
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=seen)
+    if done.returncode not in ENDED or not (folder / "run.json").exists():
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     print(done.stdout, file=sys.stderr)
     steps = json.loads((folder / "run.json").read_text())["rows"]
