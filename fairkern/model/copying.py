@@ -69,7 +69,7 @@ class _Copier:
 
     def _new(self, kind: Any, given: Any) -> Any:
         """The copy of what has none yet."""
-        if kind is dict or (kind is OrderedDict and not vars(given) and kind not in copyreg.dispatch_table):
+        if _is_dictionary(kind, given):
             made = self.memo[id(given)] = kind()
             return self._filled(made, given)
         if kind is list:
@@ -90,7 +90,7 @@ class _Copier:
 
     def _filled(self, made: Any, given: Any) -> Any:
         """A dictionary that gets copies of the entries of another."""
-        memo, ordered = self.memo, OrderedDict not in copyreg.dispatch_table
+        memo = self.memo
         for key, value in given.items():
             if type(key) is not str:
                 key = self.copied(key)
@@ -99,7 +99,7 @@ class _Copier:
                 found = memo.get(id(value), _MISSING)
                 if found is not _MISSING:
                     value = found
-                elif (kind is dict or (kind is OrderedDict and ordered and not vars(value))) and not value:
+                elif _is_dictionary(kind, value) and not value:
                     value = memo[id(value)] = kind()  # most of what a module holds
                 else:
                     value = self._new(kind, value)
@@ -153,6 +153,11 @@ class _Copier:
                 and not any(made.__dict__.get("__slots__") for made in kind.__mro__)
             )
         return found
+
+
+def _is_dictionary(kind: Any, given: Any) -> bool:
+    """Whether it is copied by its entries alone."""
+    return kind is dict or (kind is OrderedDict and not vars(given) and kind not in copyreg.dispatch_table)
 
 
 def _fills_its_memory(tensor: Tensor) -> bool:

@@ -27,10 +27,13 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def sharding_modules(model: nn.Module) -> list[tuple[str, Any]]:
     """The modules that `fully_shard` was called with, by their first names, outer ones first."""
-    loaded = sys.modules.get("torch.distributed.fsdp")
-    if loaded is None:
-        return []
-    return [(path, module) for path, module in model.named_modules() if isinstance(module, loaded.FSDPModule)]
+    kind = _sharding()
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, kind)] if kind else []
+
+
+def _sharding() -> Any:
+    """What modules are that `fully_shard` was called with; () where nobody can have called it."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
 
 
 def in_shards(model: nn.Module) -> bool:
@@ -41,9 +44,8 @@ def in_shards(model: nn.Module) -> bool:
     tensors = sys.modules.get("torch.distributed.tensor")
     if tensors is None:
         return False
-    sharding = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
-    modules: list[Any] = list(model.modules())
-    found = [module for module in modules if isinstance(module, sharding)]
+    kind, modules = _sharding(), list[Any](model.modules())
+    found = [module for module in modules if isinstance(module, kind)]
     for module in found:
         module.reshard()
     return bool(found) or any(isinstance(p, tensors.DTensor) for m in modules for p in m._parameters.values())

@@ -58,7 +58,8 @@ def timed(model: nn.Module, example_inputs: Any, *, least: int = _LEAST) -> dict
 def compared(model: nn.Module, small: nn.Module, example_inputs: Any, *, least: int = _LEAST) -> dict[str, Any]:
     """`Report.timing` of a model and what is left of it, in turn: both passes of a pair meet the same machine.
 
-    Half a second is for both together."""
+    Half a second is for both together.
+    """
     before, after = (np.array(taken) for taken in _taken([model, small], example_inputs, least, _SECONDS / 2))
     spread = {"before": _percentiles(before), "after": _percentiles(after), "speedup": _percentiles(before / after)}
     return _timing(spread, len(before), model, example_inputs)
